@@ -1,0 +1,41 @@
+"""The errors that slideconvert raises on purpose: what went wrong, where, the numbers, and the way out.
+
+Every one of them is a sentence for a person. The command line prints it as one line and exits with
+`exit_code`; anything else that escapes is a defect and keeps its traceback.
+"""
+
+
+class SlideConvertError(Exception):
+    """Base of every deliberate error.
+
+    what: what is wrong and where, with the numbers.
+    hint: what the user can do about it; may be empty.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, hint: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.what} ({self.hint})" if self.hint else self.what
+
+
+class InputError(SlideConvertError):
+    """The request or the input cannot be used as it is: wrong option, broken checkpoint, no room."""
+
+    exit_code = 2
+
+
+class PatternError(InputError):
+    """A tensor does not follow its 2:L pattern, or the pattern itself is not one we know."""
+
+
+class HubError(InputError):
+    """The Hub refused or could not deliver: missing, gated, cut off, or not the bytes it promised."""
+
+
+class VerificationError(SlideConvertError):
+    """A written checkpoint is not what it says it is."""
