@@ -4,6 +4,11 @@ Every one of them is a sentence for a person. The command line prints it as one 
 `exit_code`; anything else that escapes is a defect and keeps its traceback.
 """
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
 
 class SlideConvertError(Exception):
     """Base of every deliberate error.
@@ -39,3 +44,13 @@ class HubError(InputError):
 
 class VerificationError(SlideConvertError):
     """A written checkpoint is not what it says it is."""
+
+
+def pick(word: str, choices: Iterable[str], kind: str) -> str:
+    """`word` if it is one of the choices; else InputError that suggests the nearest one."""
+    known = list(choices)
+    if word in known:
+        return word
+    close = difflib.get_close_matches(word.lower(), known, n=1, cutoff=0.5)
+    nearest = f"did you mean {close[0]}? " if close else ""
+    raise InputError(f"unknown {kind} '{word}'", hint=f"{nearest}use one of {', '.join(known)}")

@@ -1,0 +1,100 @@
+"""The safetensors container: its header, read with suspicion and written ahead of the data.
+
+A file is 8 bytes little-endian header length, a JSON header {name: {dtype, shape, data_offsets}}, and the
+tensors back to back. The library writes a file in one piece from memory; we know every shape before the first
+weight is read, so we can write the header first and stream the tensors behind it, one decoder layer at a time.
+What we write is read back with the library in the tests.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import InputError
+
+ITEM_BYTES = {
+    "F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2,
+    "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+"""Bytes of one element, by the container's dtype name."""
+ALIGNMENT = 8
+MAX_HEADER = 100_000_000  # what the safetensors library allows
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor's name, container dtype name (BF16, I8 …) and shape."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Where a tensor lies: file, offset of its first byte in that file, and what it is."""
+
+    file: Path
+    offset: int
+    spec: TensorSpec
+
+
+def read_header(path: Path) -> dict[str, Placed]:
+    """Parse and check the header of a safetensors file. InputError if it is truncated or inconsistent."""
+
+    def broken(why: str) -> InputError:
+        return InputError(f"{path}: {why}", hint="the file is incomplete or damaged: download or copy it again")
+
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
+        if not 0 < length <= min(MAX_HEADER, size - 8):
+            raise broken(f"not a whole safetensors file ({size} bytes, header length {length})")
+        try:
+            header = json.loads(file.read(length))
+            entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+            specs = [
+                (TensorSpec(name, entry["dtype"], tuple(entry["shape"])), *entry["data_offsets"])
+                for name, entry in entries.items()
+            ]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise broken(f"unreadable safetensors header ({error})") from error
+    placed, end = {}, 0
+    for spec, start, stop in sorted(specs, key=lambda item: (item[1], item[2])):
+        if spec.dtype not in ITEM_BYTES:
+            raise InputError(f"{path}: tensor {spec.name} has dtype {spec.dtype}, which is not supported")
+        if start != end or stop - start != spec.bytes:
+            raise broken(f"tensor {spec.name} lies at {start} … {stop}, expected {end} … {end + spec.bytes}")
+        placed[spec.name] = Placed(path, 8 + length + start, spec)
+        end = stop
+    if 8 + length + end != size:
+        raise broken(f"{size} bytes, its header promises {8 + length + end}")
+    return placed
+
+
+def header_bytes(specs: Iterable[TensorSpec]) -> bytes:
+    """The length prefix and JSON header for these tensors in this order, padded to the alignment.
+
+    ValueError if a tensor would not start at a multiple of its item size, which readers cannot map.
+    """
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for spec in specs:
+        if offset % ITEM_BYTES[spec.dtype]:
+            raise ValueError(f"{spec.name} would lie at offset {offset}, not a multiple of its item size")
+        end = offset + spec.bytes
+        header[spec.name] = {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % ALIGNMENT)
+    return struct.pack("<Q", len(text)) + text

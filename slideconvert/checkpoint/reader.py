@@ -1,0 +1,148 @@
+"""Read a checkpoint folder lazily: every header is checked at once, every tensor is read when asked for."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from .format import Placed, TensorSpec, read_header
+
+CONFIG = "config.json"
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+STAGING = ".slideconvert-partial"
+"""Where a conversion works until it is complete: a folder that holds it is unfinished."""
+
+TORCH_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32,
+    "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened folder: its config.json and where each tensor lies. Nothing is kept in memory."""
+
+    path: Path
+    config: dict[str, Any]
+    tensors: dict[str, Placed]
+
+    @classmethod
+    def open(cls, path: Path) -> Checkpoint:
+        """Open a folder, checking every shard's header against its size and the index.
+
+        InputError for anything missing, truncated, unsafe (`../`), unfinished, or stored as pickles.
+        """
+        if not path.is_dir():
+            raise InputError(f"{path} is not a folder", hint="give a checkpoint folder or a Hub id")
+        if (path / STAGING).exists():
+            raise InputError(
+                f"{path} is an unfinished conversion",
+                hint="finish it with --resume, or delete it and start again",
+            )
+        return cls(path, read_json(path / CONFIG), locate_tensors(path))
+
+    @property
+    def shards(self) -> list[Path]:
+        """The weight files, in order of name."""
+        return sorted({placed.file for placed in self.tensors.values()})
+
+    def spec(self, name: str) -> TensorSpec:
+        """dtype and shape of a tensor; InputError if the checkpoint has none of that name."""
+        if name not in self.tensors:
+            raise InputError(f"{self.path}: tensor {name} is missing", hint="the checkpoint is incomplete")
+        return self.tensors[name].spec
+
+    def read(self, name: str) -> Tensor:
+        """A whole tensor, in memory of its own."""
+        return self.read_flat(name, 0, math.prod(self.spec(name).shape)).view(self.spec(name).shape)
+
+    def read_flat(self, name: str, start: int, stop: int) -> Tensor:
+        """Elements start … stop of a tensor, flattened.
+
+        Plain reads, not a memory map: a map would count every page of the file as our memory, and a file
+        that shrinks underneath would kill the process instead of raising.
+        """
+        placed = self.tensors[name]
+        dtype = TORCH_DTYPES[placed.spec.dtype]
+        out = torch.empty(stop - start, dtype=dtype)
+        view = memoryview(out.view(torch.uint8).numpy()) if out.numel() else memoryview(bytearray())
+        with placed.file.open("rb", buffering=0) as file:
+            file.seek(placed.offset + start * dtype.itemsize)
+            done = 0
+            while done < len(view):
+                count = file.readinto(view[done:])
+                if not count:
+                    raise InputError(f"{placed.file}: ended inside tensor {name}", hint="did the file change?")
+                done += count
+        return out
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; InputError if it is missing or something else."""
+    if not path.is_file():
+        raise InputError(f"{path} is missing", hint="give a folder in the Hugging Face layout")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON ({error})", hint="download or copy it again") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: a JSON object was expected", hint="download or copy it again")
+    return value
+
+
+def locate_tensors(path: Path) -> dict[str, Placed]:
+    """Every tensor of the checkpoint in `path`, by name, from the index or the single weight file."""
+    if (path / INDEX).is_file():
+        return _by_index(path)
+    if (path / SINGLE).is_file():
+        return read_header(path / SINGLE)
+    found = sorted(path.glob("*.safetensors"))
+    if found:
+        raise InputError(
+            f"{path}: {len(found)} safetensors files ({found[0].name} …) but neither {SINGLE} nor {INDEX}",
+            hint="without the index nobody can tell whether shards are missing: get the index file",
+        )
+    pickles = sorted(p.name for kind in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in path.glob(kind))
+    if pickles:
+        raise InputError(
+            f"{path}: weights are pickles ({', '.join(pickles[:3])}), which can run code when opened",
+            hint="get the safetensors version of the model, or convert it to safetensors in a place you trust",
+        )
+    raise InputError(f"{path}: no safetensors weights", hint="give a folder in the Hugging Face layout")
+
+
+def _by_index(path: Path) -> dict[str, Placed]:
+    weight_map = read_json(path / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError(f"{path / INDEX}: no weight_map", hint="download or copy it again")
+    names = sorted(set(weight_map.values()))
+    unsafe = [name for name in names if PurePosixPath(name).name != name or "\\" in name]
+    if unsafe:
+        raise InputError(
+            f"{path / INDEX}: names a file outside the folder: {unsafe[0]}", hint="do not trust this index"
+        )
+    absent = [name for name in names if not (path / name).is_file()]
+    if absent:
+        raise InputError(
+            f"{path}: {len(absent)} of {len(names)} shards are missing: {', '.join(absent[:3])}",
+            hint="download the checkpoint again",
+        )
+    headers = {name: read_header(path / name) for name in names}
+    lost = [tensor for tensor, shard in weight_map.items() if tensor not in headers[shard]]
+    if lost:
+        raise InputError(
+            f"{path / INDEX}: says {lost[0]} lies in {weight_map[lost[0]]}, which does not hold it "
+            f"({len(lost)} such tensors)",
+            hint="index and shards do not belong together: download again",
+        )
+    return {tensor: headers[shard][tensor] for tensor, shard in weight_map.items()}

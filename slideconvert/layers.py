@@ -1,0 +1,71 @@
+"""Which tensors of a model are decoder linears, which of them a server fuses, and what is merely copied."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import InputError
+
+LAYER_PREFIX = "model.layers"
+ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
+MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+LINEARS = ATTENTION + MLP
+SIBLINGS = (ATTENTION[:3], MLP[:2])
+"""Linears that serving engines fuse into one matrix: they share their input and so must share their choices."""
+
+ARCHITECTURES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+"""model_type values whose decoder layers hold exactly LINEARS, under LAYER_PREFIX."""
+
+
+@dataclass(frozen=True)
+class Linear:
+    """One decoder linear: its module name (…layers.3.mlp.down_proj), decoder layer and place in the layer."""
+
+    name: str
+    layer: int
+    place: str
+
+    @property
+    def kind(self) -> str:
+        """The last part of the name: down_proj."""
+        return self.place.rpartition(".")[2]
+
+
+def decoder_linears(config: dict[str, Any]) -> list[Linear]:
+    """config.json of a supported model -> its linears in order of layer.
+
+    InputError for an architecture whose tensors we do not know.
+    """
+    model_type = config.get("model_type")
+    if model_type == "bitnet":
+        raise InputError(
+            "model_type 'bitnet' is not supported yet: its weights are trained to be ternarized, and pruning them as "
+            "plain BF16 would give a model that looks right and is not",
+            hint=f"supported: {', '.join(sorted(ARCHITECTURES))}",
+        )
+    if model_type not in ARCHITECTURES:
+        raise InputError(
+            f"unknown architecture: config.json has model_type '{model_type}'",
+            hint=f"supported: {', '.join(sorted(ARCHITECTURES))}",
+        )
+    count = config.get("num_hidden_layers")
+    if not isinstance(count, int) or count < 1:
+        raise InputError(f"config.json has num_hidden_layers = {count!r}", hint="it must be a positive integer")
+    return [Linear(f"{LAYER_PREFIX}.{layer}.{place}", layer, place) for layer in range(count) for place in LINEARS]
+
+
+def layer_of(tensor: str) -> int | None:
+    """The decoder layer a tensor belongs to, None for embeddings, the final norm and the head."""
+    head, _, rest = tensor.partition(LAYER_PREFIX + ".")
+    number = rest.partition(".")[0]
+    return int(number) if not head and number.isdigit() else None
+
+
+def siblings(linears: Iterable[Linear]) -> list[tuple[Linear, ...]]:
+    """The groups of linears that are fused at serving time, layer after layer."""
+    by_name = {linear.name: linear for linear in linears}
+    layers = sorted({linear.layer for linear in by_name.values()})
+    names = [[f"{LAYER_PREFIX}.{layer}.{place}" for place in group] for layer in layers for group in SIBLINGS]
+    return [tuple(by_name[name] for name in group if name in by_name) for group in names]

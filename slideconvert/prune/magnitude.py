@@ -1,0 +1,17 @@
+"""Magnitude pruning: the two weights of smallest |w| in each group go, the others stay as they are."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..patterns import Pattern
+from .select import keep_mask
+
+
+def magnitude(weight: Tensor, pattern: Pattern) -> Tensor:
+    """weight [out, in] float, or int8 / float8 codes -> keep mask [out, in] bool.
+
+    Codes are compared by the value they stand for; the scale is one per row and cannot change the order.
+    """
+    score = weight if weight.dtype.itemsize > 1 else weight.half()  # every 8-bit code is exact in float16
+    return keep_mask(score.abs(), pattern)

@@ -1,0 +1,63 @@
+"""Symmetric 8-bit quantization per output channel: scale = absmax / qmax, codes = round-half-even(w / scale).
+
+INT8 codes lie in -127 … 127 (-128 is never used: the grid is symmetric); FP8 codes are E4M3 values up to
+448 in magnitude. The division uses the very float32 scale that is stored, so |w - code * scale| <= scale / 2
+for INT8 (up to float32 rounding), and a zero weight is code +0 in both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .errors import InputError
+from .planes import row_blocks
+from .schemes import Scheme
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """codes [out, in] int8 or float8_e4m3fn; scale [out, 1] floating point (float32 when it is ours)."""
+
+    codes: Tensor
+    scale: Tensor
+    scheme: Scheme
+
+    def dequantize(self) -> Tensor:
+        """codes * scale, [out, in] float32."""
+        return self.codes.float() * self.scale.float()
+
+
+def channel_scale(weight: Tensor, scheme: Scheme) -> Tensor:
+    """weight [out, in] float -> scale [out, 1] float32 = absmax / qmax.
+
+    A row of zeros gets scale 1. Rows so small that absmax / qmax is no normal float32 get the smallest
+    normal one, and their codes use less than the full range: quantizing and dequantizing share the scale,
+    whatever it is.
+    """
+    absmax = weight.abs().amax(dim=1, keepdim=True).float()
+    scale = (absmax / scheme.qmax).clamp_(min=torch.finfo(torch.float32).tiny)
+    return torch.where(absmax == 0, torch.ones_like(scale), scale)
+
+
+def quantize(weight: Tensor, scheme: Scheme) -> QuantizedWeight:
+    """weight [out, in] float, finite -> codes and scale. Zeros stay exactly +0. Raises InputError for bf16."""
+    if not scheme.quantized:
+        raise InputError(f"scheme {scheme.name} has no codes", hint="choose int8 or fp8")
+    scale = channel_scale(weight, scheme)
+    codes = torch.empty(weight.shape, dtype=getattr(torch, scheme.dtype), device=weight.device)
+    for rows in row_blocks(weight):
+        codes[rows] = to_codes(weight[rows].float().div_(scale[rows]), scheme)
+    return QuantizedWeight(codes, scale, scheme)
+
+
+def to_codes(scaled: Tensor, scheme: Scheme) -> Tensor:
+    """Weights in units of their scale, float32 -> nearest codes, ties to even, saturating. Overwrites `scaled`."""
+    if scheme.ct_type == "int":
+        return scaled.round_().clamp_(-scheme.qmax, scheme.qmax).to(torch.int8)
+    codes = scaled.clamp_(-scheme.qmax, scheme.qmax).to(torch.float8_e4m3fn)
+    # Small negative weights round to -0 (byte 0x80). A zero must be byte 0: sliding tells zeros by their bits.
+    raw = codes.view(torch.int8)
+    return raw.masked_fill_(raw == -128, 0).view(torch.float8_e4m3fn)

@@ -1,0 +1,114 @@
+"""What a conversion did: one record per linear, totals, and the verdict of the verification.
+
+A report holds nothing that differs between two runs of the same conversion (no times, no paths), so a resumed
+run writes the same bytes as an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from . import __version__
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One decoder linear.
+
+    name: module name; layer: its decoder layer; kind: last part of the name.
+    shape: (out, in). scheme, pattern, method: what was chosen; method "" when nothing was pruned here.
+    kept: left alone by a rule, copied byte for byte.
+    zeros: zero weights afterwards. pruned: non-zero weights that became zero by pruning.
+    error: relative Frobenius error ||W - W'|| / ||W|| against the source weight, W' as served.
+    prune_error: the part of it that pruning alone causes.
+    bytes_before, bytes_after: of weight and scales, as stored.
+    slid_columns: K' in the slide layout, else 0.
+    notes: anything degraded or unusual, in words; empty when all went as asked.
+    """
+
+    name: str
+    layer: int
+    kind: str
+    shape: tuple[int, int]
+    scheme: str
+    pattern: str
+    method: str
+    kept: bool
+    zeros: int
+    pruned: int
+    error: float
+    prune_error: float
+    bytes_before: int
+    bytes_after: int
+    slid_columns: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def weights(self) -> int:
+        return math.prod(self.shape)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> LayerReport:
+        return cls(**{**values, "shape": tuple(values["shape"]), "notes": tuple(values["notes"])})
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over the linears (weights, zeros, bytes) and the size of all weight files before and after."""
+
+    weights: int
+    zeros: int
+    pruned: int
+    linear_bytes_before: int
+    linear_bytes_after: int
+    file_bytes_before: int
+    file_bytes_after: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """A whole conversion. `verified` is None until the output was read back and checked, then the number of
+    tensors that were. `perplexity` maps "source" and "output" to values measured in this run, if any were, and
+    `perplexity_protocol` says how. `notes`: what a user must know."""
+
+    source: str
+    revision: str | None
+    model_type: str
+    layout: str
+    recipe: dict[str, Any]
+    layers: tuple[LayerReport, ...]
+    totals: Totals
+    files: dict[str, str] = field(default_factory=dict)
+    verified: int | None = None
+    notes: tuple[str, ...] = ()
+    perplexity: dict[str, float] = field(default_factory=dict)
+    perplexity_protocol: str = ""
+
+    def to_json(self) -> str:
+        return json.dumps({"tool": f"slideconvert {__version__}", **asdict(self)}, indent=1, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Report:
+        """The inverse of `to_json`. Raises KeyError, TypeError or ValueError for anything else."""
+        values = json.loads(text)
+        values.pop("tool")
+        layers = tuple(LayerReport.from_dict(layer) for layer in values.pop("layers"))
+        totals, notes = Totals(**values.pop("totals")), tuple(values.pop("notes"))
+        return cls(**values, layers=layers, totals=totals, notes=notes)
+
+
+def totals(layers: Sequence[LayerReport], file_bytes_before: int, file_bytes_after: int) -> Totals:
+    """Add the linears up."""
+    return Totals(
+        weights=sum(layer.weights for layer in layers),
+        zeros=sum(layer.zeros for layer in layers),
+        pruned=sum(layer.pruned for layer in layers),
+        linear_bytes_before=sum(layer.bytes_before for layer in layers),
+        linear_bytes_after=sum(layer.bytes_after for layer in layers),
+        file_bytes_before=file_bytes_before,
+        file_bytes_after=file_bytes_after,
+    )
