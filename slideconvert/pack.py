@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from .errors import PatternError
-from .patterns import WINDOW
-from .planes import bits, row_blocks, to_planes
+from .patterns import WINDOW, Pattern
+from .planes import bits, from_planes, nonzero, row_blocks, to_planes
+from .slide import windows
 
 EMPTY_BYTE = 0x44
 """Metadata of two empty windows: positions 0, 1 and 0, 1."""
@@ -24,33 +25,59 @@ EMPTY_BYTE = 0x44
 def pack(slid: Tensor, where: str = "weight") -> tuple[Tensor, Tensor]:
     """slid [out, K'], K' a multiple of 8, at most two non-zeros a window -> values [out, K'/2] of the same
     dtype and meta [out, K'/8] uint8. PatternError if a window holds more."""
+    values, meta = _empty(slid, slid.shape[1])
     raw = bits(slid)
-    rows_total, columns = raw.shape
-    values = torch.empty(rows_total, columns // 2, dtype=raw.dtype, device=raw.device)
-    meta = torch.empty(rows_total, columns // 8, dtype=torch.uint8, device=raw.device)
     for rows in row_blocks(raw):
-        lanes = to_planes(raw[rows], WINDOW)
-        a, b, c, d = lanes
-        has_b, has_c, has_d = b != 0, c != 0, d != 0
-        over = ((a != 0) & has_b & (has_c | has_d)) | (((a != 0) | has_b) & has_c & has_d)
-        if over.any():
-            row, window = (int(index) for index in over.nonzero()[0])
+        a, b, c, d = to_planes(raw[rows], WINDOW)
+        count = -(nonzero(a) + nonzero(b) + nonzero(c) + nonzero(d))
+        if int(count.amax()) > 2:
+            row, window = (int(index) for index in (count > 2).nonzero()[0])
             raise PatternError(
-                f"{where}: row {rows.start + row}, slid columns {4 * window} … {4 * window + 3} hold more than two "
-                "non-zeros",
+                f"{where}: row {rows.start + row}, slid columns {4 * window} … {4 * window + 3} hold "
+                f"{int(count[row, window])} non-zeros",
                 hint="only 2:4 windows can be packed",
             )
-        # Value 0 is the lower of the two positions: a, unless two non-zeros lie to the right of it.
-        low_b, low_c = has_b & (has_c | has_d), has_c & has_d
-        low = a | b * low_b | c * low_c
-        high = b * ~(has_c | has_d) | c * ~has_d | d
-        values[rows] = torch.stack((low, high), dim=-1).flatten(1)
-        byte = torch.uint8
-        low_position = low_b.to(byte) | (low_c.to(byte) << 1)
-        high_position = torch.where(has_d, 3, has_c.to(byte) + 1).to(byte)
-        window_bits = (low_position | (high_position << 2)).view(-1, 2)
-        meta[rows] = (window_bits[:, 0] | (window_bits[:, 1] << 4)).view(-1, columns // 8)
+        _put(values, meta, rows, [pack_window(a, b, c, d)])
     return values.view(slid.dtype), meta
+
+
+def slide_and_pack(codes: Tensor, pattern: Pattern, where: str = "weight") -> tuple[Tensor, Tensor]:
+    """The same as pack(slide(codes)), without the slid weight in between, which is twice as large."""
+    values, meta = _empty(codes, pattern.slid_columns(codes.shape[1]))
+    raw = bits(codes)
+    for rows in row_blocks(raw):
+        _put(values, meta, rows, [pack_window(*window) for window in windows(raw[rows], pattern, where)])
+    return values.view(codes.dtype), meta
+
+
+def pack_window(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Lane planes of windows with at most two non-zeros -> lower value, higher value, metadata nibble (int8)."""
+    has_b, has_c, has_d = nonzero(b), nonzero(c), nonzero(d)
+    # The lower position is lane 0, unless two non-zeros lie to the right of it.
+    low_b, low_c = has_b & (has_c | has_d), has_c & has_d
+    low = a | b & low_b | c & low_c
+    high = b & ~low_b | c & ~low_c | d
+    low_position = low_b & 1 | low_c & 2
+    high_position = 1 + (has_c & ~has_d & 1) + (has_d & 2)
+    return low, high, (low_position | high_position << 2).to(torch.int8)
+
+
+def _empty(weights: Tensor, slid_columns: int) -> tuple[Tensor, Tensor]:
+    """Packed storage in which every window is empty."""
+    rows, dtype = weights.shape[0], bits(weights[:0]).dtype
+    values = torch.zeros(rows, slid_columns // 2, dtype=dtype, device=weights.device)
+    return values, torch.full((rows, slid_columns // 8), EMPTY_BYTE, dtype=torch.uint8, device=weights.device)
+
+
+def _put(values: Tensor, meta: Tensor, rows: slice, windows: list[tuple[Tensor, Tensor, Tensor]]) -> None:
+    """Store the packed windows of these rows from the left; what follows them stays empty."""
+    pairs = from_planes([value for low, high, _ in windows for value in (low, high)])
+    values[rows, : pairs.shape[1]] = pairs
+    nibbles = from_planes([nibble for _, _, nibble in windows])
+    if nibbles.shape[1] % 2:
+        nibbles = torch.nn.functional.pad(nibbles, (0, 1), value=EMPTY_BYTE & 15)
+    low, high = to_planes(nibbles, 2).view(torch.uint8)
+    meta[rows, : low.shape[1]] = low | high << 4
 
 
 def unpack(values: Tensor, meta: Tensor, where: str = "weight") -> Tensor:
@@ -68,16 +95,15 @@ def unpack(values: Tensor, meta: Tensor, where: str = "weight") -> Tensor:
     for rows in row_blocks(raw):
         low, high = to_planes(raw[rows], 2)
         packed = meta[rows]
-        windows = torch.stack((packed & 15, packed >> 4), dim=-1).flatten(1)
-        low_position, high_position = windows & 3, windows >> 2
-        wrong = low_position >= high_position
-        if wrong.any():
-            row, window = (int(index) for index in wrong.nonzero()[0])
+        nibbles = from_planes([packed & 15, packed >> 4]).view(torch.int8)
+        low_position, high_position = nibbles & 3, nibbles >> 2
+        if int((high_position - low_position).amin()) < 1:
+            row, window = (int(index) for index in (low_position >= high_position).nonzero()[0])
             raise PatternError(
                 f"{where}: row {rows.start + row}, window {window}: positions {int(low_position[row, window])} and "
                 f"{int(high_position[row, window])} are not ascending and distinct",
                 hint="the metadata is damaged: convert again",
             )
-        lanes = [low * (low_position == lane) | high * (high_position == lane) for lane in range(WINDOW)]
-        slid[rows] = torch.stack(lanes, dim=-1).flatten(1)
+        lanes = [low & ~nonzero(low_position - lane) | high & ~nonzero(high_position - lane) for lane in range(WINDOW)]
+        slid[rows] = from_planes(lanes)
     return slid.view(values.dtype)

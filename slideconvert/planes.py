@@ -1,14 +1,19 @@
-"""Column planes: the memory layout in which group-wise work is fast on CPUs and GPUs alike.
+"""Column planes and byte masks: the forms in which group-wise work is fast on CPUs and GPUs alike.
 
 Pruning and sliding look at the L columns of a group together. Stored by rows those columns are neighbours,
 and no vector unit likes that. Turned into L planes (plane i holds column i of every group) each step becomes
-a handful of element-wise operations over long contiguous arrays. Rows are handled in blocks that stay in
-the CPU's cache; a block's result does not depend on the blocking.
+a handful of element-wise operations over long contiguous arrays.
+
+Conditions are integers of the same width as the data, all ones or all zeros, made with shifts and combined with
+& | ~. Comparisons that yield torch.bool, `where` and `masked_fill` run 10 to 100 times slower on a CPU (measured,
+see BENCHMARKS.md), and this is the innermost loop of every conversion.
+
+Rows are handled in blocks that stay in the CPU's cache; a block's result does not depend on the blocking.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -31,13 +36,12 @@ def to_planes(matrix: Tensor, group: int) -> Tensor:
     missing = -columns % group
     if missing:
         matrix = torch.nn.functional.pad(matrix, (0, missing))
-    return matrix.view(rows, -1, group).permute(2, 0, 1).contiguous()
+    return matrix.reshape(rows, -1, group).permute(2, 0, 1).contiguous()
 
 
-def from_planes(planes: list[Tensor], columns: int) -> Tensor:
-    """Planes of shape [rows, groups] each -> [rows, columns]; what lies past `columns` is cut off."""
-    rows = planes[0].shape[0]
-    return torch.stack(planes, dim=-1).view(rows, -1)[:, :columns]
+def from_planes(planes: Sequence[Tensor]) -> Tensor:
+    """Planes of shape [rows, groups] each -> [rows, groups * len(planes)]."""
+    return torch.stack(list(planes), dim=-1).flatten(1)
 
 
 def bits(tensor: Tensor) -> Tensor:
@@ -45,3 +49,21 @@ def bits(tensor: Tensor) -> Tensor:
     if not tensor.is_floating_point():
         return tensor
     return tensor.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
+
+
+def negative(integers: Tensor) -> Tensor:
+    """Signed integers -> all ones where negative, else 0."""
+    return integers >> (8 * integers.element_size() - 1)
+
+
+def nonzero(integers: Tensor) -> Tensor:
+    """Signed integers -> all ones where not zero, else 0."""
+    return negative(integers | -integers)
+
+
+def without_negative_zero(values: Tensor) -> Tensor:
+    """Floating-point values with every -0 turned into +0, bit for bit the same otherwise. Integers as they are."""
+    if not values.is_floating_point():
+        return values
+    raw = bits(values)
+    return (raw & nonzero(raw & torch.iinfo(raw.dtype).max)).view(values.dtype)

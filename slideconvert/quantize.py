@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
-from .planes import row_blocks
+from .planes import row_blocks, without_negative_zero
 from .schemes import Scheme
 
 
@@ -28,6 +28,10 @@ class QuantizedWeight:
     def dequantize(self) -> Tensor:
         """codes * scale, [out, in] float32."""
         return self.codes.float() * self.scale.float()
+
+    def to(self, device: str) -> QuantizedWeight:
+        """The same on another device."""
+        return QuantizedWeight(self.codes.to(device), self.scale.to(device), self.scheme)
 
 
 def channel_scale(weight: Tensor, scheme: Scheme) -> Tensor:
@@ -57,7 +61,5 @@ def to_codes(scaled: Tensor, scheme: Scheme) -> Tensor:
     """Weights in units of their scale, float32 -> nearest codes, ties to even, saturating. Overwrites `scaled`."""
     if scheme.ct_type == "int":
         return scaled.round_().clamp_(-scheme.qmax, scheme.qmax).to(torch.int8)
-    codes = scaled.clamp_(-scheme.qmax, scheme.qmax).to(torch.float8_e4m3fn)
-    # Small negative weights round to -0 (byte 0x80). A zero must be byte 0: sliding tells zeros by their bits.
-    raw = codes.view(torch.int8)
-    return raw.masked_fill_(raw == -128, 0).view(torch.float8_e4m3fn)
+    # Small negative weights round to -0 (byte 0x80), but sliding tells zeros by their bits.
+    return without_negative_zero(scaled.clamp_(-scheme.qmax, scheme.qmax).to(torch.float8_e4m3fn))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .errors import PatternError
 from .patterns import WINDOW, Pattern
-from .planes import bits, row_blocks, to_planes
+from .planes import bits, from_planes, nonzero, row_blocks, to_planes
 from .prune.select import check_pattern
 
 
@@ -39,38 +39,42 @@ def lift_index(pattern: Pattern, columns: int) -> Tensor:
 
 
 def slide(values: Tensor, pattern: Pattern, where: str = "weight") -> Tensor:
-    """values [out, in], any dtype, zeros as byte 0 -> slid [out, K'] of the same dtype, 2:4 in every window.
+    """values [out, in], any dtype, zeros as zero bytes -> slid [out, K'] of the same dtype, 2:4 in every window.
 
     PatternError if a group has more non-zeros than its windows hold.
     """
-    check_pattern(values, pattern, where)
     raw = bits(values)
     slid = torch.zeros(values.shape[0], pattern.slid_columns(values.shape[1]), dtype=raw.dtype, device=raw.device)
     for rows in row_blocks(values):
-        lanes = torch.stack(_windows(to_planes(raw[rows], pattern.group), pattern), dim=-1)
-        slid[rows, : lanes.shape[1] * lanes.shape[2]] = lanes.flatten(1)
+        lanes = from_planes([lane for window in windows(raw[rows], pattern, where) for lane in window])
+        slid[rows, : lanes.shape[1]] = lanes
     return slid.view(values.dtype)
 
 
-def _windows(columns: Tensor, pattern: Pattern) -> list[Tensor]:
-    """columns [group, rows, groups] -> 4 * windows lane planes [rows, groups], window after window."""
+def windows(raw: Tensor, pattern: Pattern, where: str) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """raw [rows, in] integers -> the four lane planes [rows, groups] of each window of a group.
+
+    PatternError if a non-zero finds no window, which is so exactly where a group has more than L - 2 of them.
+    """
+    columns = to_planes(raw, pattern.group)
     if not pattern.prunes:
         empty = torch.zeros_like(columns[0])
-        return [columns[0], columns[1], empty, empty]
-    left = [column != 0 for column in columns]  # non-zeros that no window has taken yet
-    lanes = []
-    for window in range(pattern.windows):
-        first = 2 * window
-        a, b, c, d = left[first : first + 4]
+        return [(columns[0], columns[1], empty, empty)]
+    left = [nonzero(column) for column in columns]  # all ones where a non-zero waits for its window
+    out = []
+    for first in range(0, 2 * pattern.windows, 2):
+        a, b, c, d = left[first : first + WINDOW]
         # a and b must be taken now: no later window sees them. c and d take what room they leave.
-        take_c = c & ~(a & b)
-        take_d = d & ~((a & b) | ((a | b) & c))
-        left[first + 2], left[first + 3] = c & ~take_c, d & ~take_d
-        taken = (a, b, take_c, take_d)
-        lanes += [columns[first + lane] * flag for lane, flag in enumerate(taken)]
-    if (left[-2] | left[-1]).any():  # check_pattern admits only groups that drain; this guards the algorithm
-        raise PatternError(f"sliding {pattern} left non-zeros behind", hint="this is a defect: please report it")
-    return lanes
+        both = a & b
+        take_c = c & ~both
+        take_d = d & ~(both | ((a | b) & c))
+        left[first + 2], left[first + 3] = c ^ take_c, d ^ take_d
+        lane_a, lane_b, lane_c, lane_d = columns[first : first + WINDOW]
+        out.append((lane_a & a, lane_b & b, lane_c & take_c, lane_d & take_d))
+    if int((left[-2] | left[-1]).amin()) < 0:
+        check_pattern(raw, pattern, where)  # says where
+        raise PatternError(f"{where}: sliding {pattern} left non-zeros behind", hint="this is a defect: report it")
+    return out
 
 
 def unslide(slid: Tensor, pattern: Pattern, columns: int, where: str = "weight") -> Tensor:
@@ -90,19 +94,20 @@ def unslide(slid: Tensor, pattern: Pattern, columns: int, where: str = "weight")
         block = raw[rows]
         lanes = block[:, :used].reshape(block.shape[0], -1, width).permute(2, 0, 1).contiguous()
         out = [lanes[0], lanes[1]]
-        clash = torch.zeros_like(lanes[0], dtype=torch.bool)
+        clash = torch.zeros_like(lanes[0])
         for window in range(1, pattern.windows):
             for lane in (0, 1):
                 before, after = lanes[4 * window - 2 + lane], lanes[4 * window + lane]
-                clash |= (before != 0) & (after != 0)
+                clash |= nonzero(before) & nonzero(after)
                 out.append(before | after)
         if pattern.prunes:
             out += [lanes[-2], lanes[-1]]
-        merged = torch.stack(out, dim=-1).flatten(1)
-        stray = block[:, used:].any() or merged[:, columns:].any()
-        stray = stray or (not pattern.prunes and lanes[2:].any())
-        if clash.any() or stray:
-            fault = "two windows hold the same input column" if clash.any() else "padding holds a non-zero"
+        merged = from_planes(out)
+        padding = [block[:, used:], merged[:, columns:], *([] if pattern.prunes else [lanes[2:]])]
+        stray = any(bool(part.any()) for part in padding)
+        clashes = int(clash.amin()) < 0
+        if clashes or stray:
+            fault = "two windows hold the same input column" if clashes else "padding holds a non-zero"
             raise PatternError(f"{where}: {fault}, rows {rows.start} … {rows.stop - 1}", hint="the file is damaged")
         values[rows] = merged[:, :columns]
     return values.view(slid.dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,6 +20,7 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 STAGING = ".slideconvert-partial"
 """Where a conversion works until it is complete: a folder that holds it is unfinished."""
+PIECE_ELEMENTS = 1 << 25
 
 TORCH_DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -66,6 +68,12 @@ class Checkpoint:
         """A whole tensor, in memory of its own."""
         return self.read_flat(name, 0, math.prod(self.spec(name).shape)).view(self.spec(name).shape)
 
+    def pieces(self, name: str) -> Iterator[Tensor]:
+        """A tensor, flattened, in pieces of bounded size: an embedding may be larger than all our other memory."""
+        count = math.prod(self.spec(name).shape)
+        for start in range(0, count, PIECE_ELEMENTS):
+            yield self.read_flat(name, start, min(start + PIECE_ELEMENTS, count))
+
     def read_flat(self, name: str, start: int, stop: int) -> Tensor:
         """Elements start … stop of a tensor, flattened.
 
@@ -75,7 +83,7 @@ class Checkpoint:
         placed = self.tensors[name]
         dtype = TORCH_DTYPES[placed.spec.dtype]
         out = torch.empty(stop - start, dtype=dtype)
-        view = memoryview(out.view(torch.uint8).numpy()) if out.numel() else memoryview(bytearray())
+        view = out.view(torch.uint8).numpy().data
         with placed.file.open("rb", buffering=0) as file:
             file.seek(placed.offset + start * dtype.itemsize)
             done = 0

@@ -15,12 +15,15 @@ from ..patterns import Pattern
 from .magnitude import magnitude
 from .select import keep_mask
 
-__all__ = ["METHODS", "keep_mask", "magnitude", "parse_method"]
+__all__ = ["METHODS", "NONE", "PRUNERS", "keep_mask", "magnitude", "parse_method"]
 
 Method = Callable[[Tensor, Pattern], Tensor]
 
-METHODS: dict[str, Method | None] = {"magnitude": magnitude, "none": None}
-"""Every method by its word; None leaves all weights as they are."""
+PRUNERS: dict[str, Method] = {"magnitude": magnitude}
+"""Every method that prunes, by its word."""
+NONE = "none"
+METHODS = (*PRUNERS, NONE)
+"""The words a recipe may use; `none` leaves all weights as they are, which must follow the pattern already."""
 
 
 def parse_method(name: str) -> str:

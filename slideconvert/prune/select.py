@@ -13,19 +13,14 @@ from torch import Tensor
 
 from ..errors import PatternError
 from ..patterns import ZEROS, Pattern
-from ..planes import bits, from_planes, row_blocks, to_planes
-
-_INDEX_BITS = 4  # a column's index inside its group, 0 … 15
+from ..planes import bits, from_planes, negative, nonzero, row_blocks, to_planes, without_negative_zero
 
 
 def keep_mask(score: Tensor, pattern: Pattern) -> Tensor:
-    """score [out, in], floating point, >= 0, not NaN -> mask [out, in] bool, False where the weight goes.
+    """score [out, in], float32, float16 or bfloat16, >= 0, not NaN -> mask [out, in] bool, False where it goes.
 
-    Exactly two are False in each full group. 2:inf keeps everything. float64 scores are refused (ValueError):
-    their bits leave no room for the tie-break.
+    Exactly two are False in each full group. 2:inf keeps everything.
     """
-    if score.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        raise ValueError(f"scores must be float32, float16 or bfloat16, not {score.dtype}")
     keep = torch.ones(score.shape, dtype=torch.bool, device=score.device)
     if pattern.prunes:
         for rows in row_blocks(score):
@@ -34,26 +29,32 @@ def keep_mask(score: Tensor, pattern: Pattern) -> Tensor:
 
 
 def _keep_block(score: Tensor, pattern: Pattern) -> Tensor:
-    # The bits of a float >= 0 order like the float itself, so (bits, column index) as one integer orders
-    # scores with ties already broken, and no two keys of a group are equal.
-    planes = bits(to_planes(score, pattern.group))
-    wide = torch.int32 if planes.dtype == torch.int16 else torch.int64
-    keys = [(plane.to(wide) << _INDEX_BITS) | column for column, plane in enumerate(planes)]
-    lowest, second = torch.minimum(keys[0], keys[1]), torch.maximum(keys[0], keys[1])
-    for key in keys[2:]:
-        second = torch.minimum(second, torch.maximum(lowest, key))
-        lowest = torch.minimum(lowest, key)
-    return from_planes([key > second for key in keys], score.shape[1])
+    # The bits of a float >= 0, read as an integer, order like the float itself (and -0 is cleared by the sign bit).
+    planes = to_planes(bits(score) & torch.iinfo(bits(score).dtype).max, pattern.group)
+    lowest, second = torch.minimum(planes[0], planes[1]), torch.maximum(planes[0], planes[1])
+    for plane in planes[2:]:
+        second = torch.minimum(second, torch.maximum(lowest, plane))
+        lowest = torch.minimum(lowest, plane)
+    # Everything below `second` goes (at most one can be). Of those equal to it, as many as are missing to two,
+    # from the left: one, or two if the lowest score is the same.
+    missing = (ZEROS + negative(lowest - second)).to(torch.int8)
+    keep = []
+    for plane in planes:
+        ahead = second - plane  # both are >= 0, so this cannot overflow
+        above, below = negative(ahead).to(torch.int8), negative(-ahead).to(torch.int8)
+        tie = ~(above | below)
+        spared = tie & ~negative(-missing)  # a tie when none are missing any more
+        missing += tie
+        keep.append((above | spared) & 1)
+    return from_planes(keep)[:, : score.shape[1]].view(torch.bool)
 
 
 def apply_mask(values: Tensor, keep: Tensor) -> Tensor:
-    """Values where kept, +0 elsewhere; a kept -0 becomes +0 as well, so that every zero is the byte 0."""
-    raw = bits(values)
-    out = raw * keep
-    negative_zero = torch.iinfo(raw.dtype).min if values.is_floating_point() else None
-    if negative_zero is not None:
-        out.masked_fill_(out == negative_zero, 0)
-    return out.view(values.dtype)
+    """Values where kept, +0 elsewhere; a kept -0 becomes +0 as well, so that every zero is all-zero bytes."""
+    out = torch.empty_like(values)
+    for rows in row_blocks(values):
+        out[rows] = without_negative_zero((bits(values[rows]) * keep[rows]).view(values.dtype))
+    return out
 
 
 def check_pattern(values: Tensor, pattern: Pattern, where: str) -> None:
@@ -61,14 +62,17 @@ def check_pattern(values: Tensor, pattern: Pattern, where: str) -> None:
     if not pattern.prunes:
         return
     for rows in row_blocks(values):
-        nonzeros = (to_planes(bits(values[rows]), pattern.group) != 0).sum(dim=0, dtype=torch.int16)
-        over = nonzeros > pattern.most_nonzeros
-        if over.any():
-            row, group = (int(index) for index in over.nonzero()[0])
-            raise PatternError(
-                f"{where}: row {rows.start + row}, columns {group * pattern.group} … "
-                f"{min((group + 1) * pattern.group, values.shape[1]) - 1} hold {int(nonzeros[row, group])} "
-                f"non-zeros, {pattern} allows {pattern.most_nonzeros} ({ZEROS} zeros in {pattern.group}); "
-                f"{int(over.sum())} such groups in these rows",
-                hint="prune first (slideconvert sparsify) or name the pattern the weights really have",
-            )
+        taken = torch.zeros((), dtype=torch.int8, device=values.device)
+        for plane in to_planes(bits(without_negative_zero(values[rows])), pattern.group):
+            taken = taken - nonzero(plane).to(torch.int8)
+        if int(taken.amax()) <= pattern.most_nonzeros:
+            continue
+        over = taken > pattern.most_nonzeros
+        row, group = (int(index) for index in over.nonzero()[0])
+        raise PatternError(
+            f"{where}: row {rows.start + row}, columns {group * pattern.group} … "
+            f"{min((group + 1) * pattern.group, values.shape[1]) - 1} hold {int(taken[row, group])} "
+            f"non-zeros, {pattern} allows {pattern.most_nonzeros} ({ZEROS} zeros in {pattern.group}); "
+            f"{int(over.sum())} such groups in these rows",
+            hint="prune first (slideconvert sparsify) or name the pattern the weights really have",
+        )

@@ -1,0 +1,67 @@
+"""Make a random checkpoint of a real model's shapes, as BF16 safetensors: something to convert where no model is.
+
+    python benches/synthetic.py /tmp/llama-1b --model llama-3.2-1b
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+import torch
+from safetensors.torch import save_file
+
+SHAPES = {
+    "llama-3.2-1b": {
+        "hidden_size": 2048, "num_hidden_layers": 16, "intermediate_size": 8192, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "head_dim": 64, "vocab_size": 128256, "tie_word_embeddings": True,
+    },
+    "llama-3.2-3b": {
+        "hidden_size": 3072, "num_hidden_layers": 28, "intermediate_size": 8192, "num_attention_heads": 24,
+        "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 128256, "tie_word_embeddings": True,
+    },
+}  # fmt: skip
+"""The part of config.json that decides the shapes."""
+
+
+def tensors(config: dict[str, int], seed: int = 0) -> dict[str, torch.Tensor]:
+    """All weights of a Llama of these shapes: normal, 0.02 wide, BF16."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator).mul_(0.02).bfloat16()
+
+    hidden, inner, head = config["hidden_size"], config["intermediate_size"], config["head_dim"]
+    query, value = config["num_attention_heads"] * head, config["num_key_value_heads"] * head
+    out = {"model.embed_tokens.weight": normal(config["vocab_size"], hidden)}
+    for layer in range(config["num_hidden_layers"]):
+        prefix = f"model.layers.{layer}."
+        shapes = {
+            "self_attn.q_proj": (query, hidden), "self_attn.k_proj": (value, hidden),
+            "self_attn.v_proj": (value, hidden), "self_attn.o_proj": (hidden, query),
+            "mlp.gate_proj": (inner, hidden), "mlp.up_proj": (inner, hidden), "mlp.down_proj": (hidden, inner),
+        }  # fmt: skip
+        out |= {f"{prefix}{name}.weight": normal(*shape) for name, shape in shapes.items()}
+        out |= {f"{prefix}{name}.weight": torch.ones(hidden).bfloat16() for name in NORMS}
+    out["model.norm.weight"] = torch.ones(hidden).bfloat16()
+    return out
+
+
+NORMS = ("input_layernorm", "post_attention_layernorm")
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--model", type=click.Choice(list(SHAPES)), default="llama-3.2-1b")
+def main(folder: Path, model: str) -> None:
+    """Write the checkpoint into FOLDER."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "bfloat16", **SHAPES[model]}
+    config |= {"hidden_act": "silu", "rms_norm_eps": 1e-5, "max_position_embeddings": 131072}
+    (folder / "config.json").write_text(json.dumps(config, indent=1))
+    save_file(tensors(SHAPES[model]), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+if __name__ == "__main__":
+    main()

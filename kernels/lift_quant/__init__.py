@@ -1,0 +1,1 @@
+"""Per-token quantization fused with the gather of activations into slide windows."""

@@ -1,0 +1,165 @@
+"""config.json: the part stock loaders read (quantization_config) and our own record (slidesparse_config).
+
+The record stands at the root of config.json, where transformers keeps it when it saves a model again; inside
+quantization_config it would be dropped. It says per linear what was done, where the weights came from, and the
+sha256 of every file, so a checkpoint explains and checks itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from .. import __version__
+from ..errors import InputError
+from ..layout import SLIDE_FORMAT
+from ..patterns import Pattern
+from ..schemes import SCHEMES, parse_scheme
+
+RECORD = "slidesparse_config"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class LinearRecord:
+    """What was done to one linear. method is "" when nothing was pruned; on_codes: pruned after quantization."""
+
+    shape: tuple[int, int]
+    scheme: str
+    pattern: Pattern
+    method: str = ""
+    on_codes: bool = False
+
+    def to_json(self, layout: str) -> dict[str, Any]:
+        slid = layout == "slide" and SCHEMES[self.scheme].quantized
+        return {
+            "shape": list(self.shape),
+            "scheme": self.scheme,
+            "pattern": str(self.pattern),
+            **({"slid_columns": self.pattern.slid_columns(self.shape[1])} if slid else {}),
+            **({"method": self.method} if self.method else {}),
+            **({"pruned_on": "codes"} if self.on_codes else {}),
+        }
+
+
+@dataclass(frozen=True)
+class Record:
+    """The whole slidesparse_config. linears: by module name, without those that were kept.
+
+    source: id and revision of the BF16 model everything comes from. recipe: the words of the recipe.
+    files: sha256 by file name. kernels: sha256 of the bundled kernels by path.
+    """
+
+    layout: str
+    source: dict[str, Any]
+    recipe: dict[str, Any]
+    linears: dict[str, LinearRecord]
+    files: dict[str, str] = field(default_factory=dict)
+    kernels: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "format_version": FORMAT_VERSION,
+            "tool": f"slideconvert {__version__}",
+            "layout": self.layout,
+            "source": self.source,
+            "recipe": self.recipe,
+            "layers": {name: linear.to_json(self.layout) for name, linear in self.linears.items()},
+            "files": self.files,
+            "kernels": self.kernels,
+        }
+
+
+def read_record(config: dict[str, Any], where: str) -> Record | None:
+    """The record of a config.json, None if there is none. InputError if it is newer than we are, or broken."""
+    raw = config.get(RECORD)
+    if raw is None:
+        return None
+    try:
+        version = int(raw["format_version"])
+        if version > FORMAT_VERSION:
+            raise InputError(
+                f"{where}: format version {version}, this slideconvert {__version__} reads up to {FORMAT_VERSION}",
+                hint="upgrade slideconvert",
+            )
+        linears = {name: _read_linear(entry) for name, entry in raw["layers"].items()}
+        return Record(raw["layout"], raw["source"], raw["recipe"], linears, raw["files"], raw["kernels"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{where}: unreadable {RECORD} ({error!r})", hint="convert the model again") from error
+
+
+def _read_linear(entry: dict[str, Any]) -> LinearRecord:
+    rows, columns = entry["shape"]
+    return LinearRecord(
+        shape=(int(rows), int(columns)),
+        scheme=parse_scheme(entry["scheme"]).name,
+        pattern=Pattern.parse(entry["pattern"]),
+        method=entry.get("method", ""),
+        on_codes=entry.get("pruned_on") == "codes",
+    )
+
+
+def check_quantization(config: dict[str, Any], where: str) -> None:
+    """Raise InputError unless the checkpoint is unquantized or symmetric W8A8 compressed-tensors as we write it."""
+    quantization = config.get("quantization_config")
+    if quantization is None:
+        return
+    method = quantization.get("quant_method")
+    if method != "compressed-tensors":
+        raise InputError(
+            f"{where}: quantized by '{method}', only compressed-tensors W8A8 can be taken",
+            hint="start from the BF16 model",
+        )
+    for name, group in (quantization.get("config_groups") or {}).items():
+        weights, activations = group.get("weights") or {}, group.get("input_activations") or {}
+        wanted = {"num_bits": 8, "symmetric": True}
+        found = [
+            f"{part} {key} {args.get(key)}"
+            for part, args, own in (
+                ("weights", weights, {"strategy": "channel"}),
+                ("activations", activations, {"strategy": "token", "dynamic": True}),
+            )
+            for key, value in {**wanted, **own}.items()
+            if args.get(key) != value
+        ]
+        if found:
+            raise InputError(
+                f"{where}: quantization group {name} has {', '.join(found)}; symmetric 8-bit weights per channel and "
+                "dynamic activations per token can be taken",
+                hint="start from the BF16 model",
+            )
+
+
+def quantization_config(linears: dict[str, LinearRecord], untouched: list[str], layout: str) -> dict[str, Any] | None:
+    """The compressed-tensors quantization_config, None if no linear is quantized.
+
+    untouched: linears that stay unquantized. One scheme for all linears gives the minimal form, targets
+    ["Linear"]; several schemes name their linears one by one.
+    """
+    schemes = sorted({linear.scheme for linear in linears.values() if SCHEMES[linear.scheme].quantized})
+    if not schemes:
+        return None
+    groups, ignore = {}, ["lm_head", *untouched]
+    ignore += [name for name, linear in linears.items() if not SCHEMES[linear.scheme].quantized]
+    for number, name in enumerate(schemes):
+        members = [linear for linear, record in linears.items() if record.scheme == name]
+        storage = SLIDE_FORMAT if layout == "slide" else SCHEMES[name].ct_format
+        targets = ["Linear"] if len(schemes) == 1 else members
+        groups[f"group_{number}"] = SCHEMES[name].config_group(targets, storage)
+    formats = {group["format"] for group in groups.values()}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": formats.pop() if len(formats) == 1 else "mixed-precision",
+        "quantization_status": "compressed",
+        "ignore": ignore,
+        "config_groups": groups,
+    }
+
+
+def output_config(source: dict[str, Any], record: Record, untouched: list[str]) -> dict[str, Any]:
+    """The config.json of the output: the source's, with its quantization and record replaced."""
+    config = {key: value for key, value in source.items() if key not in ("quantization_config", RECORD)}
+    quantization = quantization_config(record.linears, untouched, record.layout)
+    if quantization:
+        config["quantization_config"] = quantization
+    return {**config, RECORD: record.to_json()}

@@ -1,0 +1,117 @@
+"""The folder an output is built in, so that an unfinished output never looks finished.
+
+Everything is written inside OUT/.slideconvert-partial. When all of it is there and verified, `publish` moves the
+files up into OUT, the index (or the single weight file) last, and removes the folder. Readers refuse a folder
+that still holds one.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from .reader import INDEX, SINGLE, STAGING
+
+JOURNAL = "journal.jsonl"
+STATE = "state.json"
+
+
+class Staging:
+    """The folder an output is built in. `state` identifies the job: only the same job may resume it."""
+
+    def __init__(self, out: Path, state: dict[str, Any], *, resume: bool) -> None:
+        self.out = out
+        self.path = out / STAGING
+        self._made_out = not out.exists()
+        if resume and (self.path / STATE).is_file():
+            self._check_same_job(state)
+            return
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            unfinished = self.path.exists()
+            raise InputError(
+                f"{out} is {'an unfinished conversion' if unfinished else 'not an empty folder'}",
+                hint="finish it with --resume, or delete it" if unfinished else "name a new folder, or empty this one",
+            )
+        with writing(out):
+            self.path.mkdir(parents=True)
+            write_file(self.path / STATE, (json.dumps(state, indent=1) + "\n").encode())
+
+    def _check_same_job(self, state: dict[str, Any]) -> None:
+        before = json.loads((self.path / STATE).read_text(encoding="utf-8"))
+        changed = sorted(key for key in {*before, *state} if before.get(key) != state.get(key))
+        if changed:
+            what = "; ".join(f"{key} was {before.get(key)}, is {state.get(key)}"[:300] for key in changed)
+            raise InputError(
+                f"{self.out} was begun with other settings: {what}",
+                hint="resume with the settings it was begun with, or delete the folder and start again",
+            )
+
+    def discard(self) -> None:
+        """Remove everything that this job wrote, and OUT itself if this job made it."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        if self._made_out and self.out.is_dir() and not any(self.out.iterdir()):
+            self.out.rmdir()
+
+    def publish(self) -> None:
+        """Move the finished files into OUT, the one that makes it loadable last, and remove the staging folder.
+
+        Interrupted here, OUT still holds the staging folder, so readers refuse it and --resume completes it.
+        """
+        names = sorted({entry.name for entry in self.path.iterdir()} - {JOURNAL, STATE})
+        last = INDEX if INDEX in names else SINGLE
+        with writing(self.out):
+            for name in sorted(names, key=lambda name: name == last):
+                target = self.out / name
+                if target.is_dir():
+                    shutil.rmtree(target)
+                (self.path / name).replace(target)
+            shutil.rmtree(self.path)
+            _sync_folder(self.out)
+
+
+def write_file(path: Path, data: bytes) -> str:
+    """Write a small file beside itself, sync, rename; return its sha256."""
+    beside = path.with_name(path.name + ".tmp")
+    with beside.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+    return hashlib.sha256(data).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def writing(where: Path) -> Iterator[None]:
+    """Turn the operating system's refusals while writing to `where` into clear errors."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, PermissionError):
+            raise InputError(f"{where}: no permission to write", hint="choose another folder") from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise InputError(f"{where}: the disk is full", hint="make room, then go on with --resume") from error
+        if error.errno == errno.EROFS:
+            raise InputError(f"{where}: the file system is read-only", hint="choose another folder") from error
+        raise

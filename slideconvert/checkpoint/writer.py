@@ -1,0 +1,179 @@
+"""Write shards so that they can be interrupted anywhere and resumed to the same bytes.
+
+A shard's header is written first, its tensors behind it in the planned order, unit by unit (a unit is one
+decoder layer, or what lies outside the layers). After each unit the journal gets one line with the shard's
+length and sha256 up to there. Resuming believes a unit only if the bytes on disk have that hash, cuts the shard
+there and goes on. Power may fail at any time: what the hash does not confirm is written again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from .format import TensorSpec, header_bytes
+from .staging import JOURNAL, write_file, writing
+
+CHUNK = 1 << 24
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Tensors that are written together, in this order."""
+
+    name: str
+    tensors: tuple[TensorSpec, ...]
+
+    @property
+    def bytes(self) -> int:
+        return sum(spec.bytes for spec in self.tensors)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One weight file and the units it holds."""
+
+    file: str
+    units: tuple[Unit, ...]
+
+    @property
+    def tensors(self) -> list[TensorSpec]:
+        return [spec for unit in self.units for spec in unit.tensors]
+
+
+class WeightWriter:
+    """Writes the shards of a plan into a folder, hashing what it writes; takes up where a journal there ends."""
+
+    def __init__(self, folder: Path, shards: list[Shard]) -> None:
+        self.folder = folder
+        self.shards = shards
+        self.notes: list[dict[str, Any]] = []
+        """What was noted with each unit that is already written, in order."""
+        self.digests: dict[str, str] = {}
+        self._file: BinaryIO | None = None
+        self._hash = hashlib.sha256()
+        self._order = [(shard, unit) for shard in shards for unit in shard.units]
+        self._replay()
+
+    @property
+    def remaining(self) -> list[Unit]:
+        """The units still to be written."""
+        return [unit for _, unit in self._order[len(self.notes) :]]
+
+    def write(self, unit: Unit, tensors: Callable[[TensorSpec], Iterable[Tensor]], note: dict[str, Any]) -> None:
+        """Write the next unit. `tensors` gives each tensor's contents, whole or in consecutive pieces."""
+        shard, expected = self._order[len(self.notes)]
+        if unit != expected:
+            raise ValueError(f"unit {unit.name} is out of order: {expected.name} is next")
+        with writing(self.folder):
+            if unit == shard.units[0]:
+                self._begin(shard)
+            for spec in unit.tensors:
+                size = 0
+                for piece in tensors(spec):
+                    data = piece.contiguous().flatten().view(torch.uint8).numpy()
+                    size += data.nbytes
+                    self._put(data.data)
+                if size != spec.bytes:
+                    raise ValueError(f"{spec.name}: {size} bytes were given, {spec.bytes} were planned")
+            self._journal(shard, unit, note)
+            if unit == shard.units[-1]:
+                self._end(shard)
+
+    def close(self) -> None:
+        """Close the shard that is being written; what is written stays."""
+        if self._file:
+            self._file.close()
+            self._file = None
+
+    def _put(self, data: memoryview | bytes) -> None:
+        assert self._file is not None
+        self._hash.update(data)
+        self._file.write(data)
+
+    def _begin(self, shard: Shard) -> None:
+        self._file = (self.folder / shard.file).open("wb")
+        self._hash = hashlib.sha256()
+        self._put(header_bytes(shard.tensors))
+
+    def _end(self, shard: Shard) -> None:
+        assert self._file is not None
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._file = None
+        self.digests[shard.file] = self._hash.hexdigest()
+
+    def _journal(self, shard: Shard, unit: Unit, note: dict[str, Any]) -> None:
+        assert self._file is not None
+        self._file.flush()  # what the journal tells of must at least have left this process
+        line = {"unit": unit.name, "file": shard.file, "end": self._file.tell()}
+        line |= {"sha256": self._hash.hexdigest(), "note": note}
+        with (self.folder / JOURNAL).open("a", encoding="utf-8") as journal:
+            journal.write(json.dumps(line) + "\n")
+        self.notes.append(note)
+
+    def _replay(self) -> None:
+        """Take over the units of an interrupted run whose bytes are all there, and drop whatever follows."""
+        path = self.folder / JOURNAL
+        lines = _whole_lines(path) if path.is_file() else []
+        by_file: dict[str, list[dict[str, Any]]] = {}
+        for line, (shard, unit) in zip(lines, self._order, strict=False):
+            if (line["unit"], line["file"]) != (unit.name, shard.file):
+                break
+            by_file.setdefault(shard.file, []).append(line)
+        good: list[dict[str, Any]] = []
+        for shard in self.shards:
+            said = by_file.get(shard.file, [])
+            held = self._trust(shard, said)
+            good += said[:held]
+            if held < len(shard.units):
+                break
+        self.notes = [line["note"] for line in good]
+        for shard in self.shards:
+            if shard.file not in {line["file"] for line in good}:
+                (self.folder / shard.file).unlink(missing_ok=True)
+        write_file(path, "".join(json.dumps(line) + "\n" for line in good).encode())
+
+    def _trust(self, shard: Shard, lines: list[dict[str, Any]]) -> int:
+        """How many of these units lie in the shard as the journal says. Leaves the file open behind them."""
+        path, held = self.folder / shard.file, 0
+        if not lines or not path.is_file():
+            return 0
+        file = path.open("r+b")
+        digest, kept = hashlib.sha256(), hashlib.sha256()
+        end = 0
+        for line in lines:
+            while end < line["end"] and (data := file.read(min(CHUNK, line["end"] - end))):
+                digest.update(data)
+                end += len(data)
+            if end != line["end"] or digest.hexdigest() != line["sha256"]:
+                break
+            held, kept = held + 1, digest.copy()
+        end = lines[held - 1]["end"] if held else 0
+        file.truncate(end)
+        file.seek(end)
+        self._file, self._hash = file, kept
+        if held == len(shard.units):
+            self._end(shard)
+        elif not held:
+            self.close()
+        return held
+
+
+def _whole_lines(path: Path) -> list[dict[str, Any]]:
+    """The journal's lines up to the first that is torn."""
+    lines = []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+    return lines

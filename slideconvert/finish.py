@@ -1,0 +1,69 @@
+"""Everything of an output besides its weights: config, index, tokenizer, kernels, verification, reports."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from .card import render_card
+from .checkpoint.companions import companions
+from .checkpoint.config import output_config
+from .checkpoint.reader import CONFIG, INDEX, Checkpoint
+from .checkpoint.staging import file_sha256, write_file, writing
+from .errors import VerificationError
+from .html import render_html
+from .plan import Plan, index_json
+from .report import Report
+from .runtime.bundle import bundle_kernels
+from .verify import verify_checkpoint
+
+REPORT_JSON, REPORT_HTML, CARD = "report.json", "report.html", "README.md"
+
+
+def finish(
+    plan: Plan,
+    folder: Path,
+    weight_files: dict[str, str],
+    report: Report,
+    *,
+    verify: bool,
+    progress: Callable[[str, int, int], None],
+) -> Report:
+    """Complete the output in `folder`, whose weight files are written already (sha256 by name), and check it.
+
+    Returns the report with hashes and verdict. VerificationError names the first fault if there is any.
+    """
+    files = dict(weight_files)
+    with writing(folder):
+        index = index_json(plan)
+        if index:
+            files[INDEX] = write_file(folder / INDEX, (json.dumps(index, indent=1) + "\n").encode())
+        for path in companions(plan.snapshot.path):
+            shutil.copyfile(path, folder / path.name)
+            files[path.name] = file_sha256(folder / path.name)
+        kernels = (
+            bundle_kernels(folder)
+            if any(not linear.kept and linear.scheme.quantized for linear in plan.linears)
+            else {}
+        )
+        record = replace(plan.record, files=dict(sorted(files.items())), kernels=kernels)
+        config = output_config(plan.source.config, record, plan.kept)
+        write_file(folder / CONFIG, (json.dumps(config, indent=1, ensure_ascii=False) + "\n").encode())
+    verified = None
+    if verify:
+        verdict = verify_checkpoint(Checkpoint.open(folder), source=plan.source, progress=progress)
+        if verdict.faults:
+            raise VerificationError(
+                f"the output is not what it should be: {verdict.faults[0]} ({len(verdict.faults)} faults)",
+                hint="nothing was published; the disk may be failing: delete the folder and convert again",
+            )
+        verified = verdict.tensors
+    report = replace(report, files=record.files, verified=verified)
+    with writing(folder):
+        write_file(folder / REPORT_JSON, report.to_json().encode())
+        write_file(folder / REPORT_HTML, render_html(report).encode())
+        write_file(folder / CARD, render_card(report).encode())
+    return report

@@ -1,0 +1,124 @@
+"""What there is to fetch of a Hub model: the commit, and of each file its size and checksum. One request."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import Any
+
+from .. import __version__
+from ..errors import HubError, InputError
+from ..snapshot import COMMIT
+from .errors import endpoint, hub_errors
+
+CONFIG = "config.json"
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+WANTED = (
+    CONFIG, INDEX, "*.safetensors", "generation_config.json", "tokenizer*", "special_tokens_map.json", "vocab.json",
+    "merges.txt", "added_tokens.json", "chat_template*", "*.model", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*",
+    "README.md",
+)  # fmt: skip
+"""What is fetched, from the top folder only: weights, tokenizer, and what a derived model must carry on."""
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+NEVER = (*PICKLES, ".py", ".pyc", ".so", ".sh", ".h5", ".msgpack", ".npz")
+"""Never fetched, even if a pattern of WANTED matches (tokenizer.py): opening them can run code."""
+_HUB_ID = re.compile(r"\w([\w.-]*\w)?(/\w([\w.-]*\w)?)?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file at a commit: size in bytes, and as `etag` its SHA-256 (LFS, 64 hex) or git blob SHA-1 (40 hex)."""
+
+    name: str
+    size: int
+    etag: str
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What `download` would fetch of a model at a commit, in that order."""
+
+    id: str
+    revision: str
+    files: tuple[RemoteFile, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files)
+
+
+def valid_id(hub_id: str) -> bool:
+    """Whether the Hub could have a model of this name: "org/name" or "name"."""
+    fits = bool(_HUB_ID.fullmatch(hub_id)) and len(hub_id) <= 96
+    return fits and not any(bad in hub_id for bad in ("--", "..")) and not hub_id.endswith(".git")
+
+
+def list_files(hub_id: str, *, revision: str | None = None) -> Listing:
+    """Ask the Hub which commit `revision` (branch, tag, commit; None: main) is and what is to be fetched of it.
+
+    Raises HubError if there is no such model or revision, or if it holds no checkpoint in safetensors.
+    """
+    from huggingface_hub import HfApi
+
+    if not valid_id(hub_id):
+        raise InputError(f"'{hub_id}' is not a Hub id", hint="a Hub id looks like Qwen/Qwen2.5-7B")
+    with hub_errors(hub_id, revision):
+        api = HfApi(endpoint=endpoint(), library_name="slideconvert", library_version=__version__)
+        info = api.model_info(hub_id, revision=revision, files_metadata=True)
+    siblings = [file for file in info.siblings or () if _in_top_folder(file.rfilename)]
+    _refuse_other_formats(hub_id, {file.rfilename for file in siblings})
+    files = sorted(map(_remote_file, _wanted(siblings)), key=lambda file: (_is_weight(file.name), file.name))
+    if not COMMIT.fullmatch(info.sha or "") or not all(file.etag for file in files):
+        raise HubError(f"{hub_id}: the listing lacks commit or checksums", hint="check HF_ENDPOINT: is it a mirror?")
+    return Listing(hub_id, str(info.sha), tuple(files))
+
+
+def _refuse_other_formats(hub_id: str, names: set[str]) -> None:
+    """HubError unless the top folder holds what a checkpoint in safetensors consists of."""
+    if {SINGLE, INDEX} & names:
+        if CONFIG in names:
+            return
+        raise HubError(f"{hub_id} has no {CONFIG}", hint="choose a repository in the Hugging Face layout")
+    pickles = sorted(name for name in names if name.endswith(PICKLES))
+    if pickles and not any(map(_is_weight, names)):
+        raise HubError(
+            f"{hub_id} holds its weights only as pickles ({', '.join(pickles[:3])}), which can run code when opened",
+            hint="look for a --revision with safetensors (often refs/pr/1), or for another repository of the model",
+        )
+    raise HubError(
+        f"{hub_id} has neither {SINGLE} nor {INDEX}", hint="choose a repository with weights for transformers"
+    )
+
+
+def _wanted(siblings: Iterable[Any]) -> list[Any]:
+    """The files to fetch. Mistral's repositories hold the weights twice: consolidated* is the copy nobody reads."""
+    return [
+        file
+        for file in siblings
+        if any(fnmatchcase(file.rfilename, pattern) for pattern in WANTED)
+        and not file.rfilename.lower().endswith(NEVER)
+        and not fnmatchcase(file.rfilename, "consolidated*.safetensors")
+    ]
+
+
+def _in_top_folder(name: str) -> bool:
+    """Whether `name` is a plain file name, for Windows too: what a server lists must not lead elsewhere."""
+    return PurePosixPath(name).name == name == PureWindowsPath(name).name
+
+
+def _remote_file(sibling: Any) -> RemoteFile:
+    """From the Hub's listing. The etag is empty if size or checksum are not given, as by some mirrors."""
+    if sibling.lfs is not None:
+        return RemoteFile(sibling.rfilename, sibling.lfs.size, sibling.lfs.sha256)
+    if sibling.size is None or sibling.blob_id is None:
+        return RemoteFile(sibling.rfilename, 0, "")
+    return RemoteFile(sibling.rfilename, sibling.size, sibling.blob_id)
+
+
+def _is_weight(name: str) -> bool:
+    return name.endswith(".safetensors")

@@ -1,0 +1,194 @@
+"""The one place that knows the order: read -> prune -> quantize -> slide -> pack -> write, layer after layer.
+
+Two laws: the mask is decided on the float weight where there is one (rounding makes ties, and pruning after
+quantization loses more), and a pruned code means exactly zero. Several linears are read and computed at once,
+while the layer before them is being hashed and written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .checkpoint.format import TensorSpec
+from .checkpoint.reader import Checkpoint
+from .checkpoint.staging import Staging
+from .checkpoint.writer import Unit, WeightWriter
+from .errors import InputError
+from .finish import finish
+from .layers import layer_of
+from .layout import stored_tensors
+from .measure import check_finite, nonzeros, relative_error, values
+from .plan import LinearPlan, Plan, check_room
+from .prune import PRUNERS
+from .prune.select import apply_mask, check_pattern
+from .quantize import QuantizedWeight, quantize
+from .report import LayerReport, Report, totals
+from .workers import in_order
+
+
+class Progress(Protocol):
+    """What a conversion tells while it runs."""
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """`done` of `total` units (weights, tensors) of this stage are finished."""
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """A Progress that nobody watches."""
+
+
+def convert(
+    plan: Plan,
+    out: Path,
+    *,
+    device: str = "cpu",
+    resume: bool = False,
+    verify: bool = True,
+    progress: Progress = silent,
+) -> Report:
+    """Carry out a plan into folder `out` and return the report that is written there as well.
+
+    Interrupted, the work stays in `out` and resume=True continues it. Bad weights (NaN, a broken pattern) end it
+    with an InputError and nothing left behind. With verify=True the output is re-read and checked against the
+    source before it is published: VerificationError leaves it unpublished.
+    """
+    check_room(plan, out)
+    _check_tied(plan)
+    staging = Staging(out, job_state(plan), resume=resume)
+    try:
+        writer = WeightWriter(staging.path, list(plan.shards))
+        try:
+            _write_all(plan, writer, device, progress)
+        finally:
+            writer.close()
+    except InputError:
+        staging.discard()
+        raise
+    layers = [LayerReport.from_dict(layer) for note in writer.notes for layer in note["layers"]]
+    report = Report(
+        source=plan.snapshot.id,
+        revision=plan.snapshot.revision,
+        model_type=plan.source.config["model_type"],
+        layout=plan.layout,
+        recipe=plan.record.recipe,
+        layers=tuple(layers),
+        totals=totals(layers, plan.bytes_before, plan.bytes_after),
+        notes=plan.notes,
+    )
+    report = finish(plan, staging.path, writer.digests, report, verify=verify, progress=progress)
+    staging.publish()
+    return report
+
+
+def job_state(plan: Plan) -> dict[str, object]:
+    """What must be the same for a resumed run to continue this one."""
+    files = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in plan.source.shards}
+    return {
+        "source": str(plan.source.path.resolve()),
+        "revision": plan.snapshot.revision,
+        "source_files": files,
+        "recipe": plan.recipe.describe(),
+        "layout": plan.layout,
+        "shard_bytes": plan.recipe.shard_bytes,
+    }
+
+
+def convert_linear(
+    plan: LinearPlan, source: Tensor | QuantizedWeight, layout: str
+) -> tuple[dict[str, Tensor], LayerReport]:
+    """One linear, from its source weight to the tensors that are stored, and what was done to it."""
+    name = plan.linear.name
+    check_finite(source, name)
+    weight: Tensor | QuantizedWeight = source
+    if plan.method:
+        survivors = apply_mask(values(source), PRUNERS[plan.method](values(source), plan.pattern))
+        weight = survivors if isinstance(source, Tensor) else replace(source, codes=survivors)
+    pruned = nonzeros(source) - nonzeros(weight)
+    unrounded = weight
+    if plan.scheme.quantized and isinstance(weight, Tensor):
+        weight = quantize(weight, plan.scheme)
+    if not isinstance(weight, QuantizedWeight) or layout == "dense":
+        check_pattern(values(weight), plan.pattern, name)  # sliding checks it by itself
+    tensors = {} if plan.kept else stored_tensors(name, weight, plan.pattern, layout)
+    report = LayerReport(
+        name=name,
+        layer=plan.linear.layer,
+        kind=plan.linear.kind,
+        shape=plan.stored.shape,
+        scheme=plan.scheme.name,
+        pattern=str(plan.pattern),
+        method=plan.method,
+        kept=plan.kept,
+        zeros=plan.weights - nonzeros(weight),
+        pruned=pruned,
+        error=relative_error(source, weight),
+        prune_error=relative_error(source, unrounded) if pruned else 0.0,
+        bytes_before=plan.stored.bytes,
+        bytes_after=sum(spec.bytes for spec in plan.outputs),
+        slid_columns=plan.slid_columns(layout),
+    )
+    return tensors, report
+
+
+def _write_all(plan: Plan, writer: WeightWriter, device: str, progress: Progress) -> None:
+    by_layer: dict[int, list[LinearPlan]] = {}
+    for linear in plan.linears:
+        by_layer.setdefault(linear.linear.layer, []).append(linear)
+    remaining = writer.remaining
+    todo = [linear for unit in remaining for linear in by_layer.get(_layer(unit), [])]
+    done = plan.weights - sum(linear.weights for linear in todo)
+    progress("convert", done, plan.weights)
+    made = in_order(partial(_read_and_convert, plan, device), todo, device)
+    with closing(made), ThreadPoolExecutor(1) as writes:
+        writing: Future[None] | None = None
+        for unit in remaining:
+            tensors: dict[str, Tensor] = {}
+            reports = []
+            for linear in by_layer.get(_layer(unit), []):
+                stored, report = next(made)
+                tensors |= stored
+                reports.append(report)
+                done += linear.weights
+                progress("convert", done, plan.weights)
+            if writing:
+                writing.result()
+            note = {"layers": [vars(report) for report in reports]}
+            writing = writes.submit(writer.write, unit, partial(_contents, plan.source, tensors), note)
+        if writing:
+            writing.result()
+
+
+def _read_and_convert(plan: Plan, device: str, linear: LinearPlan) -> tuple[dict[str, Tensor], LayerReport]:
+    tensors, report = convert_linear(linear, linear.stored.read(plan.source).to(device), plan.layout)
+    return {name: tensor.cpu() for name, tensor in tensors.items()}, report
+
+
+def _contents(source: Checkpoint, made: dict[str, Tensor], spec: TensorSpec) -> Iterable[Tensor]:
+    """A tensor for the writer: whole if it was made, piece by piece if it is copied from the source."""
+    return [made[spec.name]] if spec.name in made else source.pieces(spec.name)
+
+
+def _check_tied(plan: Plan) -> None:
+    """A head stored beside the embedding it is tied to is left out only if it is the same."""
+    for name in plan.dropped:
+        spec, tied = plan.source.spec(name), plan.source.spec("model.embed_tokens.weight")
+        pairs = zip(plan.source.pieces(spec.name), plan.source.pieces(tied.name), strict=False)
+        if spec.shape != tied.shape or spec.dtype != tied.dtype or not all(torch.equal(a, b) for a, b in pairs):
+            raise InputError(
+                f"{name} differs from the embedding, but config.json ties them (tie_word_embeddings)",
+                hint="set tie_word_embeddings to false if the head is meant to be its own",
+            )
+
+
+def _layer(unit: Unit) -> int:
+    layer = layer_of(unit.tensors[0].name)
+    return -1 if layer is None else layer

@@ -1,0 +1,258 @@
+"""Plan a conversion on shapes alone: what becomes of every tensor, into which file it goes, what it will need.
+
+Everything that can be known to be wrong before the first weight is read is found here, and told at once.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from .checkpoint.config import LinearRecord, Record, check_quantization, read_record
+from .checkpoint.format import ITEM_BYTES, TensorSpec
+from .checkpoint.reader import SINGLE, Checkpoint
+from .checkpoint.writer import Shard, Unit
+from .errors import InputError
+from .layers import Linear, decoder_linears, layer_of, siblings
+from .layout import CODE_NAMES, StoredLinear, describe, stored_specs
+from .patterns import Pattern
+from .prune import PRUNERS
+from .recipe import Choice, Recipe, describe_choice
+from .schemes import Scheme
+from .snapshot import Snapshot
+
+BASE_MEMORY = 450_000_000
+"""Bytes that Python, torch and the row blocks take whatever the model (measured, see BENCHMARKS.md)."""
+
+PRUNED_CODES = (
+    "The weights were already quantized, so their codes were pruned and the scales kept. Pruning the BF16 model "
+    "first and quantizing after keeps more accuracy."
+)
+
+
+@dataclass(frozen=True)
+class LinearPlan:
+    """What becomes of one linear. method "" prunes nothing here; record is None for a kept linear."""
+
+    linear: Linear
+    stored: StoredLinear
+    scheme: Scheme
+    pattern: Pattern
+    method: str
+    outputs: tuple[TensorSpec, ...]
+    record: LinearRecord | None
+
+    @property
+    def kept(self) -> bool:
+        return self.record is None
+
+    @property
+    def weights(self) -> int:
+        return self.stored.shape[0] * self.stored.shape[1]
+
+    def slid_columns(self, layout: str) -> int:
+        """K' of this linear in that layout; 0 where it is not slid."""
+        slid = layout == "slide" and self.scheme.quantized and not self.kept
+        return self.pattern.slid_columns(self.stored.shape[1]) if slid else 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole conversion, before anything is read or written."""
+
+    source: Checkpoint
+    snapshot: Snapshot
+    recipe: Recipe
+    layout: str
+    linears: tuple[LinearPlan, ...]
+    shards: tuple[Shard, ...]
+    dropped: tuple[str, ...]
+    """Tensors not written: a tied head that the source stores twice."""
+
+    @property
+    def record(self) -> Record:
+        """The checkpoint's own record, files and kernels still empty. A chain of commands keeps the first source."""
+        before = read_record(self.source.config, str(self.source.path))
+        origin = {"id": self.snapshot.id, "revision": self.snapshot.revision}
+        return Record(
+            layout=self.layout,
+            source=before.source if before else origin,
+            recipe={**(before.recipe if before else {}), **self.recipe.describe(), "layout": self.layout},
+            linears={plan.linear.name: plan.record for plan in self.linears if plan.record},
+        )
+
+    @property
+    def kept(self) -> list[str]:
+        return [plan.linear.name for plan in self.linears if plan.kept]
+
+    @property
+    def weights(self) -> int:
+        """Weights in the decoder linears."""
+        return sum(plan.weights for plan in self.linears)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know before trusting the result."""
+        on_codes = any(plan.method and plan.stored.scheme.quantized for plan in self.linears)
+        return (PRUNED_CODES,) if on_codes else ()
+
+    @property
+    def bytes_before(self) -> int:
+        return sum(placed.spec.bytes for placed in self.source.tensors.values())
+
+    @property
+    def bytes_after(self) -> int:
+        return sum(unit.bytes for shard in self.shards for unit in shard.units)
+
+    @property
+    def peak_memory(self) -> int:
+        """Bytes of memory that the conversion is expected to need: the base, and a layer read and written twice
+        over (one being written while the next is made)."""
+        layers = [unit for shard in self.shards for unit in shard.units if layer_of(unit.tensors[0].name) is not None]
+        written = max((unit.bytes for unit in layers), default=0)
+        read = max((plan.stored.bytes for plan in self.linears), default=0)
+        return BASE_MEMORY + 2 * written + 6 * read
+
+
+def make_plan(snapshot: Snapshot, recipe: Recipe) -> Plan:
+    """Open the source and decide for every tensor. InputError lists all that is wrong with it."""
+    source = Checkpoint.open(snapshot.path)
+    check_quantization(source.config, str(source.path))
+    before = read_record(source.config, str(source.path))
+    layout = recipe.layout or (before.layout if before else "dense")
+    linears, problems = [], []
+    for linear in decoder_linears(source.config):
+        try:
+            record = before.linears.get(linear.name) if before else None
+            linears.append(_plan_linear(source, linear, recipe.for_linear(linear.name), record, layout))
+        except InputError as error:
+            problems.append(error)
+    problems += _sibling_problems(linears)
+    if layout == "slide" and linears and not any(plan.scheme.quantized for plan in linears):
+        problems.append(InputError("bf16 weights have no slide layout", hint="--layout dense, or --scheme int8 or fp8"))
+    if problems:
+        more = f" (and {len(problems) - 1} more like it)" if len(problems) > 1 else ""
+        raise InputError(problems[0].what + more, hint=problems[0].hint)
+    unused = [rule.match for rule in recipe.rules if not _matches(rule.match, linears)]
+    if unused:
+        raise InputError(
+            f"rule '{unused[0]}' matches no linear",
+            hint=f"names look like {linears[0].linear.name}; * matches any part",
+        )
+    dropped = _tied_copies(source)
+    shards = _shards(source, linears, dropped, recipe.shard_bytes)
+    return Plan(source, snapshot, recipe, layout, tuple(linears), shards, dropped)
+
+
+def _matches(pattern: str, linears: list[LinearPlan]) -> bool:
+    return any(fnmatchcase(plan.linear.name, pattern) for plan in linears)
+
+
+def _plan_linear(
+    source: Checkpoint, linear: Linear, choice: Choice, before: LinearRecord | None, layout: str
+) -> LinearPlan:
+    name = linear.name
+    stored = describe(source, name, (before.pattern, before.shape) if before else None)
+    if choice.keep:
+        if stored.scheme.quantized:
+            raise InputError(f"{name}: keep leaves float weights alone, these are {stored.scheme.name} codes already")
+        return LinearPlan(linear, stored, stored.scheme, Pattern(None), "", stored.tensors, None)
+    scheme = choice.scheme or stored.scheme
+    if stored.scheme.quantized and choice.scheme:
+        raise InputError(
+            f"{name}: already quantized to {stored.scheme.name}",
+            hint="quantize takes float weights; sparsify, slide and relayout take quantized ones",
+        )
+    pattern = choice.pattern or stored.pattern
+    method = choice.method if choice.method in PRUNERS and pattern.prunes else None
+    pattern.check_columns(stored.shape[1], name)
+    dtype = CODE_NAMES[scheme.name] if scheme.quantized else stored.tensors[0].dtype
+    scale = stored.tensors[-1].dtype if stored.scheme.quantized else "F32"
+    record = LinearRecord(
+        shape=stored.shape,
+        scheme=scheme.name,
+        pattern=pattern,
+        method=method or (before.method if before else ""),
+        on_codes=(bool(method) and stored.scheme.quantized) or (before.on_codes if before else False),
+    )
+    outputs = stored_specs(name, stored.shape, dtype, pattern, layout, scale)
+    return LinearPlan(linear, stored, scheme, pattern, method or "", outputs, record)
+
+
+def _sibling_problems(linears: list[LinearPlan]) -> list[InputError]:
+    """Fused siblings with different choices: a server could not run them as one matrix."""
+    by_name = {plan.linear.name: plan for plan in linears}
+    problems = []
+    for group in siblings(plan.linear for plan in linears):
+        said = {
+            plan.linear.kind: "kept"
+            if plan.kept
+            else " ".join(describe_choice(Choice(plan.scheme, plan.pattern)).values())
+            for plan in (by_name[linear.name] for linear in group)
+        }
+        if len(set(said.values())) > 1:
+            what = ", ".join(f"{kind}: {words}" for kind, words in said.items())
+            problems.append(
+                InputError(
+                    f"layer {group[0].layer}: {what}; they are fused when served and must agree",
+                    hint="write the rule for all of them, as match: '*.self_attn.[qkv]_proj'",
+                )
+            )
+    return problems
+
+
+def _tied_copies(source: Checkpoint) -> tuple[str, ...]:
+    """A head that config.json ties to the embedding but the file stores again."""
+    tied = bool(source.config.get("tie_word_embeddings"))
+    both = {"lm_head.weight", "model.embed_tokens.weight"} <= source.tensors.keys()
+    return ("lm_head.weight",) if tied and both else ()
+
+
+def _shards(source: Checkpoint, linears: list[LinearPlan], dropped: tuple[str, ...], limit: int) -> tuple[Shard, ...]:
+    """Put all tensors in order of unit (outside the layers first) and cut them into files of at most `limit`."""
+    replaced = {spec.name for plan in linears for spec in plan.stored.tensors} | set(dropped)
+    specs = [placed.spec for name, placed in source.tensors.items() if name not in replaced]
+    specs += [spec for plan in linears for spec in plan.outputs]
+    by_unit: dict[int | None, list[TensorSpec]] = {}
+    for spec in specs:
+        by_unit.setdefault(layer_of(spec.name), []).append(spec)
+    units = []
+    for layer in sorted(by_unit, key=lambda number: -1 if number is None else number):
+        # Widest items first, so that every tensor starts at a multiple of its item size.
+        ordered = sorted(by_unit[layer], key=lambda spec: (-ITEM_BYTES[spec.dtype], spec.name))
+        units.append(Unit("outside" if layer is None else f"layer {layer}", tuple(ordered)))
+    files: list[list[Unit]] = [[]]
+    for unit in units:
+        size = sum(held.bytes for held in files[-1])
+        misaligned = size % max(ITEM_BYTES[spec.dtype] for spec in unit.tensors)
+        if files[-1] and (size + unit.bytes > limit or misaligned):
+            files.append([])
+        files[-1].append(unit)
+    names = [f"model-{number:05}-of-{len(files):05}.safetensors" for number in range(1, len(files) + 1)]
+    return tuple(
+        Shard(name, tuple(units)) for name, units in zip(names if len(files) > 1 else [SINGLE], files, strict=True)
+    )
+
+
+def index_json(plan: Plan) -> dict[str, Any] | None:
+    """The content of model.safetensors.index.json; None when one file holds everything."""
+    if len(plan.shards) == 1:
+        return None
+    weight_map = {spec.name: shard.file for shard in plan.shards for spec in shard.tensors}
+    return {"metadata": {"total_size": plan.bytes_after}, "weight_map": dict(sorted(weight_map.items()))}
+
+
+def check_room(plan: Plan, out: Path) -> None:
+    """Raise InputError if the disk of `out` has no room for the output."""
+    folder = out.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    needed, free = plan.bytes_after + 64_000_000, shutil.disk_usage(folder).free
+    if free < needed:
+        raise InputError(
+            f"{out}: the output needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free",
+            hint="make room or choose another disk",
+        )

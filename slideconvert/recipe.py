@@ -1,0 +1,156 @@
+"""Recipes: what is to be done to which linear. A handful of flags, or the same words in a YAML file.
+
+    scheme: int8              # int8 | fp8 | bf16
+    pattern: "2:8"            # 2:4 … 2:16 | 2:inf
+    method: magnitude         # magnitude | none
+    layout: slide             # slide | dense
+    rules:                    # by module name, * and ? as wildcards; the first match wins
+      - {match: "*.layers.0.*", keep: true}
+      - {match: "*.down_proj", pattern: "2:6"}
+
+What a rule does not say it takes from the recipe. A choice that nobody makes (None) stays as the source has it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from .errors import InputError, pick
+from .layout import parse_layout
+from .patterns import Pattern
+from .prune import parse_method
+from .schemes import Scheme, parse_scheme
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is to be done to one linear. None means: as the source has it (method None: prune nothing)."""
+
+    scheme: Scheme | None = None
+    pattern: Pattern | None = None
+    method: str | None = None
+    keep: bool = False
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Choices for the linears whose module name matches; keep leaves them byte for byte as they are."""
+
+    match: str
+    choice: Choice
+
+    def describe(self) -> dict[str, Any]:
+        if self.choice.keep:
+            return {"match": self.match, "keep": True}
+        return {"match": self.match, **describe_choice(self.choice)}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The choices for all linears, the rules that differ from them, and the layout of the output.
+
+    model, revision: where the weights come from, when the file says so. shard_bytes: largest weight file.
+    """
+
+    choice: Choice = field(default_factory=Choice)
+    rules: tuple[Rule, ...] = ()
+    layout: str | None = None
+    model: str | None = None
+    revision: str | None = None
+    shard_bytes: int = 5_000_000_000
+
+    def for_linear(self, name: str) -> Choice:
+        """The choice for one linear: of the first rule that matches, filled up from the recipe's own."""
+        for rule in self.rules:
+            if fnmatchcase(name, rule.match):
+                own = {key: value for key, value in vars(rule.choice).items() if value is not None}
+                return replace(self.choice, **own)
+        return self.choice
+
+    def describe(self) -> dict[str, Any]:
+        """The recipe as the words of its file, without what is not chosen."""
+        layout = {"layout": self.layout} if self.layout else {}
+        rules = {"rules": [rule.describe() for rule in self.rules]} if self.rules else {}
+        return {**describe_choice(self.choice), **layout, **rules}
+
+
+def describe_choice(choice: Choice) -> dict[str, Any]:
+    """A choice as the words of a recipe."""
+    words = {
+        "scheme": choice.scheme and choice.scheme.name,
+        "pattern": choice.pattern and str(choice.pattern),
+        "method": choice.method,
+    }
+    return {key: value for key, value in words.items() if value is not None}
+
+
+def make_choice(scheme: str | None = None, pattern: str | None = None, method: str | None = None) -> Choice:
+    """Words to a checked choice. InputError names the nearest word for an unknown one."""
+    return Choice(
+        scheme=parse_scheme(scheme) if scheme else None,
+        pattern=Pattern.parse(pattern) if pattern else None,
+        method=parse_method(method) if method else None,
+    )
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read a YAML recipe. InputError for anything that is not understood, with the nearest word."""
+    import yaml
+
+    try:
+        # Every scalar as a string: YAML itself would read 2:8 as 128 (base 60) and 2_8 as 28.
+        words = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+    except OSError as error:
+        raise InputError(f"recipe {path}: {error.strerror}", hint="give the path of a YAML file") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"recipe {path}: not valid YAML ({error})".replace("\n", " ")) from error
+    return parse_recipe(words, str(path))
+
+
+def parse_recipe(words: Any, where: str) -> Recipe:
+    """The parsed YAML (all scalars strings) to a Recipe."""
+    _check_words(words, {"model", "revision", "scheme", "pattern", "method", "layout", "rules", "shard_gb"}, where)
+    rules = words.get("rules", [])
+    if not isinstance(rules, list):
+        raise InputError(f"{where}: rules must be a list", hint="- {match: '*.down_proj', pattern: '2:6'}")
+    shard_gb = words.get("shard_gb", "5")
+    try:
+        shard_bytes = int(float(shard_gb) * 1e9)
+    except ValueError as error:
+        raise InputError(f"{where}: shard_gb is '{shard_gb}', a number was expected") from error
+    if shard_bytes < 1:
+        raise InputError(f"{where}: shard_gb is '{shard_gb}', it must be positive")
+    layout = words.get("layout")
+    return Recipe(
+        choice=make_choice(words.get("scheme"), words.get("pattern"), words.get("method")),
+        rules=tuple(_parse_rule(rule, f"{where}, rule {number}") for number, rule in enumerate(rules, 1)),
+        layout=parse_layout(layout) if layout else None,
+        model=words.get("model"),
+        revision=words.get("revision"),
+        shard_bytes=shard_bytes,
+    )
+
+
+def _parse_rule(words: Any, where: str) -> Rule:
+    _check_words(words, {"match", "keep", "scheme", "pattern", "method"}, where)
+    if "match" not in words:
+        raise InputError(f"{where}: no match", hint="say which linears it is for, as match: '*.down_proj'")
+    keep = words.get("keep", "false").lower()
+    if keep not in ("true", "false"):
+        raise InputError(f"{where}: keep is '{keep}'", hint="true or false")
+    choice = make_choice(words.get("scheme"), words.get("pattern"), words.get("method"))
+    if keep == "true" and describe_choice(choice):
+        raise InputError(f"{where}: keep leaves the linear alone, so nothing else can be asked of it")
+    return Rule(words["match"], replace(choice, keep=keep == "true"))
+
+
+def _check_words(words: Any, known: set[str], where: str) -> None:
+    if not isinstance(words, dict):
+        raise InputError(f"{where}: 'word: value' lines were expected")
+    for word, value in words.items():
+        pick(word, sorted(known), f"word in {where}:")
+        if not isinstance(value, str) and word != "rules":
+            raise InputError(f"{where}: {word} must be a single word")

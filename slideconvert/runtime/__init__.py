@@ -1,0 +1,1 @@
+"""Running checkpoints: loading, the quantized linear, and the kernels that travel with them."""

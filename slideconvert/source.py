@@ -1,0 +1,55 @@
+"""What the user names as a model, a folder or a Hub id, becomes a local folder with one fixed state of it.
+
+    resolve("Qwen/Qwen2.5-7B")          Snapshot(<cache>/…/snapshots/<commit>, "Qwen/Qwen2.5-7B", "<commit>")
+    resolve("models/qwen")              Snapshot(models/qwen, id and commit if slideconvert downloaded it)
+
+Nothing heavy is imported here; huggingface_hub is, once something is to be fetched.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .errors import InputError
+from .hub.download import Progress, download
+from .hub.listing import Listing, RemoteFile, list_files, valid_id
+from .snapshot import Snapshot, open_folder
+
+__all__ = [
+    "Listing",
+    "Progress",
+    "RemoteFile",
+    "Snapshot",
+    "download",
+    "is_hub_id",
+    "list_files",
+    "resolve",
+]
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether `source` names a model on the Hub, "org/name" or "name": nothing on this disk has that path."""
+    return valid_id(source) and not Path(source).exists()
+
+
+def resolve(source: str, *, revision: str | None = None, progress: Progress | None = None) -> Snapshot:
+    """The snapshot that `source` names: a folder as it is, a Hub id downloaded into the Hugging Face cache.
+
+    revision: branch, tag or commit of a Hub id (None: main). For a folder it must be the commit that it holds.
+    Raises InputError for a source that is neither, an unfinished download or a wrong revision, and HubError
+    for all that `download` raises.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        snapshot = open_folder(folder)
+        if revision not in (None, snapshot.revision):
+            raise InputError(
+                f"{folder} holds revision {snapshot.revision or 'unknown'}, not {revision}",
+                hint="leave out --revision, or name the model by its Hub id",
+            )
+        return snapshot
+    if folder.exists():
+        raise InputError(f"{folder} is a file", hint=f"give the folder that holds it: {folder.parent}")
+    if not valid_id(source):
+        raise InputError(f"{source}: no such folder", hint="give a checkpoint folder or a Hub id like Qwen/Qwen2.5-7B")
+    return download(source, revision=revision, progress=progress)

@@ -1,0 +1,65 @@
+"""The style sheet of the HTML report: system fonts only, light and dark, wide and narrow, screen and print.
+
+--s0 … --s6 color the seven linear kinds: attention cool, MLP warm, each at least 3:1 against its background.
+"""
+
+STYLE = """
+:root{color-scheme:light dark;--page:#f6f7f9;--card:#fff;--ink:#17202c;--soft:#566273;--rule:#dde2e9;--mark:#e6edf8;
+--good:#0b6b3a;--good-page:#e3f5ea;--bad:#a11a1a;--bad-page:#fdeaea;--warn:#7a4b00;--warn-page:#fff4dc;
+--before:#8794a8;--after:#1c63c7;
+--s0:#1c63c7;--s1:#0a8a86;--s2:#4d8a12;--s3:#7a50d0;--s4:#c76a0a;--s5:#c2307c;--s6:#8d3b24}
+@media screen and (prefers-color-scheme:dark){:root{
+--page:#11151b;--card:#1a2028;--ink:#e7ebf1;--soft:#9ca8b8;--rule:#303946;--mark:#26364d;
+--good:#7fdca6;--good-page:#12301f;--bad:#ffa3a3;--bad-page:#431a1c;--warn:#f5cc80;--warn-page:#392b0f;--before:#667488;--after:#6da8ff;
+--s0:#6da8ff;--s1:#4fd0ca;--s2:#a3d65c;--s3:#b79bff;--s4:#ffac5c;--s5:#ff86bd;--s6:#dfa089}}
+*{box-sizing:border-box}
+body{margin:0;background:var(--page);color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,
+"Helvetica Neue",Arial,sans-serif;overflow-wrap:anywhere}
+main{max-width:1160px;margin:0 auto;padding:36px 20px 28px}
+h1{margin:0;font-size:27px;line-height:1.25;letter-spacing:-.01em}h1 span{color:var(--soft);font-weight:400}
+h2{margin:0 0 4px;font-size:17px}p{margin:0}.soft{color:var(--soft);font-size:13px}
+code,pre,.code{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace;font-size:.86em}
+.box,.tile{background:var(--card);border:1px solid var(--rule);border-radius:10px}
+.box{margin-top:16px;padding:18px 20px}
+.verdict,.notes{border-radius:10px;margin-top:16px;padding:14px 20px;border:1px solid;border-left-width:6px}
+.verdict{margin-top:22px;font-size:14px}.verdict strong{display:block;font-size:20px}
+.good{color:var(--good);background:var(--good-page)}.bad{color:var(--bad);background:var(--bad-page)}
+.notes{color:var(--warn);background:var(--warn-page)}.notes ul{margin:2px 0 0;padding-left:20px}
+.tiles{display:grid;grid-template-columns:repeat(3,1fr);gap:16px;margin-top:16px}
+.tile{padding:14px 20px 16px}.wide{grid-column:span 2}.full{grid-column:1/-1}
+.tile h2{font-size:13px;font-weight:500;color:var(--soft)}
+.tile .value{font-size:25px;font-weight:650;line-height:1.3;letter-spacing:-.01em;font-variant-numeric:tabular-nums}
+.scroll{overflow-x:auto}
+.plot{display:block;width:100%;min-width:720px;height:auto;margin-top:10px;font-size:12px}
+.plot text{fill:var(--ink)}.plot .name,.plot .end,.plot .mid{fill:var(--soft)}
+.mid{text-anchor:middle}.end{text-anchor:end}.plot text{font-variant-numeric:tabular-nums}
+.grid{stroke:var(--rule)}.base{stroke:var(--soft)}
+.before{fill:var(--before)}.after{fill:var(--after)}
+.series{color:var(--s)}.hit{fill:transparent}.mark{fill:currentColor;stroke:var(--card)}
+.mark.kept{fill:var(--card);stroke:currentColor;stroke-width:1.6}
+.line{fill:none;stroke:currentColor;stroke-width:1.6;stroke-linejoin:round}
+.plot:has(.series:hover) .series:not(:hover){opacity:.13}
+.s0{--s:var(--s0)}.s1{--s:var(--s1)}.s2{--s:var(--s2)}.s3{--s:var(--s3)}.s4{--s:var(--s4)}.s5{--s:var(--s5)}
+.s6{--s:var(--s6)}
+table{width:100%;border-collapse:collapse;margin-top:10px;font-size:13px;overflow-wrap:normal}
+th,td{--pad:5px;padding:var(--pad) 9px;border-bottom:1px solid var(--rule);
+text-align:left;vertical-align:top;white-space:nowrap}
+thead th{position:sticky;top:0;background:var(--card);color:var(--soft);font-weight:600;
+box-shadow:inset 0 -1px var(--soft);border:0}
+tbody th{font-weight:400}.number{text-align:right;font-variant-numeric:tabular-nums}
+.first>*{border-top:2px solid var(--rule)}tbody tr:hover{background:var(--mark)}
+.note{display:block;white-space:normal;max-width:300px;color:var(--warn)}.still>*{color:var(--soft)}
+.bar{min-width:124px;background:linear-gradient(var(--before),var(--before)) 9px
+calc(var(--pad) + .75em - 3.5px)/calc((100% - 76px)*var(--w)) 7px no-repeat}
+.tag{display:inline-block;margin-left:8px;padding:0 7px;border:1px solid;border-radius:9px;font:600 11px/16px system-ui,
+sans-serif}
+pre{margin:8px 0 0;white-space:pre-wrap}summary{cursor:pointer;font-weight:650;font-size:17px}
+footer{margin-top:20px;color:var(--soft);font-size:13px}
+@media (max-width:1060px){.table{overflow-x:auto}}
+@media (max-width:700px){.tiles{grid-template-columns:1fr}.wide{grid-column:auto}h1{font-size:22px}}
+@media print{:root{color-scheme:light;--page:#fff}*{print-color-adjust:exact;-webkit-print-color-adjust:exact}
+main{max-width:none;padding:0}
+thead th{position:static}tr,.tile,.figure,.verdict,.notes li{break-inside:avoid}h2{break-after:avoid}
+.scroll,.table{overflow:visible}.plot{min-width:0}table{font-size:10px}th,td{--pad:2px;padding:2px 5px}
+details::details-content{content-visibility:visible;display:block}}
+"""

@@ -1,0 +1,93 @@
+"""Figures derived from a Report, and their spelling: shared by the HTML page and the model card, so both agree."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from .layers import LINEARS
+from .report import LayerReport, Report
+
+KINDS = tuple(place.rpartition(".")[2] for place in LINEARS)
+"""The linear kinds in the order they are shown."""
+
+_UNITS = ("B", "KB", "MB", "GB", "TB")
+
+
+@dataclass(frozen=True)
+class ErrorSummary:
+    """Relative errors of the converted linears of one kind, or of all. `worst` is None when there are none."""
+
+    count: int
+    mean: float
+    worst: LayerReport | None
+
+
+def converted(report: Report) -> list[LayerReport]:
+    """The linears that were not kept. Kept ones have no error by definition and would flatter every mean."""
+    return [layer for layer in report.layers if not layer.kept]
+
+
+def errors(layers: Sequence[LayerReport]) -> ErrorSummary:
+    """Plain mean over linears, and the worst; a non-finite error counts as worse than any number."""
+    if not layers:
+        return ErrorSummary(0, 0.0, None)
+    worst = max(layers, key=lambda layer: (not math.isfinite(layer.error), layer.error))
+    return ErrorSummary(len(layers), sum(layer.error for layer in layers) / len(layers), worst)
+
+
+def by_kind(layers: Iterable[LayerReport]) -> dict[str, list[LayerReport]]:
+    """Linears per kind, known kinds in model order, others after them by name."""
+    found: dict[str, list[LayerReport]] = {}
+    for layer in layers:
+        found.setdefault(layer.kind, []).append(layer)
+    order = {kind: place for place, kind in enumerate(KINDS)}
+    return {kind: found[kind] for kind in sorted(found, key=lambda kind: (order.get(kind, len(order)), kind))}
+
+
+def patterns(report: Report) -> dict[str, int]:
+    """Pattern -> how many converted linears follow it, shortest first, 2:inf last."""
+    names = [layer.pattern for layer in converted(report) if layer.pattern]
+    return {name: names.count(name) for name in sorted(set(names), key=lambda name: (len(name), name))}
+
+
+def schemes(report: Report) -> list[str]:
+    """Number schemes of the converted linears, by name."""
+    return sorted({layer.scheme for layer in converted(report)})
+
+
+def notes(report: Report) -> list[tuple[str, list[str]]]:
+    """Every note once, with the linears it concerns; notes on the whole model come first and name none."""
+    found: dict[str, list[str]] = {note: [] for note in report.notes}
+    for layer in report.layers:
+        for note in layer.notes:
+            found.setdefault(note, []).append(layer.name)
+    return list(found.items())
+
+
+def zero_share(report: Report) -> float:
+    """Share of zeros among all decoder linears' weights, kept ones included."""
+    return report.totals.zeros / report.totals.weights if report.totals.weights else 0.0
+
+
+def percent(share: float, digits: int = 2) -> str:
+    """0.18724 -> '18.72%'."""
+    return f"{100 * share:.{digits}f}%"
+
+
+def size(count: int) -> str:
+    """Bytes in decimal units with three digits: 2471645608 -> '2.47 GB'."""
+    if count < 1000:
+        return f"{count} B"
+    power = 1
+    while count / 1000**power >= 999.5 and power < 4:
+        power += 1
+    value = count / 1000**power
+    return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f} {_UNITS[power]}"
+
+
+def printable(text: str) -> str:
+    """Text from a checkpoint made safe to show: control characters, lone surrogates and text-direction overrides
+    (which can make one name look like another) become U+FFFD. Line feeds stay."""
+    return "".join(char if char.isprintable() or char == "\n" else "\ufffd" for char in text)

@@ -1,0 +1,23 @@
+"""A small sharded checkpoint for tests/hub_server.py: bytes that only look like one."""
+
+from __future__ import annotations
+
+import json
+
+TOKEN = "hf_" + "s3cret" * 6
+WEIGHTS = {
+    "model-00001-of-00002.safetensors": bytes(range(256)) * 40,
+    "model-00002-of-00002.safetensors": b"second shard" * 500,
+}
+INDEX = json.dumps({"weight_map": {"a.weight": min(WEIGHTS), "b.weight": max(WEIGHTS)}}).encode()
+MODEL = {
+    "config.json": b'{"model_type": "llama"}',
+    "generation_config.json": b"{}",
+    "tokenizer.json": b'{"version": "1.0"}',
+    "tokenizer.model": b"\x0asentencepiece",
+    "LICENSE.txt": b"Apache 2.0",
+    "README.md": b"# A model",
+    "model.safetensors.index.json": INDEX,
+    **WEIGHTS,
+}
+"""The files of a sharded checkpoint, all of which a download wants."""

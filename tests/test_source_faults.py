@@ -1,0 +1,364 @@
+"""What the Hub, the network and the disk can do wrong: one clear sentence each, and the next run succeeds."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import shutil
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+
+from slideconvert.errors import HubError, InputError
+from slideconvert.hub.errors import hub_errors
+from slideconvert.snapshot import RECORD, UNFINISHED
+from slideconvert.source import download, resolve
+from tests.hub_models import MODEL, TOKEN, WEIGHTS
+from tests.hub_server import Fault, HubServer, blob_sha1, sha256
+
+pytest_plugins = ["tests.hub_fixtures"]
+
+SHARD = min(WEIGHTS)
+
+
+def sentence(error: pytest.ExceptionInfo[InputError]) -> str:
+    """The message as the command line prints it: one line, exit code 2."""
+    assert error.value.exit_code == 2 and error.value.hint
+    assert len(str(error.value).splitlines()) == 1
+    return str(error.value)
+
+
+# ---- transfers that break
+
+
+def test_broken_off_file_is_resumed_where_it_broke(hub: HubServer, waits: list[float]) -> None:
+    hub.add_repo("org/model", MODEL)
+    hub.faults.append(Fault(SHARD, times=2, drop_after=2000))
+    snapshot = resolve("org/model")
+    assert (snapshot.path / SHARD).read_bytes() == WEIGHTS[SHARD]
+    # 2000 bytes arrived, of which three chunks of 512 count; then 2000 more, from there.
+    assert [r.range for r in hub.requests_for(SHARD)] == [None, "bytes=1536-", "bytes=3072-"]
+    assert waits == [1, 1]
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_download_that_stays_broken_goes_on_in_the_next_run(hub: HubServer, tmp_path: Path, reset: bool) -> None:
+    commit = hub.add_repo("org/model", MODEL)
+    folder = tmp_path / "model"
+    hub.faults.append(Fault(SHARD, times=99, drop_after=0, reset=reset))
+    with pytest.raises(HubError) as error:
+        download("org/model", folder)
+    assert "org/model: the download broke off" in sentence(error)
+    assert (folder / UNFINISHED).exists() and not (folder / RECORD).exists()
+    with pytest.raises(InputError, match=f"unfinished.*slideconvert download org/model .*--revision {commit}"):
+        resolve(str(folder))
+
+    hub.faults.clear()
+    hub.requests.clear()
+    assert download("org/model", folder).revision == resolve(str(folder)).revision == commit
+    assert (folder / SHARD).read_bytes() == WEIGHTS[SHARD]
+    assert not hub.requests_for("config.json", "HEAD")  # finished files are kept
+
+
+def test_killed_download_is_refused_and_completed(hub: HubServer, cache: Path, tmp_path: Path) -> None:
+    hub.add_repo("org/model", MODEL)
+    hub.faults.append(Fault(max(WEIGHTS), drop_after=3000, stall=True))
+    folder = tmp_path / "model"
+    code = f"import pathlib; from slideconvert.source import download; download('org/model', pathlib.{folder!r})"
+    command = [sys.executable, "-c", code]
+    env = {"HF_ENDPOINT": hub.url, "NO_PROXY": "*", "HF_HOME": str(cache.parent), "HF_HUB_DISABLE_TELEMETRY": "1"}
+    with subprocess.Popen(command, env=env, cwd=Path(__file__).parents[1]) as process:
+        assert hub.stalled.wait(timeout=60)
+        process.kill()
+    assert list(folder.glob(".cache/**/*.incomplete"))
+    with pytest.raises(InputError, match="download of org/model is unfinished"):
+        resolve(str(folder))
+    download("org/model", folder)
+    assert not list(folder.glob(".cache/**/*.incomplete"))  # the killed process left one behind: gigabytes, in life
+
+
+# ---- wrong bytes
+
+
+@pytest.mark.parametrize("where", ["cache", "folder"])
+@pytest.mark.parametrize("name", [SHARD, "config.json"])
+def test_damaged_file_is_named_and_deleted(hub: HubServer, cache: Path, tmp_path: Path, name: str, where: str) -> None:
+    hub.add_repo("org/model", MODEL)
+    good = MODEL[name]
+    bad = bytes([good[0] ^ 1]) + good[1:]
+    hub.faults.append(Fault(name, body=bad))
+    directory = tmp_path / "model" if where == "folder" else None
+    with pytest.raises(HubError) as error:
+        download("org/model", directory)
+    digest = sha256 if name == SHARD else blob_sha1
+    assert f"{name} is damaged: expected {len(good):,} bytes" in sentence(error)
+    assert digest(good) in sentence(error) and digest(bad) in sentence(error)
+    left = [path for path in tmp_path.rglob("*") if path.is_symlink() or (path.is_file() and path.read_bytes() == bad)]
+    assert not [path for path in left if path.name == name or not path.is_symlink()]
+
+    snapshot = download("org/model", directory)
+    assert (snapshot.path / name).read_bytes() == good
+
+
+def test_folder_is_not_filled_from_a_damaged_cache_for_ever(hub: HubServer, tmp_path: Path) -> None:
+    hub.add_repo("org/model", MODEL)
+    blob = (resolve("org/model").path / SHARD).resolve()
+    blob.write_bytes(b"x" * len(WEIGHTS[SHARD]))
+    with pytest.raises(HubError, match=f"{SHARD} is damaged"):
+        download("org/model", tmp_path / "model")
+    assert not blob.exists()
+    assert (download("org/model", tmp_path / "model").path / SHARD).read_bytes() == WEIGHTS[SHARD]
+
+
+def test_files_that_others_left_in_the_cache_are_checked(hub: HubServer) -> None:
+    commit = hub.add_repo("org/model", MODEL)
+    path = Path(huggingface_hub.hf_hub_download("org/model", SHARD, revision=commit, endpoint=hub.url))
+    path.resolve().write_bytes(b"x" * len(WEIGHTS[SHARD]))
+    with pytest.raises(HubError, match=f"{SHARD} is damaged"):
+        resolve("org/model")
+    assert not path.is_symlink()
+
+
+# ---- repositories that cannot be used
+
+
+def test_only_pickles(hub: HubServer) -> None:
+    hub.add_repo("org/old", {"config.json": b"{}", "pytorch_model.bin": b"pickle"})
+    with pytest.raises(HubError) as error:
+        resolve("org/old")
+    assert "only as pickles (pytorch_model.bin), which can run code" in sentence(error)
+    assert [r.path for r in hub.requests] == ["/api/models/org/old"]
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({"config.json": b"{}", "model.gguf": b""}, "neither model.safetensors nor model.safetensors.index.json"),
+        ({"config.json": b"{}", "other.safetensors": b"", "a.bin": b""}, "neither model.safetensors nor"),
+        ({"model.safetensors": b""}, "has no config.json"),
+        ({}, "neither model.safetensors nor"),
+    ],
+)
+def test_other_formats(hub: HubServer, files: dict[str, bytes], words: str) -> None:
+    hub.add_repo("org/model", files)
+    with pytest.raises(HubError) as error:
+        resolve("org/model")
+    assert words in sentence(error)
+
+
+def test_index_that_names_an_absent_shard(hub: HubServer) -> None:
+    hub.add_repo("org/model", {name: content for name, content in MODEL.items() if name != max(WEIGHTS)})
+    with pytest.raises(HubError) as error:
+        resolve("org/model")
+    assert (
+        f"1 of 2 shards that model.safetensors.index.json names are not in the repository: {max(WEIGHTS)}"
+        in sentence(error)
+    )
+    assert not hub.requests_for(SHARD)  # found out before gigabytes were fetched
+
+
+@pytest.mark.parametrize("index", [b"{}", b"[]", b"<html>", b'{"weight_map": {"a": ["b"]}}'])
+def test_index_that_is_none(hub: HubServer, index: bytes) -> None:
+    hub.add_repo("org/model", MODEL | {"model.safetensors.index.json": index})
+    with pytest.raises(HubError, match="is not an index of shards"):
+        resolve("org/model")
+
+
+# ---- access
+
+
+def test_gated(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.add_repo("org/gated", MODEL, gated=True)
+    with pytest.raises(HubError) as error:
+        resolve("org/gated")
+    words = sentence(error)
+    assert "no token was sent" in words and "https://huggingface.co/org/gated" in words and "hf auth login" in words
+    hub.tokens[TOKEN] = set()
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with pytest.raises(HubError, match="this account has no access"):
+        resolve("org/gated")
+    hub.tokens[TOKEN] = {"org/gated"}
+    assert resolve("org/gated").id == "org/gated"
+
+
+@pytest.mark.parametrize("token", [None, TOKEN])
+def test_missing_and_private(hub: HubServer, monkeypatch: pytest.MonkeyPatch, token: str | None) -> None:
+    hub.add_repo("org/private", MODEL, private=True)
+    if token:
+        hub.tokens[token] = set()
+        monkeypatch.setenv("HF_TOKEN", token)
+    for hub_id in ("org/private", "org/missing"):
+        with pytest.raises(HubError) as error:
+            resolve(hub_id)
+        assert f"{hub_id}: there is no such model on 127.0.0.1, or it is private" in sentence(error)
+
+
+def test_unknown_revision(hub: HubServer) -> None:
+    hub.add_repo("org/model", MODEL)
+    for revision in ("v9", "0" * 40):
+        with pytest.raises(HubError) as error:
+            resolve("org/model", revision=revision)
+        assert f"org/model has no revision '{revision}'" in sentence(error)
+
+
+@pytest.mark.parametrize("token", [TOKEN, "an.oidc-token/without+form"])
+def test_what_the_server_says_is_cleaned(hub: HubServer, monkeypatch: pytest.MonkeyPatch, token: str) -> None:
+    hub.add_repo("org/model", MODEL)
+    monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(HubError, match="the Hub refuses the token") as unknown:
+        resolve("org/model")
+    assert token not in sentence(unknown)
+    hub.tokens[token] = set()
+    told = {"X-Error-Message": f"no rights for {token} or hf_another"}
+    hub.faults.append(Fault("/api/models/org/model", status=403, headers=told))
+    with pytest.raises(HubError) as forbidden:
+        resolve("org/model")
+    assert "answers HTTP 403: no rights for *** or ***" in sentence(forbidden)
+
+
+def test_the_token_is_never_logged(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    hub.add_repo("org/model", MODEL)
+    hub.tokens[TOKEN] = set()
+    hub.faults += [Fault(SHARD, drop_after=100), Fault(max(WEIGHTS), status=500)]
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    caplog.set_level(logging.DEBUG)
+    library = logging.getLogger("huggingface_hub")  # it does not propagate to the root
+    monkeypatch.setattr(library, "handlers", [*library.handlers, caplog.handler])
+    monkeypatch.setattr(library, "level", logging.DEBUG)
+    with pytest.raises(HubError) as error:
+        resolve("org/model")
+    assert any(r.token for r in hub.requests) and "Trying to resume" in caplog.text
+    out, err = capfd.readouterr()
+    for text in (sentence(error), repr(error.value.__cause__), caplog.text, out, err):
+        assert TOKEN not in text
+
+
+# ---- a Hub in trouble
+
+
+def test_rate_limit_passes(hub: HubServer, waits: list[float]) -> None:
+    hub.add_repo("org/model", MODEL)
+    hub.faults.append(Fault("config.json", method="HEAD", times=2, status=429, headers={"Retry-After": "7"}))
+    assert resolve("org/model").id == "org/model"
+    assert waits == [8]  # what the Hub asked for and one second more; the first retry is at once
+
+
+@pytest.mark.parametrize(
+    ("path", "method"), [("/api/models/org/model", "GET"), ("config.json", "HEAD"), (SHARD, "GET")]
+)
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [(429, "too many requests (429) (wait 7 seconds"), (500, "trouble (HTTP 500)"), (503, "trouble (HTTP 503)")],
+)
+def test_trouble_that_stays(hub: HubServer, path: str, method: str, status: int, words: str) -> None:
+    hub.add_repo("org/model", MODEL)
+    hub.faults.append(Fault(path, times=99, method=method, status=status, headers={"Retry-After": "7"}))
+    with pytest.raises(HubError) as error:
+        resolve("org/model")
+    assert words in sentence(error)
+    hub.faults.clear()
+    assert resolve("org/model").id == "org/model"
+
+
+def test_no_network(cache: Path, waits: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    with HubServer() as server:
+        address = server.url.replace("//", f"//user:{TOKEN}@")
+    for endpoint in (address, "not-an-address"):
+        monkeypatch.setenv("HF_ENDPOINT", endpoint)
+        with pytest.raises(HubError) as error:
+            resolve("org/model")
+        words = sentence(error)
+        assert "cannot be reached" in words and TOKEN not in words
+        assert all(way in words for way in ("HF_ENDPOINT", "HF_HUB_OFFLINE", "local folder"))
+
+
+def test_network_that_goes_between_two_files(hub: HubServer) -> None:
+    hub.add_repo("org/model", MODEL)
+    hub.faults.append(Fault("config.json", method="HEAD", times=99, drop_after=0))
+    with pytest.raises(HubError) as error:
+        resolve("org/model")
+    assert "broke off" in sentence(error)
+
+
+def test_what_is_no_hub(hub: HubServer) -> None:
+    hub.add_repo("org/model", MODEL)
+    hub.faults.append(Fault("/api/models/org/model", status=200))
+    with pytest.raises(HubError) as error:
+        resolve("org/model")
+    assert "does not answer like a Hugging Face Hub" in sentence(error)
+
+
+# ---- the disk
+
+
+def test_disk_too_small(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.add_repo("org/model", MODEL)
+    usage = namedtuple("usage", "free")
+    size = sum(map(len, MODEL.values()))
+    for where in (None, tmp_path / "model"):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(size - 1))
+        with pytest.raises(InputError) as error:
+            download("org/model", where)
+        assert "org/model needs 0.00 GB more, and " in sentence(error) and "GB free" in sentence(error)
+        assert not [r for r in hub.requests if not r.path.startswith("/api/")]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(size))
+    resolve("org/model")
+    hub.add_repo("org/model", MODEL | {"README.md": b"# Better"})
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(8))
+    assert (resolve("org/model").path / "README.md").read_bytes() == b"# Better"  # the weights are there already
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "blobs/1"), "the disk is full at blobs/1"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "the disk is full"),
+        (OSError(errno.EROFS, "Read-only file system", "blobs"), "cannot write at blobs"),
+        (OSError("Consistency check failed: file should be of size 9 but has size 8"), "the download broke off"),
+        (OSError("I/O error: No space left on device (os error 28)"), "the disk is full"),
+        (RuntimeError("Task error: File reconstruction error: CAS Client Error: x"), "the download broke off"),
+        (ConnectionError("Network error: error sending request"), "HF_HUB_DISABLE_XET=1"),
+        (PermissionError("Authentication error: token expired"), "storage refuses the token"),
+        (ValueError("The file is too large to be downloaded using the regular download method."), "over 50 GB"),
+    ],
+)
+def test_errors_of_disk_and_xet(hub: HubServer, monkeypatch: pytest.MonkeyPatch, error: Exception, words: str) -> None:
+    """What a loopback cannot produce: raised where huggingface_hub raises it."""
+    hub.add_repo("org/model", MODEL)
+
+    def fails(*_: object, **__: object) -> str:
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fails)
+    with pytest.raises(HubError) as raised:
+        resolve("org/model")
+    assert words in sentence(raised) and raised.value.__cause__ is error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [KeyError("x"), RuntimeError("a defect"), ValueError("a defect"), FileNotFoundError(2, "gone"), OSError("?")],
+)
+def test_unknown_errors_surface(error: Exception) -> None:
+    with pytest.raises(type(error)) as raised, hub_errors("org/model"):
+        raise error
+    assert raised.value is error
+
+
+def test_cache_that_may_only_be_read(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = hub.add_repo("org/model", MODEL)
+    for name in MODEL:
+        huggingface_hub.hf_hub_download("org/model", name, revision=commit, endpoint=hub.url)
+
+    def read_only(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("slideconvert.snapshot.write_whole", read_only)
+    monkeypatch.setattr("slideconvert.hub.download.write_whole", read_only)
+    assert resolve("org/model").revision == commit
