@@ -1,6 +1,6 @@
 """Make a random checkpoint of a real model's shapes, as BF16 safetensors: something to convert where no model is.
 
-    python benches/synthetic.py /tmp/llama-1b --model llama-3.2-1b
+python benches/synthetic.py /tmp/llama-1b --model llama-3.2-1b
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from .checkpoint.staging import file_sha256, write_file, writing
 from .errors import VerificationError
 from .html import render_html
 from .plan import Plan, index_json
+from .progress import Progress
 from .report import Report
 from .runtime.bundle import bundle_kernels
 from .verify import verify_checkpoint
@@ -30,7 +30,7 @@ def finish(
     report: Report,
     *,
     verify: bool,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> Report:
     """Complete the output in `folder`, whose weight files are written already (sha256 by name), and check it.
 

@@ -13,7 +13,6 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -28,22 +27,12 @@ from .layers import layer_of
 from .layout import stored_tensors
 from .measure import check_finite, nonzeros, relative_error, values
 from .plan import LinearPlan, Plan, check_room
+from .progress import Progress, silent
 from .prune import PRUNERS
 from .prune.select import apply_mask, check_pattern
 from .quantize import QuantizedWeight, quantize
 from .report import LayerReport, Report, totals
 from .workers import in_order
-
-
-class Progress(Protocol):
-    """What a conversion tells while it runs."""
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        """`done` of `total` units (weights, tensors) of this stage are finished."""
-
-
-def silent(stage: str, done: int, total: int) -> None:
-    """A Progress that nobody watches."""
 
 
 def convert(
@@ -74,12 +63,13 @@ def convert(
         staging.discard()
         raise
     layers = [LayerReport.from_dict(layer) for note in writer.notes for layer in note["layers"]]
+    record = plan.record
     report = Report(
-        source=plan.snapshot.id,
-        revision=plan.snapshot.revision,
+        source=record.source["id"],
+        revision=record.source["revision"],
         model_type=plan.source.config["model_type"],
         layout=plan.layout,
-        recipe=plan.record.recipe,
+        recipe=record.recipe,
         layers=tuple(layers),
         totals=totals(layers, plan.bytes_before, plan.bytes_after),
         notes=plan.notes,

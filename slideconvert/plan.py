@@ -20,7 +20,7 @@ from .layers import Linear, decoder_linears, layer_of, siblings
 from .layout import CODE_NAMES, StoredLinear, describe, stored_specs
 from .patterns import Pattern
 from .prune import PRUNERS
-from .recipe import Choice, Recipe, describe_choice
+from .recipe import WORDS, Choice, Recipe, describe_choice
 from .schemes import Scheme
 from .snapshot import Snapshot
 
@@ -77,10 +77,11 @@ class Plan:
         """The checkpoint's own record, files and kernels still empty. A chain of commands keeps the first source."""
         before = read_record(self.source.config, str(self.source.path))
         origin = {"id": self.snapshot.id, "revision": self.snapshot.revision}
+        words = {**(before.recipe if before else {}), **self.recipe.describe(), "layout": self.layout}
         return Record(
             layout=self.layout,
             source=before.source if before else origin,
-            recipe={**(before.recipe if before else {}), **self.recipe.describe(), "layout": self.layout},
+            recipe={word: words[word] for word in WORDS if word in words},
             linears={plan.linear.name: plan.record for plan in self.linears if plan.record},
         )
 

@@ -24,6 +24,9 @@ from .patterns import Pattern
 from .prune import parse_method
 from .schemes import Scheme, parse_scheme
 
+WORDS = ("scheme", "pattern", "method", "layout", "rules")
+"""The words of a recipe that say what is done, in the order in which they are written down."""
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -112,7 +115,7 @@ def load_recipe(path: Path) -> Recipe:
 
 def parse_recipe(words: Any, where: str) -> Recipe:
     """The parsed YAML (all scalars strings) to a Recipe."""
-    _check_words(words, {"model", "revision", "scheme", "pattern", "method", "layout", "rules", "shard_gb"}, where)
+    _check_words(words, {"model", "revision", "shard_gb", *WORDS}, where)
     rules = words.get("rules", [])
     if not isinstance(rules, list):
         raise InputError(f"{where}: rules must be a list", hint="- {match: '*.down_proj', pattern: '2:6'}")

@@ -8,7 +8,7 @@ scheme's rounding of the source's, but for at most two zeros a group, which prun
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -25,6 +25,7 @@ from .layout import StoredLinear, describe, stored_tensors
 from .measure import check_finite, floats, nonzeros, relative_error, values
 from .patterns import ZEROS, Pattern
 from .planes import bits, row_blocks, to_planes
+from .progress import Progress, silent
 from .prune.select import check_pattern
 from .quantize import QuantizedWeight
 from .workers import in_order
@@ -60,7 +61,7 @@ def verify_checkpoint(
     checkpoint: Checkpoint,
     *,
     source: Checkpoint | None = None,
-    progress: Callable[[str, int, int], None] = lambda *_: None,
+    progress: Progress = silent,
 ) -> Verdict:
     """Check a checkpoint of ours, against its source if one is given. InputError if it is not one of ours."""
     record = read_record(checkpoint.config, str(checkpoint.path / CONFIG))

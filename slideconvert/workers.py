@@ -28,7 +28,9 @@ def count(device: str = "cpu") -> int:
     return 2 if device != "cpu" else min(MOST, cores)
 
 
-def in_order(function: Callable[[Item], Result], items: Iterable[Item], device: str = "cpu") -> Generator[Result, None, None]:
+def in_order(
+    function: Callable[[Item], Result], items: Iterable[Item], device: str = "cpu"
+) -> Generator[Result, None, None]:
     """function(item) for each item, computed ahead by `count(device)` threads, given in order.
 
     An exception in one comes out when its turn comes; what is already under way ends first.

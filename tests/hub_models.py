@@ -1,8 +1,12 @@
-"""A small sharded checkpoint for tests/hub_server.py: bytes that only look like one."""
+"""What the tests over tests/hub_server.py share: a checkpoint (bytes that only look like one), and its errors read."""
 
 from __future__ import annotations
 
 import json
+
+import pytest
+
+from slideconvert.errors import InputError
 
 TOKEN = "hf_" + "s3cret" * 6
 WEIGHTS = {
@@ -21,3 +25,10 @@ MODEL = {
     **WEIGHTS,
 }
 """The files of a sharded checkpoint, all of which a download wants."""
+
+
+def sentence(error: pytest.ExceptionInfo[InputError]) -> str:
+    """The message as the command line prints it: one line, exit code 2."""
+    assert error.value.exit_code == 2 and error.value.hint
+    assert len(str(error.value).splitlines()) == 1
+    return str(error.value)

@@ -1,0 +1,5 @@
+"""python -m slideconvert"""
+
+from .cli import main
+
+main()

@@ -1,0 +1,79 @@
+"""The command line: parses, calls the library, prints. Nothing else in the package prints or exits.
+
+Commands are imported when they are called, and they import the library when they run, so that --help is instant.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import NoReturn
+
+import click
+
+from .. import __version__
+from ..errors import SlideConvertError
+
+COMMANDS = {
+    "download": ("use", "Fetch a model from the Hub, pinned and checked."),
+    "plan": ("convert", "Show what a conversion would do; writes nothing."),
+    "convert": ("convert", "Prune, quantize, re-lay and verify a model in one go."),
+    "sparsify": ("stages", "Prune to a 2:L pattern."),
+    "quantize": ("stages", "Quantize to int8 or fp8."),
+    "slide": ("stages", "Re-lay quantized 2:L weights into 2:4 windows."),
+    "relayout": ("stages", "Convert between the slide and the dense layout, exactly."),
+    "verify": ("look", "Re-read a checkpoint and check every weight."),
+    "inspect": ("look", "Show what a checkpoint holds, layer by layer."),
+    "eval": ("use", "Measure perplexity, side by side."),
+    "generate": ("use", "Continue a prompt with a checkpoint."),
+    "doctor": ("look", "Say what this machine can do."),
+}
+"""Each command's module and the line that --help shows for it."""
+
+
+class Commands(click.Group):
+    """A group that knows its commands by name and loads their modules when they are needed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        command: click.Command = getattr(importlib.import_module(f".{COMMANDS[name][0]}", __name__), f"{name}_command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="slideconvert")
+def group() -> None:
+    """BF16 language models in, verified 2:L sparse INT8/FP8 SlideSparse checkpoints out.
+
+    \b
+      slideconvert convert meta-llama/Llama-3.2-1B out/ --scheme int8 --pattern 2_8
+      slideconvert verify out/
+      slideconvert eval meta-llama/Llama-3.2-1B out/ --text wiki.txt
+    """
+
+
+def main() -> NoReturn:
+    """Run a command. Exit codes: 0 done, 1 a conversion or check failed, 2 wrong usage or input, 130 interrupted."""
+    try:
+        group(prog_name="slideconvert", standalone_mode=False)
+    except SlideConvertError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted; a conversion can be continued with --resume", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output left: nobody to tell
+        sys.exit(1)
+    sys.exit(0)

@@ -1,0 +1,126 @@
+"""What several commands share: options, the progress bar, output for people and for machines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ..progress import Progress
+    from ..snapshot import Snapshot
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Several option decorators as one, in the order they are shown."""
+
+    def apply(command: Command) -> Command:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return apply
+
+
+source_argument = click.argument("source")
+out_argument = click.argument("out", type=click.Path(path_type=Path))
+checkpoint_argument = click.argument("ckpt", type=click.Path(path_type=Path))
+revision_option = click.option("--revision", help="Branch, tag or commit of a Hub id.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
+device_option = click.option(
+    "--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]", help="Where to compute."
+)
+verbosity_options = options(
+    click.option("-v", "--verbose", is_flag=True, help="Say more: every linear."),
+    click.option("-q", "--quiet", is_flag=True, help="No progress, no summary; errors only."),
+)
+run_options = options(
+    device_option,
+    click.option("--resume", is_flag=True, help="Continue an interrupted run of the same settings."),
+    click.option("--no-verify", is_flag=True, help="Do not re-read the output; the report says so."),
+    json_option,
+    verbosity_options,
+)
+
+
+def choose_device(name: str) -> str:
+    """'auto' -> cuda if there is one, else cpu. InputError for a device that is not there."""
+    import torch
+
+    from ..errors import InputError
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
+        raise InputError(f"unknown device '{name}'", hint="auto, cpu, cuda or cuda:N")
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"device {name}: this machine has {torch.cuda.device_count()} CUDA devices", hint="--device cpu"
+        )
+    return name
+
+
+@contextmanager
+def progress_bar(shown: bool) -> Iterator[Progress]:
+    """A progress callback that draws bars with the time left on stderr; does nothing if not shown."""
+    if not shown:
+        yield lambda stage, done, total: None
+        return
+    from rich import progress as rich_progress
+    from rich.console import Console
+
+    columns = [
+        rich_progress.TextColumn("{task.description:>10}"),
+        rich_progress.BarColumn(40),
+        rich_progress.TaskProgressColumn(),
+        rich_progress.TimeRemainingColumn(),
+    ]
+    tasks: dict[str, rich_progress.TaskID] = {}
+    with rich_progress.Progress(*columns, console=Console(stderr=True), refresh_per_second=4) as bars:
+
+        def tell(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done, total=total)
+
+        yield tell
+
+
+def show(table: Table | str, *, err: bool = False) -> None:
+    """Print a table or a line for people: tables as wide as the terminal, 120 columns when there is none."""
+    from rich.console import Console
+
+    console = Console(stderr=err, highlight=False)
+    if not console.is_terminal:
+        console = Console(stderr=err, highlight=False, width=120)
+    console.print(table)
+
+
+def echo_json(value: Any) -> None:
+    """Print a value for machines."""
+    click.echo(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def resolve_source(source: str, revision: str | None, quiet: bool) -> Snapshot:
+    """A folder as it is, a Hub id downloaded, with a progress bar."""
+    from ..source import resolve
+
+    with progress_bar(not quiet) as tell:
+        return resolve(source, revision=revision, progress=tell)
+
+
+def gigabytes(count: int) -> str:
+    """Bytes in the unit that suits them: 1.44 GB, 8.9 MB."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count} B"

@@ -1,0 +1,201 @@
+"""convert and plan: the whole job, and what it would do."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .common import (
+    choose_device,
+    echo_json,
+    json_option,
+    options,
+    out_argument,
+    progress_bar,
+    resolve_source,
+    revision_option,
+    run_options,
+    show,
+    source_argument,
+    verbosity_options,
+)
+
+if TYPE_CHECKING:
+    from ..plan import Plan
+    from ..recipe import Recipe
+    from ..report import Report
+
+recipe_options = options(
+    click.option("--recipe", type=click.Path(path_type=Path), help="YAML recipe; the flags here overrule it."),
+    click.option("--scheme", metavar="int8|fp8|bf16", help="Numbers of the weights.  [default: int8]"),
+    click.option("--pattern", metavar="2_L", help="2_4 … 2_16, or 2_inf to prune nothing.  [default: 2_8]"),
+    click.option("--method", metavar="magnitude|none", help="How weights to prune are chosen.  [default: magnitude]"),
+    click.option("--layout", metavar="slide|dense", help="How weights are stored.  [default: slide; dense for bf16]"),
+    click.option("--shard-gb", type=float, help="Largest weight file, in GB.  [default: 5]"),
+)
+
+DEFAULTS = {"scheme": "int8", "pattern": "2:8", "method": "magnitude"}
+
+
+def full_recipe(path: Path | None, layout: str | None, shard_gb: float | None, **words: str | None) -> Recipe:
+    """The recipe file (if any), overruled by the flags, filled up with the defaults of `convert`."""
+    from ..recipe import Recipe, describe_choice, load_recipe, make_choice, parse_recipe
+
+    recipe = load_recipe(path) if path else Recipe()
+    said = {**DEFAULTS, **describe_choice(recipe.choice), **{key: word for key, word in words.items() if word}}
+    flags = parse_recipe(
+        {**({"layout": layout} if layout else {}), **({"shard_gb": str(shard_gb)} if shard_gb is not None else {})},
+        "flags",
+    )
+    choice = make_choice(**said)
+    unquantized = all(scheme and not scheme.quantized for scheme in (choice.scheme, *_rule_schemes(recipe)))
+    return replace(
+        recipe,
+        choice=choice,
+        layout=flags.layout or recipe.layout or ("dense" if unquantized else "slide"),
+        shard_bytes=flags.shard_bytes if shard_gb is not None else recipe.shard_bytes,
+    )
+
+
+def _rule_schemes(recipe: Recipe) -> list[Any]:
+    return [rule.choice.scheme for rule in recipe.rules if rule.choice.scheme]
+
+
+@click.command("convert")
+@source_argument
+@out_argument
+@recipe_options
+@revision_option
+@run_options
+def convert_command(
+    source: str,
+    out: Path,
+    recipe: Path | None,
+    scheme: str | None,
+    pattern: str | None,
+    method: str | None,
+    layout: str | None,
+    shard_gb: float | None,
+    revision: str | None,
+    **run: Any,
+) -> None:
+    """Prune, quantize, re-lay and verify the model SOURCE (a folder or a Hub id) into the folder OUT."""
+    full = full_recipe(recipe, layout, shard_gb, scheme=scheme, pattern=pattern, method=method)
+    carry_out(source, out, full, revision or full.revision, **run)
+
+
+@click.command("plan")
+@source_argument
+@recipe_options
+@revision_option
+@json_option
+@verbosity_options
+def plan_command(
+    source: str,
+    recipe: Path | None,
+    scheme: str | None,
+    pattern: str | None,
+    method: str | None,
+    layout: str | None,
+    shard_gb: float | None,
+    revision: str | None,
+    as_json: bool,
+    verbose: bool,
+    quiet: bool,
+) -> None:
+    """Show what `convert` with the same words would do to SOURCE. Reads shapes only, writes nothing."""
+    from ..plan import make_plan
+    from .tables import plan_summary, plan_table
+
+    full = full_recipe(recipe, layout, shard_gb, scheme=scheme, pattern=pattern, method=method)
+    made = make_plan(resolve_source(source, revision or full.revision, quiet or as_json), full)
+    if as_json:
+        echo_json(plan_json(made))
+    else:
+        show(plan_table(made, every_linear=verbose))
+        show(plan_summary(made))
+
+
+def carry_out(
+    source: str,
+    out: Path,
+    recipe: Recipe,
+    revision: str | None,
+    *,
+    device: str,
+    resume: bool,
+    no_verify: bool,
+    as_json: bool,
+    verbose: bool,
+    quiet: bool,
+) -> None:
+    """Plan and run a conversion, with a progress bar, and print what came of it."""
+    from ..pipeline import convert
+    from ..plan import make_plan
+    from .tables import report_summary, report_table
+
+    made = make_plan(resolve_source(source, revision, quiet or as_json), recipe)
+    where = choose_device(device)
+    started = time.monotonic()
+    with progress_bar(not (quiet or as_json)) as tell:
+        report = convert(made, out, device=where, resume=resume, verify=not no_verify, progress=tell)
+    seconds = time.monotonic() - started
+    if as_json:
+        echo_json(result_json(report, out, seconds))
+    elif not quiet:
+        if verbose:
+            show(report_table(report))
+        show(report_summary(report, out, seconds))
+
+
+def result_json(report: Report, out: Path, seconds: float) -> dict[str, Any]:
+    """What `convert --json` prints: totals and verdict; the linears are in OUT/report.json."""
+    errors = {layer.name: layer.error for layer in report.layers}
+    worst = max(errors, key=lambda name: errors[name])
+    return {
+        "out": str(out),
+        "source": report.source,
+        "revision": report.revision,
+        "layout": report.layout,
+        "recipe": report.recipe,
+        "totals": vars(report.totals),
+        "worst": {"name": worst, "error": errors[worst]},
+        "verified_tensors": report.verified,
+        "notes": list(report.notes),
+        "seconds": round(seconds, 3),
+        "report": str(out / "report.json"),
+    }
+
+
+def plan_json(plan: Plan) -> dict[str, Any]:
+    """What `plan --json` prints."""
+    return {
+        "source": plan.snapshot.id,
+        "revision": plan.snapshot.revision,
+        "layout": plan.layout,
+        "recipe": plan.record.recipe,
+        "weights": plan.weights,
+        "bytes_before": plan.bytes_before,
+        "bytes_after": plan.bytes_after,
+        "peak_memory": plan.peak_memory,
+        "shards": {shard.file: sum(unit.bytes for unit in shard.units) for shard in plan.shards},
+        "notes": list(plan.notes),
+        "linears": [
+            {
+                "name": linear.linear.name,
+                "shape": list(linear.stored.shape),
+                "scheme": linear.scheme.name,
+                "pattern": None if linear.kept else str(linear.pattern),
+                "method": linear.method,
+                "kept": linear.kept,
+                "slid_columns": linear.slid_columns(plan.layout),
+                "bytes_before": linear.stored.bytes,
+                "bytes_after": sum(spec.bytes for spec in linear.outputs),
+            }
+            for linear in plan.linears
+        ],
+    }

@@ -1,0 +1,185 @@
+"""Tables and summary lines for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.table import Table
+
+from .common import gigabytes
+
+if TYPE_CHECKING:
+    from ..inspect import Inspection
+    from ..plan import LinearPlan, Plan
+    from ..report import Report
+    from ..verify import LinearVerdict, Verdict
+
+
+def table(title: str, words: Iterable[str], numbers: Iterable[str]) -> Table:
+    """An empty table: columns of words to the left, columns of numbers to the right."""
+    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for name in words:
+        made.add_column(name, overflow="fold")
+    for name in numbers:
+        made.add_column(name, justify="right", no_wrap=True)
+    return made
+
+
+def _shape(shape: tuple[int, int]) -> str:
+    return f"{shape[0]} × {shape[1]}"
+
+
+def plan_table(plan: Plan, *, every_linear: bool) -> Table:
+    """One row a linear, or one for all linears of a kind that are treated alike."""
+    made = table("Plan", ["linear", "scheme", "pattern", "method"], ["count", "shape", "K'", "before", "after"])
+    groups: dict[tuple[str, ...], list[LinearPlan]] = {}
+    for linear in plan.linears:
+        name = linear.linear.name if every_linear else linear.linear.kind
+        what = ("kept", "", "") if linear.kept else (linear.scheme.name, str(linear.pattern), linear.method or "none")
+        slid = str(linear.slid_columns(plan.layout) or "")
+        groups.setdefault((name, *what, _shape(linear.stored.shape), slid), []).append(linear)
+    for (*words, shape, slid), members in groups.items():
+        before = sum(member.stored.bytes for member in members)
+        after = sum(spec.bytes for member in members for spec in member.outputs)
+        made.add_row(*words, str(len(members)), shape, slid, gigabytes(before), gigabytes(after))
+    return made
+
+
+def plan_summary(plan: Plan) -> str:
+    """The totals of a plan in words."""
+    patterns = {str(linear.pattern): linear.pattern for linear in plan.linears if not linear.kept}
+    ideal = ", ".join(f"{name} {pattern.ideal_speedup:.2f}×" for name, pattern in patterns.items() if pattern.prunes)
+    lines = [
+        f"source   {plan.snapshot.id}" + (f" at {plan.snapshot.revision}" if plan.snapshot.revision else ""),
+        f"weights  {plan.weights / 1e6:.1f} million in {len(plan.linears)} linears, layout {plan.layout}",
+        f"files    {gigabytes(plan.bytes_before)} -> {gigabytes(plan.bytes_after)} in {len(plan.shards)} shard(s)",
+        f"memory   about {gigabytes(plan.peak_memory)}",
+        *([f"ideal speed-up over dense of the same precision: {ideal} (an upper bound, see README)"] if ideal else []),
+        *[f"note     {note}" for note in plan.notes],
+    ]
+    return "\n".join(lines)
+
+
+def report_table(report: Report) -> Table:
+    """One row a linear."""
+    made = table("Linears", ["linear", "scheme", "pattern"], ["zeros", "error", "from pruning", "before", "after"])
+    for layer in report.layers:
+        made.add_row(
+            layer.name,
+            "kept" if layer.kept else layer.scheme,
+            "" if layer.kept else layer.pattern,
+            f"{layer.zeros / layer.weights:.1%}",
+            f"{layer.error:.4f}",
+            f"{layer.prune_error:.4f}",
+            gigabytes(layer.bytes_before),
+            gigabytes(layer.bytes_after),
+        )
+    return made
+
+
+def report_summary(report: Report, out: Path, seconds: float) -> str:
+    """What came of a conversion, in words."""
+    totals = report.totals
+    worst = max(report.layers, key=lambda layer: layer.error)
+    checked = f"{report.verified} tensors re-read and sound" if report.verified else "NOT VERIFIED (--no-verify)"
+    rate = totals.weights / seconds / 1e6
+    lines = [
+        f"wrote    {out}: {gigabytes(totals.file_bytes_before)} -> {gigabytes(totals.file_bytes_after)}, "
+        f"{totals.zeros / totals.weights:.1%} of {totals.weights / 1e6:.1f} million weights are zero",
+        f"error    at most {worst.error:.4f} ({worst.name})",
+        f"verified {checked}",
+        f"time     {seconds:.1f} s, {rate:.0f} million weights/s",
+        *[f"note     {note}" for note in report.notes],
+        f"look     {out / 'report.html'}",
+    ]
+    return "\n".join(lines)
+
+
+def verdict_table(verdict: Verdict, *, every_linear: bool) -> Table:
+    """One row a linear, or one for all sound linears of a kind and one for each faulty one."""
+    made = table("Verification", ["linear", "scheme", "pattern", "verdict"], ["count", "zeros", "worst error", "size"])
+    groups: dict[tuple[str, ...], list[LinearVerdict]] = {}
+    for linear in verdict.linears:
+        single = every_linear or linear.fault
+        name = linear.name if single else linear.name.rpartition(".")[2]
+        key = (name, linear.scheme, linear.pattern, "FAULT" if linear.fault else "sound")
+        groups.setdefault(key, []).append(linear)
+    for words, members in groups.items():
+        weights = sum(member.shape[0] * member.shape[1] for member in members)
+        errors = [member.error for member in members if member.error is not None]
+        made.add_row(
+            *words,
+            str(len(members)),
+            f"{sum(member.zeros for member in members) / weights:.1%}" if weights else "",
+            f"{max(errors):.4f}" if errors else "–",
+            gigabytes(sum(member.bytes for member in members)),
+        )
+    return made
+
+
+def inspect_table(found: Inspection) -> Table:
+    """One row a linear."""
+    made = table(found.path, ["linear", "scheme", "pattern", "layout"], ["shape", "zeros", "error", "size"])
+    for linear in found.linears:
+        made.add_row(
+            linear.name,
+            linear.scheme,
+            linear.pattern or "–",
+            linear.layout,
+            _shape(linear.shape),
+            f"{linear.zeros / linear.weights:.1%}",
+            "–" if linear.error is None else f"{linear.error:.4f}",
+            gigabytes(linear.bytes),
+        )
+    return made
+
+
+def inspect_summary(found: Inspection) -> str:
+    """The checkpoint as a whole, in words."""
+    weights, zeros = sum(x.weights for x in found.linears), sum(x.zeros for x in found.linears)
+    revision = found.source.get("revision")
+    origin = f"source   {found.source['id']}" + (f" at {revision}" if revision else "") if found.source else ""
+    lines = [
+        f"model    {found.model_type}, {len(found.linears)} decoder linears, {weights / 1e6:.1f} million weights",
+        *([origin] if origin else []),
+        *([f"recipe   {', '.join(f'{k}: {v}' for k, v in found.recipe.items())}"] if found.recipe else []),
+        f"zeros    {zeros / weights:.1%}",
+        f"bytes    {gigabytes(found.bytes)}",
+    ]
+    return "\n".join(lines)
+
+
+def eval_table(rows: list[dict[str, Any]], length: int, activations: str) -> Table:
+    """One row a checkpoint."""
+    title = f"Perplexity, windows of {length} tokens, activations {activations}"
+    made = table(title, ["checkpoint"], ["perplexity", "× first", "windows", "size"])
+    for row in rows:
+        made.add_row(
+            row["ckpt"], f"{row['perplexity']:.3f}", f"{row['ratio']:.3f}", str(row["windows"]), gigabytes(row["bytes"])
+        )
+    return made
+
+
+def doctor_table(found: dict[str, Any]) -> Table:
+    """One row a fact."""
+    made = table("slideconvert doctor", ["what", "found"], [])
+    made.add_row("slideconvert", found["slideconvert"])
+    made.add_row("python", f"{found['python']} on {found['system']}, {found['cores_used']} cores used")
+    for name, version in found["packages"].items():
+        made.add_row(name, version or "not installed")
+    for gpu in found["gpus"]:
+        units = [kind for kind in ("int8", "fp8") if gpu[f"sparse_{kind}"]]
+        made.add_row(
+            "GPU",
+            f"{gpu['name']}, {gigabytes(gpu['memory_bytes'])}, compute capability {gpu['compute_capability']}, "
+            f"2:4 units for {', '.join(units) or 'nothing we use'}",
+        )
+    cache = found["huggingface_cache"]
+    made.add_row("Hugging Face cache", f"{cache['path']}, {gigabytes(cache['free_bytes'])} free")
+    made.add_row("Hugging Face token", "found" if found["huggingface_token"] else "none (only needed for gated models)")
+    for advice in found["advice"]:
+        made.add_row("advice", advice)
+    return made

@@ -1,0 +1,91 @@
+"""Load any checkpoint we can read (BF16, W8A8 of others, ours in either layout) into a transformers model.
+
+No code from the checkpoint runs: the architecture is transformers' own, chosen by model_type, and the weights are
+put in by us, so that the numbers do not depend on which loaders are installed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..checkpoint.config import RECORD, check_quantization, read_record
+from ..checkpoint.reader import Checkpoint
+from ..errors import InputError, pick
+from ..layers import decoder_linears
+from ..layout import describe
+from ..quantize import QuantizedWeight
+from .linear import QuantizedLinear, float_linear
+
+ACTIVATIONS = ("quantized", "float")
+"""How the input of a quantized linear is treated: per token in 8 bits, as served, or not rounded at all."""
+
+NOT_ARCHITECTURE = ("quantization_config", RECORD, "auto_map", "architectures", "dtype", "torch_dtype", "model_type")
+
+
+def load_model(
+    checkpoint: Checkpoint, *, activations: str = "quantized", device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> nn.Module:
+    """The checkpoint as a transformers causal language model in eval mode, computing in `dtype`.
+
+    InputError if tensors are missing or left over, or the architecture is unknown.
+    """
+    import accelerate
+    import transformers
+
+    pick(activations, ACTIVATIONS, "kind of activations")
+    check_quantization(checkpoint.config, str(checkpoint.path))
+    linears = [linear.name for linear in decoder_linears(checkpoint.config)]
+    words = {key: value for key, value in checkpoint.config.items() if key not in NOT_ARCHITECTURE}
+    config = transformers.AutoConfig.for_model(checkpoint.config["model_type"], **words)
+    with accelerate.init_empty_weights(include_buffers=False):
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+    used = set()
+    for name in linears:
+        linear, tensors = _linear(checkpoint, name, activations, dtype)
+        model.set_submodule(name, linear.to(device))
+        used |= tensors
+    rest = {name: checkpoint.read(name) for name in checkpoint.tensors if name not in used}
+    floats = {
+        name: (tensor.to(dtype) if tensor.is_floating_point() else tensor).to(device) for name, tensor in rest.items()
+    }
+    _, unexpected = model.load_state_dict(floats, strict=False, assign=True)
+    model.tie_weights()
+    absent = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if absent or unexpected:
+        name, why = (absent[0], "is missing") if absent else (unexpected[0], "has no place in the architecture")
+        raise InputError(f"{checkpoint.path}: tensor {name} {why}", hint="the checkpoint and its config.json disagree")
+    return model.to(device).eval()
+
+
+def _linear(checkpoint: Checkpoint, name: str, activations: str, dtype: torch.dtype) -> tuple[nn.Module, set[str]]:
+    """One decoder linear as a module, and the names of the tensors it was made of."""
+    record = read_record(checkpoint.config, str(checkpoint.path))
+    entry = record.linears.get(name) if record else None
+    stored = describe(checkpoint, name, (entry.pattern, entry.shape) if entry else None)
+    weight = stored.read(checkpoint)
+    used = {spec.name for spec in stored.tensors}
+    bias = None
+    if f"{name}.bias" in checkpoint.tensors:
+        bias = checkpoint.read(f"{name}.bias")
+        used.add(f"{name}.bias")
+    if isinstance(weight, QuantizedWeight):
+        if activations == "quantized":
+            return QuantizedLinear(weight, bias), used
+        weight = weight.dequantize()
+    return float_linear(weight, bias, dtype), used
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> Any:
+    """The checkpoint's tokenizer. InputError if it has none that transformers can load without running its code."""
+    import transformers
+
+    try:
+        return transformers.AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"{checkpoint.path}: no usable tokenizer ({reason})", hint="add the tokenizer files"
+        ) from error
