@@ -7,16 +7,16 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from .card import render_card
-from .checkpoint.companions import companions
 from .checkpoint.config import output_config
-from .checkpoint.reader import CONFIG, INDEX, Checkpoint
+from .checkpoint.files import CONFIG, INDEX, companions
+from .checkpoint.reader import Checkpoint
 from .checkpoint.staging import file_sha256, write_file, writing
 from .errors import VerificationError
-from .html import render_html
 from .plan import Plan, index_json
 from .progress import Progress
 from .report import Report
+from .report.card import render_card
+from .report.html import render_html
 from .runtime.bundle import bundle_kernels
 from .verify import verify_checkpoint
 

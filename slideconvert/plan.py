@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint.config import LinearRecord, Record, check_quantization, read_record
+from .checkpoint.files import SINGLE
 from .checkpoint.format import ITEM_BYTES, TensorSpec
-from .checkpoint.reader import SINGLE, Checkpoint
+from .checkpoint.reader import Checkpoint
 from .checkpoint.writer import Shard, Unit
 from .errors import InputError
 from .layers import Linear, decoder_linears, layer_of, siblings

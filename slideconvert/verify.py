@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from .checkpoint.config import Record, quantization_config, read_record
+from .checkpoint.files import CONFIG, INDEX
 from .checkpoint.format import TensorSpec
-from .checkpoint.reader import CONFIG, INDEX, Checkpoint, read_json
+from .checkpoint.reader import Checkpoint, read_json
 from .checkpoint.staging import file_sha256
 from .errors import InputError, SlideConvertError
 from .layers import decoder_linears

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import yaml
 
-from slideconvert.card import render_card
-from slideconvert.html import render_html
 from slideconvert.layers import LINEARS
 from slideconvert.report import LayerReport, Report, totals
-from slideconvert.summary import notes, patterns, size
+from slideconvert.report.card import render_card
+from slideconvert.report.html import render_html
+from slideconvert.report.summary import notes, patterns, size
 
 SHAPES = dict.fromkeys(LINEARS, (2048, 2048)) | {
     "self_attn.k_proj": (512, 2048),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -191,7 +192,7 @@ def test_network_that_goes_between_two_files(hub: HubServer) -> None:
 )
 def test_what_is_no_hub(hub: HubServer, fault: Fault) -> None:
     hub.add_repo("org/model", MODEL)
-    hub.faults.append(fault)
+    hub.faults.append(replace(fault))
     with pytest.raises(HubError) as error:
         resolve("org/model")
     assert "127.0.0.1 does not answer like a Hugging Face Hub" in sentence(error)

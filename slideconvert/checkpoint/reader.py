@@ -13,13 +13,9 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from .files import CONFIG, INDEX, PICKLES, SINGLE, STAGING
 from .format import Placed, TensorSpec, read_header
 
-CONFIG = "config.json"
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-STAGING = ".slideconvert-partial"
-"""Where a conversion works until it is complete: a folder that holds it is unfinished."""
 PIECE_ELEMENTS = 1 << 25
 
 TORCH_DTYPES = {
@@ -120,7 +116,7 @@ def locate_tensors(path: Path) -> dict[str, Placed]:
             f"{path}: {len(found)} safetensors files ({found[0].name} …) but neither {SINGLE} nor {INDEX}",
             hint="without the index nobody can tell whether shards are missing: get the index file",
         )
-    pickles = sorted(p.name for kind in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in path.glob(kind))
+    pickles = sorted(entry.name for entry in path.iterdir() if entry.name.endswith(PICKLES))
     if pickles:
         raise InputError(
             f"{path}: weights are pickles ({', '.join(pickles[:3])}), which can run code when opened",

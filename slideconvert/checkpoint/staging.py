@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .reader import INDEX, SINGLE, STAGING
+from .files import INDEX, SINGLE, STAGING
 
 JOURNAL = "journal.jsonl"
 STATE = "state.json"
@@ -34,7 +34,9 @@ class Staging:
         if resume and (self.path / STATE).is_file():
             self._check_same_job(state)
             return
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if resume and self.path.exists():
+            shutil.rmtree(self.path)  # killed before its first or after its last step: begin again
+        elif out.exists() and (not out.is_dir() or any(out.iterdir())):
             unfinished = self.path.exists()
             raise InputError(
                 f"{out} is {'an unfinished conversion' if unfinished else 'not an empty folder'}",

@@ -10,22 +10,13 @@ from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 from .. import __version__
+from ..checkpoint.files import COMPANIONS, CONFIG, INDEX, NEVER, PICKLES, SINGLE
 from ..errors import HubError, InputError
 from ..snapshot import COMMIT
 from .errors import endpoint, hub_errors
 
-CONFIG = "config.json"
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-WANTED = (
-    CONFIG, INDEX, "*.safetensors", "generation_config.json", "tokenizer*", "special_tokens_map.json", "vocab.json",
-    "merges.txt", "added_tokens.json", "chat_template*", "*.model", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*",
-    "README.md",
-)  # fmt: skip
+WANTED = (CONFIG, INDEX, "*.safetensors", *COMPANIONS, "README.md")
 """What is fetched, from the top folder only: weights, tokenizer, and what a derived model must carry on."""
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-NEVER = (*PICKLES, ".py", ".pyc", ".so", ".sh", ".h5", ".msgpack", ".npz")
-"""Never fetched, even if a pattern of WANTED matches (tokenizer.py): opening them can run code."""
 _HUB_ID = re.compile(r"\w([\w.-]*\w)?(/\w([\w.-]*\w)?)?", re.ASCII)
 
 

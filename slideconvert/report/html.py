@@ -10,9 +10,9 @@ import json
 import math
 from html import escape
 
-from . import __version__
-from .patterns import Pattern
-from .report import LayerReport, Report
+from .. import __version__
+from ..patterns import Pattern
+from .record import LayerReport, Report
 from .style import STYLE
 from .summary import converted, errors, notes, patterns, percent, printable, schemes, size, zero_share
 from .svg import bytes_plot, error_plot
@@ -59,7 +59,7 @@ def _what(report: Report) -> str:
 def _head(report: Report) -> str:
     revision = f" · revision <code>{_text(report.revision)}</code>" if report.revision else ""
     return (
-        f"<header><h1><bdi>{_text(report.source)}</bdi> <span>→</span> {_text(_what(report))}</h1>\n"
+        f"<header><h1><bdi>{_text(report.source)}</bdi> <span>→</span> <strong>{_text(_what(report))}</strong></h1>\n"
         f'<p class="soft">{_text(report.model_type)} · {_text(report.layout)} layout{revision}</p></header>\n'
     )
 

@@ -17,6 +17,7 @@ body{margin:0;background:var(--page);color:var(--ink);font:15px/1.5 system-ui,-a
 "Helvetica Neue",Arial,sans-serif;overflow-wrap:anywhere}
 main{max-width:1160px;margin:0 auto;padding:36px 20px 28px}
 h1{margin:0;font-size:27px;line-height:1.25;letter-spacing:-.01em}h1 span{color:var(--soft);font-weight:400}
+h1 strong{display:inline-block}
 h2{margin:0 0 4px;font-size:17px}p{margin:0}.soft{color:var(--soft);font-size:13px}
 code,pre,.code{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace;font-size:.86em}
 .box,.tile{background:var(--card);border:1px solid var(--rule);border-radius:10px}

@@ -11,11 +11,11 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from . import __version__
-from .hub.listing import valid_id
-from .patterns import Pattern
-from .report import Report
-from .schemes import SCHEMES
+from .. import __version__
+from ..hub.listing import valid_id
+from ..patterns import Pattern
+from ..schemes import SCHEMES
+from .record import Report
 from .summary import (
     by_kind,
     converted,

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from . import __version__
+from .. import __version__
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,8 @@ class Report:
     def from_json(cls, text: str) -> Report:
         """The inverse of `to_json`. Raises KeyError, TypeError or ValueError for anything else."""
         values = json.loads(text)
+        if not isinstance(values, dict):
+            raise TypeError(f"a report is a JSON object, not {type(values).__name__}")
         values.pop("tool")
         layers = tuple(LayerReport.from_dict(layer) for layer in values.pop("layers"))
         totals, notes = Totals(**values.pop("totals")), tuple(values.pop("notes"))

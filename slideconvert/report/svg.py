@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from .report import LayerReport
+from .record import LayerReport
 from .summary import KINDS, by_kind, percent, printable, size
 
-WIDTH, LEFT, RIGHT, BOTTOM, PLOT = 1080, 62, 8, 48, 280
+WIDTH, LEFT, RIGHT, BOTTOM, PLOT = 1080, 76, 8, 48, 280
 LEGEND_ROW, LEGEND_STEP, LEGEND_COLUMNS = 24, 122, 7
 MOST_LABELS = 24
 

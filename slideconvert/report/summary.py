@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from .layers import LINEARS
-from .report import LayerReport, Report
+from ..layers import LINEARS
+from .record import LayerReport, Report
 
 KINDS = tuple(place.rpartition(".")[2] for place in LINEARS)
 """The linear kinds in the order they are shown."""

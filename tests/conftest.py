@@ -1,0 +1,43 @@
+"""Fixtures that several test files use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from slideconvert.cli import main
+from tests import pico
+
+
+class Outcome(NamedTuple):
+    """What a command left: exit code, stdout, stderr."""
+
+    code: int
+    out: str
+    err: str
+
+
+Cli = Callable[..., Outcome]
+
+
+@pytest.fixture
+def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """Run a slideconvert command in this process: cli("convert", source, out) -> Outcome."""
+
+    def run(*words: object) -> Outcome:
+        monkeypatch.setattr("sys.argv", ["slideconvert", *map(str, words)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        out, err = capfd.readouterr()
+        return Outcome(int(stop.value.code or 0), out, err)
+
+    return run
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A fresh pico model in one file."""
+    return pico.write(tmp_path / "source")

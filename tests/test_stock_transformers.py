@@ -1,0 +1,388 @@
+"""What stock transformers (with compressed-tensors, without us) makes of our checkpoints, and what our loader does.
+
+The weights it unpacks are compared with the tensors of the file, read by the safetensors library alone.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from slideconvert.checkpoint.reader import Checkpoint
+from slideconvert.errors import InputError
+from slideconvert.evaluate import perplexity
+from slideconvert.pipeline import convert
+from slideconvert.plan import make_plan
+from slideconvert.recipe import parse_recipe
+from slideconvert.runtime.linear import QuantizedLinear
+from slideconvert.runtime.load import load_model, load_tokenizer
+from slideconvert.snapshot import open_folder
+from slideconvert.text import read_documents, token_windows
+from slideconvert.verify import verify_checkpoint
+from tests import pico
+from tests.conftest import Cli
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+DEMO = EXAMPLES / "demo_model"
+TEXT = EXAMPLES / "demo_text" / "evaluation.jsonl"
+
+CODES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
+KEEP_FIRST = {"match": "model.layers.0.*", "keep": "true"}
+DOWN_2_6 = {"match": "*.down_proj", "pattern": "2:6"}
+FP8_LATE = {"match": "model.layers.[23].*", "scheme": "fp8"}
+
+
+def converted(source: Path, out: Path, **words: Any) -> Path:
+    """Convert with the words of a recipe (magnitude, dense layout unless said) into `out`, verified."""
+    recipe = parse_recipe({"method": "magnitude", "layout": "dense", **words}, "test")
+    convert(make_plan(open_folder(source), recipe), out)
+    return out
+
+
+def stock(folder: Path, dtype: torch.dtype | str = torch.float32) -> Any:
+    """The checkpoint as a user without slideconvert loads it, weights unpacked, every tensor accounted for."""
+    model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    assert not any(info.values()), info
+    logits(model, torch.zeros(1, 1, dtype=torch.long))  # compressed-tensors unpacks on the first forward pass
+    return model
+
+
+def logits(model: Any, tokens: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model(input_ids=tokens, use_cache=False).logits
+
+
+def unquantized_activations(model: nn.Module) -> nn.Module:
+    """A copy that computes with the unpacked weights alone: compressed-tensors' own switch for its fake quantization."""
+    model = deepcopy(model)
+    for module in model.modules():
+        module.quantization_enabled = False
+    return model
+
+
+def decoder_linears(model: nn.Module) -> dict[str, nn.Module]:
+    return {name: module for name, module in model.named_modules() if name.endswith("_proj")}
+
+
+def written(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What the file holds for each decoder linear: its weight as stored, and what it means, code * scale in float32."""
+    tensors = pico.read(folder)
+    stored = {name.removesuffix(".weight"): tensor for name, tensor in tensors.items() if name.endswith("_proj.weight")}
+    scale = {name: tensors.get(f"{name}.weight_scale", torch.ones(1)) for name in stored}
+    assert all(factor.dtype == torch.float32 for factor in scale.values())
+    return stored, {name: codes.float() * scale[name] for name, codes in stored.items()}
+
+
+def group_zeros(weight: Tensor, pattern: str) -> int:
+    """The fewest zeros in any whole group of 2:L, by counting; a ragged tail counts its missing columns as zeros."""
+    length = int(pattern.removeprefix("2:"))
+    padded = nn.functional.pad(weight, (0, -weight.shape[1] % length))
+    return int((padded.view(weight.shape[0], -1, length) == 0).sum(-1).min())
+
+
+def assert_weights_as_written(model: nn.Module, folder: Path) -> None:
+    """Equal to the last bit: both are one float32 product of the same two float32 numbers, a code and a scale."""
+    stored, meant = written(folder)
+    linears = decoder_linears(model)
+    assert linears.keys() == stored.keys() and len(linears) >= 14
+    for name, linear in linears.items():
+        assert type(linear) is nn.Linear and linear.weight.dtype == torch.float32, name
+        assert torch.equal(linear.weight, meant[name]), name
+        assert torch.equal(linear.weight == 0, stored[name].float() == 0), name
+
+
+def assert_same_logits(ours: nn.Module, theirs: nn.Module, tokens: Tensor) -> None:
+    """Two float32 runs of the same weights may differ by the rounding of both, and no more.
+
+    What theirs loses to rounding is its distance from its own run in float64; ours may lose as much.
+    """
+    expected = logits(theirs, tokens)
+    rounding = (expected - logits(deepcopy(theirs).double(), tokens)).abs().max()
+    assert 0 < rounding < 1e-3  # of logits around 10: the yardstick itself is sound
+    assert (logits(ours, tokens) - expected).abs().max() <= 2 * rounding
+
+
+@pytest.fixture(scope="module")
+def windows() -> Tensor:
+    """[4, 128] tokens of text that the demo model was not trained on."""
+    return token_windows(load_tokenizer(Checkpoint.open(DEMO)), read_documents(str(TEXT)), 128, 4)
+
+
+# ---- the dense layout, every linear alike
+
+
+class Loaded(NamedTuple):
+    """A dense checkpoint of the demo model, and stock transformers' model of it."""
+
+    folder: Path
+    model: Any
+    scheme: str
+    pattern: str
+
+
+@pytest.fixture(
+    scope="module",
+    params=[(scheme, pattern) for scheme in CODES for pattern in ("2:4", "2:8", "2:inf")],
+    ids=lambda param: "-".join(param),
+)
+def dense(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+    scheme, pattern = request.param
+    folder = converted(DEMO, tmp_path_factory.mktemp("dense") / "out", scheme=scheme, pattern=pattern)
+    return Loaded(folder, stock(folder), scheme, pattern)
+
+
+def test_unpacked_weights_are_code_times_scale(dense: Loaded) -> None:
+    assert_weights_as_written(dense.model, dense.folder)
+    stored, _ = written(dense.folder)
+    assert {codes.dtype for codes in stored.values()} == {CODES[dense.scheme]}
+    if dense.pattern != "2:inf":
+        assert all(group_zeros(linear.weight, dense.pattern) >= 2 for linear in decoder_linears(dense.model).values())
+
+
+def test_logits_with_float_activations(dense: Loaded, windows: Tensor) -> None:
+    ours = load_model(Checkpoint.open(dense.folder), activations="float")
+    assert_same_logits(ours, unquantized_activations(dense.model), windows)
+
+
+def test_quantized_identity_gives_the_weight(dense: Loaded) -> None:
+    """One-hot tokens through both quantized linears give the weight's columns, which leaves no room for a wrong scale.
+
+    compressed-tensors 0.19 quantizes INT8 activations on a grid of absmax / 127.5 that ends at 127, so its 1 is
+    127 / 127.5; its FP8 grid is ours. Its rule per token holds for batches [n, tokens, in] only.
+    Tolerance: at most five float32 roundings a side (of 2**-24 each), in the scale of a token and the products.
+    """
+    one = 127 / 127.5 if dense.scheme == "int8" else 1.0
+    ours = decoder_linears(load_model(Checkpoint.open(dense.folder)))
+    for name, linear in decoder_linears(dense.model).items():
+        columns = linear.weight.T
+        tokens = torch.eye(len(columns))[None]
+        with torch.no_grad():
+            torch.testing.assert_close(ours[name](tokens)[0], columns, rtol=10 * 2**-24, atol=0)
+            torch.testing.assert_close(linear(tokens)[0], columns * one, rtol=10 * 2**-24, atol=0)
+
+
+def test_quantized_linears_on_real_activations(dense: Loaded, windows: Tensor) -> None:
+    """Every linear on the input it has inside the model: as near to stock transformers as the two grids allow.
+
+    FP8: both round to the same codes, so only float32 rounding is left: sums of K products and two scalings on
+    each side, (2 K + 4) roundings of 2**-24 of the sum of magnitudes at most.
+    INT8: the grids differ (see above). Each rounds an input by up to half its step, so an output may differ by
+    (step + step') / 2 * sum|w|; and for roundings that are independent and uniform its variance would be
+    (step**2 + step'**2) / 12 * sum w**2. They agree better than that, being roundings of the same numbers.
+    """
+    ours = decoder_linears(load_model(Checkpoint.open(dense.folder)))
+    for name, x, theirs in observed(dense.model, windows[:1]):
+        linear = ours[name]
+        assert isinstance(linear, QuantizedLinear)
+        weight = dense.model.get_submodule(name).weight
+        difference = (linear(x) - theirs).abs()
+        absmax = x.abs().amax(-1, keepdim=True)
+        rounding = (2 * x.shape[-1] + 4) * 2**-24 * nn.functional.linear(x.abs() + absmax / 2**4, weight.abs())
+        if dense.scheme == "fp8":
+            assert (difference <= rounding).all(), name
+            continue
+        steps = absmax / 127, absmax / 127.5
+        assert (difference <= sum(steps) / 2 * weight.abs().sum(1) + rounding).all(), name
+        variance = (steps[0] ** 2 + steps[1] ** 2) / 12 * (weight**2).sum(1)
+        assert float((difference**2 / variance).mean()) <= 1, name
+
+
+def observed(model: nn.Module, tokens: Tensor) -> list[tuple[str, Tensor, Tensor]]:
+    """Name, input and output of every decoder linear, in one pass of `model` over `tokens`."""
+    seen: list[tuple[str, Tensor, Tensor]] = []
+    hooks = [
+        linear.register_forward_hook(lambda _, inputs, output, name=name: seen.append((name, inputs[0], output)))
+        for name, linear in decoder_linears(model).items()
+    ]
+    logits(model, tokens)
+    for hook in hooks:
+        hook.remove()
+    assert len(seen) == len(hooks)
+    return seen
+
+
+def test_tied_embeddings_stay_tied(dense: Loaded) -> None:
+    assert "lm_head.weight" not in pico.read(dense.folder)
+    for model in (dense.model, load_model(Checkpoint.open(dense.folder))):
+        assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert torch.equal(dense.model.lm_head.weight, pico.read(DEMO)["model.embed_tokens.weight"].float())
+
+
+@pytest.mark.parametrize("scheme", CODES)
+def test_loaded_as_bfloat16_zeros_are_exact(tmp_path: Path, scheme: str) -> None:
+    """What transformers does unless told otherwise: it rounds the scale to bfloat16, and the product again."""
+    folder = converted(DEMO, tmp_path / "out", scheme=scheme, pattern="2:8")
+    _, meant = written(folder)
+    for name, linear in decoder_linears(stock(folder, "auto")).items():
+        assert linear.weight.dtype == torch.bfloat16
+        assert torch.equal(linear.weight == 0, meant[name] == 0), name
+        # Two roundings to eight significant bits: (1 + 2**-8)**2 - 1 < 2**-7 + 2**-15.
+        torch.testing.assert_close(linear.weight.float(), meant[name], rtol=2**-7 + 2**-15, atol=0)
+
+
+def test_shards_load_as_one_file_does(tmp_path: Path) -> None:
+    folder = converted(DEMO, tmp_path / "out", scheme="int8", pattern="2:8", shard_gb="0.0003")
+    assert len(list(folder.glob("model-*-of-*.safetensors"))) > 2
+    assert_weights_as_written(stock(folder), folder)
+
+
+# ---- recipes that treat linears differently
+
+
+def test_kept_layer_and_another_pattern(tmp_path: Path) -> None:
+    folder = converted(DEMO, tmp_path / "out", scheme="int8", pattern="2:8", rules=[KEEP_FIRST, DOWN_2_6])
+    model, source = stock(folder), pico.read(DEMO)
+    assert_weights_as_written(model, folder)
+    stored, _ = written(folder)
+    for name, linear in decoder_linears(model).items():
+        if name.startswith("model.layers.0."):
+            assert torch.equal(stored[name], source[f"{name}.weight"]), name
+            assert not hasattr(linear, "quantization_scheme"), name
+        else:
+            assert stored[name].dtype == torch.int8, name
+            assert group_zeros(linear.weight, "2:6" if name.endswith("down_proj") else "2:8") >= 2, name
+
+
+def test_two_schemes(tmp_path: Path, windows: Tensor) -> None:
+    folder = converted(DEMO, tmp_path / "out", scheme="int8", pattern="2:8", rules=[KEEP_FIRST, FP8_LATE])
+    model = stock(folder)
+    assert_weights_as_written(model, folder)
+    stored, _ = written(folder)
+    expected = (torch.bfloat16, torch.int8, torch.float8_e4m3fn, torch.float8_e4m3fn)
+    for name, codes in stored.items():
+        assert codes.dtype == expected[int(name.split(".")[2])], name
+    ours = load_model(Checkpoint.open(folder), activations="float")
+    assert_same_logits(ours, unquantized_activations(model), windows)
+
+
+def test_pruned_bfloat16_is_a_plain_checkpoint(tmp_path: Path) -> None:
+    folder = converted(DEMO, tmp_path / "out", scheme="bf16", pattern="2:8")
+    model, source = stock(folder, "auto"), pico.read(DEMO)
+    assert not hasattr(model.config, "quantization_config")
+    for name, linear in decoder_linears(model).items():
+        kept = linear.weight != 0
+        assert linear.weight.dtype == torch.bfloat16
+        assert group_zeros(linear.weight, "2:8") >= 2, name
+        assert torch.equal(linear.weight[kept], source[f"{name}.weight"][kept]), name
+        assert int((~kept).sum()) == kept.numel() // 4, name
+
+
+@pytest.mark.parametrize("words", [{"scheme": "int8"}, {"scheme": "fp8"}, {"scheme": "int8", "rules": [KEEP_FIRST]}])
+def test_slide_layout_is_refused_not_misread(tmp_path: Path, words: dict[str, Any]) -> None:
+    folder = converted(DEMO, tmp_path / "out", pattern="2:8", layout="slide", **words)
+    with pytest.raises(ValueError, match="slide-packed"):
+        AutoModelForCausalLM.from_pretrained(folder)
+
+
+# ---- other architectures
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+BIASED = ("q_proj", "k_proj", "v_proj")
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model of two layers; qwen2 has biases on q, k, v and a tied head, the others a head of their own."""
+    return random_model(tmp_path_factory.mktemp("tiny") / request.param)
+
+
+def random_model(folder: Path) -> Path:
+    """A model of the folder's name as model_type, saved by transformers."""
+    sizes = {"vocab_size": 96, "hidden_size": 64, "intermediate_size": 88, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 64}
+    config = AutoConfig.for_model(
+        folder.name, **sizes, **heads, tie_word_embeddings=folder.name == "qwen2", pad_token_id=0
+    )
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        for vector in (parameter for parameter in model.parameters() if parameter.ndim == 1):
+            vector.add_(
+                torch.randn_like(vector).mul(0.3)
+            )  # else norms are one and biases zero: losing them would not show
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokens() -> Tensor:
+    return torch.randint(96, (2, 48), generator=torch.Generator().manual_seed(0))
+
+
+def test_plain_source_gives_the_logits_of_transformers(tiny: Path, tokens: Tensor) -> None:
+    assert_same_logits(load_model(Checkpoint.open(tiny)), stock(tiny), tokens)
+
+
+@pytest.mark.parametrize("scheme", CODES)
+def test_families_convert_verify_and_load(tiny: Path, tokens: Tensor, tmp_path: Path, scheme: str) -> None:
+    source = Checkpoint.open(tiny)
+    folder = converted(tiny, tmp_path / "dense", scheme=scheme, pattern="2:6")
+    slide = converted(tiny, tmp_path / "slide", scheme=scheme, pattern="2:6", layout="slide")
+    for made in (folder, slide):
+        verdict = verify_checkpoint(Checkpoint.open(made), source=source)
+        assert not verdict.faults and len(verdict.linears) == 14
+    model, before = stock(folder), stock(tiny)
+    assert_weights_as_written(model, folder)
+    names = decoder_linears(model)
+    biased = [name for name, linear in names.items() if linear.bias is not None]
+    assert biased == [name for name in names if tiny.name == "qwen2" and name.endswith(BIASED)]
+    parameters = dict(model.named_parameters())
+    for name, parameter in before.named_parameters():  # biases, norms, embeddings, head: untouched
+        assert torch.equal(parameter, parameters[name]) != name.endswith("_proj.weight"), name
+    for made in (folder, slide):
+        ours = load_model(Checkpoint.open(made), activations="float")
+        assert_same_logits(ours, unquantized_activations(model), tokens)
+
+
+def test_bitnet_is_refused(tmp_path: Path) -> None:
+    """Its weights mean something else than their BF16 values: no conversion and no perplexity of those."""
+    folder = random_model(tmp_path / "bitnet")
+    for use in (
+        lambda: converted(folder, tmp_path / "out", scheme="int8", pattern="2:8"),
+        lambda: load_model(Checkpoint.open(folder)),
+    ):
+        with pytest.raises(InputError, match="model_type 'bitnet' is not supported.*ternarized") as error:
+            use()
+        assert "llama, mistral, qwen2, qwen3" in error.value.hint
+    assert not (tmp_path / "out").exists()
+
+
+# ---- perplexity
+
+
+def test_plain_perplexity_is_that_of_transformers(windows: Tensor) -> None:
+    """By transformers' model and a cross-entropy in float64. Ours takes it in float32: its roundings, of about
+    2**-24 of a logit near 10, are averaged over 508 tokens and stay far below one millionth."""
+    log_probabilities = logits(stock(DEMO), windows)[:, :-1].double().log_softmax(-1)
+    losses = -log_probabilities.gather(-1, windows[:, 1:, None])
+    expected = math.exp(float(losses.mean()))
+    assert 5 < expected < 20  # the demo model predicts; a random one would have 2048
+    assert perplexity(load_model(Checkpoint.open(DEMO)), windows) == pytest.approx(expected, rel=1e-6)
+
+
+def test_unpruned_int8_is_plain_quantization(cli: Cli, tmp_path: Path, windows: Tensor) -> None:
+    assert cli("quantize", DEMO, tmp_path / "plain", "--scheme", "int8").code == 0
+    made = converted(DEMO, tmp_path / "made", scheme="int8", pattern="2:inf", layout="slide")
+    plain, unpruned = (perplexity(load_model(Checkpoint.open(path)), windows) for path in (tmp_path / "plain", made))
+    assert plain == unpruned
+
+
+@pytest.mark.parametrize("activations", ["quantized", "float"])
+@pytest.mark.parametrize("scheme", CODES)
+def test_both_layouts_have_one_perplexity(tmp_path: Path, windows: Tensor, scheme: str, activations: str) -> None:
+    """The same codes, so the same numbers to the last bit, and others than the unpruned model's."""
+    found = []
+    for layout in ("dense", "slide"):
+        folder = converted(DEMO, tmp_path / layout, scheme=scheme, pattern="2:6", layout=layout)
+        assert json.loads((folder / "config.json").read_text())["slidesparse_config"]["layout"] == layout
+        found.append(perplexity(load_model(Checkpoint.open(folder), activations=activations), windows))
+    assert found[0] == found[1]
+    assert found[0] > 1.02 * perplexity(load_model(Checkpoint.open(DEMO)), windows)
