@@ -46,7 +46,7 @@ def slide_and_pack(codes: Tensor, pattern: Pattern, where: str = "weight") -> tu
     values, meta = _empty(codes, pattern.slid_columns(codes.shape[1]))
     raw = bits(codes)
     for rows in row_blocks(raw):
-        _put(values, meta, rows, [pack_window(*window) for window in windows(raw[rows], pattern, where)])
+        _put(values, meta, rows, [pack_window(*window) for window in windows(raw, rows, pattern, where)])
     return values.view(codes.dtype), meta
 
 

@@ -53,7 +53,8 @@ def quantize(weight: Tensor, scheme: Scheme) -> QuantizedWeight:
     scale = channel_scale(weight, scheme)
     codes = torch.empty(weight.shape, dtype=getattr(torch, scheme.dtype), device=weight.device)
     for rows in row_blocks(weight):
-        codes[rows] = to_codes(weight[rows].float().div_(scale[rows]), scheme)
+        in_scales = weight[rows].to(torch.float32, copy=True).div_(scale[rows])  # a copy: the weight is not ours
+        codes[rows] = to_codes(in_scales, scheme)
     return QuantizedWeight(codes, scale, scheme)
 
 

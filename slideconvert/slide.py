@@ -46,17 +46,17 @@ def slide(values: Tensor, pattern: Pattern, where: str = "weight") -> Tensor:
     raw = bits(values)
     slid = torch.zeros(values.shape[0], pattern.slid_columns(values.shape[1]), dtype=raw.dtype, device=raw.device)
     for rows in row_blocks(values):
-        lanes = from_planes([lane for window in windows(raw[rows], pattern, where) for lane in window])
+        lanes = from_planes([lane for window in windows(raw, rows, pattern, where) for lane in window])
         slid[rows, : lanes.shape[1]] = lanes
     return slid.view(values.dtype)
 
 
-def windows(raw: Tensor, pattern: Pattern, where: str) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """raw [rows, in] integers -> the four lane planes [rows, groups] of each window of a group.
+def windows(raw: Tensor, rows: slice, pattern: Pattern, where: str) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Some rows of raw [out, in] integers -> the four lane planes [rows, groups] of each window of a group.
 
     PatternError if a non-zero finds no window, which is so exactly where a group has more than L - 2 of them.
     """
-    columns = to_planes(raw, pattern.group)
+    columns = to_planes(raw[rows], pattern.group)
     if not pattern.prunes:
         empty = torch.zeros_like(columns[0])
         return [(columns[0], columns[1], empty, empty)]
@@ -72,7 +72,7 @@ def windows(raw: Tensor, pattern: Pattern, where: str) -> list[tuple[Tensor, Ten
         lane_a, lane_b, lane_c, lane_d = columns[first : first + WINDOW]
         out.append((lane_a & a, lane_b & b, lane_c & take_c, lane_d & take_d))
     if int((left[-2] | left[-1]).amin()) < 0:
-        check_pattern(raw, pattern, where)  # says where
+        check_pattern(raw, pattern, where)  # says where; the rows before these are in order
         raise PatternError(f"{where}: sliding {pattern} left non-zeros behind", hint="this is a defect: report it")
     return out
 

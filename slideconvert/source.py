@@ -11,13 +11,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from .errors import InputError
-from .hub.download import Progress, download
+from .hub.download import download
 from .hub.listing import Listing, RemoteFile, list_files, valid_id
+from .progress import Progress
 from .snapshot import Snapshot, open_folder
 
 __all__ = [
     "Listing",
-    "Progress",
     "RemoteFile",
     "Snapshot",
     "download",

@@ -95,7 +95,7 @@ def test_ways_to_write_the_pattern_that_prunes_nothing(text: str) -> None:
 
 @pytest.mark.parametrize(("text", "nearest"), [("2:7", "2:8"), ("3:8", "2:8"), ("2_in", "2:inf"), ("16", "2:16")])
 def test_a_wrong_pattern_is_refused_with_the_nearest_one(text: str, nearest: str) -> None:
-    with pytest.raises(InputError, match=f"did you mean {nearest}"):
+    with pytest.raises(InputError, match=rf"did you mean {nearest}\?"):
         Pattern.parse(text)
 
 

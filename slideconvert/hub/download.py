@@ -17,21 +17,17 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from .. import __version__
+from ..checkpoint.files import INDEX
 from ..errors import HubError, InputError
+from ..progress import Progress
 from ..snapshot import COMMIT, FileFacts, Record, Snapshot, claim, open_folder, release, repo_cache, write_whole
 from .errors import NOT_WRITABLE, endpoint, hub_errors, offline
-from .listing import INDEX, Listing, RemoteFile, list_files
+from .listing import Listing, RemoteFile, list_files
 
 _CHUNK = 8 << 20
-
-
-class Progress(Protocol):
-    """Told how far a file is: what happens to which file, bytes done, bytes in all."""
-
-    def __call__(self, description: str, done_bytes: int, total_bytes: int, /) -> None: ...
 
 
 def download(
