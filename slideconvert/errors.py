@@ -34,6 +34,10 @@ class InputError(SlideConvertError):
     exit_code = 2
 
 
+class OutputError(InputError):
+    """The output cannot be written: no permission, no room. What was written so far stays and can be resumed."""
+
+
 class PatternError(InputError):
     """A tensor does not follow its 2:L pattern, or the pattern itself is not one we know."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,8 @@ from .runtime.load import load_model, load_tokenizer
 from .text import read_documents, token_windows
 
 BATCH_TOKENS = 4096
+LENGTH = 512
+"""Tokens of a window, unless the caller says otherwise."""
 
 
 def perplexity(model: torch.nn.Module, windows: Tensor, progress: Progress = silent) -> float:
@@ -45,30 +47,30 @@ def perplexity(model: torch.nn.Module, windows: Tensor, progress: Progress = sil
 
 
 def measure(
-    checkpoints: Sequence[Checkpoint],
+    checkpoints: Mapping[str, Checkpoint],
     text: str,
     *,
     windows: int = 160,
-    length: int = 512,
+    length: int = LENGTH,
     activations: str = "quantized",
     device: str = "cpu",
     progress: Progress = silent,
 ) -> list[dict[str, Any]]:
     """The perplexity of each checkpoint on the first windows of `text`, with its tokenizer, one after another.
 
-    Returns per checkpoint its path, perplexity, number of windows, bytes of its weight files, and the ratio of
+    Returns per checkpoint its name, perplexity, number of windows, bytes of its weight files, and the ratio of
     its perplexity to the first one's.
     """
     rows: list[dict[str, Any]] = []
-    for checkpoint in checkpoints:
+    for name, checkpoint in checkpoints.items():
         tokens = token_windows(load_tokenizer(checkpoint), read_documents(text), length, windows)
         model = load_model(checkpoint, activations=activations, device=device)
-        value = perplexity(model, tokens, partial(_named, progress, checkpoint.path.name))
+        value = perplexity(model, tokens, partial(_named, progress, name))
         first = rows[0]["perplexity"] if rows else value
         size = sum(placed.spec.bytes for placed in checkpoint.tensors.values())
         rows.append(
             {
-                "ckpt": str(checkpoint.path),
+                "ckpt": name,
                 "perplexity": value,
                 "windows": len(tokens),
                 "bytes": size,

@@ -4,23 +4,34 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from .checkpoint.config import output_config
 from .checkpoint.files import CONFIG, INDEX, companions
 from .checkpoint.reader import Checkpoint
 from .checkpoint.staging import file_sha256, write_file, writing
 from .errors import VerificationError
+from .evaluate import LENGTH, measure
 from .plan import Plan, index_json
 from .progress import Progress
 from .report import Report
-from .report.card import render_card
+from .report.card import render_card, source_license
 from .report.html import render_html
 from .runtime.bundle import bundle_kernels
 from .verify import verify_checkpoint
 
 REPORT_JSON, REPORT_HTML, CARD = "report.json", "report.html", "README.md"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Perplexity to be measured in this run: on which text, how many windows, where."""
+
+    text: str
+    windows: int
+    device: str
 
 
 def finish(
@@ -30,6 +41,7 @@ def finish(
     report: Report,
     *,
     verify: bool,
+    measurement: Measurement | None,
     progress: Progress,
 ) -> Report:
     """Complete the output in `folder`, whose weight files are written already (sha256 by name), and check it.
@@ -62,8 +74,24 @@ def finish(
             )
         verified = verdict.tensors
     report = replace(report, files=record.files, verified=verified)
+    if measurement:
+        report = replace(report, **_measure(plan, folder, measurement, progress))
     with writing(folder):
         write_file(folder / REPORT_JSON, report.to_json().encode())
         write_file(folder / REPORT_HTML, render_html(report).encode())
-        write_file(folder / CARD, render_card(report).encode())
+        write_file(folder / CARD, render_card(report, **source_license(plan.snapshot.path)).encode())
     return report
+
+
+def _measure(plan: Plan, folder: Path, measurement: Measurement, progress: Progress) -> dict[str, Any]:
+    """The perplexity of the source and of the output, as fields of the report."""
+    checkpoints = {"source": plan.source, "output": Checkpoint.open(folder)}
+    before, after = measure(
+        checkpoints, measurement.text, windows=measurement.windows, device=measurement.device, progress=progress
+    )
+    protocol = (
+        f"the first {after['windows']} windows of {LENGTH} tokens of {Path(measurement.text).name}, "
+        "exp(mean next-token cross-entropy inside the windows), float32, activations quantized per token"
+    )
+    perplexity = {"source": before["perplexity"], "output": after["perplexity"]}
+    return {"perplexity": perplexity, "perplexity_protocol": protocol}

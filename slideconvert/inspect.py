@@ -7,10 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .checkpoint.config import read_record
+from .checkpoint.config import Record, describe_linear, read_record
 from .checkpoint.reader import Checkpoint
 from .layers import decoder_linears
-from .layout import describe
 from .measure import nonzeros
 from .patterns import Pattern
 from .progress import Progress, silent
@@ -60,7 +59,7 @@ def inspect_checkpoint(path: Path, progress: Progress = silent) -> Inspection:
     errors, verified = _from_report(path)
     names = [linear.name for linear in decoder_linears(checkpoint.config)]
     linears = []
-    for number, facts in enumerate(in_order(partial(_facts, checkpoint, errors), names)):
+    for number, facts in enumerate(in_order(partial(_facts, checkpoint, record, errors), names)):
         progress("inspect", number + 1, len(names))
         linears.append(facts)
     return Inspection(
@@ -75,10 +74,9 @@ def inspect_checkpoint(path: Path, progress: Progress = silent) -> Inspection:
     )
 
 
-def _facts(checkpoint: Checkpoint, errors: dict[str, float], name: str) -> LinearFacts:
-    record = read_record(checkpoint.config, str(checkpoint.path))
+def _facts(checkpoint: Checkpoint, record: Record | None, errors: dict[str, float], name: str) -> LinearFacts:
     entry = record.linears.get(name) if record else None
-    stored = describe(checkpoint, name, (entry.pattern, entry.shape) if entry else None)
+    stored = describe_linear(checkpoint, record, name)
     return LinearFacts(
         name=name,
         shape=stored.shape,

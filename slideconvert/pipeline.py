@@ -21,8 +21,8 @@ from .checkpoint.format import TensorSpec
 from .checkpoint.reader import Checkpoint
 from .checkpoint.staging import Staging
 from .checkpoint.writer import Unit, WeightWriter
-from .errors import InputError
-from .finish import finish
+from .errors import InputError, OutputError
+from .finish import Measurement, finish
 from .layers import layer_of
 from .layout import stored_tensors
 from .measure import check_finite, nonzeros, relative_error, values
@@ -42,13 +42,16 @@ def convert(
     device: str = "cpu",
     resume: bool = False,
     verify: bool = True,
+    text: str | None = None,
+    windows: int = 160,
     progress: Progress = silent,
 ) -> Report:
     """Carry out a plan into folder `out` and return the report that is written there as well.
 
     Interrupted, the work stays in `out` and resume=True continues it. Bad weights (NaN, a broken pattern) end it
     with an InputError and nothing left behind. With verify=True the output is re-read and checked against the
-    source before it is published: VerificationError leaves it unpublished.
+    source before it is published: VerificationError leaves it unpublished. With a text (as `read_documents` takes
+    it) the perplexity of source and output on its first `windows` windows goes into the reports.
     """
     check_room(plan, out)
     _check_tied(plan)
@@ -59,6 +62,8 @@ def convert(
             _write_all(plan, writer, device, progress)
         finally:
             writer.close()
+    except OutputError:
+        raise  # what is written stays: with more room, --resume goes on
     except InputError:
         staging.discard()
         raise
@@ -74,7 +79,8 @@ def convert(
         totals=totals(layers, plan.bytes_before, plan.bytes_after),
         notes=plan.notes,
     )
-    report = finish(plan, staging.path, writer.digests, report, verify=verify, progress=progress)
+    measured = Measurement(text, windows, device) if text else None
+    report = finish(plan, staging.path, writer.digests, report, verify=verify, measurement=measured, progress=progress)
     staging.publish()
     return report
 

@@ -11,14 +11,14 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from .checkpoint.config import LinearRecord, Record, check_quantization, read_record
+from .checkpoint.config import LinearRecord, Record, check_quantization, describe_linear, read_record
 from .checkpoint.files import SINGLE
 from .checkpoint.format import ITEM_BYTES, TensorSpec
 from .checkpoint.reader import Checkpoint
 from .checkpoint.writer import Shard, Unit
 from .errors import InputError
 from .layers import Linear, decoder_linears, layer_of, siblings
-from .layout import CODE_NAMES, StoredLinear, describe, stored_specs
+from .layout import CODE_NAMES, StoredLinear, stored_specs
 from .patterns import Pattern
 from .prune import PRUNERS
 from .recipe import WORDS, Choice, Recipe, describe_choice
@@ -128,8 +128,7 @@ def make_plan(snapshot: Snapshot, recipe: Recipe) -> Plan:
     linears, problems = [], []
     for linear in decoder_linears(source.config):
         try:
-            record = before.linears.get(linear.name) if before else None
-            linears.append(_plan_linear(source, linear, recipe.for_linear(linear.name), record, layout))
+            linears.append(_plan_linear(source, linear, recipe.for_linear(linear.name), before, layout))
         except InputError as error:
             problems.append(error)
     problems += _sibling_problems(linears)
@@ -153,11 +152,10 @@ def _matches(pattern: str, linears: list[LinearPlan]) -> bool:
     return any(fnmatchcase(plan.linear.name, pattern) for plan in linears)
 
 
-def _plan_linear(
-    source: Checkpoint, linear: Linear, choice: Choice, before: LinearRecord | None, layout: str
-) -> LinearPlan:
+def _plan_linear(source: Checkpoint, linear: Linear, choice: Choice, record: Record | None, layout: str) -> LinearPlan:
     name = linear.name
-    stored = describe(source, name, (before.pattern, before.shape) if before else None)
+    stored = describe_linear(source, record, name)
+    before = record.linears.get(name) if record else None
     if choice.keep:
         if stored.scheme.quantized:
             raise InputError(f"{name}: keep leaves float weights alone, these are {stored.scheme.name} codes already")
@@ -173,7 +171,7 @@ def _plan_linear(
     pattern.check_columns(stored.shape[1], name)
     dtype = CODE_NAMES[scheme.name] if scheme.quantized else stored.tensors[0].dtype
     scale = stored.tensors[-1].dtype if stored.scheme.quantized else "F32"
-    record = LinearRecord(
+    done = LinearRecord(
         shape=stored.shape,
         scheme=scheme.name,
         pattern=pattern,
@@ -181,7 +179,7 @@ def _plan_linear(
         on_codes=(bool(method) and stored.scheme.quantized) or (before.on_codes if before else False),
     )
     outputs = stored_specs(name, stored.shape, dtype, pattern, layout, scale)
-    return LinearPlan(linear, stored, scheme, pattern, method or "", outputs, record)
+    return LinearPlan(linear, stored, scheme, pattern, method or "", outputs, done)
 
 
 def _sibling_problems(linears: list[LinearPlan]) -> list[InputError]:

@@ -15,14 +15,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .checkpoint.config import Record, quantization_config, read_record
+from .checkpoint.config import Record, describe_linear, quantization_config, read_record
 from .checkpoint.files import CONFIG, INDEX
 from .checkpoint.format import TensorSpec
 from .checkpoint.reader import Checkpoint, read_json
 from .checkpoint.staging import file_sha256
 from .errors import InputError, SlideConvertError
 from .layers import decoder_linears
-from .layout import StoredLinear, describe, stored_tensors
+from .layout import StoredLinear, stored_tensors
 from .measure import check_finite, floats, nonzeros, relative_error, values
 from .patterns import ZEROS, Pattern
 from .planes import bits, row_blocks, to_planes
@@ -75,7 +75,8 @@ def verify_checkpoint(
     verdict.faults += [*_file_faults(checkpoint, record), *_config_faults(checkpoint, record)]
     linears = decoder_linears(checkpoint.config)
     owned: set[str] = set()
-    check = partial(_verify_linear, checkpoint, record, source)
+    source_record = read_record(source.config, str(source.path)) if source else None
+    check = partial(_verify_linear, checkpoint, record, source, source_record)
     for number, (linear, tensors) in enumerate(in_order(check, [linear.name for linear in linears])):
         progress("verify", number, len(linears))
         owned |= tensors
@@ -122,14 +123,13 @@ def _config_faults(checkpoint: Checkpoint, record: Record) -> Iterator[str]:
 
 
 def _verify_linear(
-    checkpoint: Checkpoint, record: Record, source: Checkpoint | None, name: str
+    checkpoint: Checkpoint, record: Record, source: Checkpoint | None, source_record: Record | None, name: str
 ) -> tuple[LinearVerdict, set[str]]:
     """The verdict on one linear, and the names of its tensors."""
     entry = record.linears.get(name)
-    declared = (entry.pattern, entry.shape) if entry else None
     stored, weight, error, fault = None, None, None, ""
     try:
-        stored = describe(checkpoint, name, declared)
+        stored = describe_linear(checkpoint, record, name)
         if entry and (
             stored.scheme.name != entry.scheme or (stored.scheme.quantized and stored.layout != record.layout)
         ):
@@ -137,7 +137,7 @@ def _verify_linear(
         weight = stored.read(checkpoint)
         _check_weight(checkpoint, stored, weight)
         if source:
-            original = _source_weight(source, name)
+            original = describe_linear(source, source_record, name).read(source)
             error = relative_error(original, weight)
             _check_against(original, weight, stored.pattern if entry else None, name)
     except SlideConvertError as problem:
@@ -172,12 +172,6 @@ def _check_weight(checkpoint: Checkpoint, stored: StoredLinear, weight: Tensor |
         for tensor, again in stored_tensors(name, weight, stored.pattern, "slide").items():
             if not torch.equal(bits(again), bits(checkpoint.read(tensor).view(again.shape))):
                 raise InputError(f"{tensor}: not the canonical packing of its weights")
-
-
-def _source_weight(source: Checkpoint, name: str) -> Tensor | QuantizedWeight:
-    record = read_record(source.config, str(source.path))
-    entry = record.linears.get(name) if record else None
-    return describe(source, name, (entry.pattern, entry.shape) if entry else None).read(source)
 
 
 def _check_against(

@@ -26,7 +26,8 @@ LAYERS = (
     ("layout", "source"),
     ("recipe", "checkpoint.config", "text"),
     ("plan", "verify", "inspect", "runtime", "doctor"),
-    ("finish", "evaluate"),
+    ("evaluate",),
+    ("finish",),
     ("pipeline",),
     ("cli",),
 )

@@ -12,6 +12,7 @@ import torch
 from tests import pico
 from tests.conftest import Cli
 
+ROOT = Path(__file__).parent.parent
 PATTERNS = ("2_4", "2_6", "2_8", "2_10", "2_12", "2_14", "2_16", "2_inf")
 DOWN = "model.layers.1.mlp.down_proj"
 
@@ -225,6 +226,24 @@ def test_the_report_says_what_was_measured(cli: Cli, source: Path, tmp_path: Pat
         assert layer["pruned"] == weight.numel() // 4
         assert layer["bytes_after"] == codes.nbytes + scale.nbytes
     assert report["totals"]["file_bytes_after"] == sum(tensor.nbytes for tensor in after.values())
+
+
+def test_perplexity_measured_in_the_run_is_in_every_report(cli: Cli, tmp_path: Path) -> None:
+    model, text = ROOT / "examples/demo_model", ROOT / "examples/demo_text/evaluation.jsonl"
+    outcome = cli("convert", model, tmp_path / "out", "--text", text, "--windows", "2", "--json")
+    told = json.loads(outcome.out)["perplexity"]
+    measured = json.loads(cli("eval", model, tmp_path / "out", "--text", text, "--windows", "2", "--json").out)
+    assert [told["source"], told["output"]] == [row["perplexity"] for row in measured["results"]]
+    for name in ("README.md", "report.html"):
+        page = (tmp_path / "out" / name).read_text()
+        assert all(f"{value:.3f}" in page for value in told.values()), name
+
+
+def test_the_licence_of_the_source_is_carried_on(cli: Cli, source: Path, tmp_path: Path) -> None:
+    (source / "README.md").write_text("---\nlicense: apache-2.0\nlanguage: en\n---\n# A model\n---\nmore\n")
+    assert cli("convert", source, tmp_path / "out").code == 0
+    front = (tmp_path / "out" / "README.md").read_text().split("---\n")[1]
+    assert "license: apache-2.0" in front and "- en" in front
 
 
 @pytest.mark.gpu

@@ -12,9 +12,10 @@ from typing import Any
 
 from .. import __version__
 from ..errors import InputError
-from ..layout import SLIDE_FORMAT
+from ..layout import SLIDE_FORMAT, StoredLinear, describe
 from ..patterns import Pattern
 from ..schemes import SCHEMES, parse_scheme
+from .reader import Checkpoint
 
 RECORD = "slidesparse_config"
 FORMAT_VERSION = 1
@@ -86,6 +87,12 @@ def read_record(config: dict[str, Any], where: str) -> Record | None:
         return Record(raw["layout"], raw["source"], raw["recipe"], linears, raw["files"], raw["kernels"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{where}: unreadable {RECORD} ({error!r})", hint="convert the model again") from error
+
+
+def describe_linear(checkpoint: Checkpoint, record: Record | None, name: str) -> StoredLinear:
+    """How a linear is stored, with the pattern and shape that the checkpoint's record declares, if it has one."""
+    entry = record.linears.get(name) if record else None
+    return describe(checkpoint, name, (entry.pattern, entry.shape) if entry else None)
 
 
 def _read_linear(entry: dict[str, Any]) -> LinearRecord:

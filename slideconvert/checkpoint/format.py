@@ -14,6 +14,7 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import InputError
 
@@ -62,12 +63,8 @@ def read_header(path: Path) -> dict[str, Placed]:
             raise broken(f"not a whole safetensors file ({size} bytes, header length {length})")
         try:
             header = json.loads(file.read(length))
-            entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-            specs = [
-                (TensorSpec(name, entry["dtype"], tuple(entry["shape"])), *entry["data_offsets"])
-                for name, entry in entries.items()
-            ]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            specs = [_parse_entry(name, entry) for name, entry in header.items() if name != "__metadata__"]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise broken(f"unreadable safetensors header ({error})") from error
     placed, end = {}, 0
     for spec, start, stop in sorted(specs, key=lambda item: (item[1], item[2])):
@@ -80,6 +77,14 @@ def read_header(path: Path) -> dict[str, Placed]:
     if 8 + length + end != size:
         raise broken(f"{size} bytes, its header promises {8 + length + end}")
     return placed
+
+
+def _parse_entry(name: str, entry: dict[str, Any]) -> tuple[TensorSpec, int, int]:
+    """A tensor of the header, its first and last byte. ValueError, TypeError or KeyError if it is anything else."""
+    dtype, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+    if not isinstance(dtype, str) or not all(type(number) is int and number >= 0 for number in (*shape, start, stop)):
+        raise ValueError(f"{name}: {entry}")
+    return TensorSpec(name, dtype, shape), start, stop
 
 
 def header_bytes(specs: Iterable[TensorSpec]) -> bytes:

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, OutputError
 from .files import INDEX, SINGLE, STAGING
 
 JOURNAL = "journal.jsonl"
@@ -111,9 +111,11 @@ def writing(where: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if isinstance(error, PermissionError):
-            raise InputError(f"{where}: no permission to write", hint="choose another folder") from error
+            raise OutputError(f"{where}: no permission to write", hint="choose another folder") from error
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise InputError(f"{where}: the disk is full", hint="make room, then go on with --resume") from error
+            raise OutputError(f"{where}: the disk is full", hint="make room, then go on with --resume") from error
+        if isinstance(error, NotADirectoryError):
+            raise OutputError(f"{where}: a part of this path is a file, not a folder", hint="choose another") from error
         if error.errno == errno.EROFS:
-            raise InputError(f"{where}: the file system is read-only", hint="choose another folder") from error
+            raise OutputError(f"{where}: the file system is read-only", hint="choose another folder") from error
         raise

@@ -89,10 +89,11 @@ class WeightWriter:
                 self._end(shard)
 
     def close(self) -> None:
-        """Close the shard that is being written; what is written stays."""
-        if self._file:
-            self._file.close()
-            self._file = None
+        """Close the shard that is being written; what is written stays. OutputError if the disk is full."""
+        file, self._file = self._file, None
+        if file:
+            with writing(self.folder):
+                file.close()
 
     def _put(self, data: memoryview | bytes) -> None:
         assert self._file is not None

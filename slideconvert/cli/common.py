@@ -45,6 +45,8 @@ verbosity_options = options(
 run_options = options(
     device_option,
     click.option("--resume", is_flag=True, help="Continue an interrupted run of the same settings."),
+    click.option("--text", help="Measure the perplexity of source and output on this text, for the reports."),
+    click.option("--windows", default=160, show_default=True, type=click.IntRange(1), help="Windows of --text."),
     click.option("--no-verify", is_flag=True, help="Do not re-read the output; the report says so."),
     json_option,
     verbosity_options,

@@ -128,6 +128,8 @@ def carry_out(
     *,
     device: str,
     resume: bool,
+    text: str | None,
+    windows: int,
     no_verify: bool,
     as_json: bool,
     verbose: bool,
@@ -142,7 +144,16 @@ def carry_out(
     where = choose_device(device)
     started = time.monotonic()
     with progress_bar(not (quiet or as_json)) as tell:
-        report = convert(made, out, device=where, resume=resume, verify=not no_verify, progress=tell)
+        report = convert(
+            made,
+            out,
+            device=where,
+            resume=resume,
+            verify=not no_verify,
+            text=text,
+            windows=windows,
+            progress=tell,
+        )
     seconds = time.monotonic() - started
     if as_json:
         echo_json(result_json(report, out, seconds))
@@ -165,6 +176,7 @@ def result_json(report: Report, out: Path, seconds: float) -> dict[str, Any]:
         "totals": vars(report.totals),
         "worst": {"name": worst, "error": errors[worst]},
         "verified_tensors": report.verified,
+        "perplexity": report.perplexity,
         "notes": list(report.notes),
         "seconds": round(seconds, 3),
         "report": str(out / "report.json"),

@@ -85,13 +85,15 @@ def report_summary(report: Report, out: Path, seconds: float) -> str:
     totals = report.totals
     worst = max(report.layers, key=lambda layer: layer.error)
     checked = f"{report.verified} tensors re-read and sound" if report.verified else "NOT VERIFIED (--no-verify)"
-    rate = totals.weights / seconds / 1e6
+    found = report.perplexity
+    measured = [f"perplexity {found['source']:.3f} -> {found['output']:.3f}"] if found else []
     lines = [
         f"wrote    {out}: {gigabytes(totals.file_bytes_before)} -> {gigabytes(totals.file_bytes_after)}, "
         f"{totals.zeros / totals.weights:.1%} of {totals.weights / 1e6:.1f} million weights are zero",
         f"error    at most {worst.error:.4f} ({worst.name})",
         f"verified {checked}",
-        f"time     {seconds:.1f} s, {rate:.0f} million weights/s",
+        *measured,
+        f"time     {seconds:.1f} s",
         *[f"note     {note}" for note in report.notes],
         f"look     {out / 'report.html'}",
     ]

@@ -72,7 +72,7 @@ def eval_command(
     from .tables import eval_table
 
     where = choose_device(device)
-    checkpoints = [Checkpoint.open(resolve_source(ckpt, None, quiet or as_json).path) for ckpt in ckpts]
+    checkpoints = {ckpt: Checkpoint.open(resolve_source(ckpt, None, quiet or as_json).path) for ckpt in ckpts}
     with progress_bar(not (quiet or as_json)) as tell:
         rows = measure(
             checkpoints, text, windows=windows, length=length, activations=activations, device=where, progress=tell

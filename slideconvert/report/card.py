@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from .. import __version__
@@ -76,6 +77,25 @@ def render_card(report: Report, *, license: str | None = None, language: list[st
         f"## Limits\n\n{_limits(report)}",
     ]
     return "\n".join(sections)
+
+
+def source_license(folder: Path) -> dict[str, Any]:
+    """license and language as the source's own model card (README.md front matter) states them; {} if it does not."""
+    import yaml
+
+    card = folder / "README.md"
+    parts = card.read_text(encoding="utf-8", errors="replace").split("---\n") if card.is_file() else []
+    if len(parts) < 3 or parts[0].strip():
+        return {}
+    try:
+        words = yaml.safe_load(parts[1])
+    except yaml.YAMLError:
+        return {}  # a card nobody can read states nothing
+    words = words if isinstance(words, dict) else {}
+    languages = words.get("language")
+    languages = [languages] if isinstance(languages, str) else languages
+    out = {"license": words.get("license"), "language": languages}
+    return {key: value for key, value in out.items() if isinstance(value, str | list)}
 
 
 def _yaml(values: dict[str, Any]) -> str:

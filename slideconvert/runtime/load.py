@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..checkpoint.config import RECORD, check_quantization, read_record
+from ..checkpoint.config import RECORD, Record, check_quantization, describe_linear, read_record
 from ..checkpoint.reader import Checkpoint
 from ..errors import InputError, pick
 from ..layers import decoder_linears
-from ..layout import describe
 from ..quantize import QuantizedWeight
 from .linear import QuantizedLinear, float_linear
 
@@ -37,6 +36,7 @@ def load_model(
 
     pick(activations, ACTIVATIONS, "kind of activations")
     check_quantization(checkpoint.config, str(checkpoint.path))
+    record = read_record(checkpoint.config, str(checkpoint.path))
     linears = [linear.name for linear in decoder_linears(checkpoint.config)]
     words = {key: value for key, value in checkpoint.config.items() if key not in NOT_ARCHITECTURE}
     config = transformers.AutoConfig.for_model(checkpoint.config["model_type"], **words)
@@ -44,7 +44,7 @@ def load_model(
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
     used = set()
     for name in linears:
-        linear, tensors = _linear(checkpoint, name, activations, dtype)
+        linear, tensors = _linear(checkpoint, record, name, activations, dtype)
         model.set_submodule(name, linear.to(device))
         used |= tensors
     rest = {name: checkpoint.read(name) for name in checkpoint.tensors if name not in used}
@@ -60,11 +60,11 @@ def load_model(
     return model.to(device).eval()
 
 
-def _linear(checkpoint: Checkpoint, name: str, activations: str, dtype: torch.dtype) -> tuple[nn.Module, set[str]]:
+def _linear(
+    checkpoint: Checkpoint, record: Record | None, name: str, activations: str, dtype: torch.dtype
+) -> tuple[nn.Module, set[str]]:
     """One decoder linear as a module, and the names of the tensors it was made of."""
-    record = read_record(checkpoint.config, str(checkpoint.path))
-    entry = record.linears.get(name) if record else None
-    stored = describe(checkpoint, name, (entry.pattern, entry.shape) if entry else None)
+    stored = describe_linear(checkpoint, record, name)
     weight = stored.read(checkpoint)
     used = {spec.name for spec in stored.tensors}
     bias = None

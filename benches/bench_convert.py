@@ -1,0 +1,141 @@
+"""How fast, and in how much memory, a model is converted; against reading and writing alone; and where time goes.
+
+    python benches/synthetic.py /tmp/llama-1b --model llama-3.2-1b
+    python benches/bench_convert.py /tmp/llama-1b /tmp/out
+
+Each run is a process of its own, so that peak memory is that of the command a user types. The baseline reads every
+tensor of the source and writes every tensor of the output with the safetensors library: nothing that produces the
+output can do less. Runs alternate; the median of each is reported.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+BASELINE = """
+import sys, time
+from safetensors.torch import load_file, save_file
+started = time.perf_counter()
+for path in sys.argv[1].split(":"):
+    tensors = load_file(path)
+    total = sum(int(tensor.view(-1)[::2048].float().sum() * 0) for tensor in tensors.values())  # touch every page
+print(time.perf_counter() - started)
+del tensors
+output = {name: tensor.clone() for path in sys.argv[2].split(":") for name, tensor in load_file(path).items()}
+started = time.perf_counter()
+save_file(output, sys.argv[3])
+print(time.perf_counter() - started)
+"""
+
+PROFILED = """
+import json, sys, threading, time
+from collections import Counter
+from slideconvert import pipeline
+from slideconvert.checkpoint import reader, writer
+
+spent, lock = Counter(), threading.Lock()
+
+def timed(owner, name, label):
+    real = getattr(owner, name)
+    def wrapped(*args, **kwargs):
+        started = time.thread_time(), time.perf_counter()
+        try:
+            return real(*args, **kwargs)
+        finally:
+            with lock:
+                spent[label + " (cpu)"] += time.thread_time() - started[0]
+                spent[label + " (wall)"] += time.perf_counter() - started[1]
+    setattr(owner, name, wrapped)
+
+timed(pipeline, "convert_linear", "a linear, all of it")
+timed(reader.Checkpoint, "read_flat", "read")
+timed(writer.WeightWriter, "_put", "hash and write")
+timed(pipeline, "apply_mask", "apply mask")
+timed(pipeline, "quantize", "quantize")
+timed(pipeline, "stored_tensors", "slide and pack")
+timed(pipeline, "relative_error", "errors for the report")
+timed(pipeline, "check_finite", "check for NaN")
+timed(pipeline, "nonzeros", "count zeros")
+from types import SimpleNamespace
+pruners = SimpleNamespace(**pipeline.PRUNERS)
+for method in pipeline.PRUNERS:
+    timed(pruners, method, "choose what to prune")
+pipeline.PRUNERS.update(vars(pruners))
+sys.argv = ["slideconvert", *sys.argv[1:]]
+from slideconvert.cli import main
+try:
+    main()
+finally:
+    sys.stderr.write(json.dumps(spent) + "\\n")
+"""
+
+
+def run(command: list[str]) -> tuple[float, float, str, str]:
+    """Seconds, peak memory in MB, stdout and stderr of a command. Raises CalledProcessError if it fails."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    started = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True)
+    seconds = time.perf_counter() - started
+    if done.returncode:
+        raise click.ClickException(done.stderr)
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return seconds, (peak if peak >= before else before) / 1e3, done.stdout, done.stderr
+
+
+@click.command()
+@click.argument("source", type=click.Path(path_type=Path, exists=True))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--repeats", default=3, show_default=True)
+@click.option("--scheme", default="int8", show_default=True)
+@click.option("--pattern", default="2_8", show_default=True)
+def main(source: Path, out: Path, repeats: int, scheme: str, pattern: str) -> None:
+    """Convert SOURCE into OUT repeatedly and print the figures as Markdown and JSON."""
+    words = ["convert", str(source), str(out), "--scheme", scheme, "--pattern", pattern, "--device", "cpu", "--json"]
+    runs: dict[str, list[dict[str, Any]]] = {"convert only": [], "convert and verify": [], "read and write": []}
+    for _ in range(repeats):
+        for name, extra in (("convert only", ["--no-verify"]), ("convert and verify", [])):
+            shutil.rmtree(out, ignore_errors=True)
+            seconds, peak, stdout, _ = run([sys.executable, "-m", "slideconvert", *words, *extra])
+            told = json.loads(stdout)
+            runs[name].append({"process": seconds, "seconds": told["seconds"], "peak": peak, "totals": told["totals"]})
+        files = ":".join(str(path) for path in sorted(source.glob("*.safetensors")))
+        written = ":".join(str(path) for path in sorted(out.glob("*.safetensors")))
+        scratch = out.with_name(out.name + ".baseline")
+        _, _, stdout, _ = run([sys.executable, "-c", BASELINE, files, written, str(scratch)])
+        scratch.unlink()
+        reading, writing = map(float, stdout.split())
+        runs["read and write"].append({"process": 0.0, "seconds": reading + writing, "peak": 0.0})
+    shutil.rmtree(out, ignore_errors=True)
+    *_, stderr = run([sys.executable, "-c", PROFILED, *words, "--no-verify"])
+    profile = json.loads(stderr.strip().splitlines()[-1])
+
+    baseline = statistics.median(row["seconds"] for row in runs["read and write"])
+    weights = runs["convert only"][0]["totals"]["weights"]
+    click.echo(f"{source.name}, {scheme} {pattern}, {platform.processor() or platform.machine()}, {repeats} runs\n")
+    click.echo("| | seconds | million weights/s | × read and write | peak memory |\n|---|---|---|---|---|")
+    for name, rows in runs.items():
+        seconds = statistics.median(row["seconds"] for row in rows)
+        rate = "" if name == "read and write" else f"{weights / seconds / 1e6:.0f}"
+        peak = "" if name == "read and write" else f"{max(row['peak'] for row in rows):.0f} MB"
+        spread = f"{min(row['seconds'] for row in rows):.1f}–{max(row['seconds'] for row in rows):.1f}"
+        click.echo(f"| {name} | {seconds:.1f} ({spread}) | {rate} | {seconds / baseline:.2f} | {peak} |")
+    click.echo("\n| step | CPU seconds, all threads | ns per weight |\n|---|---|---|")
+    for label, seconds in sorted(profile.items(), key=lambda item: -item[1]):
+        if label.endswith(" (cpu)"):
+            click.echo(f"| {label.removesuffix(' (cpu)')} | {seconds:.2f} | {seconds / weights * 1e9:.2f} |")
+    click.echo(json.dumps({"runs": runs, "profile": profile}))
+
+
+if __name__ == "__main__":
+    main()
