@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import torch
 from torch import Tensor
 
 from .errors import InputError
-from .planes import bits, row_blocks, without_negative_zero
+from .planes import bits, row_blocks
 from .quantize import QuantizedWeight
 
+Weight = Tensor | QuantizedWeight
+"""A weight [out, in]: floats, or codes with their scale."""
 
-def values(weight: Tensor | QuantizedWeight) -> Tensor:
+
+def values(weight: Weight) -> Tensor:
     """The matrix that is stored: the floats themselves, or the codes."""
     return weight if isinstance(weight, Tensor) else weight.codes
 
 
-def floats(weight: Tensor | QuantizedWeight, rows: slice) -> Tensor:
+def floats(weight: Weight, rows: slice) -> Tensor:
     """What some rows stand for, float32."""
     if isinstance(weight, Tensor):
         return weight[rows].float()
@@ -35,23 +40,64 @@ def code_floats(codes: Tensor) -> Tensor:
     return half.view(torch.float16).float().mul_(256)
 
 
-def nonzeros(weight: Tensor | QuantizedWeight) -> int:
+def take_rows(weight: Weight, rows: slice) -> Weight:
+    """Some rows of a weight."""
+    if isinstance(weight, Tensor):
+        return weight[rows]
+    return replace(weight, codes=weight.codes[rows], scale=weight.scale[rows])
+
+
+def nonzeros(weight: Weight) -> int:
     """How many weights are not zero (-0 is zero)."""
-    stored = values(weight)
-    return sum(int(torch.count_nonzero(bits(without_negative_zero(stored[rows])))) for rows in row_blocks(stored))
+    stored = bits(values(weight))
+    sign = int(values(weight).is_floating_point())  # shifted out, so that -0 counts as the zero it is
+    return sum(int(torch.count_nonzero(stored[rows] << sign)) for rows in row_blocks(stored))
 
 
-def relative_error(before: Tensor | QuantizedWeight, after: Tensor | QuantizedWeight) -> float:
-    """||before - after|| / ||before|| (Frobenius, over what the weights stand for), six digits; 0 for all zeros."""
-    difference = total = 0.0
+@dataclass(frozen=True)
+class Tally:
+    """Sums over some rows of a weight before and after conversion; tallies of disjoint rows add up.
+
+    energy, prune_loss, loss: squared Frobenius norms of the source, of what pruning alone took away, and of all
+    that changed. nonzeros: of the source, after pruning, and as stored.
+    """
+
+    energy: float = 0.0
+    prune_loss: float = 0.0
+    loss: float = 0.0
+    nonzeros: tuple[int, int, int] = (0, 0, 0)
+
+    def __add__(self, other: Tally) -> Tally:
+        counts = tuple(mine + theirs for mine, theirs in zip(self.nonzeros, other.nonzeros, strict=True))
+        return Tally(
+            self.energy + other.energy,
+            self.prune_loss + other.prune_loss,
+            self.loss + other.loss,
+            (counts[0], counts[1], counts[2]),
+        )
+
+
+def tally(before: Weight, pruned: Weight, after: Weight) -> Tally:
+    """Measure one weight: as it was, with its pruned weights gone, and as stored."""
+    total = Tally(nonzeros=(nonzeros(before), nonzeros(pruned), nonzeros(after)))
     for rows in row_blocks(values(before)):
-        old, new = floats(before, rows), floats(after, rows)
-        total += float(torch.linalg.vector_norm(old)) ** 2
-        difference += float(torch.linalg.vector_norm(old.sub(new))) ** 2
-    return float(f"{(difference / total) ** 0.5:.6g}") if total else 0.0
+        old = floats(before, rows)
+        prune_loss = 0.0 if pruned is before else _energy(old - floats(pruned, rows))
+        loss = prune_loss if after is pruned else _energy(old - floats(after, rows))
+        total += Tally(_energy(old), prune_loss, loss)
+    return total
 
 
-def check_finite(weight: Tensor | QuantizedWeight, name: str) -> None:
+def _energy(matrix: Tensor) -> float:
+    return float(torch.linalg.vector_norm(matrix)) ** 2
+
+
+def ratio(loss: float, energy: float) -> float:
+    """sqrt(loss / energy), a relative Frobenius error, with six digits; 0 for a weight of zeros."""
+    return float(f"{(loss / energy) ** 0.5:.6g}") if energy else 0.0
+
+
+def check_finite(weight: Weight, name: str) -> None:
     """Raise InputError with the place of the first NaN or infinity."""
     parts = {"weight": weight} if isinstance(weight, Tensor) else {"weight": weight.codes, "weight_scale": weight.scale}
     for part, values in parts.items():

@@ -25,12 +25,13 @@ from .errors import InputError, OutputError
 from .finish import Measurement, finish
 from .layers import layer_of
 from .layout import stored_tensors
-from .measure import check_finite, nonzeros, relative_error, values
+from .measure import Tally, Weight, check_finite, ratio, take_rows, tally, values
 from .plan import LinearPlan, Plan, check_room
+from .planes import row_blocks
 from .progress import Progress, silent
 from .prune import PRUNERS
 from .prune.select import apply_mask, check_pattern
-from .quantize import QuantizedWeight, quantize
+from .quantize import quantize
 from .report import LayerReport, Report, totals
 from .workers import in_order
 
@@ -98,23 +99,19 @@ def job_state(plan: Plan) -> dict[str, object]:
     }
 
 
-def convert_linear(
-    plan: LinearPlan, source: Tensor | QuantizedWeight, layout: str
-) -> tuple[dict[str, Tensor], LayerReport]:
-    """One linear, from its source weight to the tensors that are stored, and what was done to it."""
+def convert_linear(plan: LinearPlan, source: Weight, layout: str) -> tuple[dict[str, Tensor], LayerReport]:
+    """One linear, from its source weight to the tensors that are stored, and what was done to it.
+
+    Rows do not know of each other, so they are taken through all steps a block at a time: what lies between the
+    steps never leaves the cache.
+    """
     name = plan.linear.name
     check_finite(source, name)
-    weight: Tensor | QuantizedWeight = source
-    if plan.method:
-        survivors = apply_mask(values(source), PRUNERS[plan.method](values(source), plan.pattern))
-        weight = survivors if isinstance(source, Tensor) else replace(source, codes=survivors)
-    pruned = nonzeros(source) - nonzeros(weight)
-    unrounded = weight
-    if plan.scheme.quantized and isinstance(weight, Tensor):
-        weight = quantize(weight, plan.scheme)
-    if not isinstance(weight, QuantizedWeight) or layout == "dense":
-        check_pattern(values(weight), plan.pattern, name)  # sliding checks it by itself
-    tensors = {} if plan.kept else stored_tensors(name, weight, plan.pattern, layout)
+    if not plan.method:
+        check_pattern(values(source), plan.pattern, name)
+    blocks = [_convert_rows(plan, take_rows(source, rows), layout) for rows in row_blocks(values(source))]
+    tensors = {part: torch.cat([block[part] for block, _ in blocks]) for part in blocks[0][0]}
+    total = sum((measured for _, measured in blocks), Tally())
     report = LayerReport(
         name=name,
         layer=plan.linear.layer,
@@ -124,15 +121,27 @@ def convert_linear(
         pattern=str(plan.pattern),
         method=plan.method,
         kept=plan.kept,
-        zeros=plan.weights - nonzeros(weight),
-        pruned=pruned,
-        error=relative_error(source, weight),
-        prune_error=relative_error(source, unrounded) if pruned else 0.0,
+        zeros=plan.weights - total.nonzeros[2],
+        pruned=total.nonzeros[0] - total.nonzeros[1],
+        error=ratio(total.loss, total.energy),
+        prune_error=ratio(total.prune_loss, total.energy),
         bytes_before=plan.stored.bytes,
         bytes_after=sum(spec.bytes for spec in plan.outputs),
         slid_columns=plan.slid_columns(layout),
     )
     return tensors, report
+
+
+def _convert_rows(plan: LinearPlan, source: Weight, layout: str) -> tuple[dict[str, Tensor], Tally]:
+    """Some rows of a linear: prune, quantize, slide, pack; and what that cost."""
+    pruned = weight = source
+    if plan.method:
+        survivors = apply_mask(values(source), PRUNERS[plan.method](values(source), plan.pattern))
+        pruned = weight = survivors if isinstance(source, Tensor) else replace(source, codes=survivors)
+    if plan.scheme.quantized and isinstance(weight, Tensor):
+        weight = quantize(weight, plan.scheme)
+    tensors = {} if plan.kept else stored_tensors(plan.linear.name, weight, plan.pattern, layout)
+    return tensors, tally(source, pruned, weight)
 
 
 def _write_all(plan: Plan, writer: WeightWriter, device: str, progress: Progress) -> None:

@@ -42,7 +42,8 @@ def channel_scale(weight: Tensor, scheme: Scheme) -> Tensor:
     whatever it is.
     """
     absmax = weight.abs().amax(dim=1, keepdim=True).float()
-    scale = (absmax / scheme.qmax).clamp_(min=torch.finfo(torch.float32).tiny)
+    # A tensor as divisor: by a plain number, CUDA multiplies with its reciprocal, which rounds differently.
+    scale = absmax.div(torch.full_like(absmax, scheme.qmax)).clamp_(min=torch.finfo(torch.float32).tiny)
     return torch.where(absmax == 0, torch.ones_like(scale), scale)
 
 

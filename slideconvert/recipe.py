@@ -108,7 +108,7 @@ def load_recipe(path: Path) -> Recipe:
         words = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
     except OSError as error:
         raise InputError(f"recipe {path}: {error.strerror}", hint="give the path of a YAML file") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"recipe {path}: not valid YAML ({error})".replace("\n", " ")) from error
     return parse_recipe(words, str(path))
 
@@ -122,7 +122,7 @@ def parse_recipe(words: Any, where: str) -> Recipe:
     shard_gb = words.get("shard_gb", "5")
     try:
         shard_bytes = int(float(shard_gb) * 1e9)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise InputError(f"{where}: shard_gb is '{shard_gb}', a number was expected") from error
     if shard_bytes < 1:
         raise InputError(f"{where}: shard_gb is '{shard_gb}', it must be positive")
@@ -157,3 +157,5 @@ def _check_words(words: Any, known: set[str], where: str) -> None:
         pick(word, sorted(known), f"word in {where}:")
         if not isinstance(value, str) and word != "rules":
             raise InputError(f"{where}: {word} must be a single word")
+        if value == "":
+            raise InputError(f"{where}: {word} has no value", hint="say what it is, or leave the line out")

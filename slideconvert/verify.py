@@ -23,9 +23,9 @@ from .checkpoint.staging import file_sha256
 from .errors import InputError, SlideConvertError
 from .layers import decoder_linears
 from .layout import StoredLinear, stored_tensors
-from .measure import check_finite, floats, nonzeros, relative_error, values
+from .measure import Weight, check_finite, floats, nonzeros, ratio, tally, values
 from .patterns import ZEROS, Pattern
-from .planes import bits, row_blocks, to_planes
+from .planes import bits, negative, nonzero, row_blocks, to_planes
 from .progress import Progress, silent
 from .prune.select import check_pattern
 from .quantize import QuantizedWeight
@@ -138,7 +138,8 @@ def _verify_linear(
         _check_weight(checkpoint, stored, weight)
         if source:
             original = describe_linear(source, source_record, name).read(source)
-            error = relative_error(original, weight)
+            measured = tally(original, original, weight)
+            error = ratio(measured.loss, measured.energy)
             _check_against(original, weight, stored.pattern if entry else None, name)
     except SlideConvertError as problem:
         fault = problem.what if name in problem.what else f"{name}: {problem.what}"
@@ -156,7 +157,7 @@ def _verify_linear(
     return verdict, tensors
 
 
-def _check_weight(checkpoint: Checkpoint, stored: StoredLinear, weight: Tensor | QuantizedWeight) -> None:
+def _check_weight(checkpoint: Checkpoint, stored: StoredLinear, weight: Weight) -> None:
     """What must hold whatever the source was."""
     name = stored.name
     check_finite(weight, name)
@@ -165,7 +166,7 @@ def _check_weight(checkpoint: Checkpoint, stored: StoredLinear, weight: Tensor |
         return
     if not (weight.scale > 0).all():
         raise InputError(f"{name}.weight_scale: not positive everywhere")
-    if stored.scheme.ct_type == "float" and (bits(weight.codes) == -128).any():
+    if stored.scheme.ct_type == "float" and int(bits(weight.codes).amin()) == -128:
         raise InputError(f"{name}: a zero is stored as -0 (byte 0x80)")
     if stored.layout == "slide":
         # Packed form is canonical: the codes, slid and packed again, must give the very bytes that were read.
@@ -174,39 +175,40 @@ def _check_weight(checkpoint: Checkpoint, stored: StoredLinear, weight: Tensor |
                 raise InputError(f"{tensor}: not the canonical packing of its weights")
 
 
-def _check_against(
-    original: Tensor | QuantizedWeight, weight: Tensor | QuantizedWeight, pattern: Pattern | None, name: str
-) -> None:
-    """Raise InputError at the first weight that is neither the source's (rounded) nor pruned."""
+def _check_against(original: Weight, weight: Weight, pattern: Pattern | None, name: str) -> None:
+    """Raise InputError at the first weight that is neither the source's (rounded) nor pruned.
+
+    pattern: what may have been pruned by; None if nothing may.
+    """
     if values(original).shape != values(weight).shape:
         raise InputError(f"{name}: shape {list(values(weight).shape)}, the source has {list(values(original).shape)}")
     for rows in row_blocks(values(weight)):
         old, new = floats(original, rows), floats(weight, rows)
-        off = (old - new).abs() > _rounding(original, weight, old, rows)
-        if not off.any():
+        off = negative(bits(_rounding(original, weight, old, rows) - (old - new).abs()))
+        if not int(off.amin()):
             continue
-        changed = off & (new != 0)
-        if changed.any() or pattern is None or not pattern.prunes:
-            row, column = (int(index) for index in (changed if changed.any() else off).nonzero()[0])
+        prunable = pattern is not None and pattern.prunes
+        wrong = off & nonzero(bits(new)) if prunable else off
+        if int(wrong.amin()):
+            row, column = (int(index) for index in wrong.nonzero()[0])
             raise InputError(
                 f"{name}: row {rows.start + row}, column {column} is {float(new[row, column]):.6g}, the source has "
                 f"{float(old[row, column]):.6g}: more than rounding"
             )
-        taken = to_planes(off.to(torch.int8), pattern.group).sum(0)
-        if int(taken.max()) > ZEROS:
+        assert pattern is not None
+        taken = -to_planes(off.to(torch.int8), pattern.group).sum(0, dtype=torch.int8)
+        if int(taken.amax()) > ZEROS:
             row, group = (int(index) for index in (taken > ZEROS).nonzero()[0])
             raise InputError(
-                f"{name}: row {rows.start + row}, group {group} lost {int(taken.max())} weights, "
+                f"{name}: row {rows.start + row}, group {group} lost {int(taken[row, group])} weights, "
                 f"{pattern} takes {ZEROS}"
             )
 
 
-def _rounding(
-    original: Tensor | QuantizedWeight, weight: Tensor | QuantizedWeight, old: Tensor, rows: slice
-) -> Tensor | float:
+def _rounding(original: Weight, weight: Weight, old: Tensor, rows: slice) -> Tensor:
     """The largest error that rounding to the scheme can make, per weight; 0 where nothing was to be rounded."""
     if isinstance(original, QuantizedWeight) or not isinstance(weight, QuantizedWeight):
-        return 0.0
+        return torch.zeros_like(old)
     scale = weight.scale[rows].float()
     if weight.scheme.ct_type == "int":
         return scale * (0.5 * ROUNDING_SLACK)

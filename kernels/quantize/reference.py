@@ -15,7 +15,8 @@ def quantize(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     qmax = QMAX[dtype]
     x = x.float()
     absmax = x.abs().amax(dim=-1, keepdim=True)
-    scale = (absmax / qmax).clamp(min=torch.finfo(torch.float32).tiny)
+    # A tensor as divisor: by a plain number, CUDA multiplies with its reciprocal, which rounds differently.
+    scale = (absmax / torch.full_like(absmax, qmax)).clamp(min=torch.finfo(torch.float32).tiny)
     scale = torch.where(absmax == 0, torch.ones_like(scale), scale)
     scaled = (x / scale).clamp(-qmax, qmax)
     return (scaled.round() if dtype == torch.int8 else scaled).to(dtype), scale
