@@ -41,6 +41,7 @@ def finish(
     report: Report,
     *,
     verify: bool,
+    device: str,
     measurement: Measurement | None,
     progress: Progress,
 ) -> Report:
@@ -66,7 +67,7 @@ def finish(
         write_file(folder / CONFIG, (json.dumps(config, indent=1, ensure_ascii=False) + "\n").encode())
     verified = None
     if verify:
-        verdict = verify_checkpoint(Checkpoint.open(folder), source=plan.source, progress=progress)
+        verdict = verify_checkpoint(Checkpoint.open(folder), source=plan.source, device=device, progress=progress)
         if verdict.faults:
             raise VerificationError(
                 f"the output is not what it should be: {verdict.faults[0]} ({len(verdict.faults)} faults)",

@@ -56,14 +56,17 @@ class StoredLinear:
 
     def read(self, checkpoint: Checkpoint) -> Tensor | QuantizedWeight:
         """The weight as float [out, in], or as its codes and scale."""
-        first = checkpoint.read(self.tensors[0].name)
+        return self.decode({spec.name: checkpoint.read(spec.name) for spec in self.tensors}, self.name)
+
+    def decode(self, parts: dict[str, Tensor], where: str) -> Tensor | QuantizedWeight:
+        """The weight from its tensors, or from the same rows of each of them."""
+        first = parts[self.tensors[0].name]
         if not self.scheme.quantized:
             return first
-        scale = checkpoint.read(f"{self.name}.weight_scale").view(-1, 1)
         if self.layout == "slide":
-            slid = unpack(first, checkpoint.read(f"{self.name}.weight_meta"), self.name)
-            first = unslide(slid, self.pattern, self.shape[1], self.name)
-        return QuantizedWeight(first, scale, self.scheme)
+            slid = unpack(first, parts[f"{self.name}.weight_meta"], where)
+            first = unslide(slid, self.pattern, self.shape[1], where)
+        return QuantizedWeight(first, parts[f"{self.name}.weight_scale"].view(-1, 1), self.scheme)
 
 
 def describe(checkpoint: Checkpoint, name: str, declared: tuple[Pattern, tuple[int, int]] | None) -> StoredLinear:

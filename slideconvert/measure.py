@@ -20,11 +20,9 @@ def values(weight: Weight) -> Tensor:
     return weight if isinstance(weight, Tensor) else weight.codes
 
 
-def floats(weight: Weight, rows: slice) -> Tensor:
-    """What some rows stand for, float32."""
-    if isinstance(weight, Tensor):
-        return weight[rows].float()
-    return code_floats(weight.codes[rows]).mul_(weight.scale[rows].float())
+def floats(weight: Weight) -> Tensor:
+    """What a weight stands for, float32."""
+    return weight.float() if isinstance(weight, Tensor) else code_floats(weight.codes).mul_(weight.scale.float())
 
 
 def code_floats(codes: Tensor) -> Tensor:
@@ -78,14 +76,11 @@ class Tally:
 
 
 def tally(before: Weight, pruned: Weight, after: Weight) -> Tally:
-    """Measure one weight: as it was, with its pruned weights gone, and as stored."""
-    total = Tally(nonzeros=(nonzeros(before), nonzeros(pruned), nonzeros(after)))
-    for rows in row_blocks(values(before)):
-        old = floats(before, rows)
-        prune_loss = 0.0 if pruned is before else _energy(old - floats(pruned, rows))
-        loss = prune_loss if after is pruned else _energy(old - floats(after, rows))
-        total += Tally(_energy(old), prune_loss, loss)
-    return total
+    """Measure some rows of a weight: as they were, with the pruned weights gone, and as stored."""
+    old = floats(before)
+    prune_loss = 0.0 if pruned is before else _energy(old - floats(pruned))
+    loss = prune_loss if after is pruned else _energy(old - floats(after))
+    return Tally(_energy(old), prune_loss, loss, (nonzeros(before), nonzeros(pruned), nonzeros(after)))
 
 
 def _energy(matrix: Tensor) -> float:

@@ -81,7 +81,16 @@ def convert(
         notes=plan.notes,
     )
     measured = Measurement(text, windows, device) if text else None
-    report = finish(plan, staging.path, writer.digests, report, verify=verify, measurement=measured, progress=progress)
+    report = finish(
+        plan,
+        staging.path,
+        writer.digests,
+        report,
+        verify=verify,
+        device=device,
+        measurement=measured,
+        progress=progress,
+    )
     staging.publish()
     return report
 

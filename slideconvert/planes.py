@@ -22,12 +22,16 @@ BLOCK_WEIGHTS = {"cpu": 1 << 20, "cuda": 1 << 26}
 """Weights handled at a time: about an L2 cache on a CPU, enough to fill a GPU."""
 
 
-def row_blocks(tensor: Tensor) -> Iterator[slice]:
-    """Slices of rows of a [rows, columns] tensor that hold about BLOCK_WEIGHTS elements each."""
-    rows, columns = tensor.shape
-    step = max(1, BLOCK_WEIGHTS.get(tensor.device.type, 1 << 20) // max(1, columns))
+def blocks(rows: int, columns: int, device: str) -> Iterator[slice]:
+    """Slices of the rows of a [rows, columns] matrix that hold about BLOCK_WEIGHTS elements each."""
+    step = max(1, BLOCK_WEIGHTS.get(torch.device(device).type, 1 << 20) // max(1, columns))
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))
+
+
+def row_blocks(tensor: Tensor) -> Iterator[slice]:
+    """The same for a tensor [rows, columns], where it lies."""
+    return blocks(tensor.shape[0], tensor.shape[1], tensor.device.type)
 
 
 def to_planes(matrix: Tensor, group: int) -> Tensor:

@@ -10,6 +10,8 @@ import click
 
 from .common import (
     checkpoint_argument,
+    choose_device,
+    device_option,
     echo_json,
     json_option,
     progress_bar,
@@ -22,12 +24,13 @@ from .common import (
 
 @click.command("verify")
 @checkpoint_argument
+@device_option
 @click.option("--source", help="The model it was made from (folder or Hub id): checks every weight against it.")
 @revision_option
 @json_option
 @verbosity_options
 def verify_command(
-    ckpt: Path, source: str | None, revision: str | None, as_json: bool, verbose: bool, quiet: bool
+    ckpt: Path, source: str | None, revision: str | None, device: str, as_json: bool, verbose: bool, quiet: bool
 ) -> None:
     """Re-read the checkpoint CKPT and check hashes, shapes, patterns, windows and weights. Exit code 1 on a fault."""
     from ..checkpoint.reader import Checkpoint
@@ -35,8 +38,9 @@ def verify_command(
     from .tables import verdict_table
 
     original = Checkpoint.open(resolve_source(source, revision, quiet or as_json).path) if source else None
+    where = choose_device(device)
     with progress_bar(not (quiet or as_json)) as tell:
-        verdict = verify_checkpoint(Checkpoint.open(ckpt), source=original, progress=tell)
+        verdict = verify_checkpoint(Checkpoint.open(ckpt), source=original, device=where, progress=tell)
     if as_json:
         echo_json({"ckpt": str(ckpt), "sound": not verdict.faults, "against_source": bool(source), **asdict(verdict)})
     elif not quiet:

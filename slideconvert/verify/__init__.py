@@ -1,0 +1,132 @@
+"""Read a finished checkpoint back and check that it is what it says: every file, every tensor, every weight.
+
+Without the source: hashes, index, config, shapes and dtypes, the pattern at absolute positions, 2:4 windows,
+canonical packing (slide and pack again: the same bytes, so nothing was lost or added), zeros stored as +0,
+finite positive scales. With the source besides: copied tensors equal byte for byte, and every weight within its
+scheme's rounding of the source's, but for at most two zeros a group, which pruning may take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+
+from ..checkpoint.config import Record, quantization_config, read_record
+from ..checkpoint.files import CONFIG, INDEX
+from ..checkpoint.format import TensorSpec
+from ..checkpoint.reader import Checkpoint, read_json
+from ..checkpoint.staging import file_sha256
+from ..errors import InputError
+from ..layers import decoder_linears
+from ..planes import bits
+from ..progress import Progress, silent
+from ..workers import in_order
+from .linear import LinearVerdict, Side, verify_linear
+
+__all__ = ["LinearVerdict", "Verdict", "verify_checkpoint"]
+
+
+@dataclass
+class Verdict:
+    """The whole check: tensors re-read, linears one by one, faults in words (empty: sound)."""
+
+    tensors: int = 0
+    linears: list[LinearVerdict] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+
+
+def verify_checkpoint(
+    checkpoint: Checkpoint,
+    *,
+    source: Checkpoint | None = None,
+    device: str = "cpu",
+    progress: Progress = silent,
+) -> Verdict:
+    """Check a checkpoint of ours, against its source if one is given. InputError if it is not one of ours."""
+    record = read_record(checkpoint.config, str(checkpoint.path / CONFIG))
+    if record is None:
+        raise InputError(
+            f"{checkpoint.path / CONFIG} has no slidesparse_config: not written by slideconvert",
+            hint="only slideconvert's checkpoints can be verified",
+        )
+    verdict = Verdict()
+    verdict.faults += _config_faults(checkpoint, record)
+    ours = Side(checkpoint, record)
+    theirs = Side(source, read_record(source.config, str(source.path))) if source else None
+    names = [linear.name for linear in decoder_linears(checkpoint.config)]
+    owned: set[str] = set()
+    with ThreadPoolExecutor(1) as hashing:
+        files = hashing.submit(lambda: list(_file_faults(checkpoint, record)))
+        for number, linear in enumerate(in_order(partial(verify_linear, ours, theirs, device), names, device)):
+            progress("verify", number, len(names))
+            owned.update(linear.tensors)
+            verdict.linears.append(linear)
+            if linear.fault:
+                verdict.faults.append(linear.fault)
+        verdict.faults[:0] = files.result()
+    for name in sorted(checkpoint.tensors.keys() - owned):
+        owned.add(name)
+        fault = _copy_fault(checkpoint, checkpoint.spec(name), source)
+        if fault:
+            verdict.faults.append(fault)
+    verdict.tensors = len(owned)
+    if source:
+        verdict.faults += _lost_tensors(checkpoint, source, owned)
+    progress("verify", len(names), len(names))
+    return verdict
+
+
+def _file_faults(checkpoint: Checkpoint, record: Record) -> Iterator[str]:
+    for name, digest in {**record.files, **record.kernels}.items():
+        path = checkpoint.path / name
+        if not path.is_file():
+            yield f"{name}: file is missing"
+        elif file_sha256(path) != digest:
+            yield f"{name}: sha256 differs from the record's {digest[:12]}…: the file was changed after conversion"
+    for path in checkpoint.shards:
+        if path.name not in record.files:
+            yield f"{path.name}: a weight file that the record does not know"
+    if (checkpoint.path / INDEX).is_file():
+        said = read_json(checkpoint.path / INDEX).get("metadata", {}).get("total_size")
+        total = sum(placed.spec.bytes for placed in checkpoint.tensors.values())
+        if said != total:
+            yield f"{INDEX}: total_size {said}, the tensors have {total} bytes"
+
+
+def _config_faults(checkpoint: Checkpoint, record: Record) -> Iterator[str]:
+    names = [linear.name for linear in decoder_linears(checkpoint.config)]
+    unknown = sorted(record.linears.keys() - set(names))
+    if unknown:
+        yield f"{CONFIG}: record of {unknown[0]}, which the model does not have"
+    kept = [name for name in names if name not in record.linears]
+    if checkpoint.config.get("quantization_config") != quantization_config(record.linears, kept, record.layout):
+        yield f"{CONFIG}: quantization_config does not agree with the record of the linears"
+
+
+def _copy_fault(checkpoint: Checkpoint, spec: TensorSpec, source: Checkpoint | None) -> str:
+    """What is wrong with a tensor that is merely carried along; "" if nothing."""
+    if source is None:
+        return ""
+    if spec.name not in source.tensors:
+        return f"{spec.name}: the source has no such tensor"
+    if source.spec(spec.name) != spec:
+        return f"{spec.name}: {spec.dtype} {list(spec.shape)}, the source has another dtype or shape"
+    same = all(
+        torch.equal(bits(ours), bits(theirs))
+        for ours, theirs in zip(checkpoint.pieces(spec.name), source.pieces(spec.name), strict=True)
+    )
+    return "" if same else f"{spec.name}: differs from the source"
+
+
+def _lost_tensors(checkpoint: Checkpoint, source: Checkpoint, owned: set[str]) -> Iterator[str]:
+    linears = {linear.name for linear in decoder_linears(source.config)}
+    tied = bool(checkpoint.config.get("tie_word_embeddings"))
+    for name in sorted(source.tensors.keys() - owned):
+        module, _, part = name.rpartition(".")
+        of_linear = module in linears and part.startswith("weight")
+        if not of_linear and not (tied and name == "lm_head.weight"):
+            yield f"{name}: the source's tensor is missing"

@@ -1,0 +1,155 @@
+"""Check one linear of a finished checkpoint: by itself, and against its source.
+
+Rows are read whole and taken through all checks a block at a time, as in converting.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..checkpoint.config import Record, describe_linear
+from ..checkpoint.reader import Checkpoint
+from ..errors import InputError, SlideConvertError
+from ..layout import StoredLinear, stored_tensors
+from ..measure import Tally, Weight, check_finite, floats, ratio, tally, values
+from ..patterns import ZEROS, Pattern
+from ..planes import bits, blocks, negative, nonzero, to_planes
+from ..prune.select import check_pattern
+from ..quantize import QuantizedWeight
+
+ROUNDING_SLACK = 1 + 2**-16
+"""Float32 rounding of w / scale and code * scale, generously: each is below 2**-23 relative of at most 448."""
+
+
+@dataclass(frozen=True)
+class LinearVerdict:
+    """What was found in one linear. pattern "kept" if it was left alone; error: relative to the source, None
+    without one; tensors: those that hold it; fault: "" if sound."""
+
+    name: str
+    scheme: str
+    pattern: str
+    shape: tuple[int, int]
+    zeros: int
+    bytes: int
+    error: float | None
+    tensors: tuple[str, ...]
+    fault: str
+
+
+@dataclass(frozen=True)
+class Side:
+    """A checkpoint with its record: the output's, or the source's (which may have none)."""
+
+    checkpoint: Checkpoint
+    record: Record | None
+
+
+def verify_linear(ours: Side, source: Side | None, device: str, name: str) -> LinearVerdict:
+    """The verdict on linear `name`; whatever is wrong with it becomes its fault."""
+    stored, found, fault = None, Tally(), ""
+    try:
+        stored = describe_linear(ours.checkpoint, ours.record, name)
+        _check_record(ours, stored)
+        original = describe_linear(source.checkpoint, source.record, name) if source else None
+        if original and original.shape != stored.shape:
+            raise InputError(f"{name}: shape {list(stored.shape)}, the source has {list(original.shape)}")
+        parts = _read(ours, stored)
+        theirs = _read(source, original) if source and original else {}
+        for rows in blocks(*stored.shape, device):
+            where = name if not rows.start else f"{name} (rows counted from {rows.start})"
+            block = {part: tensor[rows].to(device) for part, tensor in parts.items()}
+            weight = stored.decode(block, where)
+            _check_weight(stored, block, weight, where)
+            before = weight
+            if original:
+                before = original.decode({part: tensor[rows].to(device) for part, tensor in theirs.items()}, where)
+                kept = ours.record is None or name not in ours.record.linears
+                _check_against(before, weight, None if kept else stored.pattern, where)
+            found += tally(before, before, weight)
+    except SlideConvertError as problem:
+        fault = problem.what if name in problem.what else f"{name}: {problem.what}"
+    entry = ours.record.linears.get(name) if ours.record else None
+    return LinearVerdict(
+        name=name,
+        scheme=stored.scheme.name if stored else "?",
+        pattern=str(entry.pattern) if entry else "kept",
+        shape=stored.shape if stored else (0, 0),
+        zeros=stored.shape[0] * stored.shape[1] - found.nonzeros[2] if stored and not fault else 0,
+        bytes=stored.bytes if stored else 0,
+        error=ratio(found.loss, found.energy) if source and not fault else None,
+        tensors=tuple(spec.name for spec in stored.tensors) if stored else (),
+        fault=fault,
+    )
+
+
+def _read(side: Side, stored: StoredLinear) -> dict[str, Tensor]:
+    return {spec.name: side.checkpoint.read(spec.name) for spec in stored.tensors}
+
+
+def _check_record(ours: Side, stored: StoredLinear) -> None:
+    entry = ours.record.linears.get(stored.name) if ours.record else None
+    if entry is None or ours.record is None:
+        return
+    layout = ours.record.layout if stored.scheme.quantized else "dense"
+    if (stored.scheme.name, stored.layout) != (entry.scheme, layout):
+        raise InputError(
+            f"{stored.name}: stored as {stored.scheme.name} {stored.layout}, the record says {entry.scheme} {layout}"
+        )
+
+
+def _check_weight(stored: StoredLinear, block: dict[str, Tensor], weight: Weight, where: str) -> None:
+    """What must hold whatever the source was."""
+    check_finite(weight, where)
+    check_pattern(values(weight), stored.pattern, where)
+    if not isinstance(weight, QuantizedWeight):
+        return
+    if not float(weight.scale.amin()) > 0:
+        raise InputError(f"{where}: weight_scale is not positive everywhere")
+    if stored.scheme.ct_type == "float" and int(bits(weight.codes).amin()) == -128:
+        raise InputError(f"{where}: a zero is stored as -0 (byte 0x80)")
+    if stored.layout == "slide":
+        # Packed form is canonical: the codes, slid and packed again, must give the very bytes that were read.
+        for tensor, again in stored_tensors(stored.name, weight, stored.pattern, "slide").items():
+            if not torch.equal(bits(again), bits(block[tensor].view(again.shape))):
+                raise InputError(f"{where}: {tensor} is not the canonical packing of its weights")
+
+
+def _check_against(before: Weight, weight: Weight, pattern: Pattern | None, where: str) -> None:
+    """Raise InputError at the first weight that is neither the source's (rounded) nor pruned.
+
+    pattern: what may have been pruned by; None if nothing may.
+    """
+    old, new = floats(before), floats(weight)
+    off = negative(bits(_rounding(before, weight, old) - (old - new).abs()))
+    if not int(off.amin()):
+        return
+    prunable = pattern is not None and pattern.prunes
+    wrong = off & nonzero(bits(new)) if prunable else off
+    if int(wrong.amin()):
+        row, column = (int(index) for index in wrong.nonzero()[0])
+        raise InputError(
+            f"{where}: row {row}, column {column} is {float(new[row, column]):.6g}, the source has "
+            f"{float(old[row, column]):.6g}: more than rounding"
+        )
+    assert pattern is not None
+    taken = -to_planes(off.to(torch.int8), pattern.group).sum(0, dtype=torch.int8)
+    if int(taken.amax()) > ZEROS:
+        row, group = (int(index) for index in (taken > ZEROS).nonzero()[0])
+        raise InputError(
+            f"{where}: row {row}, group {group} lost {int(taken[row, group])} weights, {pattern} takes {ZEROS}"
+        )
+
+
+def _rounding(before: Weight, weight: Weight, old: Tensor) -> Tensor:
+    """The largest error that rounding to the scheme can make, per weight; 0 where nothing was to be rounded."""
+    if isinstance(before, QuantizedWeight) or not isinstance(weight, QuantizedWeight):
+        return torch.zeros_like(old)
+    scale = weight.scale.float()
+    if weight.scheme.ct_type == "int":
+        return scale * (0.5 * ROUNDING_SLACK)
+    # E4M3 has three mantissa bits: half a step is at most 2**-4 of the value, and 2**-10 among the subnormals.
+    return torch.maximum(old.abs() * 2**-4, scale * 2**-10) * ROUNDING_SLACK
