@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from . import workers
 from .checkpoint.config import LinearRecord, Record, check_quantization, describe_linear, read_record
 from .checkpoint.files import SINGLE
 from .checkpoint.format import ITEM_BYTES, TensorSpec
@@ -111,12 +112,11 @@ class Plan:
 
     @property
     def peak_memory(self) -> int:
-        """Bytes of memory that the conversion is expected to need: the base, and a layer read and written twice
-        over (one being written while the next is made)."""
+        """Bytes of memory that the conversion is expected to need on this machine: the base, the linears that are
+        worked on at once (one more waits for its turn), and a layer being written while the next is collected."""
         layers = [unit for shard in self.shards for unit in shard.units if layer_of(unit.tensors[0].name) is not None]
-        written = max((unit.bytes for unit in layers), default=0)
-        read = max((plan.stored.bytes for plan in self.linears), default=0)
-        return BASE_MEMORY + 2 * written + 6 * read
+        largest = max(plan.stored.bytes + sum(spec.bytes for spec in plan.outputs) for plan in self.linears)
+        return BASE_MEMORY + (workers.count() + 1) * largest + 2 * max(unit.bytes for unit in layers)
 
 
 def make_plan(snapshot: Snapshot, recipe: Recipe) -> Plan:
@@ -156,7 +156,8 @@ def _plan_linear(source: Checkpoint, linear: Linear, choice: Choice, record: Rec
     name = linear.name
     stored = describe_linear(source, record, name)
     before = record.linears.get(name) if record else None
-    if choice.keep:
+    kept_before = record is not None and before is None and not describe_choice(choice)
+    if choice.keep or kept_before:
         if stored.scheme.quantized:
             raise InputError(f"{name}: keep leaves float weights alone, these are {stored.scheme.name} codes already")
         return LinearPlan(linear, stored, stored.scheme, Pattern(None), "", stored.tensors, None)

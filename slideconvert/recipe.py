@@ -55,14 +55,12 @@ class Rule:
 class Recipe:
     """The choices for all linears, the rules that differ from them, and the layout of the output.
 
-    model, revision: where the weights come from, when the file says so. shard_bytes: largest weight file.
+    shard_bytes: largest weight file.
     """
 
     choice: Choice = field(default_factory=Choice)
     rules: tuple[Rule, ...] = ()
     layout: str | None = None
-    model: str | None = None
-    revision: str | None = None
     shard_bytes: int = 5_000_000_000
 
     def for_linear(self, name: str) -> Choice:
@@ -115,7 +113,7 @@ def load_recipe(path: Path) -> Recipe:
 
 def parse_recipe(words: Any, where: str) -> Recipe:
     """The parsed YAML (all scalars strings) to a Recipe."""
-    _check_words(words, {"model", "revision", "shard_gb", *WORDS}, where)
+    _check_words(words, {"shard_gb", *WORDS}, where)
     rules = words.get("rules", [])
     if not isinstance(rules, list):
         raise InputError(f"{where}: rules must be a list", hint="- {match: '*.down_proj', pattern: '2:6'}")
@@ -131,8 +129,6 @@ def parse_recipe(words: Any, where: str) -> Recipe:
         choice=make_choice(words.get("scheme"), words.get("pattern"), words.get("method")),
         rules=tuple(_parse_rule(rule, f"{where}, rule {number}") for number, rule in enumerate(rules, 1)),
         layout=parse_layout(layout) if layout else None,
-        model=words.get("model"),
-        revision=words.get("revision"),
         shard_bytes=shard_bytes,
     )
 

@@ -136,6 +136,13 @@ def test_rules_choose_per_layer_and_kept_layers_stay_byte_for_byte(cli: Cli, sou
     }
     assert record["model.layers.1.mlp.up_proj"]["pattern"] == "2:6"
     assert record["model.layers.2.self_attn.q_proj"]["pattern"] == "2:8"
+    for layout, other in (("slide", "dense"), ("dense", "slide")):
+        direct, relaid = tmp_path / f"direct_{layout}", tmp_path / f"relaid_{layout}"
+        assert cli("convert", source, direct, "--recipe", recipe, "--layout", layout).code == 0
+        assert cli("convert", source, tmp_path / other, "--recipe", recipe, "--layout", other).code == 0
+        assert cli("relayout", tmp_path / other, relaid, "--layout", layout).code == 0
+        for name in ("config.json", "model.safetensors"):
+            assert (direct / name).read_bytes() == (relaid / name).read_bytes()
     fp8 = next(group for group in quantization["config_groups"].values() if group["weights"]["type"] == "float")
     assert fp8["targets"] == ["model.layers.2.self_attn.o_proj"]
     before, after = pico.read(source), pico.read(tmp_path / "out")

@@ -85,7 +85,7 @@ def convert_command(
 ) -> None:
     """Prune, quantize, re-lay and verify the model SOURCE (a folder or a Hub id) into the folder OUT."""
     full = full_recipe(recipe, layout, shard_gb, scheme=scheme, pattern=pattern, method=method)
-    carry_out(source, out, full, revision or full.revision, **run)
+    carry_out(source, out, full, revision, **run)
 
 
 @click.command("plan")
@@ -112,7 +112,7 @@ def plan_command(
     from .tables import plan_summary, plan_table
 
     full = full_recipe(recipe, layout, shard_gb, scheme=scheme, pattern=pattern, method=method)
-    made = make_plan(resolve_source(source, revision or full.revision, quiet or as_json), full)
+    made = make_plan(resolve_source(source, revision, quiet or as_json), full)
     if as_json:
         echo_json(plan_json(made))
     else:

@@ -30,7 +30,7 @@ def download_command(
 ) -> None:
     """Fetch the safetensors, config and tokenizer of HUB_ID into DIR (or the Hugging Face cache), every file checked.
 
-    A broken-off download goes on where it stopped when the command is run again.
+    Run again after an interruption, it keeps the files that arrived whole.
     """
     from ..source import download
 
