@@ -31,8 +31,9 @@ def raw(tensor: Tensor) -> NDArray[Any]:
 
 def masks(length: int, *, legal: bool) -> NDArray[np.bool_]:
     """Every mask of one group, [masks, length]: those with at least two False if legal, else all others."""
-    every = np.arange(2**length)[:, None] >> np.arange(length) & 1 == 1
-    return every[((~every).sum(axis=1) >= 2) == legal]
+    every = (np.arange(2**length)[:, None] >> np.arange(length) & 1).astype(np.bool_)
+    chosen: NDArray[np.bool_] = every[((~every).sum(axis=1) >= 2) == legal]
+    return chosen
 
 
 def codes_on(mask: NDArray[np.bool_]) -> NDArray[np.int8]:

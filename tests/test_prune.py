@@ -135,9 +135,10 @@ def test_two_inf_keeps_everything(dtype: torch.dtype) -> None:
     assert magnitude(torch.zeros(3, 7).to(dtype), Pattern(None)).all()
 
 
-def test_infinite_scores_stay() -> None:
-    keep = keep_mask(torch.tensor([[float("inf"), 1, float("inf"), 2]]), Pattern(4))
-    assert keep.tolist() == [[True, False, True, False]]
+def test_scores_may_be_infinite_and_zeros_of_either_sign() -> None:
+    """A method's scores are products: an infinite one stays, and -0 is no less than 0."""
+    keep = keep_mask(torch.tensor([[float("inf"), 1, float("inf"), 2], [0, 0, -0.0, 1]]), Pattern(4))
+    assert keep.tolist() == [[True, False, True, False], [False, False, True, True]]
 
 
 @pytest.mark.parametrize("block", [1, 40, 100])

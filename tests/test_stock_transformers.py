@@ -7,44 +7,29 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from slideconvert.checkpoint.reader import Checkpoint
 from slideconvert.errors import InputError
 from slideconvert.evaluate import perplexity
-from slideconvert.pipeline import convert
-from slideconvert.plan import make_plan
-from slideconvert.recipe import parse_recipe
 from slideconvert.runtime.linear import QuantizedLinear
 from slideconvert.runtime.load import load_model, load_tokenizer
-from slideconvert.snapshot import open_folder
-from slideconvert.text import read_documents, token_windows
 from slideconvert.verify import verify_checkpoint
 from tests import pico
 from tests.conftest import Cli
-
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-DEMO = EXAMPLES / "demo_model"
-TEXT = EXAMPLES / "demo_text" / "evaluation.jsonl"
+from tests.demo import DEMO, DOWN_2_6, FP8_LATE, KEEP_FIRST, converted, text_windows
 
 CODES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
-KEEP_FIRST = {"match": "model.layers.0.*", "keep": "true"}
-DOWN_2_6 = {"match": "*.down_proj", "pattern": "2:6"}
-FP8_LATE = {"match": "model.layers.[23].*", "scheme": "fp8"}
-
-
-def converted(source: Path, out: Path, **words: Any) -> Path:
-    """Convert with the words of a recipe (magnitude, dense layout unless said) into `out`, verified."""
-    recipe = parse_recipe({"method": "magnitude", "layout": "dense", **words}, "test")
-    convert(make_plan(open_folder(source), recipe), out)
-    return out
 
 
 def stock(folder: Path, dtype: torch.dtype | str = torch.float32) -> Any:
@@ -110,10 +95,18 @@ def assert_same_logits(ours: nn.Module, theirs: nn.Module, tokens: Tensor) -> No
     assert (logits(ours, tokens) - expected).abs().max() <= 2 * rounding
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """More threads do not speed up models this small, and slow them tenfold where other processes want the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def windows() -> Tensor:
-    """[4, 256] tokens of text that the demo model was not trained on."""
-    return token_windows(load_tokenizer(Checkpoint.open(DEMO)), read_documents(str(TEXT)), 256, 4)
+    return text_windows(256, 4)
 
 
 # ---- the dense layout, every linear alike
@@ -296,18 +289,16 @@ def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def random_model(folder: Path) -> Path:
     """A model of the folder's name as model_type, saved by transformers."""
-    sizes = {"vocab_size": 96, "hidden_size": 64, "intermediate_size": 88, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 64}
-    config = AutoConfig.for_model(
-        folder.name, **sizes, **heads, tie_word_embeddings=folder.name == "qwen2", pad_token_id=0
-    )
+    sizes = {"vocab_size": 96, "hidden_size": 64, "intermediate_size": 88, "num_hidden_layers": 2, "head_dim": 16}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": folder.name == "qwen2"}
+    unusual = {"rms_norm_eps": 1e-3, "rope_parameters": {"rope_type": "default", "rope_theta": 50.0}}
+    config = AutoConfig.for_model(folder.name, **sizes, **heads, **unusual, max_position_embeddings=64, pad_token_id=0)
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        # Norms would be one and biases zero: losing them would not show.
         for vector in (parameter for parameter in model.parameters() if parameter.ndim == 1):
-            vector.add_(
-                torch.randn_like(vector).mul(0.3)
-            )  # else norms are one and biases zero: losing them would not show
+            vector.add_(torch.randn_like(vector).mul(0.3))
     model.save_pretrained(folder)
     return folder
 
@@ -358,6 +349,26 @@ def test_bitnet_is_refused(tmp_path: Path) -> None:
 # ---- perplexity
 
 
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(name, marks=pytest.mark.xfail(strict=True, reason="AutoTokenizer builds the family's own rules"))
+        if name == "qwen2"
+        else name
+        for name in FAMILIES
+    ],
+)
+def test_tokens_are_those_of_tokenizer_json(tmp_path: Path, family: str) -> None:
+    """The tokenizer is the file's, whatever rules for splitting words transformers knows for the model_type."""
+    for file in DEMO.glob("tokenizer*.json"):
+        shutil.copy(file, tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
+    text = "def f(x):\r\n\n    return 3.14159 + x  # e\u0301 \u00e9 \u4e2d\u6587\n"
+    expected = Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode(text, add_special_tokens=False).ids
+    found = load_tokenizer(Checkpoint(tmp_path, {}, {}))(text, add_special_tokens=False)["input_ids"]
+    assert found == expected
+
+
 def test_plain_perplexity_is_that_of_transformers(windows: Tensor) -> None:
     """By transformers' model and a cross-entropy in float64. Ours takes it in float32: its roundings, of about
     2**-24 of a logit near 10, are averaged over 1020 tokens and stay far below one millionth."""
@@ -385,4 +396,5 @@ def test_both_layouts_have_one_perplexity(tmp_path: Path, windows: Tensor, schem
         assert json.loads((folder / "config.json").read_text())["slidesparse_config"]["layout"] == layout
         found.append(perplexity(load_model(Checkpoint.open(folder), activations=activations), windows))
     assert found[0] == found[1]
-    assert found[0] > 1.02 * perplexity(load_model(Checkpoint.open(DEMO)), windows)
+    # Pruned (2:6 costs about a fifth), but still the model: pruning the large weights would cost far more.
+    assert 1.02 < found[0] / perplexity(load_model(Checkpoint.open(DEMO)), windows) < 1.5

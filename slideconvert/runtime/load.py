@@ -79,10 +79,17 @@ def _linear(
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Any:
-    """The checkpoint's tokenizer. InputError if it has none that transformers can load without running its code."""
+    """The checkpoint's tokenizer, as its tokenizer.json stands if it has one.
+
+    AutoTokenizer is only asked where there is none: for some architectures (qwen2) it rebuilds the tokenizer with a
+    splitting rule of its own, and gives other tokens than the file, without a word.
+    InputError if there is none that transformers can load without running the checkpoint's code.
+    """
     import transformers
 
     try:
+        if (checkpoint.path / "tokenizer.json").is_file():
+            return transformers.PreTrainedTokenizerFast.from_pretrained(checkpoint.path)
         return transformers.AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0]
