@@ -349,15 +349,7 @@ def test_bitnet_is_refused(tmp_path: Path) -> None:
 # ---- perplexity
 
 
-@pytest.mark.parametrize(
-    "family",
-    [
-        pytest.param(name, marks=pytest.mark.xfail(strict=True, reason="AutoTokenizer builds the family's own rules"))
-        if name == "qwen2"
-        else name
-        for name in FAMILIES
-    ],
-)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_tokens_are_those_of_tokenizer_json(tmp_path: Path, family: str) -> None:
     """The tokenizer is the file's, whatever rules for splitting words transformers knows for the model_type."""
     for file in DEMO.glob("tokenizer*.json"):

@@ -107,7 +107,7 @@ def test_a_data_set_out_of_reach_says_how_to_pass_a_file(monkeypatch: pytest.Mon
         raise ConnectionError("no route")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    with pytest.raises(InputError, match="wikitext:train cannot be read: no route.*pass a local"):
+    with pytest.raises(InputError, match=r"wikitext:train cannot be read: no route.*pass a local"):
         list(read_documents("wikitext:train"))
 
 
