@@ -78,18 +78,22 @@ class Tally:
 def tally(before: Weight, pruned: Weight, after: Weight) -> Tally:
     """Measure some rows of a weight: as they were, with the pruned weights gone, and as stored."""
     old = floats(before)
-    prune_loss = 0.0 if pruned is before else _energy(old - floats(pruned))
-    loss = prune_loss if after is pruned else _energy(old - floats(after))
-    return Tally(_energy(old), prune_loss, loss, (nonzeros(before), nonzeros(pruned), nonzeros(after)))
+    prune_loss = 0.0 if pruned is before else energy(old - floats(pruned))
+    loss = prune_loss if after is pruned else energy(old - floats(after))
+    first = nonzeros(before)
+    second = first if pruned is before else nonzeros(pruned)
+    third = second if after is pruned else nonzeros(after)
+    return Tally(energy(old), prune_loss, loss, (first, second, third))
 
 
-def _energy(matrix: Tensor) -> float:
+def energy(matrix: Tensor) -> float:
+    """The squared Frobenius norm."""
     return float(torch.linalg.vector_norm(matrix)) ** 2
 
 
-def ratio(loss: float, energy: float) -> float:
-    """sqrt(loss / energy), a relative Frobenius error, with six digits; 0 for a weight of zeros."""
-    return float(f"{(loss / energy) ** 0.5:.6g}") if energy else 0.0
+def ratio(loss: float, whole: float) -> float:
+    """sqrt(loss / whole) of two energies, a relative Frobenius error, with six digits; 0 for a weight of zeros."""
+    return float(f"{(loss / whole) ** 0.5:.6g}") if whole else 0.0
 
 
 def check_finite(weight: Weight, name: str) -> None:

@@ -14,7 +14,7 @@ from ..checkpoint.config import Record, describe_linear
 from ..checkpoint.reader import Checkpoint
 from ..errors import InputError, SlideConvertError
 from ..layout import StoredLinear, stored_tensors
-from ..measure import Tally, Weight, check_finite, floats, ratio, tally, values
+from ..measure import Tally, Weight, check_finite, energy, floats, nonzeros, ratio, values
 from ..patterns import ZEROS, Pattern
 from ..planes import bits, blocks, negative, nonzero, to_planes
 from ..prune.select import check_pattern
@@ -64,12 +64,11 @@ def verify_linear(ours: Side, source: Side | None, device: str, name: str) -> Li
             block = {part: tensor[rows].to(device) for part, tensor in parts.items()}
             weight = stored.decode(block, where)
             _check_weight(stored, block, weight, where)
-            before = weight
+            found += Tally(nonzeros=(0, 0, nonzeros(weight)))
             if original:
                 before = original.decode({part: tensor[rows].to(device) for part, tensor in theirs.items()}, where)
                 kept = ours.record is None or name not in ours.record.linears
-                _check_against(before, weight, None if kept else stored.pattern, where)
-            found += tally(before, before, weight)
+                found += _check_against(before, weight, None if kept else stored.pattern, where)
     except SlideConvertError as problem:
         fault = problem.what if name in problem.what else f"{name}: {problem.what}"
     entry = ours.record.linears.get(name) if ours.record else None
@@ -104,7 +103,8 @@ def _check_record(ours: Side, stored: StoredLinear) -> None:
 def _check_weight(stored: StoredLinear, block: dict[str, Tensor], weight: Weight, where: str) -> None:
     """What must hold whatever the source was."""
     check_finite(weight, where)
-    check_pattern(values(weight), stored.pattern, where)
+    if stored.layout != "slide":
+        check_pattern(values(weight), stored.pattern, where)  # sliding again, below, checks it as well
     if not isinstance(weight, QuantizedWeight):
         return
     if not float(weight.scale.amin()) > 0:
@@ -118,15 +118,17 @@ def _check_weight(stored: StoredLinear, block: dict[str, Tensor], weight: Weight
                 raise InputError(f"{where}: {tensor} is not the canonical packing of its weights")
 
 
-def _check_against(before: Weight, weight: Weight, pattern: Pattern | None, where: str) -> None:
-    """Raise InputError at the first weight that is neither the source's (rounded) nor pruned.
+def _check_against(before: Weight, weight: Weight, pattern: Pattern | None, where: str) -> Tally:
+    """Measure the loss; raise InputError at the first weight that is neither the source's (rounded) nor pruned.
 
     pattern: what may have been pruned by; None if nothing may.
     """
     old, new = floats(before), floats(weight)
-    off = negative(bits(_rounding(before, weight, old) - (old - new).abs()))
+    difference = old - new
+    measured = Tally(energy=energy(old), loss=energy(difference))
+    off = negative(bits(_rounding(before, weight, old) - difference.abs_()))
     if not int(off.amin()):
-        return
+        return measured
     prunable = pattern is not None and pattern.prunes
     wrong = off & nonzero(bits(new)) if prunable else off
     if int(wrong.amin()):
@@ -142,6 +144,7 @@ def _check_against(before: Weight, weight: Weight, pattern: Pattern | None, wher
         raise InputError(
             f"{where}: row {row}, group {group} lost {int(taken[row, group])} weights, {pattern} takes {ZEROS}"
         )
+    return measured
 
 
 def _rounding(before: Weight, weight: Weight, old: Tensor) -> Tensor:
