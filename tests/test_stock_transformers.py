@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -15,7 +14,6 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -23,7 +21,7 @@ from slideconvert.checkpoint.reader import Checkpoint
 from slideconvert.errors import InputError
 from slideconvert.evaluate import perplexity
 from slideconvert.runtime.linear import QuantizedLinear
-from slideconvert.runtime.load import load_model, load_tokenizer
+from slideconvert.runtime.load import load_model
 from slideconvert.verify import verify_checkpoint
 from tests import pico
 from tests.conftest import Cli
@@ -347,18 +345,6 @@ def test_bitnet_is_refused(tmp_path: Path) -> None:
 
 
 # ---- perplexity
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_tokens_are_those_of_tokenizer_json(tmp_path: Path, family: str) -> None:
-    """The tokenizer is the file's, whatever rules for splitting words transformers knows for the model_type."""
-    for file in DEMO.glob("tokenizer*.json"):
-        shutil.copy(file, tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
-    text = "def f(x):\r\n\n    return 3.14159 + x  # e\u0301 \u00e9 \u4e2d\u6587\n"
-    expected = Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode(text, add_special_tokens=False).ids
-    found = load_tokenizer(Checkpoint(tmp_path, {}, {}))(text, add_special_tokens=False)["input_ids"]
-    assert found == expected
 
 
 def test_plain_perplexity_is_that_of_transformers(windows: Tensor) -> None:
