@@ -99,8 +99,16 @@ class Plan:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know before trusting the result."""
-        on_codes = any(plan.method and plan.stored.scheme.quantized for plan in self.linears)
-        return (PRUNED_CODES,) if on_codes else ()
+        before = read_record(self.source.config, str(self.source.path))
+        said = []
+        if any(plan.method and plan.stored.scheme.quantized for plan in self.linears):
+            said.append(PRUNED_CODES)
+        if before:
+            said.append(
+                f"Made from the checkpoint {self.snapshot.id}, itself made from {before.source['id']}: errors and "
+                f"sizes here are against {self.snapshot.id}."
+            )
+        return tuple(said)
 
     @property
     def bytes_before(self) -> int:

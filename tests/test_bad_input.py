@@ -238,14 +238,45 @@ def test_disk_that_fills_up_midway_can_be_resumed(
 ) -> None:
     from slideconvert.checkpoint.writer import WeightWriter
 
-    def full(self: WeightWriter, data: object) -> None:
-        raise OSError(28, "No space left on device")
+    real, calls = WeightWriter._put, 0
 
+    def full_after_a_while(self: WeightWriter, data: memoryview) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 40:  # in the second decoder layer
+            raise OSError(28, "No space left on device")
+        real(self, data)
+
+    out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(WeightWriter, "_put", full)
-        outcome = cli("convert", source, tmp_path / "out", "-q")
+        patch.setattr(WeightWriter, "_put", full_after_a_while)
+        outcome = cli("convert", source, out, "-q")
     assert outcome.code == 2 and "the disk is full" in outcome.err and "--resume" in outcome.err
-    assert cli("convert", source, tmp_path / "out", "--resume").code == 0
+    assert len((out / ".slideconvert-partial" / "journal.jsonl").read_text().splitlines()) == 2
+    assert cli("convert", source, out, "--resume").code == 0
+    assert cli("verify", out, "--source", source).code == 0
+
+
+def test_source_that_vanishes_underway(cli: Cli, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from slideconvert import pipeline
+
+    real = pipeline.convert_linear
+
+    def vanish(*words: Any) -> Any:
+        (source / "model.safetensors").unlink(missing_ok=True)
+        return real(*words)
+
+    monkeypatch.setattr(pipeline, "convert_linear", vanish)
+    outcome = cli("convert", source, tmp_path / "out", "-q")
+    refused(outcome, tmp_path / "out", "model.safetensors", "cannot be read", "did the file change")
+
+
+def test_unreadable_state_of_an_unfinished_conversion(cli: Cli, source: Path, tmp_path: Path) -> None:
+    staging = tmp_path / "out" / ".slideconvert-partial"
+    staging.mkdir(parents=True)
+    (staging / "state.json").write_text("{")
+    outcome = cli("convert", source, tmp_path / "out", "--resume")
+    assert outcome.code == 2 and "state.json" in outcome.err and "not valid JSON" in outcome.err
 
 
 def test_no_permission_to_write(cli: Cli, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,6 +62,8 @@ def test_sparsify_quantize_slide_gives_the_bytes_of_convert(
     assert cli("convert", source, direct, "--scheme", scheme, "--pattern", "2:10").code == 0
     for name in ("model.safetensors", "config.json"):
         assert (slid / name).read_bytes() == (direct / name).read_bytes()
+    note = json.loads((slid / "report.json").read_text())["notes"][0]
+    assert "errors and sizes here are against quantized" in note and "itself made from source" in note
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])

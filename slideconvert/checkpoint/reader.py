@@ -80,14 +80,19 @@ class Checkpoint:
         dtype = TORCH_DTYPES[placed.spec.dtype]
         out = torch.empty(stop - start, dtype=dtype)
         view = out.view(torch.uint8).numpy().data
-        with placed.file.open("rb", buffering=0) as file:
-            file.seek(placed.offset + start * dtype.itemsize)
-            done = 0
-            while done < len(view):
-                count = file.readinto(view[done:])
-                if not count:
-                    raise InputError(f"{placed.file}: ended inside tensor {name}", hint="did the file change?")
-                done += count
+        try:
+            with placed.file.open("rb", buffering=0) as file:
+                file.seek(placed.offset + start * dtype.itemsize)
+                done = 0
+                while done < len(view):
+                    count = file.readinto(view[done:])
+                    if not count:
+                        raise InputError(f"{placed.file}: ended inside tensor {name}", hint="did the file change?")
+                    done += count
+        except OSError as error:
+            raise InputError(
+                f"{placed.file}: cannot be read ({error.strerror})", hint="did the file change?"
+            ) from error
         return out
 
 

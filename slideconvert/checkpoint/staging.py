@@ -19,6 +19,7 @@ from typing import Any
 
 from ..errors import InputError, OutputError
 from .files import INDEX, SINGLE, STAGING
+from .reader import read_json
 
 JOURNAL = "journal.jsonl"
 STATE = "state.json"
@@ -47,7 +48,7 @@ class Staging:
             write_file(self.path / STATE, (json.dumps(state, indent=1) + "\n").encode())
 
     def _check_same_job(self, state: dict[str, Any]) -> None:
-        before = json.loads((self.path / STATE).read_text(encoding="utf-8"))
+        before = read_json(self.path / STATE)
         changed = sorted(key for key in {*before, *state} if before.get(key) != state.get(key))
         if changed:
             what = "; ".join(f"{key} was {before.get(key)}, is {state.get(key)}"[:300] for key in changed)
