@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 
 from slideconvert.cli import main
 from tests import pico
@@ -21,6 +22,12 @@ class Outcome(NamedTuple):
 
 
 Cli = Callable[..., Outcome]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """More threads do not speed up models this small, and slow them tenfold where other processes want the cores."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

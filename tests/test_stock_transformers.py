@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -91,15 +90,6 @@ def assert_same_logits(ours: nn.Module, theirs: nn.Module, tokens: Tensor) -> No
     rounding = (expected - logits(deepcopy(theirs).double(), tokens)).abs().max()
     assert 0 < rounding < 1e-3  # of logits around 10: the yardstick itself is sound
     assert (logits(ours, tokens) - expected).abs().max() <= 2 * rounding
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """More threads do not speed up models this small, and slow them tenfold where other processes want the cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -118,11 +118,3 @@ def resolve_source(source: str, revision: str | None, quiet: bool) -> Snapshot:
 
     with progress_bar(not quiet) as tell:
         return resolve(source, revision=revision, progress=tell)
-
-
-def gigabytes(count: int) -> str:
-    """Bytes in the unit that suits them: 1.44 GB, 8.9 MB."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return f"{count} B"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.table import Table
 
-from .common import gigabytes
+from ..report.summary import size
 
 if TYPE_CHECKING:
     from ..inspect import Inspection
@@ -44,7 +44,7 @@ def plan_table(plan: Plan, *, every_linear: bool) -> Table:
     for (*words, shape, slid), members in groups.items():
         before = sum(member.stored.bytes for member in members)
         after = sum(spec.bytes for member in members for spec in member.outputs)
-        made.add_row(*words, str(len(members)), shape, slid, gigabytes(before), gigabytes(after))
+        made.add_row(*words, str(len(members)), shape, slid, size(before), size(after))
     return made
 
 
@@ -55,8 +55,8 @@ def plan_summary(plan: Plan) -> str:
     lines = [
         f"source   {plan.snapshot.id}" + (f" at {plan.snapshot.revision}" if plan.snapshot.revision else ""),
         f"weights  {plan.weights / 1e6:.1f} million in {len(plan.linears)} linears, layout {plan.layout}",
-        f"files    {gigabytes(plan.bytes_before)} -> {gigabytes(plan.bytes_after)} in {len(plan.shards)} shard(s)",
-        f"memory   about {gigabytes(plan.peak_memory)}",
+        f"files    {size(plan.bytes_before)} -> {size(plan.bytes_after)} in {len(plan.shards)} shard(s)",
+        f"memory   about {size(plan.peak_memory)}",
         *([f"ideal speed-up over dense of the same precision: {ideal} (an upper bound, see README)"] if ideal else []),
         *[f"note     {note}" for note in plan.notes],
     ]
@@ -74,8 +74,8 @@ def report_table(report: Report) -> Table:
             f"{layer.zeros / layer.weights:.1%}",
             f"{layer.error:.4f}",
             f"{layer.prune_error:.4f}",
-            gigabytes(layer.bytes_before),
-            gigabytes(layer.bytes_after),
+            size(layer.bytes_before),
+            size(layer.bytes_after),
         )
     return made
 
@@ -88,7 +88,7 @@ def report_summary(report: Report, out: Path, seconds: float) -> str:
     found = report.perplexity
     measured = [f"perplexity {found['source']:.3f} -> {found['output']:.3f}"] if found else []
     lines = [
-        f"wrote    {out}: {gigabytes(totals.file_bytes_before)} -> {gigabytes(totals.file_bytes_after)}, "
+        f"wrote    {out}: {size(totals.file_bytes_before)} -> {size(totals.file_bytes_after)}, "
         f"{totals.zeros / totals.weights:.1%} of {totals.weights / 1e6:.1f} million weights are zero",
         f"error    at most {worst.error:.4f} ({worst.name})",
         f"verified {checked}",
@@ -117,7 +117,7 @@ def verdict_table(verdict: Verdict, *, every_linear: bool) -> Table:
             str(len(members)),
             f"{sum(member.zeros for member in members) / weights:.1%}" if weights else "",
             f"{max(errors):.4f}" if errors else "–",
-            gigabytes(sum(member.bytes for member in members)),
+            size(sum(member.bytes for member in members)),
         )
     return made
 
@@ -134,7 +134,7 @@ def inspect_table(found: Inspection) -> Table:
             _shape(linear.shape),
             f"{linear.zeros / linear.weights:.1%}",
             "–" if linear.error is None else f"{linear.error:.4f}",
-            gigabytes(linear.bytes),
+            size(linear.bytes),
         )
     return made
 
@@ -149,7 +149,7 @@ def inspect_summary(found: Inspection) -> str:
         *([origin] if origin else []),
         *([f"recipe   {', '.join(f'{k}: {v}' for k, v in found.recipe.items())}"] if found.recipe else []),
         f"zeros    {zeros / weights:.1%}",
-        f"bytes    {gigabytes(found.bytes)}",
+        f"bytes    {size(found.bytes)}",
     ]
     return "\n".join(lines)
 
@@ -160,7 +160,7 @@ def eval_table(rows: list[dict[str, Any]], length: int, activations: str) -> Tab
     made = table(title, ["checkpoint"], ["perplexity", "× first", "windows", "size"])
     for row in rows:
         made.add_row(
-            row["ckpt"], f"{row['perplexity']:.3f}", f"{row['ratio']:.3f}", str(row["windows"]), gigabytes(row["bytes"])
+            row["ckpt"], f"{row['perplexity']:.3f}", f"{row['ratio']:.3f}", str(row["windows"]), size(row["bytes"])
         )
     return made
 
@@ -176,11 +176,11 @@ def doctor_table(found: dict[str, Any]) -> Table:
         units = [kind for kind in ("int8", "fp8") if gpu[f"sparse_{kind}"]]
         made.add_row(
             "GPU",
-            f"{gpu['name']}, {gigabytes(gpu['memory_bytes'])}, compute capability {gpu['compute_capability']}, "
+            f"{gpu['name']}, {size(gpu['memory_bytes'])}, compute capability {gpu['compute_capability']}, "
             f"2:4 units for {', '.join(units) or 'nothing we use'}",
         )
     cache = found["huggingface_cache"]
-    made.add_row("Hugging Face cache", f"{cache['path']}, {gigabytes(cache['free_bytes'])} free")
+    made.add_row("Hugging Face cache", f"{cache['path']}, {size(cache['free_bytes'])} free")
     made.add_row("Hugging Face token", "found" if found["huggingface_token"] else "none (only needed for gated models)")
     for advice in found["advice"]:
         made.add_row("advice", advice)
