@@ -67,13 +67,12 @@ def measure(
         model = load_model(checkpoint, activations=activations, device=device)
         value = perplexity(model, tokens, partial(_named, progress, name))
         first = rows[0]["perplexity"] if rows else value
-        size = sum(placed.spec.bytes for placed in checkpoint.tensors.values())
         rows.append(
             {
                 "ckpt": name,
                 "perplexity": value,
                 "windows": len(tokens),
-                "bytes": size,
+                "bytes": checkpoint.bytes,
                 "ratio": value / first,
             }
         )

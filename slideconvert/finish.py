@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint.config import output_config
-from .checkpoint.files import CONFIG, INDEX, companions
+from .checkpoint.files import CARD, CONFIG, INDEX, REPORT_HTML, REPORT_JSON, companions
 from .checkpoint.reader import Checkpoint
 from .checkpoint.staging import file_sha256, write_file, writing
 from .errors import VerificationError
@@ -22,16 +22,13 @@ from .report.html import render_html
 from .runtime.bundle import bundle_kernels
 from .verify import verify_checkpoint
 
-REPORT_JSON, REPORT_HTML, CARD = "report.json", "report.html", "README.md"
-
 
 @dataclass(frozen=True)
 class Measurement:
-    """Perplexity to be measured in this run: on which text, how many windows, where."""
+    """Perplexity to be measured in this run: on which text, how many windows."""
 
     text: str
     windows: int
-    device: str
 
 
 def finish(
@@ -76,7 +73,7 @@ def finish(
         verified = verdict.tensors
     report = replace(report, files=record.files, verified=verified)
     if measurement:
-        report = replace(report, **_measure(plan, folder, measurement, progress))
+        report = replace(report, **_measure(plan, folder, measurement, device, progress))
     with writing(folder):
         write_file(folder / REPORT_JSON, report.to_json().encode())
         write_file(folder / REPORT_HTML, render_html(report).encode())
@@ -84,11 +81,11 @@ def finish(
     return report
 
 
-def _measure(plan: Plan, folder: Path, measurement: Measurement, progress: Progress) -> dict[str, Any]:
+def _measure(plan: Plan, folder: Path, measurement: Measurement, device: str, progress: Progress) -> dict[str, Any]:
     """The perplexity of the source and of the output, as fields of the report."""
     checkpoints = {"source": plan.source, "output": Checkpoint.open(folder)}
     before, after = measure(
-        checkpoints, measurement.text, windows=measurement.windows, device=measurement.device, progress=progress
+        checkpoints, measurement.text, windows=measurement.windows, device=device, progress=progress
     )
     protocol = (
         f"the first {after['windows']} windows of {LENGTH} tokens of {Path(measurement.text).name}, "

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint.config import Record, describe_linear, read_record
+from .checkpoint.files import REPORT_JSON
 from .checkpoint.reader import Checkpoint
 from .layers import decoder_linears
 from .measure import nonzeros
@@ -15,8 +16,6 @@ from .patterns import Pattern
 from .progress import Progress, silent
 from .report import Report
 from .workers import in_order
-
-REPORT = "report.json"
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def inspect_checkpoint(path: Path, progress: Progress = silent) -> Inspection:
         source=record.source if record else {},
         recipe=record.recipe if record else {},
         verified=verified,
-        bytes=sum(placed.spec.bytes for placed in checkpoint.tensors.values()),
+        bytes=checkpoint.bytes,
         linears=tuple(linears),
     )
 
@@ -93,7 +92,7 @@ def _facts(checkpoint: Checkpoint, record: Record | None, errors: dict[str, floa
 def _from_report(path: Path) -> tuple[dict[str, float], int | None]:
     """Errors by linear and the number of verified tensors, from report.json if there is a readable one."""
     try:
-        report = Report.from_json((path / REPORT).read_text(encoding="utf-8"))
+        report = Report.from_json((path / REPORT_JSON).read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError, TypeError):
         return {}, None
     return {layer.name: layer.error for layer in report.layers}, report.verified

@@ -18,7 +18,7 @@ from .checkpoint.reader import Checkpoint
 from .errors import InputError, pick
 from .pack import slide_and_pack, unpack
 from .patterns import Pattern
-from .quantize import QuantizedWeight
+from .quantize import QuantizedWeight, Weight
 from .schemes import BF16, FP8, INT8, Scheme
 from .slide import unslide
 
@@ -54,11 +54,11 @@ class StoredLinear:
     def bytes(self) -> int:
         return sum(spec.bytes for spec in self.tensors)
 
-    def read(self, checkpoint: Checkpoint) -> Tensor | QuantizedWeight:
+    def read(self, checkpoint: Checkpoint) -> Weight:
         """The weight as float [out, in], or as its codes and scale."""
         return self.decode({spec.name: checkpoint.read(spec.name) for spec in self.tensors}, self.name)
 
-    def decode(self, parts: dict[str, Tensor], where: str) -> Tensor | QuantizedWeight:
+    def decode(self, parts: dict[str, Tensor], where: str) -> Weight:
         """The weight from its tensors, or from the same rows of each of them."""
         first = parts[self.tensors[0].name]
         if not self.scheme.quantized:
@@ -117,8 +117,8 @@ def _describe_slide(
     expected = stored_specs(name, shape, packed.dtype, pattern, "slide")
     found = tuple(checkpoint.spec(part) for part in parts)
     for want, have in zip(expected, found, strict=True):
-        wrong_scale = want.name == parts[2] and have.dtype in FLOATS and want.shape == have.shape
-        if want != have and not wrong_scale:
+        other_float = want.name == parts[2] and have.dtype in FLOATS and want.shape == have.shape
+        if want != have and not other_float:
             raise InputError(
                 f"{have.name}: {have.dtype} {list(have.shape)}, {pattern} of {list(shape)} needs {want.dtype} "
                 f"{list(want.shape)}",
@@ -145,7 +145,7 @@ def stored_specs(
     )
 
 
-def stored_tensors(name: str, weight: Tensor | QuantizedWeight, pattern: Pattern, layout: str) -> dict[str, Tensor]:
+def stored_tensors(name: str, weight: Weight, pattern: Pattern, layout: str) -> dict[str, Tensor]:
     """The tensors of `stored_specs`, filled. PatternError if the weight does not follow its pattern."""
     if isinstance(weight, Tensor):
         return {f"{name}.weight": weight}

@@ -25,13 +25,13 @@ from .errors import InputError, OutputError
 from .finish import Measurement, finish
 from .layers import layer_of
 from .layout import stored_tensors
-from .measure import Tally, Weight, check_finite, ratio, take_rows, tally, values
+from .measure import Tally, check_finite, ratio, take_rows, tally, values
 from .plan import LinearPlan, Plan, check_room
 from .planes import row_blocks
 from .progress import Progress, silent
 from .prune import PRUNERS
 from .prune.select import apply_mask, check_pattern
-from .quantize import quantize
+from .quantize import Weight, quantize
 from .report import LayerReport, Report, totals
 from .workers import in_order
 
@@ -80,7 +80,7 @@ def convert(
         totals=totals(layers, plan.bytes_before, plan.bytes_after),
         notes=plan.notes,
     )
-    measured = Measurement(text, windows, device) if text else None
+    measured = Measurement(text, windows) if text else None
     report = finish(
         plan,
         staging.path,

@@ -71,13 +71,15 @@ class Plan:
     layout: str
     linears: tuple[LinearPlan, ...]
     shards: tuple[Shard, ...]
+    before: Record | None
+    """The source's own record, if it is a checkpoint of ours."""
     dropped: tuple[str, ...]
     """Tensors not written: a tied head that the source stores twice."""
 
     @property
     def record(self) -> Record:
         """The checkpoint's own record, files and kernels still empty. A chain of commands keeps the first source."""
-        before = read_record(self.source.config, str(self.source.path))
+        before = self.before
         origin = {"id": self.snapshot.id, "revision": self.snapshot.revision}
         words = {**(before.recipe if before else {}), **self.recipe.describe(), "layout": self.layout}
         return Record(
@@ -99,13 +101,12 @@ class Plan:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know before trusting the result."""
-        before = read_record(self.source.config, str(self.source.path))
         said = []
         if any(plan.method and plan.stored.scheme.quantized for plan in self.linears):
             said.append(PRUNED_CODES)
-        if before:
+        if self.before:
             said.append(
-                f"Made from the checkpoint {self.snapshot.id}, itself made from {before.source['id']}: errors and "
+                f"Made from the checkpoint {self.snapshot.id}, itself made from {self.before.source['id']}: errors and "
                 f"sizes here are against {self.snapshot.id}."
             )
         return tuple(said)
@@ -153,7 +154,7 @@ def make_plan(snapshot: Snapshot, recipe: Recipe) -> Plan:
         )
     dropped = _tied_copies(source)
     shards = _shards(source, linears, dropped, recipe.shard_bytes)
-    return Plan(source, snapshot, recipe, layout, tuple(linears), shards, dropped)
+    return Plan(source, snapshot, recipe, layout, tuple(linears), shards, before, dropped)
 
 
 def _matches(pattern: str, linears: list[LinearPlan]) -> bool:

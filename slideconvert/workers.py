@@ -1,7 +1,7 @@
 """Work on several linears at once: one thread each, torch single-threaded inside.
 
 Torch's own threads split every small operation and wait for each other after it; with anything else running on
-the machine that costs more than it gains (see BENCHMARKS.md). Whole linears need no waiting: torch lets go of the
+the machine that costs more than it gains (see LOG.md). Whole linears need no waiting: torch lets go of the
 interpreter while it computes. Results come in the order of the items and do not depend on the number of threads.
 """
 

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from slideconvert import planes
 from slideconvert.errors import InputError
-from slideconvert.measure import code_floats
-from slideconvert.quantize import QuantizedWeight, channel_scale, quantize
+from slideconvert.quantize import QuantizedWeight, channel_scale, code_floats, quantize
 from slideconvert.schemes import BF16, FP8, INT8, Scheme, parse_scheme
 from tests.matrices import examples, raw
 from tests.twins import quantize as twin

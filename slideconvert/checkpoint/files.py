@@ -8,6 +8,7 @@ from pathlib import Path
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+REPORT_JSON, REPORT_HTML, CARD = "report.json", "report.html", "README.md"
 STAGING = ".slideconvert-partial"
 """Where a conversion works until it is complete: a folder that holds it is unfinished."""
 COMPANIONS = (

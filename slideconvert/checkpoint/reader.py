@@ -54,6 +54,11 @@ class Checkpoint:
         """The weight files, in order of name."""
         return sorted({placed.file for placed in self.tensors.values()})
 
+    @property
+    def bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(placed.spec.bytes for placed in self.tensors.values())
+
     def spec(self, name: str) -> TensorSpec:
         """dtype and shape of a tensor; InputError if the checkpoint has none of that name."""
         if name not in self.tensors:

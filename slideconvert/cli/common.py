@@ -97,13 +97,13 @@ def progress_bar(shown: bool) -> Iterator[Progress]:
         yield tell
 
 
-def show(table: Table | str, *, err: bool = False) -> None:
+def show(table: Table | str) -> None:
     """Print a table or a line for people: tables as wide as the terminal, 120 columns when there is none."""
     from rich.console import Console
 
-    console = Console(stderr=err, highlight=False)
+    console = Console(highlight=False)
     if not console.is_terminal:
-        console = Console(stderr=err, highlight=False, width=120)
+        console = Console(highlight=False, width=120)
     console.print(table)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..checkpoint.files import REPORT_JSON
 from .common import (
     choose_device,
     echo_json,
@@ -41,28 +42,22 @@ recipe_options = options(
 DEFAULTS = {"scheme": "int8", "pattern": "2:8", "method": "magnitude"}
 
 
-def full_recipe(path: Path | None, layout: str | None, shard_gb: float | None, **words: str | None) -> Recipe:
+def full_recipe(path: Path | None, shard_gb: float | None, **words: str | None) -> Recipe:
     """The recipe file (if any), overruled by the flags, filled up with the defaults of `convert`."""
     from ..recipe import Recipe, describe_choice, load_recipe, make_choice, parse_recipe
 
     recipe = load_recipe(path) if path else Recipe()
-    said = {**DEFAULTS, **describe_choice(recipe.choice), **{key: word for key, word in words.items() if word}}
-    flags = parse_recipe(
-        {**({"layout": layout} if layout else {}), **({"shard_gb": str(shard_gb)} if shard_gb is not None else {})},
-        "flags",
-    )
-    choice = make_choice(**said)
-    unquantized = all(scheme and not scheme.quantized for scheme in (choice.scheme, *_rule_schemes(recipe)))
+    said = {**words, "shard_gb": None if shard_gb is None else str(shard_gb)}
+    flags = parse_recipe({word: value for word, value in said.items() if value is not None}, "flags")
+    choice = make_choice(**{**DEFAULTS, **describe_choice(recipe.choice), **describe_choice(flags.choice)})
+    schemes = [choice.scheme, *(rule.choice.scheme for rule in recipe.rules)]
+    quantizes = any(scheme.quantized for scheme in schemes if scheme)
     return replace(
         recipe,
         choice=choice,
-        layout=flags.layout or recipe.layout or ("dense" if unquantized else "slide"),
-        shard_bytes=flags.shard_bytes if shard_gb is not None else recipe.shard_bytes,
+        layout=flags.layout or recipe.layout or ("slide" if quantizes else "dense"),
+        shard_bytes=recipe.shard_bytes if shard_gb is None else flags.shard_bytes,
     )
-
-
-def _rule_schemes(recipe: Recipe) -> list[Any]:
-    return [rule.choice.scheme for rule in recipe.rules if rule.choice.scheme]
 
 
 @click.command("convert")
@@ -84,7 +79,7 @@ def convert_command(
     **run: Any,
 ) -> None:
     """Prune, quantize, re-lay and verify the model SOURCE (a folder or a Hub id) into the folder OUT."""
-    full = full_recipe(recipe, layout, shard_gb, scheme=scheme, pattern=pattern, method=method)
+    full = full_recipe(recipe, shard_gb, scheme=scheme, pattern=pattern, method=method, layout=layout)
     carry_out(source, out, full, revision, **run)
 
 
@@ -111,7 +106,7 @@ def plan_command(
     from ..plan import make_plan
     from .tables import plan_summary, plan_table
 
-    full = full_recipe(recipe, layout, shard_gb, scheme=scheme, pattern=pattern, method=method)
+    full = full_recipe(recipe, shard_gb, scheme=scheme, pattern=pattern, method=method, layout=layout)
     made = make_plan(resolve_source(source, revision, quiet or as_json), full)
     if as_json:
         echo_json(plan_json(made))
@@ -179,7 +174,7 @@ def result_json(report: Report, out: Path, seconds: float) -> dict[str, Any]:
         "perplexity": report.perplexity,
         "notes": list(report.notes),
         "seconds": round(seconds, 3),
-        "report": str(out / "report.json"),
+        "report": str(out / REPORT_JSON),
     }
 
 

@@ -15,14 +15,13 @@ from ..patterns import Pattern
 from .magnitude import magnitude
 from .select import keep_mask
 
-__all__ = ["METHODS", "NONE", "PRUNERS", "keep_mask", "magnitude", "parse_method"]
+__all__ = ["METHODS", "PRUNERS", "keep_mask", "magnitude", "parse_method"]
 
 Method = Callable[[Tensor, Pattern], Tensor]
 
 PRUNERS: dict[str, Method] = {"magnitude": magnitude}
 """Every method that prunes, by its word."""
-NONE = "none"
-METHODS = (*PRUNERS, NONE)
+METHODS = (*PRUNERS, "none")
 """The words a recipe may use; `none` leaves all weights as they are, which must follow the pattern already."""
 
 

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels.quantize.reference import quantize
-from ..measure import code_floats
-from ..quantize import QuantizedWeight
+from ..quantize import QuantizedWeight, code_floats
 
 
 class QuantizedLinear(nn.Module):

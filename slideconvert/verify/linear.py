@@ -14,11 +14,11 @@ from ..checkpoint.config import Record, describe_linear
 from ..checkpoint.reader import Checkpoint
 from ..errors import InputError, SlideConvertError
 from ..layout import StoredLinear, stored_tensors
-from ..measure import Tally, Weight, check_finite, energy, floats, nonzeros, ratio, values
+from ..measure import Tally, check_finite, energy, floats, nonzeros, ratio, values
 from ..patterns import ZEROS, Pattern
 from ..planes import bits, blocks, negative, nonzero, to_planes
 from ..prune.select import check_pattern
-from ..quantize import QuantizedWeight
+from ..quantize import QuantizedWeight, Weight
 
 ROUNDING_SLACK = 1 + 2**-16
 """Float32 rounding of w / scale and code * scale, generously: each is below 2**-23 relative of at most 448."""
