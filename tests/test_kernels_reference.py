@@ -10,13 +10,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from slideconvert.kernels.dequant.reference import dequant
 from slideconvert.kernels.lift_quant.reference import lift_quant
 from slideconvert.kernels.quantize.reference import quantize
-from slideconvert.kernels.sparse_gemm.reference import sparse_gemm, unpack
+from slideconvert.kernels.sparse_gemm import reference as reference_gemm
+from slideconvert.kernels.sparse_gemm.reference import prepare, sparse_gemm
+from slideconvert.kernels.windows import pack, slide, unpack, unslide
 from slideconvert.pack import slide_and_pack
 from slideconvert.pack import unpack as pack_unpack
 from slideconvert.patterns import LENGTHS, Pattern
-from slideconvert.slide import lift_index
+from slideconvert.slide import slide as package_slide
 from tests.matrices import raw
 from tests.twins import prune
 from tests.twins import quantize as twin
@@ -126,17 +129,24 @@ def test_quantize_leaves_its_input_alone() -> None:
 @BOTH
 @pytest.mark.parametrize("length", [*LENGTHS, None])
 def test_lift_quant_is_quantize_and_gather(dtype: torch.dtype, length: int | None) -> None:
-    x = normal(2, 3, 43)
+    x = normal(6, 43)
     index = slide_twin.lift_index(length, 43)
-    lifted, scale = lift_quant(x, torch.tensor(index), dtype)
+    lifted, scale = lift_quant(x, length, dtype, rows=8)
     codes, expected_scale = quantize(x, dtype)  # over the 43 columns, not over the lifted ones
-    assert torch.equal(scale, expected_scale) and lifted.dtype == dtype and lifted.shape == (2, 3, len(index))
+    assert torch.equal(scale, expected_scale) and lifted.dtype == dtype and lifted.shape == (8, len(index))
+    assert not raw(lifted[6:]).any()
     for place, column in enumerate(index):
-        expected = raw(codes[..., column]) if column >= 0 else np.zeros((2, 3), dtype=np.int8)
-        np.testing.assert_array_equal(raw(lifted[..., place]), expected)
+        expected = raw(codes[:, column]) if column >= 0 else np.zeros(6, dtype=np.int8)
+        np.testing.assert_array_equal(raw(lifted[:6, place]), expected)
 
 
 # ---- the product
+
+
+def product(x: Tensor, weight: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
+    """The sums of lifted codes of x and slid codes of the weight, and the scale of x."""
+    codes, scale = lift_quant(x, pattern.length, weight.dtype)
+    return sparse_gemm(codes, prepare(unpack(*slide_and_pack(weight, pattern)))), scale
 
 
 @pytest.mark.parametrize("length", [*LENGTHS, None])
@@ -151,15 +161,13 @@ def test_int8_products_are_those_of_integers(length: int | None, columns: int) -
 
 
 def assert_product(x: NDArray[np.int64], weight: Tensor, pattern: Pattern) -> None:
-    codes, scale = lift_quant(torch.from_numpy(x).float(), lift_index(pattern, x.shape[1]), torch.int8)
-    assert (scale == 1).all()
-    out = sparse_gemm(codes, scale, *slide_and_pack(weight, pattern), torch.ones(len(weight), 1))
-    assert out.dtype == torch.float32
-    np.testing.assert_array_equal(out.numpy(), (x @ weight.long().numpy().T).astype(np.float32))
+    sums, scale = product(torch.from_numpy(x).float(), weight, pattern)
+    assert (scale == 1).all() and sums.dtype == torch.int32
+    np.testing.assert_array_equal(sums.numpy(), x @ weight.long().numpy().T)
 
 
-def test_int8_sums_beyond_float32_are_rounded_once() -> None:
-    """Sums near 2^26: adding up in float32 would round some of them more than once, in whatever order."""
+def test_int8_sums_beyond_float32_are_exact() -> None:
+    """Sums near 2^26: adding up in float32 would round."""
     rng = np.random.default_rng(0)
     x = rng.integers(100, 128, (4, 8192))
     x[:, 0] = 127
@@ -168,40 +176,78 @@ def test_int8_sums_beyond_float32_are_rounded_once() -> None:
     assert_product(x, weight, Pattern(4))
 
 
+def test_integer_products_of_devices_without_an_integer_gemm_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The path that goes through float32, 1024 columns at a time, at the largest magnitudes there are."""
+    monkeypatch.setattr(torch, "_int_mm", None)
+    codes, weight = torch.full((3, 3000), 127, dtype=torch.int8), torch.full((5, 3000), -127, dtype=torch.int8)
+    codes[1, ::7] = -126
+    monkeypatch.setattr(reference_gemm, "device_kind", lambda tensor: "other")
+    sums = reference_gemm.integer_product(codes, weight)
+    np.testing.assert_array_equal(sums.numpy(), codes.long().numpy() @ weight.long().numpy().T)
+
+
 @pytest.mark.parametrize("length", [*LENGTHS, None])
 @pytest.mark.parametrize("columns", [16, 31, 100])
 def test_fp8_products_are_those_of_the_decoded_values(length: int | None, columns: int) -> None:
-    """All products are multiples of 2^-18 below 2^28: sums in float64 are exact in any order."""
+    """Products are exact; each of the at most K' additions rounds a sum of at most sum |x| |w| by 2^-24."""
     pattern, weight = Pattern(length), pruned_codes(FP8, 7, columns, length)
     x = normal(3, columns)
-    codes, scale = lift_quant(x, lift_index(pattern, columns), FP8)
-    out = sparse_gemm(codes, scale, *slide_and_pack(weight, pattern), torch.ones(7, 1))
-    exact = decoded(quantize(x, FP8)[0]) @ decoded(weight).T
-    np.testing.assert_array_equal(out.numpy(), exact.astype(np.float32) * scale.numpy())
+    sums, _ = product(x, weight, pattern)
+    assert sums.dtype == torch.float32
+    codes = decoded(quantize(x, FP8)[0])
+    bound = pattern.slid_columns(columns) * 2**-24 * (np.abs(codes) @ np.abs(decoded(weight)).T)
+    assert (np.abs(sums.double().numpy() - codes @ decoded(weight).T) <= bound).all()
 
 
 def test_an_identity_gives_the_weight_back() -> None:
-    """Every weight at its own column and row: codes times one, exactly."""
+    """Every weight at its own column and row: codes times 127, exactly."""
     pattern, weight = Pattern(10), pruned_codes(torch.int8, 9, 33, 10)
-    codes, scale = lift_quant(127 * torch.eye(33), lift_index(pattern, 33), torch.int8)
-    out = sparse_gemm(codes, scale, *slide_and_pack(weight, pattern), torch.full((9, 1), 1 / 127))
-    assert torch.equal(out.round().T, weight.float())
+    sums, _ = product(torch.eye(33), weight, pattern)
+    assert torch.equal(sums.T, 127 * weight.int())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_scales_and_bias_are_applied_per_token_and_channel_in_float32(with_bias: bool) -> None:
-    pattern, weight = Pattern(6), pruned_codes(torch.int8, 4, 13, 6)
-    x = normal(2, 3, 13).bfloat16()
-    weight_scale, bias = normal(4, 1, seed=1).abs(), normal(4, seed=2).bfloat16()
-    codes, scale = lift_quant(x, lift_index(pattern, 13), torch.int8)
-    packed = slide_and_pack(weight, pattern)
-    out = sparse_gemm(codes, scale, *packed, weight_scale, bias if with_bias else None)
-    assert out.shape == (2, 3, 4) and out.dtype == torch.float32
-    sums = quantize(x, torch.int8)[0].long().numpy() @ weight.long().numpy().T
-    expected = sums.astype(np.float32) * scale.numpy() * weight_scale[:, 0].numpy()
+def test_scales_and_bias_are_applied_per_token_and_channel_in_float32(with_bias: bool, dtype: torch.dtype) -> None:
+    sums = torch.from_numpy(np.random.default_rng(0).integers(-(2**22), 2**22, (6, 4), dtype=np.int32))
+    scale, weight_scale, bias = normal(5, 1).abs(), normal(4, seed=1).abs(), normal(4, seed=2).bfloat16()
+    out = dequant(sums, scale, weight_scale, bias if with_bias else None, dtype)
+    expected = sums[:5].numpy().astype(np.float32) * scale.numpy() * weight_scale.numpy()
     if with_bias:
         expected += bias.float().numpy()
-    np.testing.assert_array_equal(out.numpy(), expected)
+    assert out.shape == (5, 4) and torch.equal(out, torch.from_numpy(expected).to(dtype))
+
+
+# ---- windows: the plain re-laying that travels with the kernels, against the package's fast one
+
+
+@BOTH
+@pytest.mark.parametrize("length", [*LENGTHS, None])
+@pytest.mark.parametrize("columns", [16, 39, 98])
+def test_windows_equal_those_of_the_package(dtype: torch.dtype, length: int | None, columns: int) -> None:
+    codes = pruned_codes(dtype, 6, columns, length)
+    expected = package_slide(codes, Pattern(length))
+    slid = slide(codes, length)
+    assert slid.dtype == dtype
+    np.testing.assert_array_equal(raw(slid), raw(expected))
+    for mine, theirs in zip(pack(slid), slide_and_pack(codes, Pattern(length)), strict=True):
+        np.testing.assert_array_equal(raw(mine), raw(theirs))
+    np.testing.assert_array_equal(raw(unslide(slid, columns, length)), raw(codes))
+
+
+def test_windows_drop_nothing_and_invent_nothing() -> None:
+    with pytest.raises(ValueError, match="more than 8 - 2 non-zeros"):
+        slide(torch.ones(3, 16, dtype=torch.int8), 8)
+    slid = slide(pruned_codes(torch.int8, 6, 16, 8), 8)
+    slid[4, 2] = slid[4, 4] = 5  # column 2 in two windows
+    with pytest.raises(ValueError, match="two windows hold one column"):
+        unslide(slid, 16, 8)
+    with pytest.raises(ValueError, match="32 slid columns"):
+        unslide(slid, 64, 8)
+    empty = torch.zeros(2, 32, dtype=torch.int8)
+    empty[1, 30] = 1  # padding
+    with pytest.raises(ValueError, match="padding"):
+        unslide(empty, 16, 8)
 
 
 # ---- unpack

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from slideconvert.checkpoint.reader import Checkpoint
 from slideconvert.errors import InputError
 from slideconvert.evaluate import perplexity
-from slideconvert.runtime.linear import QuantizedLinear
+from slideconvert.kernels.linear import SlideLinear
 from slideconvert.runtime.load import load_model
 from slideconvert.verify import verify_checkpoint
 from tests import pico
@@ -162,7 +162,7 @@ def test_quantized_linears_on_real_activations(dense: Loaded, windows: Tensor) -
     ours = decoder_linears(load_model(Checkpoint.open(dense.folder)))
     for name, x, theirs in observed(dense.model, windows[:1]):
         linear = ours[name]
-        assert isinstance(linear, QuantizedLinear)
+        assert isinstance(linear, SlideLinear)
         weight = dense.model.get_submodule(name).weight
         difference = (linear(x) - theirs).abs()
         absmax = x.abs().amax(-1, keepdim=True)

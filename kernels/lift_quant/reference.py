@@ -1,19 +1,23 @@
 """Quantize and lift, the specification: the scale is that of the original K columns, then every window's four
-columns are gathered. Overlapping windows repeat columns; padding lanes are 0.
+columns are gathered. Overlapping windows repeat columns; lanes without a column, and padding, are 0.
 """
+
+from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from ..quantize.reference import quantize
+from ..quantize.reference import pad_rows, quantize
+from ..windows import lift_index
 
 
-def lift_quant(x: Tensor, index: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """x [..., K] -> codes [..., K'] of `dtype`, scale [..., 1] float32.
+def lift_quant(x: Tensor, length: int | None, dtype: torch.dtype, rows: int | None = None) -> tuple[Tensor, Tensor]:
+    """x [M, K] floating point, finite -> codes [rows, K'] of `dtype`, scale [M, 1] float32.
 
-    index [K'] int64: the column of x that each lifted column repeats, -1 for padding.
+    length: L of the pattern, None for 2:inf. rows: M unless said; rows beyond M are padding, code 0.
     """
     codes, scale = quantize(x, dtype)
-    lifted = codes[..., index.clamp(min=0)]
-    # Copied as bytes: float8 has no arithmetic, and padding must be +0.
-    return (lifted.view(torch.int8) * (index >= 0)).view(dtype), scale
+    index = lift_index(x.shape[1], length, x.device)
+    lifted = codes.view(torch.int8)[:, index.clamp(min=0)]
+    # Multiplied as bytes: float8 has no arithmetic, and padding must be +0.
+    return pad_rows((lifted * (index >= 0)).view(dtype), rows), scale

@@ -9,14 +9,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..checkpoint.config import RECORD, Record, check_quantization, describe_linear, read_record
 from ..checkpoint.reader import Checkpoint
 from ..errors import InputError, pick
+from ..kernels.backends.base import Codes, LinearSpec
+from ..kernels.linear import SlideLinear
 from ..layers import decoder_linears
 from ..quantize import QuantizedWeight
-from .linear import QuantizedLinear, float_linear
 
 ACTIVATIONS = ("quantized", "float")
 """How the input of a quantized linear is treated: per token in 8 bits, as served, or not rounded at all."""
@@ -44,8 +45,8 @@ def load_model(
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
     used = set()
     for name in linears:
-        linear, tensors = _linear(checkpoint, record, name, activations, dtype)
-        model.set_submodule(name, linear.to(device))
+        linear, tensors = _linear(checkpoint, record, name, activations, device, dtype)
+        model.set_submodule(name, linear)
         used |= tensors
     rest = {name: checkpoint.read(name) for name in checkpoint.tensors if name not in used}
     floats = {
@@ -61,7 +62,7 @@ def load_model(
 
 
 def _linear(
-    checkpoint: Checkpoint, record: Record | None, name: str, activations: str, dtype: torch.dtype
+    checkpoint: Checkpoint, record: Record | None, name: str, activations: str, device: str, dtype: torch.dtype
 ) -> tuple[nn.Module, set[str]]:
     """One decoder linear as a module, and the names of the tensors it was made of."""
     stored = describe_linear(checkpoint, record, name)
@@ -73,9 +74,24 @@ def _linear(
         used.add(f"{name}.bias")
     if isinstance(weight, QuantizedWeight):
         if activations == "quantized":
-            return QuantizedLinear(weight, bias), used
+            spec = LinearSpec(*stored.shape, stored.pattern.length, weight.codes.dtype)
+            codes = Codes(spec, dense=weight.codes.to(device))
+            try:
+                linear = SlideLinear.of(codes, weight.scale.to(device), None if bias is None else bias.to(device))
+            except ValueError as error:
+                raise InputError(f"{checkpoint.path}: {name}: {error}", hint="convert the model again") from error
+            return linear, used
         weight = weight.dequantize()
-    return float_linear(weight, bias, dtype), used
+    return float_linear(weight, bias, dtype).to(device), used
+
+
+def float_linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> nn.Linear:
+    """A plain linear holding `weight` [out, in] and `bias` [out] in `dtype`."""
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    linear.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
+    return linear
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Any:

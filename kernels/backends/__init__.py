@@ -1,0 +1,1 @@
+"""Ways to run a quantized linear, and the choice among them."""

@@ -1,0 +1,1 @@
+"""Scales and bias on the sums of a GEMM."""
