@@ -82,9 +82,11 @@ class SlideLinear(nn.Module):
             self._use(self._loaded(), backend)
 
     def _loaded(self) -> Codes:
-        if self.layout == "slide":
-            return Codes.packed(self.spec, self.weight_packed, self.weight_meta)
-        return Codes(self.spec, dense=self.weight)
+        if self.layout == "dense":
+            return Codes(self.spec, dense=self.weight)
+        codes = Codes.packed(self.spec, self.weight_packed, self.weight_meta)
+        _ = codes.dense  # ValueError if a column stands in two windows: a backend would add the two up
+        return codes
 
     def _use(self, codes: Codes, wanted: str) -> None:
         choice = choose(self.spec, self.weight_scale.device, wanted)

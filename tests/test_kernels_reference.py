@@ -146,7 +146,7 @@ def test_lift_quant_is_quantize_and_gather(dtype: torch.dtype, length: int | Non
 def product(x: Tensor, weight: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
     """The sums of lifted codes of x and slid codes of the weight, and the scale of x."""
     codes, scale = lift_quant(x, pattern.length, weight.dtype)
-    return sparse_gemm(codes, prepare(unpack(*slide_and_pack(weight, pattern)))), scale
+    return sparse_gemm(codes, prepare(unpack(*slide_and_pack(weight, pattern))), weight.shape[0]), scale
 
 
 @pytest.mark.parametrize("length", [*LENGTHS, None])

@@ -28,5 +28,5 @@ class Reference(Backend):
 
     def __call__(self, x: Tensor, operand: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
         codes, scale = lift_quant(x, self.spec.length, self.spec.dtype)
-        sums = sparse_gemm(codes, operand.view(self.spec.dtype))
+        sums = sparse_gemm(codes, operand.view(self.spec.dtype), self.spec.rows)
         return dequant(sums, scale, weight_scale, bias, x.dtype)

@@ -18,8 +18,9 @@ def prepare(slid: Tensor) -> Tensor:
     return slid.contiguous()
 
 
-def sparse_gemm(codes: Tensor, operand: Tensor) -> Tensor:
-    """codes [R, K'], operand of slid [N, K'], both int8 or both float8 -> sums [R, N], int32 or float32."""
+def sparse_gemm(codes: Tensor, operand: Tensor, rows: int) -> Tensor:
+    """codes [R, K'], operand of slid [N, K'], both int8 or both float8 -> sums [R, N], int32 or float32. rows: N."""
+    assert operand.shape[0] == rows
     if codes.dtype == torch.int8:
         return integer_product(codes, operand)
     return floats(codes) @ floats(operand).T

@@ -1,0 +1,243 @@
+"""Every backend computes the linear that the reference computes, in every way it is called."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from slideconvert.kernels.backends.base import Backend, Codes, LinearSpec
+from slideconvert.kernels.backends.both import Both
+from slideconvert.kernels.backends.choose import BACKENDS, choose
+from slideconvert.kernels.backends.policy import Comparison
+from slideconvert.kernels.linear import SlideLinear
+
+GPU = pytest.mark.gpu
+CUDA = torch.device("cuda", 0)
+LENGTHS = [4, 6, 8, 10, 12, 14, 16, None]
+CODES = pytest.mark.parametrize("codes", [torch.int8, torch.float8_e4m3fn], ids=["int8", "fp8"])
+
+
+def example(spec: LinearSpec, device: torch.device | str) -> tuple[Codes, Tensor, Tensor]:
+    """Random codes that follow the pattern, scales, a bias."""
+    generator = torch.Generator(device).manual_seed(spec.rows)
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator, device=device)
+
+    codes = (uniform(spec.rows, spec.columns) * 254 - 127).to(torch.int8)
+    codes = codes if spec.dtype == torch.int8 else codes.float().to(spec.dtype)
+    if spec.length:
+        groups = -(-spec.columns // spec.length)
+        order = uniform(spec.rows, groups, spec.length).argsort(-1)
+        codes.view(torch.int8)[(order < 2).flatten(1)[:, : spec.columns]] = 0
+    codes.view(torch.int8)[codes.view(torch.int8) == -128] = 0
+    return Codes(spec, dense=codes), uniform(spec.rows) * 1e-3, uniform(spec.rows)
+
+
+def run(backend: Backend, codes: Codes, x: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    return backend(x, backend.prepare(codes), scale, bias)
+
+
+@GPU
+@CODES
+@pytest.mark.parametrize("name", ["cusparselt", "dense", "both"])
+@pytest.mark.parametrize("length", LENGTHS)
+def test_equals_the_reference(name: str, length: int | None, codes: torch.dtype) -> None:
+    """INT8: the same bits. FP8: within twice the error that plain torch at the same dtype has."""
+    for rows, columns in [(64, 112), (1024, 2000), (4608, 3584)]:
+        spec = LinearSpec(rows, columns, length, codes)
+        weight, scale, bias = example(spec, CUDA)
+        backend, reference = choose(spec, CUDA, name).backend, choose(spec, CUDA, "reference").backend
+        operand = backend.prepare(weight)
+        for tokens in (1, 17, 300):
+            for dtype in (torch.bfloat16, torch.float16, torch.float32):
+                x = torch.randn(tokens, columns, device=CUDA).to(dtype)
+                for term in (None, bias.to(dtype)):
+                    found = backend(x, operand, scale, term)
+                    expected = run(reference, weight, x, scale, term)
+                    assert found.dtype == dtype and found.shape == expected.shape
+                    if codes == torch.int8:
+                        assert torch.equal(found, expected), (rows, columns, tokens, dtype)
+                    else:
+                        exact, plain = double(weight, x, scale, term), plain_fp8(weight, x, scale, term)
+                        error, allowed = (found - exact).norm(), 2 * (plain - exact).norm()
+                        assert error <= allowed, (rows, columns, tokens, dtype, float(error), float(allowed))
+
+
+def double(weight: Codes, x: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    from slideconvert.kernels.quantize.reference import quantize
+
+    codes, token_scale = quantize(x, weight.spec.dtype)
+    out = (codes.double() @ weight.dense.double().T) * token_scale.double() * scale.double()
+    return out if bias is None else out + bias.double()
+
+
+def plain_fp8(weight: Codes, x: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    """torch's own FP8 product of the same codes, scaled in float32, rounded to the dtype of x."""
+    from slideconvert.kernels.quantize.reference import quantize
+
+    codes, token_scale = quantize(x, weight.spec.dtype)
+    one = torch.ones((), device=x.device)
+    out = torch._scaled_mm(codes, weight.dense.T, one, one, out_dtype=torch.float32) * token_scale * scale
+    return (out if bias is None else out + bias.float()).to(x.dtype).double()
+
+
+@GPU
+@CODES
+@pytest.mark.parametrize("name", ["cusparselt", "dense", "both"])
+def test_the_operand_gives_the_codes_back(name: str, codes: torch.dtype) -> None:
+    for length in LENGTHS:
+        spec = LinearSpec(208, 1008, length, codes)
+        weight, _, _ = example(spec, CUDA)
+        backend = choose(spec, CUDA, name).backend
+        again = backend.codes(backend.prepare(weight))
+        assert torch.equal(again.dense.view(torch.int8), weight.dense.view(torch.int8)), length
+        assert torch.equal(again.slid.view(torch.int8), weight.slid.view(torch.int8)), length
+
+
+@GPU
+@CODES
+def test_cuda_graphs_replay_on_new_inputs(codes: torch.dtype) -> None:
+    spec = LinearSpec(512, 704, 8, codes)
+    weight, scale, bias = example(spec, CUDA)
+    for name in ("cusparselt", "dense", "both"):
+        backend = choose(spec, CUDA, name).backend
+        operand = backend.prepare(weight)
+        x = torch.randn(50, 704, dtype=torch.bfloat16, device=CUDA)
+        backend(x, operand, scale, bias.bfloat16())
+        graph = torch.cuda.CUDAGraph()
+        term = bias.bfloat16()
+        with torch.cuda.graph(graph):
+            out = backend(x, operand, scale, term)
+        for _ in range(3):
+            x.copy_(torch.randn_like(x))
+            out.fill_(float("nan"))
+            graph.replay()
+            assert torch.equal(out, backend(x, operand, scale, term))
+
+
+@GPU
+@CODES
+def test_torch_compile_takes_a_call_as_one_step(codes: torch.dtype) -> None:
+    spec = LinearSpec(512, 704, 8, codes)
+    weight, scale, bias = example(spec, CUDA)
+    linear = SlideLinear.of(weight, scale, bias.bfloat16(), backend="cusparselt")
+    compiled = torch.compile(lambda x: linear(x * 2) + 1, fullgraph=True, dynamic=True)
+    for tokens in (3, 40, 200):
+        x = torch.randn(2, tokens, 704, dtype=torch.bfloat16, device=CUDA)
+        assert torch.equal(compiled(x), linear(x * 2) + 1)
+
+
+@GPU
+def test_other_shapes_of_input() -> None:
+    spec = LinearSpec(64, 96, 6, torch.int8)
+    weight, scale, _ = example(spec, CUDA)
+    for name in ("cusparselt", "dense", "both"):
+        linear = SlideLinear.of(weight, scale, None, backend=name)
+        base = torch.randn(3, 5, 97, dtype=torch.bfloat16, device=CUDA)
+        assert torch.equal(linear(base[..., 1:]), linear(base[..., 1:].contiguous()))
+        assert linear(base[:, :0, 1:]).shape == (3, 0, 64)
+        assert linear(base[0, 0, 1:]).shape == (64,)
+
+
+@GPU
+def test_the_choice_is_measured_and_explained() -> None:
+    choice = choose(LinearSpec(4096, 4096, 8, torch.int8), CUDA)
+    assert choice.backend.name in ("cusparselt", "dense") and "at 8192" in choice.why
+    assert choose(LinearSpec(4096, 4096, None, torch.int8), CUDA).backend.name == "dense"
+    assert choose(LinearSpec(43, 57, 8, torch.int8), CUDA).backend.name == "cusparselt"
+
+
+@GPU
+@CODES
+def test_saved_tensors_are_the_loaded_ones_on_every_backend(codes: torch.dtype) -> None:
+    for name in ("cusparselt", "dense", "both", "reference"):
+        for layout in ("slide", "dense"):
+            spec = LinearSpec(64, 112, 10, codes)
+            weight, scale, _ = example(spec, CUDA)
+            saved = SlideLinear.of(weight, scale, None, layout=layout, backend=name).state_dict()
+            values, meta = weight.pack()
+            wanted = {"weight": weight.dense} if layout == "dense" else {"weight_packed": values, "weight_meta": meta}
+            wanted |= {"weight_scale": scale.view(-1, 1)}
+            assert saved.keys() == wanted.keys()
+            assert all(torch.equal(saved[key].view(torch.uint8), wanted[key].view(torch.uint8)) for key in wanted)
+
+
+@GPU
+def test_another_device_means_another_backend() -> None:
+    spec = LinearSpec(64, 112, 8, torch.int8)
+    weight, scale, bias = example(spec, CUDA)
+    linear = SlideLinear.of(weight, scale, bias, backend="cusparselt")
+    x = torch.randn(4, 112, device=CUDA)
+    before = linear(x)
+    linear.to("cpu")
+    assert (
+        linear.backend is not None and linear.backend.name == "reference" and linear.weight_scale.device.type == "cpu"
+    )
+    assert torch.equal(linear(x.cpu()), before.cpu())
+    linear.to("cuda")
+    assert torch.equal(linear(x), before)
+
+
+# ---- without a GPU
+
+
+def test_the_reference_runs_on_a_cpu_and_says_why() -> None:
+    spec = LinearSpec(8, 24, 8, torch.int8)
+    choice = choose(spec, torch.device("cpu"))
+    assert choice.backend.name == "reference" and "cpu" in choice.why
+
+
+@pytest.mark.parametrize("name", ["cusparselt", "dense", "both"])
+def test_backends_for_gpus_refuse_a_cpu(name: str) -> None:
+    with pytest.raises(ValueError, match=f"backend {name} cannot run 8x24 int8 2:8 on cpu: it needs a CUDA device"):
+        choose(LinearSpec(8, 24, 8, torch.int8), torch.device("cpu"), name)
+
+
+def test_unknown_backends_are_refused() -> None:
+    with pytest.raises(ValueError, match="unknown backend 'cutlass', known: auto, cusparselt, dense, both, reference"):
+        choose(LinearSpec(8, 24, 8, torch.int8), torch.device("cpu"), "cutlass")
+
+
+@pytest.mark.parametrize("capability", [(7, 0), (7, 5), (8, 0), (8, 6), (8, 9), (9, 0)])
+@CODES
+def test_gpus_without_the_units_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], codes: torch.dtype
+) -> None:
+    """What is said on GPUs that are not here: 2:4 units from 8.0 (FP8 8.9), dense products from 7.5 (FP8 8.9)."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "Some GPU")
+    spec = LinearSpec(64, 112, 8, codes)
+    wanted = {"cusparselt": (8, 0), "dense": (7, 5)} if codes == torch.int8 else {"cusparselt": (8, 9), "dense": (8, 9)}
+    for name, least in wanted.items():
+        refusal = BACKENDS[name].refusal(spec, CUDA)
+        assert ("Some GPU has no" in refusal) == (capability < least), (name, refusal)
+
+
+def test_a_missing_library_is_named_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    from slideconvert.kernels.sparse_gemm import library
+
+    library.load.cache_clear()
+    monkeypatch.setattr(library, "SONAME", "libnowhere.so")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    refusal = BACKENDS["cusparselt"].refusal(LinearSpec(64, 112, 8, torch.int8), CUDA)
+    library.load.cache_clear()
+    assert "cuSPARSELt not found" in refusal and "pip install nvidia-cusparselt" in refusal
+
+
+def test_shapes_that_dense_products_do_not_take_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    assert "multiples of 8" in BACKENDS["dense"].refusal(LinearSpec(64, 100, 8, torch.int8), CUDA)
+    assert "multiples of 16" in BACKENDS["dense"].refusal(LinearSpec(72, 112, 8, torch.float8_e4m3fn), CUDA)
+
+
+def test_a_comparison_speaks_for_the_nearest_number_of_tokens() -> None:
+    found = Comparison({16: 2.0, 1024: 10.0}, {16: 1.0, 1024: 40.0})
+    assert [found.speedup(tokens) for tokens in (1, 100, 200, 9999)] == [0.5, 0.5, 4.0, 4.0]
+    assert found.overall == pytest.approx(2**0.5)
+    assert str(found) == "0.50x at 16, 4.00x at 1024"
+
+
+def test_both_is_a_backend_like_the_others() -> None:
+    assert BACKENDS["both"] is Both

@@ -1,0 +1,115 @@
+"""Quantize and lift in one pass, in Triton: each token read from memory once, written once, padding included.
+
+One program a token. It finds the token's largest magnitude, then writes word after word: a word is one window, four
+codes of one byte. Window w of the row holds the column pairs p and p + 1, with p = w + w // W (W windows a group): so
+a window is two loads of a pair, which the first reading has left in the cache.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..launch import Launcher, aligned, start, stream_of
+from ..quantize.kernel import code, factor_of, scale_of
+from ..quantize.reference import QMAX
+from ..windows import group_of, slid_columns
+
+
+@triton.jit
+def load_pair(x_ptr, pair, COLUMNS: tl.constexpr, PAIRS: tl.constexpr):
+    """Columns 2 * pair and 2 * pair + 1 of a token as float32, 0 beyond its end. PAIRS: both in one load."""
+    if PAIRS:
+        words = tl.load(x_ptr.to(tl.pointer_type(tl.int32)) + pair, mask=pair < COLUMNS // 2, other=0)
+        low = (words & 0xFFFF).to(tl.int16).to(x_ptr.dtype.element_ty, bitcast=True)
+        high = (words >> 16).to(tl.int16).to(x_ptr.dtype.element_ty, bitcast=True)
+    else:
+        low = tl.load(x_ptr + 2 * pair, mask=2 * pair < COLUMNS, other=0.0)
+        high = tl.load(x_ptr + 2 * pair + 1, mask=2 * pair + 1 < COLUMNS, other=0.0)
+    return low.to(tl.float32), high.to(tl.float32)
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def lift_quant_kernel(
+    x_ptr,  # [tokens, COLUMNS]
+    codes_ptr,  # [programs, SLID] of one byte each
+    scale_ptr,  # [tokens] float32
+    tokens,
+    COLUMNS: tl.constexpr,
+    SLID: tl.constexpr,
+    WINDOWS: tl.constexpr,  # of a group; 0 for 2:inf
+    QMAX: tl.constexpr,
+    FP8: tl.constexpr,
+    PAIRS: tl.constexpr,
+    READ: tl.constexpr,  # pairs read at a time
+    WRITE: tl.constexpr,  # words written at a time: one a thread, or the loads of a warp would be far apart
+):
+    token = tl.program_id(0).to(tl.int64)
+    words_ptr = codes_ptr.to(tl.pointer_type(tl.int32)) + token * (SLID // 4)
+    if token >= tokens:
+        for first in range(0, SLID // 4, WRITE):
+            word = first + tl.arange(0, WRITE)
+            tl.store(words_ptr + word, tl.zeros([WRITE], tl.int32), mask=word < SLID // 4)
+    else:
+        x_ptr += token * COLUMNS
+        largest = tl.zeros([READ], tl.float32)
+        for first in tl.static_range(0, (COLUMNS + 1) // 2, READ):
+            low, high = load_pair(x_ptr, first + tl.arange(0, READ), COLUMNS, PAIRS)
+            largest = tl.maximum(largest, tl.maximum(tl.abs(low), tl.abs(high)))
+        scale = scale_of(tl.max(largest, 0), QMAX)
+        tl.store(scale_ptr + token, scale)
+        factor = factor_of(scale)
+        scale = scale * factor
+        reciprocal = tl.div_rn(1.0, scale)
+        for first in tl.static_range(0, SLID // 4, WRITE):
+            word = first + tl.arange(0, WRITE)
+            pair = word if WINDOWS == 0 else word + word // WINDOWS
+            low, high = load_pair(x_ptr, pair, COLUMNS, PAIRS)
+            lanes = code(low * factor, scale, reciprocal, FP8) | code(high * factor, scale, reciprocal, FP8) << 8
+            if WINDOWS > 0:
+                low, high = load_pair(x_ptr, pair + 1, COLUMNS, PAIRS)
+                lanes |= code(low * factor, scale, reciprocal, FP8) << 16
+                lanes |= code(high * factor, scale, reciprocal, FP8) << 24
+            tl.store(words_ptr + word, lanes, mask=word < SLID // 4)
+
+
+LAUNCHER = Launcher(lift_quant_kernel)
+
+
+class LiftQuant:
+    """`lift_quant` for one pattern, number of columns and kinds of numbers: compiled, ready to start on addresses."""
+
+    def __init__(self, columns: int, length: int | None, dtype: torch.dtype, x: Tensor) -> None:
+        """x: any aligned tensor of the dtype and device of those to come."""
+        self.slid = slid_columns(columns, length)
+        warps = 4 if columns <= 4096 else 8
+        windows = group_of(length)[1] if length else 0
+        pairs = x.element_size() == 2 and columns % 2 == 0
+        read = min(1024, triton.next_power_of_2((columns + 1) // 2))
+        fp8 = dtype == torch.float8_e4m3fn
+        self._constants = (columns, self.slid, windows, QMAX[dtype], fp8, pairs, read, 32 * warps)
+        codes = torch.empty(16, dtype=torch.int8, device=x.device)
+        scale = torch.empty(4, dtype=torch.float32, device=x.device)
+        key = (x.device, x.dtype, warps, self._constants)
+        self._kernel = LAUNCHER.compiled(key, (x, codes, scale, 1), self._constants, warps)
+
+    def start(self, x: int, codes: int, scale: int, tokens: int, rows: int, stream: int) -> None:
+        """x [tokens, K] -> codes [rows, K'], scale [tokens]; addresses that are multiples of 16."""
+        start(self._kernel, (rows, 1), stream, x, codes, scale, tokens, *self._constants)
+
+
+def lift_quant(x: Tensor, length: int | None, dtype: torch.dtype, rows: int | None = None) -> tuple[Tensor, Tensor]:
+    """x [M, K] float16, bfloat16 or float32, finite, on a CUDA device -> codes [rows, K'], scale [M, 1] float32.
+
+    The same bytes as the reference gives. rows: M unless said; rows beyond M are padding, code 0.
+    """
+    x = aligned(x)
+    op = LiftQuant(x.shape[1], length, dtype, x)
+    rows = x.shape[0] if rows is None else rows
+    codes = torch.empty(rows, op.slid, dtype=dtype, device=x.device)
+    scale = torch.empty(x.shape[0], 1, dtype=torch.float32, device=x.device)
+    if rows:
+        op.start(x.data_ptr(), codes.data_ptr(), scale.data_ptr(), x.shape[0], rows, stream_of(x.device))
+    return codes, scale

@@ -1,0 +1,160 @@
+"""Sparse GEMM over slide windows by cuSPARSELt, on the 2:4 units of NVIDIA GPUs.
+
+The library wants a plan for each number of rows. Planning costs milliseconds, so plans are kept, for numbers of rows
+rounded up (`bucket`): at most an eighth is computed in vain. Which of its algorithms is best the library does not
+know (its default can be three times slower, measured): they are timed once per power of two, on the first use.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from . import library
+from .library import LibraryError, Plan
+
+ROWS_MULTIPLE = 32
+"""Rows of an 8-bit structured matrix must be a multiple of this."""
+LEAST_BUCKET = 16
+MOST_PLANS = 512
+"""Plans kept in a process; each is some 100 kB of memory of the host."""
+TIMED_RUNS = 3
+
+
+def bucket(tokens: int) -> int:
+    """Rows that are computed for `tokens` of them: multiples of 16 up to 256, then of an eighth of a power of two."""
+    step = max(LEAST_BUCKET, 1 << max(0, (tokens - 1).bit_length() - 4))
+    return -(-tokens // step) * step
+
+
+def padded_rows(rows: int) -> int:
+    """N as the library takes it."""
+    return -(-rows // ROWS_MULTIPLE) * ROWS_MULTIPLE
+
+
+def sums_dtype(codes: torch.dtype, x: torch.dtype) -> torch.dtype:
+    """int32 for INT8 codes: exact. For FP8, bfloat16 where the output has no more bits than that, float32 elsewhere."""
+    if codes == torch.int8:
+        return torch.int32
+    return torch.bfloat16 if x == torch.bfloat16 else torch.float32
+
+
+def prepare(slid: Tensor) -> Tensor:
+    """slid [N, K'] codes on a CUDA device -> the operand that `sparse_gemm` multiplies with, uint8 [bytes].
+
+    LibraryError if a window holds more than two non-zeros.
+    """
+    missing = padded_rows(slid.shape[0]) - slid.shape[0]
+    if missing:
+        slid = torch.nn.functional.pad(slid.view(torch.int8), (0, 0, 0, missing)).view(slid.dtype)
+    return library.compress(slid.contiguous())
+
+
+class SparseGemm:
+    """All plans for weights of one shape on one device. rows: N; slid: K'. Sums have `width` columns, N padded."""
+
+    def __init__(self, device: torch.device, rows: int, slid: int, dtype: torch.dtype, out: torch.dtype) -> None:
+        self.device, self.slid, self.dtype, self.out = device, slid, dtype, out
+        self.width = padded_rows(rows)
+        self._algorithms: dict[int, int | None] = {}
+
+    def plan(self, tokens: int, operand: Tensor) -> Plan:
+        """The plan for bucket(tokens) rows; made, and its algorithm chosen, on first use.
+
+        operand: any weight of this shape, to time with. RuntimeError if it would have to be timed while a CUDA
+        graph is captured.
+        """
+        key = (self, bucket(tokens))
+        plan = _PLANS.get(key)
+        if plan is None:
+            plan = self._plan(key[1], self._algorithm(key[1], operand))
+            _PLANS[key] = plan
+            if len(_PLANS) > MOST_PLANS:
+                _PLANS.popitem(last=False)
+        else:
+            _PLANS.move_to_end(key)
+        return plan
+
+    def _plan(self, rows: int, algorithm: int | None) -> Plan:
+        return Plan(self.device.index, self.width, self.slid, rows, self.dtype, self.out, algorithm)
+
+    def _algorithm(self, rows: int, operand: Tensor) -> int | None:
+        """The fastest algorithm for the power of two that `rows` belongs to."""
+        octave = (rows - 1).bit_length()
+        if octave not in self._algorithms:
+            if torch.cuda.is_current_stream_capturing():
+                raise RuntimeError(
+                    f"no algorithm chosen yet for {rows} rows of a {self.width} x {self.slid} sparse weight, and it "
+                    "cannot be timed while a CUDA graph is captured: run the model once with this many tokens before"
+                )
+            self._algorithms[octave] = self._fastest(octave, operand)
+        return self._algorithms[octave]
+
+    def _fastest(self, octave: int, operand: Tensor) -> int | None:
+        # A quarter of what is free bounds the sums; beyond, the choice for fewer rows serves.
+        free = torch.cuda.mem_get_info(self.device)[0]
+        while octave > 4 and (self.width * self.out.itemsize + self.slid) << octave > free // 4:
+            octave -= 1
+        rows = 1 << octave
+        codes = torch.randint(-100, 100, (rows, self.slid), dtype=torch.int8, device=self.device)
+        sums = torch.empty(rows, self.width, dtype=self.out, device=self.device)
+        best: tuple[float, int | None] = (float("inf"), None)
+        for algorithm in range(self._plan(rows, None).algorithms):
+            try:
+                plan = self._plan(rows, algorithm)
+                best = min(best, (self._time(plan, operand, codes, sums, best[0]), algorithm))
+            except LibraryError:
+                continue  # an algorithm that this shape is none for
+        if best[1] is None:
+            raise LibraryError(f"no algorithm takes {rows} rows of a {self.width} x {self.slid} {self.dtype} weight")
+        return best[1]
+
+    def _time(self, plan: Plan, operand: Tensor, codes: Tensor, sums: Tensor, record: float) -> float:
+        """Milliseconds of a run, the least of several; given up after the first if far from the record."""
+        workspace = torch.empty(plan.workspace, dtype=torch.uint8, device=self.device)
+        stream = torch.cuda.current_stream(self.device)
+        least = float("inf")
+        for run in range(1 + TIMED_RUNS):
+            before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            before.record(stream)
+            plan.run(operand.data_ptr(), codes.data_ptr(), sums.data_ptr(), workspace.data_ptr(), stream.cuda_stream)
+            after.record(stream)
+            after.synchronize()
+            if run:  # the first loads the code
+                least = min(least, before.elapsed_time(after))
+                if least > 2 * record:
+                    break
+        return least
+
+
+_PLANS: OrderedDict[tuple[SparseGemm, int], Plan] = OrderedDict()
+
+
+@cache
+def gemm_for(device: torch.device, rows: int, slid: int, dtype: torch.dtype, out: torch.dtype) -> SparseGemm:
+    """The one SparseGemm of this process for such weights and sums."""
+    return SparseGemm(device, rows, slid, dtype, out)
+
+
+def sparse_gemm(codes: Tensor, operand: Tensor, rows: int, out: torch.dtype | None = None) -> Tensor:
+    """codes [R, K'] int8 or float8 on a CUDA device, operand from `prepare` -> sums [R, N].
+
+    rows: N. out: int32 (exact) or bfloat16 for INT8, float32 or bfloat16 for FP8; the first of them unless said. The
+    sums of FP8 products are accumulated as the tensor cores do, with less than float32 has.
+    """
+    tokens = codes.shape[0]
+    out = out or sums_dtype(codes.dtype, torch.float32)
+    gemm = gemm_for(codes.device, rows, codes.shape[1], codes.dtype, out)
+    sums = torch.empty(bucket(max(tokens, 1)), gemm.width, dtype=gemm.out, device=codes.device)
+    if tokens:
+        plan = gemm.plan(tokens, operand)
+        if sums.shape[0] > tokens:
+            padding = (0, 0, 0, sums.shape[0] - tokens)
+            codes = torch.nn.functional.pad(codes.view(torch.int8), padding).view(codes.dtype)
+        workspace = torch.empty(plan.workspace, dtype=torch.uint8, device=codes.device)
+        stream = torch.cuda.current_stream(codes.device).cuda_stream
+        plan.run(operand.data_ptr(), codes.contiguous().data_ptr(), sums.data_ptr(), workspace.data_ptr(), stream)
+    return sums[:tokens, :rows]
