@@ -86,5 +86,5 @@ class Backend:
         raise NotImplementedError
 
     def __call__(self, x: Tensor, operand: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
-        """x [M, K] float16, bfloat16 or float32; weight_scale [N] float32; bias [N] -> [M, N] of x's dtype."""
+        """x [..., K] float16, bfloat16 or float32; weight_scale [N] or [N, 1] float32; bias [N] -> [..., N] like x."""
         raise NotImplementedError

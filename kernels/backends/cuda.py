@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -25,9 +24,7 @@ class CudaBackend(Backend):
         if torch.compiler.is_compiling():
             spec = self.spec
             fp8 = spec.dtype == torch.float8_e4m3fn
-            return _operator()(
-                x, operand, weight_scale, bias, spec.rows, spec.columns, spec.length or 0, fp8, self.name
-            )
+            return _OPERATOR(x, operand, weight_scale, bias, spec.rows, spec.columns, spec.length or 0, fp8, self.name)
         return self.run(x, operand, weight_scale, bias)
 
 
@@ -52,22 +49,6 @@ def indexed(device: torch.device) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if device.index is None else device
 
 
-@cache
-def _operator() -> torch._ops.OpOverload:
-    schema = (
-        "linear(Tensor x, Tensor operand, Tensor weight_scale, Tensor? bias, int rows, int columns, int length, "
-        "bool fp8, str backend) -> Tensor"
-    )
-    _LIBRARY.define(schema)
-    _LIBRARY.impl("linear", _run, "CUDA")
-    torch.library.register_fake(f"{NAMESPACE}::linear", _shape, lib=_LIBRARY)
-    operator: torch._ops.OpOverload = getattr(torch.ops, NAMESPACE).linear.default
-    return operator
-
-
-_LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
-
-
 def _run(
     x: Tensor, operand: Tensor, weight_scale: Tensor, bias: Tensor | None,
     rows: int, columns: int, length: int, fp8: bool, backend: str,
@@ -85,3 +66,13 @@ def _shape(
     rows: int, columns: int, length: int, fp8: bool, backend: str,
 ) -> Tensor:  # fmt: skip
     return x.new_empty((*x.shape[:-1], rows))
+
+
+_LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
+_LIBRARY.define(
+    "linear(Tensor x, Tensor operand, Tensor weight_scale, Tensor? bias, int rows, int columns, int length, bool fp8, "
+    "str backend) -> Tensor"
+)
+_LIBRARY.impl("linear", _run, "CUDA")
+torch.library.register_fake(f"{NAMESPACE}::linear", _shape, lib=_LIBRARY)
+_OPERATOR = getattr(torch.ops, NAMESPACE).linear.default

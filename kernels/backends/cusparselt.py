@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from ..launch import ALIGNMENT, aligned, stream_of
 from ..sparse_gemm import kernel as gemm
 from ..sparse_gemm import library
+from . import native
 from .base import Codes, LinearSpec
 from .cuda import CudaBackend, indexed, missing_triton
 
@@ -76,7 +80,11 @@ class Cusparselt(CudaBackend):
 
 
 class _Call:
-    """Everything about calls of one bucket that can be settled before: kernels, plan, and places in the scratch."""
+    """Everything about calls of one bucket that can be settled before: kernels, plan, and places in the scratch.
+
+    start(tokens, x, scratch, operand, weight_scale, bias, out, stream): all addresses. The scratch holds codes,
+    scales, sums and the library's workspace, in this order.
+    """
 
     def __init__(
         self, backend: Cusparselt, key: tuple[int, torch.dtype, torch.dtype | None], tokens: int, x: Tensor,
@@ -92,21 +100,38 @@ class _Call:
         self.plan = sparse.plan(tokens, operand)
         self.lift = LiftQuant(spec.columns, spec.length, spec.dtype, x)
         self.dequant = Dequant(spec.rows, sparse.width, out, None if bias is None else bias.dtype, x)
-        sizes = (
-            self.rows * spec.slid,
-            self.rows * 4,
-            self.rows * sparse.width * out.itemsize,
-            self.plan.workspace,
-        )
+        sizes = (self.rows * spec.slid, self.rows * 4, self.rows * sparse.width * out.itemsize, self.plan.workspace)
         ends = [0]
         for size in sizes:
             ends.append(ends[-1] + -(-size // 256) * 256)
         self.scale, self.sums, self.workspace, self.bytes = ends[1:]
+        self.start = self._start_from_c() or self._start_from_python
 
-    def start(
+    def _start_from_c(self) -> Callable[..., None] | None:
+        """native.c's one call, if it can be built."""
+        function = native.entry()
+        if function is None:
+            return None
+        matmul, handle, plan = self.plan.addresses
+        lift, dequant = self.lift.kernel, self.dequant.kernel
+        settled = native.Settled(
+            native.launch_address(), matmul, handle, plan, lift.function, dequant.function, self.scale, self.sums,
+            self.workspace, self.rows, 32 * lift.metadata.num_warps, lift.metadata.shared,
+            32 * dequant.metadata.num_warps, dequant.metadata.shared, self.dequant.tokens, self.dequant.blocks,
+        )  # fmt: skip
+        address = ctypes.addressof(settled)
+
+        def start(*arguments: int) -> None:
+            status = function(address, *arguments)
+            if status:
+                raise RuntimeError(f"a sparse linear of {self.rows} rows failed with status {status} (see native.c)")
+
+        start.keeps = settled  # type: ignore[attr-defined]
+        return start
+
+    def _start_from_python(
         self, tokens: int, x: int, scratch: int, operand: int, weight_scale: int, bias: int, out: int, stream: int
     ) -> None:
-        """All addresses. The scratch holds codes, scales, sums and the library's workspace, in this order."""
         scale, sums = scratch + self.scale, scratch + self.sums
         self.lift.start(x, scratch, scale, tokens, self.rows, stream)
         self.plan.run(operand, scratch, sums, scratch + self.workspace, stream)

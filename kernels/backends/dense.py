@@ -1,7 +1,7 @@
-"""The dense backend: un-slid codes and torch's own 8-bit products, for GPUs without 2:4 units and where it is faster.
+"""The dense backend: un-slid codes and dense 8-bit products, for GPUs without 2:4 units and where it is faster.
 
-INT8: torch._int_mm, exact, then dequant: the same bits as every other backend. FP8: torch._scaled_mm with a scale
-per token and channel and the bias fused.
+INT8: our own product in Triton with the scales fused, exact: the same bits as every other backend. FP8:
+torch._scaled_mm, with a scale per token and channel and the bias fused where the output is bfloat16.
 """
 
 from __future__ import annotations
@@ -9,24 +9,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..sparse_gemm.kernel import bucket
+from ..launch import aligned, stream_of
 from .base import Codes, LinearSpec
 from .cuda import CudaBackend, indexed, missing_triton
 
-LEAST_ROWS = 32
-"""torch._int_mm takes more than 16 rows."""
-MULTIPLES = {torch.int8: 8, torch.float8_e4m3fn: 16}
-"""What N and K must be multiples of."""
+MULTIPLE = 16
+"""What K must be a multiple of, and N for FP8."""
 SINCE = {torch.int8: (7, 5), torch.float8_e4m3fn: (8, 9)}
 
 
 class Dense(CudaBackend):
-    """Dense 8-bit products of the library that torch uses."""
+    """Dense 8-bit products."""
 
     name = "dense"
 
     def __init__(self, spec: LinearSpec, device: torch.device) -> None:
         super().__init__(spec, indexed(device))
+        self._calls: dict[tuple[torch.dtype, torch.dtype | None], _Call] = {}
 
     @classmethod
     def refusal(cls, spec: LinearSpec, device: torch.device) -> str:
@@ -37,9 +36,9 @@ class Dense(CudaBackend):
             return (
                 f"{torch.cuda.get_device_name(device)} has no 8-bit products of this kind (compute capability {wanted})"
             )
-        multiple = MULTIPLES[spec.dtype]
-        if spec.rows % multiple or spec.columns % multiple:
-            return f"{spec.rows} x {spec.columns} are no multiples of {multiple}"
+        rows = 0 if spec.dtype == torch.int8 else spec.rows
+        if rows % MULTIPLE or spec.columns % MULTIPLE:
+            return f"{spec.rows} x {spec.columns} are no multiples of {MULTIPLE}"
         return missing_triton()
 
     def prepare(self, codes: Codes) -> Tensor:
@@ -49,23 +48,47 @@ class Dense(CudaBackend):
         return Codes(self.spec, dense=operand.view(self.spec.dtype))
 
     def run(self, x: Tensor, operand: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
-        from ..dequant.kernel import dequant
-        from ..quantize.kernel import quantize
-
-        spec, flat = self.spec, x.reshape(-1, self.spec.columns)
-        tokens, weight = flat.shape[0], operand.view(spec.dtype)
+        spec = self.spec
+        tokens = x.numel() // spec.columns
+        out = x.new_empty((*x.shape[:-1], spec.rows))
         if tokens == 0:
-            return x.new_empty((*x.shape[:-1], spec.rows))
-        if spec.dtype == torch.int8:
-            codes, scale = quantize(flat, spec.dtype, max(LEAST_ROWS, bucket(tokens)))
-            out = dequant(torch._int_mm(codes, weight.T), scale, weight_scale, bias, x.dtype)
-        elif x.dtype == torch.bfloat16:
-            codes, scale = quantize(flat, spec.dtype)
-            bias = None if bias is None else bias.to(x.dtype)
-            out = torch._scaled_mm(codes, weight.T, scale, weight_scale.view(1, -1), bias=bias, out_dtype=x.dtype)
-        else:  # scales per token and channel go with bfloat16 outputs only
-            codes, scale = quantize(flat, spec.dtype)
-            one = torch.ones((), dtype=torch.float32, device=x.device)
-            sums = torch._scaled_mm(codes, weight.T, one, one, out_dtype=torch.float32)
-            out = dequant(sums, scale, weight_scale, bias, x.dtype)
-        return out.view(*x.shape[:-1], spec.rows)
+            return out
+        x, weight_scale = aligned(x), aligned(weight_scale)
+        bias = None if bias is None else aligned(bias)
+        call = self._calls.get((x.dtype, None if bias is None else bias.dtype))
+        if call is None:
+            call = self._calls[x.dtype, None if bias is None else bias.dtype] = _Call(spec, x, bias)
+        codes = torch.empty((tokens, spec.columns), dtype=spec.dtype, device=self.device)
+        scale = torch.empty((tokens, 1), dtype=torch.float32, device=self.device)
+        stream, channel = stream_of(self.device), weight_scale.data_ptr()
+        term = channel if bias is None else bias.data_ptr()
+        call.quantize.start(x.data_ptr(), codes.data_ptr(), scale.data_ptr(), tokens, tokens, stream)
+        if call.int8 is not None:
+            pointers = (codes.data_ptr(), operand.data_ptr(), scale.data_ptr(), channel, term, out.data_ptr())
+            call.int8.start(pointers, tokens, stream)
+            return out
+        weight = operand.view(spec.dtype).T
+        if x.dtype == torch.bfloat16 and (bias is None or bias.dtype == x.dtype):
+            # The one kind of output that takes scales per token and channel.
+            out = torch._scaled_mm(codes, weight, scale, weight_scale.view(1, -1), bias=bias, out_dtype=x.dtype)
+            return out.view(*x.shape[:-1], spec.rows)
+        sums = torch._scaled_mm(codes, weight, call.one, call.one, out_dtype=torch.float32)
+        call.dequant.start(sums.data_ptr(), scale.data_ptr(), channel, term, out.data_ptr(), tokens, stream)
+        return out
+
+
+class _Call:
+    """The compiled kernels for activations and biases of one kind."""
+
+    def __init__(self, spec: LinearSpec, x: Tensor, bias: Tensor | None) -> None:
+        # Imported here: Triton may be absent, and then this backend refuses.
+        from ..dense_gemm.kernel import gemm_for
+        from ..dequant.kernel import Dequant
+        from ..quantize.kernel import Quantize
+
+        kind = None if bias is None else bias.dtype
+        self.quantize = Quantize(spec.columns, spec.dtype, x)
+        exact = spec.dtype == torch.int8
+        self.int8 = gemm_for(spec.rows, spec.columns, kind, x.dtype, x.device) if exact else None
+        self.dequant = Dequant(spec.rows, spec.rows, torch.float32, kind, x)
+        self.one = torch.ones((), dtype=torch.float32, device=x.device)

@@ -27,6 +27,7 @@ class Reference(Backend):
         return Codes(self.spec, slid=operand.view(self.spec.dtype))
 
     def __call__(self, x: Tensor, operand: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
-        codes, scale = lift_quant(x, self.spec.length, self.spec.dtype)
-        sums = sparse_gemm(codes, operand.view(self.spec.dtype), self.spec.rows)
-        return dequant(sums, scale, weight_scale, bias, x.dtype)
+        spec = self.spec
+        codes, scale = lift_quant(x.reshape(-1, spec.columns), spec.length, spec.dtype)
+        sums = sparse_gemm(codes, operand.view(spec.dtype), spec.rows)
+        return dequant(sums, scale, weight_scale.view(-1), bias, x.dtype).view(*x.shape[:-1], spec.rows)

@@ -47,22 +47,27 @@ LAUNCHER = Launcher(dequant_kernel)
 
 
 class Dequant:
-    """`dequant` for one width and kinds of numbers: compiled, ready to start on addresses."""
+    """`dequant` for one width and kinds of numbers: compiled, ready to start on addresses.
+
+    Its grid: a block of tokens each, by `blocks` blocks of columns.
+    """
+
+    tokens = BLOCK_TOKENS
 
     def __init__(self, columns: int, stride: int, sums: torch.dtype, bias: torch.dtype | None, out: Tensor) -> None:
         """out: any aligned tensor of the dtype and device of the outputs to come."""
         self._constants = (columns, stride, bias is not None, BLOCK_COLUMNS, BLOCK_TOKENS)
-        self._blocks = triton.cdiv(columns, BLOCK_COLUMNS)
+        self.blocks = triton.cdiv(columns, BLOCK_COLUMNS)
         key = (out.device, out.dtype, sums, bias, self._constants)
         floats = torch.empty(4, dtype=torch.float32, device=out.device)
         like = [torch.empty(16, dtype=dtype or torch.float32, device=out.device) for dtype in (sums, bias)]
         arguments = (like[0], floats, floats, like[1], out, 1)
-        self._kernel = LAUNCHER.compiled(key, arguments, self._constants, WARPS)
+        self.kernel = LAUNCHER.compiled(key, arguments, self._constants, WARPS)
 
     def start(self, sums: int, scale: int, weight_scale: int, bias: int, out: int, tokens: int, stream: int) -> None:
         """sums [≥ tokens, stride] -> out [tokens, columns]; addresses that are multiples of 16."""
-        grid = (-(-tokens // BLOCK_TOKENS), self._blocks)
-        start(self._kernel, grid, stream, sums, scale, weight_scale, bias, out, tokens, *self._constants)
+        grid = (-(-tokens // BLOCK_TOKENS), self.blocks)
+        start(self.kernel, grid, stream, sums, scale, weight_scale, bias, out, tokens, *self._constants)
 
 
 def dequant(sums: Tensor, scale: Tensor, weight_scale: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:

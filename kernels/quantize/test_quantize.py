@@ -26,20 +26,21 @@ def test_the_bytes_of_the_reference(codes: torch.dtype, dtype: torch.dtype) -> N
 
 
 @triton.jit
-def count_wrong(wrong_ptr, x, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def count_wrong(wrong_ptr, x, STEPS: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     """Quotients x / scale for BLOCK scales in [1, 2): how many differ from the correctly rounded ones."""
     bits = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     scale = (bits | 0x3F800000).to(tl.float32, bitcast=True)
     reciprocal = tl.div_rn(1.0, scale)
-    q = kernel.quotient(x, scale, reciprocal)
+    q = kernel.quotient(x, scale, reciprocal, STEPS)
     tl.atomic_add(wrong_ptr, tl.sum((q != tl.div_rn(x, scale)).to(tl.int32), 0))
 
 
-def test_the_division_is_correctly_rounded_for_every_scale() -> None:
-    """All 2**23 mantissas of the scale with every mantissa a bfloat16 has, and with some of float32."""
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=["bf16", "fp16", "fp32"])
+def test_the_division_is_correctly_rounded_for_every_scale(dtype: torch.dtype) -> None:
+    """All 2**23 mantissas of the scale with every mantissa a 16-bit number has, and with some of float32."""
     wrong = torch.zeros(1, dtype=torch.int32, device="cuda")
-    many = [1 + mantissa / 128 for mantissa in range(128)]
-    many += (1 + torch.rand(64, dtype=torch.float32)).tolist()
+    size = {torch.bfloat16: 128, torch.float16: 1024}.get(dtype)
+    many = [1 + part / size for part in range(size)] if size else (1 + torch.rand(256)).tolist()
     for x in many:
-        count_wrong[(2**23 // 1024,)](wrong, x, 1024)
+        count_wrong[(2**23 // 1024,)](wrong, x, kernel.steps(dtype), 1024)
     assert wrong.item() == 0

@@ -8,11 +8,13 @@ know (its default can be three times slower, measured): they are timed once per 
 from __future__ import annotations
 
 from collections import OrderedDict
-from functools import cache
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 
 import torch
 from torch import Tensor
 
+from ..fastest import Fastest
 from . import library
 from .library import LibraryError, Plan
 
@@ -21,7 +23,6 @@ ROWS_MULTIPLE = 32
 LEAST_BUCKET = 16
 MOST_PLANS = 512
 """Plans kept in a process; each is some 100 kB of memory of the host."""
-TIMED_RUNS = 3
 
 
 def bucket(tokens: int) -> int:
@@ -59,7 +60,8 @@ class SparseGemm:
     def __init__(self, device: torch.device, rows: int, slid: int, dtype: torch.dtype, out: torch.dtype) -> None:
         self.device, self.slid, self.dtype, self.out = device, slid, dtype, out
         self.width = padded_rows(rows)
-        self._algorithms: dict[int, int | None] = {}
+        what = f"a sparse {self.width} x {slid} product"
+        self._fastest = Fastest(what, self.width * out.itemsize + slid, device)
 
     def plan(self, tokens: int, operand: Tensor) -> Plan:
         """The plan for bucket(tokens) rows; made, and its algorithm chosen, on first use.
@@ -70,7 +72,8 @@ class SparseGemm:
         key = (self, bucket(tokens))
         plan = _PLANS.get(key)
         if plan is None:
-            plan = self._plan(key[1], self._algorithm(key[1], operand))
+            algorithm = self._fastest.choose(key[1], lambda rows: self._attempts(rows, operand))
+            plan = self._plan(key[1], algorithm)
             _PLANS[key] = plan
             if len(_PLANS) > MOST_PLANS:
                 _PLANS.popitem(last=False)
@@ -81,53 +84,18 @@ class SparseGemm:
     def _plan(self, rows: int, algorithm: int | None) -> Plan:
         return Plan(self.device.index, self.width, self.slid, rows, self.dtype, self.out, algorithm)
 
-    def _algorithm(self, rows: int, operand: Tensor) -> int | None:
-        """The fastest algorithm for the power of two that `rows` belongs to."""
-        octave = (rows - 1).bit_length()
-        if octave not in self._algorithms:
-            if torch.cuda.is_current_stream_capturing():
-                raise RuntimeError(
-                    f"no algorithm chosen yet for {rows} rows of a {self.width} x {self.slid} sparse weight, and it "
-                    "cannot be timed while a CUDA graph is captured: run the model once with this many tokens before"
-                )
-            self._algorithms[octave] = self._fastest(octave, operand)
-        return self._algorithms[octave]
-
-    def _fastest(self, octave: int, operand: Tensor) -> int | None:
-        # A quarter of what is free bounds the sums; beyond, the choice for fewer rows serves.
-        free = torch.cuda.mem_get_info(self.device)[0]
-        while octave > 4 and (self.width * self.out.itemsize + self.slid) << octave > free // 4:
-            octave -= 1
-        rows = 1 << octave
+    def _attempts(self, rows: int, operand: Tensor) -> Iterator[tuple[int, Callable[[int], None]]]:
         codes = torch.randint(-100, 100, (rows, self.slid), dtype=torch.int8, device=self.device)
         sums = torch.empty(rows, self.width, dtype=self.out, device=self.device)
-        best: tuple[float, int | None] = (float("inf"), None)
         for algorithm in range(self._plan(rows, None).algorithms):
             try:
                 plan = self._plan(rows, algorithm)
-                best = min(best, (self._time(plan, operand, codes, sums, best[0]), algorithm))
+                workspace = torch.empty(plan.workspace, dtype=torch.uint8, device=self.device)
+                start = partial(plan.run, operand.data_ptr(), codes.data_ptr(), sums.data_ptr(), workspace.data_ptr())
+                start(torch.cuda.current_stream(self.device).cuda_stream)
             except LibraryError:
                 continue  # an algorithm that this shape is none for
-        if best[1] is None:
-            raise LibraryError(f"no algorithm takes {rows} rows of a {self.width} x {self.slid} {self.dtype} weight")
-        return best[1]
-
-    def _time(self, plan: Plan, operand: Tensor, codes: Tensor, sums: Tensor, record: float) -> float:
-        """Milliseconds of a run, the least of several; given up after the first if far from the record."""
-        workspace = torch.empty(plan.workspace, dtype=torch.uint8, device=self.device)
-        stream = torch.cuda.current_stream(self.device)
-        least = float("inf")
-        for run in range(1 + TIMED_RUNS):
-            before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            before.record(stream)
-            plan.run(operand.data_ptr(), codes.data_ptr(), sums.data_ptr(), workspace.data_ptr(), stream.cuda_stream)
-            after.record(stream)
-            after.synchronize()
-            if run:  # the first loads the code
-                least = min(least, before.elapsed_time(after))
-                if least > 2 * record:
-                    break
-        return least
+            yield algorithm, start
 
 
 _PLANS: OrderedDict[tuple[SparseGemm, int], Plan] = OrderedDict()

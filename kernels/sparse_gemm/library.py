@@ -136,6 +136,7 @@ class Plan:
         out: torch.dtype,
         algorithm: int | None,
     ) -> None:
+        self._device = device
         self._kept = {
             "weight": weight_descriptor(device, rows, slid, dtype),
             "codes": dense_descriptor(device, slid, tokens, dtype),
@@ -163,6 +164,13 @@ class Plan:
         self._own, self._refs = own, refs
         self._arguments = (own, refs["plan"], byref(c_float(1.0)), byref(c_float(0.0)))
         self._matmul = load().cusparseLtMatmul
+
+    @property
+    def addresses(self) -> tuple[int, int, int]:
+        """Of cusparseLtMatmul, the handle and the plan; good as long as the plan is kept."""
+        matmul = ctypes.cast(self._matmul, c_void_p).value
+        assert matmul is not None
+        return matmul, ctypes.addressof(handle(self._device)), ctypes.addressof(self._kept["plan"])
 
     @property
     def algorithms(self) -> int:

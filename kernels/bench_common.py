@@ -1,0 +1,136 @@
+"""What the benches share: the shapes of real models, timing on the device and on the wall, tables."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+MODELS = {
+    # linears as a server fuses them: N, K
+    "Llama-3.2-1B": {"qkv": (3072, 2048), "o": (2048, 2048), "gate_up": (16384, 2048), "down": (2048, 8192)},
+    "Llama-3.2-3B": {"qkv": (5120, 3072), "o": (3072, 3072), "gate_up": (16384, 3072), "down": (3072, 8192)},
+    "Qwen2.5-7B": {"qkv": (4608, 3584), "o": (3584, 3584), "gate_up": (37888, 3584), "down": (3584, 18944)},
+    "Qwen2.5-14B": {"qkv": (7168, 5120), "o": (5120, 5120), "gate_up": (27648, 5120), "down": (5120, 13824)},
+    "BitNet-2B": {"qkv": (3840, 2560), "o": (2560, 2560), "gate_up": (13824, 2560), "down": (2560, 6912)},
+}
+CODES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
+BEYOND_CACHE = 150_000_000
+"""Bytes that calls rotate through, so that nothing is found in the cache (60 MB on an H200)."""
+LEAST_MILLISECONDS = 2.0
+REPLAYS = 9
+
+
+def copies(nbytes: int, most: int = 64) -> int:
+    """How many inputs of this size go beyond the cache."""
+    return max(1, min(most, -(-BEYOND_CACHE // nbytes)))
+
+
+def device_microseconds(call: Callable[[Any], Any], inputs: Sequence[Any]) -> float:
+    """Of a call with one of the inputs, which take turns: replays of a CUDA graph, the median."""
+
+    def round_of_calls() -> None:
+        for one in inputs:
+            call(one)
+
+    round_of_calls()
+    milliseconds = _timed(round_of_calls)
+    rounds = max(1, round(LEAST_MILLISECONDS / max(1e-3, milliseconds)))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(rounds):
+            round_of_calls()
+    graph.replay()
+    return median(_timed(graph.replay) for _ in range(REPLAYS)) / (rounds * len(inputs)) * 1e3
+
+
+def wall_microseconds(call: Callable[[], Any], calls: int = 100) -> float:
+    """Of one call, eager, from start to end of many: the host's time or the device's, whichever is longer."""
+    for _ in range(10):
+        call()
+    found = []
+    for _ in range(REPLAYS):
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        for _ in range(calls):
+            call()
+        torch.cuda.synchronize()
+        found.append((time.perf_counter() - started) / calls * 1e6)
+    return median(found)
+
+
+def host_microseconds(call: Callable[[], Any], calls: int = 50) -> float:
+    """Of one call, eager: how long the host is busy, the device not waited for."""
+    for _ in range(10):
+        call()
+    found = []
+    for _ in range(5 * REPLAYS):
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        for _ in range(calls):
+            call()
+        found.append((time.perf_counter() - started) / calls * 1e6)
+    return median(found)
+
+
+def copy_terabytes_per_second(nbytes: int = 1 << 30) -> float:
+    """Bytes read and written by torch's own copy, per second; of this size, rotating beyond the cache."""
+    sets = copies(2 * nbytes)
+    sources = [torch.empty(nbytes // 4, dtype=torch.int32, device="cuda").random_() for _ in range(sets)]
+    pairs = [(source, torch.empty_like(source)) for source in sources]
+    # torch.add, not copy_: in a graph a copy becomes a node of its own kind, with another speed.
+    taken = device_microseconds(lambda pair: torch.add(pair[0], 1, out=pair[1]), pairs)
+    return 2 * nbytes / taken / 1e6
+
+
+def _timed(work: Callable[[], Any]) -> float:
+    before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    before.record()
+    work()
+    after.record()
+    after.synchronize()
+    return before.elapsed_time(after)
+
+
+def random_codes(rows: int, columns: int, length: int | None, dtype: torch.dtype) -> torch.Tensor:
+    """Codes as quantizing normal numbers gives them, the two smallest of every group zero."""
+    weight = torch.randn(rows, columns, device="cuda")
+    codes = (weight * 30).round().clamp(-127, 127).to(torch.int8) if dtype == torch.int8 else (weight * 100).to(dtype)
+    if length:
+        whole = columns // length * length
+        order = weight[:, :whole].abs().view(rows, -1, length).argsort(-1).argsort(-1)
+        codes[:, :whole].view(torch.int8).masked_fill_((order < 2).flatten(1), 0)
+        codes[:, whole:].view(torch.int8).zero_()
+    return codes
+
+
+def header() -> str:
+    import triton
+
+    device = torch.cuda.get_device_name()
+    return f"{device} · torch {torch.__version__} · triton {triton.__version__} · CUDA {torch.version.cuda}"
+
+
+def arguments(description: str | None, **lists: list[Any]) -> argparse.Namespace:
+    """Options that take several values, with their defaults; and --out for the numbers as JSON."""
+    parser = argparse.ArgumentParser(description=description)
+    for name, default in lists.items():
+        parser.add_argument(f"--{name}", nargs="+", default=default, type=type(default[0]))
+    parser.add_argument("--out", type=Path)
+    return parser.parse_args()
+
+
+def table(columns: list[str], rows: list[list[Any]]) -> str:
+    lines = [columns, ["---"] + ["---:"] * (len(columns) - 1), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def save(out: Path | None, rows: list[dict[str, Any]]) -> None:
+    if out:
+        out.write_text(json.dumps({"machine": header(), "rows": rows}, indent=1) + "\n")

@@ -1,0 +1,1 @@
+"""Dense INT8 product with scales and bias fused."""

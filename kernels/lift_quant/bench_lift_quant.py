@@ -1,0 +1,59 @@
+"""lift_quant against the bandwidth of a copy, of 1 GiB and of as many bytes as it moves itself.
+
+python -m slideconvert.kernels.lift_quant.bench_lift_quant
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ..bench_common import CODES, arguments, copies, copy_terabytes_per_second, device_microseconds, header, save, table
+from ..windows import slid_columns
+from .kernel import lift_quant
+from .reference import lift_quant as reference
+
+
+def main() -> None:
+    options = arguments(__doc__, tokens=[1024, 4096, 16384], columns=[2048, 3584, 8192, 18944], codes=["int8", "fp8"])
+    ceiling = copy_terabytes_per_second()
+    print(header(), f"· copy of 1 GiB {ceiling:.2f} TB/s", sep=" ")
+    rows = []
+    for tokens in options.tokens:
+        for columns in options.columns:
+            sets = copies(2 * tokens * columns)
+            xs = [torch.randn(tokens, columns, dtype=torch.bfloat16, device="cuda") for _ in range(sets)]
+            for name in options.codes:
+                for length in (4, 6, 8, 10, None):
+                    small = xs[0][:64]
+                    expected = reference(small, length, CODES[name])[0].view(torch.int8)
+                    assert torch.equal(lift_quant(small, length, CODES[name])[0].view(torch.int8), expected)
+                    moved = tokens * (2 * columns + slid_columns(columns, length) + 4)
+                    rows.append(
+                        {
+                            "tokens": tokens, "columns": columns, "codes": name, "length": length, "bytes": moved,
+                            "microseconds": device_microseconds(lambda x: lift_quant(x, length, CODES[name]), xs),
+                            "same_size": copy_terabytes_per_second(moved // 2 // 64 * 64),
+                        }
+                    )  # fmt: skip
+    lines = []
+    for row in rows:
+        speed = row["bytes"] / row["microseconds"] / 1e6
+        shares = f"{speed / ceiling:.0%}", f"{speed / row['same_size']:.0%}"
+        pattern = f"2:{row['length'] or 'inf'}"
+        lines.append(
+            [
+                row["tokens"],
+                row["columns"],
+                row["codes"],
+                pattern,
+                f"{row['microseconds']:.1f}",
+                f"{speed:.2f}",
+                *shares,
+            ]
+        )
+    print(table(["M", "K", "codes", "pattern", "us", "TB/s", "of a 1 GiB copy", "of a copy its size"], lines))
+    save(options.out, rows)
+
+
+if __name__ == "__main__":
+    main()
