@@ -51,16 +51,22 @@ def tensors(config: dict[str, int], seed: int = 0) -> dict[str, torch.Tensor]:
 NORMS = ("input_layernorm", "post_attention_layernorm")
 
 
-@click.command()
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--model", type=click.Choice(list(SHAPES)), default="llama-3.2-1b")
-def main(folder: Path, model: str) -> None:
-    """Write the checkpoint into FOLDER."""
+def write(folder: Path, model: str) -> Path:
+    """Write the checkpoint into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "bfloat16", **SHAPES[model]}
     config |= {"hidden_act": "silu", "rms_norm_eps": 1e-5, "max_position_embeddings": 131072}
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     save_file(tensors(SHAPES[model]), folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--model", type=click.Choice(list(SHAPES)), default="llama-3.2-1b")
+def main(folder: Path, model: str) -> None:
+    """Write the checkpoint into FOLDER."""
+    write(folder, model)
 
 
 if __name__ == "__main__":

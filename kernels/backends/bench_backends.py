@@ -73,7 +73,8 @@ def measure(model: str, layer: str, name: str, tokens: int, lengths: list[int]) 
     one = dense[0]
     wall = {"dense": wall_microseconds(lambda: one(x))}
     host = {"dense": host_microseconds(lambda: one(x))} if tokens <= 64 else {}
-    dense.clear(), weights.clear()
+    dense.clear()
+    weights.clear()
     for length in lengths:
         sparse_spec = LinearSpec(n, k, length, CODES[name])
         codes = Codes(sparse_spec, dense=random_codes(n, k, length, CODES[name]))

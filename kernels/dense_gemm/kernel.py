@@ -29,15 +29,16 @@ DEPTH_MULTIPLE = 16
 
 @triton.jit(do_not_specialize=["tokens"])
 def dense_gemm_kernel(
-    codes_ptr,  # [tokens, DEPTH]
-    weight_ptr,  # [COLUMNS, DEPTH]
+    codes_ptr,  # [tokens, depth]
+    weight_ptr,  # [columns, depth]
     scale_ptr,  # [tokens] float32
-    weight_scale_ptr,  # [COLUMNS] float32
-    bias_ptr,  # [COLUMNS], not read without BIAS
-    out_ptr,  # [tokens, COLUMNS]
+    weight_scale_ptr,  # [columns] float32
+    bias_ptr,  # [columns], not read without BIAS
+    out_ptr,  # [tokens, columns]
     tokens,
-    COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr,
+    columns,
+    depth,
+    WHOLE: tl.constexpr,  # depth is a multiple of BLOCK_DEPTH
     BIAS: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
@@ -47,33 +48,33 @@ def dense_gemm_kernel(
 ):
     program = tl.program_id(0)
     token_blocks = tl.cdiv(tokens, BLOCK_TOKENS)
-    wide = GROUP * tl.cdiv(COLUMNS, BLOCK_COLUMNS)
+    wide = GROUP * tl.cdiv(columns, BLOCK_COLUMNS)
     first = program // wide * GROUP
     group = tl.minimum(token_blocks - first, GROUP)
     token = (first + program % wide % group) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
     column = program % wide // group * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
-    depth = tl.arange(0, BLOCK_DEPTH)
+    place = tl.arange(0, BLOCK_DEPTH)
     # Beyond the end the first rows are read again; what they give is not written.
-    codes_ptr += (token % tokens).to(tl.int64)[:, None] * DEPTH + depth[None, :]
-    weight_ptr += (column % COLUMNS).to(tl.int64)[None, :] * DEPTH + depth[:, None]
+    codes_ptr += (token % tokens).to(tl.int64)[:, None] * depth + place[None, :]
+    weight_ptr += (column % columns).to(tl.int64)[None, :] * depth + place[:, None]
     sums = tl.zeros([BLOCK_TOKENS, BLOCK_COLUMNS], tl.int32)
-    for done in tl.range(0, DEPTH, BLOCK_DEPTH, num_stages=STAGES):
-        if DEPTH % BLOCK_DEPTH == 0:
+    for done in tl.range(0, depth, BLOCK_DEPTH, num_stages=STAGES):
+        if WHOLE:
             a = tl.load(codes_ptr)
             b = tl.load(weight_ptr)
         else:
-            a = tl.load(codes_ptr, mask=done + depth[None, :] < DEPTH, other=0)
-            b = tl.load(weight_ptr, mask=done + depth[:, None] < DEPTH, other=0)
+            a = tl.load(codes_ptr, mask=done + place[None, :] < depth, other=0)
+            b = tl.load(weight_ptr, mask=done + place[:, None] < depth, other=0)
         sums = tl.dot(a, b, sums, out_dtype=tl.int32)
         codes_ptr += BLOCK_DEPTH
         weight_ptr += BLOCK_DEPTH
     out = sums.to(tl.float32) * tl.load(scale_ptr + token, mask=token < tokens, other=0.0)[:, None]
-    out *= tl.load(weight_scale_ptr + column, mask=column < COLUMNS, other=0.0)[None, :]
+    out *= tl.load(weight_scale_ptr + column, mask=column < columns, other=0.0)[None, :]
     if BIAS:
-        out += tl.load(bias_ptr + column, mask=column < COLUMNS, other=0.0).to(tl.float32)[None, :]
-    place = out_ptr + token.to(tl.int64)[:, None] * COLUMNS + column[None, :]
-    inside = (token < tokens)[:, None] & (column < COLUMNS)[None, :]
-    tl.store(place, out.to(out_ptr.dtype.element_ty), mask=inside)
+        out += tl.load(bias_ptr + column, mask=column < columns, other=0.0).to(tl.float32)[None, :]
+    out_ptr += token.to(tl.int64)[:, None] * columns + column[None, :]
+    inside = (token < tokens)[:, None] & (column < columns)[None, :]
+    tl.store(out_ptr, out.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 LAUNCHER = Launcher(dense_gemm_kernel)
@@ -108,11 +109,13 @@ class DenseGemm:
 
     def _compile(self, tile: int) -> tuple[object, tuple[object, ...]]:
         *shape, warps, stages = TILES[tile]
-        constants = (self.rows, self.columns, self.bias is not None, *shape, stages, GROUP)
+        # The sizes are no constants of the kernel, but it is compiled for whether they are multiples of 16.
+        constants = (self.columns % shape[2] == 0, self.bias is not None, *shape, stages, GROUP)
         kinds = (torch.int8, torch.int8, torch.float32, torch.float32, self.bias or torch.float32, self.out)
         like = [torch.empty(16, dtype=kind, device=self.device) for kind in kinds]
-        key = (self.device, self.bias, self.out, warps, constants)
-        return LAUNCHER.compiled(key, (*like, 1), constants, warps), constants
+        key = (self.device, self.bias, self.out, warps, self.rows % 16 == 0, constants)
+        sizes = (self.rows, self.columns)
+        return LAUNCHER.compiled(key, (*like, 1, *sizes), constants, warps), (*sizes, *constants)
 
     def _attempts(self, tokens: int, weight: int) -> Iterator[tuple[int, Callable[[int], None]]]:
         codes = torch.randint(-100, 100, (tokens, self.columns), dtype=torch.int8, device=self.device)
@@ -121,7 +124,7 @@ class DenseGemm:
         one = scale.data_ptr()
         pointers = (codes.data_ptr(), weight, one, one, one, out.data_ptr())
         for tile, shape in enumerate(TILES):
-            if shape[0] > max(16, 2 * tokens) or 16 * shape[0] < min(tokens, 1024):
+            if shape[0] > max(16, tokens) or 4 * shape[0] < min(tokens, 512):
                 continue  # mostly padding, or far too small
             try:
                 self._start(tile, pointers, tokens, torch.cuda.current_stream(self.device).cuda_stream)

@@ -8,9 +8,29 @@ from __future__ import annotations
 import torch
 
 from ..bench_common import CODES, arguments, copies, copy_terabytes_per_second, device_microseconds, header, save, table
+from ..launch import stream_of
 from ..windows import slid_columns
-from .kernel import lift_quant
+from .kernel import LiftQuant, lift_quant
 from .reference import lift_quant as reference
+
+
+def measure(tokens: int, columns: int, length: int | None, dtype: torch.dtype) -> float:
+    """Microseconds, inputs and outputs rotating beyond the cache."""
+    x = torch.randn(tokens, columns, dtype=torch.bfloat16, device="cuda")
+    expected = reference(x[:64], length, dtype)[0].view(torch.int8)
+    assert torch.equal(lift_quant(x[:64], length, dtype)[0].view(torch.int8), expected)
+    op = LiftQuant(columns, length, dtype, x)
+    scale = torch.empty(tokens, dtype=torch.float32, device="cuda")
+    turns = [
+        (x.clone(), torch.empty(tokens, op.slid, dtype=dtype, device="cuda")) for _ in range(copies(2 * x.numel()))
+    ]
+
+    def call(turn: tuple[torch.Tensor, torch.Tensor]) -> None:
+        source, codes = turn
+        stream = stream_of(scale.device)
+        op.start(source.data_ptr(), codes.data_ptr(), scale.data_ptr(), tokens, tokens, stream)
+
+    return device_microseconds(call, turns)
 
 
 def main() -> None:
@@ -20,19 +40,15 @@ def main() -> None:
     rows = []
     for tokens in options.tokens:
         for columns in options.columns:
-            sets = copies(2 * tokens * columns)
-            xs = [torch.randn(tokens, columns, dtype=torch.bfloat16, device="cuda") for _ in range(sets)]
-            for name in options.codes:
-                for length in (4, 6, 8, 10, None):
-                    small = xs[0][:64]
-                    expected = reference(small, length, CODES[name])[0].view(torch.int8)
-                    assert torch.equal(lift_quant(small, length, CODES[name])[0].view(torch.int8), expected)
-                    moved = tokens * (2 * columns + slid_columns(columns, length) + 4)
+            for length in (4, 6, 8, 10, None):
+                moved = tokens * (2 * columns + slid_columns(columns, length) + 4)
+                same_size = copy_terabytes_per_second(moved // 2 // 64 * 64)
+                for name in options.codes:
+                    taken = measure(tokens, columns, length, CODES[name])
                     rows.append(
                         {
                             "tokens": tokens, "columns": columns, "codes": name, "length": length, "bytes": moved,
-                            "microseconds": device_microseconds(lambda x: lift_quant(x, length, CODES[name]), xs),
-                            "same_size": copy_terabytes_per_second(moved // 2 // 64 * 64),
+                            "microseconds": taken, "same_size": same_size,
                         }
                     )  # fmt: skip
     lines = []
@@ -40,17 +56,8 @@ def main() -> None:
         speed = row["bytes"] / row["microseconds"] / 1e6
         shares = f"{speed / ceiling:.0%}", f"{speed / row['same_size']:.0%}"
         pattern = f"2:{row['length'] or 'inf'}"
-        lines.append(
-            [
-                row["tokens"],
-                row["columns"],
-                row["codes"],
-                pattern,
-                f"{row['microseconds']:.1f}",
-                f"{speed:.2f}",
-                *shares,
-            ]
-        )
+        size = [row["tokens"], row["columns"], row["codes"], pattern]
+        lines.append([*size, f"{row['microseconds']:.1f}", f"{speed:.2f}", *shares])
     print(table(["M", "K", "codes", "pattern", "us", "TB/s", "of a 1 GiB copy", "of a copy its size"], lines))
     save(options.out, rows)
 

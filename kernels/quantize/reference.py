@@ -23,7 +23,7 @@ def quantize(x: Tensor, dtype: torch.dtype, rows: int | None = None) -> tuple[Te
     # A tensor as divisor: by a plain number, CUDA multiplies with its reciprocal, which rounds differently.
     scale = (absmax / torch.full_like(absmax, qmax)).clamp(min=torch.finfo(torch.float32).tiny)
     scale = torch.where(absmax == 0, torch.ones_like(scale), scale)
-    scaled = (floats / scale).clamp(-qmax, qmax)
+    scaled = (floats / scale).clamp(-qmax, qmax) + 0.0  # an input of -0 has code +0
     codes = (scaled.round() if dtype == torch.int8 else scaled).to(dtype)
     return pad_rows(codes, rows), scale
 
