@@ -39,7 +39,8 @@ class LinearFacts:
 
 @dataclass(frozen=True)
 class Inspection:
-    """A whole checkpoint. layout and source are "" and {} for those that are not ours."""
+    """A whole checkpoint. layout and source are "" and {} for those that are not ours; hashed: the number of files
+    with a recorded sha256, 0 where transformers saved a checkpoint of ours again."""
 
     path: str
     model_type: str
@@ -48,6 +49,7 @@ class Inspection:
     recipe: dict[str, Any]
     verified: int | None
     bytes: int
+    hashed: int
     linears: tuple[LinearFacts, ...]
 
 
@@ -69,6 +71,7 @@ def inspect_checkpoint(path: Path, progress: Progress = silent) -> Inspection:
         recipe=record.recipe if record else {},
         verified=verified,
         bytes=checkpoint.bytes,
+        hashed=len(record.files) + len(record.kernels) if record else 0,
         linears=tuple(linears),
     )
 

@@ -19,6 +19,7 @@ from .errors import InputError, pick
 from .pack import slide_and_pack, unpack
 from .patterns import Pattern
 from .quantize import QuantizedWeight, Weight
+from .runtime.slidesparse_record import SLIDE_FORMAT as SLIDE_FORMAT
 from .schemes import BF16, FP8, INT8, Scheme
 from .slide import unslide
 
@@ -26,8 +27,6 @@ LAYOUTS = ("slide", "dense")
 FLOATS = ("BF16", "F16", "F32")
 CODES = {"I8": INT8, "F8_E4M3": FP8}
 CODE_NAMES = {scheme.name: name for name, scheme in CODES.items()}
-SLIDE_FORMAT = "slide-packed"
-"""The compressed-tensors format word of the slide layout; stock loaders refuse it, as they must."""
 
 
 def parse_layout(name: str) -> str:

@@ -31,6 +31,11 @@ def converted(source: Path, out: Path, **words: Any) -> Path:
     return out
 
 
+def both_layouts(source: Path, folder: Path, **words: Any) -> dict[str, Path]:
+    """The same conversion twice, in folders named after the layouts."""
+    return {layout: converted(source, folder / layout, layout=layout, **words) for layout in ("dense", "slide")}
+
+
 def text_windows(length: int, count: int) -> Tensor:
     """[count, length] tokens of text that the demo model was not trained on."""
     return token_windows(load_tokenizer(Checkpoint.open(DEMO)), read_documents(str(TEXT)), length, count)

@@ -12,6 +12,7 @@ import pytest
 
 from slideconvert.cli import COMMANDS
 from slideconvert.recipe import load_recipe
+from slideconvert.runtime.slidesparse_record import CODE_FILES
 from tests import pico
 from tests.conftest import Cli
 
@@ -19,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "slideconvert"
 
 LAYERS = (
-    ("errors", "progress"),
+    ("errors", "progress", "runtime.slidesparse_record"),
     ("patterns", "schemes", "planes", "workers", "checkpoint.files"),
     ("quantize", "prune.select", "snapshot", "checkpoint.format"),
     ("prune.magnitude", "slide", "measure", "checkpoint.reader", "checkpoint.staging", "layers"),
@@ -88,6 +89,28 @@ def test_kernels_know_nothing_of_the_package() -> None:
             assert {name.split(".")[0] for name in names} <= known, path
 
 
+def test_bundled_code_knows_nothing_of_the_package() -> None:
+    known = {"torch", "transformers", "safetensors"} | sys.stdlib_module_names
+    for name in CODE_FILES:
+        for node in ast.walk(ast.parse((PACKAGE / "runtime" / name).read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                assert not node.level or f"{node.module}.py" in CODE_FILES, name
+                names += [node.module or ""] if not node.level else []
+            assert {imported.split(".")[0] for imported in names} <= known, name
+
+
+def test_only_the_plugin_knows_vllm() -> None:
+    """It is imported by vLLM alone: nothing else may, nor need it be installed for anything else."""
+    for name, path in modules().items():
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+        names += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom) and not node.level]
+        plugin = name.startswith("runtime.vllm_")
+        assert plugin or "vllm" not in {imported.split(".")[0] for imported in names}, name
+        assert plugin or not [target for target in imports(name, path) if target.startswith("runtime.vllm_")], name
+
+
 def test_only_the_command_line_prints_or_exits() -> None:
     for name, path in modules().items():
         if name.split(".")[0] == "cli":
@@ -138,6 +161,8 @@ def test_published_kernels_are_those_of_the_repository(cli: Cli, source: Path, t
     assert cli("convert", source, tmp_path / "out").code == 0
     record = json.loads((tmp_path / "out" / "config.json").read_text())["slidesparse_config"]
     assert record["kernels"]
+    assert set(CODE_FILES) <= record["kernels"].keys()
     for name in record["kernels"]:
-        assert (tmp_path / "out" / name).read_bytes() == (ROOT / name).read_bytes()
+        origin = PACKAGE / "runtime" / name if name in CODE_FILES else ROOT / name
+        assert (tmp_path / "out" / name).read_bytes() == origin.read_bytes()
     assert not [name for name in pico.files(tmp_path / "out") if "test_" in name or "__pycache__" in name]

@@ -542,7 +542,11 @@ def test_loading_follows_the_layout() -> None:
     assert "AutoModelForCausalLM.from_pretrained" in dense and "vllm serve PATH" in dense
     assert "relayout" not in dense
     assert "slideconvert relayout CKPT OUT --layout dense" in slide and "slideconvert generate CKPT --prompt" in slide
-    assert "from_pretrained" not in slide and "vllm serve" not in slide
+    assert "import slideconvert\nfrom transformers" in slide and "vllm serve" not in slide
+    plain = render_card(
+        sample_report(layers=[sample_layer(0, place, scheme="bf16") for place in LINEARS], layout="dense")
+    )
+    assert "trust_remote_code" in dense and "trust_remote_code" in slide and "trust_remote_code" not in plain
     assert all("slideconvert verify CKPT" in card for card in (dense, slide))
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, modeling_utils
 
 from slideconvert.checkpoint.reader import Checkpoint
 from slideconvert.errors import InputError
@@ -27,6 +28,14 @@ from tests.conftest import Cli
 from tests.demo import DEMO, DOWN_2_6, FP8_LATE, KEEP_FIRST, converted, text_windows
 
 CODES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_us() -> Iterator[None]:
+    """transformers as it is before slideconvert is imported: its choice of a quantizer, and not ours before it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(modeling_utils, "get_hf_quantizer", modeling_utils.get_hf_quantizer.__wrapped__)
+        yield
 
 
 def stock(folder: Path, dtype: torch.dtype | str = torch.float32) -> Any:

@@ -4,8 +4,8 @@
 
 Device time: replayed CUDA graphs, decode sizes rotating through weights beyond the cache. Wall: eager calls.
 Dense ways: `dense`, our backend (INT8: fused Triton product; FP8: torch._scaled_mm with a scale per token and
-channel); `int_mm`, torch._int_mm and dequant; `fast`, torch._scaled_mm with less exact accumulation; `scalar`,
-torch._scaled_mm with one scale, and dequant. All quantize with the same kernel.
+channel, accumulated by the tensor cores alone); `int_mm`, torch._int_mm and dequant; `slow`, torch._scaled_mm with
+accumulation in float32; `scalar`, torch._scaled_mm with one scale, and dequant. All quantize with the same kernel.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ def dense_ways(spec: LinearSpec, scale: Tensor) -> dict[str, Way]:
         codes, token_scale = quantize(x, torch.int8, max(32, bucket(x.shape[0])))
         return dequant(torch._int_mm(codes, weight.T), token_scale, scale, None, x.dtype)
 
-    def fast(x: Tensor, weight: Tensor) -> Tensor:
+    def slow(x: Tensor, weight: Tensor) -> Tensor:
         codes, token_scale = quantize(x, spec.dtype)
-        return torch._scaled_mm(codes, weight.T, token_scale, scale.view(1, -1), out_dtype=x.dtype, use_fast_accum=True)
+        return torch._scaled_mm(codes, weight.T, token_scale, scale.view(1, -1), out_dtype=x.dtype)
 
     one = torch.ones((), device="cuda")
 
@@ -55,7 +55,7 @@ def dense_ways(spec: LinearSpec, scale: Tensor) -> dict[str, Way]:
         sums = torch._scaled_mm(codes, weight.T, one, one, out_dtype=x.dtype, use_fast_accum=True)
         return dequant(sums, token_scale, scale, None, x.dtype)
 
-    return {"int_mm": int_mm} if spec.dtype == torch.int8 else {"fast": fast, "scalar": scalar}
+    return {"int_mm": int_mm} if spec.dtype == torch.int8 else {"slow": slow, "scalar": scalar}
 
 
 def measure(model: str, layer: str, name: str, tokens: int, lengths: list[int]) -> dict[str, object]:

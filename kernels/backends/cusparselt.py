@@ -1,4 +1,4 @@
-"""The sparse backend: lift_quant, cuSPARSELt, dequant; three launches, two allocations, nothing looked up twice."""
+"""The sparse backend: lift_quant, cuSPARSELt, dequant; three launches from one call, nothing looked up twice."""
 
 from __future__ import annotations
 
@@ -19,6 +19,13 @@ SPARSE_SINCE = {torch.int8: (8, 0), torch.float8_e4m3fn: (8, 9)}
 """Compute capability from which GPUs have 2:4 units for these codes."""
 
 
+KEPT_SCRATCH = 64 << 20
+"""Bytes of scratch that are kept for each CUDA stream; calls that need more get theirs from torch's allocator."""
+MOST_CALLS = 4096
+"""Numbers of tokens whose calls are remembered for a shape."""
+_Key = tuple[int, torch.dtype, torch.dtype | None]
+
+
 class Cusparselt(CudaBackend):
     """Slid weights on the 2:4 units, through NVIDIA's library."""
 
@@ -26,7 +33,7 @@ class Cusparselt(CudaBackend):
 
     def __init__(self, spec: LinearSpec, device: torch.device) -> None:
         super().__init__(spec, indexed(device))
-        self._calls: dict[tuple[int, torch.dtype, torch.dtype | None], _Call] = {}
+        self._calls: dict[_Key, _Call] = {}
 
     @classmethod
     def refusal(cls, spec: LinearSpec, device: torch.device) -> str:
@@ -67,16 +74,43 @@ class Cusparselt(CudaBackend):
         scale, term = weight_scale.data_ptr(), 0 if bias is None else bias.data_ptr()
         if (x.data_ptr() | scale | term) % ALIGNMENT or not x.is_contiguous():
             return self.run(aligned(x), operand, aligned(weight_scale), None if bias is None else aligned(bias))
-        key = (gemm.bucket(tokens), x.dtype, None if bias is None else bias.dtype)
+        key = (tokens, x.dtype, None if bias is None else bias.dtype)
         call = self._calls.get(key)
         if call is None:
-            call = self._calls[key] = _Call(self, key, tokens, x, operand, bias)
-        scratch = torch.empty(call.bytes, dtype=torch.uint8, device=self.device)
+            call = self._settle(key, x, operand, bias)
+        stream = stream_of(self.device)
+        scratch = _scratch(call.bytes, self.device, stream)
         call.start(
-            tokens, x.data_ptr(), scratch.data_ptr(), operand.data_ptr(), scale, term or scale, out.data_ptr(),
-            stream_of(self.device),
-        )  # fmt: skip
+            tokens, x.data_ptr(), scratch.data_ptr(), operand.data_ptr(), scale, term or scale, out.data_ptr(), stream
+        )
         return out
+
+    def _settle(self, key: _Key, x: Tensor, operand: Tensor, bias: Tensor | None) -> _Call:
+        """The call for a new number of tokens: that of its bucket."""
+        tokens, dtype, term = key
+        shared = (-gemm.bucket(tokens), dtype, term)  # negative: apart from numbers of tokens
+        if shared not in self._calls:
+            self._calls[shared] = _Call(self, tokens, x, operand, bias)
+        if len(self._calls) > MOST_CALLS:
+            self._calls = {one: call for one, call in self._calls.items() if one[0] < 0}
+        self._calls[key] = self._calls[shared]
+        return self._calls[key]
+
+
+_SCRATCH: dict[tuple[torch.device, int], Tensor] = {}
+
+
+def _scratch(nbytes: int, device: torch.device, stream: int) -> Tensor:
+    """Memory for one call. The small ones of a stream, which follow each other, share one piece that is kept.
+
+    Not under capture: a graph has memory of its own, and may be replayed beside what the stream does later.
+    """
+    if nbytes > KEPT_SCRATCH or torch.cuda.is_current_stream_capturing():
+        return torch.empty(nbytes, dtype=torch.uint8, device=device)
+    kept = _SCRATCH.get((device, stream))
+    if kept is None:
+        kept = _SCRATCH[device, stream] = torch.empty(KEPT_SCRATCH, dtype=torch.uint8, device=device)
+    return kept
 
 
 class _Call:
@@ -86,17 +120,14 @@ class _Call:
     scales, sums and the library's workspace, in this order.
     """
 
-    def __init__(
-        self, backend: Cusparselt, key: tuple[int, torch.dtype, torch.dtype | None], tokens: int, x: Tensor,
-        operand: Tensor, bias: Tensor | None,
-    ) -> None:  # fmt: skip
+    def __init__(self, backend: Cusparselt, tokens: int, x: Tensor, operand: Tensor, bias: Tensor | None) -> None:
         # Imported here: Triton may be absent, and then this backend refuses.
         from ..dequant.kernel import Dequant
         from ..lift_quant.kernel import LiftQuant
 
         spec, out = backend.spec, gemm.sums_dtype(backend.spec.dtype, x.dtype)
         sparse = gemm.gemm_for(backend.device, spec.rows, spec.slid, spec.dtype, out)
-        self.rows = key[0]
+        self.rows = gemm.bucket(tokens)
         self.plan = sparse.plan(tokens, operand)
         self.lift = LiftQuant(spec.columns, spec.length, spec.dtype, x)
         self.dequant = Dequant(spec.rows, sparse.width, out, None if bias is None else bias.dtype, x)

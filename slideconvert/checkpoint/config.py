@@ -14,11 +14,9 @@ from .. import __version__
 from ..errors import InputError
 from ..layout import SLIDE_FORMAT, StoredLinear, describe
 from ..patterns import Pattern
+from ..runtime.slidesparse_record import AUTO_MAP, FORMAT_VERSION, RECORD
 from ..schemes import SCHEMES, parse_scheme
 from .reader import Checkpoint
-
-RECORD = "slidesparse_config"
-FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,8 @@ class Record:
     """The whole slidesparse_config. linears: by module name, without those that were kept.
 
     source: id and revision of the BF16 model everything comes from. recipe: the words of the recipe.
-    files: sha256 by file name. kernels: sha256 of the bundled kernels by path.
+    files: sha256 by file name. kernels: sha256 of the bundled code by path. Both are empty where transformers has
+    saved the model again.
     """
 
     layout: str
@@ -84,7 +83,9 @@ def read_record(config: dict[str, Any], where: str) -> Record | None:
                 hint="upgrade slideconvert",
             )
         linears = {name: _read_linear(entry) for name, entry in raw["layers"].items()}
-        return Record(raw["layout"], raw["source"], raw["recipe"], linears, raw["files"], raw["kernels"])
+        return Record(
+            raw["layout"], raw["source"], raw["recipe"], linears, raw.get("files", {}), raw.get("kernels", {})
+        )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{where}: unreadable {RECORD} ({error!r})", hint="convert the model again") from error
 
@@ -164,9 +165,11 @@ def quantization_config(linears: dict[str, LinearRecord], untouched: list[str], 
 
 
 def output_config(source: dict[str, Any], record: Record, untouched: list[str]) -> dict[str, Any]:
-    """The config.json of the output: the source's, with its quantization and record replaced."""
-    config = {key: value for key, value in source.items() if key not in ("quantization_config", RECORD)}
+    """The config.json of the output: the source's, with its quantization, record and code replaced."""
+    config = {key: value for key, value in source.items() if key not in ("quantization_config", "auto_map", RECORD)}
     quantization = quantization_config(record.linears, untouched, record.layout)
     if quantization:
         config["quantization_config"] = quantization
+    if record.kernels:
+        config["auto_map"] = AUTO_MAP
     return {**config, RECORD: record.to_json()}

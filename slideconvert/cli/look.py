@@ -45,6 +45,8 @@ def verify_command(
         echo_json({"ckpt": str(ckpt), "sound": not verdict.faults, "against_source": bool(source), **asdict(verdict)})
     elif not quiet:
         show(verdict_table(verdict, every_linear=verbose))
+    for note in verdict.notes:
+        click.echo(f"note: {note}", err=True)
     for fault in verdict.faults:
         click.echo(f"fault: {fault}", err=True)
     if verdict.faults:

@@ -150,6 +150,7 @@ def inspect_summary(found: Inspection) -> str:
         *([f"recipe   {', '.join(f'{k}: {v}' for k, v in found.recipe.items())}"] if found.recipe else []),
         f"zeros    {zeros / weights:.1%}",
         f"bytes    {size(found.bytes)}",
+        *([f"sha256   of {found.hashed or 'no'} files recorded"] if found.layout else []),
     ]
     return "\n".join(lines)
 

@@ -47,6 +47,12 @@ vllm serve PATH
 ```
 """
 
+LOADING_QUANTIZED = """
+They unpack the zeros again. `import slideconvert` first, and transformers keeps the linears as they are: INT8 or FP8
+times INT8 or FP8, on sparse tensor cores where there are some. Without slideconvert, `trust_remote_code=True` does the
+same by the code in this repository.
+"""
+
 LOADING_SLIDE = """\
 The weights are stored in the slide layout: re-laid into overlapping 2:4 windows, as sparse kernels want them. Stock
 transformers and stock vLLM refuse this layout on purpose, because they would compute nonsense from it.
@@ -62,6 +68,16 @@ To run the checkpoint as it is:
 ```bash
 slideconvert generate CKPT --prompt "..."
 ```
+
+```python
+import slideconvert
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("PATH")
+```
+
+Without slideconvert, `trust_remote_code=True` does the same by the code in this repository, after comparing every file
+of it with the sha256 in config.json.
 """
 
 
@@ -72,11 +88,17 @@ def render_card(report: Report, *, license: str | None = None, language: list[st
         f"# {_text(report.source)}, {_what(report)}\n\n{_about(report)}",
         f"## Measured\n\n{_measured(report)}",
         f"## Recipe\n\n{_fenced(_yaml(report.recipe), 'yaml')}",
-        f"## Load\n\n{LOADING_SLIDE if report.layout == 'slide' else LOADING_DENSE}",
+        f"## Load\n\n{_loading(report)}",
         f"## Check\n\n{_check(report)}",
         f"## Limits\n\n{_limits(report)}",
     ]
     return "\n".join(sections)
+
+
+def _loading(report: Report) -> str:
+    if report.layout == "slide":
+        return LOADING_SLIDE
+    return LOADING_DENSE + (LOADING_QUANTIZED if _quantized(report) else "")
 
 
 def source_license(folder: Path) -> dict[str, Any]:

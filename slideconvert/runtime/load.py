@@ -18,11 +18,21 @@ from ..kernels.backends.base import Codes, LinearSpec
 from ..kernels.linear import SlideLinear
 from ..layers import decoder_linears
 from ..quantize import QuantizedWeight
+from .slidesparse_record import SETTINGS
 
 ACTIVATIONS = ("quantized", "float")
 """How the input of a quantized linear is treated: per token in 8 bits, as served, or not rounded at all."""
 
-NOT_ARCHITECTURE = ("quantization_config", RECORD, "auto_map", "architectures", "dtype", "torch_dtype", "model_type")
+NOT_ARCHITECTURE = (
+    "quantization_config",
+    RECORD,
+    SETTINGS,
+    "auto_map",
+    "architectures",
+    "dtype",
+    "torch_dtype",
+    "model_type",
+)
 
 
 def load_model(

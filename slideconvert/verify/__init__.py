@@ -24,19 +24,30 @@ from ..errors import InputError
 from ..layers import decoder_linears
 from ..planes import bits
 from ..progress import Progress, silent
+from ..runtime.slidesparse_record import bundle_faults
 from ..workers import in_order
 from .linear import LinearVerdict, Side, verify_linear
 
 __all__ = ["LinearVerdict", "Verdict", "verify_checkpoint"]
 
 
+UNHASHED = (
+    "config.json records no sha256 of the files (transformers leaves them out when it saves a model again): weights "
+    "and code were not compared with what was converted; slideconvert relayout writes a complete checkpoint"
+)
+
+
 @dataclass
 class Verdict:
-    """The whole check: tensors re-read, linears one by one, faults in words (empty: sound)."""
+    """The whole check: tensors re-read, linears one by one, faults in words (empty: sound).
+
+    notes: what could not be checked, and why.
+    """
 
     tensors: int = 0
     linears: list[LinearVerdict] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def verify_checkpoint(
@@ -55,6 +66,8 @@ def verify_checkpoint(
         )
     verdict = Verdict()
     verdict.faults += _config_faults(checkpoint, record)
+    if not record.files:
+        verdict.notes.append(UNHASHED)
     ours = Side(checkpoint, record)
     theirs = Side(source, read_record(source.config, str(source.path))) if source else None
     names = [linear.name for linear in decoder_linears(checkpoint.config)]
@@ -81,14 +94,15 @@ def verify_checkpoint(
 
 
 def _file_faults(checkpoint: Checkpoint, record: Record) -> Iterator[str]:
-    for name, digest in {**record.files, **record.kernels}.items():
+    for name, digest in record.files.items():
         path = checkpoint.path / name
         if not path.is_file():
             yield f"{name}: file is missing"
         elif file_sha256(path) != digest:
             yield f"{name}: sha256 differs from the record's {digest[:12]}…: the file was changed after conversion"
+    yield from bundle_faults(checkpoint.path, record.kernels)
     for path in checkpoint.shards:
-        if path.name not in record.files:
+        if record.files and path.name not in record.files:
             yield f"{path.name}: a weight file that the record does not know"
     if (checkpoint.path / INDEX).is_file():
         said = read_json(checkpoint.path / INDEX).get("metadata", {}).get("total_size")

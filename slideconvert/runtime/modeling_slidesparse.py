@@ -1,0 +1,296 @@
+"""SlideSparse checkpoints in transformers: their quantized linears become SlideLinear, everything else stays stock.
+
+Two ways lead here. With slideconvert installed, hook.py hands every checkpoint of ours to the quantizer below, which
+runs slideconvert's kernels. Without it, `trust_remote_code=True` runs the copy of this file in the checkpoint: the
+class named in auto_map takes the kernels beside it, each compared with the sha256 in config.json before it is run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import nn
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.quantizers import HfQuantizer
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
+from transformers.utils import cached_file
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from .slidesparse_record import (
+    AGAIN,
+    KERNELS,
+    METHOD,
+    RECORD,
+    SETTINGS,
+    QuantizedLinear,
+    bundle_faults,
+    changed,
+    is_ours,
+    is_slide,
+    misplaced,
+    read_linears,
+    read_settings,
+)
+
+OURS = "slidesparse"
+CODES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
+STORED = {torch.int8: ("I8",), torch.float8_e4m3fn: ("F8_E4M3",), torch.uint8: ("U8",)}
+FLOATS = ("F32", "BF16", "F16")
+HUB_WORDS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+
+_packages: dict[str, str] = {}
+"""The kernels' package by the name of the quantization method that runs them."""
+
+
+class SlideSparseQuantizationConfig(QuantizationConfigMixin):
+    """The quantization_config of config.json, kept word for word: it is what is saved again."""
+
+    def __init__(self, quant_method: str, **words: Any) -> None:
+        self.quant_method = quant_method
+        self.words = {"quant_method": METHOD, **words}
+
+    def to_dict(self) -> dict[str, Any]:
+        return dict(self.words)
+
+    def get(self, word: str, default: Any = None) -> Any:
+        """As a dict has it: transformers asks so, whether the config was just read or comes from a loaded model."""
+        return getattr(self, word, default)
+
+
+class SlideSparseQuantizer(HfQuantizer):
+    """Replaces the linears of the record before the weights are loaded, and prepares them afterwards."""
+
+    requires_calibration = True
+
+    def __init__(self, quantization_config: SlideSparseQuantizationConfig, **words: Any) -> None:
+        super().__init__(quantization_config, **words)
+        self.package = _packages[quantization_config.quant_method]
+        self.linears: dict[str, Any] = {}
+        self.dtypes: dict[str, torch.dtype] = {}
+        self.backend = "auto"
+
+    def is_serializable(self) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return False
+
+    def validate_environment(self, *_: Any, device_map: Any = None, **__: Any) -> None:
+        """Called again with the map that "auto" has become."""
+        _refuse_offload(device_map, self.linears)
+
+    def _process_model_before_weight_loading(
+        self, model: Any, checkpoint_files: list[str] | None = None, device_map: Any = None, **_: Any
+    ) -> None:
+        config, where = model.config, str(model.config.name_or_path)
+        record: Any = getattr(config, RECORD, None)
+        layout, entries = read_linears(record, self.quantization_config.words, where)
+        backends = importlib.import_module(f"{self.package}.backends.choose").BACKENDS
+        self.backend = read_settings(getattr(config, SETTINGS, None), backends, where)
+        if getattr(config, "distributed_config", None) is not None:
+            raise ValueError(f"{where}: transformers cannot split SlideSparse linears over processes (use vLLM)")
+        if not checkpoint_files or not str(checkpoint_files[0]).endswith(".safetensors"):
+            raise ValueError(
+                f"{where}: SlideSparse weights are read from safetensors files (give the checkpoint's path)"
+            )
+        # The folder itself, or a snapshot in the Hub's cache, which holds what was asked for so far.
+        folder = Path(checkpoint_files[0]).parent
+        for fault in bundle_faults(folder, record.get("kernels") or {}, complete=Path(where).is_dir()):
+            raise ValueError(f"{where}: {fault} ({AGAIN})")
+
+        # A model without a head calls its linears layers.0…, its checkpoint model.layers.0….
+        prefix = f"{model.base_model_prefix}." if model.base_model is model else ""
+        self.linears = {name.removeprefix(prefix): self._slide_linear(layout, entry) for name, entry in entries.items()}
+        for name, linear in self.linears.items():
+            old, shape = _find(model, name), [linear.out_features, linear.in_features]
+            if not isinstance(old, nn.Linear) or list(old.weight.shape) != shape:
+                found = f"one of {list(old.weight.shape)}" if isinstance(old, nn.Linear) else "no such linear"
+                raise ValueError(f"{where}: {RECORD} names {prefix}{name} {shape}, the model has {found} ({AGAIN})")
+            if old.bias is not None:
+                linear.bias = old.bias
+            model.set_submodule(name, linear)
+        self.dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()} if prefix else {}
+        _refuse_offload(device_map, self.linears)
+        stored, made = _stored(checkpoint_files), {f"{prefix}{name}": linear for name, linear in self.linears.items()}
+        for fault in _tensor_faults(stored, made, _needed(model, prefix)):
+            raise ValueError(f"{where}: {fault} ({AGAIN})")
+
+    def _slide_linear(self, layout: str, entry: QuantizedLinear) -> Any:
+        """Without weights, and without a bias, which is for the model to say."""
+        module = importlib.import_module(f"{self.package}.linear")
+        spec = module.LinearSpec(entry.rows, entry.columns, entry.length, CODES[entry.scheme])
+        return module.SlideLinear(spec, layout, bias=False, dtype=torch.float32, device="meta")
+
+    def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
+        # Of a quantized model, transformers 5.17 leaves renamed tensors (a model without a head) in the file's dtype.
+        for name, dtype in self.dtypes.items():
+            parameter = model.get_parameter(name)
+            parameter.data = parameter.data.to(dtype)
+        way_out = AGAIN if self.backend == "auto" else f'{AGAIN}, or set {SETTINGS} to {{"backend": "auto"}}'
+        for name, linear in self.linears.items():
+            linear.requires_grad_(False)  # transformers loads floats as trainable
+            try:
+                linear.prepare(self.backend)
+            except ValueError as error:
+                raise ValueError(f"{model.config.name_or_path}: {name}: {error} ({way_out})") from error
+        # The hashes and the code belong to the folder that was read, not to one that will be saved.
+        record = getattr(model.config, RECORD)
+        setattr(model.config, RECORD, {word: value for word, value in record.items() if word not in ("files", KERNELS)})
+        if hasattr(model.config, "auto_map"):
+            del model.config.auto_map
+        return model
+
+
+class SlideSparseForCausalLM:
+    """What auto_map names. Not a model: it gives the architecture's own, with the checkpoint's own kernels."""
+
+    @classmethod
+    def from_pretrained(cls, path: str, *args: Any, config: Any, **words: Any) -> Any:
+        if words.get("quantization_config") is not None:
+            raise ValueError(f"{path}: quantized already, takes no quantization_config (leave trust_remote_code out)")
+        hub = {word: words[word] for word in HUB_WORDS if word in words}
+        quantization, record = getattr(config, "quantization_config", None), getattr(config, RECORD, None)
+        if is_ours(quantization, record):
+            package = bundled_kernels(path, record, {**hub, "revision": _revision(config, hub)})
+            claim(config, f"{OURS}-{package.rpartition('_')[2]}", package)
+        return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(path, *args, config=config, **words)
+
+    @classmethod
+    def _from_config(cls, config: Any, **words: Any) -> Any:
+        return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._from_config(config, **words)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = None) -> None:
+        """transformers asks every class that an auto_map names; nothing is to be done."""
+
+
+def claim(config: Any, method: str, package: str) -> None:
+    """Have transformers take our quantizer, with the kernels of `package`, for the checkpoint of this model config."""
+    _packages[method] = package
+    AUTO_QUANTIZATION_CONFIG_MAPPING[method] = SlideSparseQuantizationConfig
+    AUTO_QUANTIZER_MAPPING[method] = SlideSparseQuantizer
+    config.quantization_config = {**config.quantization_config, "quant_method": method}
+
+
+def refuse_other_quantization(config: Any) -> None:
+    """ValueError if the weights lie in the slide layout, which no quantization_config of the caller's can read."""
+    if is_slide(config.quantization_config):
+        raise ValueError(
+            f"{config.name_or_path}: the slide layout takes no quantization_config (leave it out, or make the dense "
+            "layout with slideconvert relayout)"
+        )
+
+
+def bundled_kernels(path: str, record: Any, hub: Mapping[str, Any]) -> str:
+    """Fetch the kernels of a checkpoint, folder or Hub id, check every file, and return the package they make.
+
+    They are copied beside this file, in transformers' cache of code, under the hash of them all: what is run is what
+    was checked. ValueError for a missing or changed file; unlisted ones are not copied, and refused later.
+    """
+    hashes = (record or {}).get(KERNELS)
+    if not hashes:
+        raise ValueError(f"{path}: config.json has no sha256 of the kernels (install slideconvert, or {AGAIN})")
+    files = {}
+    for name, digest in sorted(hashes.items()):
+        if fault := misplaced(name):
+            raise ValueError(f"{path}: {fault} ({AGAIN})")
+        try:
+            data = Path(cached_file(path, name, **hub)).read_bytes()
+        except OSError as error:
+            raise ValueError(f"{path}: {name}: file is missing ({AGAIN})") from error
+        for fault in changed(data, name, digest):
+            raise ValueError(f"{path}: {fault} ({AGAIN})")
+        files[name] = data
+    return _package(files)
+
+
+def _package(files: Mapping[str, bytes]) -> str:
+    digest = hashlib.sha256(b"".join(name.encode() + data for name, data in files.items())).hexdigest()[:16]
+    folder = Path(__file__).parent / f"{KERNELS}_{digest}"
+    for name, data in files.items():
+        target = folder.joinpath(*name.split("/")[1:])
+        if target == folder or (target.is_file() and target.read_bytes() == data):
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside = target.with_name(f"{target.name}.{os.getpid()}")  # other processes may be at the same work
+        beside.write_bytes(data)
+        beside.replace(target)
+    importlib.invalidate_caches()
+    return f"{__package__}.{folder.name}"
+
+
+def _revision(config: Any, hub: Mapping[str, Any]) -> Any:
+    """The commit that config.json came from."""
+    return getattr(config, "_commit_hash", None) or hub.get("revision")
+
+
+def _find(model: nn.Module, name: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        return None
+
+
+def _refuse_offload(device_map: Any, linears: Mapping[str, Any]) -> None:
+    """ValueError if a linear would not live where it computes: its operand cannot be brought in for every call."""
+    if not isinstance(device_map, Mapping):
+        return
+    beside_gpu = not {str(device) for device in device_map.values()} <= {"cpu", "disk"}
+    for name in linears:
+        parts = name.split(".")
+        places = [".".join(parts[:count]) for count in range(len(parts), -1, -1)]
+        device = str(next((device_map[place] for place in places if place in device_map), "cpu"))
+        if device == "disk" or (device == "cpu" and beside_gpu):
+            raise ValueError(
+                f"{name} would be offloaded to {device}, which SlideSparse linears cannot be (raise max_memory, use "
+                'more GPUs, or device_map="cpu")'
+            )
+
+
+def _stored(files: list[str]) -> dict[str, tuple[str, list[int]]]:
+    """dtype and shape of every tensor in safetensors files, by name."""
+    found = {}
+    for file in files:
+        with safe_open(file, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118 - not a mapping
+                part = opened.get_slice(name)
+                found[name] = (part.get_dtype(), list(part.get_shape()))
+    return found
+
+
+def _needed(model: Any, prefix: str) -> set[str]:
+    """Names in the checkpoint of what the model cannot do without: a new head may be on it, nothing else."""
+    tied = set(model.all_tied_weights_keys)
+    body = f"{model.base_model_prefix}."
+    names = {f"{prefix}{name}" for name in model.state_dict() if name not in tied}
+    return {name for name in names if name.startswith((body, "lm_head."))}
+
+
+def _tensor_faults(
+    stored: Mapping[str, tuple[str, list[int]]], linears: Mapping[str, Any], needed: set[str]
+) -> Iterator[str]:
+    """Where the weight files are not what the record says. transformers would initialize, drop or take it as it is."""
+    for name in sorted(needed - stored.keys()):
+        yield f"tensor {name} is missing"
+    for name, (dtype, shape) in sorted(stored.items()):
+        module, _, part = name.rpartition(".")
+        if module not in linears:
+            if dtype in ("I8", "F8_E4M3") or part in ("weight_packed", "weight_meta", "weight_scale"):
+                yield f"{name}: {dtype} {shape} of a quantized linear that {RECORD} does not name"
+            continue
+        parameter = dict(linears[module].named_parameters()).get(part)
+        if parameter is None:
+            yield f"{name}: {dtype} {shape} has no place in a {linears[module].layout} {linears[module].spec}"
+            continue
+        wanted = STORED.get(parameter.dtype, FLOATS)
+        if dtype not in wanted or shape != list(parameter.shape):
+            spec = linears[module].spec
+            yield f"{name}: {dtype} {shape}, {spec} needs {wanted[0]} {list(parameter.shape)}"

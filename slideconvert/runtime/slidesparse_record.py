@@ -1,0 +1,137 @@
+"""The record that a SlideSparse checkpoint carries in config.json, and the code that it carries beside its weights.
+
+This file and modeling_slidesparse.py are copied into every checkpoint, so that transformers can run it without
+slideconvert; here they serve slideconvert itself. Standard library only, nothing of the package.
+Errors are ValueErrors of one line: where, what, the numbers, and the way out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+RECORD = "slidesparse_config"
+"""Root key of config.json: what was done to which linear."""
+SETTINGS = "slidesparse_runtime"
+"""Root key of config.json, optional, for the user to set: {"backend": "auto"}, or the name of a backend."""
+FORMAT_VERSION = 1
+SLIDE_FORMAT = "slide-packed"
+"""The compressed-tensors format word of the slide layout; stock loaders refuse it, as they must."""
+LAYOUTS = ("slide", "dense")
+SCHEMES = ("int8", "fp8")
+METHOD = "compressed-tensors"
+
+KERNELS = "kernels"
+SOURCES = (".py", ".c", ".h", ".cu", ".cuh")
+"""What can become code in the folder of kernels."""
+CODE_FILES = ("modeling_slidesparse.py", "slidesparse_record.py")
+AUTO_MAP = {"AutoModelForCausalLM": "modeling_slidesparse.SlideSparseForCausalLM"}
+AGAIN = "get the checkpoint again, or convert the model again"
+
+
+@dataclass(frozen=True)
+class QuantizedLinear:
+    """A linear of N = rows, K = columns, codes of `scheme`; length: L of 2:L, None for 2:inf."""
+
+    rows: int
+    columns: int
+    length: int | None
+    scheme: str
+
+
+def is_slide(quantization: Mapping[str, Any]) -> bool:
+    """Whether a quantization_config says that its weights lie in the slide layout."""
+    groups = quantization.get("config_groups") or {}
+    return SLIDE_FORMAT in (quantization.get("format"), *(group.get("format") for group in groups.values()))
+
+
+def is_ours(quantization: Any, record: Any) -> bool:
+    """Whether config.json's quantization_config and record are those of a SlideSparse checkpoint, sound or not."""
+    if not isinstance(quantization, Mapping) or quantization.get("quant_method") != METHOD:
+        return False
+    return record is not None or is_slide(quantization)
+
+
+def read_linears(record: Any, quantization: Mapping[str, Any], where: str) -> tuple[str, dict[str, QuantizedLinear]]:
+    """The layout, and the quantized linears by name. ValueError if the record is missing, newer than us or broken."""
+    if record is None:
+        raise ValueError(
+            f"{where}: weights in the slide layout, but config.json has no {RECORD} (put the config.json back that "
+            "slideconvert wrote, or convert the model again)"
+        )
+    try:
+        version = int(record["format_version"])
+        layers = record["layers"] if version <= FORMAT_VERSION else {}
+        linears = {name: _linear(entry) for name, entry in layers.items() if entry["scheme"] != "bf16"}
+        layout = record["layout"]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{where}: unreadable {RECORD} ({error!r}) ({AGAIN})") from error
+    if version > FORMAT_VERSION:
+        raise ValueError(
+            f"{where}: format version {version}, this code reads up to {FORMAT_VERSION} (upgrade slideconvert)"
+        )
+    unknown = [f"{name}: scheme {linear.scheme!r}" for name, linear in linears.items() if linear.scheme not in SCHEMES]
+    if layout not in LAYOUTS or (layout == "slide") != is_slide(quantization):
+        unknown.append(f"layout {layout!r} with format {quantization.get('format')!r}")
+    if unknown:
+        raise ValueError(f"{where}: {RECORD} says {unknown[0]}, which cannot be ({AGAIN})")
+    return layout, linears
+
+
+def _linear(entry: Mapping[str, Any]) -> QuantizedLinear:
+    rows, columns = map(int, entry["shape"])
+    zeros, _, length = entry["pattern"].partition(":")
+    if zeros != "2" or (length != "inf" and (int(length) < 4 or int(length) % 2)):
+        raise ValueError(f"pattern {entry['pattern']}")
+    return QuantizedLinear(rows, columns, None if length == "inf" else int(length), entry["scheme"])
+
+
+def read_settings(settings: Any, backends: Mapping[str, Any], where: str) -> str:
+    """The backend that config.json asks for, auto unless said. ValueError for words that are not known."""
+    words = {} if settings is None else settings
+    known = {"backend": ("auto", *backends)}
+    if not isinstance(words, Mapping):
+        raise ValueError(f'{where}: {SETTINGS} is {words!r}, an object was expected (write {{"backend": "auto"}})')
+    for word, value in words.items():
+        if word not in known:
+            raise ValueError(f"{where}: {SETTINGS} has the unknown key {word!r} (known: {', '.join(known)})")
+        if value not in known[word]:
+            raise ValueError(f"{where}: {SETTINGS} asks for {word} {value!r} (use one of {', '.join(known[word])})")
+    return words.get("backend", "auto")
+
+
+def bundle_faults(folder: Path, hashes: Mapping[str, str], *, complete: bool = True) -> Iterator[str]:
+    """What is wrong with the code in `folder`, `hashes` being the record's kernels: sha256 by path.
+
+    complete: whether a listed file must be there; not so in a cache, which fetches what is asked for. Without
+    hashes (transformers saved the model again) there is nothing to compare with.
+    """
+    for name, digest in hashes.items():
+        if fault := misplaced(name):
+            yield fault
+        elif (folder / name).is_file():
+            yield from changed((folder / name).read_bytes(), name, digest)
+        elif complete:
+            yield f"{name}: file is missing"
+    if hashes:
+        beside = [folder / name for name in CODE_FILES]
+        for path in sorted([*beside, *(folder / KERNELS).rglob("*")]):
+            name = path.relative_to(folder).as_posix()
+            if name not in hashes and path.suffix in SOURCES and path.is_file():
+                yield f"{name}: code that the record does not list"
+
+
+def changed(data: bytes, name: str, digest: str) -> Iterator[str]:
+    """The fault of a file whose bytes are not those of the record."""
+    if hashlib.sha256(data).hexdigest() != digest:
+        yield f"{name}: sha256 differs from the record's {digest[:12]}…: the file was changed after conversion"
+
+
+def misplaced(name: str) -> str:
+    """The fault of a path that is none of a checkpoint's code, as one that leads out of its folder; "" if it is."""
+    path = PurePosixPath(name)
+    inside = name in CODE_FILES or path.parts[:1] == (KERNELS,)
+    return "" if inside and ".." not in path.parts and "\\" not in name else f"{name}: no place for a checkpoint's code"
