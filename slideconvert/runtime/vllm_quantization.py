@@ -1,0 +1,96 @@
+"""A SlideSparse checkpoint as vLLM sees it: stock compressed-tensors, with our method on the linears of the record.
+
+Which linear has which scheme, which stay unquantized, the head and the KV cache are all decided by vLLM's own
+CompressedTensorsConfig. From our record come the patterns and the layout.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from vllm.model_executor.layers.linear import LinearBase
+from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors import (
+    CompressedTensorsConfig,
+    CompressedTensorsLinearMethod,
+)
+
+from ..errors import InputError
+from ..kernels.backends.choose import BACKENDS
+from ..schemes import SCHEMES
+from .bundle import check_bundle
+from .slidesparse_record import (
+    AGAIN,
+    RECORD,
+    SETTINGS,
+    SLIDE_FORMAT,
+    QuantizedLinear,
+    read_linears,
+    read_settings,
+)
+from .vllm_linear import SlideSparseLinearMethod
+from .vllm_plugin import NAME
+
+FORMATS = {scheme.ct_type: scheme.ct_format for scheme in SCHEMES.values() if scheme.quantized}
+"""compressed-tensors number type -> its dense format, by which vLLM finds the scheme of a slide group."""
+
+
+class SlideSparseConfig(CompressedTensorsConfig):
+    """At module level and without open handles: vLLM pickles it to its engine processes.
+
+    linears: by the name of the module in vLLM. layout: of the checkpoint. backend: auto, or the name of one.
+    """
+
+    linears: dict[str, QuantizedLinear]
+    layout: str
+    backend: str
+
+    def get_name(self) -> str:
+        return NAME
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> SlideSparseConfig:
+        config = copy.deepcopy(config)
+        for group in (config.get("config_groups") or {}).values():
+            if group.get("format", config.get("format")) == SLIDE_FORMAT:
+                group["format"] = FORMATS[group["weights"]["type"]]
+        return super().from_config(config)
+
+    def maybe_update_config(self, model_name: str, hf_config: Any = None, revision: str | None = None) -> None:
+        """Take the record. vLLM calls this once, before it starts the engine, with the whole config.json.
+
+        InputError if there is no record, if it is newer than we are or broken, if the code in the folder is not what
+        it was published with, or if the backend asked for is unknown.
+        """
+        record, settings = getattr(hf_config, RECORD, None), getattr(hf_config, SETTINGS, None)
+        try:
+            self.layout, self.linears = read_linears(record, hf_config.quantization_config, model_name)
+            self.backend = read_settings(settings, BACKENDS, model_name)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        if Path(model_name).is_dir():
+            check_bundle(Path(model_name), record.get("kernels", {}) if record else {})
+
+    def apply_vllm_mapper(self, hf_to_vllm_mapper: Any) -> None:
+        super().apply_vllm_mapper(hf_to_vllm_mapper)
+        named = {hf_to_vllm_mapper._map_name(name): linear for name, linear in self.linears.items()}
+        self.linears = {name: linear for name, linear in named.items() if name is not None}
+
+    def get_quant_method(self, layer: nn.Module, prefix: str) -> Any:
+        """vLLM's own choice, except for linears of the record. InputError if the two contradict each other."""
+        method = super().get_quant_method(layer, prefix)
+        if not isinstance(layer, LinearBase) or type(method) is not CompressedTensorsLinearMethod:
+            return method
+        parent, _, kind = prefix.rpartition(".")
+        names = [f"{parent}.{part}" for part in self.packed_modules_mapping.get(kind, [kind])]
+        recorded = [self.linears[name] for name in names if name in self.linears]
+        if not recorded and self.layout == "dense":
+            return method  # quantized by others, and none of our business
+        number = self.get_scheme_dict(layer, prefix)["weights"].type
+        wrong = [linear.scheme for linear in recorded if SCHEMES[linear.scheme].ct_type != number]
+        if wrong or len(recorded) < len(names):
+            said = f"says {wrong[0]}" if wrong else f"has {len(recorded)} of {', '.join(names)}"
+            raise InputError(f"{prefix}: quantization_config says {number}, {RECORD} {said}", hint=AGAIN)
+        return SlideSparseLinearMethod(prefix, recorded, self.layout, self.backend, method)

@@ -1,0 +1,109 @@
+"""Runs of vLLM for tests, each in a process of its own: which Python runs them, what is asked, what came back.
+
+vLLM pins versions of torch and transformers that are not ours, so it lives in environments of its own, which
+`make test-vllm` builds: one with vLLM alone, and one more that has slideconvert on top of the first.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+STOCK = "SLIDECONVERT_VLLM_STOCK_PYTHON"
+"""Names the Python of an environment with vLLM and without slideconvert."""
+PLUGIN = "SLIDECONVERT_VLLM_PYTHON"
+"""Names the Python of an environment with both."""
+
+HERE = Path(__file__).parent
+TIMEOUT = 600
+
+
+@dataclass(frozen=True)
+class Job:
+    """One start of the engine.
+
+    prompts: token ids; every one is continued by `greedy` tokens. stock: slideconvert must not be installed.
+    capture: by linear, the dtype of its codes ("" for none): keep what went into each and run it again on that.
+    inputs: a folder where another job has captured: run each linear on that. reload: load the weights a second time.
+    engine: arguments of vllm.LLM. environment: variables.
+    """
+
+    model: str
+    prompts: list[list[int]]
+    greedy: int = 8
+    stock: bool = False
+    capture: dict[str, str] | None = None
+    inputs: str | None = None
+    reload: bool = False
+    engine: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+ONE_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+TWO_RANKS = {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a job. said: its stderr. told: what the job wrote; None if it gave up."""
+
+    folder: Path
+    said: str
+    told: dict[str, Any] | None
+
+    @property
+    def results(self) -> dict[str, Any]:
+        assert self.told is not None, self.said
+        return self.told
+
+    @property
+    def logprobs(self) -> Tensor:
+        """[prompts, tokens - 1]: of every token of the prompts after the first."""
+        return torch.tensor(self.results["logprobs"], dtype=torch.float64)
+
+    def linears(self, rank: int = 0) -> dict[str, Any]:
+        return self.results["ranks"][rank]["linears"]
+
+    def outputs(self, rank: int = 0) -> dict[str, Tensor]:
+        """By linear, what it made of the captured inputs."""
+        return load_file(self.folder / f"outputs{rank}.safetensors")
+
+
+def python(variable: str) -> str:
+    """The interpreter that a variable names. Skips the test where there is none."""
+    found = os.environ.get(variable)
+    if found is None and variable == PLUGIN and importlib.util.find_spec("vllm"):
+        return sys.executable
+    if found is None:
+        pytest.skip(f"{variable} names no Python with vLLM: make test-vllm")
+    return found
+
+
+def start(script: str, task: Any, folder: Path, variable: str) -> Outcome:
+    """Run a script of this folder with (JSON file, folder); it writes outcome.json there unless it fails."""
+    folder.mkdir(parents=True)
+    (folder / "task.json").write_text(json.dumps(task))
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment["VLLM_CACHE_ROOT"] = str(folder / "cache")  # nothing compiled in another run
+    command = [python(variable), "-P", HERE / script, folder / "task.json", folder]
+    run = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=TIMEOUT, check=False
+    )
+    out = folder / "outcome.json"
+    assert out.exists() == (run.returncode == 0), run.stderr
+    return Outcome(folder, run.stdout + run.stderr, json.loads(out.read_text()) if out.exists() else None)
+
+
+def run(job: Job, folder: Path) -> Outcome:
+    return start("vllm_job.py", asdict(job), folder, STOCK if job.stock else PLUGIN)
