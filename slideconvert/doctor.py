@@ -1,4 +1,4 @@
-"""What this machine can do: versions, GPUs and their 2:4 units, room, and what would help."""
+"""What this machine can do: versions, GPUs and their 2:4 units, room, what would help; and how it runs a checkpoint."""
 
 from __future__ import annotations
 
@@ -6,18 +6,23 @@ import importlib.metadata
 import os
 import platform
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from . import __version__
+from .checkpoint.config import describe_linear, read_record
+from .checkpoint.reader import Checkpoint
+from .kernels.backends.base import LinearSpec
+from .kernels.backends.choose import BACKENDS, choose
+from .kernels.backends.cusparselt import SPARSE_SINCE
+from .layers import decoder_linears
 from .workers import count
 
 PACKAGES = (
-    "torch", "transformers", "safetensors", "compressed-tensors", "accelerate", "huggingface_hub", "datasets", "vllm",
+    "torch", "triton", "transformers", "safetensors", "compressed-tensors", "accelerate", "huggingface_hub", "datasets",
+    "vllm",
 )  # fmt: skip
-SPARSE_SINCE = (8, 0)
-"""Compute capability from which NVIDIA GPUs have 2:4 units for INT8 (Ampere); FP8 needs FP8_SINCE."""
-FP8_SINCE = (8, 9)
 
 
 def examine() -> dict[str, Any]:
@@ -33,9 +38,47 @@ def examine() -> dict[str, Any]:
         "packages": {name: _version(name) for name in PACKAGES},
         "cores_used": count(),
         "gpus": gpus,
+        "backends": _backends(),
         "huggingface_cache": {"path": str(cache), "free_bytes": _free(cache)},
         "huggingface_token": _has_token(),
         "advice": _advice(gpus),
+    }
+
+
+def explain(checkpoint: Checkpoint, device: str) -> list[dict[str, Any]]:
+    """Which backend runs the quantized linears of a checkpoint on `device`, and why; one entry per kind of linear.
+
+    On a GPU with 2:4 units sparse and dense ways are measured against each other: seconds per kind the first time.
+    """
+    import torch
+
+    record = read_record(checkpoint.config, str(checkpoint.path))
+    kinds: Counter[LinearSpec] = Counter()
+    places: dict[LinearSpec, list[str]] = {}
+    for linear in decoder_linears(checkpoint.config):
+        stored = describe_linear(checkpoint, record, linear.name)
+        if stored.scheme.quantized:
+            spec = LinearSpec(*stored.shape, stored.pattern.length, getattr(torch, stored.scheme.dtype))
+            kinds[spec] += 1
+            if linear.kind not in places.setdefault(spec, []):
+                places[spec].append(linear.kind)
+    rows = []
+    for spec, number in kinds.items():
+        choice = choose(spec, torch.device(device))
+        chosen = {"backend": choice.backend.name, "why": choice.why}
+        rows.append({"linears": places[spec], "number": number, "kind": str(spec), **chosen})
+    return rows
+
+
+def _backends() -> dict[str, dict[str, str]]:
+    """Device -> backend -> why it cannot run a typical INT8 linear there, "" where it can."""
+    import torch
+
+    devices = [torch.device("cuda", number) for number in range(torch.cuda.device_count())] or [torch.device("cpu")]
+    typical = LinearSpec(4096, 4096, 8, torch.int8)
+    return {
+        str(device): {name: backend.refusal(typical, device) for name, backend in BACKENDS.items()}
+        for device in devices
     }
 
 
@@ -45,8 +88,10 @@ def _gpu(properties: Any) -> dict[str, Any]:
         "name": properties.name,
         "memory_bytes": properties.total_memory,
         "compute_capability": f"{properties.major}.{properties.minor}",
-        "sparse_int8": capability >= SPARSE_SINCE,
-        "sparse_fp8": capability >= FP8_SINCE,
+        **{
+            f"sparse_{name}": capability >= since
+            for name, since in zip(("int8", "fp8"), SPARSE_SINCE.values(), strict=True)
+        },
     }
 
 

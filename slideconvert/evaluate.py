@@ -91,7 +91,7 @@ def continue_text(
     encoded = tokenizer(prompt, return_tensors="pt")
     if not encoded["input_ids"].numel():
         raise InputError("the prompt has no tokens", hint="give at least a word")
-    model: Any = load_model(checkpoint, activations=activations, device=device)
+    model: Any = load_model(checkpoint, activations=activations, device=device, backend="auto")
     inputs = {name: tensor.to(device) for name, tensor in encoded.items() if name in ("input_ids", "attention_mask")}
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     with torch.inference_mode():

@@ -100,6 +100,30 @@ def test_doctor_reports_this_machine(cli: Cli) -> None:
     assert "transformers" in cli("doctor").out
 
 
+def test_doctor_explains_how_a_checkpoint_is_run(cli: Cli, source: Path, tmp_path: Path) -> None:
+    rules = tmp_path / "recipe.yaml"
+    rules.write_text("scheme: int8\npattern: '2:8'\nrules:\n  - {match: '*.down_proj', pattern: '2:6'}\n")
+    assert cli("convert", source, tmp_path / "out", "--recipe", rules).code == 0
+    told = json.loads(cli("doctor", tmp_path / "out", "--device", "cpu", "--json").out)["linears"]
+    assert {row["kind"]: (row["linears"], row["number"]) for row in told} == {
+        "64x64 int8 2:8": (["q_proj", "o_proj"], 6),
+        "32x64 int8 2:8": (["k_proj", "v_proj"], 6),
+        "88x64 int8 2:8": (["gate_proj", "up_proj"], 6),
+        "64x88 int8 2:6": (["down_proj"], 3),
+    }
+    assert {(row["backend"], row["why"]) for row in told} == {("reference", "plain torch: the device is cpu")}
+    shown = cli("doctor", tmp_path / "out", "--device", "cpu").out
+    assert "64x88 int8 2:6" in shown and "reference" in shown
+
+
+def test_doctor_says_what_can_run_where(cli: Cli) -> None:
+    told = json.loads(cli("doctor", "--json").out)["backends"]
+    if "cpu" in told:
+        assert told["cpu"]["reference"] == "" and "needs a CUDA device" in told["cpu"]["cusparselt"]
+    else:
+        assert told["cuda:0"]["reference"] == ""
+
+
 def test_doctor_never_prints_the_token(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secretsecretsecret")
     assert json.loads(cli("doctor", "--json").out)["huggingface_token"] is True

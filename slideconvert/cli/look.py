@@ -76,14 +76,23 @@ def inspect_command(ckpt: Path, as_json: bool, verbose: bool, quiet: bool) -> No
 
 
 @click.command("doctor")
+@click.argument("ckpt", metavar="[CKPT]", required=False, type=click.Path(path_type=Path))
+@device_option
 @json_option
-def doctor_command(as_json: bool) -> None:
-    """Say what is installed, which GPUs are here and whether they have 2:4 units, and what would help."""
-    from ..doctor import examine
-    from .tables import doctor_table
+def doctor_command(ckpt: Path | None, device: str, as_json: bool) -> None:
+    """Say what is installed, which GPUs are here, what can run on them and what would help.
+
+    With a checkpoint CKPT: which backend runs its linears on this machine, and why.
+    """
+    from ..checkpoint.reader import Checkpoint
+    from ..doctor import examine, explain
+    from .tables import backends_table, doctor_table
 
     found = examine()
+    rows = explain(Checkpoint.open(ckpt), choose_device(device)) if ckpt else []
     if as_json:
-        echo_json(found)
-    else:
-        show(doctor_table(found))
+        echo_json({**found, "linears": rows})
+        return
+    show(doctor_table(found))
+    if ckpt:
+        show(backends_table(rows))

@@ -180,9 +180,20 @@ def doctor_table(found: dict[str, Any]) -> Table:
             f"{gpu['name']}, {size(gpu['memory_bytes'])}, compute capability {gpu['compute_capability']}, "
             f"2:4 units for {', '.join(units) or 'nothing we use'}",
         )
+    for device, backends in found["backends"].items():
+        for name, refusal in backends.items():
+            made.add_row(f"{device}: {name}", refusal or "ready")
     cache = found["huggingface_cache"]
     made.add_row("Hugging Face cache", f"{cache['path']}, {size(cache['free_bytes'])} free")
     made.add_row("Hugging Face token", "found" if found["huggingface_token"] else "none (only needed for gated models)")
     for advice in found["advice"]:
         made.add_row("advice", advice)
+    return made
+
+
+def backends_table(rows: list[dict[str, Any]]) -> Table:
+    """One row a kind of linear: what runs it here, and why."""
+    made = table("linears on this machine", ["linears", "kind", "backend", "why"], ["number"])
+    for row in rows:
+        made.add_row(", ".join(row["linears"]), row["kind"], row["backend"], row["why"], str(row["number"]))
     return made

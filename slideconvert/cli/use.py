@@ -101,7 +101,7 @@ def generate_command(
     verbose: bool,
     quiet: bool,
 ) -> None:
-    """Continue a prompt greedily with the checkpoint CKPT, in plain torch (the reference, not the fast path)."""
+    """Continue a prompt greedily with the checkpoint CKPT: on a GPU by its kernels, on a CPU in plain torch."""
     from ..checkpoint.reader import Checkpoint
     from ..evaluate import continue_text
 

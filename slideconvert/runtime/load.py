@@ -36,9 +36,16 @@ NOT_ARCHITECTURE = (
 
 
 def load_model(
-    checkpoint: Checkpoint, *, activations: str = "quantized", device: str = "cpu", dtype: torch.dtype = torch.float32
+    checkpoint: Checkpoint,
+    *,
+    activations: str = "quantized",
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    backend: str = "reference",
 ) -> nn.Module:
     """The checkpoint as a transformers causal language model in eval mode, computing in `dtype`.
+
+    backend: of the quantized linears; the reference measures the checkpoint and not the machine, auto is fast.
 
     InputError if tensors are missing or left over, or the architecture is unknown.
     """
@@ -55,7 +62,7 @@ def load_model(
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
     used = set()
     for name in linears:
-        linear, tensors = _linear(checkpoint, record, name, activations, device, dtype)
+        linear, tensors = _linear(checkpoint, record, name, activations, device, dtype, backend)
         model.set_submodule(name, linear)
         used |= tensors
     rest = {name: checkpoint.read(name) for name in checkpoint.tensors if name not in used}
@@ -72,7 +79,13 @@ def load_model(
 
 
 def _linear(
-    checkpoint: Checkpoint, record: Record | None, name: str, activations: str, device: str, dtype: torch.dtype
+    checkpoint: Checkpoint,
+    record: Record | None,
+    name: str,
+    activations: str,
+    device: str,
+    dtype: torch.dtype,
+    backend: str,
 ) -> tuple[nn.Module, set[str]]:
     """One decoder linear as a module, and the names of the tensors it was made of."""
     stored = describe_linear(checkpoint, record, name)
@@ -85,9 +98,9 @@ def _linear(
     if isinstance(weight, QuantizedWeight):
         if activations == "quantized":
             spec = LinearSpec(*stored.shape, stored.pattern.length, weight.codes.dtype)
-            codes = Codes(spec, dense=weight.codes.to(device))
+            codes, term = Codes(spec, dense=weight.codes.to(device)), None if bias is None else bias.to(device)
             try:
-                linear = SlideLinear.of(codes, weight.scale.to(device), None if bias is None else bias.to(device))
+                linear = SlideLinear.of(codes, weight.scale.to(device), term, backend=backend)
             except ValueError as error:
                 raise InputError(f"{checkpoint.path}: {name}: {error}", hint="convert the model again") from error
             return linear, used
