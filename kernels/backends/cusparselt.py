@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -68,7 +67,7 @@ class Cusparselt(CudaBackend):
 
     def run(self, x: Tensor, operand: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
         tokens = x.numel() // self.spec.columns
-        out = x.new_empty((*x.shape[:-1], self.spec.rows))
+        out = torch.empty((*x.shape[:-1], self.spec.rows), dtype=x.dtype, device=self.device)
         if tokens == 0:
             return out
         scale, term = weight_scale.data_ptr(), 0 if bias is None else bias.data_ptr()
@@ -80,9 +79,12 @@ class Cusparselt(CudaBackend):
             call = self._settle(key, x, operand, bias)
         stream = stream_of(self.device)
         scratch = _scratch(call.bytes, self.device, stream)
-        call.start(
-            tokens, x.data_ptr(), scratch.data_ptr(), operand.data_ptr(), scale, term or scale, out.data_ptr(), stream
-        )
+        status = call.start(
+            call.settled, tokens, x.data_ptr(), scratch.data_ptr(), operand.data_ptr(), scale, term or scale,
+            out.data_ptr(), stream,
+        )  # fmt: skip
+        if status:
+            raise RuntimeError(f"{self.spec}, {tokens} tokens: failed with status {status} (see native.c)")
         return out
 
     def _settle(self, key: _Key, x: Tensor, operand: Tensor, bias: Tensor | None) -> _Call:
@@ -116,8 +118,9 @@ def _scratch(nbytes: int, device: torch.device, stream: int) -> Tensor:
 class _Call:
     """Everything about calls of one bucket that can be settled before: kernels, plan, and places in the scratch.
 
-    start(tokens, x, scratch, operand, weight_scale, bias, out, stream): all addresses. The scratch holds codes,
-    scales, sums and the library's workspace, in this order.
+    start(settled, tokens, x, scratch, operand, weight_scale, bias, out, stream) -> status: native.c's one call, or the
+    same from Python where that cannot be built. All are addresses; the scratch holds codes, scales, sums and the
+    library's workspace, in this order.
     """
 
     def __init__(self, backend: Cusparselt, tokens: int, x: Tensor, operand: Tensor, bias: Tensor | None) -> None:
@@ -125,7 +128,7 @@ class _Call:
         from ..dequant.kernel import Dequant
         from ..lift_quant.kernel import LiftQuant
 
-        spec, out = backend.spec, gemm.sums_dtype(backend.spec.dtype, x.dtype)
+        spec, out = backend.spec, gemm.sums_dtype(backend.spec.dtype, x.dtype, gemm.bucket(tokens))
         sparse = gemm.gemm_for(backend.device, spec.rows, spec.slid, spec.dtype, out)
         self.rows = gemm.bucket(tokens)
         self.plan = sparse.plan(tokens, operand)
@@ -136,34 +139,33 @@ class _Call:
         for size in sizes:
             ends.append(ends[-1] + -(-size // 256) * 256)
         self.scale, self.sums, self.workspace, self.bytes = ends[1:]
-        self.start = self._start_from_c() or self._start_from_python
+        self.start = native.entry() or self._start_from_python
+        self._struct = self._settled()
+        self.settled = ctypes.addressof(self._struct)
 
-    def _start_from_c(self) -> Callable[..., None] | None:
-        """native.c's one call, if it can be built."""
-        function = native.entry()
-        if function is None:
-            return None
+    def _settled(self) -> native.Settled:
         matmul, handle, plan = self.plan.addresses
         lift, dequant = self.lift.kernel, self.dequant.kernel
-        settled = native.Settled(
+        return native.Settled(
             native.launch_address(), matmul, handle, plan, lift.function, dequant.function, self.scale, self.sums,
             self.workspace, self.rows, 32 * lift.metadata.num_warps, lift.metadata.shared,
             32 * dequant.metadata.num_warps, dequant.metadata.shared, self.dequant.tokens, self.dequant.blocks,
         )  # fmt: skip
-        address = ctypes.addressof(settled)
-
-        def start(*arguments: int) -> None:
-            status = function(address, *arguments)
-            if status:
-                raise RuntimeError(f"a sparse linear of {self.rows} rows failed with status {status} (see native.c)")
-
-        start.keeps = settled  # type: ignore[attr-defined]
-        return start
 
     def _start_from_python(
-        self, tokens: int, x: int, scratch: int, operand: int, weight_scale: int, bias: int, out: int, stream: int
-    ) -> None:
+        self,
+        _: int,
+        tokens: int,
+        x: int,
+        scratch: int,
+        operand: int,
+        weight_scale: int,
+        bias: int,
+        out: int,
+        stream: int,
+    ) -> int:
         scale, sums = scratch + self.scale, scratch + self.sums
         self.lift.start(x, scratch, scale, tokens, self.rows, stream)
         self.plan.run(operand, scratch, sums, scratch + self.workspace, stream)
         self.dequant.start(sums, scale, weight_scale, bias, out, tokens, stream)
+        return 0

@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from slideconvert.kernels.backends import native
 from slideconvert.kernels.backends.base import Backend, Codes, LinearSpec
 from slideconvert.kernels.backends.both import Both
 from slideconvert.kernels.backends.choose import BACKENDS, choose
+from slideconvert.kernels.backends.cusparselt import Cusparselt
 from slideconvert.kernels.backends.policy import Comparison
 from slideconvert.kernels.linear import SlideLinear
 
@@ -109,6 +111,17 @@ def plain_fp8(weight: Codes, x: Tensor, scale: Tensor, bias: Tensor | None) -> T
     out = torch._scaled_mm(codes, dense.T, one, one, out_dtype=torch.float32, use_fast_accum=fast)
     out = out[:, : weight.spec.rows] * token_scale * scale
     return (out if bias is None else out + bias.float()).to(x.dtype).double()
+
+
+@GPU
+@CODES
+def test_without_a_compiler_the_same_bits_come_from_python(monkeypatch: pytest.MonkeyPatch, codes: torch.dtype) -> None:
+    spec = LinearSpec(96, 208, 8, codes)
+    weight, scale, bias = example(spec, CUDA)
+    x = torch.randn(5, 208, dtype=torch.bfloat16, device=CUDA)
+    expected = run(Cusparselt(spec, CUDA), weight, x, scale, bias)
+    monkeypatch.setattr(native, "entry", lambda: None)
+    assert torch.equal(run(Cusparselt(spec, CUDA), weight, x, scale, bias), expected)
 
 
 @GPU

@@ -21,6 +21,8 @@ from .library import LibraryError, Plan
 ROWS_MULTIPLE = 32
 """Rows of an 8-bit structured matrix must be a multiple of this."""
 LEAST_BUCKET = 16
+FLOAT32_TOKENS = 256
+"""Up to so many tokens a product takes as long as reading its weights, whatever it writes."""
 MOST_PLANS = 512
 """Plans kept in a process; each is some 100 kB of memory of the host."""
 
@@ -36,11 +38,12 @@ def padded_rows(rows: int) -> int:
     return -(-rows // ROWS_MULTIPLE) * ROWS_MULTIPLE
 
 
-def sums_dtype(codes: torch.dtype, x: torch.dtype) -> torch.dtype:
-    """int32 for INT8 codes: exact. For FP8, bfloat16 where the output has no more bits than that, float32 elsewhere."""
+def sums_dtype(codes: torch.dtype, x: torch.dtype, tokens: int) -> torch.dtype:
+    """int32 for INT8 codes: exact. For FP8 float32, but bfloat16 for many tokens where the output is bfloat16 as well:
+    there writing and reading the sums takes time, and rounding twice loses little."""
     if codes == torch.int8:
         return torch.int32
-    return torch.bfloat16 if x == torch.bfloat16 else torch.float32
+    return torch.bfloat16 if x == torch.bfloat16 and tokens > FLOAT32_TOKENS else torch.float32
 
 
 def prepare(slid: Tensor) -> Tensor:
@@ -114,7 +117,7 @@ def sparse_gemm(codes: Tensor, operand: Tensor, rows: int, out: torch.dtype | No
     sums of FP8 products are accumulated as the tensor cores do, with less than float32 has.
     """
     tokens = codes.shape[0]
-    out = out or sums_dtype(codes.dtype, torch.float32)
+    out = out or sums_dtype(codes.dtype, torch.float32, tokens)
     gemm = gemm_for(codes.device, rows, codes.shape[1], codes.dtype, out)
     sums = torch.empty(bucket(max(tokens, 1)), gemm.width, dtype=gemm.out, device=codes.device)
     if tokens:
