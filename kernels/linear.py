@@ -27,6 +27,7 @@ class SlideLinear(nn.Module):
         slide   weight_packed [N, K'/2], weight_meta [N, K'/8] uint8, weight_scale [N, 1]
         dense   weight [N, K], weight_scale [N, 1]
     backend: None until prepared. why: the reason for that backend, in words.
+    ValueError for an input of another width, or on another device.
     """
 
     weight: Tensor
@@ -98,6 +99,8 @@ class SlideLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.backend is None:
             raise RuntimeError("this SlideLinear has not been prepared: call prepare() once its weights are loaded")
+        if x.shape[-1] != self.in_features:
+            raise ValueError(f"{self.spec}: an input of {x.shape[-1]} columns, {self.in_features} were expected")
         # Straight from the dictionaries: torch's attribute lookup takes a microsecond for each.
         mine = self._parameters
         return self.backend(x, self._buffers["operand"], mine["weight_scale"], mine["bias"])  # type: ignore[arg-type]

@@ -20,12 +20,22 @@ class CudaBackend(Backend):
         """x [..., K] -> [..., N]."""
         raise NotImplementedError
 
+    def run_there(self, x: Tensor, operand: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
+        """`run` with the linear's device as the current one: a model may be spread over several, and kernels are
+        started on the current one. ValueError if x is elsewhere."""
+        if x.get_device() != self.device.index:
+            raise ValueError(f"the input of {self.spec} is on {x.device}, its weight on {self.device}")
+        if torch._C._cuda_getDevice() == self.device.index:
+            return self.run(x, operand, weight_scale, bias)
+        with torch.cuda.device(self.device):
+            return self.run(x, operand, weight_scale, bias)
+
     def __call__(self, x: Tensor, operand: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
         if torch.compiler.is_compiling():
             spec = self.spec
             fp8 = spec.dtype == torch.float8_e4m3fn
             return _OPERATOR(x, operand, weight_scale, bias, spec.rows, spec.columns, spec.length or 0, fp8, self.name)
-        return self.run(x, operand, weight_scale, bias)
+        return self.run_there(x, operand, weight_scale, bias)
 
 
 _SHARED: dict[tuple[str, LinearSpec, torch.device], Backend] = {}
@@ -58,7 +68,7 @@ def _run(
     spec = LinearSpec(rows, columns, length or None, torch.float8_e4m3fn if fp8 else torch.int8)
     one = shared(BACKENDS[backend], spec, x.device)
     assert isinstance(one, CudaBackend)
-    return one.run(x, operand, weight_scale, bias)
+    return one.run_there(x, operand, weight_scale, bias)
 
 
 def _shape(

@@ -55,6 +55,10 @@ class Cusparselt(CudaBackend):
 
     def codes(self, operand: Tensor) -> Codes:
         """By multiplying: each lane of the slid weight is what a token of that one lane sums to."""
+        with torch.cuda.device(self.device):
+            return self._codes(operand)
+
+    def _codes(self, operand: Tensor) -> Codes:
         slid = torch.empty(self.spec.rows, self.spec.slid, dtype=self.spec.dtype, device=operand.device)
         step = min(self.spec.slid, 1024)
         for first in range(0, self.spec.slid, step):

@@ -44,6 +44,11 @@ class Comparison:
 @cache
 def compare(sparse: Backend, dense: Backend) -> Comparison:
     """Measure both once per process. Random weights that follow the pattern, bfloat16 activations."""
+    with torch.cuda.device(sparse.device):
+        return _compare(sparse, dense)
+
+
+def _compare(sparse: Backend, dense: Backend) -> Comparison:
     spec, device = sparse.spec, sparse.device
     codes = Codes(spec, dense=_random_codes(spec, device))
     scale = torch.ones(spec.rows, dtype=torch.float32, device=device)

@@ -206,6 +206,19 @@ def test_saved_tensors_are_the_loaded_ones_on_every_backend(codes: torch.dtype) 
 
 
 @GPU
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_linears_of_a_device_that_is_not_the_current_one() -> None:
+    second = torch.device("cuda", 1)
+    for name in ("cusparselt", "dense", "both"):
+        spec = LinearSpec(64, 112, 8, torch.int8)
+        weight, scale, bias = example(spec, second)
+        linear = SlideLinear.of(weight, scale, bias, backend=name)
+        x = torch.randn(4, 112, device=second)
+        assert torch.equal(linear(x), run(choose(spec, second, "reference").backend, weight, x, scale, bias))
+        assert torch.equal(linear.codes().dense, weight.dense)
+
+
+@GPU
 def test_another_device_means_another_backend() -> None:
     spec = LinearSpec(64, 112, 8, torch.int8)
     weight, scale, bias = example(spec, CUDA)
@@ -221,7 +234,48 @@ def test_another_device_means_another_backend() -> None:
     assert torch.equal(linear(x), before)
 
 
+@GPU
+def test_inputs_on_another_device_are_refused() -> None:
+    spec = LinearSpec(64, 112, 8, torch.int8)
+    weight, scale, _ = example(spec, CUDA)
+    for name in ("cusparselt", "dense", "both"):
+        with pytest.raises(ValueError, match="is on cpu, its weight on cuda:0"):
+            SlideLinear.of(weight, scale, None, backend=name)(torch.randn(4, 112))
+
+
 # ---- without a GPU
+
+
+def test_inputs_of_another_width_are_refused() -> None:
+    """Also where as many numbers would make whole rows."""
+    spec = LinearSpec(8, 24, 8, torch.int8)
+    weight, scale, _ = example(spec, "cpu")
+    linear = SlideLinear.of(weight, scale, None)
+    assert linear(torch.randn(2, 24)).shape == (2, 8)
+    with pytest.raises(ValueError, match="an input of 48 columns, 24 were expected"):
+        linear(torch.randn(2, 48))
+
+
+def test_casts_leave_codes_and_scales_alone() -> None:
+    for codes in (torch.int8, torch.float8_e4m3fn):
+        weight, scale, bias = example(LinearSpec(8, 24, 8, codes), "cpu")
+        linear = SlideLinear.of(weight, scale, bias)
+        x = torch.randn(2, 24)
+        before, saved = linear(x), linear.state_dict()
+        linear.to(torch.bfloat16)
+        assert linear.bias is not None and linear.bias.dtype == torch.bfloat16
+        again = linear.state_dict()
+        for name in ("weight_packed", "weight_meta", "weight_scale"):
+            assert torch.equal(again[name].view(torch.uint8), saved[name].view(torch.uint8))
+        assert (linear(x) - before).abs().max() <= 2**-8 * bias.abs().max()
+
+
+def test_a_linear_that_was_not_prepared_says_so() -> None:
+    linear = SlideLinear(LinearSpec(8, 24, 8, torch.int8), "slide", bias=False, dtype=torch.float32)
+    with pytest.raises(RuntimeError, match="call prepare"):
+        linear(torch.randn(2, 24))
+    with pytest.raises(ValueError, match="unknown layout 'sparse'"):
+        SlideLinear(LinearSpec(8, 24, 8, torch.int8), "sparse", bias=False, dtype=torch.float32)
 
 
 def test_the_reference_runs_on_a_cpu_and_says_why() -> None:
