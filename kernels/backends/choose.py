@@ -39,7 +39,11 @@ def choose(spec: LinearSpec, device: torch.device, wanted: str = "auto") -> Choi
         refusal = BACKENDS[wanted].refusal(spec, device)
         if refusal:
             raise ValueError(f"backend {wanted} cannot run {spec} on {device}: {refusal}; backend auto takes what can")
-        return _choice(BACKENDS[wanted], spec, device, "asked for")
+        why = "asked for"
+        if wanted == Both.name:
+            why += f"; keeps the dense codes as well, {spec.rows * spec.columns / 1e6:.1f} MB more"
+            logger.warning("%s runs on both: %s", spec, why)
+        return _choice(BACKENDS[wanted], spec, device, why)
     if device.type != "cuda":
         return _choice(Reference, spec, device, f"plain torch: the device is {device.type}")
     no_sparse, no_dense = (kind.refusal(spec, device) for kind in (Cusparselt, Dense))
@@ -66,7 +70,7 @@ def _measured(spec: LinearSpec, device: torch.device) -> Choice:
     if slower:
         other = "dense" if sparse else "cusparselt"
         why += f"; slower than {other} at {', '.join(map(str, slower))} (backend both keeps both, for more memory)"
-        logger.info("%s: %s", spec, why)
+        logger.warning("%s runs on %s: %s", spec, "cusparselt" if sparse else "dense", why)
     return _choice(Cusparselt if sparse else Dense, spec, device, why)
 
 

@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from slideconvert.kernels.backends import choose as choosing
 from slideconvert.kernels.backends import native
 from slideconvert.kernels.backends.base import Backend, Codes, LinearSpec
 from slideconvert.kernels.backends.both import Both
 from slideconvert.kernels.backends.choose import BACKENDS, choose
 from slideconvert.kernels.backends.cusparselt import Cusparselt
+from slideconvert.kernels.backends.dense import Dense
 from slideconvert.kernels.backends.policy import Comparison
 from slideconvert.kernels.linear import SlideLinear
 
@@ -188,6 +190,7 @@ def test_the_choice_is_measured_and_explained() -> None:
     assert choice.backend.name in ("cusparselt", "dense") and "at 8192" in choice.why
     assert choose(LinearSpec(4096, 4096, None, torch.int8), CUDA).backend.name == "dense"
     assert choose(LinearSpec(43, 57, 8, torch.int8), CUDA).backend.name == "cusparselt"
+    assert "16.8 MB more" in choose(LinearSpec(4096, 4096, 8, torch.int8), CUDA, "both").why
 
 
 @GPU
@@ -326,6 +329,26 @@ def test_shapes_that_dense_products_do_not_take_are_refused(monkeypatch: pytest.
     assert "multiples of 16" in BACKENDS["dense"].refusal(LinearSpec(64, 100, 8, torch.int8), CUDA)
     assert not BACKENDS["dense"].refusal(LinearSpec(43, 112, 8, torch.int8), CUDA)
     assert "multiples of 16" in BACKENDS["dense"].refusal(LinearSpec(72, 112, 8, torch.float8_e4m3fn), CUDA)
+
+
+@pytest.mark.parametrize("dense_times", [{16: 1.0, 1024: 40.0}, {16: 9.0, 1024: 2.0}, {16: 9.0, 1024: 40.0}])
+def test_a_slower_backend_is_never_chosen_in_silence(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, dense_times: dict[int, float]
+) -> None:
+    """With the measuring replaced: what is chosen, and that it is said where the other one would be faster."""
+    found = Comparison({16: 2.0, 1024: 10.0}, dense_times)
+    monkeypatch.setattr(choosing, "compare", lambda sparse, dense: found)
+    for kind in (Cusparselt, Dense):
+        monkeypatch.setattr(kind, "refusal", classmethod(lambda cls, spec, device: ""))
+    spec = LinearSpec(64, 112, 8, torch.int8)
+    choosing.choose.cache_clear()
+    choice = choose(spec, CUDA)
+    choosing.choose.cache_clear()
+    faster = {tokens: found.speedup(tokens) >= 1 for tokens in found.sparse}
+    assert choice.backend.name == ("cusparselt" if found.overall >= 1 else "dense")
+    slower = [tokens for tokens, sparse in faster.items() if sparse != (choice.backend.name == "cusparselt")]
+    assert all(str(tokens) in choice.why for tokens in slower)
+    assert bool(slower) == ("slower than" in choice.why) == bool(caplog.records)
 
 
 def test_a_comparison_speaks_for_the_nearest_number_of_tokens() -> None:
