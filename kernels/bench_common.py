@@ -126,6 +126,13 @@ def arguments(description: str | None, **lists: list[Any]) -> argparse.Namespace
     return parser.parse_args()
 
 
+def bandwidth_bench(description: str | None, **lists: list[Any]) -> tuple[argparse.Namespace, float]:
+    """The options and the ceiling, TB/s, of a bench of bandwidth; says on which machine."""
+    options, ceiling = arguments(description, **lists), copy_terabytes_per_second()
+    print(header(), f"· copy of 1 GiB {ceiling:.2f} TB/s", sep=" ")
+    return options, ceiling
+
+
 def table(columns: list[str], rows: list[list[Any]]) -> str:
     lines = [columns, ["---"] + ["---:"] * (len(columns) - 1), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)

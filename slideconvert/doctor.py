@@ -83,15 +83,15 @@ def _backends() -> dict[str, dict[str, str]]:
 
 
 def _gpu(properties: Any) -> dict[str, Any]:
+    import torch
+
     capability = (properties.major, properties.minor)
     return {
         "name": properties.name,
         "memory_bytes": properties.total_memory,
         "compute_capability": f"{properties.major}.{properties.minor}",
-        **{
-            f"sparse_{name}": capability >= since
-            for name, since in zip(("int8", "fp8"), SPARSE_SINCE.values(), strict=True)
-        },
+        "sparse_int8": capability >= SPARSE_SINCE[torch.int8],
+        "sparse_fp8": capability >= SPARSE_SINCE[torch.float8_e4m3fn],
     }
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from slideconvert import planes
 from slideconvert.errors import InputError
-from slideconvert.quantize import QuantizedWeight, channel_scale, code_floats, quantize
+from slideconvert.kernels.sparse_gemm.reference import code_floats
+from slideconvert.quantize import QuantizedWeight, channel_scale, quantize
 from slideconvert.schemes import BF16, FP8, INT8, Scheme, parse_scheme
 from tests.matrices import examples, raw
 from tests.twins import quantize as twin

@@ -9,8 +9,6 @@ from torch import Tensor
 
 from ..windows import pack, slid_columns, slide, unpack, unslide
 
-CODE_DTYPES = (torch.int8, torch.float8_e4m3fn)
-
 
 @dataclass(frozen=True)
 class LinearSpec:

@@ -22,6 +22,7 @@ class Both(CudaBackend):
         self._sparse, self._dense = (shared(kind, spec, self.device) for kind in (Cusparselt, Dense))
         self.comparison = compare(self._sparse, self._dense)
         self._end = spec.rows * spec.columns
+        self._start = -(-self._end // 256) * 256  # an address the sparse half can stand at
 
     @classmethod
     def refusal(cls, spec: LinearSpec, device: torch.device) -> str:
@@ -29,18 +30,16 @@ class Both(CudaBackend):
 
     def prepare(self, codes: Codes) -> Tensor:
         parts = self._dense.prepare(codes).view(torch.uint8).flatten(), self._sparse.prepare(codes)
-        start = -(-self._end // 256) * 256
-        operand = torch.zeros(start + parts[1].numel(), dtype=torch.uint8, device=self.device)
-        operand[: self._end], operand[start:] = parts
+        operand = torch.zeros(self._start + parts[1].numel(), dtype=torch.uint8, device=self.device)
+        operand[: self._end], operand[self._start :] = parts
         return operand
 
     def codes(self, operand: Tensor) -> Codes:
         return self._dense.codes(self._halves(operand)[0])
 
     def _halves(self, operand: Tensor) -> tuple[Tensor, Tensor]:
-        start = -(-self._end // 256) * 256
         dense = operand[: self._end].view(torch.int8).view(self.spec.rows, self.spec.columns)
-        return dense, operand[start:]
+        return dense, operand[self._start :]
 
     def run(self, x: Tensor, operand: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
         dense, sparse = self._halves(operand)

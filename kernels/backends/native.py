@@ -17,8 +17,6 @@ from typing import Any
 
 SOURCE = Path(__file__).with_name("native.c")
 COMPILERS = ("cc", "gcc", "clang")
-KERNEL_PARAMETERS = 4
-"""Parameters beyond ours that native.c provides for in a Triton kernel; versions so far have two."""
 
 logger = logging.getLogger("slidesparse")
 

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import torch
 
-from ..bench_common import arguments, copies, copy_terabytes_per_second, device_microseconds, header, save, table
+from ..bench_common import bandwidth_bench, copies, device_microseconds, save, table
 from .kernel import dequant
 
 SUMS = {"int32": torch.int32, "bf16": torch.bfloat16}
 
 
 def main() -> None:
-    options = arguments(__doc__, tokens=[64, 1024, 16384], columns=[2048, 4608, 16384, 37888], sums=["int32", "bf16"])
-    ceiling = copy_terabytes_per_second()
-    print(header(), f"· copy of 1 GiB {ceiling:.2f} TB/s", sep=" ")
+    options, ceiling = bandwidth_bench(
+        __doc__, tokens=[64, 1024, 16384], columns=[2048, 4608, 16384, 37888], sums=["int32", "bf16"]
+    )
     rows, lines = [], []
     for tokens in options.tokens:
         for columns in options.columns:

@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import Launcher, aligned, start, stream_of
-from ..quantize.kernel import TOO_SMALL, code, scale_of, steps
+from ..launch import Launcher, aligned, start
+from ..quantize.kernel import TOO_SMALL, code, coded, scale_of, steps
 from ..quantize.reference import QMAX
 from ..windows import group_of, slid_columns
 
@@ -151,9 +151,4 @@ def lift_quant(x: Tensor, length: int | None, dtype: torch.dtype, rows: int | No
     """
     x = aligned(x)
     op = LiftQuant(x.shape[1], length, dtype, x)
-    rows = x.shape[0] if rows is None else rows
-    codes = torch.empty(rows, op.slid, dtype=dtype, device=x.device)
-    scale = torch.empty(x.shape[0], 1, dtype=torch.float32, device=x.device)
-    if rows:
-        op.start(x.data_ptr(), codes.data_ptr(), scale.data_ptr(), x.shape[0], rows, stream_of(x.device))
-    return codes, scale
+    return coded(op, x, op.slid, dtype, rows)

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import torch
 
-from ..bench_common import CODES, arguments, copies, copy_terabytes_per_second, device_microseconds, header, save, table
+from ..bench_common import CODES, bandwidth_bench, copies, device_microseconds, save, table
 from .kernel import quantize
 from .reference import quantize as reference
 
 
 def main() -> None:
-    options = arguments(__doc__, tokens=[1024, 4096, 16384], columns=[2048, 3584, 8192, 18944], codes=["int8", "fp8"])
-    ceiling = copy_terabytes_per_second()
-    print(header(), f"· copy of 1 GiB {ceiling:.2f} TB/s", sep=" ")
+    options, ceiling = bandwidth_bench(
+        __doc__, tokens=[1024, 4096, 16384], columns=[2048, 3584, 8192, 18944], codes=["int8", "fp8"]
+    )
     rows = []
     for tokens in options.tokens:
         for columns in options.columns:

@@ -7,6 +7,8 @@ bits, two for float32; test_quantize.py tries every scale.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -123,9 +125,13 @@ def quantize(x: Tensor, dtype: torch.dtype, rows: int | None = None) -> tuple[Te
     The same bytes as the reference gives. rows: M unless said; rows beyond M are padding, code 0.
     """
     x = aligned(x)
-    op = Quantize(x.shape[1], dtype, x)
+    return coded(Quantize(x.shape[1], dtype, x), x, x.shape[1], dtype, rows)
+
+
+def coded(op: Any, x: Tensor, columns: int, dtype: torch.dtype, rows: int | None) -> tuple[Tensor, Tensor]:
+    """Start `op` on aligned x [M, K] -> codes [rows, columns] of `dtype`, scale [M, 1] float32; rows: M unless said."""
     rows = x.shape[0] if rows is None else rows
-    codes = torch.empty(rows, x.shape[1], dtype=dtype, device=x.device)
+    codes = torch.empty(rows, columns, dtype=dtype, device=x.device)
     scale = torch.empty(x.shape[0], 1, dtype=torch.float32, device=x.device)
     if rows:
         op.start(x.data_ptr(), codes.data_ptr(), scale.data_ptr(), x.shape[0], rows, stream_of(x.device))

@@ -23,7 +23,7 @@ def sparse_gemm(codes: Tensor, operand: Tensor, rows: int) -> Tensor:
     assert operand.shape[0] == rows
     if codes.dtype == torch.int8:
         return integer_product(codes, operand)
-    return floats(codes) @ floats(operand).T
+    return code_floats(codes) @ code_floats(operand).T
 
 
 def integer_product(codes: Tensor, weight: Tensor) -> Tensor:
@@ -45,14 +45,14 @@ def device_kind(tensor: Tensor) -> str:
     return tensor.device.type
 
 
-def floats(codes: Tensor) -> Tensor:
+def code_floats(codes: Tensor) -> Tensor:
     """int8 or finite float8_e4m3fn -> float32. By shifting bits: ten times faster than .float() on a CPU.
 
     An E4M3 number is a float16 with four exponent and four mantissa bits missing; in place they read as the value
-    times 2**-8, subnormals included (the exponent biases are 7 and 15).
+    times 2**-8, subnormals included (the exponent biases are 7 and 15). NaN would become 480.
     """
     if codes.dtype != torch.float8_e4m3fn:
         return codes.float()
     wide = codes.view(torch.int8).to(torch.int16)
     half = (wide & 0x7F) << 7 | wide & torch.iinfo(torch.int16).min
-    return half.view(torch.float16).float() * 256
+    return half.view(torch.float16).float().mul_(256)
