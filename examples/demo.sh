@@ -13,7 +13,7 @@ run() {
 
 model=$here/demo_model
 text=$here/demo_text/evaluation.jsonl
-run slideconvert convert "$model" "$out/int8-2of8" --scheme int8 --pattern 2_8
+run slideconvert convert "$model" "$out/int8-2of8" --scheme int8 --pattern 2_8 --calibration "$here/demo_text/calibration.jsonl" --length 512
 run slideconvert relayout "$out/int8-2of8" "$out/int8-2of8-dense" --layout dense
 run slideconvert verify "$out/int8-2of8" --source "$model"
 run slideconvert eval "$model" "$out/int8-2of8" "$out/int8-2of8-dense" --text "$text" --windows 32

@@ -7,7 +7,7 @@ while the layer before them is being hashed and written.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
@@ -17,21 +17,23 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .calibrate.engine import LayerResult
+from .calibrate.run import RunSettings, compressed_layers
 from .checkpoint.format import TensorSpec
 from .checkpoint.reader import Checkpoint
-from .checkpoint.staging import Staging
+from .checkpoint.staging import WORK, Staging
 from .checkpoint.writer import Unit, WeightWriter
+from .direct import compress_directly
 from .errors import InputError, OutputError
 from .finish import Measurement, finish
 from .layers import layer_of
 from .layout import stored_tensors
-from .measure import Tally, check_finite, ratio, take_rows, tally, values
+from .measure import Tally, check_finite, floats, ratio, take_rows, tally, values
 from .plan import LinearPlan, Plan, check_room
 from .planes import row_blocks
 from .progress import Progress, silent
-from .prune import PRUNERS
 from .prune.select import apply_mask, check_pattern
-from .quantize import Weight, quantize
+from .quantize import Weight
 from .report import LayerReport, Report, totals
 from .workers import in_order
 
@@ -40,7 +42,7 @@ def convert(
     plan: Plan,
     out: Path,
     *,
-    device: str = "cpu",
+    settings: RunSettings | None = None,
     resume: bool = False,
     verify: bool = True,
     text: str | None = None,
@@ -54,13 +56,15 @@ def convert(
     source before it is published: VerificationError leaves it unpublished. With a text (as `read_documents` takes
     it) the perplexity of source and output on its first `windows` windows goes into the reports.
     """
+    settings = settings or RunSettings()
+    device = settings.device
     check_room(plan, out)
     _check_tied(plan)
-    staging = Staging(out, job_state(plan), resume=resume)
+    staging = Staging(out, job_state(plan, settings), resume=resume)
     try:
         writer = WeightWriter(staging.path, list(plan.shards))
         try:
-            _write_all(plan, writer, device, progress)
+            _write_all(plan, writer, settings, progress)
         finally:
             writer.close()
     except OutputError:
@@ -95,7 +99,7 @@ def convert(
     return report
 
 
-def job_state(plan: Plan) -> dict[str, object]:
+def job_state(plan: Plan, settings: RunSettings) -> dict[str, object]:
     """What must be the same for a resumed run to continue this one."""
     files = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in plan.source.shards}
     return {
@@ -103,22 +107,38 @@ def job_state(plan: Plan) -> dict[str, object]:
         "revision": plan.snapshot.revision,
         "source_files": files,
         "recipe": plan.recipe.describe(),
+        **(_calibration_state(plan, settings) if plan.calibrated else {}),
         "layout": plan.layout,
         "shard_bytes": plan.recipe.shard_bytes,
     }
 
 
-def convert_linear(plan: LinearPlan, source: Weight, layout: str) -> tuple[dict[str, Tensor], LayerReport]:
+def _calibration_state(plan: Plan, settings: RunSettings) -> dict[str, object]:
+    """The text itself, if it is a file, and what decides the order in which numbers are added."""
+    path = Path(plan.recipe.calibration.text)
+    text = [path.stat().st_size, path.stat().st_mtime_ns] if path.is_file() else None
+    return {"calibration_text": text, "device": settings.device, "batch_tokens": settings.batch_tokens}
+
+
+def convert_linear(
+    plan: LinearPlan, source: Weight, layout: str, solved: LayerResult | None = None
+) -> tuple[dict[str, Tensor], LayerReport]:
     """One linear, from its source weight to the tensors that are stored, and what was done to it.
+
+    solved: what calibration made of its layer; without it the linear is pruned and rounded here.
 
     Rows do not know of each other, so they are taken through all steps a block at a time: what lies between the
     steps never leaves the cache.
     """
     name = plan.linear.name
     check_finite(source, name)
-    if not plan.method:
+    made = solved.weights.get(plan.linear.place) if solved else None
+    if not plan.method and made is None:
         check_pattern(values(source), plan.pattern, name)
-    blocks = [_convert_rows(plan, take_rows(source, rows), layout) for rows in row_blocks(values(source))]
+    blocks = [
+        _convert_rows(plan, take_rows(source, rows), layout, None if made is None else take_rows(made, rows))
+        for rows in row_blocks(values(source))
+    ]
     tensors = {part: torch.cat([block[part] for block, _ in blocks]) for part in blocks[0][0]}
     total = sum((measured for _, measured in blocks), Tally())
     report = LayerReport(
@@ -137,42 +157,45 @@ def convert_linear(plan: LinearPlan, source: Weight, layout: str) -> tuple[dict[
         bytes_before=plan.stored.bytes,
         bytes_after=sum(spec.bytes for spec in plan.outputs),
         slid_columns=plan.slid_columns(layout),
+        output_error=solved.errors.get(plan.linear.place) if solved else None,
+        notes=solved.notes.get(plan.linear.place, ()) if solved else (),
     )
     return tensors, report
 
 
-def _convert_rows(plan: LinearPlan, source: Weight, layout: str) -> tuple[dict[str, Tensor], Tally]:
-    """Some rows of a linear: prune, quantize, slide, pack; and what that cost."""
-    pruned = weight = source
-    if plan.method:
-        survivors = apply_mask(values(source), PRUNERS[plan.method](values(source), plan.pattern))
-        pruned = weight = survivors if isinstance(source, Tensor) else replace(source, codes=survivors)
-    if plan.scheme.quantized and isinstance(weight, Tensor):
-        weight = quantize(weight, plan.scheme)
+def _convert_rows(
+    plan: LinearPlan, source: Weight, layout: str, solved: Weight | None
+) -> tuple[dict[str, Tensor], Tally]:
+    """Some rows of a linear: prune, quantize, slide, pack; and what that cost. solved: pruned and quantized already."""
+    if solved is None:
+        pruned, weight = compress_directly(source, plan.method, plan.pattern, plan.scheme)
+    else:
+        survivors = apply_mask(floats(source), floats(solved) != 0)
+        pruned, weight = survivors, solved
     tensors = {} if plan.kept else stored_tensors(plan.linear.name, weight, plan.pattern, layout)
     return tensors, tally(source, pruned, weight)
 
 
-def _write_all(plan: Plan, writer: WeightWriter, device: str, progress: Progress) -> None:
+def _write_all(plan: Plan, writer: WeightWriter, settings: RunSettings, progress: Progress) -> None:
     by_layer: dict[int, list[LinearPlan]] = {}
     for linear in plan.linears:
         by_layer.setdefault(linear.linear.layer, []).append(linear)
     remaining = writer.remaining
     todo = [linear for unit in remaining for linear in by_layer.get(_layer(unit), [])]
-    done = plan.weights - sum(linear.weights for linear in todo)
-    progress("convert", done, plan.weights)
-    made = in_order(partial(_read_and_convert, plan, device), todo, device)
+    made = (
+        _calibrated(plan, todo, settings, writer.folder / WORK, progress)
+        if plan.calibrated
+        else _direct(plan, todo, settings, progress)
+    )
     with closing(made), ThreadPoolExecutor(1) as writes:
         writing: Future[None] | None = None
         for unit in remaining:
             tensors: dict[str, Tensor] = {}
             reports = []
-            for linear in by_layer.get(_layer(unit), []):
+            for _ in by_layer.get(_layer(unit), []):
                 stored, report = next(made)
                 tensors |= stored
                 reports.append(report)
-                done += linear.weights
-                progress("convert", done, plan.weights)
             if writing:
                 writing.result()
             note = {"layers": [vars(report) for report in reports]}
@@ -181,8 +204,40 @@ def _write_all(plan: Plan, writer: WeightWriter, device: str, progress: Progress
             writing.result()
 
 
-def _read_and_convert(plan: Plan, device: str, linear: LinearPlan) -> tuple[dict[str, Tensor], LayerReport]:
-    tensors, report = convert_linear(linear, linear.stored.read(plan.source).to(device), plan.layout)
+Made = Generator[tuple[dict[str, Tensor], LayerReport], None, None]
+"""Linears in order, as they are stored, each with its report."""
+
+
+def _direct(plan: Plan, todo: list[LinearPlan], settings: RunSettings, progress: Progress) -> Made:
+    """Linears by their weights alone, several at once."""
+    done = plan.weights - sum(linear.weights for linear in todo)
+    progress("convert", done, plan.weights)
+    with closing(in_order(partial(_read_and_convert, plan, settings.device), todo, settings.device)) as made:
+        for linear, result in zip(todo, made, strict=True):
+            done += linear.weights
+            progress("convert", done, plan.weights)
+            yield result
+
+
+def _calibrated(plan: Plan, todo: list[LinearPlan], settings: RunSettings, folder: Path, progress: Progress) -> Made:
+    """Linears by what they are given when text goes through the model, layer after layer."""
+    wanted: dict[int, list[LinearPlan]] = {}
+    for linear in todo:
+        wanted.setdefault(linear.linear.layer, []).append(linear)
+    if not wanted:
+        return
+    for number, result in enumerate(compressed_layers(plan, settings, folder, progress)):
+        for linear in wanted.get(number, []):
+            yield _read_and_convert(plan, "cpu", linear, result)
+
+
+def _read_and_convert(
+    plan: Plan, device: str, linear: LinearPlan, solved: LayerResult | None = None
+) -> tuple[dict[str, Tensor], LayerReport]:
+    if solved and linear.linear.place in solved.weights:
+        weight = solved.weights[linear.linear.place].to(device)
+        solved = replace(solved, weights={linear.linear.place: weight})
+    tensors, report = convert_linear(linear, linear.stored.read(plan.source).to(device), plan.layout, solved)
     return {name: tensor.cpu() for name, tensor in tensors.items()}, report
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from . import workers
+from .calibrate.settings import Preset
 from .checkpoint.config import LinearRecord, Record, check_quantization, describe_linear, read_record
 from .checkpoint.files import SINGLE
 from .checkpoint.format import ITEM_BYTES, TensorSpec
@@ -21,7 +22,7 @@ from .errors import InputError
 from .layers import Linear, decoder_linears, layer_of, siblings
 from .layout import CODE_NAMES, StoredLinear, stored_specs
 from .patterns import Pattern
-from .prune import PRUNERS
+from .prune import METHODS
 from .recipe import WORDS, Choice, Recipe, describe_choice
 from .schemes import Scheme
 from .snapshot import Snapshot
@@ -50,6 +51,11 @@ class LinearPlan:
     @property
     def kept(self) -> bool:
         return self.record is None
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether its method needs to see what the linear is given."""
+        return bool(self.method) and METHODS[self.method].calibrated
 
     @property
     def weights(self) -> int:
@@ -90,6 +96,12 @@ class Plan:
         )
 
     @property
+    def calibrated(self) -> bool:
+        """Whether text must go through the model: for some method, or for training."""
+        trains = self.recipe.preset is not None and self.recipe.preset.trains
+        return any(plan.calibrated or (trains and not plan.kept) for plan in self.linears)
+
+    @property
     def kept(self) -> list[str]:
         return [plan.linear.name for plan in self.linears if plan.kept]
 
@@ -102,7 +114,7 @@ class Plan:
     def notes(self) -> tuple[str, ...]:
         """What a user should know before trusting the result."""
         said = []
-        if any(plan.method and plan.stored.scheme.quantized for plan in self.linears):
+        if any(plan.method and not plan.calibrated and plan.stored.scheme.quantized for plan in self.linears):
             said.append(PRUNED_CODES)
         if self.before:
             said.append(
@@ -137,7 +149,7 @@ def make_plan(snapshot: Snapshot, recipe: Recipe) -> Plan:
     linears, problems = [], []
     for linear in decoder_linears(source.config):
         try:
-            linears.append(_plan_linear(source, linear, recipe.for_linear(linear.name), before, layout))
+            linears.append(_plan_linear(source, linear, recipe.for_linear(linear.name), recipe.preset, before, layout))
         except InputError as error:
             problems.append(error)
     problems += _sibling_problems(linears)
@@ -161,7 +173,9 @@ def _matches(pattern: str, linears: list[LinearPlan]) -> bool:
     return any(fnmatchcase(plan.linear.name, pattern) for plan in linears)
 
 
-def _plan_linear(source: Checkpoint, linear: Linear, choice: Choice, record: Record | None, layout: str) -> LinearPlan:
+def _plan_linear(
+    source: Checkpoint, linear: Linear, choice: Choice, preset: Preset | None, record: Record | None, layout: str
+) -> LinearPlan:
     name = linear.name
     stored = describe_linear(source, record, name)
     before = record.linears.get(name) if record else None
@@ -177,19 +191,29 @@ def _plan_linear(source: Checkpoint, linear: Linear, choice: Choice, record: Rec
             hint="quantize takes float weights; sparsify, slide and relayout take quantized ones",
         )
     pattern = choice.pattern or stored.pattern
-    method = choice.method if choice.method in PRUNERS and pattern.prunes else None
+    method = _method(choice.method or (preset.method(pattern) if preset else None), pattern, scheme)
     pattern.check_columns(stored.shape[1], name)
     dtype = CODE_NAMES[scheme.name] if scheme.quantized else stored.tensors[0].dtype
-    scale = stored.tensors[-1].dtype if stored.scheme.quantized else "F32"
+    solved = bool(method) and METHODS[method].calibrated  # finds codes and scales of its own
+    scale = stored.tensors[-1].dtype if stored.scheme.quantized and not solved else "F32"
     done = LinearRecord(
         shape=stored.shape,
         scheme=scheme.name,
         pattern=pattern,
         method=method or (before.method if before else ""),
-        on_codes=(bool(method) and stored.scheme.quantized) or (before.on_codes if before else False),
+        on_codes=(bool(method) and not solved and stored.scheme.quantized) or (before.on_codes if before else False),
     )
     outputs = stored_specs(name, stored.shape, dtype, pattern, layout, scale)
-    return LinearPlan(linear, stored, scheme, pattern, method or "", outputs, done)
+    return LinearPlan(linear, stored, scheme, pattern, method, outputs, done)
+
+
+def _method(name: str | None, pattern: Pattern, scheme: Scheme) -> str:
+    """The method if it has something to do here, a pattern to prune to or codes to find by calibration; else ""."""
+    if name is None:
+        return ""
+    method = METHODS[name]
+    prunes, finds_codes = method.prunes and pattern.prunes, method.calibrated and scheme.quantized
+    return name if prunes or finds_codes else ""
 
 
 def _sibling_problems(linears: list[LinearPlan]) -> list[InputError]:

@@ -2,7 +2,9 @@
 
     scheme: int8              # int8 | fp8 | bf16
     pattern: "2:8"            # 2:4 … 2:16 | 2:inf
-    method: magnitude         # magnitude | none
+    preset: balanced          # fast | balanced | quality; or, instead of one:
+    method: obs               # magnitude | wanda | hessian | obs | alps; without pruning: rtn | gptq
+    calibration: {text: calibration.jsonl, samples: 128, length: 2048, seed: 0}
     layout: slide             # slide | dense
     rules:                    # by module name, * and ? as wildcards; the first match wins
       - {match: "*.layers.0.*", keep: true}
@@ -18,13 +20,14 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from .calibrate.settings import Calibration, Preset, parse_calibration, parse_preset
 from .errors import InputError, pick
 from .layout import parse_layout
 from .patterns import Pattern
-from .prune import parse_method
+from .prune import METHODS, parse_method
 from .schemes import Scheme, parse_scheme
 
-WORDS = ("scheme", "pattern", "method", "layout", "rules")
+WORDS = ("scheme", "pattern", "preset", "method", "calibration", "layout", "rules")
 """The words of a recipe that say what is done, in the order in which they are written down."""
 
 
@@ -55,12 +58,15 @@ class Rule:
 class Recipe:
     """The choices for all linears, the rules that differ from them, and the layout of the output.
 
-    shard_bytes: largest weight file.
+    preset: chooses the method where nobody else does, and how the result is trained. calibration: the text for
+    calibrated methods and training. shard_bytes: largest weight file.
     """
 
     choice: Choice = field(default_factory=Choice)
     rules: tuple[Rule, ...] = ()
     layout: str | None = None
+    preset: Preset | None = None
+    calibration: Calibration = field(default_factory=Calibration)
     shard_bytes: int = 5_000_000_000
 
     def for_linear(self, name: str) -> Choice:
@@ -71,11 +77,19 @@ class Recipe:
                 return replace(self.choice, **own)
         return self.choice
 
+    @property
+    def calibrates(self) -> bool:
+        """Whether any of its choices may need calibration text."""
+        methods = [choice.method for choice in (self.choice, *(rule.choice for rule in self.rules)) if choice.method]
+        return self.preset is not None or any(METHODS[method].calibrated for method in methods)
+
     def describe(self) -> dict[str, Any]:
         """The recipe as the words of its file, without what is not chosen."""
         layout = {"layout": self.layout} if self.layout else {}
+        preset = {"preset": self.preset.name} if self.preset else {}
+        calibration = {"calibration": self.calibration.describe()} if self.calibrates else {}
         rules = {"rules": [rule.describe() for rule in self.rules]} if self.rules else {}
-        return {**describe_choice(self.choice), **layout, **rules}
+        return {**describe_choice(self.choice), **preset, **calibration, **layout, **rules}
 
 
 def describe_choice(choice: Choice) -> dict[str, Any]:
@@ -124,11 +138,13 @@ def parse_recipe(words: Any, where: str) -> Recipe:
         raise InputError(f"{where}: shard_gb is '{shard_gb}', a number was expected") from error
     if shard_bytes < 1:
         raise InputError(f"{where}: shard_gb is '{shard_gb}', it must be positive")
-    layout = words.get("layout")
+    layout, preset = words.get("layout"), words.get("preset")
     return Recipe(
         choice=make_choice(words.get("scheme"), words.get("pattern"), words.get("method")),
         rules=tuple(_parse_rule(rule, f"{where}, rule {number}") for number, rule in enumerate(rules, 1)),
         layout=parse_layout(layout) if layout else None,
+        preset=parse_preset(preset) if preset else None,
+        calibration=parse_calibration(words.get("calibration", {}), where),
         shard_bytes=shard_bytes,
     )
 
@@ -151,7 +167,9 @@ def _check_words(words: Any, known: set[str], where: str) -> None:
         raise InputError(f"{where}: 'word: value' lines were expected")
     for word, value in words.items():
         pick(word, sorted(known), f"word in {where}:")
-        if not isinstance(value, str) and word != "rules":
+        if word == "calibration":
+            _check_words(value, {"text", "samples", "length", "seed"}, f"{where}, calibration")
+        elif not isinstance(value, str) and word != "rules":
             raise InputError(f"{where}: {word} must be a single word")
         if value == "":
             raise InputError(f"{where}: {word} has no value", hint="say what it is, or leave the line out")

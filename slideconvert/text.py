@@ -26,10 +26,13 @@ def read_documents(source: str) -> Iterator[str]:
     A data set is named as NAME, NAME:SPLIT or NAME:CONFIG:SPLIT; the split is "test" if not given.
     InputError for a file that is missing, of another kind or without text, and for a data set out of reach.
     """
+    return _from_file(Path(source)) if is_file(source) else _from_dataset(source)
+
+
+def is_file(source: str) -> bool:
+    """Whether `source` names a file and not a data set."""
     path = Path(source)
-    if path.suffix.lower() in SUFFIXES or path.exists():
-        return _from_file(path)
-    return _from_dataset(source)
+    return path.suffix.lower() in SUFFIXES or path.exists()
 
 
 def _from_file(path: Path) -> Iterator[str]:

@@ -23,6 +23,9 @@ class Outcome(NamedTuple):
 
 Cli = Callable[..., Outcome]
 
+MAGNITUDE = ("--method", "magnitude")
+"""For tests of everything but accuracy: no text has to go through the model."""
+
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:

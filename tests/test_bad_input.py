@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests import pico
-from tests.conftest import Cli, Outcome
+from tests.conftest import MAGNITUDE, Cli, Outcome
 
 Q = "model.layers.1.self_attn.q_proj"
 
@@ -117,7 +117,7 @@ SOURCES: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
 def test_unusable_source(cli: Cli, source: Path, tmp_path: Path, fault: str) -> None:
     spoil, words = SOURCES[fault]
     spoil(source)
-    refused(cli("convert", source, tmp_path / "out", "-q"), tmp_path / "out", *words)
+    refused(cli("convert", *MAGNITUDE, source, tmp_path / "out", "-q"), tmp_path / "out", *words)
 
 
 INDEX_FAULTS: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
@@ -146,7 +146,7 @@ def test_unusable_index(cli: Cli, tmp_path: Path, fault: str) -> None:
     source = pico.write(tmp_path / "source", shards=3)
     spoil, words = INDEX_FAULTS[fault]
     spoil(source)
-    refused(cli("convert", source, tmp_path / "out"), tmp_path / "out", *words)
+    refused(cli("convert", *MAGNITUDE, source, tmp_path / "out"), tmp_path / "out", *words)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_unusable_index(cli: Cli, tmp_path: Path, fault: str) -> None:
         (("--method", "magnitud"), ("unknown method", "did you mean magnitude")),
         (("--layout", "slid"), ("unknown layout", "did you mean slide")),
         (("--scheme", "bf16", "--layout", "slide"), ("bf16 weights have no slide layout", "--layout dense")),
-        (("--method", "none"), ("hold 8 non-zeros, 2:8 allows 6", "model.layers.0.")),
+        (("--method", "rtn"), ("hold 8 non-zeros, 2:8 allows 6", "model.layers.0.")),
         (("--device", "tpu"), ("unknown device 'tpu'",)),
         (("--device", "cuda:99"), ("CUDA devices", "--device cpu")),
         (("--recipe", "nowhere.yaml"), ("nowhere.yaml", "No such file")),
@@ -169,7 +169,7 @@ def test_unusable_index(cli: Cli, tmp_path: Path, fault: str) -> None:
 def test_unusable_words(
     cli: Cli, source: Path, tmp_path: Path, words: tuple[str, ...], message: tuple[str, ...]
 ) -> None:
-    refused(cli("convert", source, tmp_path / "out", "-q", *words), tmp_path / "out", *message)
+    refused(cli("convert", *MAGNITUDE, source, tmp_path / "out", "-q", *words), tmp_path / "out", *message)
 
 
 @pytest.mark.parametrize(
@@ -195,34 +195,34 @@ def test_what_quantize_and_sparsify_cannot_take(cli: Cli, tmp_path: Path) -> Non
     out = tmp_path / "out"
     w8a8 = pico.w8a8(tmp_path / "w8a8")
     refused(cli("quantize", w8a8, out), out, "already quantized to int8", "sparsify")
-    refused(cli("convert", w8a8, out), out, "already quantized to int8")
+    refused(cli("convert", *MAGNITUDE, w8a8, out), out, "already quantized to int8")
     refused(cli("quantize", w8a8, out, "--scheme", "bf16"), out, "does not quantize")
     asymmetric = pico.w8a8(tmp_path / "asymmetric", symmetric=False)
-    refused(cli("sparsify", asymmetric, out), out, "group_0", "weights symmetric False")
+    refused(cli("sparsify", *MAGNITUDE, asymmetric, out), out, "group_0", "weights symmetric False")
     grouped = pico.w8a8(tmp_path / "grouped", strategy="group")
-    refused(cli("sparsify", grouped, out), out, "weights strategy group")
+    refused(cli("sparsify", *MAGNITUDE, grouped, out), out, "weights strategy group")
     gptq = pico.write(tmp_path / "gptq", config={"quantization_config": {"quant_method": "gptq"}})
-    refused(cli("sparsify", gptq, out), out, "quantized by 'gptq'", "BF16 model")
+    refused(cli("sparsify", *MAGNITUDE, gptq, out), out, "quantized by 'gptq'", "BF16 model")
 
 
 def test_zero_points_and_foreign_packing_are_refused(cli: Cli, tmp_path: Path) -> None:
     out, tensors = tmp_path / "out", pico.weights()
     tensors[f"{Q}.weight_zero_point"] = torch.zeros(64, 1, dtype=torch.int8)
-    refused(cli("sparsify", pico.write(tmp_path / "zero", tensors), out), out, Q, "zero point")
+    refused(cli("sparsify", *MAGNITUDE, pico.write(tmp_path / "zero", tensors), out), out, Q, "zero point")
     tensors = pico.weights()
     tensors[f"{Q}.weight_packed"] = torch.zeros(64, 8, dtype=torch.int32)
-    refused(cli("sparsify", pico.write(tmp_path / "packed", tensors), out), out, Q, "packed")
+    refused(cli("sparsify", *MAGNITUDE, pico.write(tmp_path / "packed", tensors), out), out, Q, "packed")
 
 
 def test_output_folder_that_is_not_empty(cli: Cli, source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "precious.txt").write_text("mine")
-    outcome = cli("convert", source, out)
+    outcome = cli("convert", *MAGNITUDE, source, out)
     assert outcome.code == 2 and "not an empty folder" in outcome.err
     assert pico.files(out) == {"precious.txt": b"mine"}
     (out / "precious.txt").unlink()
-    assert cli("convert", source, out).code == 0
+    assert cli("convert", *MAGNITUDE, source, out).code == 0
 
 
 def test_no_room_on_the_disk(cli: Cli, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,7 +230,7 @@ def test_no_room_on_the_disk(cli: Cli, source: Path, tmp_path: Path, monkeypatch
         free = 1_000_000
 
     monkeypatch.setattr("slideconvert.plan.shutil.disk_usage", lambda path: Usage)
-    refused(cli("convert", source, tmp_path / "out"), tmp_path / "out", "needs 0.06 GB", "0.00 GB are free")
+    refused(cli("convert", *MAGNITUDE, source, tmp_path / "out"), tmp_path / "out", "needs 0.06 GB", "0.00 GB are free")
 
 
 def test_disk_that_fills_up_midway_can_be_resumed(
@@ -250,10 +250,10 @@ def test_disk_that_fills_up_midway_can_be_resumed(
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
         patch.setattr(WeightWriter, "_put", full_after_a_while)
-        outcome = cli("convert", source, out, "-q")
+        outcome = cli("convert", *MAGNITUDE, source, out, "-q")
     assert outcome.code == 2 and "the disk is full" in outcome.err and "--resume" in outcome.err
     assert len((out / ".slideconvert-partial" / "journal.jsonl").read_text().splitlines()) == 2
-    assert cli("convert", source, out, "--resume").code == 0
+    assert cli("convert", *MAGNITUDE, source, out, "--resume").code == 0
     assert cli("verify", out, "--source", source).code == 0
 
 
@@ -267,7 +267,7 @@ def test_source_that_vanishes_underway(cli: Cli, source: Path, tmp_path: Path, m
         return real(*words)
 
     monkeypatch.setattr(pipeline, "convert_linear", vanish)
-    outcome = cli("convert", source, tmp_path / "out", "-q")
+    outcome = cli("convert", *MAGNITUDE, source, tmp_path / "out", "-q")
     refused(outcome, tmp_path / "out", "model.safetensors", "cannot be read", "did the file change")
 
 
@@ -275,7 +275,7 @@ def test_unreadable_state_of_an_unfinished_conversion(cli: Cli, source: Path, tm
     staging = tmp_path / "out" / ".slideconvert-partial"
     staging.mkdir(parents=True)
     (staging / "state.json").write_text("{")
-    outcome = cli("convert", source, tmp_path / "out", "--resume")
+    outcome = cli("convert", *MAGNITUDE, source, tmp_path / "out", "--resume")
     assert outcome.code == 2 and "state.json" in outcome.err and "not valid JSON" in outcome.err
 
 
@@ -284,18 +284,23 @@ def test_no_permission_to_write(cli: Cli, source: Path, tmp_path: Path, monkeypa
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "mkdir", denied)  # root may write anywhere, so the refusal is simulated
-    refused(cli("convert", source, tmp_path / "out"), tmp_path / "out", "no permission to write", "another folder")
+    refused(
+        cli("convert", *MAGNITUDE, source, tmp_path / "out"),
+        tmp_path / "out",
+        "no permission to write",
+        "another folder",
+    )
 
 
 def test_sources_that_are_not_there(cli: Cli, source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    refused(cli("convert", tmp_path / "absent" / "folder", out), out, "no such folder")
-    refused(cli("convert", source / "model.safetensors", out), out, "is a file")
+    refused(cli("convert", *MAGNITUDE, tmp_path / "absent" / "folder", out), out, "no such folder")
+    refused(cli("convert", *MAGNITUDE, source / "model.safetensors", out), out, "is a file")
 
 
 def test_checkpoint_of_a_newer_format(cli: Cli, source: Path, tmp_path: Path) -> None:
     done, out = tmp_path / "done", tmp_path / "out"
-    assert cli("convert", source, done).code == 0
+    assert cli("convert", *MAGNITUDE, source, done).code == 0
     config = json.loads((done / "config.json").read_text())
     config["slidesparse_config"]["format_version"] = 2
     (done / "config.json").write_text(json.dumps(config))

@@ -11,7 +11,7 @@ import pytest
 
 from slideconvert.cli import COMMANDS
 from tests import pico
-from tests.conftest import Cli
+from tests.conftest import MAGNITUDE, Cli
 
 
 def test_every_command_explains_itself_without_loading_torch() -> None:
@@ -44,22 +44,22 @@ def test_version(cli: Cli) -> None:
 
 def test_plan_counts_without_writing(cli: Cli, source: Path, tmp_path: Path) -> None:
     before = pico.files(tmp_path)
-    plan = json.loads(cli("plan", source, "--pattern", "2_6", "--json").out)
+    plan = json.loads(cli("plan", *MAGNITUDE, source, "--pattern", "2_6", "--json").out)
     down = next(linear for linear in plan["linears"] if linear["name"] == "model.layers.0.mlp.down_proj")
     # 88 columns are 15 groups of 6 (the last ragged), 2 windows of 4 lanes each: 120, padded to 128.
     assert down["slid_columns"] == 128 and down["bytes_before"] == 2 * 64 * 88
     assert down["bytes_after"] == 64 * (64 + 16) + 4 * 64
     assert plan["bytes_before"] == sum(tensor.nbytes for tensor in pico.weights().values())
-    text = cli("plan", source, "--pattern", "2_6").out
+    text = cli("plan", *MAGNITUDE, source, "--pattern", "2_6").out
     assert "1.50×" in text and "down_proj" in text
-    assert "model.layers.2.mlp.down_proj" in cli("plan", source, "--pattern", "2_6", "-v").out
+    assert "model.layers.2.mlp.down_proj" in cli("plan", *MAGNITUDE, source, "--pattern", "2_6", "-v").out
     assert pico.files(tmp_path) == before
 
 
 def test_plan_promises_what_convert_does(cli: Cli, source: Path, tmp_path: Path) -> None:
     words = ("--scheme", "fp8", "--pattern", "2_10")
-    plan = json.loads(cli("plan", source, *words, "--json").out)
-    assert cli("convert", source, tmp_path / "out", *words).code == 0
+    plan = json.loads(cli("plan", *MAGNITUDE, source, *words, "--json").out)
+    assert cli("convert", *MAGNITUDE, source, tmp_path / "out", *words).code == 0
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     for promised, made in zip(plan["linears"], report["layers"], strict=True):
         for key in ("name", "shape", "scheme", "pattern", "bytes_before", "bytes_after", "slid_columns"):
@@ -68,19 +68,19 @@ def test_plan_promises_what_convert_does(cli: Cli, source: Path, tmp_path: Path)
 
 
 def test_convert_speaks_to_people_and_machines(cli: Cli, source: Path, tmp_path: Path) -> None:
-    talkative = cli("convert", source, tmp_path / "a", "-v")
+    talkative = cli("convert", *MAGNITUDE, source, tmp_path / "a", "-v")
     assert "convert" in talkative.err and "verify" in talkative.err  # the progress bars
     assert "model.layers.2.mlp.down_proj" in talkative.out and "re-read and sound" in talkative.out
-    quiet = cli("convert", source, tmp_path / "b", "-q")
+    quiet = cli("convert", *MAGNITUDE, source, tmp_path / "b", "-q")
     assert quiet.code == 0 and not quiet.out and not quiet.err
-    machine = cli("convert", source, tmp_path / "c", "--json")
+    machine = cli("convert", *MAGNITUDE, source, tmp_path / "c", "--json")
     told = json.loads(machine.out)
     assert not machine.err and told["verified_tensors"] == len(pico.read(tmp_path / "c"))
     assert told["totals"]["weights"] == sum(t.numel() for n, t in pico.weights().items() if "_proj" in n)
 
 
 def test_inspect_shows_ours_and_any_model(cli: Cli, source: Path, tmp_path: Path) -> None:
-    assert cli("convert", source, tmp_path / "out", "--pattern", "2_4").code == 0
+    assert cli("convert", *MAGNITUDE, source, tmp_path / "out", "--pattern", "2_4").code == 0
     ours = json.loads(cli("inspect", tmp_path / "out", "--json").out)
     assert ours["layout"] == "slide" and ours["recipe"]["pattern"] == "2:4" and ours["source"]["id"] == "source"
     first = ours["linears"][0]
@@ -102,7 +102,9 @@ def test_doctor_reports_this_machine(cli: Cli) -> None:
 
 def test_doctor_explains_how_a_checkpoint_is_run(cli: Cli, source: Path, tmp_path: Path) -> None:
     rules = tmp_path / "recipe.yaml"
-    rules.write_text("scheme: int8\npattern: '2:8'\nrules:\n  - {match: '*.down_proj', pattern: '2:6'}\n")
+    rules.write_text(
+        "scheme: int8\npattern: '2:8'\nmethod: magnitude\nrules:\n  - {match: '*.down_proj', pattern: '2:6'}\n"
+    )
     assert cli("convert", source, tmp_path / "out", "--recipe", rules).code == 0
     told = json.loads(cli("doctor", tmp_path / "out", "--device", "cpu", "--json").out)["linears"]
     assert {row["kind"]: (row["linears"], row["number"]) for row in told} == {
@@ -140,6 +142,6 @@ def test_interruption_says_how_to_go_on(
 
     with monkeypatch.context() as patch:
         patch.setattr(pipeline, "convert_linear", interrupted)
-        outcome = cli("convert", source, tmp_path / "out", "-q")
+        outcome = cli("convert", *MAGNITUDE, source, tmp_path / "out", "-q")
     assert outcome.code == 130 and "--resume" in outcome.err
-    assert cli("convert", source, tmp_path / "out", "-q", "--resume").code == 0
+    assert cli("convert", *MAGNITUDE, source, tmp_path / "out", "-q", "--resume").code == 0

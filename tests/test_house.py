@@ -14,21 +14,31 @@ from slideconvert.cli import COMMANDS
 from slideconvert.recipe import load_recipe
 from slideconvert.runtime.slidesparse_record import CODE_FILES
 from tests import pico
-from tests.conftest import Cli
+from tests.conftest import MAGNITUDE, Cli
+from tests.demo import DEMO, TEXT
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "slideconvert"
 
 LAYERS = (
-    ("errors", "progress", "runtime.slidesparse_record"),
+    ("errors", "progress", "runtime.slidesparse_record", "task_fence"),
     ("patterns", "schemes", "planes", "workers", "checkpoint.files"),
-    ("quantize", "prune.select", "snapshot", "checkpoint.format"),
-    ("prune.magnitude", "slide", "measure", "checkpoint.reader", "checkpoint.staging", "layers"),
+    ("quantize", "prune.select", "snapshot", "checkpoint.format", "calibrate.settings"),
+    ("prune.magnitude", "slide", "measure", "checkpoint.reader", "checkpoint.staging", "layers", "permute"),
+    ("prune.statistics", "prune.sweep", "prune.wanda"),
+    ("prune.refit", "prune.alps"),
+    ("prune.obs",),
+    ("prune.methods", "recover.trainable", "recover.training"),
     ("prune", "pack", "checkpoint.writer", "hub", "report"),
-    ("layout", "source"),
+    ("layout", "source", "direct"),
     ("recipe", "checkpoint.config", "text"),
-    ("plan", "verify", "inspect", "runtime", "doctor"),
-    ("evaluate",),
+    ("plan", "verify", "inspect", "runtime", "doctor", "allocate"),
+    ("evaluate", "tasks", "calibrate.activations", "calibrate.tokens", "recover.end_to_end"),
+    ("calibrate.decoder",),
+    ("calibrate.stream", "recover.block"),
+    ("calibrate.engine",),
+    ("calibrate.store",),
+    ("calibrate.run", "calibrate"),
     ("finish",),
     ("pipeline",),
     ("cli",),
@@ -121,12 +131,13 @@ def test_only_the_command_line_prints_or_exits() -> None:
 
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
-def test_recipes_are_short_documented_and_work(cli: Cli, source: Path, tmp_path: Path, recipe: Path) -> None:
+def test_recipes_are_short_documented_and_work(cli: Cli, tmp_path: Path, recipe: Path) -> None:
     assert len(recipe.read_text().splitlines()) <= 20
     assert recipe.name in (ROOT / "recipes" / "README.md").read_text()
     load_recipe(recipe)
-    assert cli("convert", source, tmp_path / "out", "--recipe", recipe).code == 0
-    assert cli("verify", tmp_path / "out", "--source", source).code == 0
+    words = ("--calibration", TEXT.with_name("calibration.jsonl"), "--samples", "8", "--length", "64")
+    assert cli("convert", DEMO, tmp_path / "out", "--recipe", recipe, *words).code == 0
+    assert cli("verify", tmp_path / "out", "--source", DEMO).code == 0
 
 
 def test_readme_names_every_command_and_option() -> None:
@@ -160,7 +171,7 @@ def test_readme_commands_run(cli: Cli, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_published_kernels_are_those_of_the_repository(cli: Cli, source: Path, tmp_path: Path) -> None:
-    assert cli("convert", source, tmp_path / "out").code == 0
+    assert cli("convert", *MAGNITUDE, source, tmp_path / "out").code == 0
     record = json.loads((tmp_path / "out" / "config.json").read_text())["slidesparse_config"]
     assert record["kernels"]
     assert set(CODE_FILES) <= record["kernels"].keys()

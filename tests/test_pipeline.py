@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests import pico
-from tests.conftest import Cli
+from tests.conftest import MAGNITUDE, Cli
 
 ROOT = Path(__file__).parent.parent
 PATTERNS = ("2_4", "2_6", "2_8", "2_10", "2_12", "2_14", "2_16", "2_inf")
@@ -19,7 +19,7 @@ DOWN = "model.layers.1.mlp.down_proj"
 
 def test_dense_int8_holds_exactly_the_pruned_and_rounded_weights(cli: Cli, source: Path, tmp_path: Path) -> None:
     """Against numpy written out by hand for one linear with a ragged tail (88 columns, groups of 6)."""
-    assert cli("convert", source, tmp_path / "out", "--pattern", "2_6", "--layout", "dense").code == 0
+    assert cli("convert", *MAGNITUDE, source, tmp_path / "out", "--pattern", "2_6", "--layout", "dense").code == 0
     weight = pico.read(source)[f"{DOWN}.weight"].float().numpy()
     expected = weight.copy()
     for row in expected:
@@ -42,7 +42,7 @@ def test_every_pattern_and_scheme_converts_verifies_and_relays_both_ways(
     slide, dense = tmp_path / "slide", tmp_path / "dense"
     for out, layout in ((slide, "slide"), (dense, "dense")):
         words = ("--scheme", scheme, "--pattern", pattern, "--layout", layout)
-        assert cli("convert", source, out, *words).code == 0
+        assert cli("convert", *MAGNITUDE, source, out, *words).code == 0
         assert cli("verify", out, "--source", source).code == 0
     assert cli("relayout", slide, tmp_path / "to_dense", "--layout", "dense").code == 0
     assert cli("relayout", dense, tmp_path / "to_slide", "--layout", "slide").code == 0
@@ -59,7 +59,7 @@ def test_sparsify_quantize_slide_gives_the_bytes_of_convert(
     assert cli("sparsify", source, sparse, "--pattern", "2_10", "--method", "magnitude").code == 0
     assert cli("quantize", sparse, quantized, "--scheme", scheme).code == 0
     assert cli("slide", quantized, slid).code == 0
-    assert cli("convert", source, direct, "--scheme", scheme, "--pattern", "2:10").code == 0
+    assert cli("convert", *MAGNITUDE, source, direct, "--scheme", scheme, "--pattern", "2:10").code == 0
     for name in ("model.safetensors", "config.json"):
         assert (slid / name).read_bytes() == (direct / name).read_bytes()
     note = json.loads((slid / "report.json").read_text())["notes"][0]
@@ -69,8 +69,8 @@ def test_sparsify_quantize_slide_gives_the_bytes_of_convert(
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_other_float_sources_keep_their_dtype_when_only_pruned(cli: Cli, tmp_path: Path, dtype: torch.dtype) -> None:
     source = pico.write(tmp_path / "source", pico.weights(dtype))
-    assert cli("sparsify", source, tmp_path / "sparse").code == 0
-    assert cli("convert", source, tmp_path / "out").code == 0
+    assert cli("sparsify", *MAGNITUDE, source, tmp_path / "sparse").code == 0
+    assert cli("convert", *MAGNITUDE, source, tmp_path / "out").code == 0
     before, after = pico.read(source), pico.read(tmp_path / "sparse")
     changed = [name for name in before if not torch.equal(before[name], after[name])]
     assert all("_proj" in name for name in changed) and len(changed) == 7 * pico.LAYERS
@@ -85,7 +85,7 @@ def test_published_order_prunes_codes_keeps_scales_and_says_what_is_better(
 ) -> None:
     quantized, sparse = tmp_path / "quantized", tmp_path / "sparse"
     assert cli("quantize", source, quantized, "--scheme", "int8").code == 0
-    outcome = cli("sparsify", quantized, sparse, "--pattern", "2_8")
+    outcome = cli("sparsify", *MAGNITUDE, quantized, sparse, "--pattern", "2_8")
     assert outcome.code == 0 and "keeps more accuracy" in outcome.out
     before, after = pico.read(quantized), pico.read(sparse)
     for name in before:
@@ -103,7 +103,7 @@ def test_published_order_prunes_codes_keeps_scales_and_says_what_is_better(
 
 def test_other_peoples_w8a8_can_be_sparsified_and_slid(cli: Cli, tmp_path: Path) -> None:
     foreign = pico.w8a8(tmp_path / "foreign")
-    assert cli("sparsify", foreign, tmp_path / "sparse", "--pattern", "2_8").code == 0
+    assert cli("sparsify", *MAGNITUDE, foreign, tmp_path / "sparse", "--pattern", "2_8").code == 0
     assert cli("slide", tmp_path / "sparse", tmp_path / "slid").code == 0
     assert cli("verify", tmp_path / "slid", "--source", foreign).code == 0
     scales = pico.read(tmp_path / "slid")[f"{DOWN}.weight_scale"]
@@ -123,7 +123,7 @@ def test_slide_takes_foreign_weights_whose_pattern_the_user_states(cli: Cli, tmp
 def test_rules_choose_per_layer_and_kept_layers_stay_byte_for_byte(cli: Cli, source: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
-        "scheme: int8\npattern: 2:8\nrules:\n"
+        "scheme: int8\npattern: 2:8\nmethod: magnitude\nrules:\n"
         "  - {match: '*.layers.0.*', keep: true}\n"
         "  - {match: '*.mlp.*', pattern: 2_6}\n"
         "  - {match: '*.layers.2.self_attn.o_proj', scheme: fp8, pattern: 2_inf}\n"
@@ -153,7 +153,7 @@ def test_rules_choose_per_layer_and_kept_layers_stay_byte_for_byte(cli: Cli, sou
 
 def test_flags_overrule_the_recipe(cli: Cli, source: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("scheme: fp8\npattern: 2:4\nlayout: dense\n")
+    recipe.write_text("scheme: fp8\npattern: 2:4\nmethod: magnitude\nlayout: dense\n")
     assert cli("convert", source, tmp_path / "out", "--recipe", recipe, "--pattern", "2_10").code == 0
     record = json.loads((tmp_path / "out" / "config.json").read_text())["slidesparse_config"]
     assert record["recipe"] == {"scheme": "fp8", "pattern": "2:10", "method": "magnitude", "layout": "dense"}
@@ -161,7 +161,7 @@ def test_flags_overrule_the_recipe(cli: Cli, source: Path, tmp_path: Path) -> No
 
 def test_sharded_in_sharded_out_with_an_index_of_every_tensor(cli: Cli, tmp_path: Path) -> None:
     source = pico.write(tmp_path / "source", shards=4)
-    outcome = cli("convert", source, tmp_path / "out", "--shard-gb", "0.00003", "--json")
+    outcome = cli("convert", *MAGNITUDE, source, tmp_path / "out", "--shard-gb", "0.00003", "--json")
     assert outcome.code == 0
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     tensors = pico.read(tmp_path / "out")
@@ -171,13 +171,13 @@ def test_sharded_in_sharded_out_with_an_index_of_every_tensor(cli: Cli, tmp_path
     assert len(shards) == 1 + pico.LAYERS and shards[0] == f"model-00001-of-0000{len(shards)}.safetensors"
     assert cli("verify", tmp_path / "out", "--source", source).code == 0
     single = pico.write(tmp_path / "single")
-    assert cli("convert", single, tmp_path / "single_out").code == 0
+    assert cli("convert", *MAGNITUDE, single, tmp_path / "single_out").code == 0
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in pico.read(tmp_path / "single_out").items())
 
 
 def test_two_runs_write_the_same_bytes_in_every_file(cli: Cli, source: Path, tmp_path: Path) -> None:
     for name in ("first", "second"):
-        assert cli("convert", source, tmp_path / name).code == 0
+        assert cli("convert", *MAGNITUDE, source, tmp_path / name).code == 0
     assert pico.files(tmp_path / "first") == pico.files(tmp_path / "second")
 
 
@@ -185,7 +185,7 @@ def test_tied_head_stored_twice_is_written_once(cli: Cli, tmp_path: Path) -> Non
     tensors = pico.weights()
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
     source = pico.write(tmp_path / "source", tensors)
-    assert cli("convert", source, tmp_path / "out").code == 0
+    assert cli("convert", *MAGNITUDE, source, tmp_path / "out").code == 0
     assert "lm_head.weight" not in pico.read(tmp_path / "out")
     assert cli("verify", tmp_path / "out", "--source", source).code == 0
 
@@ -194,7 +194,7 @@ def test_untied_head_is_carried_along(cli: Cli, tmp_path: Path) -> None:
     tensors = pico.weights()
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].flip(0).contiguous()
     source = pico.write(tmp_path / "source", tensors, {"tie_word_embeddings": False})
-    assert cli("convert", source, tmp_path / "out").code == 0
+    assert cli("convert", *MAGNITUDE, source, tmp_path / "out").code == 0
     assert torch.equal(pico.read(tmp_path / "out")["lm_head.weight"], tensors["lm_head.weight"])
 
 
@@ -203,7 +203,7 @@ def test_negative_zeros_of_the_source_become_plain_zeros(cli: Cli, tmp_path: Pat
     tensors[f"{DOWN}.weight"][:, ::3] = -0.0
     source = pico.write(tmp_path / "source", tensors)
     for scheme in ("bf16", "fp8"):
-        assert cli("convert", source, tmp_path / scheme, "--scheme", scheme, "--layout", "dense").code == 0
+        assert cli("convert", *MAGNITUDE, source, tmp_path / scheme, "--scheme", scheme, "--layout", "dense").code == 0
         weight = pico.read(tmp_path / scheme)[f"{DOWN}.weight"]
         assert not (weight.float().signbit() & (weight.float() == 0)).any()
         assert cli("verify", tmp_path / scheme, "--source", source).code == 0
@@ -211,7 +211,7 @@ def test_negative_zeros_of_the_source_become_plain_zeros(cli: Cli, tmp_path: Pat
 
 def test_biases_and_norms_are_copied(cli: Cli, tmp_path: Path) -> None:
     source = pico.write(tmp_path / "source", pico.weights(bias=True), {"model_type": "qwen2"})
-    assert cli("convert", source, tmp_path / "out").code == 0
+    assert cli("convert", *MAGNITUDE, source, tmp_path / "out").code == 0
     before, after = pico.read(source), pico.read(tmp_path / "out")
     copied = [name for name in before if name in after]
     assert sum(name.endswith(".bias") for name in copied) == 3 * pico.LAYERS
@@ -220,7 +220,7 @@ def test_biases_and_norms_are_copied(cli: Cli, tmp_path: Path) -> None:
 
 def test_the_report_says_what_was_measured(cli: Cli, source: Path, tmp_path: Path) -> None:
     """Error, zeros and bytes of the report against the tensors themselves."""
-    assert cli("convert", source, tmp_path / "out", "--layout", "dense").code == 0
+    assert cli("convert", *MAGNITUDE, source, tmp_path / "out", "--layout", "dense").code == 0
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["verified"] == len(pico.read(tmp_path / "out")) and not report["notes"]
     before, after = pico.read(source), pico.read(tmp_path / "out")
@@ -239,7 +239,7 @@ def test_the_report_says_what_was_measured(cli: Cli, source: Path, tmp_path: Pat
 
 def test_perplexity_measured_in_the_run_is_in_every_report(cli: Cli, tmp_path: Path) -> None:
     model, text = ROOT / "examples/demo_model", ROOT / "examples/demo_text/evaluation.jsonl"
-    outcome = cli("convert", model, tmp_path / "out", "--text", text, "--windows", "2", "--json")
+    outcome = cli("convert", *MAGNITUDE, model, tmp_path / "out", "--text", text, "--windows", "2", "--json")
     told = json.loads(outcome.out)["perplexity"]
     measured = json.loads(cli("eval", model, tmp_path / "out", "--text", text, "--windows", "2", "--json").out)
     assert [told["source"], told["output"]] == [row["perplexity"] for row in measured["results"]]
@@ -250,7 +250,7 @@ def test_perplexity_measured_in_the_run_is_in_every_report(cli: Cli, tmp_path: P
 
 def test_the_licence_of_the_source_is_carried_on(cli: Cli, source: Path, tmp_path: Path) -> None:
     (source / "README.md").write_text("---\nlicense: apache-2.0\nlanguage: en\n---\n# A model\n---\nmore\n")
-    assert cli("convert", source, tmp_path / "out").code == 0
+    assert cli("convert", *MAGNITUDE, source, tmp_path / "out").code == 0
     front = (tmp_path / "out" / "README.md").read_text().split("---\n")[1]
     assert "license: apache-2.0" in front and "- en" in front
 
@@ -264,6 +264,6 @@ def test_the_gpu_writes_the_same_weights_as_the_cpu(
 ) -> None:
     for device in ("cpu", "cuda"):
         words = ("--scheme", scheme, "--pattern", pattern, "--device", device)
-        assert cli("convert", source, tmp_path / device, *words).code == 0
+        assert cli("convert", *MAGNITUDE, source, tmp_path / device, *words).code == 0
     cpu, cuda = (tmp_path / device / "model.safetensors" for device in ("cpu", "cuda"))
     assert cpu.read_bytes() == cuda.read_bytes()

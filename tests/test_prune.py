@@ -15,7 +15,7 @@ from torch import Tensor
 from slideconvert import planes
 from slideconvert.errors import InputError, PatternError
 from slideconvert.patterns import LENGTHS, Pattern
-from slideconvert.prune import METHODS, PRUNERS, magnitude, parse_method
+from slideconvert.prune import METHODS, magnitude, parse_method
 from slideconvert.prune.select import apply_mask, check_pattern, keep_mask
 from tests.matrices import LENGTH, as_dtype, codes_on, examples, legal_codes, masks, raw
 from tests.twins import prune, quantize
@@ -221,8 +221,8 @@ def test_check_takes_minus_zero_for_a_zero(dtype: torch.dtype) -> None:
 
 
 def test_methods() -> None:
-    assert METHODS == ("magnitude", "none")
-    assert PRUNERS["magnitude"] is magnitude
+    assert tuple(METHODS) == ("magnitude", "wanda", "hessian", "obs", "alps", "rtn", "gptq")
+    assert METHODS["magnitude"].mask is magnitude
     assert [parse_method(name) for name in METHODS] == list(METHODS)
     with pytest.raises(InputError, match=r"unknown method 'magnitud' \(did you mean magnitude\?"):
         parse_method("magnitud")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from slideconvert.calibrate.settings import Calibration
 from slideconvert.errors import InputError
 from slideconvert.patterns import Pattern
 from slideconvert.recipe import Choice, Recipe, Rule, load_recipe, make_choice, parse_recipe
@@ -21,7 +22,7 @@ shard_gb: 2.5
 rules:
   - {match: "*.layers.0.*", keep: true}
   - {match: "*.down_proj", pattern: 2_6}
-  - {match: "*.layers.?.mlp.*", scheme: int8, method: none}
+  - {match: "*.layers.?.mlp.*", scheme: int8, method: rtn}
 """
 Q, DOWN, UP = "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj", "model.layers.1.mlp.up_proj"
 
@@ -46,7 +47,7 @@ def test_every_word_of_a_recipe(tmp_path: Path) -> None:
         rules=(
             Rule("*.layers.0.*", Choice(keep=True)),
             Rule("*.down_proj", Choice(pattern=Pattern(6))),
-            Rule("*.layers.?.mlp.*", Choice(scheme=INT8, method="none")),
+            Rule("*.layers.?.mlp.*", Choice(scheme=INT8, method="rtn")),
         ),
         layout="slide",
         shard_bytes=2_500_000_000,
@@ -54,7 +55,9 @@ def test_every_word_of_a_recipe(tmp_path: Path) -> None:
 
 
 def test_what_is_not_said_is_not_chosen(tmp_path: Path) -> None:
-    assert load("{}", tmp_path) == Recipe(Choice(None, None, None, keep=False), (), None, 5_000_000_000)
+    assert load("{}", tmp_path) == Recipe(
+        Choice(None, None, None, keep=False), (), None, None, Calibration(), 5_000_000_000
+    )
     assert load("rules: []", tmp_path) == Recipe()
 
 
@@ -78,7 +81,7 @@ def test_two_inf(text: str, tmp_path: Path) -> None:
 def test_rule_fills_up_from_the_recipe(tmp_path: Path) -> None:
     recipe = load(FULL, tmp_path)
     assert recipe.for_linear(DOWN) == Choice(FP8, Pattern(6), "magnitude")
-    assert recipe.for_linear(UP) == Choice(INT8, Pattern(8), "none")
+    assert recipe.for_linear(UP) == Choice(INT8, Pattern(8), "rtn")
     assert recipe.for_linear("lm_head") == Choice(FP8, Pattern(8), "magnitude")
 
 
@@ -122,7 +125,7 @@ def test_wildcards(match: str, names: list[str]) -> None:
 # ---- there and back
 
 
-@pytest.mark.parametrize("text", [FULL, "{}", "pattern: 2:inf\nlayout: dense", "scheme: bf16\nmethod: none"])
+@pytest.mark.parametrize("text", [FULL, "{}", "pattern: 2:inf\nlayout: dense", "scheme: bf16\nmethod: rtn"])
 def test_described_recipes_say_the_same_when_read_again(text: str, tmp_path: Path) -> None:
     recipe = load(text, tmp_path)
     again = load(yaml.safe_dump(recipe.describe()), tmp_path)
@@ -139,7 +142,7 @@ def test_description_by_hand(tmp_path: Path) -> None:
         "rules": [
             {"match": "*.layers.0.*", "keep": True},
             {"match": "*.down_proj", "pattern": "2:6"},
-            {"match": "*.layers.?.mlp.*", "scheme": "int8", "method": "none"},
+            {"match": "*.layers.?.mlp.*", "scheme": "int8", "method": "rtn"},
         ],
     }
     assert list(described) == ["scheme", "pattern", "method", "layout", "rules"]

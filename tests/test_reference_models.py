@@ -13,7 +13,7 @@ import torch
 
 from slideconvert.checkpoint.reader import Checkpoint
 from slideconvert.runtime.load import load_model
-from tests.conftest import Cli
+from tests.conftest import MAGNITUDE, Cli
 from tests.test_stock_transformers import assert_same_logits, assert_weights_as_written, stock, unquantized_activations
 
 pytestmark = pytest.mark.slow
@@ -39,7 +39,7 @@ def test_converts_verifies_and_loads_in_stock_transformers(
 ) -> None:
     """Both layouts verified; the dense one, loaded by stock transformers, has our weights and our logits."""
     slide, dense = tmp_path / "slide", tmp_path / "dense"
-    outcome = cli("convert", model, slide, "--scheme", scheme, "--pattern", pattern)
+    outcome = cli("convert", *MAGNITUDE, model, slide, "--scheme", scheme, "--pattern", pattern)
     if Checkpoint.open(model).config["model_type"] == "bitnet":
         assert outcome.code == 2 and "bitnet" in outcome.err and not slide.exists()
         return

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests import pico
-from tests.conftest import Cli
+from tests.conftest import MAGNITUDE, Cli
 
 STAGING = ".slideconvert-partial"
-WORDS = ("--pattern", "2_8", "--shard-gb", "0.00005")
+WORDS = (*MAGNITUDE, "--pattern", "2_8", "--shard-gb", "0.00005")
 """Several shards, some of them with more than one unit."""
 
 KILLED_RUN = """

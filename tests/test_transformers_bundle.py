@@ -21,7 +21,7 @@ from slideconvert.runtime.bundle import check_bundle
 from slideconvert.runtime.load import load_model
 from slideconvert.runtime.slidesparse_record import AUTO_MAP, CODE_FILES, SOURCES
 from tests import pico
-from tests.conftest import Cli
+from tests.conftest import MAGNITUDE, Cli
 from tests.hub_server import HubServer
 from tests.serving import LAYOUTS, QWEN2, TOKENS, checkpoint, edit_config, logits
 
@@ -270,9 +270,9 @@ def test_the_code_of_a_source_is_not_taken_over(tmp_path: Path, cli: Cli) -> Non
     """Its files are not copied, so its auto_map would lead nowhere."""
     theirs = {"auto_map": {"AutoModelForCausalLM": "modeling_theirs.Model", "AutoConfig": "modeling_theirs.Config"}}
     source = pico.write(tmp_path / "source", pico.weights(bias=True), {**QWEN2, **theirs})
-    assert cli("convert", source, tmp_path / "out").code == 0
+    assert cli("convert", *MAGNITUDE, source, tmp_path / "out").code == 0
     assert json.loads((tmp_path / "out" / "config.json").read_text())["auto_map"] == AUTO_MAP
-    assert cli("sparsify", source, tmp_path / "sparse").code == 0
+    assert cli("sparsify", *MAGNITUDE, source, tmp_path / "sparse").code == 0
     assert "auto_map" not in json.loads((tmp_path / "sparse" / "config.json").read_text())
 
 

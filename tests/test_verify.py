@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests import pico
-from tests.conftest import Cli
+from tests.conftest import MAGNITUDE, Cli
 
 Q = "model.layers.1.self_attn.q_proj"
 Tensors = dict[str, torch.Tensor]
@@ -26,7 +26,7 @@ def model(tmp_path: Path) -> Path:
 
 def converted(cli: Cli, model: Path, *words: str) -> Path:
     out = model.parent / "out"
-    assert cli("convert", model, out, *words, "-q").code == 0
+    assert cli("convert", *MAGNITUDE, model, out, *words, "-q").code == 0
     return out
 
 
@@ -228,13 +228,13 @@ def test_a_conversion_whose_output_is_damaged_is_not_published(
 
     monkeypatch.setattr(finish, "bundle_kernels", damage)
     out = model.parent / "out"
-    outcome = cli("convert", model, out, "-q")
+    outcome = cli("convert", *MAGNITUDE, model, out, "-q")
     assert outcome.code == 1 and "model.safetensors" in outcome.err and "nothing was published" in outcome.err
     assert not (out / "config.json").exists()
 
 
 def test_unverified_output_says_so_everywhere(cli: Cli, model: Path) -> None:
-    outcome = cli("convert", model, model.parent / "out", "--no-verify")
+    outcome = cli("convert", *MAGNITUDE, model, model.parent / "out", "--no-verify")
     assert outcome.code == 0 and "NOT VERIFIED" in outcome.out
     report = json.loads((model.parent / "out" / "report.json").read_text())
     assert report["verified"] is None

@@ -23,6 +23,8 @@ from .reader import read_json
 
 JOURNAL = "journal.jsonl"
 STATE = "state.json"
+WORK = "work"
+"""Folder for what a job keeps between its steps; it is not part of the output."""
 
 
 class Staging:
@@ -68,7 +70,7 @@ class Staging:
 
         Interrupted here, OUT still holds the staging folder, so readers refuse it and --resume completes it.
         """
-        names = sorted({entry.name for entry in self.path.iterdir()} - {JOURNAL, STATE})
+        names = sorted({entry.name for entry in self.path.iterdir()} - {JOURNAL, STATE, WORK})
         last = INDEX if INDEX in names else SINGLE
         with writing(self.out):
             for name in sorted(names, key=lambda name: name == last):

@@ -44,6 +44,17 @@ verbosity_options = options(
 )
 run_options = options(
     device_option,
+    click.option(
+        "--keep-on",
+        default="device",
+        show_default=True,
+        metavar="device|cpu|disk",
+        help="Where calibration keeps hidden states.",
+    ),
+    click.option(
+        "--batch-tokens", type=click.IntRange(1), help="Calibration tokens at once.  [default: 4096; 32768 on a GPU]"
+    ),
+    click.option("--offload", is_flag=True, help="Keep the optimizer of preset quality in CPU memory."),
     click.option("--resume", is_flag=True, help="Continue an interrupted run of the same settings."),
     click.option("--text", help="Measure the perplexity of source and output on this text, for the reports."),
     click.option("--windows", default=160, show_default=True, type=click.IntRange(1), help="Windows of --text."),
@@ -51,6 +62,25 @@ run_options = options(
     json_option,
     verbosity_options,
 )
+
+calibration_options = options(
+    click.option("--calibration", metavar="TEXT", help="Calibration text: a file or data set.  [default: C4]"),
+    click.option("--samples", type=int, help="Calibration windows.  [default: 128]"),
+    click.option("--length", type=int, help="Tokens of a window.  [default: 2048, or the model's longest]"),
+    click.option("--seed", type=int, help="Which windows are drawn.  [default: 0]"),
+)
+CALIBRATION = ("samples", "length", "seed")
+"""The options of `calibration_options` that are words of a recipe's calibration; --calibration is its text."""
+
+
+def calibration_words(said: dict[str, Any]) -> dict[str, str]:
+    """Takes the calibration options out of `said` and gives them as the words of a recipe's calibration."""
+    text = said.pop("calibration")
+    words = {word: said.pop(word) for word in CALIBRATION}
+    return {
+        **({"text": text} if text else {}),
+        **{word: str(value) for word, value in words.items() if value is not None},
+    }
 
 
 def choose_device(name: str) -> str:

@@ -11,6 +11,9 @@ import click
 
 from ..checkpoint.files import REPORT_JSON
 from .common import (
+    CALIBRATION,
+    calibration_options,
+    calibration_words,
     choose_device,
     echo_json,
     json_option,
@@ -30,33 +33,46 @@ if TYPE_CHECKING:
     from ..recipe import Recipe
     from ..report import Report
 
+METHOD_WORDS = "magnitude|wanda|hessian|obs|alps|rtn|gptq"
+
 recipe_options = options(
     click.option("--recipe", type=click.Path(path_type=Path), help="YAML recipe; the flags here overrule it."),
     click.option("--scheme", metavar="int8|fp8|bf16", help="Numbers of the weights.  [default: int8]"),
     click.option("--pattern", metavar="2_L", help="2_4 … 2_16, or 2_inf to prune nothing.  [default: 2_8]"),
-    click.option("--method", metavar="magnitude|none", help="How weights to prune are chosen.  [default: magnitude]"),
+    click.option("--preset", metavar="fast|balanced|quality", help="Time spent for accuracy.  [default: balanced]"),
+    click.option("--method", metavar=METHOD_WORDS, help="One method for all, instead of the preset's."),
+    calibration_options,
     click.option("--layout", metavar="slide|dense", help="How weights are stored.  [default: slide; dense for bf16]"),
     click.option("--shard-gb", type=float, help="Largest weight file, in GB.  [default: 5]"),
 )
 
-DEFAULTS = {"scheme": "int8", "pattern": "2:8", "method": "magnitude"}
+DEFAULTS = {"scheme": "int8", "pattern": "2:8"}
+PRESET = "balanced"
 
 
-def full_recipe(path: Path | None, shard_gb: float | None, **words: str | None) -> Recipe:
+RECIPE_WORDS = ("scheme", "pattern", "preset", "method", "layout", "shard_gb", "calibration", *CALIBRATION)
+"""The parameters that `recipe_options` gives besides the recipe."""
+
+
+def full_recipe(path: Path | None, **said: Any) -> Recipe:
     """The recipe file (if any), overruled by the flags, filled up with the defaults of `convert`."""
+    from ..calibrate.settings import parse_preset
     from ..recipe import Recipe, describe_choice, load_recipe, make_choice, parse_recipe
 
     recipe = load_recipe(path) if path else Recipe()
-    said = {**words, "shard_gb": None if shard_gb is None else str(shard_gb)}
-    flags = parse_recipe({word: value for word, value in said.items() if value is not None}, "flags")
+    calibration = calibration_words(said)
+    words: dict[str, Any] = {word: str(value) for word, value in said.items() if value is not None}
+    flags = parse_recipe({**words, "calibration": calibration}, "flags")
     choice = make_choice(**{**DEFAULTS, **describe_choice(recipe.choice), **describe_choice(flags.choice)})
     schemes = [choice.scheme, *(rule.choice.scheme for rule in recipe.rules)]
     quantizes = any(scheme.quantized for scheme in schemes if scheme)
     return replace(
         recipe,
         choice=choice,
+        preset=flags.preset or recipe.preset or (None if choice.method else parse_preset(PRESET)),
+        calibration=replace(recipe.calibration, **{word: getattr(flags.calibration, word) for word in calibration}),
         layout=flags.layout or recipe.layout or ("slide" if quantizes else "dense"),
-        shard_bytes=recipe.shard_bytes if shard_gb is None else flags.shard_bytes,
+        shard_bytes=flags.shard_bytes if "shard_gb" in words else recipe.shard_bytes,
     )
 
 
@@ -70,17 +86,12 @@ def convert_command(
     source: str,
     out: Path,
     recipe: Path | None,
-    scheme: str | None,
-    pattern: str | None,
-    method: str | None,
-    layout: str | None,
-    shard_gb: float | None,
     revision: str | None,
-    **run: Any,
+    **said: Any,
 ) -> None:
     """Prune, quantize, re-lay and verify the model SOURCE (a folder or a Hub id) into the folder OUT."""
-    full = full_recipe(recipe, shard_gb, scheme=scheme, pattern=pattern, method=method, layout=layout)
-    carry_out(source, out, full, revision, **run)
+    words = {word: said.pop(word) for word in RECIPE_WORDS}
+    carry_out(source, out, full_recipe(recipe, **words), revision, **said)
 
 
 @click.command("plan")
@@ -92,22 +103,17 @@ def convert_command(
 def plan_command(
     source: str,
     recipe: Path | None,
-    scheme: str | None,
-    pattern: str | None,
-    method: str | None,
-    layout: str | None,
-    shard_gb: float | None,
     revision: str | None,
     as_json: bool,
     verbose: bool,
     quiet: bool,
+    **words: Any,
 ) -> None:
     """Show what `convert` with the same words would do to SOURCE. Reads shapes only, writes nothing."""
     from ..plan import make_plan
     from .tables import plan_summary, plan_table
 
-    full = full_recipe(recipe, shard_gb, scheme=scheme, pattern=pattern, method=method, layout=layout)
-    made = make_plan(resolve_source(source, revision, quiet or as_json), full)
+    made = make_plan(resolve_source(source, revision, quiet or as_json), full_recipe(recipe, **words))
     if as_json:
         echo_json(plan_json(made))
     else:
@@ -122,6 +128,9 @@ def carry_out(
     revision: str | None,
     *,
     device: str,
+    keep_on: str,
+    batch_tokens: int | None,
+    offload: bool,
     resume: bool,
     text: str | None,
     windows: int,
@@ -131,6 +140,7 @@ def carry_out(
     quiet: bool,
 ) -> None:
     """Plan and run a conversion, with a progress bar, and print what came of it."""
+    from ..calibrate.run import RunSettings
     from ..pipeline import convert
     from ..plan import make_plan
     from .tables import report_summary, report_table
@@ -142,7 +152,7 @@ def carry_out(
         report = convert(
             made,
             out,
-            device=where,
+            settings=RunSettings(where, keep_on, batch_tokens, offload),
             resume=resume,
             verify=not no_verify,
             text=text,

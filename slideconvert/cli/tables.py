@@ -166,6 +166,36 @@ def eval_table(rows: list[dict[str, Any]], length: int, activations: str) -> Tab
     return made
 
 
+def _score(value: float, sign: str = "") -> str:
+    return format(value, f"{sign}.4f" if abs(value) < 1000 else f"{sign}.4g")
+
+
+def tasks_table(found: dict[str, Any], *, every_metric: bool) -> Table:
+    """One row a task and checkpoint with the main metric, or one for each metric and each member of a group."""
+    asked = f"the first {found['limit']} questions, " if found["limit"] else ""
+    made = table(
+        f"Tasks of lm-eval {found['lm_eval']}, {asked}activations {found['activations']}",
+        ["task", "checkpoint", "metric"],
+        ["value", "±", "difference", "questions", "shots"],
+    )
+    for row in found["tasks"]:
+        if row["part_of"] and not every_metric:
+            continue
+        for metric in row["metrics"] if every_metric else row["metrics"][:1]:
+            name = metric["metric"] if metric["filter"] == "none" else f"{metric['metric']}, {metric['filter']}"
+            made.add_row(
+                row["task"],
+                row["ckpt"],
+                name + {True: " ↑", False: " ↓", None: ""}[metric["higher_is_better"]],
+                _score(metric["value"]),
+                "–" if metric["stderr"] is None else _score(metric["stderr"]),
+                _score(metric["difference"], sign="+"),
+                str(row["samples"]),
+                "–" if row["shots"] is None else str(row["shots"]),
+            )
+    return made
+
+
 def doctor_table(found: dict[str, Any]) -> Table:
     """One row a fact."""
     made = table("slideconvert doctor", ["what", "found"], [])

@@ -27,6 +27,7 @@ class LayerReport:
     prune_error: the part of it that pruning alone causes.
     bytes_before, bytes_after: of weight and scales, as stored.
     slid_columns: K' in the slide layout, else 0.
+    output_error: relative error of the linear's output on the calibration tokens; None without calibration.
     notes: anything degraded or unusual, in words; empty when all went as asked.
     """
 
@@ -45,6 +46,7 @@ class LayerReport:
     bytes_before: int
     bytes_after: int
     slid_columns: int
+    output_error: float | None = None
     notes: tuple[str, ...] = ()
 
     @property

@@ -49,17 +49,11 @@ def load_model(
 
     InputError if tensors are missing or left over, or the architecture is unknown.
     """
-    import accelerate
-    import transformers
-
     pick(activations, ACTIVATIONS, "kind of activations")
     check_quantization(checkpoint.config, str(checkpoint.path))
     record = read_record(checkpoint.config, str(checkpoint.path))
     linears = [linear.name for linear in decoder_linears(checkpoint.config)]
-    words = {key: value for key, value in checkpoint.config.items() if key not in NOT_ARCHITECTURE}
-    config = transformers.AutoConfig.for_model(checkpoint.config["model_type"], **words)
-    with accelerate.init_empty_weights(include_buffers=False):
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model = empty_model(checkpoint, dtype)
     used = set()
     for name in linears:
         linear, tensors = _linear(checkpoint, record, name, activations, device, dtype, backend)
@@ -76,6 +70,17 @@ def load_model(
         name, why = (absent[0], "is missing") if absent else (unexpected[0], "has no place in the architecture")
         raise InputError(f"{checkpoint.path}: tensor {name} {why}", hint="the checkpoint and its config.json disagree")
     return model.to(device).eval()
+
+
+def empty_model(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> Any:
+    """The checkpoint's architecture as transformers' causal language model, its parameters on the meta device."""
+    import accelerate
+    import transformers
+
+    words = {key: value for key, value in checkpoint.config.items() if key not in NOT_ARCHITECTURE}
+    config = transformers.AutoConfig.for_model(checkpoint.config["model_type"], **words)
+    with accelerate.init_empty_weights(include_buffers=False):
+        return transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 
 def _linear(

@@ -17,6 +17,7 @@ from ..layout import StoredLinear, stored_tensors
 from ..measure import Tally, check_finite, energy, floats, nonzeros, ratio, values
 from ..patterns import ZEROS, Pattern
 from ..planes import bits, blocks, negative, nonzero, to_planes
+from ..prune import METHODS
 from ..prune.select import check_pattern
 from ..quantize import QuantizedWeight, Weight
 
@@ -68,7 +69,13 @@ def verify_linear(ours: Side, source: Side | None, device: str, name: str) -> Li
             if original:
                 before = original.decode({part: tensor[rows].to(device) for part, tensor in theirs.items()}, where)
                 kept = ours.record is None or name not in ours.record.linears
-                found += _check_against(before, weight, None if kept else stored.pattern, where)
+                found += (
+                    _check_moved(before, weight)
+                    if _moved(ours, source, name)
+                    else _check_against(before, weight, None if kept else stored.pattern, where)
+                )
+        if original and found.loss > found.energy:
+            raise InputError(f"{name}: differs from the source by more than its size; it is not the same linear")
     except SlideConvertError as problem:
         fault = problem.what if name in problem.what else f"{name}: {problem.what}"
     entry = ours.record.linears.get(name) if ours.record else None
@@ -116,6 +123,21 @@ def _check_weight(stored: StoredLinear, block: dict[str, Tensor], weight: Weight
         for tensor, again in stored_tensors(stored.name, weight, stored.pattern, "slide").items():
             if not torch.equal(bits(again), bits(block[tensor].view(again.shape))):
                 raise InputError(f"{where}: {tensor} is not the canonical packing of its weights")
+
+
+def _moved(ours: Side, source: Side | None, name: str) -> bool:
+    """Whether survivors may differ from the source's: a calibrated method came between the two."""
+    entry = ours.record.linears.get(name) if ours.record else None
+    if entry is None or not entry.method or not METHODS[entry.method].calibrated:
+        return False
+    before = source.record.linears.get(name) if source and source.record else None
+    return before is None or (before.method, before.pattern) != (entry.method, entry.pattern)
+
+
+def _check_moved(before: Weight, weight: Weight) -> Tally:
+    """Measure how far calibration and training have moved the weights; the error is judged over all rows."""
+    old = floats(before)
+    return Tally(energy=energy(old), loss=energy(old - floats(weight)))
 
 
 def _check_against(before: Weight, weight: Weight, pattern: Pattern | None, where: str) -> Tally:

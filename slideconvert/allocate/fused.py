@@ -1,0 +1,93 @@
+"""The linears of a model as a server fuses them, how long each group takes, and which patterns could speed it up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ..layers import LINEARS, SIBLINGS, Linear
+from ..patterns import ALL, Pattern
+from .rows import Shape
+from .speed import DEFAULT_TOKENS, SpeedTable, Times
+
+PLACES = sorted(
+    [*SIBLINGS, *((place,) for place in LINEARS if not any(place in places for places in SIBLINGS))],
+    key=lambda places: LINEARS.index(places[0]),
+)
+"""The fused groups of a decoder layer, in its order: q/k/v, o, gate/up, down."""
+
+
+@dataclass(frozen=True)
+class FusedGroup:
+    """Linears of one decoder layer that a server runs as one matrix. shape: (out, in) of that matrix."""
+
+    linears: tuple[Linear, ...]
+    shape: Shape
+
+    @property
+    def layer(self) -> int:
+        return self.linears[0].layer
+
+    @property
+    def weights(self) -> int:
+        return self.shape[0] * self.shape[1]
+
+    @property
+    def kinds(self) -> list[str]:
+        """q, k, v."""
+        return [linear.kind.removesuffix("_proj") for linear in self.linears]
+
+    @property
+    def match(self) -> str:
+        """The place in the layer as a rule of a recipe matches it: self_attn.[qkv]_proj, mlp.[gu]*_proj."""
+        if len(self.linears) == 1:
+            return self.linears[0].place
+        module = self.linears[0].place.rpartition(".")[0]
+        letters = "".join(kind[0] for kind in self.kinds)
+        rest = "" if all(len(kind) == 1 for kind in self.kinds) else "*"
+        return f"{module}.[{letters}]{rest}_proj"
+
+    def __str__(self) -> str:
+        return f"layer {self.layer} {'/'.join(self.kinds)}"
+
+
+def fuse(shapes: Mapping[Linear, Shape]) -> list[FusedGroup]:
+    """Linears with their shapes (out, in) -> their fused groups, layer after layer, in the order of the layer."""
+    by_place = {(linear.layer, linear.place): linear for linear in shapes}
+    groups = []
+    for layer in sorted({linear.layer for linear in shapes}):
+        for places in PLACES:
+            members = tuple(by_place[layer, place] for place in places if (layer, place) in by_place)
+            if members:
+                rows = sum(shapes[member][0] for member in members)
+                groups.append(FusedGroup(members, (rows, shapes[members[0]][1])))
+    return groups
+
+
+def group_times(
+    groups: Sequence[FusedGroup], table: SpeedTable, scheme: str, tokens: int = DEFAULT_TOKENS
+) -> list[Times]:
+    """The times of each group. A layer is looked up by all of its groups, so give them all.
+
+    InputError if the table has no times for that scheme or number of tokens.
+    """
+    layers: dict[int, list[FusedGroup]] = {}
+    for group in groups:
+        layers.setdefault(group.layer, []).append(group)
+    found: dict[FusedGroup, Times] = {}
+    for members in layers.values():
+        found |= zip(members, table.times([group.shape for group in members], scheme, tokens), strict=True)
+    return [found[group] for group in groups]
+
+
+def worth_trying(times: Sequence[Times]) -> tuple[Pattern, ...]:
+    """The patterns that can be chosen for a speed-up, so that no error need be measured with any other.
+
+    Some group is faster with it than dense and than with every milder pattern, and all groups have a time of it.
+    """
+    timed = [pattern for pattern in ALL if pattern.prunes and all(pattern in time.sparse for time in times)]
+    return tuple(
+        pattern
+        for place, pattern in enumerate(timed)
+        if any(time.of(pattern) < min(map(time.of, [*timed[place + 1 :], Pattern(None)])) for time in times)
+    )

@@ -1,0 +1,118 @@
+"""Tables of measured times, as CSV files: what stands in them, and how they are read.
+
+Lines that start with # say where a table comes from. Then the words of the columns, and a row for each measurement:
+
+    gpu,scheme,model,linears,tokens,dense,2:4,2:8
+    h100,int8,Qwen2.5-7B,4608x3584+3584x3584+37888x3584+3584x18944,4096,2380,1.70,1.15
+
+linears are those that a server runs in one decoder layer, out x in, q/k/v and gate/up fused; or a single one. dense is
+their time together, in any unit that is the same in all rows; 2:L is how many times faster the pattern is, empty where
+that is not known. A table has rows of layers or of single linears, not of both.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import InputError, pick
+from ..patterns import ALL, Pattern
+from ..schemes import SCHEMES
+
+WORDS = ("gpu", "scheme", "model", "linears", "tokens", "dense")
+"""The columns before those of the patterns."""
+PATTERNS = [str(pattern) for pattern in ALL]
+SCHEME_WORDS = [scheme.name for scheme in SCHEMES.values() if scheme.quantized]
+FORMAT = f"{','.join(WORDS)}, then one column for each measured pattern of {', '.join(PATTERNS)}"
+
+Shape = tuple[int, int]
+"""out x in."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement: dense time, and speed-ups over it by pattern, of these linears together at so many tokens."""
+
+    gpu: str
+    scheme: str
+    model: str
+    linears: tuple[Shape, ...]
+    tokens: int
+    dense: float
+    speedups: Mapping[Pattern, float]
+
+
+def read_rows(path: Path) -> tuple[tuple[str, ...], list[Row]]:
+    """The comments and the rows of a table. InputError with the line for anything that is not understood."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # spreadsheets write a byte order mark
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise InputError(f"table of times {path}: {reason}", hint=f"a CSV file with the columns {FORMAT}") from error
+    source = tuple(line[1:].strip() for line in lines if line.startswith("#"))
+    data = [(number, line) for number, line in enumerate(lines, 1) if line.strip() and not line.startswith("#")]
+    if len(data) < 2:
+        raise InputError(f"{path}: no times", hint=f"a CSV file with the columns {FORMAT}")
+    columns = _columns(data[0][1], f"{path}, line {data[0][0]}")
+    rows: dict[tuple[object, ...], Row] = {}
+    for number, line in data[1:]:
+        where = f"{path}, line {number}"
+        row = _parse_row(next(csv.reader([line])), columns, where)
+        key = (row.gpu, row.scheme, row.linears, row.tokens)
+        if key in rows:
+            raise InputError(f"{where}: the same GPU, scheme, linears and tokens again", hint="leave one row of each")
+        rows[key] = row
+        first = next(iter(rows.values()))
+        if (len(row.linears) > 1) != (len(first.linears) > 1):
+            raise InputError(f"{where}: rows of layers and of single linears", hint="a table has one or the other")
+    return source, list(rows.values())
+
+
+def _columns(line: str, where: str) -> list[str]:
+    found = [word.strip() for word in line.split(",")]
+    if tuple(found[: len(WORDS)]) != WORDS or not found[len(WORDS) :]:
+        raise InputError(f"{where}: the columns are {','.join(found)}", hint=f"they must be {FORMAT}")
+    for word in found[len(WORDS) :]:
+        pick(word, PATTERNS, f"pattern in {where}:")
+    if len(set(found)) < len(found):
+        raise InputError(f"{where}: a column stands there twice")
+    return found
+
+
+def _parse_row(cells: list[str], columns: list[str], where: str) -> Row:
+    if len(cells) != len(columns):
+        raise InputError(f"{where}: {len(cells)} values for {len(columns)} columns")
+    words = {column: cell.strip() for column, cell in zip(columns, cells, strict=True)}
+    pick(words["scheme"], SCHEME_WORDS, f"scheme in {where}:")
+    for word in ("gpu", "model"):
+        if not words[word]:
+            raise InputError(f"{where}: {word} is empty")
+    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*(\+[1-9]\d*x[1-9]\d*)*", words["linears"]):
+        raise InputError(f"{where}: linears is '{words['linears']}'", hint="out x in of each, as 3072x2048+2048x2048")
+    shapes = [tuple(map(int, shape.split("x"))) for shape in words["linears"].split("+")]
+    if not re.fullmatch(r"[1-9]\d*", words["tokens"]):
+        raise InputError(f"{where}: tokens is '{words['tokens']}', a whole number above 0 was expected")
+    patterns = [word for word in columns[len(WORDS) :] if words[word]]
+    return Row(
+        gpu=words["gpu"],
+        scheme=words["scheme"],
+        model=words["model"],
+        linears=tuple((outer, inner) for outer, inner in shapes),
+        tokens=int(words["tokens"]),
+        dense=_positive(words["dense"], "dense", where),
+        speedups={Pattern.parse(word): _positive(words[word], word, where) for word in patterns},
+    )
+
+
+def _positive(cell: str, column: str, where: str) -> float:
+    try:
+        value = float(cell)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise InputError(f"{where}: {column} is '{cell}', a number above 0 was expected")
+    return value

@@ -1,0 +1,153 @@
+"""How long linears take on a GPU, dense and with each pattern: looked up in tables of measurements (rows.py).
+
+Looked up is the measured layer (or linear) whose shape is nearest to the one that is asked for: by the distance of
+(log out, log in), for a layer their means weighted by the linears' sizes. Between measured numbers of tokens, times
+and ratios are interpolated, log over log. Times are scaled by the number of weights. So a model that was measured gets
+the very numbers of its table, and in a table of layers all linears of a model are sped up alike.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..errors import InputError, pick
+from ..patterns import Pattern
+from .rows import Row, Shape, read_rows
+
+DEFAULT_TOKENS = 4096
+"""Tokens that are computed at once, unless asked otherwise: a prompt, or a server's batch of prompts. There 2:L pays
+most; decoding reads the weights once for few tokens, and 2:8 reads 0.94 bytes a weight."""
+
+PUBLISHED = ("a100", "rtx4090", "h100", "b200", "rtx5080", "gb10")
+BUNDLED = {**dict.fromkeys(PUBLISHED, "speed_published_int8.csv"), "h200": "speed_h200.csv"}
+"""The file with the times of each GPU that we have some of, by the word for the GPU."""
+
+
+@dataclass(frozen=True)
+class Times:
+    """How long one linear takes with each pattern, in the unit of its table.
+
+    dense: 8-bit and not pruned, on dense kernels. sparse: by pattern, as far as the table has it.
+    measured: which GPU, model and number of tokens this was measured for, in words.
+    """
+
+    dense: float
+    sparse: Mapping[Pattern, float]
+    measured: str
+
+    def of(self, pattern: Pattern) -> float:
+        """The time with that pattern. 2:inf runs dense: there is nothing to gain from sliding it.
+
+        InputError if the table does not have it.
+        """
+        if not pattern.prunes:
+            return self.dense
+        if pattern not in self.sparse:
+            raise InputError(
+                f"the table has no time of {pattern} for {self.measured}",
+                hint=f"it has {', '.join(map(str, self.sparse))}; choose one of these, or give a table with {pattern}",
+            )
+        return self.sparse[pattern]
+
+
+@dataclass(frozen=True)
+class SpeedTable:
+    """The measurements of one GPU. source: the comments of the file, where they come from and what was measured."""
+
+    gpu: str
+    source: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+    @classmethod
+    def load(cls, gpu: str) -> SpeedTable:
+        """The bundled table for the word of a GPU (a100, H100 …), or a table from the path of a .csv file.
+
+        InputError for an unknown word, with the nearest one, and for a file that is not understood, with its line.
+        """
+        if gpu.lower().endswith(".csv"):
+            return cls._read(Path(gpu), None)
+        try:
+            word = pick(gpu.lower(), BUNDLED, "GPU")
+        except InputError as error:
+            raise InputError(error.what, hint=f"{error.hint}, or give the path of a .csv file of times") from error
+        return cls._read(Path(__file__).with_name(BUNDLED[word]), word)
+
+    @classmethod
+    def _read(cls, path: Path, gpu: str | None) -> SpeedTable:
+        source, rows = read_rows(path)
+        if gpu is None:
+            gpus = list(dict.fromkeys(row.gpu for row in rows))
+            if len(gpus) > 1:
+                raise InputError(f"{path}: times of {', '.join(gpus)}", hint="give a file with the times of one GPU")
+            gpu = gpus[0]
+        return cls(gpu, source, tuple(row for row in rows if row.gpu == gpu))
+
+    def times(self, layer: Sequence[Shape], scheme: str, tokens: int = DEFAULT_TOKENS) -> list[Times]:
+        """The times of the linears of one decoder layer, in their order; `layer` has their shapes, fused as served.
+
+        scheme: int8 or fp8. InputError if the table has no times of it, or none of so few or so many tokens.
+        """
+        rows = [row for row in self.rows if row.scheme == scheme]
+        if not rows:
+            known = ", ".join(sorted({row.scheme for row in self.rows}))
+            raise InputError(
+                f"the table of {self.gpu} has no times of {scheme}, only of {known}",
+                hint=f"choose {known}, another GPU, or give the path of a .csv file of times",
+            )
+        if len(rows[0].linears) > 1:
+            whole = _at(_nearest(rows, layer), tokens)
+            return [_share(whole, shape) for shape in layer]
+        return [_share(_at(_nearest(rows, [shape]), tokens), shape) for shape in layer]
+
+
+def _nearest(rows: Sequence[Row], linears: Sequence[Shape]) -> list[Row]:
+    """The rows of the measured linears that are nearest in shape, by rising tokens; of equally near ones the first."""
+    here = _point(linears)
+    found = min(dict.fromkeys(row.linears for row in rows), key=lambda measured: math.dist(_point(measured), here))
+    return sorted((row for row in rows if row.linears == found), key=lambda row: row.tokens)
+
+
+def _point(linears: Sequence[Shape]) -> tuple[float, float]:
+    """The mean of (log out, log in), each linear weighing as many times as it has weights."""
+    means = [sum(math.log(shape[i]) * math.prod(shape) for shape in linears) / _weights(linears) for i in (0, 1)]
+    return means[0], means[1]
+
+
+def _weights(linears: Sequence[Shape]) -> int:
+    return sum(math.prod(shape) for shape in linears)
+
+
+def _at(rows: Sequence[Row], tokens: int) -> Row:
+    """One row for any number of tokens, from the rows of the same linears."""
+    above = next((i for i, row in enumerate(rows) if row.tokens >= tokens), None)
+    if above is None or tokens < rows[0].tokens:
+        raise InputError(
+            f"{tokens} tokens: {rows[0].model} was measured on {rows[0].gpu} for {rows[0].tokens} to "
+            f"{rows[-1].tokens} tokens",
+            hint="choose a number of tokens between these",
+        )
+    high = rows[above]
+    if high.tokens == tokens:
+        return high
+    low = rows[above - 1]
+    share = math.log(tokens / low.tokens) / math.log(high.tokens / low.tokens)
+    ratios = {
+        pattern: _between(speedup, high.speedups[pattern], share)
+        for pattern, speedup in low.speedups.items()
+        if pattern in high.speedups
+    }
+    return replace(low, tokens=tokens, dense=_between(low.dense, high.dense, share), speedups=ratios)
+
+
+def _between(low: float, high: float, share: float) -> float:
+    return low * (high / low) ** share
+
+
+def _share(row: Row, shape: Shape) -> Times:
+    """The times of one linear: as many times the row's as it has of the row's weights."""
+    dense = row.dense * math.prod(shape) / _weights(row.linears)
+    sparse = {pattern: dense / speedup for pattern, speedup in row.speedups.items()}
+    return Times(dense, sparse, f"{row.model} on {row.gpu} at {row.tokens} tokens")

@@ -1,0 +1,71 @@
+"""Hidden states of all calibration tokens between two decoder layers: on the device, in memory or on disk."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from itertools import accumulate
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import pick
+
+PLACES = ("device", "cpu", "disk")
+
+
+class Activations:
+    """Batches of hidden states, [windows, length, columns] float32 each, kept in one place and computed in another.
+
+    place: device (where the model computes), cpu or disk; `folder` holds the files then.
+    """
+
+    def __init__(self, place: str, device: torch.device, folder: Path, name: str) -> None:
+        self._place = pick(place, PLACES, "place for activations")
+        self._device = device
+        self._folder = folder
+        self._name = name
+        self._batches: list[Tensor] = []
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[number] for number in range(len(self)))
+
+    def __getitem__(self, number: int) -> Tensor:
+        """A batch, on the device that computes."""
+        return self._batches[number].to(self._device)
+
+    def windows(self, numbers: Tensor) -> Tensor:
+        """The windows [n, length, columns] with these numbers [n] int64, counted over all batches, on the device."""
+        ends = list(accumulate(len(batch) for batch in self._batches))
+        found = []
+        for number in numbers.tolist():
+            batch = bisect_right(ends, number)
+            found.append(self._batches[batch][number - ends[batch]])
+        return torch.stack(found).to(self._device)
+
+    def append(self, batch: Tensor) -> None:
+        """Store one more batch."""
+        kept = batch
+        if self._place == "cpu":
+            kept = torch.empty(batch.shape, pin_memory=self._device.type == "cuda").copy_(batch)
+        elif self._place == "disk":
+            self._folder.mkdir(parents=True, exist_ok=True)
+            path = str(self._folder / f"{self._name}-{len(self):05}.f32")
+            kept = torch.from_file(path, shared=True, size=batch.numel(), dtype=torch.float32).view(batch.shape)
+            kept.copy_(batch)
+        self._batches.append(kept)
+
+    def replace(self, number: int, batch: Tensor) -> None:
+        """Store another batch of the same shape in a batch's place."""
+        self._batches[number].copy_(batch)
+
+    def copy(self, name: str) -> Activations:
+        """The same contents under another name."""
+        other = Activations(self._place, self._device, self._folder, name)
+        for batch in self:
+            other.append(batch.clone() if self._place == "device" else batch)
+        return other

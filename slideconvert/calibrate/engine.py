@@ -1,0 +1,164 @@
+"""Compress a model layer after layer, each with what its linears see behind the layers already compressed.
+
+Per layer, in the order in which data meets its linears (STAGES): run all tokens up to the input they share, collect
+its statistics, solve, put the result into the layer, go on. A second lane runs through the dense model where a
+method wants to know how far the first has moved, or training needs its outputs. One layer (two with the dense lane)
+and a handful of K × K matrices are in memory at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..checkpoint.config import describe_linear, read_record
+from ..checkpoint.reader import TORCH_DTYPES
+from ..direct import compress_directly
+from ..errors import SlideConvertError
+from ..measure import floats
+from ..plan import LinearPlan, Plan
+from ..progress import Progress, silent
+from ..prune import METHODS
+from ..prune.statistics import Statistics
+from ..quantize import QuantizedWeight, Weight
+from ..recover.block import recover_block
+from ..recover.training import Curve, Schedule
+from .decoder import STAGES, Decoder
+from .stream import Runs, Stream, full_precision
+
+
+@dataclass
+class LayerResult:
+    """One layer's linears after compression, by place; those that are kept are not in it.
+
+    weights: as stored. errors: relative error of a linear's output on the calibration tokens, of calibrated methods.
+    notes: anything degraded or unusual, in words. curve: of block recovery, if there was any.
+    """
+
+    weights: dict[str, Weight] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)
+    notes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    curve: Curve | None = None
+    end: Curve | None = None
+
+
+Done = Callable[[int], LayerResult | None]
+"""What an earlier run made of a layer; None if it is still to be compressed."""
+
+
+def compress_layers(
+    plan: Plan,
+    tokens: Tensor,
+    runs: Runs,
+    *,
+    recovery: Schedule | None = None,
+    done: Done = lambda _: None,
+    progress: Progress = silent,
+) -> Iterator[tuple[int, LayerResult]]:
+    """tokens [windows, length] -> (layer, its result) for all layers in order, those that are done included."""
+    decoder = Decoder(plan.source, runs.device)
+    decoder.record_passed(tokens.shape[1])
+    layers: dict[int, dict[str, LinearPlan]] = {}
+    for linear in plan.linears:
+        layers.setdefault(linear.linear.layer, {})[linear.linear.place] = linear
+    asymmetric = any(METHODS[linear.method].asymmetric for linear in plan.linears if linear.method)
+    stream = Stream(decoder, tokens, runs, dense=asymmetric or recovery is not None)
+    progress("calibrate", 0, len(layers))
+    for number, plans in sorted(layers.items()):
+        stream.enter(number)
+        result = done(number)
+        if result is None:
+            result = LayerResult()
+            for stage, places in enumerate(STAGES):
+                compress_stage(stream, stage, {place: plans[place] for place in places}, result)
+            if recovery:
+                recover(stream, result, recovery)
+        else:
+            put(stream, result.weights)
+        progress("calibrate", number + 1, len(layers))
+        yield number, result
+        stream.leave()
+
+
+def compress_stage(stream: Stream, stage: int, plans: dict[str, LinearPlan], result: LayerResult) -> None:
+    """Compress the linears that share one input, those with the same choices as one matrix, and put them in place."""
+    together: dict[tuple[str, str, str], list[str]] = {}
+    for place, plan in plans.items():
+        if plan.kept:
+            continue
+        if plan.method and METHODS[plan.method].calibrated:
+            together.setdefault((plan.method, str(plan.pattern), plan.scheme.name), []).append(place)
+        else:
+            source = _stored_weight(stream, plan)
+            result.weights[place] = compress_directly(source, plan.method, plan.pattern, plan.scheme)[1]
+    if together:
+        statistics = stream.statistics(stage)
+        for members in together.values():
+            _solve([plans[place] for place in members], stream, statistics, result)
+    put(stream, {place: result.weights[place] for place in plans if place in result.weights})
+
+
+def put(stream: Stream, weights: dict[str, Weight]) -> None:
+    """Weights by place into the layer that is being compressed."""
+    for place, weight in weights.items():
+        stream.layer.set_weight(place, floats(weight).to(stream.runs.device))
+
+
+def _solve(plans: list[LinearPlan], stream: Stream, statistics: Statistics, result: LayerResult) -> None:
+    """Linears with the same input and the same choices, as one matrix: their rows do not know of each other."""
+    plan, places = plans[0], [plan.linear.place for plan in plans]
+    weights = [stream.layer.linear(place).weight.data for place in places]
+    solve = METHODS[plan.method].solve
+    assert solve is not None
+    try:
+        with full_precision():
+            solved = solve(torch.cat(weights), statistics, plan.pattern, plan.scheme)
+    except ArithmeticError as error:
+        raise SlideConvertError(f"{plan.linear.name}: {error}", hint="use more calibration samples") from error
+    gram, row = statistics.whole.gram, 0
+    for own, place, weight in zip(plans, places, weights, strict=True):
+        rows = slice(row, row + len(weight))
+        row = rows.stop
+        if isinstance(solved.weight, QuantizedWeight):
+            codes, scale = solved.weight.codes[rows].clone(), solved.weight.scale[rows].clone()
+            made: Weight = QuantizedWeight(codes, scale, plan.scheme)
+        else:
+            made = solved.weight[rows].to(TORCH_DTYPES[own.outputs[0].dtype] if own.outputs else torch.bfloat16)
+        result.weights[place] = made
+        result.notes[place] = solved.notes
+        result.errors[place] = output_error(weight, floats(made), gram)
+
+
+def output_error(before: Tensor, after: Tensor, gram: Tensor) -> float:
+    """Relative error of a linear's output: root of tr(D H Dᵀ) / tr(W H Wᵀ), D = after - before, with six digits."""
+    change = after - before
+    loss = float((change @ gram * change).sum(dtype=torch.float64))
+    whole = float((before @ gram * before).sum(dtype=torch.float64))
+    return float(f"{(max(loss, 0.0) / whole) ** 0.5:.6g}") if whole > 0 else 0.0
+
+
+def recover(stream: Stream, result: LayerResult, schedule: Schedule) -> None:
+    """Train the layer's survivors against the dense lane; the layer then holds what came of it."""
+    dense = stream.dense
+    assert dense is not None
+    dense.leave()
+    result.weights, result.curve = recover_block(
+        stream.layer,
+        result.weights,
+        stream.lane.hidden.windows,
+        dense.hidden.windows,
+        stream.fitted,
+        stream.held,
+        schedule,
+    )
+    stream.lane.enter(stream.decoder.layer(stream.number))
+    put(stream, result.weights)
+
+
+def _stored_weight(stream: Stream, plan: LinearPlan) -> Weight:
+    source = stream.decoder.source
+    stored = describe_linear(source, read_record(source.config, str(source.path)), plan.linear.name)
+    return stored.read(source).to(str(stream.runs.device))

@@ -1,0 +1,123 @@
+"""A whole calibrated compression: all layers, then end to end, each step kept so that it need not be done again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..layers import LAYER_PREFIX
+from ..plan import Plan
+from ..progress import Progress
+from ..quantize import Weight
+from ..recover import block, end_to_end
+from ..recover.training import Curve, Schedule
+from ..runtime.load import load_model
+from .engine import LayerResult, compress_layers
+from .store import LayerStore
+from .stream import Runs, held_out
+from .tokens import calibration_tokens
+
+BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
+"""Tokens that go through a layer at once, unless said otherwise: enough to keep the device busy."""
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """How a run is carried out, which decides none of its choices.
+
+    device: that computes. keep_on: where hidden states lie between layers (device, cpu, disk). batch_tokens: how many
+    go through a layer at once, None for the device's usual; results differ by rounding. offload: the optimizer in
+    CPU memory.
+    """
+
+    device: str = "cpu"
+    keep_on: str = "device"
+    batch_tokens: int | None = None
+    offload: bool = False
+
+    @property
+    def micro_tokens(self) -> int:
+        """Tokens at once where logits and gradients of the whole model are needed."""
+        return max(1, (self.batch_tokens or BATCH_TOKENS.get(torch.device(self.device).type, 4096)) // 4)
+
+    def runs(self, folder: Path) -> Runs:
+        device = torch.device(self.device)
+        return Runs(device, self.keep_on, folder, self.batch_tokens or BATCH_TOKENS.get(device.type, 4096))
+
+
+def compressed_layers(plan: Plan, settings: RunSettings, folder: Path, progress: Progress) -> Iterator[LayerResult]:
+    """The final result of each layer, in order. `folder` keeps what is finished, for the same plan only.
+
+    InputError if the device's memory does not suffice, naming what to lower.
+    """
+    store = LayerStore(folder, "layer")
+    tokens = calibration_tokens(plan.recipe.calibration, plan.source)
+    runs = settings.runs(folder / "hidden")
+    preset = plan.recipe.preset
+    by_block = replace(block.SCHEDULE, epochs=preset.block_epochs) if preset and preset.block_epochs else None
+    try:
+        results = compress_layers(plan, tokens, runs, recovery=by_block, done=store.load, progress=progress)
+        for number, result in results:
+            if not store.path(number).is_file():
+                store.save(number, result)
+            if not (preset and preset.end_epochs):
+                yield result
+        if preset and preset.end_epochs:
+            schedule = replace(end_to_end.SCHEDULE, epochs=preset.end_epochs)
+            yield from _trained(plan, tokens, settings, store, schedule, progress)
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"out of memory on {settings.device}: {str(error).splitlines()[0]}",
+            hint="lower --batch-tokens, keep hidden states elsewhere (--keep-on cpu or disk), use fewer --samples, "
+            "or --offload the optimizer of preset quality; then go on with --resume",
+        ) from error
+
+
+def _trained(
+    plan: Plan, tokens: Tensor, settings: RunSettings, store: LayerStore, schedule: Schedule, progress: Progress
+) -> Iterator[LayerResult]:
+    """The layers after end-to-end recovery, once all are compressed."""
+    count = len({linear.linear.layer for linear in plan.linears})
+    trained = LayerStore(store.folder, "trained")
+    if not trained.path(count - 1).is_file():
+        results = [store.load(number) for number in range(count)]
+        found = [result for result in results if result is not None]
+        made, curve = _train(plan, found, tokens, settings, schedule, progress)
+        for number, result in enumerate(found):
+            prefix = f"{LAYER_PREFIX}.{number}."
+            own = {name.removeprefix(prefix): weight for name, weight in made.items() if name.startswith(prefix)}
+            trained.save(number, replace(result, weights=own, end=curve))
+    for number in range(count):
+        last = trained.load(number)
+        assert last is not None
+        yield last
+
+
+def _train(
+    plan: Plan, found: list[LayerResult], tokens: Tensor, settings: RunSettings, schedule: Schedule, progress: Progress
+) -> tuple[dict[str, Weight], Curve]:
+    """Teacher and student side by side on the device: the end-to-end pass over all layers."""
+    teacher, student = (load_model(plan.source, activations="float", device=settings.device) for _ in range(2))
+    weights = {
+        f"{LAYER_PREFIX}.{number}.{place}": weight.to(settings.device)
+        for number, result in enumerate(found)
+        for place, weight in result.weights.items()
+    }
+    fitted, held = held_out(len(tokens))
+    return end_to_end.recover_end_to_end(
+        student,
+        teacher.requires_grad_(False),
+        weights,
+        tokens.to(settings.device),
+        fitted,
+        held,
+        schedule,
+        micro=max(1, settings.micro_tokens // tokens.shape[1]),
+        offload=settings.offload,
+        tell=lambda done, total: progress("train", done, total),
+    )

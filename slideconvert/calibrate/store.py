@@ -1,0 +1,74 @@
+"""Finished layers on disk, so that an interrupted calibration goes on where it was.
+
+One safetensors file a layer, in the staging folder of the conversion, written beside and renamed: a file that is there
+is whole. What is said of the weights stands in its metadata.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from ..checkpoint.staging import write_file, writing
+from ..quantize import QuantizedWeight, Weight
+from ..recover.training import Curve
+from ..schemes import parse_scheme
+from .engine import LayerResult
+
+SCHEME = "scheme:"
+"""Before a place in the metadata: the scheme of its codes."""
+CURVES = ("curve", "end")
+
+
+class LayerStore:
+    """LayerResults by number in `folder`, whose files begin with `name`."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder, self.name = folder, name
+
+    def path(self, number: int) -> Path:
+        return self.folder / f"{self.name}-{number:05}.safetensors"
+
+    def save(self, number: int, result: LayerResult) -> None:
+        """Keep a layer. OutputError if the disk does not take it."""
+        tensors: dict[str, Tensor] = {}
+        said = {"errors": json.dumps(result.errors), "notes": json.dumps(result.notes)}
+        for part in CURVES:
+            curve = getattr(result, part)
+            if curve:
+                said[part] = json.dumps(asdict(curve))
+        for place, weight in result.weights.items():
+            if isinstance(weight, QuantizedWeight):
+                tensors |= {f"{place}.codes": weight.codes.cpu(), f"{place}.scale": weight.scale.cpu()}
+                said[SCHEME + place] = weight.scheme.name
+            else:
+                tensors[place] = weight.cpu()
+        with writing(self.folder):
+            self.folder.mkdir(exist_ok=True)
+            write_file(self.path(number), save({name: tensor.contiguous() for name, tensor in tensors.items()}, said))
+
+    def load(self, number: int) -> LayerResult | None:
+        """A layer that was kept, None if it was not."""
+        if not self.path(number).is_file():
+            return None
+        with safe_open(self.path(number), "pt") as file:
+            said, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        weights: dict[str, Weight] = {}
+        for name, tensor in tensors.items():
+            place, _, part = name.rpartition(".")
+            if SCHEME + name not in said and SCHEME + place not in said:
+                weights[name] = tensor
+            elif part == "codes":
+                scheme = parse_scheme(said[SCHEME + place])
+                weights[place] = QuantizedWeight(tensor, tensors[f"{place}.scale"], scheme)
+        return LayerResult(
+            weights=weights,
+            errors=json.loads(said["errors"]),
+            notes={place: tuple(notes) for place, notes in json.loads(said["notes"]).items()},
+            **{part: Curve.from_dict(json.loads(said[part])) for part in CURVES if part in said},
+        )

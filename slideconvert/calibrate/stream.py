@@ -1,0 +1,156 @@
+"""All calibration tokens between two decoder layers, behind the compressed prefix and in the dense model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..prune.statistics import Accumulator, Statistics
+from .activations import Activations
+from .decoder import STAGES, Decoder, Layer
+
+HELD_SHARE = 8
+"""One window in so many is held out of what is fitted, to decide on."""
+ATTENDED, LAST = 1, len(STAGES) - 1
+"""The stage whose input attention gives, and the last."""
+
+
+@dataclass(frozen=True)
+class Runs:
+    """How the tokens run, as far as it decides no number but by rounding.
+
+    device: that computes. place: where hidden states are kept (activations.PLACES), `folder` for those on disk.
+    batch_tokens: how many go through a layer at once.
+    """
+
+    device: torch.device
+    place: str
+    folder: Path
+    batch_tokens: int
+
+
+class Lane:
+    """One of the two: hidden states before a layer, and the layer that they are about to pass."""
+
+    def __init__(self, name: str, hidden: Activations, runs: Runs) -> None:
+        self.name, self.hidden, self.runs = name, hidden, runs
+        self.layer: Layer
+        self._attended: Activations | None = None
+        self._passed = False
+
+    def enter(self, layer: Layer) -> None:
+        """Stand before a layer."""
+        self.layer, self._attended, self._passed = layer, None, False
+
+    def inputs(self, stage: int, *, leaving: bool) -> Iterator[Tensor]:
+        """The input of a stage, batch by batch. leaving: the weights are final, so go on to the layer's output."""
+        attended = self.runs_store() if stage == ATTENDED else None
+        for number in range(len(self.hidden)):
+            known = self._attended[number] if self._attended is not None and stage > ATTENDED else None
+            if stage == LAST and leaving:
+                output, inputs = self.layer.output(self.hidden[number], known)
+                self.hidden.replace(number, output)
+            else:
+                inputs = self.layer.inputs(stage, self.hidden[number], known)
+            if attended is not None:
+                attended.append(inputs)
+            yield inputs
+        if attended is not None:
+            self._attended = attended
+        self._passed = stage == LAST and leaving
+
+    def runs_store(self) -> Activations:
+        return Activations(self.runs.place, self.runs.device, self.runs.folder, f"{self.name}-attended")
+
+    def forget(self) -> None:
+        """The layer's weights have changed behind what was taken along."""
+        self._attended = None
+
+    def leave(self) -> None:
+        """Everything through the layer as it now is."""
+        if not self._passed:
+            for _ in self.inputs(LAST, leaving=True):
+                pass
+        self._attended = None
+
+
+def held_out(windows: int) -> tuple[Tensor, Tensor]:
+    """Numbers of the windows that are fitted, and of those held out (the last ones), [n] int64 each."""
+    held = windows // HELD_SHARE or 1
+    fitted, rest = torch.arange(windows).split([windows - held, held])
+    return fitted, rest
+
+
+class Stream:
+    """Both lanes, with the same windows in the same batches; those held out come last, in batches of their own."""
+
+    def __init__(self, decoder: Decoder, tokens: Tensor, runs: Runs, *, dense: bool) -> None:
+        self.decoder, self.runs, self.number = decoder, runs, -1
+        self.fitted, self.held = held_out(len(tokens))
+        batch = max(1, runs.batch_tokens // tokens.shape[1])
+        hidden = Activations(runs.place, runs.device, runs.folder, "hidden")
+        for windows in self.fitted.split(batch):
+            hidden.append(decoder.embed(tokens[windows]))
+        self.fitted_batches = len(hidden)
+        for windows in self.held.split(batch):
+            hidden.append(decoder.embed(tokens[windows]))
+        self.lane = Lane("compressed", hidden, runs)
+        self.dense = Lane("dense", hidden.copy("dense"), runs) if dense else None
+
+    @property
+    def layer(self) -> Layer:
+        """The layer that is being compressed."""
+        return self.lane.layer
+
+    def enter(self, number: int) -> None:
+        """Load a layer, twice if the dense model runs beside."""
+        self.number = number
+        self.lane.enter(self.decoder.layer(number))
+        if self.dense:
+            self.dense.enter(self.layer.twin())
+
+    def statistics(self, stage: int) -> Statistics:
+        """What the linears of a stage see. InputError if it is not finite."""
+        fit: Accumulator | None = None
+        held: Accumulator | None = None
+        dense = self.dense.inputs(stage, leaving=True) if self.dense else None
+        for number, inputs in enumerate(self.lane.inputs(stage, leaving=False)):
+            wanted = next(dense).flatten(0, 1) if dense else None
+            if fit is None or held is None:
+                columns, device = inputs.shape[-1], inputs.device
+                fit, held = (Accumulator(columns, device, cross=dense is not None) for _ in range(2))
+            with full_precision():
+                (fit if number < self.fitted_batches else held).add(inputs.flatten(0, 1), wanted)
+        assert fit is not None and held is not None
+        if dense:
+            next(dense, None)  # lets the lane take along what it learned
+        found = fit.statistics(held.statistics())
+        if not bool(found.whole.gram.isfinite().all()):
+            raise InputError(
+                f"layer {self.number}: the input of {STAGES[stage][0]} is not finite",
+                hint="the source model overflows on this text: check it with slideconvert eval",
+            )
+        return found
+
+    def leave(self) -> None:
+        """Both lanes through the layer."""
+        self.lane.leave()
+        if self.dense:
+            self.dense.leave()
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """No TF32 inside: it would cost Gram matrices their small eigenvalues."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

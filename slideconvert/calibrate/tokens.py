@@ -1,0 +1,47 @@
+"""The calibration tokens: windows of a text, drawn at random, checked against the model."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..checkpoint.reader import Checkpoint
+from ..errors import InputError
+from ..runtime.load import load_tokenizer
+from ..text import is_file, read_documents, token_windows
+from .settings import LENGTH, Calibration
+
+POOL = 16
+"""Of a data set, which may not end, the first so many times the wanted windows are drawn from."""
+
+
+def window_length(calibration: Calibration, source: Checkpoint) -> int:
+    """Tokens of a window. InputError if the model does not take as many."""
+    longest = int(source.config.get("max_position_embeddings") or LENGTH)
+    length = calibration.length or min(LENGTH, longest)
+    if length > longest:
+        raise InputError(
+            f"calibration windows of {length} tokens, the model takes {longest}", hint=f"--length {longest} or less"
+        )
+    return length
+
+
+def calibration_tokens(calibration: Calibration, source: Checkpoint) -> Tensor:
+    """[samples, length] int64. InputError for too short a text, and for a tokenizer that is not the model's."""
+    length = window_length(calibration, source)
+    most = None if is_file(calibration.text) else POOL * calibration.samples
+    windows = token_windows(load_tokenizer(source), read_documents(calibration.text), length, most)
+    if len(windows) < calibration.samples:
+        raise InputError(
+            f"calibration text {calibration.text}: {len(windows)} windows of {length} tokens, {calibration.samples} "
+            "are wanted",
+            hint=f"give more text, --samples {len(windows)}, or a shorter --length",
+        )
+    rows = source.spec("model.embed_tokens.weight").shape[0]
+    if int(windows.max()) >= rows:
+        raise InputError(
+            f"{source.path}: the tokenizer gives token {int(windows.max())}, the embedding has {rows} rows",
+            hint="tokenizer and weights do not belong together: take both from the same model",
+        )
+    order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(calibration.seed))
+    return windows[order[: calibration.samples]]

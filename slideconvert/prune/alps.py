@@ -1,0 +1,85 @@
+"""ALPS: a 2:L mask decided for all columns at once, by ADMM (arXiv 2406.07831, algorithm 1).
+
+A sweep decides the groups one after another and never returns to one. ALPS splits the layer's problem
+
+    minimize (W - D) H (W - D)ᵀ, D in 2:L
+
+into a half B that may be anything and a half D that follows the pattern, and lets a multiplier V pull them together:
+
+    B = (WH - V + ρD)(H + ρI)⁻¹     D = the 2:L part of B + V/ρ, largest |.| kept     V = V + ρ(B - D)
+
+where columns are scaled so that diag(H) = 1. ρ grows while the mask still changes; the mask that no longer does is
+the answer, and the refit solves for its weights.
+
+With the point P = B + V/ρ as the state and W's own share taken out, B = W + (D - V/ρ - W) · ρ(H + ρI)⁻¹, and V/ρ is
+what of P is not in D. The eigenvalues of ρ(H + ρI)⁻¹ lie between 0 and 1, so float32 serves however ill-conditioned H
+is. The paper decomposes H into eigenvectors once; a Cholesky inverse for each ρ costs no more than multiplying the
+eigenvectors together again, and needs no decomposition.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..patterns import Pattern
+from .select import keep_mask
+
+START = 0.1
+"""The first ρ, where diag(H) = 1 …"""
+UNEXPLAINED = 0.5
+"""… but at most this share of what the other inputs leave unexplained of one on average, 1 / diag(H⁻¹): where inputs
+are nearly copies of each other, a larger ρ holds the mask fast where it begins (measured: 20 % more loss). The
+authors' code begins again with a smaller ρ instead."""
+INTERVAL = 3
+"""Iterations between two looks at the mask."""
+MOST = 300
+"""Iterations at most."""
+GROWTH = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))
+"""(share of the mask that changed, at least; by what ρ grows then)."""
+SETTLED, SETTLED_AFTER = 0.0003, 30
+"""After so many iterations, a mask of which a smaller share than this changes is taken as it is."""
+
+
+def alps_mask(weight: Tensor, gram: Tensor, pattern: Pattern) -> Tensor:
+    """weight [N, K] float32 -> keep mask [N, K] bool, exactly two of every full group False (see keep_mask).
+
+    gram [K, K] float32: H, damped and so positive definite, on the weight's device. Everything is float32, TF32 must
+    be off. The same mask in every run on one device. Raises InputError if gram is not positive definite.
+    """
+    if not pattern.prunes:
+        return torch.ones(weight.shape, dtype=torch.bool, device=weight.device)
+    norm = gram.diagonal().sqrt()
+    weight, gram = weight * norm, gram / norm / norm[:, None]
+    unexplained = float(_inverse(gram, 0.0).diagonal().reciprocal().mean())
+    rho = min(START, UNEXPLAINED * unexplained)
+    keep = keep_mask(weight.abs(), pattern)
+    kept = max(1, int(keep.sum()))
+    pruned, rest = weight * keep, torch.zeros_like(weight)  # D and V/ρ
+    for done in range(INTERVAL, MOST + 1, INTERVAL):
+        before, pull = keep, _inverse(gram, rho).mul_(rho)
+        for _ in range(INTERVAL):
+            point = torch.addmm(weight + rest, pruned - rest - weight, pull)
+            keep = keep_mask(point.abs(), pattern)
+            pruned = point * keep
+            rest = point - pruned
+        changed = int((keep != before).sum()) / kept
+        if changed == 0 or (changed < SETTLED and done >= SETTLED_AFTER):
+            break
+        growth = next(factor for share, factor in GROWTH if changed >= share)
+        rho, rest = rho * growth, rest / growth  # V stays
+    return keep
+
+
+def _inverse(gram: Tensor, rho: float) -> Tensor:
+    """gram [K, K], rho -> (gram + ρI)⁻¹ [K, K]."""
+    shifted = gram.clone()
+    shifted.diagonal().add_(rho)
+    lower, failed = torch.linalg.cholesky_ex(shifted)
+    if int(failed):
+        raise InputError(
+            f"ADMM: the Gram matrix [{len(gram)}, {len(gram)}] of the inputs is not positive definite",
+            hint="give it more damping, or take the mask from the sweep (method obs)",
+        )
+    return torch.cholesky_inverse(lower)

@@ -1,0 +1,67 @@
+"""Every method by its word: what it does, what it needs to know, and how it is carried out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor
+
+from ..errors import pick
+from ..patterns import Pattern
+from ..quantize import quantize
+from ..schemes import Scheme
+from .magnitude import magnitude
+from .obs import Solved, gptq, hessian, obs
+from .select import apply_mask
+from .statistics import Statistics
+from .wanda import wanda
+
+Solver = Callable[[Tensor, Statistics, Pattern, Scheme], Solved]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method of choosing (and moving) weights.
+
+    prunes: whether it takes weights away; without, the pattern must be there already.
+    mask: of a method that needs no data: (weight [out, in], pattern) -> keep mask.
+    solve: of a calibrated one: (weight [out, in] float32, statistics, pattern, scheme) -> Solved.
+    asymmetric: whether it wants to know how far the inputs have moved from the dense model's.
+    """
+
+    name: str
+    prunes: bool
+    mask: Callable[[Tensor, Pattern], Tensor] | None = None
+    solve: Solver | None = None
+    asymmetric: bool = False
+
+    @property
+    def calibrated(self) -> bool:
+        return self.solve is not None
+
+
+def _wanda(weight: Tensor, statistics: Statistics, pattern: Pattern, scheme: Scheme) -> Solved:
+    """Wanda's mask, survivors rounded to nearest."""
+    pruned = apply_mask(weight, wanda(weight, statistics.whole.norms, pattern))
+    return Solved(quantize(pruned, scheme) if scheme.quantized else pruned)
+
+
+METHODS = {
+    method.name: method
+    for method in (
+        Method("magnitude", True, mask=magnitude),
+        Method("wanda", True, solve=_wanda),
+        Method("hessian", True, solve=hessian),
+        Method("obs", True, solve=obs, asymmetric=True),
+        Method("alps", True, solve=partial(obs, admm=True), asymmetric=True),
+        Method("rtn", False),
+        Method("gptq", False, solve=gptq),
+    )
+}
+
+
+def parse_method(name: str) -> str:
+    """Check a method's word. InputError with the nearest one if it is unknown."""
+    return pick(name, METHODS, "method")

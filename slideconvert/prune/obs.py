@@ -1,0 +1,92 @@
+"""obs: mask from the sweep, survivors refitted, then rounded on the fixed mask. The default, called obs+ in the papers.
+
+    1. target W*        aim at the dense model's outputs although the inputs have moved (asymmetric_target)
+    2. mask             the SparseGPT sweep on W*, or ADMM (alps)
+    3. refit            conjugate gradients on the survivors, stopped where held-out tokens say so
+    4. rounding         the GPTQ sweep on the fixed mask, columns of largest input first
+
+At a least squares solution the loss of any Q on the mask is a constant plus its distance to that solution, so
+rounding may aim at the refitted weights alone (step 4 needs no data but the Gram matrix).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..patterns import Pattern
+from ..quantize import Weight, channel_scale
+from ..schemes import Scheme
+from .alps import alps_mask
+from .refit import asymmetric_target, refit, steps_to_take
+from .select import apply_mask
+from .statistics import Statistics
+from .sweep import Damped, Grid, column_order, damp, group_order, sweep
+
+STEPS = 12
+"""Most steps of the refit; the held-out tokens usually stop it earlier."""
+STRENGTH = 0.5
+"""Share of the way to the exact asymmetric target."""
+
+
+@dataclass(frozen=True)
+class Solved:
+    """What a calibrated method made of a weight. notes: anything degraded or unusual, in words."""
+
+    weight: Weight
+    notes: tuple[str, ...] = ()
+
+
+def hessian(weight: Tensor, statistics: Statistics, pattern: Pattern, scheme: Scheme) -> Solved:
+    """SparseGPT, joint with rounding in one sweep. weight [N, K] float32."""
+    damped, weight = _prepared(weight, statistics.whole)
+    grid = Grid(scheme, channel_scale(weight, scheme)) if scheme.quantized else None
+    made, _ = sweep(weight, damped.gram, group_order(weight, damped, pattern), choose=pattern, grid=grid)
+    return Solved(made, damped.notes)
+
+
+def gptq(weight: Tensor, statistics: Statistics, pattern: Pattern, scheme: Scheme) -> Solved:
+    """Quantization alone: the sweep with the mask that the weight has already. weight [N, K] float32."""
+    damped, weight = _prepared(weight, statistics.whole)
+    return Solved(on_mask(weight, weight != 0, damped, scheme), damped.notes)
+
+
+def obs(weight: Tensor, statistics: Statistics, pattern: Pattern, scheme: Scheme, *, admm: bool = False) -> Solved:
+    """weight [N, K] float32 -> the four steps above. admm: take the mask from ALPS instead of the sweep."""
+    whole = statistics.whole
+    damped, weight = _prepared(weight, whole)
+    target = weight
+    if whole.cross is not None:
+        target = asymmetric_target(weight, damped, whole.cross, STRENGTH)
+    if not pattern.prunes:
+        keep, start = weight != 0, target
+    elif admm:
+        keep = alps_mask(target, damped.gram, pattern)
+        start = target * keep
+    else:
+        swept, keep = sweep(target, damped.gram, group_order(target, damped, pattern), choose=pattern)
+        assert isinstance(swept, Tensor)
+        start = swept
+    steps = STEPS
+    if statistics.held is not None:
+        train = damp(statistics.gram)
+        steps = steps_to_take(weight, target, start, keep, train.gram, statistics.held, STEPS)
+    fitted = refit(target, start, keep, damped.gram, steps)
+    return Solved(on_mask(fitted, keep, damped, scheme), damped.notes)
+
+
+def on_mask(weight: Tensor, keep: Tensor, damped: Damped, scheme: Scheme) -> Weight:
+    """Round weight [N, K] float32 to the scheme, zeros off the mask staying exactly zero."""
+    if not scheme.quantized:
+        return apply_mask(weight, keep)
+    scale = channel_scale(weight * keep, scheme)
+    made, _ = sweep(weight, damped.gram, column_order(damped), keep=keep, grid=Grid(scheme, scale))
+    return made
+
+
+def _prepared(weight: Tensor, statistics: Statistics) -> tuple[Damped, Tensor]:
+    """The Gram matrix made safe to invert, and the weight without what meets dead inputs."""
+    damped = damp(statistics.gram)
+    return damped, torch.where(damped.dead, torch.zeros_like(weight), weight)

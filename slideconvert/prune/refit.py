@@ -1,0 +1,77 @@
+"""Refit: with the mask fixed, solve for the survivors again, and aim at what the dense model would have given.
+
+The sweep decides and pays back column by column; with the mask known, the survivors of a row solve a least squares
+problem of their own, min (ŵ - w) H (ŵ - w)ᵀ with ŵ zero off the mask. Preconditioned conjugate gradients (ALPS, arXiv
+2406.07831, algorithm 2) solve all rows at once with one product by H per step. Stopped early they regularize: the
+exact solution fits the calibration tokens better and others worse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from .statistics import Statistics
+from .sweep import Damped
+
+
+def refit_steps(target: Tensor, start: Tensor, keep: Tensor, gram: Tensor, most: int) -> Iterator[Tensor]:
+    """Yields `start` and the weights [N, K] after each of at most `most` steps; the H-error of every row falls.
+
+    target, start [N, K] float32, start zero off the mask; keep [N, K] bool; gram [K, K] positive definite. Jacobi
+    preconditioner, α and β per row. Ends early once the gradient is zero to rounding.
+    """
+    inverse_diagonal = gram.diagonal().reciprocal()
+    mask = keep.float()  # products of floats and booleans are slow on a CPU
+    weight = start * mask
+    yield weight
+    residual = (target - weight) @ gram * mask
+    scaled = residual * inverse_diagonal
+    direction = scaled
+    power = (residual * scaled).sum(1, keepdim=True)
+    first = power
+    for _ in range(most):
+        moved = (direction @ gram).mul_(mask)
+        curvature = (direction * moved).sum(1, keepdim=True)
+        going = (power > first * 1e-12) & (curvature > 0)  # rows that have arrived stand still
+        if not bool(going.any()):
+            return
+        length = torch.where(going, power / curvature, torch.zeros_like(power))
+        weight = torch.addcmul(weight, length, direction)
+        yield weight
+        residual = residual.addcmul_(length, moved, value=-1)
+        scaled = residual * inverse_diagonal
+        new_power = (residual * scaled).sum(1, keepdim=True)
+        ahead = torch.where(going, new_power / power, torch.zeros_like(power))
+        direction, power = torch.addcmul(scaled, ahead, direction), new_power
+
+
+def refit(target: Tensor, start: Tensor, keep: Tensor, gram: Tensor, steps: int) -> Tensor:
+    """The weights [N, K] after `steps` steps of `refit_steps`."""
+    weight = start
+    for step in refit_steps(target, start, keep, gram, steps):
+        weight = step
+    return weight
+
+
+def steps_to_take(
+    weight: Tensor, target: Tensor, start: Tensor, keep: Tensor, gram: Tensor, held: Statistics, most: int
+) -> int:
+    """How many steps of the refit do best on tokens that are not in `gram`.
+
+    weight [N, K]: the source's, for the error on the held-out tokens. 0 if the start is never beaten.
+    """
+    loss = held.loss_of(weight)
+    losses = [loss(step) for step in refit_steps(target, start, keep, gram, most)]
+    return min(range(len(losses)), key=lambda count: losses[count])
+
+
+def asymmetric_target(weight: Tensor, damped: Damped, cross: Tensor, strength: float) -> Tensor:
+    """W* = W + strength · W · cross · H⁻¹, [N, K]: what to aim at when the inputs have moved already.
+
+    min ||ŵX - wX̃||² + λ||ŵ - w||² equals (w* - ŵ) H (w* - ŵ)ᵀ up to a constant, with H = XᵀX + λ and strength 1, by
+    completing the square (the idea is GPTAQ's, arXiv 2504.02692). Less than 1 trusts the statistics less.
+    """
+    return weight + strength * damped.solve(weight @ cross)

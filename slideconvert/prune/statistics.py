@@ -1,0 +1,85 @@
+"""What a calibrated method knows of a linear's input: second moments over calibration tokens.
+
+With X [tokens, K] the input that the linear gets behind the layers already compressed, and X̃ the input that it
+gets in the dense model, everything that the methods need of the tokens is in two K × K matrices. Siblings (q/k/v,
+gate/up) read the same input and share them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Means over `tokens` calibration tokens, float32.
+
+    gram [K, K]: XᵀX / tokens.
+    cross [K, K]: (X̃ - X)ᵀX / tokens, how far the compressed prefix has moved the input; None if not collected.
+    held: the same over tokens that are in neither matrix, for decisions that must not overfit; None without any.
+    """
+
+    gram: Tensor
+    cross: Tensor | None
+    tokens: int
+    held: Statistics | None = None
+
+    @property
+    def norms(self) -> Tensor:
+        """[K] root mean square of each input: what Wanda calls ||X_j||, up to a factor common to all."""
+        return self.gram.diagonal().clamp(min=0).sqrt()
+
+    @property
+    def whole(self) -> Statistics:
+        """Over all tokens, those held out included."""
+        if self.held is None:
+            return self
+        tokens = self.tokens + self.held.tokens
+        share = self.held.tokens / tokens
+        cross = None
+        if self.cross is not None and self.held.cross is not None:
+            cross = torch.lerp(self.cross, self.held.cross, share)
+        return Statistics(torch.lerp(self.gram, self.held.gram, share), cross, tokens)
+
+    def loss_of(self, weight: Tensor) -> Callable[[Tensor], float]:
+        """weight [N, K] float32 -> other [N, K] -> mean squared error E ||other X - weight X̃||² (X̃ = X without cross).
+
+        Summed over rows in float64, up to what the weight alone decides: losses can be compared, and be negative.
+        """
+        moved = None if self.cross is None else weight @ self.cross
+
+        def loss(other: Tensor) -> float:
+            change = other - weight
+            bent = change @ self.gram
+            if moved is not None:
+                bent.sub_(moved, alpha=2)
+            return float((bent * change).sum(dtype=torch.float64))
+
+        return loss
+
+
+class Accumulator:
+    """Collects Statistics batch by batch. TF32 must be off: Gram matrices lose their small eigenvalues to it."""
+
+    def __init__(self, columns: int, device: torch.device, *, cross: bool) -> None:
+        self._gram = torch.zeros(columns, columns, device=device)
+        self._cross = torch.zeros(columns, columns, device=device) if cross else None
+        self._tokens = 0
+
+    def add(self, inputs: Tensor, dense: Tensor | None) -> None:
+        """inputs, dense [tokens, K] float32: X, and X̃ if cross is collected."""
+        self._gram.addmm_(inputs.T, inputs)
+        if self._cross is not None and dense is not None:
+            self._cross.addmm_((dense - inputs).T, inputs)
+        self._tokens += len(inputs)
+
+    def statistics(self, held: Statistics | None = None) -> Statistics:
+        """The means. The accumulator is spent: its memory is theirs."""
+        tokens = max(1, self._tokens)
+        return Statistics(
+            self._gram.div_(tokens), None if self._cross is None else self._cross.div_(tokens), self._tokens, held
+        )

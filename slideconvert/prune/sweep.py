@@ -1,0 +1,170 @@
+"""The sweep of SparseGPT and GPTQ: one column after another is pruned or rounded, those behind it make up for it.
+
+Optimal Brain Surgeon for a row w and the damped Gram matrix H: setting w_c to q costs (w_c - q)² / [H⁻¹]_cc, and the
+other weights pay it back best by moving - (w_c - q) / [H⁻¹]_cc · [H⁻¹]_c,:. Columns already passed are fixed, so H⁻¹ is
+that of the columns still free, and all of those stand in one upper triangular factor, H⁻¹ = UᵀU: the error is
+e = (w_c - q) / U_cc, the update - e · U_c,: (SparseGPT, arXiv 2301.00774, algorithm 1; GPTQ, arXiv 2210.17323).
+
+Groups of L columns are visited whole: at the first column of a group the two lowest (w_c / U_cc)² of the current
+weights are marked. Blocks of lazily updated columns therefore hold whole groups; blocks of
+128 would cut groups of 6, 10, 12 and 14 apart and break the pattern.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..patterns import Pattern
+from ..quantize import QuantizedWeight, Weight, to_codes
+from ..schemes import Scheme
+from .select import keep_mask
+
+BLOCK = 32
+"""Columns that are updated at once, at most: short enough that updates within a block stay cheap."""
+DAMPING = 0.01
+"""Added to the diagonal of the Gram matrix, as a share of its mean (SparseGPT's and llm-compressor's default)."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What weights are rounded to: codes of `scheme` times scale [N, 1] float32."""
+
+    scheme: Scheme
+    scale: Tensor
+
+
+@dataclass(frozen=True)
+class Damped:
+    """A Gram matrix [K, K] made safe to invert.
+
+    gram: float32, positive definite. lower: its Cholesky factor, gram = lower · lowerᵀ. dead [K] bool: inputs that
+    are always zero, whose weights mean nothing. notes: what had to be done beyond the usual, in words.
+    """
+
+    gram: Tensor
+    lower: Tensor
+    dead: Tensor
+    notes: tuple[str, ...] = ()
+
+    def solve(self, rows: Tensor) -> Tensor:
+        """rows [N, K] -> rows · gram⁻¹ [N, K]."""
+        return torch.cholesky_solve(rows.T, self.lower).T
+
+    @property
+    def inverse_diagonal(self) -> Tensor:
+        """[K] the diagonal of gram⁻¹."""
+        eye = torch.eye(len(self.gram), device=self.gram.device)
+        return torch.linalg.solve_triangular(self.lower, eye, upper=False).square().sum(0)
+
+
+def damp(gram: Tensor, share: float = DAMPING) -> Damped:
+    """gram [K, K] float32, positive semi-definite up to rounding -> Damped.
+
+    The diagonal gets `share` of its mean, more if that is not enough for a Cholesky factor (ten times, three times
+    over, each noted), and at last 10 % of itself. ArithmeticError for what even that does not help.
+    """
+    diagonal = gram.diagonal()
+    dead = diagonal == 0
+    alive = diagonal[~dead]
+    mean = alive.mean() if len(alive) else torch.ones((), device=gram.device)
+    notes: list[str] = []
+    for times in (1, 10, 100, 1000, None):
+        damped = gram.clone()
+        more = diagonal * 0.1 if times is None else (share * times * mean).expand_as(diagonal)
+        damped.diagonal().add_(torch.where(dead, torch.ones_like(diagonal), more))
+        lower, failed = torch.linalg.cholesky_ex(damped)
+        if not int(failed):
+            return Damped(damped, lower, dead, tuple(notes))
+        said = "10 % of each diagonal entry" if times is None else f"{share * times:g} of the mean diagonal"
+        notes = [f"the Gram matrix was not positive definite with a damping of {said} or less; more was used"]
+    raise ArithmeticError("the Gram matrix is not positive definite even with 10 % of each diagonal entry added")
+
+
+def free_factor(gram: Tensor, order: Tensor) -> Tensor:
+    """gram [K, K] positive definite -> U [K, K] upper triangular with UᵀU = (gram in that order of columns)⁻¹.
+
+    From the Cholesky factor of the reversed matrix, whose inverse it is: one factorization, no explicit inverse.
+    """
+    backwards = order.flip(0)
+    lower = torch.linalg.cholesky(gram[backwards[:, None], backwards])
+    eye = torch.eye(len(gram), device=gram.device)
+    return torch.linalg.solve_triangular(lower.flip(0, 1), eye, upper=True)
+
+
+def group_order(weight: Tensor, damped: Damped, pattern: Pattern) -> Tensor:
+    """weight [N, K] -> order [K] int64 of the columns: groups of largest predicted pruning loss first.
+
+    What is pruned early finds most columns still free to make up for it. A ragged last group stays last.
+    """
+    columns = weight.shape[1]
+    score = weight.square() / damped.inverse_diagonal
+    lost = (score * ~keep_mask(score, pattern)).sum(0)
+    whole = columns // pattern.group
+    losses = lost[: whole * pattern.group].view(whole, pattern.group).sum(1)
+    groups = losses.argsort(descending=True, stable=True)
+    inside = torch.arange(pattern.group, device=weight.device)
+    tail = torch.arange(whole * pattern.group, columns, device=weight.device)
+    return torch.cat([(groups[:, None] * pattern.group + inside).flatten(), tail])
+
+
+def column_order(damped: Damped) -> Tensor:
+    """order [K] int64 for a fixed mask: columns of largest input first (GPTQ's activation order)."""
+    return damped.gram.diagonal().argsort(descending=True, stable=True)
+
+
+def sweep(
+    weight: Tensor,
+    gram: Tensor,
+    order: Tensor,
+    *,
+    choose: Pattern | None = None,
+    keep: Tensor | None = None,
+    grid: Grid | None = None,
+) -> tuple[Weight, Tensor]:
+    """weight [N, K] float32 -> what it becomes, and the keep mask [N, K] bool.
+
+    gram [K, K]: damped, positive definite. order [K]: in which columns are visited; with `choose` it must keep groups
+    whole and a ragged one last. choose: mark the two of each group that go, on the way. keep: a mask instead.
+    grid: round what is kept to codes, in the same pass; without it the result is float32. Pruned weights are +0.
+    """
+    rows, columns = weight.shape
+    upper = free_factor(gram, order)
+    work = weight.T[order].contiguous()  # [K, N]: a column of the weight is contiguous
+    kept = torch.ones_like(work) if keep is None else keep.T[order].float()
+    step = BLOCK // choose.group * choose.group if choose and choose.prunes else BLOCK
+    made = torch.zeros(
+        columns, rows, dtype=getattr(torch, grid.scheme.dtype) if grid else work.dtype, device=work.device
+    )
+    for start in range(0, columns, step):
+        end = min(start + step, columns)
+        block, errors = work[start:end], torch.empty(end - start, rows, device=work.device)
+        corner = upper[start:end, start:end]
+        diagonal = corner.diagonal()[:, None]
+        for column in range(end - start):
+            if choose and choose.prunes and column % choose.group == 0:
+                group = slice(column, min(column + choose.group, end - start))
+                score = (block[group] / diagonal[group]).square_()
+                kept[start:end][group] = keep_mask(score.T.contiguous(), choose).T
+            values = block[column]
+            mask, out = kept[start + column], made[start + column]
+            rounded = values * mask if grid is None else _rounded(values, mask, grid, out)
+            if grid is None:
+                out.copy_(rounded)
+            torch.div(values - rounded, diagonal[column], out=errors[column])
+            block[column + 1 :].addr_(corner[column, column + 1 :], errors[column], alpha=-1)
+        work[end:].addmm_(upper[start:end, end:].T, errors, alpha=-1)
+    back = torch.empty_like(order)
+    back[order] = torch.arange(columns, device=order.device)
+    keep = kept[back].T.contiguous() != 0
+    result = made[back].T.contiguous()
+    return (QuantizedWeight(result, grid.scale, grid.scheme) if grid else result), keep
+
+
+def _rounded(values: Tensor, mask: Tensor, grid: Grid, codes: Tensor) -> Tensor:
+    """values [N] where the mask is 1, rounded to the grid, float32; their codes go into `codes`."""
+    scale = grid.scale[:, 0]
+    codes.copy_(to_codes(values * mask / scale, grid.scheme))
+    return codes.float() * scale

@@ -1,0 +1,13 @@
+"""Wanda: the two weights of smallest |w| · ||X_j|| in each group go, the others stay (arXiv 2306.11695)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..patterns import Pattern
+from .select import keep_mask
+
+
+def wanda(weight: Tensor, norms: Tensor, pattern: Pattern) -> Tensor:
+    """weight [N, K] float32, norms [K] root mean square of each input -> keep mask [N, K] bool."""
+    return keep_mask(weight.abs() * norms, pattern)

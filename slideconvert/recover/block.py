@@ -1,0 +1,45 @@
+"""Block recovery: train a compressed layer's survivors against what the dense layer gives for the dense input.
+
+The layer's input is what the compressed prefix leaves, its target what the dense model has behind the same layer, so
+that each layer also undoes what those before it did (EfficientQAT's Block-AP, arXiv 2407.11062, section 3.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..calibrate.decoder import Layer
+from ..quantize import Weight
+from .trainable import make_trainable
+from .training import Curve, Schedule, train
+
+SCHEDULE = Schedule(epochs=12, rate=0.006)
+
+
+def recover_block(
+    layer: Layer,
+    weights: dict[str, Weight],
+    inputs: Callable[[Tensor], Tensor],
+    targets: Callable[[Tensor], Tensor],
+    fitted: Tensor,
+    held: Tensor,
+    schedule: Schedule,
+) -> tuple[dict[str, Weight], Curve]:
+    """weights by place -> the trained ones, and the held-out loss relative to the energy of the targets' change.
+
+    inputs, targets: numbers of windows [n] int64 -> [n, length, hidden] float32.
+    """
+    trained = make_trainable(layer.module, weights)
+    energy = sum(
+        float((targets(part) - inputs(part)).square().mean()) * len(part) for part in held.split(schedule.batch)
+    )
+    energy /= len(held)
+
+    def loss(windows: Tensor) -> Tensor:
+        return torch.nn.functional.mse_loss(layer.run(inputs(windows)), targets(windows)) / energy
+
+    curve = train([linear.latent for linear in trained.values()], loss, fitted, held, schedule)
+    return {place: linear.weight() for place, linear in trained.items()}, curve

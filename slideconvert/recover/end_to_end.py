@@ -1,0 +1,57 @@
+"""End-to-end recovery: train all survivors at once so that the model's predictions stay those of the dense model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ..quantize import Weight
+from .trainable import make_trainable
+from .training import Curve, Schedule, train
+
+SCHEDULE = Schedule(epochs=8, rate=0.003)
+
+
+def recover_end_to_end(
+    student: nn.Module,
+    teacher: nn.Module,
+    weights: dict[str, Weight],
+    tokens: Tensor,
+    fitted: Tensor,
+    held: Tensor,
+    schedule: Schedule,
+    *,
+    micro: int | None = None,
+    offload: bool = False,
+    tell: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[dict[str, Weight], Curve]:
+    """weights by module name -> the trained ones, and the held-out Kullback-Leibler divergence per token, in nats.
+
+    student, teacher: causal language models of the same architecture; the student's linears named in `weights` are
+    replaced. tokens [windows, length]. Gradient checkpointing keeps one layer's activations.
+    """
+    student.requires_grad_(False)
+    trained = make_trainable(student, weights)
+    student.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    student.train()
+
+    def loss(windows: Tensor) -> Tensor:
+        inputs = tokens[windows]
+        with torch.no_grad():
+            wanted = teacher(input_ids=inputs, use_cache=False).logits.log_softmax(-1)
+        given = student(input_ids=inputs, use_cache=False).logits.log_softmax(-1)
+        return torch.nn.functional.kl_div(given, wanted, log_target=True, reduction="sum") / inputs.numel()
+
+    curve = train(
+        [linear.latent for linear in trained.values()],
+        loss,
+        fitted,
+        held,
+        schedule,
+        micro=micro,
+        offload=offload,
+        tell=tell,
+    )
+    return {name: linear.weight() for name, linear in trained.items()}, curve
