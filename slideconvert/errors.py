@@ -35,7 +35,7 @@ class InputError(SlideConvertError):
 
 
 class OutputError(InputError):
-    """The output cannot be written: no permission, no room. What was written so far stays and can be resumed."""
+    """The work cannot go on here: no permission, no room, no memory. What is done so far stays and can be resumed."""
 
 
 class PatternError(InputError):

@@ -7,6 +7,7 @@ while the layer before them is being hashed and written.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
@@ -18,11 +19,12 @@ import torch
 from torch import Tensor
 
 from .calibrate.engine import LayerResult
-from .calibrate.run import RunSettings, compressed_layers
+from .calibrate.run import END_TO_END, RunSettings, compressed_layers, trainings
 from .checkpoint.format import TensorSpec
 from .checkpoint.reader import Checkpoint
 from .checkpoint.staging import WORK, Staging
 from .checkpoint.writer import Unit, WeightWriter
+from .calibrate.tokens import calibration_tokens
 from .direct import compress_directly
 from .errors import InputError, OutputError
 from .finish import Measurement, finish
@@ -34,7 +36,8 @@ from .planes import row_blocks
 from .progress import Progress, silent
 from .prune.select import apply_mask, check_pattern
 from .quantize import Weight
-from .report import LayerReport, Report, totals
+from .prune import METHODS
+from .report import LayerReport, Report, Training, totals
 from .workers import in_order
 
 
@@ -60,19 +63,24 @@ def convert(
     device = settings.device
     check_room(plan, out)
     _check_tied(plan)
-    staging = Staging(out, job_state(plan, settings), resume=resume)
+    tokens = calibration_tokens(plan.recipe.calibration, plan.source) if plan.calibrated else None
+    staging = Staging(out, job_state(plan, settings, tokens), resume=resume)
     try:
         writer = WeightWriter(staging.path, list(plan.shards))
         try:
-            _write_all(plan, writer, settings, progress)
+            _write_all(plan, tokens, writer, settings, progress)
         finally:
             writer.close()
     except OutputError:
         raise  # what is written stays: with more room, --resume goes on
     except InputError:
-        staging.discard()
+        if not resume:  # hours of work may lie there already
+            staging.discard()
         raise
     layers = [LayerReport.from_dict(layer) for note in writer.notes for layer in note["layers"]]
+    trained = [
+        Training(**{**part, "losses": tuple(part["losses"])}) for note in writer.notes for part in note["training"]
+    ]
     record = plan.record
     report = Report(
         source=record.source["id"],
@@ -83,6 +91,7 @@ def convert(
         layers=tuple(layers),
         totals=totals(layers, plan.bytes_before, plan.bytes_after),
         notes=plan.notes,
+        training=tuple(sorted(dict.fromkeys(trained), key=lambda part: part.part == END_TO_END)),
     )
     measured = Measurement(text, windows) if text else None
     report = finish(
@@ -99,7 +108,7 @@ def convert(
     return report
 
 
-def job_state(plan: Plan, settings: RunSettings) -> dict[str, object]:
+def job_state(plan: Plan, settings: RunSettings, tokens: Tensor | None) -> dict[str, object]:
     """What must be the same for a resumed run to continue this one."""
     files = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in plan.source.shards}
     return {
@@ -107,17 +116,16 @@ def job_state(plan: Plan, settings: RunSettings) -> dict[str, object]:
         "revision": plan.snapshot.revision,
         "source_files": files,
         "recipe": plan.recipe.describe(),
-        **(_calibration_state(plan, settings) if plan.calibrated else {}),
+        **({} if tokens is None else _calibration_state(tokens, settings)),
         "layout": plan.layout,
         "shard_bytes": plan.recipe.shard_bytes,
     }
 
 
-def _calibration_state(plan: Plan, settings: RunSettings) -> dict[str, object]:
-    """The text itself, if it is a file, and what decides the order in which numbers are added."""
-    path = Path(plan.recipe.calibration.text)
-    text = [path.stat().st_size, path.stat().st_mtime_ns] if path.is_file() else None
-    return {"calibration_text": text, "device": settings.device, "batch_tokens": settings.batch_tokens}
+def _calibration_state(tokens: Tensor, settings: RunSettings) -> dict[str, object]:
+    """The tokens themselves, and what decides the order in which numbers are added."""
+    digest = hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
+    return {"calibration_tokens": digest, "device": settings.device, "batch_tokens": settings.batch_tokens}
 
 
 def convert_linear(
@@ -133,7 +141,7 @@ def convert_linear(
     name = plan.linear.name
     check_finite(source, name)
     made = solved.weights.get(plan.linear.place) if solved else None
-    if not plan.method and made is None:
+    if not (plan.method and METHODS[plan.method].prunes):
         check_pattern(values(source), plan.pattern, name)
     blocks = [
         _convert_rows(plan, take_rows(source, rows), layout, None if made is None else take_rows(made, rows))
@@ -176,36 +184,39 @@ def _convert_rows(
     return tensors, tally(source, pruned, weight)
 
 
-def _write_all(plan: Plan, writer: WeightWriter, settings: RunSettings, progress: Progress) -> None:
+def _write_all(
+    plan: Plan, tokens: Tensor | None, writer: WeightWriter, settings: RunSettings, progress: Progress
+) -> None:
     by_layer: dict[int, list[LinearPlan]] = {}
     for linear in plan.linears:
         by_layer.setdefault(linear.linear.layer, []).append(linear)
     remaining = writer.remaining
     todo = [linear for unit in remaining for linear in by_layer.get(_layer(unit), [])]
     made = (
-        _calibrated(plan, todo, settings, writer.folder / WORK, progress)
-        if plan.calibrated
-        else _direct(plan, todo, settings, progress)
+        _direct(plan, todo, settings, progress)
+        if tokens is None
+        else _calibrated(plan, tokens, todo, settings, writer.folder / WORK, progress)
     )
     with closing(made), ThreadPoolExecutor(1) as writes:
         writing: Future[None] | None = None
         for unit in remaining:
             tensors: dict[str, Tensor] = {}
-            reports = []
+            reports, training = [], []
             for _ in by_layer.get(_layer(unit), []):
-                stored, report = next(made)
+                stored, report, trained = next(made)
                 tensors |= stored
                 reports.append(report)
+                training += [part for part in trained if part not in training]
             if writing:
                 writing.result()
-            note = {"layers": [vars(report) for report in reports]}
+            note = {"layers": [vars(report) for report in reports], "training": [vars(part) for part in training]}
             writing = writes.submit(writer.write, unit, partial(_contents, plan.source, tensors), note)
         if writing:
             writing.result()
 
 
-Made = Generator[tuple[dict[str, Tensor], LayerReport], None, None]
-"""Linears in order, as they are stored, each with its report."""
+Made = Generator[tuple[dict[str, Tensor], LayerReport, tuple[Training, ...]], None, None]
+"""Linears in order, as they are stored, each with its report and the trainings that it took part in."""
 
 
 def _direct(plan: Plan, todo: list[LinearPlan], settings: RunSettings, progress: Progress) -> Made:
@@ -216,19 +227,21 @@ def _direct(plan: Plan, todo: list[LinearPlan], settings: RunSettings, progress:
         for linear, result in zip(todo, made, strict=True):
             done += linear.weights
             progress("convert", done, plan.weights)
-            yield result
+            yield *result, ()
 
 
-def _calibrated(plan: Plan, todo: list[LinearPlan], settings: RunSettings, folder: Path, progress: Progress) -> Made:
+def _calibrated(
+    plan: Plan, tokens: Tensor, todo: list[LinearPlan], settings: RunSettings, folder: Path, progress: Progress
+) -> Made:
     """Linears by what they are given when text goes through the model, layer after layer."""
     wanted: dict[int, list[LinearPlan]] = {}
     for linear in todo:
         wanted.setdefault(linear.linear.layer, []).append(linear)
     if not wanted:
         return
-    for number, result in enumerate(compressed_layers(plan, settings, folder, progress)):
+    for number, result in enumerate(compressed_layers(plan, tokens, settings, folder, progress)):
         for linear in wanted.get(number, []):
-            yield _read_and_convert(plan, "cpu", linear, result)
+            yield *_read_and_convert(plan, "cpu", linear, result), trainings(number, result)
 
 
 def _read_and_convert(

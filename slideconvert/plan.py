@@ -38,7 +38,8 @@ PRUNED_CODES = (
 
 @dataclass(frozen=True)
 class LinearPlan:
-    """What becomes of one linear. method "" prunes nothing here; record is None for a kept linear."""
+    """What becomes of one linear. method "" prunes nothing here; record is None for a kept linear. moves: survivors
+    will differ from the source's by more than rounding, by a calibrated method or by training."""
 
     linear: Linear
     stored: StoredLinear
@@ -47,6 +48,7 @@ class LinearPlan:
     method: str
     outputs: tuple[TensorSpec, ...]
     record: LinearRecord | None
+    moves: bool = False
 
     @property
     def kept(self) -> bool:
@@ -98,8 +100,7 @@ class Plan:
     @property
     def calibrated(self) -> bool:
         """Whether text must go through the model: for some method, or for training."""
-        trains = self.recipe.preset is not None and self.recipe.preset.trains
-        return any(plan.calibrated or (trains and not plan.kept) for plan in self.linears)
+        return any(plan.moves for plan in self.linears)
 
     @property
     def kept(self) -> list[str]:
@@ -196,15 +197,17 @@ def _plan_linear(
     dtype = CODE_NAMES[scheme.name] if scheme.quantized else stored.tensors[0].dtype
     solved = bool(method) and METHODS[method].calibrated  # finds codes and scales of its own
     scale = stored.tensors[-1].dtype if stored.scheme.quantized and not solved else "F32"
+    moves = solved or (preset is not None and preset.trains)
     done = LinearRecord(
         shape=stored.shape,
         scheme=scheme.name,
         pattern=pattern,
         method=method or (before.method if before else ""),
         on_codes=(bool(method) and not solved and stored.scheme.quantized) or (before.on_codes if before else False),
+        moved=moves + (before.moved if before else 0),
     )
     outputs = stored_specs(name, stored.shape, dtype, pattern, layout, scale)
-    return LinearPlan(linear, stored, scheme, pattern, method, outputs, done)
+    return LinearPlan(linear, stored, scheme, pattern, method, outputs, done, moves)
 
 
 def _method(name: str | None, pattern: Pattern, scheme: Scheme) -> str:

@@ -16,7 +16,8 @@ from ..checkpoint.config import Record, describe_linear, read_record
 from ..checkpoint.reader import Checkpoint
 from ..errors import InputError
 from ..layers import ATTENTION, LAYER_PREFIX, LINEARS, MLP
-from ..measure import floats
+from ..measure import check_finite, floats
+from ..precision import model_precision
 from ..runtime.load import empty_model
 
 STAGES = (ATTENTION[:3], ATTENTION[3:], MLP[:2], MLP[2:])
@@ -39,12 +40,13 @@ class Decoder:
 
     def weight(self, name: str) -> Tensor:
         """The weight of linear `name` [out, in], as it is served, float32 on the device."""
-        stored = describe_linear(self.source, self._record, name)
-        return floats(stored.read(self.source)).to(self.device)
+        weight = describe_linear(self.source, self._record, name).read(self.source)
+        check_finite(weight, name)
+        return floats(weight).to(self.device)
 
-    def embed(self, tokens: Tensor) -> Tensor:
-        """tokens [windows, length] -> the input of the first layer [windows, length, hidden]."""
-        return nn.functional.embedding(tokens, self.source.read("model.embed_tokens.weight")).float().to(self.device)
+    def embedding(self) -> Tensor:
+        """[vocabulary, hidden] the rows that tokens become, as stored, in CPU memory."""
+        return self.source.read("model.embed_tokens.weight")
 
     def layer(self, number: int) -> Layer:
         """Decoder layer `number` with the source's weights."""
@@ -68,15 +70,6 @@ class Decoder:
         with torch.no_grad():
             model.to(self.device)(inputs_embeds=hidden, use_cache=False)
         self._passed = [recorder.passed for recorder in recorders]
-
-    def head(self) -> nn.Module:
-        """What turns the last layer's output [windows, length, hidden] into logits."""
-        norm, head = copy.deepcopy(self._skeleton.model.norm), copy.deepcopy(self._skeleton.lm_head)
-        norm.load_state_dict({"weight": self.tensor("model.norm.weight")}, assign=True)
-        tied = self.source.config.get("tie_word_embeddings")
-        name = "model.embed_tokens.weight" if tied else "lm_head.weight"
-        head.load_state_dict({"weight": self.tensor(name)}, assign=True)
-        return nn.Sequential(norm, head).requires_grad_(False)
 
 
 class _Recorder(nn.Module):
@@ -137,7 +130,8 @@ class Layer:
 
     def run(self, hidden: Tensor) -> Tensor:
         """hidden [windows, length, hidden] -> the layer's output, the same shape."""
-        out = self.module(hidden, **self.passed)
+        with model_precision():
+            out = self.module(hidden, **self.passed)
         return out[0] if isinstance(out, tuple) else out
 
     @torch.no_grad()

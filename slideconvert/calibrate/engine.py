@@ -18,8 +18,9 @@ from ..checkpoint.config import describe_linear, read_record
 from ..checkpoint.reader import TORCH_DTYPES
 from ..direct import compress_directly
 from ..errors import SlideConvertError
-from ..measure import floats
+from ..measure import check_finite, floats
 from ..plan import LinearPlan, Plan
+from ..precision import full_precision
 from ..progress import Progress, silent
 from ..prune import METHODS
 from ..prune.statistics import Statistics
@@ -27,14 +28,15 @@ from ..quantize import QuantizedWeight, Weight
 from ..recover.block import recover_block
 from ..recover.training import Curve, Schedule
 from .decoder import STAGES, Decoder
-from .stream import Runs, Stream, full_precision
+from .stream import Runs, Stream
 
 
 @dataclass
 class LayerResult:
     """One layer's linears after compression, by place; those that are kept are not in it.
 
-    weights: as stored. errors: relative error of a linear's output on the calibration tokens, of calibrated methods.
+    weights: as stored. errors: relative error of a linear's output on the calibration tokens, of calibrated
+    methods; on the inputs for which it was solved.
     notes: anything degraded or unusual, in words. curve: of block recovery, if there was any.
     """
 
@@ -72,10 +74,13 @@ def compress_layers(
         result = done(number)
         if result is None:
             result = LayerResult()
+            grams: dict[str, Tensor] = {}
             for stage, places in enumerate(STAGES):
-                compress_stage(stream, stage, {place: plans[place] for place in places}, result)
-            if recovery:
-                recover(stream, result, recovery)
+                gram = compress_stage(stream, stage, {place: plans[place] for place in places}, result)
+                if gram is not None and recovery:
+                    grams |= dict.fromkeys(places, gram)
+            if recovery and result.weights:
+                recover(stream, result, grams, recovery)
         else:
             put(stream, result.weights)
         progress("calibrate", number + 1, len(layers))
@@ -83,8 +88,12 @@ def compress_layers(
         stream.leave()
 
 
-def compress_stage(stream: Stream, stage: int, plans: dict[str, LinearPlan], result: LayerResult) -> None:
-    """Compress the linears that share one input, those with the same choices as one matrix, and put them in place."""
+def compress_stage(stream: Stream, stage: int, plans: dict[str, LinearPlan], result: LayerResult) -> Tensor | None:
+    """Compress the linears that share one input, those with the same choices as one matrix, and put them in place.
+
+    Returns the Gram matrix of that input, None if nobody asked for it.
+    """
+    statistics = None
     together: dict[tuple[str, str, str], list[str]] = {}
     for place, plan in plans.items():
         if plan.kept:
@@ -99,6 +108,7 @@ def compress_stage(stream: Stream, stage: int, plans: dict[str, LinearPlan], res
         for members in together.values():
             _solve([plans[place] for place in members], stream, statistics, result)
     put(stream, {place: result.weights[place] for place in plans if place in result.weights})
+    return statistics.whole.gram if statistics else None
 
 
 def put(stream: Stream, weights: dict[str, Weight]) -> None:
@@ -127,6 +137,7 @@ def _solve(plans: list[LinearPlan], stream: Stream, statistics: Statistics, resu
             made: Weight = QuantizedWeight(codes, scale, plan.scheme)
         else:
             made = solved.weight[rows].to(TORCH_DTYPES[own.outputs[0].dtype] if own.outputs else torch.bfloat16)
+        check_finite(made, f"{own.linear.name}, solved by {own.method}")
         result.weights[place] = made
         result.notes[place] = solved.notes
         result.errors[place] = output_error(weight, floats(made), gram)
@@ -140,8 +151,11 @@ def output_error(before: Tensor, after: Tensor, gram: Tensor) -> float:
     return float(f"{(max(loss, 0.0) / whole) ** 0.5:.6g}") if whole > 0 else 0.0
 
 
-def recover(stream: Stream, result: LayerResult, schedule: Schedule) -> None:
-    """Train the layer's survivors against the dense lane; the layer then holds what came of it."""
+def recover(stream: Stream, result: LayerResult, grams: dict[str, Tensor], schedule: Schedule) -> None:
+    """Train the layer's survivors against the dense lane; layer and errors are then those of what came of it.
+
+    grams: of the inputs, by place, as the linears were solved: training moves the inputs within the layer as well.
+    """
     dense = stream.dense
     assert dense is not None
     dense.leave()
@@ -156,6 +170,9 @@ def recover(stream: Stream, result: LayerResult, schedule: Schedule) -> None:
     )
     stream.lane.enter(stream.decoder.layer(stream.number))
     put(stream, result.weights)
+    for place in result.errors:
+        before = dense.layer.linear(place).weight.data
+        result.errors[place] = output_error(before, stream.layer.linear(place).weight.data, grams[place])
 
 
 def _stored_weight(stream: Stream, plan: LinearPlan) -> Weight:

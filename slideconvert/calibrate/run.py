@@ -9,19 +9,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import OutputError, pick
 from ..layers import LAYER_PREFIX
 from ..plan import Plan
 from ..progress import Progress
 from ..quantize import Weight
 from ..recover import block, end_to_end
 from ..recover.training import Curve, Schedule
+from ..report import Training
 from ..runtime.load import load_model
+from .activations import PLACES
 from .engine import LayerResult, compress_layers
 from .store import LayerStore
 from .stream import Runs, held_out
-from .tokens import calibration_tokens
 
+END_TO_END = "end to end"
+"""What a report calls the training of all layers at once."""
 BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
 """Tokens that go through a layer at once, unless said otherwise: enough to keep the device busy."""
 
@@ -40,6 +43,9 @@ class RunSettings:
     batch_tokens: int | None = None
     offload: bool = False
 
+    def __post_init__(self) -> None:
+        pick(self.keep_on, PLACES, "place for hidden states")
+
     @property
     def micro_tokens(self) -> int:
         """Tokens at once where logits and gradients of the whole model are needed."""
@@ -50,13 +56,14 @@ class RunSettings:
         return Runs(device, self.keep_on, folder, self.batch_tokens or BATCH_TOKENS.get(device.type, 4096))
 
 
-def compressed_layers(plan: Plan, settings: RunSettings, folder: Path, progress: Progress) -> Iterator[LayerResult]:
-    """The final result of each layer, in order. `folder` keeps what is finished, for the same plan only.
+def compressed_layers(
+    plan: Plan, tokens: Tensor, settings: RunSettings, folder: Path, progress: Progress
+) -> Iterator[LayerResult]:
+    """tokens [windows, length] -> the final result of each layer, in order. `folder` keeps what is finished.
 
-    InputError if the device's memory does not suffice, naming what to lower.
+    OutputError if the device's memory does not suffice, naming what to lower; what is finished stays.
     """
     store = LayerStore(folder, "layer")
-    tokens = calibration_tokens(plan.recipe.calibration, plan.source)
     runs = settings.runs(folder / "hidden")
     preset = plan.recipe.preset
     by_block = replace(block.SCHEDULE, epochs=preset.block_epochs) if preset and preset.block_epochs else None
@@ -71,11 +78,17 @@ def compressed_layers(plan: Plan, settings: RunSettings, folder: Path, progress:
             schedule = replace(end_to_end.SCHEDULE, epochs=preset.end_epochs)
             yield from _trained(plan, tokens, settings, store, schedule, progress)
     except torch.OutOfMemoryError as error:
-        raise InputError(
+        raise OutputError(
             f"out of memory on {settings.device}: {str(error).splitlines()[0]}",
-            hint="lower --batch-tokens, keep hidden states elsewhere (--keep-on cpu or disk), use fewer --samples, "
-            "or --offload the optimizer of preset quality; then go on with --resume",
+            hint="go on with --resume and --keep-on cpu or disk (preset quality: also --offload), or begin again with "
+            "a lower --batch-tokens or fewer --samples",
         ) from error
+
+
+def trainings(number: int, result: LayerResult) -> tuple[Training, ...]:
+    """The trainings behind a layer's result, as a report tells them."""
+    named = ((f"layer {number}", result.curve), (END_TO_END, result.end))
+    return tuple(Training(name, curve.losses, curve.best, curve.skipped) for name, curve in named if curve)
 
 
 def _trained(
@@ -91,7 +104,7 @@ def _trained(
         for number, result in enumerate(found):
             prefix = f"{LAYER_PREFIX}.{number}."
             own = {name.removeprefix(prefix): weight for name, weight in made.items() if name.startswith(prefix)}
-            trained.save(number, replace(result, weights=own, end=curve))
+            trained.save(number, replace(result, weights=own, errors={}, end=curve))
     for number in range(count):
         last = trained.load(number)
         assert last is not None

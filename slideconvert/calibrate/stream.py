@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..precision import full_precision
 from ..prune.statistics import Accumulator, Statistics
 from .activations import Activations
 from .decoder import STAGES, Decoder, Layer
@@ -68,10 +68,6 @@ class Lane:
     def runs_store(self) -> Activations:
         return Activations(self.runs.place, self.runs.device, self.runs.folder, f"{self.name}-attended")
 
-    def forget(self) -> None:
-        """The layer's weights have changed behind what was taken along."""
-        self._attended = None
-
     def leave(self) -> None:
         """Everything through the layer as it now is."""
         if not self._passed:
@@ -95,11 +91,11 @@ class Stream:
         self.fitted, self.held = held_out(len(tokens))
         batch = max(1, runs.batch_tokens // tokens.shape[1])
         hidden = Activations(runs.place, runs.device, runs.folder, "hidden")
-        for windows in self.fitted.split(batch):
-            hidden.append(decoder.embed(tokens[windows]))
-        self.fitted_batches = len(hidden)
-        for windows in self.held.split(batch):
-            hidden.append(decoder.embed(tokens[windows]))
+        embedding = decoder.embedding()
+        for part in (self.fitted, self.held):
+            for windows in part.split(batch):
+                hidden.append(torch.nn.functional.embedding(tokens[windows], embedding).float().to(runs.device))
+        self.fitted_batches = -(-len(self.fitted) // batch)
         self.lane = Lane("compressed", hidden, runs)
         self.dense = Lane("dense", hidden.copy("dense"), runs) if dense else None
 
@@ -143,14 +139,3 @@ class Stream:
         self.lane.leave()
         if self.dense:
             self.dense.leave()
-
-
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """No TF32 inside: it would cost Gram matrices their small eigenvalues."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)

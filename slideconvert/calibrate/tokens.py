@@ -30,7 +30,11 @@ def calibration_tokens(calibration: Calibration, source: Checkpoint) -> Tensor:
     """[samples, length] int64. InputError for too short a text, and for a tokenizer that is not the model's."""
     length = window_length(calibration, source)
     most = None if is_file(calibration.text) else POOL * calibration.samples
-    windows = token_windows(load_tokenizer(source), read_documents(calibration.text), length, most)
+    tokenizer = load_tokenizer(source)
+    try:
+        windows = token_windows(tokenizer, read_documents(calibration.text), length, most)
+    except InputError as error:
+        raise InputError(f"calibration text {calibration.text}: {error.what}", hint=error.hint) from error
     if len(windows) < calibration.samples:
         raise InputError(
             f"calibration text {calibration.text}: {len(windows)} windows of {length} tokens, {calibration.samples} "

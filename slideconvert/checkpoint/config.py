@@ -21,13 +21,15 @@ from .reader import Checkpoint
 
 @dataclass(frozen=True)
 class LinearRecord:
-    """What was done to one linear. method is "" when nothing was pruned; on_codes: pruned after quantization."""
+    """What was done to one linear. method is "" when nothing was pruned; on_codes: pruned after quantization; moved:
+    by how many conversions, one after another, survivors were moved and not only rounded (calibration, training)."""
 
     shape: tuple[int, int]
     scheme: str
     pattern: Pattern
     method: str = ""
     on_codes: bool = False
+    moved: int = 0
 
     def to_json(self, layout: str) -> dict[str, Any]:
         slid = layout == "slide" and SCHEMES[self.scheme].quantized
@@ -38,6 +40,7 @@ class LinearRecord:
             **({"slid_columns": self.pattern.slid_columns(self.shape[1])} if slid else {}),
             **({"method": self.method} if self.method else {}),
             **({"pruned_on": "codes"} if self.on_codes else {}),
+            **({"moved": self.moved} if self.moved else {}),
         }
 
 
@@ -104,6 +107,7 @@ def _read_linear(entry: dict[str, Any]) -> LinearRecord:
         pattern=Pattern.parse(entry["pattern"]),
         method=entry.get("method", ""),
         on_codes=entry.get("pruned_on") == "codes",
+        moved=int(entry.get("moved", 0)),
     )
 
 

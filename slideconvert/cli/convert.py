@@ -27,20 +27,39 @@ from .common import (
     source_argument,
     verbosity_options,
 )
+from .targets import (
+    TARGETS,
+    TIMES,
+    check_free,
+    expect,
+    parse_target,
+    take,
+    target_options,
+    times_options,
+)
 
 if TYPE_CHECKING:
+    from ..allocate.choose import Target
     from ..plan import Plan
     from ..recipe import Recipe
     from ..report import Report
 
 METHOD_WORDS = "magnitude|wanda|hessian|obs|alps|rtn|gptq"
 
+recipe_option = click.option(
+    "--recipe", type=click.Path(path_type=Path), help="YAML recipe; the flags here overrule it."
+)
+scheme_option = click.option("--scheme", metavar="int8|fp8|bf16", help="Numbers of the weights.  [default: int8]")
+preset_option = click.option(
+    "--preset", metavar="fast|balanced|quality", help="Time spent for accuracy.  [default: balanced]"
+)
+method_option = click.option("--method", metavar=METHOD_WORDS, help="One method for all, instead of the preset's.")
 recipe_options = options(
-    click.option("--recipe", type=click.Path(path_type=Path), help="YAML recipe; the flags here overrule it."),
-    click.option("--scheme", metavar="int8|fp8|bf16", help="Numbers of the weights.  [default: int8]"),
+    recipe_option,
+    scheme_option,
     click.option("--pattern", metavar="2_L", help="2_4 … 2_16, or 2_inf to prune nothing.  [default: 2_8]"),
-    click.option("--preset", metavar="fast|balanced|quality", help="Time spent for accuracy.  [default: balanced]"),
-    click.option("--method", metavar=METHOD_WORDS, help="One method for all, instead of the preset's."),
+    preset_option,
+    method_option,
     calibration_options,
     click.option("--layout", metavar="slide|dense", help="How weights are stored.  [default: slide; dense for bf16]"),
     click.option("--shard-gb", type=float, help="Largest weight file, in GB.  [default: 5]"),
@@ -80,6 +99,8 @@ def full_recipe(path: Path | None, **said: Any) -> Recipe:
 @source_argument
 @out_argument
 @recipe_options
+@target_options
+@times_options
 @revision_option
 @run_options
 def convert_command(
@@ -89,14 +110,25 @@ def convert_command(
     revision: str | None,
     **said: Any,
 ) -> None:
-    """Prune, quantize, re-lay and verify the model SOURCE (a folder or a Hub id) into the folder OUT."""
-    words = {word: said.pop(word) for word in RECIPE_WORDS}
-    carry_out(source, out, full_recipe(recipe, **words), revision, **said)
+    """Prune, quantize, re-lay and verify the model SOURCE (a folder or a Hub id) into the folder OUT.
+
+    With --target-speedup or --density the patterns are chosen first, as `allocate` does it.
+    """
+    from ..errors import InputError
+
+    words, target = take(said, RECIPE_WORDS), parse_target(**take(said, TARGETS))
+    if target and words["pattern"]:
+        raise InputError(
+            f"--pattern {words['pattern']}, and a target to choose patterns for",
+            hint="leave one out; a rule in a --recipe gives some linears a pattern of their own",
+        )
+    carry_out(source, out, full_recipe(recipe, **words), revision, target=target, **said)
 
 
 @click.command("plan")
 @source_argument
 @recipe_options
+@times_options
 @revision_option
 @json_option
 @verbosity_options
@@ -109,16 +141,24 @@ def plan_command(
     quiet: bool,
     **words: Any,
 ) -> None:
-    """Show what `convert` with the same words would do to SOURCE. Reads shapes only, writes nothing."""
+    """Show what `convert` with the same words would do to SOURCE. Reads shapes only, writes nothing.
+
+    With --gpu or --speed-table also how fast the linears should become.
+    """
     from ..plan import make_plan
+    from .choices import expected_json, expected_summary
     from .tables import plan_summary, plan_table
 
+    times = take(words, TIMES)
     made = make_plan(resolve_source(source, revision, quiet or as_json), full_recipe(recipe, **words))
+    expected = expect(made.linears, **times)
     if as_json:
-        echo_json(plan_json(made))
+        echo_json({**plan_json(made), **({"expected": expected_json(*expected)} if expected else {})})
     else:
         show(plan_table(made, every_linear=verbose))
         show(plan_summary(made))
+        if expected:
+            show(expected_summary(*expected))
 
 
 def carry_out(
@@ -138,21 +178,28 @@ def carry_out(
     as_json: bool,
     verbose: bool,
     quiet: bool,
+    target: Target | None = None,
 ) -> None:
-    """Plan and run a conversion, with a progress bar, and print what came of it."""
+    """Plan and run a conversion, its patterns chosen for a target if there is one, and print what came of it."""
+    from ..allocate.choose import choose_patterns
     from ..calibrate.run import RunSettings
     from ..pipeline import convert
     from ..plan import make_plan
+    from .choices import chosen_json, chosen_summary, chosen_table
     from .tables import report_summary, report_table
 
     made = make_plan(resolve_source(source, revision, quiet or as_json), recipe)
-    where = choose_device(device)
-    started = time.monotonic()
+    settings = RunSettings(choose_device(device), keep_on, batch_tokens, offload)
+    started, chosen = time.monotonic(), None
     with progress_bar(not (quiet or as_json)) as tell:
+        if target:
+            check_free(out, resume=resume)
+            chosen = choose_patterns(made, target, settings, tell)
+            made = make_plan(made.snapshot, chosen.recipe)
         report = convert(
             made,
             out,
-            settings=RunSettings(where, keep_on, batch_tokens, offload),
+            settings=settings,
             resume=resume,
             verify=not no_verify,
             text=text,
@@ -161,10 +208,13 @@ def carry_out(
         )
     seconds = time.monotonic() - started
     if as_json:
-        echo_json(result_json(report, out, seconds))
+        echo_json({**result_json(report, out, seconds), **({"allocation": chosen_json(chosen)} if chosen else {})})
     elif not quiet:
         if verbose:
             show(report_table(report))
+        if chosen:
+            show(chosen_table(chosen, every_error=verbose))
+            show(chosen_summary(chosen))
         show(report_summary(report, out, seconds))
 
 

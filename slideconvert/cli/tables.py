@@ -176,7 +176,7 @@ def tasks_table(found: dict[str, Any], *, every_metric: bool) -> Table:
     made = table(
         f"Tasks of lm-eval {found['lm_eval']}, {asked}activations {found['activations']}",
         ["task", "checkpoint", "metric"],
-        ["value", "±", "difference", "questions", "shots"],
+        ["value", "±", "− first", "questions"],
     )
     for row in found["tasks"]:
         if row["part_of"] and not every_metric:
@@ -184,14 +184,13 @@ def tasks_table(found: dict[str, Any], *, every_metric: bool) -> Table:
         for metric in row["metrics"] if every_metric else row["metrics"][:1]:
             name = metric["metric"] if metric["filter"] == "none" else f"{metric['metric']}, {metric['filter']}"
             made.add_row(
-                row["task"],
+                row["task"] + (f", {row['shots']} shots" if row["shots"] else ""),
                 row["ckpt"],
                 name + {True: " ↑", False: " ↓", None: ""}[metric["higher_is_better"]],
                 _score(metric["value"]),
                 "–" if metric["stderr"] is None else _score(metric["stderr"]),
                 _score(metric["difference"], sign="+"),
                 str(row["samples"]),
-                "–" if row["shots"] is None else str(row["shots"]),
             )
     return made
 

@@ -91,7 +91,7 @@ def eval_command(
     from ..tasks import load_tasks, measure_tasks
     from .tables import eval_table, tasks_table
 
-    names = list(dict.fromkeys(name.strip() for name in (tasks or "").split(",") if name.strip()))
+    names = [name.strip() for name in (tasks or "").split(",") if name.strip()]
     if not (text or names):
         raise InputError("nothing to measure the checkpoints by", hint="give --text, --tasks or both")
     if not names and (task_path or limit or shots is not None):

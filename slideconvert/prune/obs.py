@@ -69,12 +69,13 @@ def obs(weight: Tensor, statistics: Statistics, pattern: Pattern, scheme: Scheme
         swept, keep = sweep(target, damped.gram, group_order(target, damped, pattern), choose=pattern)
         assert isinstance(swept, Tensor)
         start = swept
-    steps = STEPS
+    steps, notes = STEPS, damped.notes
     if statistics.held is not None:
-        train = damp(statistics.gram)
-        steps = steps_to_take(weight, target, start, keep, train.gram, statistics.held, STEPS)
+        fitted_only = damp(statistics.gram)
+        steps = steps_to_take(weight, target, start, keep, fitted_only.gram, statistics.held, STEPS)
+        notes = tuple(dict.fromkeys((*notes, *fitted_only.notes)))
     fitted = refit(target, start, keep, damped.gram, steps)
-    return Solved(on_mask(fitted, keep, damped, scheme), damped.notes)
+    return Solved(on_mask(fitted, keep, damped, scheme), notes)
 
 
 def on_mask(weight: Tensor, keep: Tensor, damped: Damped, scheme: Scheme) -> Weight:

@@ -87,9 +87,12 @@ def free_factor(gram: Tensor, order: Tensor) -> Tensor:
     """gram [K, K] positive definite -> U [K, K] upper triangular with UᵀU = (gram in that order of columns)⁻¹.
 
     From the Cholesky factor of the reversed matrix, whose inverse it is: one factorization, no explicit inverse.
+    ArithmeticError if rounding leaves no factor.
     """
     backwards = order.flip(0)
-    lower = torch.linalg.cholesky(gram[backwards[:, None], backwards])
+    lower, failed = torch.linalg.cholesky_ex(gram[backwards[:, None], backwards])
+    if int(failed):
+        raise ArithmeticError("the Gram matrix is positive definite only to rounding")
     eye = torch.eye(len(gram), device=gram.device)
     return torch.linalg.solve_triangular(lower.flip(0, 1), eye, upper=True)
 
@@ -150,7 +153,7 @@ def sweep(
                 kept[start:end][group] = keep_mask(score.T.contiguous(), choose).T
             values = block[column]
             mask, out = kept[start + column], made[start + column]
-            rounded = values * mask if grid is None else _rounded(values, mask, grid, out)
+            rounded = values * mask + 0 if grid is None else _rounded(values, mask, grid, out)
             if grid is None:
                 out.copy_(rounded)
             torch.div(values - rounded, diagonal[column], out=errors[column])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +36,13 @@ def recover_end_to_end(
     student.requires_grad_(False)
     trained = make_trainable(student, weights)
     student.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
-    student.train()
+    student.train()  # checkpointing works in no other mode; whatever is random in it is turned off
+    module: Any
+    for module in student.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0
 
     def loss(windows: Tensor) -> Tensor:
         inputs = tokens[windows]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
 from ..measure import floats
 from ..quantize import QuantizedWeight, Weight, to_codes
-from ..schemes import Scheme
 
 
 class SurvivorLinear(nn.Module):
@@ -25,27 +26,24 @@ class SurvivorLinear(nn.Module):
         start = floats(weight)
         self.latent = nn.Parameter(start.clone())
         self.register_buffer("mask", (start != 0).float())
-        self.scheme: Scheme | None = None
+        self.start = weight
         if isinstance(weight, QuantizedWeight):
-            self.scheme = weight.scheme
             self.register_buffer("scale", weight.scale.float())
         self.bias = bias
 
     @torch.no_grad()
     def weight(self) -> Weight:
-        """What would be stored now: codes with their scale, or bfloat16."""
+        """What would be stored now: codes with the scale of the start, or floats of its dtype."""
         kept = self.latent * self.mask
-        if self.scheme is None:
-            return kept.to(torch.bfloat16)
-        return QuantizedWeight(to_codes(kept / self.scale, self.scheme), self.scale, self.scheme)
+        if isinstance(self.start, QuantizedWeight):
+            return replace(self.start, codes=to_codes(kept / self.scale, self.start.scheme))
+        return kept.to(self.start.dtype)
 
     def forward(self, inputs: Tensor) -> Tensor:
         kept = self.latent * self.mask
-        if self.scheme is not None:
-            with torch.no_grad():
-                off = to_codes(kept / self.scale, self.scheme).float().mul_(self.scale).sub_(kept)
-            kept = kept + off
-        return nn.functional.linear(inputs, kept, self.bias)
+        with torch.no_grad():
+            off = floats(self.weight()).sub_(kept)
+        return nn.functional.linear(inputs, kept + off, self.bias)
 
 
 def make_trainable(parent: nn.Module, weights: dict[str, Weight]) -> dict[str, SurvivorLinear]:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..precision import model_precision
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -85,8 +87,9 @@ def train(
                 group["lr"] = rate * height
             total = 0.0
             for part in windows.split(micro or len(windows)):
-                value = loss(part) * (len(part) / len(windows))
-                value.backward()
+                with model_precision():
+                    value = loss(part) * (len(part) / len(windows))
+                    value.backward()
                 total += float(value.detach())
             if math.isfinite(total):
                 _step(optimizer, parameters, masters)
@@ -117,5 +120,6 @@ def _step(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], 
 @torch.no_grad()
 def _mean(loss: Callable[[Tensor], Tensor], windows: Tensor, batch: int) -> float:
     """The mean loss over windows; infinite if it is not a number, so that such a state is never the best."""
-    total = sum(float(loss(part)) * len(part) for part in windows.split(batch))
+    with model_precision():
+        total = sum(float(loss(part)) * len(part) for part in windows.split(batch))
     return total / len(windows) if math.isfinite(total) else math.inf

@@ -16,6 +16,7 @@ from .record import LayerReport, Report
 from .style import STYLE
 from .summary import converted, errors, notes, patterns, percent, printable, schemes, size, zero_share
 from .svg import bytes_plot, error_plot
+from .training import training_plot, training_table
 
 NAMES_SHOWN = 3
 """Linears that a note names before it only counts them; the table has them all."""
@@ -29,6 +30,7 @@ COLUMNS = (
     ("Zeros", _NUMBER),
     ("Error", _NUMBER),
     ("Pruning alone", _NUMBER),
+    ("Output error", _NUMBER),
     ("Bytes", _NUMBER),
 )
 
@@ -37,7 +39,7 @@ def render_html(report: Report) -> str:
     """The whole page."""
     plots = _plots(report.layers) if report.layers else ""
     above = _head(report) + _verdict(report) + _notes(report) + _tiles(report)
-    body = above + plots + _table(report) + _recipe(report) + _files(report)
+    body = above + plots + _training(report) + _table(report) + _recipe(report) + _files(report)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -149,6 +151,17 @@ def _plots(layers: tuple[LayerReport, ...]) -> str:
     )
 
 
+def _training(report: Report) -> str:
+    if not report.training:
+        return ""
+    about = (
+        "Survivors were trained against the dense model; what is kept is the epoch that did best on calibration "
+        "windows that were not trained on. By layer: squared error of the layer's output over the energy of what the "
+        "dense layer adds. End to end: Kullback-Leibler divergence per token, in nats."
+    )
+    return _figure("Training", about, training_plot(report.training) + training_table(report.training))
+
+
 def _figure(title: str, about: str, plot: str) -> str:
     """All three are markup."""
     return (
@@ -183,6 +196,7 @@ def _row(layer: LayerReport, most: float, worst: bool, first: bool) -> str:
         f'<td class="number">{percent(zeros)}</td>',
         f'<td class="number bar" style="--w:{bar:.3f}">{percent(layer.error)}</td>',
         f'<td class="number">{percent(layer.prune_error)}</td>',
+        f'<td class="number">{"&ndash;" if layer.output_error is None else percent(layer.output_error)}</td>',
         f'<td class="number">{size(layer.bytes_before)} → {size(layer.bytes_after)}</td>',
     )
     remarks = "".join(f'<span class="note">{_text(note)}</span>' for note in layer.notes)

@@ -27,7 +27,8 @@ class LayerReport:
     prune_error: the part of it that pruning alone causes.
     bytes_before, bytes_after: of weight and scales, as stored.
     slid_columns: K' in the slide layout, else 0.
-    output_error: relative error of the linear's output on the calibration tokens; None without calibration.
+    output_error: relative error of the linear's output on the calibration tokens; None without calibration, and after
+    training end to end, where nobody measured it.
     notes: anything degraded or unusual, in words; empty when all went as asked.
     """
 
@@ -59,6 +60,31 @@ class LayerReport:
 
 
 @dataclass(frozen=True)
+class Training:
+    """One training of survivors against the dense model. part: "layer 3" or "end to end".
+
+    losses: on held-out windows, before training and after each epoch; by layer the squared error of its output over
+    that of the dense layer's change, end to end the Kullback-Leibler divergence per token in nats. best: the epoch
+    that was kept, 0 if training did not help and was undone. skipped: steps left out for a loss that was not finite.
+    """
+
+    part: str
+    losses: tuple[float, ...]
+    best: int
+    skipped: int = 0
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What of it did not go as asked, in words."""
+        said = []
+        if not self.best:
+            said.append(f"Training of {self.part} did not lower the held-out loss and was undone.")
+        if self.skipped:
+            said.append(f"Training of {self.part} left out {self.skipped} steps whose loss was not finite.")
+        return tuple(said)
+
+
+@dataclass(frozen=True)
 class Totals:
     """Sums over the linears (weights, zeros, bytes) and the size of all weight files before and after."""
 
@@ -75,7 +101,7 @@ class Totals:
 class Report:
     """A whole conversion. `verified` is None until the output was read back and checked, then the number of
     tensors that were. `perplexity` maps "source" and "output" to values measured in this run, if any were, and
-    `perplexity_protocol` says how. `notes`: what a user must know."""
+    `perplexity_protocol` says how. `training`: of preset quality, part by part. `notes`: what a user must know."""
 
     source: str
     revision: str | None
@@ -89,6 +115,7 @@ class Report:
     notes: tuple[str, ...] = ()
     perplexity: dict[str, float] = field(default_factory=dict)
     perplexity_protocol: str = ""
+    training: tuple[Training, ...] = ()
 
     def to_json(self) -> str:
         return json.dumps({"tool": f"slideconvert {__version__}", **asdict(self)}, indent=1, ensure_ascii=False) + "\n"
@@ -102,7 +129,8 @@ class Report:
         values.pop("tool")
         layers = tuple(LayerReport.from_dict(layer) for layer in values.pop("layers"))
         totals, notes = Totals(**values.pop("totals")), tuple(values.pop("notes"))
-        return cls(**values, layers=layers, totals=totals, notes=notes)
+        training = tuple(Training(**{**part, "losses": tuple(part["losses"])}) for part in values.pop("training"))
+        return cls(**values, layers=layers, totals=totals, notes=notes, training=training)
 
 
 def totals(layers: Sequence[LayerReport], file_bytes_before: int, file_bytes_after: int) -> Totals:

@@ -59,7 +59,8 @@ def schemes(report: Report) -> list[str]:
 
 def notes(report: Report) -> list[tuple[str, list[str]]]:
     """Every note once, with the linears it concerns; notes on the whole model come first and name none."""
-    found: dict[str, list[str]] = {note: [] for note in report.notes}
+    whole = [*report.notes, *(note for part in report.training for note in part.notes)]
+    found: dict[str, list[str]] = {note: [] for note in whole}
     for layer in report.layers:
         for note in layer.notes:
             found.setdefault(note, []).append(layer.name)

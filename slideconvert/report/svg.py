@@ -1,4 +1,4 @@
-"""The two plots of the HTML report as inline SVG. Colors come from the page's CSS, so they follow light and dark."""
+"""Plots of the HTML report as inline SVG, and what they share. Colors come from the page: light and dark follow."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def error_plot(layers: Sequence[LayerReport]) -> str:
     )
     start = f" (axis starts at {axis.ticks[0]:g}%)" if axis.ticks[0] else ""
     body = axis.draw(f"relative error{start}", "%") + bands.draw(top + PLOT) + "".join(series)
-    return _svg("errors", "Relative weight error per decoder layer", about, top + PLOT + BOTTOM, body)
+    return svg("errors", "Relative weight error per decoder layer", about, top + PLOT + BOTTOM, body)
 
 
 def bytes_plot(layers: Sequence[LayerReport]) -> str:
@@ -151,7 +151,7 @@ def bytes_plot(layers: Sequence[LayerReport]) -> str:
         f"{size(sum(after.values()))} after."
     )
     body = axis.draw(f"stored {unit}", "") + bands.draw(top + PLOT) + legend + "".join(bars)
-    return _svg("bytes", "Stored bytes per decoder layer, before and after", about, top + PLOT + BOTTOM, body)
+    return svg("bytes", "Stored bytes per decoder layer, before and after", about, top + PLOT + BOTTOM, body)
 
 
 def _bands(layers: Sequence[LayerReport]) -> Bands:
@@ -183,7 +183,8 @@ def _text(text: str) -> str:
     return escape(printable(text if len(text) <= 14 else text[:13] + "…"))
 
 
-def _svg(name: str, title: str, about: str, height: float, body: str) -> str:
+def svg(name: str, title: str, about: str, height: float, body: str) -> str:
+    """A plot of the page: `body` is markup, the other texts are plain and read to those who do not see it."""
     return (
         f'<svg class="plot" id="{name}" viewBox="0 0 {WIDTH} {height:.0f}" role="img" '
         f'aria-labelledby="{name}-title {name}-desc"><title id="{name}-title">{title}</title>'

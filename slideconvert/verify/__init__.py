@@ -55,9 +55,13 @@ def verify_checkpoint(
     *,
     source: Checkpoint | None = None,
     device: str = "cpu",
+    moved: frozenset[str] | None = None,
     progress: Progress = silent,
 ) -> Verdict:
-    """Check a checkpoint of ours, against its source if one is given. InputError if it is not one of ours."""
+    """Check a checkpoint of ours, against its source if one is given. InputError if it is not one of ours.
+
+    moved: linears whose survivors may differ from the source's; None: those that the record says were moved since.
+    """
     record = read_record(checkpoint.config, str(checkpoint.path / CONFIG))
     if record is None:
         raise InputError(
@@ -74,7 +78,7 @@ def verify_checkpoint(
     owned: set[str] = set()
     with ThreadPoolExecutor(1) as hashing:
         files = hashing.submit(lambda: list(_file_faults(checkpoint, record)))
-        for number, linear in enumerate(in_order(partial(verify_linear, ours, theirs, device), names, device)):
+        for number, linear in enumerate(in_order(partial(verify_linear, ours, theirs, device, moved), names, device)):
             progress("verify", number, len(names))
             owned.update(linear.tensors)
             verdict.linears.append(linear)

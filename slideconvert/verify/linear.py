@@ -17,7 +17,6 @@ from ..layout import StoredLinear, stored_tensors
 from ..measure import Tally, check_finite, energy, floats, nonzeros, ratio, values
 from ..patterns import ZEROS, Pattern
 from ..planes import bits, blocks, negative, nonzero, to_planes
-from ..prune import METHODS
 from ..prune.select import check_pattern
 from ..quantize import QuantizedWeight, Weight
 
@@ -49,8 +48,14 @@ class Side:
     record: Record | None
 
 
-def verify_linear(ours: Side, source: Side | None, device: str, name: str) -> LinearVerdict:
-    """The verdict on linear `name`; whatever is wrong with it becomes its fault."""
+def verify_linear(
+    ours: Side, source: Side | None, device: str, moved: frozenset[str] | None, name: str
+) -> LinearVerdict:
+    """The verdict on linear `name`; whatever is wrong with it becomes its fault.
+
+    moved: linears whose survivors may differ from the source's by more than rounding; None: those that the record says
+    were moved since the source.
+    """
     stored, found, fault = None, Tally(), ""
     try:
         stored = describe_linear(ours.checkpoint, ours.record, name)
@@ -66,15 +71,15 @@ def verify_linear(ours: Side, source: Side | None, device: str, name: str) -> Li
             weight = stored.decode(block, where)
             _check_weight(stored, block, weight, where)
             found += Tally(nonzeros=(0, 0, nonzeros(weight)))
-            if original:
+            if source and original:
                 before = original.decode({part: tensor[rows].to(device) for part, tensor in theirs.items()}, where)
                 kept = ours.record is None or name not in ours.record.linears
                 found += (
                     _check_moved(before, weight)
-                    if _moved(ours, source, name)
+                    if (_may_move(ours, source, name) if moved is None else name in moved)
                     else _check_against(before, weight, None if kept else stored.pattern, where)
                 )
-        if original and found.loss > found.energy:
+        if original and found.energy and found.loss >= found.energy:
             raise InputError(f"{name}: differs from the source by more than its size; it is not the same linear")
     except SlideConvertError as problem:
         fault = problem.what if name in problem.what else f"{name}: {problem.what}"
@@ -125,13 +130,11 @@ def _check_weight(stored: StoredLinear, block: dict[str, Tensor], weight: Weight
                 raise InputError(f"{where}: {tensor} is not the canonical packing of its weights")
 
 
-def _moved(ours: Side, source: Side | None, name: str) -> bool:
-    """Whether survivors may differ from the source's: a calibrated method came between the two."""
+def _may_move(ours: Side, source: Side, name: str) -> bool:
+    """Whether the record tells of a conversion that moved survivors, of which the source does not know yet."""
     entry = ours.record.linears.get(name) if ours.record else None
-    if entry is None or not entry.method or not METHODS[entry.method].calibrated:
-        return False
-    before = source.record.linears.get(name) if source and source.record else None
-    return before is None or (before.method, before.pattern) != (entry.method, entry.pattern)
+    before = source.record.linears.get(name) if source.record else None
+    return entry is not None and entry.moved > (before.moved if before else 0)
 
 
 def _check_moved(before: Weight, weight: Weight) -> Tally:

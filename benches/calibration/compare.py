@@ -1,0 +1,238 @@
+"""Calibrated pruning against llm-compressor's SparseGPT: perplexity and time, in one run on one machine.
+
+    python benches/calibration/compare.py models/llama --calibration calibration.jsonl --text evaluation.jsonl \\
+        --case 2_8/int8 --case 2_4/bf16 --peer-python peer/bin/python
+
+llmcompressor_sparsegpt.py says how its environment is made. Both sides get the same windows (windows.py) and the cores
+that this process may use (`taskset` narrows them), and run one after another, each as a process of its own.
+Perplexity is measured by us for both: float32, weights as stored, activations not quantized.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from windows import NAME, draw
+
+from slideconvert import __version__
+from slideconvert.checkpoint.config import describe_linear, read_record
+from slideconvert.checkpoint.reader import Checkpoint
+from slideconvert.errors import SlideConvertError
+from slideconvert.evaluate import perplexity
+from slideconvert.layers import decoder_linears
+from slideconvert.measure import values
+from slideconvert.patterns import Pattern
+from slideconvert.runtime.load import load_model, load_tokenizer
+from slideconvert.schemes import parse_scheme
+from slideconvert.text import read_documents, token_windows
+
+PEER = "llm-compressor SparseGPT"
+PEER_SCRIPT = Path(__file__).with_name("llmcompressor_sparsegpt.py")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One process. Seconds: work as it reports it, wall from start to end, cpu of all its threads, user and system.
+
+    load: of the machine in the minute before, in processes that want to run. told: the JSON that it printed.
+    """
+
+    work: float
+    wall: float
+    cpu: float
+    load: float
+    told: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to prune one case. broken: groups with fewer zeros than the pattern wants, of all decoder linears."""
+
+    pattern: str
+    scheme: str
+    how: str
+    perplexity: float
+    broken: int
+    runs: list[Run]
+
+    def median(self, what: str) -> float:
+        """The median over the runs of one of their times."""
+        return statistics.median(getattr(run, what) for run in self.runs)
+
+
+def timed(command: Sequence[str]) -> Run:
+    """Run a command that ends its stdout with a JSON object. ClickException with its stderr if it fails."""
+    load, before, started = os.getloadavg()[0], resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+    if done.returncode:
+        raise click.ClickException(f"{' '.join(command)}\n{done.stderr[-4000:]}")
+    lines = done.stdout.splitlines()
+    told = json.loads(done.stdout if lines[0] == "{" else lines[-1])  # the peer logs to stdout before it
+    cpu = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+    return Run(working_seconds(told), wall, cpu, load, told)
+
+
+def broken_groups(checkpoint: Checkpoint, pattern: Pattern) -> int:
+    """Groups of the decoder linears with more non-zeros than the pattern allows, counted at absolute columns."""
+    record, broken = read_record(checkpoint.config, str(checkpoint.path)), 0
+    for linear in decoder_linears(checkpoint.config) if pattern.prunes else ():
+        stored = values(describe_linear(checkpoint, record, linear.name).read(checkpoint)).float() != 0
+        padded = torch.nn.functional.pad(stored, (0, -stored.shape[1] % pattern.group))
+        taken = padded.unflatten(1, (-1, pattern.group)).sum(2)
+        broken += int((taken > pattern.most_nonzeros).sum())
+    return broken
+
+
+def peer_command(
+    python: str, model: Path, windows: Path, pattern: Pattern, scheme: str, options: dict[str, int]
+) -> list[str]:
+    """llm-compressor's command; the output folder follows. options: batch, block, threads."""
+    words = [python, str(PEER_SCRIPT), str(model), str(windows), "--mask", str(pattern), "--scheme", scheme]
+    return words + flags(options)
+
+
+def our_command(
+    preset: str, model: Path, calibration: str, pattern: Pattern, scheme: str, drawing: dict[str, int]
+) -> list[str]:
+    """Our command; the output folder follows."""
+    words = [sys.executable, "-m", "slideconvert", "convert", str(model), "--preset", preset, "--layout", "dense"]
+    words += ["--pattern", pattern.slug, "--scheme", scheme, "--device", "cpu", "--calibration", calibration, "--json"]
+    return words + flags(drawing)
+
+
+def flags(numbers: dict[str, int]) -> list[str]:
+    """{"seed": 0} as --seed 0."""
+    return [word for name, number in numbers.items() for word in (f"--{name}", str(number))]
+
+
+def working_seconds(told: dict[str, Any]) -> float:
+    """The time that a process says it worked.
+
+    Ours is all that `convert` does: reading, drawing the windows, writing and verifying included. The peer's is
+    pruning and quantizing alone.
+    """
+    seconds = told["seconds"]
+    return seconds if isinstance(seconds, float) else seconds["prune"] + seconds.get("quantize", 0.0)
+
+
+def measure(model: Path, tokens: Tensor) -> float:
+    """Perplexity of a folder: float32, weights as stored, activations not quantized."""
+    return perplexity(load_model(Checkpoint.open(model), activations="float"), tokens)
+
+
+def compare(
+    ways: dict[str, list[str]], outputs: Path, pattern: Pattern, scheme: str, tokens: Tensor, repeats: int
+) -> list[Row]:
+    """Run every way (by name, a command without its output folder) `repeats` times; measure its last output."""
+    runs: dict[str, list[Run]] = {way: [] for way in ways}
+    for repeat in range(repeats):  # alternating, so that a busy minute does not fall on one side
+        for number, (way, command) in enumerate(ways.items()):
+            runs[way].append(timed([*command, str(outputs / f"{number}.{repeat}")]))
+    rows = []
+    for number, way in enumerate(ways):
+        folder = outputs / f"{number}.{repeats - 1}"
+        broken = broken_groups(Checkpoint.open(folder), pattern)
+        rows.append(Row(str(pattern), scheme, way, measure(folder, tokens), broken, runs[way]))
+        click.echo(f"{pattern} {scheme} {way}: {rows[-1].perplexity:.4f}", err=True)
+    return rows
+
+
+def markdown(rows: list[Row], protocol: dict[str, Any]) -> str:
+    """The rows as a table, the protocol above it. Times are medians; × is to the peer's fastest work on the case."""
+    loads = [run.load for row in rows for run in row.runs]
+    lines = [
+        f"{protocol['model']}; {protocol['samples']} windows of {protocol['length']} tokens, seed {protocol['seed']}; "
+        f"perplexity on {protocol['windows']} windows, the model as it is {protocol['perplexity']:.3f}; runs: "
+        f"{protocol['repeats']}, on {protocol['cores']} cores, load before them {min(loads):.1f} … {max(loads):.1f}",
+        "",
+        "| pattern | scheme | how | perplexity | work, s | × | process, s | CPU, s | broken groups |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    peers: dict[tuple[str, str], list[float]] = {}
+    for row in rows:
+        if row.how.startswith(PEER):
+            peers.setdefault((row.pattern, row.scheme), []).append(row.median("work"))
+    for row in rows:
+        peer = min(peers.get((row.pattern, row.scheme), [0.0]))
+        cells = [row.pattern, row.scheme, row.how, f"{row.perplexity:.3f}", f"{row.median('work'):.1f}"]
+        cells += [f"{row.median('work') / peer:.2f}" if peer else "", f"{row.median('wall'):.1f}"]
+        cells += [f"{row.median('cpu'):.1f}", str(row.broken)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--calibration", required=True, help=".txt, .jsonl or .parquet.")
+@click.option("--text", required=True, help="To measure on: .txt, .jsonl or .parquet.")
+@click.option("--case", "cases", multiple=True, default=("2_8/int8",), show_default=True, metavar="2_L/SCHEME")
+@click.option("--presets", default="fast,balanced", show_default=True, help="Ours, with commas; may be empty.")
+@click.option("--peer-python", help="Python of llm-compressor's environment.  [default: measure ours alone]")
+@click.option("--peer-batch", default=1, show_default=True, type=click.IntRange(1), help="Windows of its passes.")
+@click.option("--peer-block", default=128, show_default=True, type=click.IntRange(1), help="Columns of its blocks.")
+@click.option("--peer-threads", multiple=True, type=click.IntRange(1), help="Each is measured.  [default: all cores]")
+@click.option("--samples", default=128, show_default=True, type=click.IntRange(1))
+@click.option("--length", default=512, show_default=True, type=click.IntRange(2))
+@click.option("--seed", default=0, show_default=True)
+@click.option("--windows", default=160, show_default=True, type=click.IntRange(1), help="To measure on.")
+@click.option("--repeats", default=1, show_default=True, type=click.IntRange(1), help="Of the timing.")
+@click.option("--json", "out", type=click.Path(path_type=Path), help="File for everything measured.")
+def main(
+    model: Path, calibration: str, text: str, cases: tuple[str, ...], presets: str, peer_python: str | None,
+    peer_batch: int, peer_block: int, peer_threads: tuple[int, ...], windows: int, repeats: int, out: Path | None,
+    **drawing: int,
+) -> None:  # fmt: skip
+    """Prune MODEL both ways in every case and print a table."""
+    rows: list[Row] = []
+    cores = len(os.sched_getaffinity(0))
+    peer = {"batch": peer_batch, "block": peer_block}
+    try:
+        wanted = [(Pattern.parse(pattern), parse_scheme(scheme).name) for pattern, _, scheme in map(parts, cases)]
+        tokens = token_windows(load_tokenizer(Checkpoint.open(model)), read_documents(text), drawing["length"], windows)
+        protocol = {"model": model.name, "perplexity": measure(model, tokens), "windows": len(tokens), **drawing}
+        protocol |= {"repeats": repeats, "peer": peer, "cores": cores, "machine": platform.machine()}
+        protocol |= {"slideconvert": __version__, "torch": torch.__version__}
+        with tempfile.TemporaryDirectory() as work:
+            saved = Path(work, "windows.safetensors")
+            save_file({NAME: draw(model, calibration, **drawing)}, saved)
+            for pattern, scheme in wanted:
+                ways = {}
+                if peer_python:
+                    for threads in peer_threads or (cores,):
+                        words = peer_command(peer_python, model, saved, pattern, scheme, {**peer, "threads": threads})
+                        ways[f"{PEER}, threads: {threads}"] = words
+                for preset in filter(None, presets.split(",")):
+                    ways[preset] = our_command(preset, model, calibration, pattern, scheme, drawing)
+                with tempfile.TemporaryDirectory(dir=work) as outputs:
+                    rows += compare(ways, Path(outputs), pattern, scheme, tokens, repeats)
+                if out:
+                    out.write_text(json.dumps({**protocol, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+    except SlideConvertError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(markdown(rows, protocol))
+
+
+def parts(case: str) -> tuple[str, str, str]:
+    """'2_8/int8' cut at its slash."""
+    return case.partition("/")
+
+
+if __name__ == "__main__":
+    main()

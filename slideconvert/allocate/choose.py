@@ -1,0 +1,172 @@
+"""From a planned conversion and a target to a pattern for each fused group, and the recipe that says so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from ..calibrate.run import RunSettings
+from ..errors import InputError
+from ..patterns import ALL, Pattern
+from ..plan import LinearPlan, Plan
+from ..progress import Progress, silent
+from ..prune import METHODS
+from ..recipe import Recipe
+from .allocation import Allocation, Errors, allocate_for_density, allocate_for_speedup, with_allocation
+from .fused import FusedGroup, fuse, group_times, worth_trying
+from .measure import measure_errors
+from .speed import DEFAULT_TOKENS, SpeedTable, Times
+
+DENSE = Pattern(None)
+ROUNDING = 1e-9
+"""What sums of times and weights may be off a target that they meet."""
+
+
+@dataclass(frozen=True)
+class SpeedTarget:
+    """All linears chosen for together `speedup` times as fast as dense ones, by `table` at `tokens` tokens."""
+
+    speedup: float
+    table: SpeedTable
+    tokens: int = DEFAULT_TOKENS
+
+
+@dataclass(frozen=True)
+class DensityTarget:
+    """At most this share of the weights chosen for non-zero."""
+
+    density: float
+
+
+Target = SpeedTarget | DensityTarget
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """What one pattern gives, had by all groups but those that a rule gives another. speedup: None without times."""
+
+    pattern: Pattern
+    error: float
+    density: float
+    speedup: float | None
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What was chosen for a target, and among what.
+
+    errors: of each group chosen for, by pattern tried. uniform: the same pattern for all of them instead, for each
+    that was tried. measured: what the times were measured for, in words. left_out: linears that nothing was chosen
+    for, since they are kept or, for a speed-up, not quantized. recipe: of the plan, with the rules of the allocation.
+    """
+
+    target: Target
+    allocation: Allocation
+    errors: dict[FusedGroup, Errors]
+    uniform: tuple[Uniform, ...]
+    measured: tuple[str, ...]
+    left_out: tuple[str, ...]
+    recipe: Recipe
+
+    @property
+    def best_uniform(self) -> Uniform | None:
+        """Of the patterns that would meet the target if all had them, the one of least error."""
+        if isinstance(self.target, DensityTarget):
+            wanted = self.target.density
+            meeting = [one for one in self.uniform if one.density <= wanted * (1 + ROUNDING)]
+        else:
+            least = self.target.speedup
+            meeting = [one for one in self.uniform if one.speedup and one.speedup >= least * (1 - ROUNDING)]
+        return min(meeting, key=lambda one: one.error, default=None)
+
+
+def choose_patterns(plan: Plan, target: Target, settings: RunSettings, progress: Progress = silent) -> Chosen:
+    """Measure what the patterns cost and choose those of least summed error that meet the target.
+
+    Patterns of the recipe as a whole count for nothing here; those of its rules are fixed, and kept linears stay.
+    InputError for a target that cannot be met (before anything is measured), a method that prunes nothing, a table
+    without the needed times, and all that `measure_errors` refuses.
+    """
+    first = {plan.linear: plan for plan in plan.linears}
+    every = fuse({linear: own.stored.shape for linear, own in first.items()})
+    # Fused linears are treated alike, so the first speaks for its group.
+    plans = {group: first[group.linears[0]] for group in every}
+    times = _times(plans, target) if isinstance(target, SpeedTarget) else None
+    groups = [group for group in every if not plans[group].kept and (times is None or group in times)]
+    fixed = {group: _fixed(plan.recipe, group) for group in groups}
+    free = [group for group, pattern in fixed.items() if pattern is None]
+    tried = ALL if times is None else (*worth_trying([times[group] for group in free]), DENSE)
+    candidates = {group: tried if pattern is None else (pattern,) for group, pattern in fixed.items()}
+    _check_methods(plan.recipe, free, tried)
+    in_order = None if times is None else [times[group] for group in groups]
+    # What can be reached does not depend on the errors: a target out of reach is refused before they are measured.
+    _allocate(groups, [dict.fromkeys(candidates[group], 0.0) for group in groups], in_order, target)
+    errors = measure_errors(plan, settings, candidates, progress)
+    allocation = _allocate(groups, errors, in_order, target)
+    chosen_for = {linear for group in groups for linear in group.linears}
+    return Chosen(
+        target=target,
+        allocation=allocation,
+        errors=dict(zip(groups, errors, strict=True)),
+        uniform=tuple(_uniform(pattern, groups, errors, in_order) for pattern in tried) if free else (),
+        measured=tuple(dict.fromkeys(time.measured for time in in_order or ())),
+        left_out=tuple(linear.name for linear in first if linear not in chosen_for),
+        recipe=with_allocation(plan.recipe, allocation, list(first)),
+    )
+
+
+def _times(plans: dict[FusedGroup, LinearPlan], target: SpeedTarget) -> dict[FusedGroup, Times]:
+    """The times of the groups that are quantized here, each by its scheme."""
+    timed = {group: own.scheme.name for group, own in plans.items() if own.scheme.quantized and not own.kept}
+    if not timed:
+        raise InputError(
+            "no linear is quantized, so there are no times to choose by", hint="--scheme int8 or fp8, or --density"
+        )
+    by_scheme = {
+        scheme: dict(zip(plans, group_times(list(plans), target.table, scheme, target.tokens), strict=True))
+        for scheme in sorted(set(timed.values()))
+    }
+    return {group: by_scheme[scheme][group] for group, scheme in timed.items()}
+
+
+def _fixed(recipe: Recipe, group: FusedGroup) -> Pattern | None:
+    """The pattern that a rule of the recipe gives this group."""
+    name = group.linears[0].name
+    return next((rule.choice.pattern for rule in recipe.rules if fnmatchcase(name, rule.match)), None)
+
+
+def _check_methods(recipe: Recipe, groups: Sequence[FusedGroup], tried: Sequence[Pattern]) -> None:
+    """A method that does not prune would make all patterns look alike."""
+    for group in groups:
+        method = recipe.for_linear(group.linears[0].name).method
+        if method and not METHODS[method].prunes and any(pattern.prunes for pattern in tried):
+            pruning = ", ".join(name for name, known in METHODS.items() if known.prunes)
+            raise InputError(
+                f"{group}: method {method} prunes nothing, so there is no pattern to choose", hint=f"choose {pruning}"
+            )
+
+
+def _allocate(
+    groups: Sequence[FusedGroup], errors: Sequence[Errors], times: Sequence[Times] | None, target: Target
+) -> Allocation:
+    if isinstance(target, DensityTarget):
+        return allocate_for_density(groups, errors, target.density)
+    assert times is not None
+    return allocate_for_speedup(groups, errors, times, target.speedup)
+
+
+def _uniform(
+    pattern: Pattern, groups: Sequence[FusedGroup], errors: Sequence[Errors], times: Sequence[Times] | None
+) -> Uniform:
+    own = [pattern if pattern in error else next(iter(error)) for error in errors]
+    speedup = None
+    if times is not None:
+        speedup = sum(time.dense for time in times) / sum(map(Times.of, times, own))
+    return Uniform(
+        pattern=pattern,
+        error=sum(error[chosen] for error, chosen in zip(errors, own, strict=True)),
+        density=sum(group.weights * chosen.density for group, chosen in zip(groups, own, strict=True))
+        / sum(group.weights for group in groups),
+        speedup=speedup,
+    )

@@ -1,0 +1,138 @@
+"""What each pattern costs each fused group: the group alone compressed, in its layer of the dense model."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..calibrate.activations import Activations
+from ..calibrate.decoder import STAGES, Decoder
+from ..calibrate.engine import LayerResult, compress_stage
+from ..calibrate.run import RunSettings
+from ..calibrate.stream import Runs, Stream
+from ..calibrate.tokens import calibration_tokens
+from ..errors import InputError
+from ..layers import Linear
+from ..patterns import ALL, Pattern
+from ..plan import LinearPlan, Plan, make_plan
+from ..progress import Progress, silent
+from ..prune.statistics import Statistics
+from .allocation import Allocation, with_allocation
+from .fused import FusedGroup
+
+Candidates = Mapping[FusedGroup, Sequence[Pattern]]
+"""The patterns that are tried for each group."""
+Measured = tuple[FusedGroup, Pattern, float]
+"""A group, a pattern that was tried, its error."""
+
+
+def measure_errors(
+    plan: Plan, settings: RunSettings, candidates: Candidates, progress: Progress = silent
+) -> list[dict[Pattern, float]]:
+    """The error of each of these groups with each of its candidates, in the order of `candidates`.
+
+    The linears of a group are pruned and rounded together, as the plan's recipe does it with that pattern, and put
+    into their layer of the dense model. y and y' [hidden] are what this layer then hands on for a token, before and
+    after; the error is the mean of ||y' - y||² / ||y||² over the calibration windows that are held out of the fit.
+    This relative change of the residual stream is what the next layers' norms leave of it; to first order they carry
+    it on, and the changes of different groups add up as independent noise does. It is taken token by token, since a
+    few tokens with massive activations (arXiv 2402.17762) would drown the others in a ratio of means. For 2:inf it is
+    what rounding costs. What training and permutations (preset quality) regain is not in it.
+
+    InputError for calibration text as in a conversion, for inputs that are not finite, and if the memory of the device
+    does not suffice, naming what to lower. Hidden states kept on disk lie in the folder for temporary files.
+    """
+    tokens = calibration_tokens(plan.recipe.calibration, plan.source)
+    errors: dict[FusedGroup, dict[Pattern, float]] = {group: {} for group in candidates}
+    total = sum(len(tried) for tried in candidates.values())
+    progress("allocate", 0, total)
+    with tempfile.TemporaryDirectory(prefix="slideconvert-") as folder:
+        try:
+            measured = _measured(plan, tokens, settings.runs(Path(folder)), candidates)
+            for done, (group, pattern, error) in enumerate(measured, 1):
+                errors[group][pattern] = error
+                progress("allocate", done, total)
+        except torch.OutOfMemoryError as error:
+            raise InputError(
+                f"out of memory on {settings.device}: {str(error).splitlines()[0]}",
+                hint="lower --batch-tokens, keep hidden states elsewhere (--keep-on cpu or disk), or use fewer "
+                "--samples",
+            ) from error
+    return list(errors.values())
+
+
+class _DenseStream(Stream):
+    """A stream whose layers are dense whenever tokens are seen on their way, so that a stage is seen only once."""
+
+    def __init__(self, decoder: Decoder, tokens: Tensor, runs: Runs) -> None:
+        super().__init__(decoder, tokens, runs, dense=False)
+        self._seen: dict[int, Statistics] = {}
+
+    def enter(self, number: int) -> None:
+        super().enter(number)
+        self._seen.clear()
+
+    def statistics(self, stage: int) -> Statistics:
+        if stage not in self._seen:
+            self._seen[stage] = super().statistics(stage)
+        return self._seen[stage]
+
+    def held_inputs(self) -> Iterator[Tensor]:
+        """The layer's inputs [windows, length, hidden] on the windows that are held out."""
+        return (self.lane.hidden[number] for number in range(self.fitted_batches, len(self.lane.hidden)))
+
+
+def _measured(plan: Plan, tokens: Tensor, runs: Runs, candidates: Candidates) -> Iterator[Measured]:
+    """Each candidate of each group with its error, layer after layer."""
+    plans = _plans(plan, candidates)
+    decoder = Decoder(plan.source, runs.device)
+    decoder.record_passed(tokens.shape[1])
+    stream = _DenseStream(decoder, tokens, runs)
+    for number in range(max(group.layer for group in candidates) + 1):
+        stream.enter(number)
+        outputs = Activations(runs.place, runs.device, runs.folder, "outputs")
+        for hidden in stream.held_inputs():
+            outputs.append(stream.layer.run(hidden))
+        for group in (group for group in candidates if group.layer == number):
+            for pattern in candidates[group]:
+                chosen = {linear.place: plans[pattern][linear] for linear in group.linears}
+                yield group, pattern, _error(stream, chosen, outputs)
+        stream.leave()
+
+
+def _plans(plan: Plan, candidates: Candidates) -> dict[Pattern, dict[Linear, LinearPlan]]:
+    """By pattern what the recipe makes of all linears, those groups having it for which it is tried."""
+    linears = [linear.linear for linear in plan.linears]
+    found = {}
+    for pattern in ALL:
+        chosen = {group: pattern for group, tried in candidates.items() if pattern in tried}
+        if chosen:
+            recipe = with_allocation(plan.recipe, Allocation(chosen, 0.0, 0.0, 1.0), linears)
+            found[pattern] = {own.linear: own for own in make_plan(plan.snapshot, recipe).linears}
+    return found
+
+
+def _error(stream: _DenseStream, plans: dict[str, LinearPlan], outputs: Activations) -> float:
+    """The error of the layer with these linears, by place, compressed as planned; it is dense again afterwards.
+
+    outputs: of the dense layer on the windows held out.
+    """
+    dense = {place: stream.layer.linear(place).weight.data for place in plans}
+    stage = next(number for number, places in enumerate(STAGES) if plans.keys() <= set(places))
+    compress_stage(stream, stage, plans, LayerResult())
+    changes = [
+        _changes(stream.layer.run(hidden), out) for hidden, out in zip(stream.held_inputs(), outputs, strict=True)
+    ]
+    for place, weight in dense.items():
+        stream.layer.set_weight(place, weight)
+    return float(torch.cat(changes).mean())
+
+
+def _changes(after: Tensor, before: Tensor) -> Tensor:
+    """after, before [windows, length, hidden] -> ||after - before||² / ||before||² of every token [tokens] float64."""
+    change = (after - before).square().sum(-1, dtype=torch.float64)
+    return (change / before.square().sum(-1, dtype=torch.float64)).flatten()

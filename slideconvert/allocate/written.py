@@ -1,0 +1,89 @@
+"""What was chosen, in words, and as a recipe file that people can edit and `load_recipe` reads back to the same."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..calibrate.settings import Calibration
+from ..checkpoint.staging import writing
+from ..errors import InputError
+from ..recipe import Recipe
+from .choose import Chosen, SpeedTarget
+from .speed import SpeedTable
+
+GIGA = 1e9
+
+
+def check_recipe_path(path: Path) -> None:
+    """InputError if no new file can lie there: there is one already, or no folder for it."""
+    if path.exists():
+        raise InputError(f"{path} exists already", hint="name a new file, or delete this one")
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: there is no folder {path.parent}", hint="make it, or name another")
+
+
+def write_recipe(path: Path, chosen: Chosen, source: str) -> None:
+    """The recipe of what was chosen for the model `source`, as a new file. InputError if it cannot be written."""
+    check_recipe_path(path)
+    head = (
+        f"Chosen by slideconvert {__version__} allocate for {source}. To be edited: the first rule that matches wins."
+    )
+    with writing(path), path.open("x", encoding="utf-8") as file:
+        file.write(recipe_text(chosen.recipe, [head, *summary(chosen)]))
+
+
+def recipe_text(recipe: Recipe, comments: Sequence[str]) -> str:
+    """A recipe as YAML below lines of comments."""
+    import yaml
+
+    words: dict[str, Any] = recipe.describe()
+    rules = words.pop("rules", [])
+    if recipe.calibration != Calibration():
+        words["calibration"] = recipe.calibration.describe()
+    if recipe.shard_bytes != Recipe().shard_bytes:
+        words["shard_gb"] = _gigabytes(recipe.shard_bytes)
+    words["rules"] = rules
+    # Collections of plain words are written in one line each, whatever its length.
+    body = yaml.safe_dump(words, sort_keys=False, default_flow_style=None, allow_unicode=True, width=math.inf)
+    return "".join(f"# {line}\n" for line in comments) + body
+
+
+def _gigabytes(count: int) -> float:
+    """The number from which a recipe gets these bytes back: the quotient itself may fall short of the last."""
+    quotient = count / GIGA
+    return quotient if int(quotient * GIGA) == count else math.nextafter(quotient, math.inf)
+
+
+def summary(chosen: Chosen) -> list[str]:
+    """What was asked for, what is expected of the choice and by whose times, what it costs; in lines."""
+    target, found, uniform = chosen.target, chosen.allocation, chosen.best_uniform
+    if isinstance(target, SpeedTarget):
+        gpu = f"{target.table.gpu} at {target.tokens} tokens"
+        lines = [
+            f"target   linears {target.speedup:g}× as fast as dense 8-bit ones on {gpu}",
+            f"speed    {found.speedup:.3f}× expected",
+            *times_lines(chosen.measured, target.table),
+        ]
+    else:
+        lines = [f"target   density {target.density:g}"]
+    weights = sum(group.weights for group in found.patterns)
+    best = "" if found.floor >= found.error else f", {found.floor:.3g} at best"
+    against = f"; {uniform.error:.3g} with {uniform.pattern} for all" if uniform else ""
+    lines += [
+        f"density  {found.density:.1%} of {weights / 1e6:.1f} million weights",
+        f"error    {found.error:.3g}{best}{against} (relative change of the residual stream, squared, summed)",
+    ]
+    if chosen.left_out:
+        lines.append(
+            f"note     {len(chosen.left_out)} linears are kept or stay in 16 bits; nothing was chosen for them"
+        )
+    return lines
+
+
+def times_lines(measured: Iterable[str], table: SpeedTable) -> list[str]:
+    """What times were measured for, and what their table says of itself."""
+    return [f"times    of {'; '.join(measured)}", *(f"         {line}" for line in table.source)]

@@ -1,0 +1,58 @@
+"""The training section of the HTML report: held-out losses over epochs, as a plot and in numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from .record import Training
+from .summary import percent, printable
+from .svg import LEFT, PLOT, RIGHT, WIDTH, Axis, svg
+
+COLORS = 7
+
+
+def training_plot(parts: Sequence[Training]) -> str:
+    """The loss on held-out windows over epochs, each part's as a share of what it was before; the kept epoch marked."""
+    longest = max(len(part.losses) for part in parts)
+    shares = [[loss / part.losses[0] if part.losses[0] else 1.0 for loss in part.losses] for part in parts]
+    finite = [share for line in shares for share in line if math.isfinite(share)]
+    top = 18.0
+    axis = Axis.over(100 * min(finite), 100 * max(finite), top)
+    step = (WIDTH - LEFT - RIGHT - 20) / max(1, longest - 1)
+
+    def point(epoch: int, share: float) -> str:
+        return f"{LEFT + 10 + epoch * step:.1f} {axis.y(100 * share):.1f}"
+
+    drawn = []
+    for number, (part, line) in enumerate(zip(parts, shares, strict=True)):
+        points = [point(epoch, share) for epoch, share in enumerate(line) if math.isfinite(share)]
+        x, y = point(part.best, line[part.best]).split()
+        told = f"{printable(part.part)}: {percent(line[part.best])} of the loss before, after epoch {part.best}"
+        drawn.append(
+            f'<g class="series s{number % COLORS}"><path class="line" d="M{"L".join(points)}"/>'
+            f'<circle class="mark" cx="{x}" cy="{y}" r="4"><title>{told}</title></circle></g>'
+        )
+    ticks = "".join(
+        f'<text class="mid" x="{point(epoch, 0).split()[0]}" y="{top + PLOT + 20:.0f}">{epoch}</text>'
+        for epoch in range(0, longest, max(1, longest // 12))
+    )
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    name = f'<text class="mid name" x="{middle:.0f}" y="{top + PLOT + 42:.0f}">epoch</text>'
+    about = f"Line plot. {len(parts)} trainings; the table below has their first and best losses."
+    body = axis.draw("loss, share of before", "%") + ticks + name + "".join(drawn)
+    return svg("training", "Loss on held-out windows over epochs", about, top + PLOT + 48, body)
+
+
+def training_table(parts: Sequence[Training]) -> str:
+    """Before and best loss of each part, as an HTML table."""
+    rows = "".join(
+        f'<tr><th scope="row">{printable(part.part)}</th><td class="number">{part.losses[0]:.6g}</td>'
+        f'<td class="number">{part.losses[part.best]:.6g}</td><td class="number">{part.best} of '
+        f"{len(part.losses) - 1}</td></tr>\n"
+        for part in parts
+    )
+    heads = '<th scope="col">Part</th>' + "".join(
+        f'<th scope="col" class="number">{name}</th>' for name in ("Loss before", "Loss kept", "Epoch kept")
+    )
+    return f'<div class="table"><table><thead><tr>{heads}</tr></thead>\n<tbody>\n{rows}</tbody></table></div>'
