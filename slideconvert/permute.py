@@ -224,7 +224,8 @@ def _joining_costs(
     starts = len(placed) // heads * torch.arange(heads, device=lane.device)[:, None]
     at = starts + lane
     others = torch.arange(1, length, device=lane.device)
-    beside = at[..., None] // length * length + (at[..., None] + others - at[..., None] // length * length) % length
+    first = at[..., None] // length * length
+    beside = first + (at[..., None] - first + others) % length
     placed = _padded(placed, length)
     _, second = _two_lowest(scores, placed[beside])
     joining = scores[placed[at]]
@@ -241,8 +242,8 @@ def _assign(cost: Tensor) -> Tensor:
     """cost [P, P] int64 on the CPU -> for every row its column [P], each once, of nearly the lowest sum.
 
     Bertsekas' auction: rows without a column bid for the one they like best, by as much as they like it more than
-    the next best and a little more. That little grows, so that ties cannot bid without end, and is also how far a row
-    may end from its best. The rows keep their own columns where that is no worse.
+    the next best and a little more. That little is how far a row may end from its best; it doubles as rounds go by,
+    or rows that want the same would go on for long. The rows keep their own columns where that is no worse.
     """
     count = len(cost)
     change = cost - cost.diagonal()  # against what the column costs where it is: prices start fair
@@ -254,7 +255,7 @@ def _assign(cost: Tensor) -> Tensor:
         least += least * (rounds % count == 0)
         value = -change[bidders] - prices
         best, wanted = value.max(1)
-        next_best = value.scatter_(1, wanted[:, None], torch.iinfo(value.dtype).min).amax(1)
+        next_best = value.scatter_(1, wanted[:, None], -(2**62)).amax(1)
         bid = prices[wanted] + best - next_best + least
         prices = prices.scatter_reduce(0, wanted, bid, "amax")
         highest = torch.where(bid == prices[wanted], bidders, count)

@@ -20,11 +20,11 @@ from torch import Tensor
 
 from .calibrate.engine import LayerResult
 from .calibrate.run import END_TO_END, RunSettings, compressed_layers, trainings
+from .calibrate.tokens import calibration_tokens
 from .checkpoint.format import TensorSpec
 from .checkpoint.reader import Checkpoint
 from .checkpoint.staging import WORK, Staging
 from .checkpoint.writer import Unit, WeightWriter
-from .calibrate.tokens import calibration_tokens
 from .direct import compress_directly
 from .errors import InputError, OutputError
 from .finish import Measurement, finish
@@ -34,9 +34,9 @@ from .measure import Tally, check_finite, floats, ratio, take_rows, tally, value
 from .plan import LinearPlan, Plan, check_room
 from .planes import row_blocks
 from .progress import Progress, silent
+from .prune import METHODS
 from .prune.select import apply_mask, check_pattern
 from .quantize import Weight
-from .prune import METHODS
 from .report import LayerReport, Report, Training, totals
 from .workers import in_order
 

@@ -15,19 +15,20 @@ import torch
 @contextmanager
 def full_precision() -> Iterator[None]:
     """No TF32 inside: statistics and solvers."""
-    yield from _with("highest")
+    yield from _with(False)
 
 
 @contextmanager
 def model_precision() -> Iterator[None]:
-    """TF32 inside: running and training layers."""
-    yield from _with("high")
+    """TF32 inside, on GPUs that have it: running and training layers. A CPU computes as it always does."""
+    yield from _with(True)
 
 
-def _with(precision: str) -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
+def _with(tf32: bool) -> Iterator[None]:
+    products = torch.backends.cuda.matmul
+    before = products.allow_tf32
+    products.allow_tf32 = tf32
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        products.allow_tf32 = before

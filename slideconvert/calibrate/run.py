@@ -25,7 +25,7 @@ from .stream import Runs, held_out
 
 END_TO_END = "end to end"
 """What a report calls the training of all layers at once."""
-BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
+BATCH_TOKENS = {"cpu": 4096, "cuda": 8192}
 """Tokens that go through a layer at once, unless said otherwise: enough to keep the device busy."""
 
 

@@ -52,7 +52,7 @@ run_options = options(
         help="Where calibration keeps hidden states.",
     ),
     click.option(
-        "--batch-tokens", type=click.IntRange(1), help="Calibration tokens at once.  [default: 4096; 32768 on a GPU]"
+        "--batch-tokens", type=click.IntRange(1), help="Calibration tokens at once.  [default: 4096; 8192 on a GPU]"
     ),
     click.option("--offload", is_flag=True, help="Keep the optimizer of preset quality in CPU memory."),
     click.option("--resume", is_flag=True, help="Continue an interrupted run of the same settings."),

@@ -240,6 +240,8 @@ def result_json(report: Report, out: Path, seconds: float) -> dict[str, Any]:
 
 def plan_json(plan: Plan) -> dict[str, Any]:
     """What `plan --json` prints."""
+    from ..calibrate.needs import needs
+
     return {
         "source": plan.snapshot.id,
         "revision": plan.snapshot.revision,
@@ -249,6 +251,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "bytes_before": plan.bytes_before,
         "bytes_after": plan.bytes_after,
         "peak_memory": plan.peak_memory,
+        "calibration_memory": needs(plan).to_json() if plan.calibrated else None,
         "shards": {shard.file: sum(unit.bytes for unit in shard.units) for shard in plan.shards},
         "notes": list(plan.notes),
         "linears": [

@@ -57,10 +57,28 @@ def plan_summary(plan: Plan) -> str:
         f"weights  {plan.weights / 1e6:.1f} million in {len(plan.linears)} linears, layout {plan.layout}",
         f"files    {size(plan.bytes_before)} -> {size(plan.bytes_after)} in {len(plan.shards)} shard(s)",
         f"memory   about {size(plan.peak_memory)}",
+        *_calibration_lines(plan),
         *([f"ideal speed-up over dense of the same precision: {ideal} (an upper bound, see README)"] if ideal else []),
         *[f"note     {note}" for note in plan.notes],
     ]
     return "\n".join(lines)
+
+
+def _calibration_lines(plan: Plan) -> list[str]:
+    """What calibration shows the model, and the memory that it takes on a GPU."""
+    if not plan.calibrated:
+        return []
+    from ..calibrate.needs import needs
+    from ..calibrate.tokens import window_length
+
+    need, said = needs(plan), plan.recipe.calibration
+    length = window_length(said, plan.source)
+    trained = f"; training end to end {size(need.end_training)}" if need.end_training else ""
+    return [
+        f"text     {said.samples} windows of {length} tokens of {said.text}",
+        f"GPU      about {size(need.hidden + need.device)}: hidden states {size(need.hidden)} (or --keep-on cpu, disk), "
+        f"the rest {size(need.device)} (layer {size(need.layer)}, solving {size(need.solving)}{trained})",
+    ]
 
 
 def report_table(report: Report) -> Table:

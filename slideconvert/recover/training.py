@@ -41,7 +41,7 @@ class Schedule:
 class Curve:
     """Loss on the held-out windows before training and after each epoch; best: which of them was kept (0: before).
 
-    skipped: steps whose loss was not finite and that were left out.
+    skipped: steps whose loss or gradient was not finite and that were left out.
     """
 
     losses: tuple[float, ...]
@@ -91,7 +91,8 @@ def train(
                     value = loss(part) * (len(part) / len(windows))
                     value.backward()
                 total += float(value.detach())
-            if math.isfinite(total):
+            slopes = [parameter.grad for parameter in parameters if parameter.grad is not None]
+            if math.isfinite(total) and all(bool(slope.isfinite().all()) for slope in slopes):
                 _step(optimizer, parameters, masters)
             else:
                 skipped += 1

@@ -1,0 +1,74 @@
+"""What a calibration will need in memory, from shapes alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..plan import Plan
+from ..prune import METHODS
+from .decoder import STAGES
+from .run import BATCH_TOKENS
+from .tokens import window_length
+
+MATRICES = 14
+"""K × K float32 matrices alive at once in the largest solve: statistics and held-out ones, damped, factors, orders."""
+ROWS = 12
+"""[N, K] float32 matrices alive at once in it: weight, target, mask, what the sweep and the refit work on."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes, float32 throughout. hidden: states of all tokens between layers, wherever they are kept. layer: weights
+    of the layer at hand, for each lane. solving: the largest linears with their matrices. batch: what flows through a
+    layer at once. training: weights, gradients and Adam's moments of preset quality, by block and end to end.
+    """
+
+    hidden: int
+    layer: int
+    solving: int
+    batch: int
+    block_training: int
+    end_training: int
+
+    @property
+    def device(self) -> int:
+        """Peak on the device that computes, without the hidden states, which may be kept elsewhere."""
+        return max(self.layer + max(self.solving, self.batch), self.layer + self.block_training, self.end_training)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self), "device": self.device}
+
+
+def needs(plan: Plan, device: str = "cuda", batch_tokens: int | None = None) -> Needs:
+    """What carrying out a calibrated plan needs; estimates, compared with measured peaks in BENCHMARKS.md."""
+    config, calibration = plan.source.config, plan.recipe.calibration
+    length = window_length(calibration, plan.source)
+    tokens, batch = calibration.samples * length, batch_tokens or BATCH_TOKENS[device]
+    hidden, inner, heads = (int(config[key]) for key in ("hidden_size", "intermediate_size", "num_attention_heads"))
+    attended = heads * int(config.get("head_dim") or hidden // heads)
+    preset = plan.recipe.preset
+    trains = preset is not None and preset.trains
+    asymmetric = any(METHODS[linear.method].asymmetric for linear in plan.linears if linear.method)
+    lanes = 2 if asymmetric or trains else 1
+    shapes = {linear.linear.name: linear.stored.shape for linear in plan.linears}
+    first = {linear.linear.place: shapes[linear.linear.name] for linear in plan.linears if linear.linear.layer == 0}
+    stacks = [(sum(first[place][0] for place in places), first[places[0]][1]) for places in STAGES]
+    solving = max(4 * (MATRICES * columns * columns + ROWS * rows * columns) for rows, columns in stacks)
+    layer = sum(rows * columns for rows, columns in stacks)
+    # Attention in float32 with shared key-value heads writes its scores out, twice over: before and after softmax.
+    flow = 4 * min(batch, tokens) * (8 * hidden + 4 * inner + 2 * heads * length)
+    vocabulary = int(config["vocab_size"]) * hidden
+    micro = max(1, batch // 4)
+    return Needs(
+        hidden=4 * lanes * tokens * (hidden + attended),
+        layer=4 * lanes * layer,
+        solving=solving,
+        batch=flow,
+        block_training=4 * 5 * layer + 2 * 4 * 16 * length * (8 * hidden + 4 * inner + 2 * heads * length)
+        if trains
+        else 0,
+        end_training=4 * (2 * (plan.weights + vocabulary) + 4 * plan.weights + 4 * micro * int(config["vocab_size"]))
+        if preset and preset.end_epochs
+        else 0,
+    )
