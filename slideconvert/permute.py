@@ -21,7 +21,9 @@ Scores are whole numbers and their sums exact, so that every device and every ru
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .errors import InputError
@@ -29,7 +31,7 @@ from .patterns import Pattern
 
 SWEEPS = 3
 """Times that each place of the groups is visited."""
-BLOCK = 512
+BLOCK = 1024
 """Groups that exchange channels at once: more find a little more, and take time and memory by the square."""
 CLIP = 2.0**20
 """Scores count up to this many medians: what is larger is not pruned, and would leave no digits for what is."""
@@ -151,8 +153,8 @@ def _search(weight: Tensor, norms: Tensor, pattern: Pattern, heads: int, key_val
             # Blocks of near groups and of far ones by turns, so that a channel can get anywhere.
             for block in lane.tensor_split(parts) if sweep % 2 else [lane[part::parts] for part in range(parts)]:
                 costs = _joining_costs(scores, query_columns(order, heads), block, length, heads, key_value_heads)
-                chosen = torch.stack([_assign(cost) for cost in costs.cpu().long()]).to(order.device)
-                order = order.index_copy(1, block, order[:, block].gather(1, chosen))
+                chosen = np.stack([_assign(cost) for cost in costs.long().cpu().numpy()])
+                order = order.index_copy(1, block, order[:, block].gather(1, torch.from_numpy(chosen).to(order.device)))
         if torch.equal(order, before):
             break
     return order
@@ -238,32 +240,32 @@ def _joining_costs(
     return (second.sum(2)[:, :, None] + joining.sum(2)[:, None, :] - apart) / 2
 
 
-def _assign(cost: Tensor) -> Tensor:
-    """cost [P, P] int64 on the CPU -> for every row its column [P], each once, of nearly the lowest sum.
+def _assign(cost: NDArray[np.int64]) -> NDArray[np.int64]:
+    """cost [P, P] -> for every row its column [P], each once, of nearly the lowest sum.
 
     Bertsekas' auction: rows without a column bid for the one they like best, by as much as they like it more than
     the next best and a little more. That little is how far a row may end from its best; it doubles as rounds go by,
     or rows that want the same would go on for long. The rows keep their own columns where that is no worse.
     """
     count = len(cost)
-    change = cost - cost.diagonal()  # against what the column costs where it is: prices start fair
-    least = int((-change.amin(1) // count).sum() * BID) + 1
-    prices, chosen, owner = torch.zeros_like(change[0]), torch.full((count,), -1), torch.full((count,), -1)
+    own = np.arange(count)
+    gain = cost.diagonal() - cost  # over what the column costs where it is: prices start fair
+    least = int((gain.max(1) // count).sum() * BID) + 1
+    prices, chosen, owner = np.zeros_like(gain[0]), np.full(count, -1), np.full(count, -1)
     rounds = 0
-    while len(bidders := (chosen < 0).nonzero().flatten()):
+    while len(bidders := np.flatnonzero(chosen < 0)):
         rounds += 1
         least += least * (rounds % count == 0)
-        value = -change[bidders] - prices
-        best, wanted = value.max(1)
-        next_best = value.scatter_(1, wanted[:, None], -(2**62)).amax(1)
-        bid = prices[wanted] + best - next_best + least
-        prices = prices.scatter_reduce(0, wanted, bid, "amax")
-        highest = torch.where(bid == prices[wanted], bidders, count)
-        winner = torch.full((count,), count).scatter_reduce_(0, wanted, highest, "amin")
-        sold = (winner < count).nonzero().flatten()
+        value = gain[bidders] - prices
+        at, wanted = own[: len(bidders)], value.argmax(1)
+        best = value[at, wanted]
+        value[at, wanted] = -(2**62)
+        bid = prices[wanted] + best - value.max(1) + least
+        np.maximum.at(prices, wanted, bid)
+        highest = np.flatnonzero(bid == prices[wanted])
+        sold, first = np.unique(wanted[highest], return_index=True)  # of equal bids the first row's
         losers = owner[sold]
         chosen[losers[losers >= 0]] = -1
-        owner[sold] = winner[sold]
-        chosen[winner[sold]] = sold
-    own = torch.arange(count)
-    return chosen if int(change[own, chosen].sum()) < 0 else own
+        owner[sold] = bidders[highest[first]]
+        chosen[owner[sold]] = sold
+    return chosen if int(gain[own, chosen].sum()) > 0 else own

@@ -13,7 +13,7 @@ from ..calibrate.activations import Activations
 from ..calibrate.decoder import STAGES, Decoder
 from ..calibrate.engine import LayerResult, compress_stage
 from ..calibrate.run import RunSettings
-from ..calibrate.stream import Runs, Stream
+from ..calibrate.stream import Runs, Stream, held_out
 from ..calibrate.tokens import calibration_tokens
 from ..errors import InputError
 from ..layers import Linear
@@ -26,6 +26,8 @@ from .fused import FusedGroup
 
 Candidates = Mapping[FusedGroup, Sequence[Pattern]]
 """The patterns that are tried for each group."""
+LEAST_WINDOWS = 3
+"""One that is fitted to, one that decides (stream.held_out), one that errors are measured on."""
 Measured = tuple[FusedGroup, Pattern, float]
 """A group, a pattern that was tried, its error."""
 
@@ -37,16 +39,21 @@ def measure_errors(
 
     The linears of a group are pruned and rounded together, as the plan's recipe does it with that pattern, and put
     into their layer of the dense model. y and y' [hidden] are what this layer then hands on for a token, before and
-    after; the error is the mean of ||y' - y||² / ||y||² over the calibration windows that are held out of the fit.
-    This relative change of the residual stream is what the next layers' norms leave of it; to first order they carry
-    it on, and the changes of different groups add up as independent noise does. It is taken token by token, since a
-    few tokens with massive activations (arXiv 2402.17762) would drown the others in a ratio of means. For 2:inf it is
-    what rounding costs. What training and permutations (preset quality) regain is not in it.
+    after; the error is the mean of ||y' - y||² / ||y||² over the last eighth of the calibration windows, to which
+    nothing is fitted here. The next layers' norms see just this relative change of the residual stream; to first order
+    they carry it on, and the changes of different groups add up as independent noise does. It is taken token by token,
+    since a few tokens with massive activations (arXiv 2402.17762) would drown the others in a ratio of means. For
+    2:inf it is what rounding costs. What training and permutations (preset quality) regain is not in it.
 
     InputError for calibration text as in a conversion, for inputs that are not finite, and if the memory of the device
     does not suffice, naming what to lower. Hidden states kept on disk lie in the folder for temporary files.
     """
     tokens = calibration_tokens(plan.recipe.calibration, plan.source)
+    if len(tokens) < LEAST_WINDOWS:
+        raise InputError(
+            f"{len(tokens)} calibration windows: errors are measured with {LEAST_WINDOWS} at least",
+            hint="take more --samples",
+        )
     errors: dict[FusedGroup, dict[Pattern, float]] = {group: {} for group in candidates}
     total = sum(len(tried) for tried in candidates.values())
     progress("allocate", 0, total)
@@ -81,27 +88,28 @@ class _DenseStream(Stream):
             self._seen[stage] = super().statistics(stage)
         return self._seen[stage]
 
-    def held_inputs(self) -> Iterator[Tensor]:
-        """The layer's inputs [windows, length, hidden] on the windows that are held out."""
-        return (self.lane.hidden[number] for number in range(self.fitted_batches, len(self.lane.hidden)))
-
 
 def _measured(plan: Plan, tokens: Tensor, runs: Runs, candidates: Candidates) -> Iterator[Measured]:
     """Each candidate of each group with its error, layer after layer."""
     plans = _plans(plan, candidates)
     decoder = Decoder(plan.source, runs.device)
     decoder.record_passed(tokens.shape[1])
-    stream = _DenseStream(decoder, tokens, runs)
+    fitted, rest = held_out(len(tokens))
+    stream = _DenseStream(decoder, tokens[fitted], runs)
+    inputs, embedding = Activations(runs.place, runs.device, runs.folder, "unseen-1"), decoder.embedding()
+    for windows in tokens[rest].split(max(1, runs.batch_tokens // tokens.shape[1])):
+        inputs.append(torch.nn.functional.embedding(windows, embedding).float().to(runs.device))
     for number in range(max(group.layer for group in candidates) + 1):
         stream.enter(number)
-        outputs = Activations(runs.place, runs.device, runs.folder, "outputs")
-        for hidden in stream.held_inputs():
+        outputs = Activations(runs.place, runs.device, runs.folder, f"unseen-{number % 2}")
+        for hidden in inputs:
             outputs.append(stream.layer.run(hidden))
         for group in (group for group in candidates if group.layer == number):
             for pattern in candidates[group]:
                 chosen = {linear.place: plans[pattern][linear] for linear in group.linears}
-                yield group, pattern, _error(stream, chosen, outputs)
+                yield group, pattern, _error(stream, chosen, inputs, outputs)
         stream.leave()
+        inputs = outputs
 
 
 def _plans(plan: Plan, candidates: Candidates) -> dict[Pattern, dict[Linear, LinearPlan]]:
@@ -116,20 +124,19 @@ def _plans(plan: Plan, candidates: Candidates) -> dict[Pattern, dict[Linear, Lin
     return found
 
 
-def _error(stream: _DenseStream, plans: dict[str, LinearPlan], outputs: Activations) -> float:
+def _error(stream: Stream, plans: dict[str, LinearPlan], inputs: Activations, outputs: Activations) -> float:
     """The error of the layer with these linears, by place, compressed as planned; it is dense again afterwards.
 
-    outputs: of the dense layer on the windows held out.
+    inputs, outputs: of the dense layer, on the windows that are measured on.
     """
     dense = {place: stream.layer.linear(place).weight.data for place in plans}
     stage = next(number for number, places in enumerate(STAGES) if plans.keys() <= set(places))
     compress_stage(stream, stage, plans, LayerResult())
-    changes = [
-        _changes(stream.layer.run(hidden), out) for hidden, out in zip(stream.held_inputs(), outputs, strict=True)
-    ]
+    pairs = zip(inputs, outputs, strict=True)
+    changes = torch.cat([_changes(stream.layer.run(hidden), before) for hidden, before in pairs])
     for place, weight in dense.items():
         stream.layer.set_weight(place, weight)
-    return float(torch.cat(changes).mean())
+    return float(changes.mean())
 
 
 def _changes(after: Tensor, before: Tensor) -> Tensor:

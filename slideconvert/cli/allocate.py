@@ -44,9 +44,7 @@ from .targets import TARGETS, parse_target, take, target_options, times_options
     metavar="device|cpu|disk",
     help="Where calibration keeps hidden states; disk: the folder for temporary files.",
 )
-@click.option(
-    "--batch-tokens", type=click.IntRange(1), help="Calibration tokens at once.  [default: 4096; 32768 on a GPU]"
-)
+@click.option("--batch-tokens", type=click.IntRange(1), help="Calibration tokens at once.  [default: the device's]")
 @json_option
 @verbosity_options
 def allocate_command(
@@ -66,7 +64,7 @@ def allocate_command(
 
     Each group (q/k/v, o, gate/up, down of every layer) is pruned alone with every pattern that could pay, and measured.
     The patterns chosen are those of least summed error that meet --target-speedup or --density. Patterns in the rules
-    of a --recipe stay as they are. Measuring takes about as long as one conversion for each pattern tried.
+    of a --recipe stay as they are. Measuring takes about as long as a few conversions.
     """
     from ..allocate.choose import choose_patterns
     from ..allocate.written import check_recipe_path, write_recipe

@@ -76,7 +76,7 @@ def _calibration_lines(plan: Plan) -> list[str]:
     trained = f"; training end to end {size(need.end_training)}" if need.end_training else ""
     return [
         f"text     {said.samples} windows of {length} tokens of {said.text}",
-        f"GPU      about {size(need.hidden + need.device)}: hidden states {size(need.hidden)} (or --keep-on cpu, disk), "
+        f"GPU      about {size(need.hidden + need.device)}: hidden states {size(need.hidden)} (or --keep-on disk), "
         f"the rest {size(need.device)} (layer {size(need.layer)}, solving {size(need.solving)}{trained})",
     ]
 
