@@ -39,6 +39,8 @@ SUM_BITS = 50
 """Scores are scaled such that their sums over all rows stay below 2 to this: exact in float64."""
 BID = 0.05
 """Smallest bid of the auction, as a share of what a group would gain on average if it could choose alone."""
+PATIENCE = 4
+"""Rounds for each group after which the smallest bid doubles."""
 
 
 def permute_mlp(tensors: dict[str, Tensor], order: Tensor) -> dict[str, Tensor]:
@@ -244,8 +246,8 @@ def _assign(cost: NDArray[np.int64]) -> NDArray[np.int64]:
     """cost [P, P] -> for every row its column [P], each once, of nearly the lowest sum.
 
     Bertsekas' auction: rows without a column bid for the one they like best, by as much as they like it more than
-    the next best and a little more. That little is how far a row may end from its best; it doubles as rounds go by,
-    or rows that want the same would go on for long. The rows keep their own columns where that is no worse.
+    the next best and a little more. That little is how far a row may end from its best; it doubles now and
+    then, or rows that want the same would go on for long. The rows keep their own columns where that is no worse.
     """
     count = len(cost)
     own = np.arange(count)
@@ -255,7 +257,7 @@ def _assign(cost: NDArray[np.int64]) -> NDArray[np.int64]:
     rounds = 0
     while len(bidders := np.flatnonzero(chosen < 0)):
         rounds += 1
-        least += least * (rounds % count == 0)
+        least += least * (rounds % (PATIENCE * count) == 0)
         value = gain[bidders] - prices
         at, wanted = own[: len(bidders)], value.argmax(1)
         best = value[at, wanted]

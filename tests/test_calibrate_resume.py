@@ -6,6 +6,7 @@ One process loads everything once and forks a child for each place where to die:
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -19,13 +20,18 @@ from typing import Any
 import pytest
 import torch
 
+from slideconvert.calibrate.engine import LayerResult
 from slideconvert.calibrate.run import RunSettings
 from slideconvert.calibrate.settings import PRESETS
+from slideconvert.calibrate.store import LayerStore
 from slideconvert.cli import main
 from slideconvert.errors import InputError
 from slideconvert.pipeline import convert
 from slideconvert.prune import METHODS
+from slideconvert.quantize import QuantizedWeight, quantize
 from slideconvert.recover import training
+from slideconvert.recover.training import Curve
+from slideconvert.schemes import SCHEMES
 from tests import pico
 from tests.calibrated import FLAGS, plan_for, write_model, write_text, write_tokenizer
 from tests.conftest import Cli
@@ -235,6 +241,37 @@ def test_a_layer_is_kept_before_the_next_is_begun(killed: dict[Kill, Path]) -> N
     assert len(list((killed[("keep", 4, "quality")] / WORK).glob("trained-*.safetensors"))) == 1
 
 
+def test_a_layer_comes_back_as_it_was_kept(tmp_path: Path) -> None:
+    """Names of places with codes among them, weights without, notes, errors and both curves."""
+    weight = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
+    kept = LayerResult(
+        weights={
+            "self_attn.q_proj": quantize(weight, SCHEMES["int8"]),
+            "self_attn.codes": quantize(weight, SCHEMES["fp8"]),
+            "mlp.up_proj": weight.bfloat16(),
+            "mlp.down_proj": weight.T.half(),
+        },
+        errors={"self_attn.q_proj": 0.125},
+        notes={"self_attn.q_proj": ("one", "two"), "mlp.up_proj": ()},
+        curve=Curve((1.0, math.inf, 0.5), best=2, skipped=3),
+        end=Curve((2.0,), best=0),
+    )
+    store = LayerStore(tmp_path / "work", "layer")
+    assert store.load(7) is None
+    store.save(7, kept)
+    found = LayerStore(tmp_path / "work", "layer").load(7)
+    assert found and found.weights.keys() == kept.weights.keys()
+    for place, before in kept.weights.items():
+        after = found.weights[place]
+        if isinstance(before, QuantizedWeight):
+            assert isinstance(after, QuantizedWeight) and after.scheme == before.scheme
+            assert (after.codes.view(torch.uint8) == before.codes.view(torch.uint8)).all()
+            assert torch.equal(after.scale, before.scale)
+        else:
+            assert isinstance(after, torch.Tensor) and after.dtype == before.dtype and torch.equal(after, before)
+    assert (found.errors, found.notes, found.curve, found.end) == (kept.errors, kept.notes, kept.curve, kept.end)
+
+
 # ---- another job
 
 
@@ -367,6 +404,30 @@ def test_a_data_set_that_changes_or_is_out_of_reach_costs_nothing_finished(
     assert pico.files(out) == pico.files(whole)
 
 
+def test_bad_input_on_the_way_costs_nothing_finished_earlier(
+    cli: Cli,
+    job: Job,
+    left: Callable[[Kill], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    whole: dict[str, dict[str, bytes]],
+) -> None:
+    """A source that cannot be read for a moment, say: a first run would leave nothing, a resumed one all it found."""
+    from slideconvert.calibrate import decoder
+
+    def unreadable(*_: object) -> object:
+        raise InputError("model.safetensors cannot be read")
+
+    out = left(("convert", 7, "balanced"))
+    before = pico.files(out)
+    with monkeypatch.context() as patch:
+        patch.setattr(decoder.Decoder, "layer", unreadable)
+        outcome = cli(*job.words(out, "balanced", "--resume"))
+    assert outcome.code == 2 and "cannot be read" in outcome.err
+    assert before.keys() <= pico.files(out).keys()
+    assert cli(*job.words(out, "balanced", "--resume")).code == 0
+    assert pico.files(out) == whole["balanced"]
+
+
 def test_out_of_memory_keeps_what_is_finished(
     cli: Cli, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: dict[str, dict[str, bytes]]
 ) -> None:
@@ -378,7 +439,7 @@ def test_out_of_memory_keeps_what_is_finished(
     def full(*args: Any) -> Any:
         nonlocal calls
         calls += 1
-        if calls == 60:  # in the second layer: two lanes, four batches and one, a run for each of four inputs
+        if calls == 40:  # in the second layer: two lanes, four batches, three or four inputs
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return real(*args)
 

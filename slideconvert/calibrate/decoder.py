@@ -94,16 +94,18 @@ class _ReachedError(Exception):
         self.inputs = inputs
 
 
-class _Attended(nn.Module):
-    """Attention whose part before the output projection was computed already."""
+class _Known(nn.Module):
+    """Attention or MLP whose part before its last projection was computed already."""
 
-    def __init__(self, projection: nn.Module, attended: Tensor) -> None:
+    def __init__(self, projection: nn.Module, inputs: Tensor, *, attention: bool) -> None:
         super().__init__()
         self.projection = projection
-        self.attended = attended
+        self.inputs = inputs
+        self.attention = attention
 
-    def forward(self, *_: Any, **__: Any) -> tuple[Tensor, None]:
-        return self.projection(self.attended), None
+    def forward(self, *_: Any, **__: Any) -> Any:
+        out = self.projection(self.inputs)
+        return (out, None) if self.attention else out
 
 
 class Layer:
@@ -154,21 +156,29 @@ class Layer:
         raise InputError(f"{STAGES[stage][0]} is never reached", hint="this architecture is not supported")
 
     @torch.no_grad()
-    def output(self, hidden: Tensor, attended: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The layer's output [windows, length, hidden], and the input of its last linear met on the way."""
+    def output(
+        self, hidden: Tensor, attended: Tensor | None = None, inner: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The layer's output [windows, length, hidden], and the input of its last linear met on the way.
+
+        attended, inner: the inputs of the output projections of attention and MLP, where they are known.
+        """
         met: list[Tensor] = []
-        handle = self.linear(STAGES[3][0]).register_forward_pre_hook(lambda _, args: met.append(args[0]))
+        last = self.linear(STAGES[-1][0])
+        handle = last.register_forward_pre_hook(lambda _, args: met.append(args[0]))
         try:
-            return self._run(hidden, attended), met[0]
+            return self._run(hidden, attended, inner), met[0]
         finally:
             handle.remove()
 
-    def _run(self, hidden: Tensor, attended: Tensor | None) -> Tensor:
-        if attended is None:
-            return self.run(hidden)
-        attention: Any = self.module.self_attn
-        self.module.self_attn = _Attended(attention.o_proj, attended)
+    def _run(self, hidden: Tensor, attended: Tensor | None, inner: Tensor | None = None) -> Tensor:
+        module: Any = self.module
+        attention, mlp = module.self_attn, module.mlp
         try:
+            if attended is not None:
+                module.self_attn = _Known(attention.o_proj, attended, attention=True)
+            if inner is not None:
+                module.mlp = _Known(mlp.down_proj, inner, attention=False)
             return self.run(hidden)
         finally:
-            self.module.self_attn = attention
+            module.self_attn, module.mlp = attention, mlp

@@ -85,7 +85,8 @@ def compress_layers(
             put(stream, result.weights)
         progress("calibrate", number + 1, len(layers))
         yield number, result
-        stream.leave()
+        if number < max(layers):  # nobody waits behind the last
+            stream.leave()
 
 
 def compress_stage(stream: Stream, stage: int, plans: dict[str, LinearPlan], result: LayerResult) -> Tensor | None:

@@ -42,38 +42,49 @@ class Lane:
         self.name, self.hidden, self.runs = name, hidden, runs
         self.layer: Layer
         self._attended: Activations | None = None
+        self._inner: Activations | None = None
         self._passed = False
 
     def enter(self, layer: Layer) -> None:
         """Stand before a layer."""
-        self.layer, self._attended, self._passed = layer, None, False
+        self.layer, self._attended, self._inner, self._passed = layer, None, None, False
 
     def inputs(self, stage: int, *, leaving: bool) -> Iterator[Tensor]:
         """The input of a stage, batch by batch. leaving: the weights are final, so go on to the layer's output."""
-        attended = self.runs_store() if stage == ATTENDED else None
+        attended = self._store("attended") if stage == ATTENDED else None
+        inner = self._store("inner") if stage == LAST and not leaving and self._keeps_inner else None
         for number in range(len(self.hidden)):
             known = self._attended[number] if self._attended is not None and stage > ATTENDED else None
             if stage == LAST and leaving:
-                output, inputs = self.layer.output(self.hidden[number], known)
+                reached = self._inner[number] if self._inner is not None else None
+                output, inputs = self.layer.output(self.hidden[number], known, reached)
                 self.hidden.replace(number, output)
             else:
                 inputs = self.layer.inputs(stage, self.hidden[number], known)
-            if attended is not None:
-                attended.append(inputs)
+            for store in (attended, inner):
+                if store is not None:
+                    store.append(inputs)
             yield inputs
         if attended is not None:
             self._attended = attended
+        self._inner = inner
         self._passed = stage == LAST and leaving
 
-    def runs_store(self) -> Activations:
-        return Activations(self.runs.place, self.runs.device, self.runs.folder, f"{self.name}-attended")
+    @property
+    def _keeps_inner(self) -> bool:
+        """Whether the MLP's inner states, the widest of all, are kept rather than computed again: they fill a GPU's
+        memory, and a GPU computes them faster than it moves them."""
+        return self.runs.device.type == "cpu"
+
+    def _store(self, name: str) -> Activations:
+        return Activations(self.runs.place, self.runs.device, self.runs.folder, f"{self.name}-{name}")
 
     def leave(self) -> None:
         """Everything through the layer as it now is."""
         if not self._passed:
             for _ in self.inputs(LAST, leaving=True):
                 pass
-        self._attended = None
+        self._attended = self._inner = None
 
 
 def held_out(windows: int) -> tuple[Tensor, Tensor]:

@@ -62,17 +62,25 @@ class Statistics:
         return loss
 
 
+LEAST_BLOCK, MOST_BLOCKS = 128, 8
+"""Columns of a block of the Gram matrix at least, and blocks in a row of it at most: products stay large enough."""
+
+
 class Accumulator:
     """Collects Statistics batch by batch. TF32 must be off: Gram matrices lose their small eigenvalues to it."""
 
     def __init__(self, columns: int, device: torch.device, *, cross: bool) -> None:
         self._gram = torch.zeros(columns, columns, device=device)
         self._cross = torch.zeros(columns, columns, device=device) if cross else None
+        self._step = max(LEAST_BLOCK, -(-columns // MOST_BLOCKS))
         self._tokens = 0
 
     def add(self, inputs: Tensor, dense: Tensor | None) -> None:
         """inputs, dense [tokens, K] float32: X, and X̃ if cross is collected."""
-        self._gram.addmm_(inputs.T, inputs)
+        for start in range(0, len(self._gram), self._step):
+            # The matrix is symmetric: blocks on and above the diagonal are enough.
+            rows = slice(start, start + self._step)
+            self._gram[rows, start:].addmm_(inputs[:, rows].T, inputs[:, start:])
         if self._cross is not None and dense is not None:
             self._cross.addmm_((dense - inputs).T, inputs)
         self._tokens += len(inputs)
@@ -80,6 +88,6 @@ class Accumulator:
     def statistics(self, held: Statistics | None = None) -> Statistics:
         """The means. The accumulator is spent: its memory is theirs."""
         tokens = max(1, self._tokens)
-        return Statistics(
-            self._gram.div_(tokens), None if self._cross is None else self._cross.div_(tokens), self._tokens, held
-        )
+        gram = self._gram.div_(tokens)
+        gram = gram.triu_().add_(gram.triu(1).T)
+        return Statistics(gram, None if self._cross is None else self._cross.div_(tokens), self._tokens, held)
