@@ -64,10 +64,7 @@ def finish(
         write_file(folder / CONFIG, (json.dumps(config, indent=1, ensure_ascii=False) + "\n").encode())
     verified = None
     if verify:
-        moved = frozenset(linear.linear.name for linear in plan.linears if linear.moves)
-        verdict = verify_checkpoint(
-            Checkpoint.open(folder), source=plan.source, device=device, moved=moved, progress=progress
-        )
+        verdict = verify_checkpoint(Checkpoint.open(folder), source=plan.source, device=device, progress=progress)
         if verdict.faults:
             raise VerificationError(
                 f"the output is not what it should be: {verdict.faults[0]} ({len(verdict.faults)} faults)",

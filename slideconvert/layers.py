@@ -15,6 +15,12 @@ LINEARS = ATTENTION + MLP
 SIBLINGS = (ATTENTION[:3], MLP[:2])
 """Linears that serving engines fuse into one matrix: they share their input and so must share their choices."""
 
+ORDERED = {
+    "heads": (("self_attn.v_proj",), "self_attn.o_proj"),
+    "inner": (("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj"),
+}
+"""Channels that no other layer sees: the linears that make them, and the one that reads them. Their order is free."""
+
 ARCHITECTURES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """model_type values whose decoder layers hold exactly LINEARS, under LAYER_PREFIX."""
 
@@ -54,6 +60,12 @@ def decoder_linears(config: dict[str, Any]) -> list[Linear]:
     if not isinstance(count, int) or count < 1:
         raise InputError(f"config.json has num_hidden_layers = {count!r}", hint="it must be a positive integer")
     return [Linear(f"{LAYER_PREFIX}.{layer}.{place}", layer, place) for layer in range(count) for place in LINEARS]
+
+
+def attention_heads(config: dict[str, Any]) -> tuple[int, int]:
+    """Query heads and key-value heads of a config.json."""
+    heads = int(config["num_attention_heads"])
+    return heads, int(config.get("num_key_value_heads") or heads)
 
 
 def layer_of(tensor: str) -> int | None:

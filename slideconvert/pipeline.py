@@ -19,16 +19,17 @@ import torch
 from torch import Tensor
 
 from .calibrate.engine import LayerResult
+from .calibrate.folding import folded, folded_bias
 from .calibrate.run import END_TO_END, RunSettings, compressed_layers, trainings
 from .calibrate.tokens import calibration_tokens
 from .checkpoint.format import TensorSpec
 from .checkpoint.reader import Checkpoint
-from .checkpoint.staging import WORK, Staging
+from .checkpoint.staging import WORK, Staging, check_free
 from .checkpoint.writer import Unit, WeightWriter
 from .direct import compress_directly
 from .errors import InputError, OutputError
 from .finish import Measurement, finish
-from .layers import layer_of
+from .layers import attention_heads, layer_of
 from .layout import stored_tensors
 from .measure import Tally, check_finite, floats, ratio, take_rows, tally, values
 from .plan import LinearPlan, Plan, check_room
@@ -63,6 +64,7 @@ def convert(
     device = settings.device
     check_room(plan, out)
     _check_tied(plan)
+    check_free(out, resume=resume)
     tokens = calibration_tokens(plan.recipe.calibration, plan.source) if plan.calibrated else None
     staging = Staging(out, job_state(plan, settings, tokens), resume=resume)
     try:
@@ -125,7 +127,9 @@ def job_state(plan: Plan, settings: RunSettings, tokens: Tensor | None) -> dict[
 def _calibration_state(tokens: Tensor, settings: RunSettings) -> dict[str, object]:
     """The tokens themselves, and what decides the order in which numbers are added."""
     digest = hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
-    return {"calibration_tokens": digest, "device": settings.device, "batch_tokens": settings.batch_tokens}
+    threads = torch.get_num_threads() if settings.device == "cpu" else None
+    where = {"device": settings.device, "batch_tokens": settings.batch_tokens, "threads": threads}
+    return {"calibration_tokens": digest, **where}
 
 
 def convert_linear(
@@ -247,10 +251,15 @@ def _calibrated(
 def _read_and_convert(
     plan: Plan, device: str, linear: LinearPlan, solved: LayerResult | None = None
 ) -> tuple[dict[str, Tensor], LayerReport]:
-    if solved and linear.linear.place in solved.weights:
-        weight = solved.weights[linear.linear.place].to(device)
-        solved = replace(solved, weights={linear.linear.place: weight})
-    tensors, report = convert_linear(linear, linear.stored.read(plan.source).to(device), plan.layout, solved)
+    name, place, source = linear.linear.name, linear.linear.place, linear.stored.read(plan.source).to(device)
+    tensors: dict[str, Tensor] = {}
+    if solved and place in solved.weights:
+        solved = replace(solved, weights={place: solved.weights[place].to(device)})
+        source = folded(place, source, solved.orders, attention_heads(plan.source.config))
+        if linear.permuted and f"{name}.bias" in plan.source.tensors:
+            tensors[f"{name}.bias"] = folded_bias(place, plan.source.read(f"{name}.bias"), solved.orders)
+    made, report = convert_linear(linear, source, plan.layout, solved)
+    tensors |= made
     return {name: tensor.cpu() for name, tensor in tensors.items()}, report
 
 

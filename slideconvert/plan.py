@@ -6,7 +6,7 @@ Everything that can be known to be wrong before the first weight is read is foun
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from .checkpoint.format import ITEM_BYTES, TensorSpec
 from .checkpoint.reader import Checkpoint
 from .checkpoint.writer import Shard, Unit
 from .errors import InputError
-from .layers import Linear, decoder_linears, layer_of, siblings
+from .layers import ORDERED, Linear, decoder_linears, layer_of, siblings
 from .layout import CODE_NAMES, StoredLinear, stored_specs
 from .patterns import Pattern
 from .prune import METHODS
@@ -35,11 +35,17 @@ PRUNED_CODES = (
     "first and quantizing after keeps more accuracy."
 )
 
+PERMUTED = (
+    "Inner channels of the MLPs and of the value heads stand in another order than in the source, so that pruning "
+    "loses less. The model computes the same; single weights cannot be compared with the source's."
+)
+
 
 @dataclass(frozen=True)
 class LinearPlan:
     """What becomes of one linear. method "" prunes nothing here; record is None for a kept linear. moves: survivors
-    will differ from the source's by more than rounding, by a calibrated method or by training."""
+    will differ from the source's by more than rounding, by a calibrated method or by training. permuted: rows or
+    columns will stand in another order."""
 
     linear: Linear
     stored: StoredLinear
@@ -49,6 +55,7 @@ class LinearPlan:
     outputs: tuple[TensorSpec, ...]
     record: LinearRecord | None
     moves: bool = False
+    permuted: bool = False
 
     @property
     def kept(self) -> bool:
@@ -117,6 +124,8 @@ class Plan:
         said = []
         if any(plan.method and not plan.calibrated and plan.stored.scheme.quantized for plan in self.linears):
             said.append(PRUNED_CODES)
+        if any(plan.permuted for plan in self.linears):
+            said.append(PERMUTED)
         if self.before:
             said.append(
                 f"Made from the checkpoint {self.snapshot.id}, itself made from {self.before.source['id']}: errors and "
@@ -154,6 +163,8 @@ def make_plan(snapshot: Snapshot, recipe: Recipe) -> Plan:
         except InputError as error:
             problems.append(error)
     problems += _sibling_problems(linears)
+    if recipe.preset and recipe.preset.permute:
+        linears = _permuted(linears)
     if layout == "slide" and linears and not any(plan.scheme.quantized for plan in linears):
         problems.append(InputError("bf16 weights have no slide layout", hint="--layout dense, or --scheme int8 or fp8"))
     if problems:
@@ -205,6 +216,7 @@ def _plan_linear(
         method=method or (before.method if before else ""),
         on_codes=(bool(method) and not solved and stored.scheme.quantized) or (before.on_codes if before else False),
         moved=moves + (before.moved if before else 0),
+        permuted=before.permuted if before else 0,
     )
     outputs = stored_specs(name, stored.shape, dtype, pattern, layout, scale)
     return LinearPlan(linear, stored, scheme, pattern, method, outputs, done, moves)
@@ -217,6 +229,25 @@ def _method(name: str | None, pattern: Pattern, scheme: Scheme) -> str:
     method = METHODS[name]
     prunes, finds_codes = method.prunes and pattern.prunes, method.calibrated and scheme.quantized
     return name if prunes or finds_codes else ""
+
+
+def _permuted(linears: list[LinearPlan]) -> list[LinearPlan]:
+    """The same, with those marked whose channels will be ordered: the one that reads them is pruned by calibration,
+    and none of those that make them is kept."""
+    by_name = {plan.linear.name: plan for plan in linears}
+    for plan in linears:
+        for producers, consumer in ORDERED.values():
+            if plan.linear.place != consumer or not (plan.calibrated and plan.pattern.prunes):
+                continue
+            prefix = plan.linear.name.removesuffix(consumer)
+            together = [by_name[prefix + place] for place in (*producers, consumer)]
+            if any(one.record is None for one in together):
+                continue
+            for one in together:
+                assert one.record is not None
+                record = replace(one.record, permuted=one.record.permuted + 1)
+                by_name[one.linear.name] = replace(one, permuted=True, record=record)
+    return list(by_name.values())
 
 
 def _sibling_problems(linears: list[LinearPlan]) -> list[InputError]:

@@ -307,6 +307,17 @@ def test_another_device_is_refused(tmp_path: Path, job: Job, monkeypatch: pytest
         convert(plan, tmp_path / "out", settings=RunSettings("cuda"), resume=True)
 
 
+def test_another_number_of_threads_is_refused(cli: Cli, job: Job, left: Callable[[Kill], Path]) -> None:
+    """On a CPU it decides in which order numbers are added, as the batch does."""
+    out = left(("solve", 6, "balanced"))
+    try:
+        torch.set_num_threads(2)
+        outcome = cli(*job.words(out, "balanced", "--resume"))
+    finally:
+        torch.set_num_threads(1)
+    assert outcome.code == 2 and "threads was 1, is 2" in outcome.err
+
+
 def test_where_hidden_states_lie_may_change(
     cli: Cli, job: Job, left: Callable[[Kill], Path], whole: dict[str, dict[str, bytes]]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,8 @@ from slideconvert.evaluate import perplexity
 from slideconvert.pipeline import convert
 from slideconvert.prune import METHODS
 from slideconvert.prune.statistics import Statistics
+from slideconvert.recover import training
+from slideconvert.report import Report
 from slideconvert.runtime.load import load_model, load_tokenizer
 from slideconvert.schemes import SCHEMES
 from slideconvert.text import read_documents, token_windows
@@ -357,6 +360,28 @@ def test_training_is_told_part_by_part(tmp_path: Path, model: Path, text: Path, 
         assert curve["losses"][curve["best"]] == min(curve["losses"]) and curve["skipped"] == 0
 
 
+def test_training_that_overflows_is_told_in_strict_json(
+    tmp_path: Path, model: Path, text: Path, brief: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second held-out loss of each training is not finite."""
+    real, calls = training._mean, 0
+
+    def mean(*words: Any) -> float:
+        nonlocal calls
+        calls += 1
+        return math.inf if calls % 3 == 2 else real(*words)
+
+    def strict(word: str) -> Any:
+        raise AssertionError(f"{word} is not JSON")
+
+    monkeypatch.setattr(training, "_mean", mean)
+    convert(plan_for(model, text, preset="quality", pattern="2:4"), tmp_path / "out")
+    written = (tmp_path / "out" / "report.json").read_text()
+    report = json.loads(written, parse_constant=strict)
+    assert [len(part["losses"]) for part in report["training"]] == [3, 3, 3, 3]
+    assert Report.from_json(written).training[0].losses[1] is None
+
+
 def test_errors_told_are_those_of_what_is_stored(gains: dict[str, tuple[Path, float]]) -> None:
     """The output error of the first linears, whose input is known from the embedding alone."""
     source = pico.read(DEMO)
@@ -573,6 +598,18 @@ def test_a_data_set_out_of_reach(cli: Cli, tmp_path: Path, model: Path, monkeypa
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     out = tmp_path / "out"
     refused(cli("convert", model, out, "-q"), out, "allenai/c4:en:train", "no route to host", "pass a local", ".jsonl")
+
+
+def test_a_folder_that_is_not_empty_is_refused_before_any_text_is_read(
+    cli: Cli, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    asked: list[object] = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda *words, **_: asked.append(words) or [])
+    (tmp_path / "mine.txt").write_text("precious")
+    outcome = cli("convert", model, tmp_path, "-q")
+    assert outcome.code == 2 and "not an empty folder" in outcome.err and not asked
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ LAYERS = (
     ("allocate.rows", "allocate.speed", "allocate.knapsack", "allocate.fused"),
     ("allocate.allocation", "allocate.expected"),
     ("evaluate", "tasks", "calibrate.activations", "calibrate.tokens", "recover.end_to_end"),
-    ("calibrate.decoder",),
+    ("calibrate.decoder", "calibrate.folding"),
     ("calibrate.stream", "recover.block"),
     ("calibrate.engine",),
     ("calibrate.store",),

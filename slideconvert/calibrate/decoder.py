@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..checkpoint.config import Record, describe_linear, read_record
 from ..checkpoint.reader import Checkpoint
 from ..errors import InputError
-from ..layers import ATTENTION, LAYER_PREFIX, LINEARS, MLP
+from ..layers import ATTENTION, LAYER_PREFIX, LINEARS, MLP, attention_heads
 from ..measure import check_finite, floats
 from ..precision import model_precision
 from ..runtime.load import empty_model
@@ -48,6 +48,11 @@ class Decoder:
         """[vocabulary, hidden] the rows that tokens become, as stored, in CPU memory."""
         return self.source.read("model.embed_tokens.weight")
 
+    @property
+    def heads(self) -> tuple[int, int]:
+        """Query heads and key-value heads."""
+        return attention_heads(self.source.config)
+
     def layer(self, number: int) -> Layer:
         """Decoder layer `number` with the source's weights."""
         module = copy.deepcopy(self._skeleton.model.layers[number])
@@ -63,7 +68,7 @@ class Decoder:
     def record_passed(self, length: int) -> None:
         """Learn what the model passes to its layers for windows of `length` tokens."""
         model = copy.deepcopy(self._skeleton.model)
-        recorders = [_Recorder(layer) for layer in model.layers]
+        recorders = [_Recorder() for _ in model.layers]
         model.layers = nn.ModuleList(recorders)
         hidden = torch.zeros(1, length, self.source.config["hidden_size"], device=self.device)
         model.norm, model.embed_tokens = nn.Identity(), nn.Identity()
@@ -75,10 +80,8 @@ class Decoder:
 class _Recorder(nn.Module):
     """Stands in for a decoder layer and keeps what it is called with."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        if hasattr(layer, "attention_type"):
-            self.attention_type = layer.attention_type
         self.passed: dict[str, Any] = {}
 
     def forward(self, hidden: Tensor, **passed: Any) -> Tensor:

@@ -18,6 +18,7 @@ from ..checkpoint.config import describe_linear, read_record
 from ..checkpoint.reader import TORCH_DTYPES
 from ..direct import compress_directly
 from ..errors import InputError, SlideConvertError
+from ..layers import ORDERED
 from ..measure import floats
 from ..plan import LinearPlan, Plan
 from ..precision import full_precision
@@ -28,6 +29,7 @@ from ..quantize import QuantizedWeight, Weight
 from ..recover.block import recover_block
 from ..recover.training import Curve, Schedule
 from .decoder import STAGES, Decoder
+from .folding import Orders, columns, find_order, fold, folded, in_order, move, rows
 from .stream import Runs, Stream
 
 
@@ -37,12 +39,14 @@ class LayerResult:
 
     weights: as stored. errors: relative error of a linear's output on the calibration tokens, of calibrated
     methods; on the inputs for which it was solved.
-    notes: anything degraded or unusual, in words. curve: of block recovery, if there was any.
+    notes: anything degraded or unusual, in words. orders: how channels were permuted;
+    weights and errors are those of the permuted layer. curve: of block recovery, if there was any.
     """
 
     weights: dict[str, Weight] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
     notes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    orders: Orders = field(default_factory=dict)
     curve: Curve | None = None
     end: Curve | None = None
 
@@ -82,6 +86,7 @@ def compress_layers(
             if recovery and result.weights:
                 recover(stream, result, grams, recovery)
         else:
+            fold(stream.layer.module, result.orders, decoder.heads)
             put(stream, result.weights)
         progress("calibrate", number + 1, len(layers))
         yield number, result
@@ -106,10 +111,28 @@ def compress_stage(stream: Stream, stage: int, plans: dict[str, LinearPlan], res
             result.weights[place] = compress_directly(source, plan.method, plan.pattern, plan.scheme)[1]
     if together:
         statistics = stream.statistics(stage)
+        for part, (_, consumer) in ORDERED.items():
+            if consumer in plans and plans[consumer].permuted:
+                statistics = _permute(part, plans[consumer], stage, stream, statistics, result)
         for members in together.values():
             _solve([plans[place] for place in members], stream, statistics, result)
     put(stream, {place: result.weights[place] for place in plans if place in result.weights})
     return statistics.whole.gram if statistics else None
+
+
+def _permute(
+    part: str, plan: LinearPlan, stage: int, stream: Stream, statistics: Statistics, result: LayerResult
+) -> Statistics:
+    """Order the channels that a linear reads, in the layer and in what is solved of it; the statistics likewise."""
+    heads = stream.decoder.heads
+    order = find_order(part, stream.layer.linear(plan.linear.place).weight.data, statistics, plan.pattern, heads)
+    result.orders[part] = order
+    fold(stream.layer.module, {part: order}, heads)
+    for place in ORDERED[part][0]:
+        result.weights[place] = move(result.weights[place], rows(part, order), 0)
+    read = columns(part, order, heads)
+    stream.lane.reorder(stage, read)
+    return in_order(statistics, read)
 
 
 def put(stream: Stream, weights: dict[str, Weight]) -> None:
@@ -174,9 +197,11 @@ def recover(stream: Stream, result: LayerResult, grams: dict[str, Tensor], sched
         schedule,
     )
     stream.lane.enter(stream.decoder.layer(stream.number))
+    fold(stream.layer.module, result.orders, stream.decoder.heads)
     put(stream, result.weights)
     for place in result.errors:
-        before = dense.layer.linear(place).weight.data
+        before = folded(place, dense.layer.linear(place).weight.data, result.orders, stream.decoder.heads)
+        assert isinstance(before, Tensor)
         result.errors[place] = output_error(before, stream.layer.linear(place).weight.data, grams[place])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import OutputError, pick
-from ..layers import LAYER_PREFIX
+from ..layers import LAYER_PREFIX, attention_heads
 from ..plan import Plan
 from ..progress import Progress
 from ..quantize import Weight
@@ -20,6 +21,7 @@ from ..report import Training
 from ..runtime.load import load_model
 from .activations import PLACES
 from .engine import LayerResult, compress_layers
+from .folding import fold
 from .store import LayerStore
 from .stream import Runs, held_out
 
@@ -88,7 +90,12 @@ def compressed_layers(
 def trainings(number: int, result: LayerResult) -> tuple[Training, ...]:
     """The trainings behind a layer's result, as a report tells them."""
     named = ((f"layer {number}", result.curve), (END_TO_END, result.end))
-    return tuple(Training(name, curve.losses, curve.best, curve.skipped) for name, curve in named if curve)
+    return tuple(Training(name, _told(curve.losses), curve.best, curve.skipped) for name, curve in named if curve)
+
+
+def _told(losses: tuple[float, ...]) -> tuple[float | None, ...]:
+    """Losses for JSON, which has no word for what is not finite."""
+    return tuple(loss if math.isfinite(loss) else None for loss in losses)
 
 
 def _trained(
@@ -116,6 +123,8 @@ def _train(
 ) -> tuple[dict[str, Weight], Curve]:
     """Teacher and student side by side on the device: the end-to-end pass over all layers."""
     teacher, student = (load_model(plan.source, activations="float", device=settings.device) for _ in range(2))
+    for number, result in enumerate(found):
+        fold(student.get_submodule(f"{LAYER_PREFIX}.{number}"), result.orders, attention_heads(plan.source.config))
     weights = {
         f"{LAYER_PREFIX}.{number}.{place}": weight.to(settings.device)
         for number, result in enumerate(found)

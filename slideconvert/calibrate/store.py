@@ -22,6 +22,8 @@ from .engine import LayerResult
 
 SCHEME = "scheme:"
 """Before a place in the metadata: the scheme of its codes."""
+ORDER = "order:"
+"""Before what is ordered, in the names of the tensors."""
 CURVES = ("curve", "end")
 
 
@@ -36,7 +38,7 @@ class LayerStore:
 
     def save(self, number: int, result: LayerResult) -> None:
         """Keep a layer. OutputError if the disk does not take it."""
-        tensors: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {ORDER + part: order for part, order in result.orders.items()}
         said = {"errors": json.dumps(result.errors), "notes": json.dumps(result.notes)}
         for part in CURVES:
             curve = getattr(result, part)
@@ -58,6 +60,7 @@ class LayerStore:
             return None
         with safe_open(self.path(number), "pt") as file:
             said, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        orders = {name.removeprefix(ORDER): tensors.pop(name) for name in list(tensors) if name.startswith(ORDER)}
         weights: dict[str, Weight] = {}
         for name, tensor in tensors.items():
             place, _, part = name.rpartition(".")
@@ -68,6 +71,7 @@ class LayerStore:
                 weights[place] = QuantizedWeight(tensor, tensors[f"{place}.scale"], scheme)
         return LayerResult(
             weights=weights,
+            orders=orders,
             errors=json.loads(said["errors"]),
             notes={place: tuple(notes) for place, notes in json.loads(said["notes"]).items()},
             **{part: Curve.from_dict(json.loads(said[part])) for part in CURVES if part in said},

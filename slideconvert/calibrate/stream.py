@@ -70,6 +70,13 @@ class Lane:
         self._inner = inner
         self._passed = stage == LAST and leaving
 
+    def reorder(self, stage: int, order: Tensor) -> None:
+        """What was taken along of a stage's input is read in another order [K] of its channels from now on."""
+        store = self._attended if stage == ATTENDED else self._inner
+        for number in range(0 if store is None else len(store)):
+            assert store is not None
+            store.replace(number, store[number].index_select(-1, order.to(self.runs.device)))
+
     @property
     def _keeps_inner(self) -> bool:
         """Whether the MLP's inner states, the widest of all, are kept rather than computed again: they fill a GPU's

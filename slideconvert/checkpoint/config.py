@@ -22,7 +22,8 @@ from .reader import Checkpoint
 @dataclass(frozen=True)
 class LinearRecord:
     """What was done to one linear. method is "" when nothing was pruned; on_codes: pruned after quantization; moved:
-    by how many conversions, one after another, survivors were moved and not only rounded (calibration, training)."""
+    by how many conversions, one after another, survivors were moved and not only rounded (calibration, training);
+    permuted: how many of them put rows or columns into another order."""
 
     shape: tuple[int, int]
     scheme: str
@@ -30,6 +31,7 @@ class LinearRecord:
     method: str = ""
     on_codes: bool = False
     moved: int = 0
+    permuted: int = 0
 
     def to_json(self, layout: str) -> dict[str, Any]:
         slid = layout == "slide" and SCHEMES[self.scheme].quantized
@@ -41,6 +43,7 @@ class LinearRecord:
             **({"method": self.method} if self.method else {}),
             **({"pruned_on": "codes"} if self.on_codes else {}),
             **({"moved": self.moved} if self.moved else {}),
+            **({"permuted": self.permuted} if self.permuted else {}),
         }
 
 
@@ -108,6 +111,7 @@ def _read_linear(entry: dict[str, Any]) -> LinearRecord:
         method=entry.get("method", ""),
         on_codes=entry.get("pruned_on") == "codes",
         moved=int(entry.get("moved", 0)),
+        permuted=int(entry.get("permuted", 0)),
     )
 
 

@@ -37,14 +37,9 @@ class Staging:
         if resume and (self.path / STATE).is_file():
             self._check_same_job(state)
             return
-        if resume and self.path.exists():
+        check_free(out, resume=resume)
+        if self.path.exists():
             shutil.rmtree(self.path)  # killed before its first or after its last step: begin again
-        elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-            unfinished = self.path.exists()
-            raise InputError(
-                f"{out} is {'an unfinished conversion' if unfinished else 'not an empty folder'}",
-                hint="finish it with --resume, or delete it" if unfinished else "name a new folder, or empty this one",
-            )
         with writing(out):
             self.path.mkdir(parents=True)
             write_file(self.path / STATE, (json.dumps(state, indent=1) + "\n").encode())
@@ -80,6 +75,17 @@ class Staging:
                 (self.path / name).replace(target)
             shutil.rmtree(self.path)
             _sync_folder(self.out)
+
+
+def check_free(out: Path, *, resume: bool) -> None:
+    """Raise InputError unless an output may be begun in `out`, or one that lies there may be resumed."""
+    unfinished = (out / STAGING).exists()
+    if (resume and unfinished) or not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    raise InputError(
+        f"{out} is {'an unfinished conversion' if unfinished else 'not an empty folder'}",
+        hint="finish it with --resume, or delete it" if unfinished else "name a new folder, or empty this one",
+    )
 
 
 def write_file(path: Path, data: bytes) -> str:

@@ -30,7 +30,6 @@ from .common import (
 from .targets import (
     TARGETS,
     TIMES,
-    check_free,
     expect,
     parse_target,
     take,
@@ -183,6 +182,7 @@ def carry_out(
     """Plan and run a conversion, its patterns chosen for a target if there is one, and print what came of it."""
     from ..allocate.choose import choose_patterns
     from ..calibrate.run import RunSettings
+    from ..checkpoint.staging import check_free
     from ..pipeline import convert
     from ..plan import make_plan
     from .choices import chosen_json, chosen_summary, chosen_table

@@ -63,16 +63,6 @@ def parse_target(
     return SpeedTarget(target_speedup, times, tokens or DEFAULT_TOKENS)
 
 
-def check_free(out: Path, *, resume: bool) -> None:
-    """Choosing takes long: what `convert` will refuse to write to is refused before it."""
-    from ..errors import InputError
-
-    if not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(
-            f"{out} is not an empty folder", hint="name a new folder, empty this one, or go on with --resume"
-        )
-
-
 def load_table(*, gpu: str | None, speed_table: Path | None) -> SpeedTable | None:
     """The times of a GPU, from a file if one is given; None if neither is. InputError with the nearest GPU."""
     from ..allocate.rows import read_rows

@@ -64,12 +64,13 @@ class Training:
     """One training of survivors against the dense model. part: "layer 3" or "end to end".
 
     losses: on held-out windows, before training and after each epoch; by layer the squared error of its output over
-    that of the dense layer's change, end to end the Kullback-Leibler divergence per token in nats. best: the epoch
-    that was kept, 0 if training did not help and was undone. skipped: steps left out for a loss that was not finite.
+    that of the dense layer's change, end to end the Kullback-Leibler divergence per token in nats; None where it was
+    not finite. best: the epoch that was kept, 0 if training did not help and was undone. skipped: steps left out
+    because loss or gradient was not finite.
     """
 
     part: str
-    losses: tuple[float, ...]
+    losses: tuple[float | None, ...]
     best: int
     skipped: int = 0
 

@@ -15,10 +15,10 @@ COLORS = 7
 def training_plot(parts: Sequence[Training]) -> str:
     """The loss on held-out windows over epochs, each part's as a share of what it was before; the kept epoch marked."""
     longest = max(len(part.losses) for part in parts)
-    shares = [[loss / part.losses[0] if part.losses[0] else 1.0 for loss in part.losses] for part in parts]
+    shares = [[_share(loss, part.losses[0]) for loss in part.losses] for part in parts]
     finite = [share for line in shares for share in line if math.isfinite(share)]
     top = 18.0
-    axis = Axis.over(100 * min(finite), 100 * max(finite), top)
+    axis = Axis.over(100 * min(finite, default=0.0), 100 * max(finite, default=1.0), top)
     step = (WIDTH - LEFT - RIGHT - 20) / max(1, longest - 1)
 
     def point(epoch: int, share: float) -> str:
@@ -27,6 +27,8 @@ def training_plot(parts: Sequence[Training]) -> str:
     drawn = []
     for number, (part, line) in enumerate(zip(parts, shares, strict=True)):
         points = [point(epoch, share) for epoch, share in enumerate(line) if math.isfinite(share)]
+        if not points:
+            continue
         x, y = point(part.best, line[part.best]).split()
         told = f"{printable(part.part)}: {percent(line[part.best])} of the loss before, after epoch {part.best}"
         drawn.append(
@@ -44,11 +46,22 @@ def training_plot(parts: Sequence[Training]) -> str:
     return svg("training", "Loss on held-out windows over epochs", about, top + PLOT + 48, body)
 
 
+def _share(loss: float | None, before: float | None) -> float:
+    """A loss over that before training; not a number if one of them is not finite."""
+    if loss is None or before is None:
+        return math.nan
+    return loss / before if before else 1.0
+
+
+def _number(loss: float | None) -> str:
+    return "not finite" if loss is None else f"{loss:.6g}"
+
+
 def training_table(parts: Sequence[Training]) -> str:
     """Before and best loss of each part, as an HTML table."""
     rows = "".join(
-        f'<tr><th scope="row">{printable(part.part)}</th><td class="number">{part.losses[0]:.6g}</td>'
-        f'<td class="number">{part.losses[part.best]:.6g}</td><td class="number">{part.best} of '
+        f'<tr><th scope="row">{printable(part.part)}</th><td class="number">{_number(part.losses[0])}</td>'
+        f'<td class="number">{_number(part.losses[part.best])}</td><td class="number">{part.best} of '
         f"{len(part.losses) - 1}</td></tr>\n"
         for part in parts
     )

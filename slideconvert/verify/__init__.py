@@ -26,7 +26,7 @@ from ..planes import bits
 from ..progress import Progress, silent
 from ..runtime.slidesparse_record import bundle_faults
 from ..workers import in_order
-from .linear import LinearVerdict, Side, verify_linear
+from .linear import LinearVerdict, Side, later, verify_linear
 
 __all__ = ["LinearVerdict", "Verdict", "verify_checkpoint"]
 
@@ -55,13 +55,9 @@ def verify_checkpoint(
     *,
     source: Checkpoint | None = None,
     device: str = "cpu",
-    moved: frozenset[str] | None = None,
     progress: Progress = silent,
 ) -> Verdict:
-    """Check a checkpoint of ours, against its source if one is given. InputError if it is not one of ours.
-
-    moved: linears whose survivors may differ from the source's; None: those that the record says were moved since.
-    """
+    """Check a checkpoint of ours, against its source if one is given. InputError if it is not one of ours."""
     record = read_record(checkpoint.config, str(checkpoint.path / CONFIG))
     if record is None:
         raise InputError(
@@ -78,7 +74,7 @@ def verify_checkpoint(
     owned: set[str] = set()
     with ThreadPoolExecutor(1) as hashing:
         files = hashing.submit(lambda: list(_file_faults(checkpoint, record)))
-        for number, linear in enumerate(in_order(partial(verify_linear, ours, theirs, device, moved), names, device)):
+        for number, linear in enumerate(in_order(partial(verify_linear, ours, theirs, device), names, device)):
             progress("verify", number, len(names))
             owned.update(linear.tensors)
             verdict.linears.append(linear)
@@ -87,7 +83,8 @@ def verify_checkpoint(
         verdict.faults[:0] = files.result()
     for name in sorted(checkpoint.tensors.keys() - owned):
         owned.add(name)
-        fault = _copy_fault(checkpoint, checkpoint.spec(name), source)
+        permuted = later(ours, theirs, name.rpartition(".")[0], "permuted")
+        fault = _copy_fault(checkpoint, checkpoint.spec(name), source, permuted=permuted)
         if fault:
             verdict.faults.append(fault)
     verdict.tensors = len(owned)
@@ -124,8 +121,8 @@ def _config_faults(checkpoint: Checkpoint, record: Record) -> Iterator[str]:
         yield f"{CONFIG}: quantization_config does not agree with the record of the linears"
 
 
-def _copy_fault(checkpoint: Checkpoint, spec: TensorSpec, source: Checkpoint | None) -> str:
-    """What is wrong with a tensor that is merely carried along; "" if nothing."""
+def _copy_fault(checkpoint: Checkpoint, spec: TensorSpec, source: Checkpoint | None, *, permuted: bool) -> str:
+    """What is wrong with a tensor that is merely carried along; "" if nothing. permuted: its order may be another."""
     if source is None:
         return ""
     if spec.name not in source.tensors:
@@ -133,7 +130,7 @@ def _copy_fault(checkpoint: Checkpoint, spec: TensorSpec, source: Checkpoint | N
     if source.spec(spec.name) != spec:
         return f"{spec.name}: {spec.dtype} {list(spec.shape)}, the source has another dtype or shape"
     same = all(
-        torch.equal(bits(ours), bits(theirs))
+        torch.equal(*(bits(side).sort().values if permuted else bits(side) for side in (ours, theirs)))
         for ours, theirs in zip(checkpoint.pieces(spec.name), source.pieces(spec.name), strict=True)
     )
     return "" if same else f"{spec.name}: differs from the source"

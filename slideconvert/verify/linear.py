@@ -48,15 +48,10 @@ class Side:
     record: Record | None
 
 
-def verify_linear(
-    ours: Side, source: Side | None, device: str, moved: frozenset[str] | None, name: str
-) -> LinearVerdict:
-    """The verdict on linear `name`; whatever is wrong with it becomes its fault.
-
-    moved: linears whose survivors may differ from the source's by more than rounding; None: those that the record says
-    were moved since the source.
-    """
+def verify_linear(ours: Side, source: Side | None, device: str, name: str) -> LinearVerdict:
+    """The verdict on linear `name`; whatever is wrong with it becomes its fault."""
     stored, found, fault = None, Tally(), ""
+    permuted = later(ours, source, name, "permuted")  # nobody wrote down how, so there is nothing to compare with
     try:
         stored = describe_linear(ours.checkpoint, ours.record, name)
         _check_record(ours, stored)
@@ -76,10 +71,10 @@ def verify_linear(
                 kept = ours.record is None or name not in ours.record.linears
                 found += (
                     _check_moved(before, weight)
-                    if (_may_move(ours, source, name) if moved is None else name in moved)
+                    if later(ours, source, name, "moved")
                     else _check_against(before, weight, None if kept else stored.pattern, where)
                 )
-        if original and found.energy and found.loss >= found.energy:
+        if original and found.energy and found.loss >= found.energy and not permuted:
             raise InputError(f"{name}: differs from the source by more than its size; it is not the same linear")
     except SlideConvertError as problem:
         fault = problem.what if name in problem.what else f"{name}: {problem.what}"
@@ -91,7 +86,7 @@ def verify_linear(
         shape=stored.shape if stored else (0, 0),
         zeros=stored.shape[0] * stored.shape[1] - found.nonzeros[2] if stored and not fault else 0,
         bytes=stored.bytes if stored else 0,
-        error=ratio(found.loss, found.energy) if source and not fault else None,
+        error=ratio(found.loss, found.energy) if source and not fault and not permuted else None,
         tensors=tuple(spec.name for spec in stored.tensors) if stored else (),
         fault=fault,
     )
@@ -130,11 +125,11 @@ def _check_weight(stored: StoredLinear, block: dict[str, Tensor], weight: Weight
                 raise InputError(f"{where}: {tensor} is not the canonical packing of its weights")
 
 
-def _may_move(ours: Side, source: Side, name: str) -> bool:
-    """Whether the record tells of a conversion that moved survivors, of which the source does not know yet."""
+def later(ours: Side, source: Side | None, name: str, change: str) -> bool:
+    """Whether the record tells of a change ("moved", "permuted") of a linear that the source does not know yet."""
     entry = ours.record.linears.get(name) if ours.record else None
-    before = source.record.linears.get(name) if source.record else None
-    return entry is not None and entry.moved > (before.moved if before else 0)
+    before = source.record.linears.get(name) if source and source.record else None
+    return entry is not None and int(getattr(entry, change)) > (int(getattr(before, change)) if before else 0)
 
 
 def _check_moved(before: Weight, weight: Weight) -> Tally:
