@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint.config import output_config
-from .checkpoint.files import CARD, CONFIG, INDEX, REPORT_HTML, REPORT_JSON, companions
+from .checkpoint.files import CARD, CONFIG, INDEX, ORDERS, REPORT_HTML, REPORT_JSON, companions
 from .checkpoint.reader import Checkpoint
 from .checkpoint.staging import file_sha256, write_file, writing
 from .errors import VerificationError
 from .evaluate import LENGTH, measure
+from .orders import Orders, to_json
 from .plan import Plan, index_json
 from .progress import Progress
 from .report import Report
@@ -35,6 +36,7 @@ def finish(
     plan: Plan,
     folder: Path,
     weight_files: dict[str, str],
+    orders: dict[int, Orders],
     report: Report,
     *,
     verify: bool,
@@ -44,6 +46,8 @@ def finish(
 ) -> Report:
     """Complete the output in `folder`, whose weight files are written already (sha256 by name), and check it.
 
+    orders: by layer, how channels stand in the output, counted from the first source.
+
     Returns the report with hashes and verdict. VerificationError names the first fault if there is any.
     """
     files = dict(weight_files)
@@ -51,6 +55,8 @@ def finish(
         index = index_json(plan)
         if index:
             files[INDEX] = write_file(folder / INDEX, (json.dumps(index, indent=1) + "\n").encode())
+        if orders:
+            files[ORDERS] = write_file(folder / ORDERS, to_json(orders).encode())
         for path in companions(plan.snapshot.path):
             shutil.copyfile(path, folder / path.name)
             files[path.name] = file_sha256(folder / path.name)

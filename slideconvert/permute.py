@@ -50,7 +50,7 @@ def permute_mlp(tensors: dict[str, Tensor], order: Tensor) -> dict[str, Tensor]:
     old channel order[i]. BitNet's mlp.ffn_sub_norm goes along. InputError if order is no permutation, a weight is
     missing or a shape does not fit.
     """
-    _check_order(order, "the order of the MLP's inner channels")
+    check_order(order, "the order of the MLP's inner channels")
     return _moved(tensors, ("mlp.gate_proj", "mlp.up_proj"), order, "mlp.ffn_sub_norm", "mlp.down_proj", order)
 
 
@@ -61,7 +61,7 @@ def permute_heads(tensors: dict[str, Tensor], order: Tensor, heads: int) -> dict
     head_dim] int64: new channel i of head k is its old channel order[k, i]. heads: query heads. BitNet's
     self_attn.attn_sub_norm goes along. InputError as for permute_mlp.
     """
-    _check_order(order, "the order of the value heads' channels")
+    check_order(order, "the order of the value heads' channels")
     produced = query_columns(order, len(order))
     read = query_columns(order, heads)
     return _moved(tensors, ("self_attn.v_proj",), produced, "self_attn.attn_sub_norm", "self_attn.o_proj", read)
@@ -96,7 +96,8 @@ def head_order(weight: Tensor, norms: Tensor, pattern: Pattern, heads: int, key_
     return _search(weight, norms, pattern, heads, key_value_heads)
 
 
-def _check_order(order: Tensor, what: str) -> None:
+def check_order(order: Tensor, what: str) -> None:
+    """InputError, with `what` it orders, unless every row of order [..., n] is a permutation of 0 … n - 1."""
     natural = torch.arange(order.shape[-1], device=order.device).expand_as(order)
     if not torch.equal(order.sort(dim=-1).values, natural):
         raise InputError(f"{what} {list(order.shape)} is no permutation of 0 … {order.shape[-1] - 1}")

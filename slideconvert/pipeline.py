@@ -14,12 +14,12 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .calibrate.engine import LayerResult
-from .calibrate.folding import folded, folded_bias
 from .calibrate.run import END_TO_END, RunSettings, compressed_layers, trainings
 from .calibrate.tokens import calibration_tokens
 from .checkpoint.format import TensorSpec
@@ -32,6 +32,7 @@ from .finish import Measurement, finish
 from .layers import attention_heads, layer_of
 from .layout import stored_tensors
 from .measure import Tally, check_finite, floats, ratio, take_rows, tally, values
+from .orders import Orders, compose_all, folded, folded_bias, parse_orders, read_orders
 from .plan import LinearPlan, Plan, check_room
 from .planes import row_blocks
 from .progress import Progress, silent
@@ -80,9 +81,8 @@ def convert(
             staging.discard()
         raise
     layers = [LayerReport.from_dict(layer) for note in writer.notes for layer in note["layers"]]
-    trained = [
-        Training(**{**part, "losses": tuple(part["losses"])}) for note in writer.notes for part in note["training"]
-    ]
+    trained = [Training.from_dict(part) for note in writer.notes for part in note["training"]]
+    orders = compose_all(read_orders(plan.source), _orders(writer))
     record = plan.record
     report = Report(
         source=record.source["id"],
@@ -100,6 +100,7 @@ def convert(
         plan,
         staging.path,
         writer.digests,
+        orders,
         report,
         verify=verify,
         device=device,
@@ -205,22 +206,23 @@ def _write_all(
         writing: Future[None] | None = None
         for unit in remaining:
             tensors: dict[str, Tensor] = {}
-            reports, training = [], []
-            for _ in by_layer.get(_layer(unit), []):
-                stored, report, trained = next(made)
+            note: dict[str, Any] = {"layers": [], "training": []}
+            for linear in by_layer.get(_layer(unit), []):
+                stored, report, solved = next(made)
                 tensors |= stored
-                reports.append(report)
-                training += [part for part in trained if part not in training]
+                note["layers"].append(vars(report))
+                if solved:
+                    note["training"] = [vars(part) for part in trainings(linear.linear.layer, solved)]
+                    note["orders"] = {part: order.tolist() for part, order in solved.orders.items()}
             if writing:
                 writing.result()
-            note = {"layers": [vars(report) for report in reports], "training": [vars(part) for part in training]}
             writing = writes.submit(writer.write, unit, partial(_contents, plan.source, tensors), note)
         if writing:
             writing.result()
 
 
-Made = Generator[tuple[dict[str, Tensor], LayerReport, tuple[Training, ...]], None, None]
-"""Linears in order, as they are stored, each with its report and the trainings that it took part in."""
+Made = Generator[tuple[dict[str, Tensor], LayerReport, LayerResult | None], None, None]
+"""Linears in order, as they are stored, each with its report and what calibration made of its layer."""
 
 
 def _direct(plan: Plan, todo: list[LinearPlan], settings: RunSettings, progress: Progress) -> Made:
@@ -231,7 +233,7 @@ def _direct(plan: Plan, todo: list[LinearPlan], settings: RunSettings, progress:
         for linear, result in zip(todo, made, strict=True):
             done += linear.weights
             progress("convert", done, plan.weights)
-            yield *result, ()
+            yield *result, None
 
 
 def _calibrated(
@@ -245,7 +247,7 @@ def _calibrated(
         return
     for number, result in enumerate(compressed_layers(plan, tokens, settings, folder, progress)):
         for linear in wanted.get(number, []):
-            yield *_read_and_convert(plan, "cpu", linear, result), trainings(number, result)
+            yield *_read_and_convert(plan, "cpu", linear, result), result
 
 
 def _read_and_convert(
@@ -278,6 +280,15 @@ def _check_tied(plan: Plan) -> None:
                 f"{name} differs from the embedding, but config.json ties them (tie_word_embeddings)",
                 hint="set tie_word_embeddings to false if the head is meant to be its own",
             )
+
+
+def _orders(writer: WeightWriter) -> dict[int, Orders]:
+    """How channels were permuted, by layer, as it was noted with the units."""
+    found = {}
+    for note in writer.notes:
+        if note.get("orders"):
+            found[note["layers"][0]["layer"]] = parse_orders(note["orders"], f"{writer.folder}: journal")
+    return found
 
 
 def _layer(unit: Unit) -> int:

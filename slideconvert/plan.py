@@ -14,7 +14,7 @@ from typing import Any
 from . import workers
 from .calibrate.settings import Preset
 from .checkpoint.config import LinearRecord, Record, check_quantization, describe_linear, read_record
-from .checkpoint.files import SINGLE
+from .checkpoint.files import ORDERS, SINGLE
 from .checkpoint.format import ITEM_BYTES, TensorSpec
 from .checkpoint.reader import Checkpoint
 from .checkpoint.writer import Shard, Unit
@@ -37,7 +37,7 @@ PRUNED_CODES = (
 
 PERMUTED = (
     "Inner channels of the MLPs and of the value heads stand in another order than in the source, so that pruning "
-    "loses less. The model computes the same; single weights cannot be compared with the source's."
+    f"loses less. The model computes the same; {ORDERS} says which channel stood where."
 )
 
 
@@ -216,7 +216,7 @@ def _plan_linear(
         method=method or (before.method if before else ""),
         on_codes=(bool(method) and not solved and stored.scheme.quantized) or (before.on_codes if before else False),
         moved=moves + (before.moved if before else 0),
-        permuted=before.permuted if before else 0,
+        permuted=before is not None and before.permuted,
     )
     outputs = stored_specs(name, stored.shape, dtype, pattern, layout, scale)
     return LinearPlan(linear, stored, scheme, pattern, method, outputs, done, moves)
@@ -245,8 +245,7 @@ def _permuted(linears: list[LinearPlan]) -> list[LinearPlan]:
                 continue
             for one in together:
                 assert one.record is not None
-                record = replace(one.record, permuted=one.record.permuted + 1)
-                by_name[one.linear.name] = replace(one, permuted=True, record=record)
+                by_name[one.linear.name] = replace(one, permuted=True, record=replace(one.record, permuted=True))
     return list(by_name.values())
 
 

@@ -122,6 +122,21 @@ def assert_same_moments(made: Statistics, windows: Tensor, dense: Tensor, asymme
     return float((cross.abs() / share).max())
 
 
+def put_in_order(layer: Any, heads: Tensor, inner: Tensor) -> None:
+    """Permute the channels within each value head, and those inside the MLP, of a stock layer: it computes the same."""
+    size, attention = pico.HIDDEN // pico.HEADS, layer.self_attn
+    made = [head * size + int(channel) for head in range(pico.KV_HEADS) for channel in heads[head]]
+    shared = pico.HEADS // pico.KV_HEADS
+    read = [head * size + int(channel) for head in range(pico.HEADS) for channel in heads[head // shared]]
+    if attention.v_proj.bias is not None:
+        attention.v_proj.bias.data = attention.v_proj.bias.data[made]
+    attention.v_proj.weight.data = attention.v_proj.weight.data[made]
+    attention.o_proj.weight.data = attention.o_proj.weight.data[:, read]
+    for rows in (layer.mlp.gate_proj, layer.mlp.up_proj):
+        rows.weight.data = rows.weight.data[inner]
+    layer.mlp.down_proj.weight.data = layer.mlp.down_proj.weight.data[:, inner]
+
+
 def follow(
     source: Any, dense: Any, tokens: Tensor, results: list[LayerResult], shown: Shown, asymmetric: bool
 ) -> float:
@@ -134,6 +149,9 @@ def follow(
     fitted = slice(None, SAMPLES - held)
     farthest, calls = 0.0, iter(shown)
     for layer, result in enumerate(results):
+        if result.orders:
+            for model in (source, dense):
+                put_in_order(model.model.layers[layer], result.orders["heads"], result.orders["inner"])
         for places in STAGES:
             names = [f"model.layers.{layer}.{place}" for place in places]
             before, wanted = inputs_of(source, names, tokens), inputs_of(dense, names, tokens)
@@ -172,6 +190,19 @@ def test_solvers_are_shown_what_the_stock_model_shows_its_linears(
     assert len(shown) == 4 * pico.LAYERS
     moved = follow(stock(source), stock(source), tokens, results, shown, asymmetric=True)
     assert moved > 0.1, "2:4 moves what the next linears are given, so the order in which they are solved matters"
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_permuted_channels_are_shown_in_their_order(
+    tmp_path: Path, tokens: Tensor, shown: Shown, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setitem(PRESETS, "balanced", replace(PRESETS["balanced"], permute=True))
+    source = write_model(tmp_path / "source", kind)
+    results = compressed(plan_for(source, preset="balanced", pattern="2:4"), tokens, tmp_path)
+    for result in results:
+        assert not torch.equal(result.orders["heads"][0], torch.arange(pico.HIDDEN // pico.HEADS))
+        assert not torch.equal(result.orders["inner"], torch.arange(pico.INNER))
+    follow(stock(source), stock(source), tokens, results, shown, asymmetric=True)
 
 
 def test_the_first_linears_see_the_dense_model(tmp_path: Path, tokens: Tensor, shown: Shown) -> None:

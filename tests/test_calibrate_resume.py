@@ -47,7 +47,7 @@ from pathlib import Path
 
 import torch
 import torch._dynamo  # what Adam would import in every child
-import transformers.models.llama.modeling_llama
+import transformers.models.qwen2.modeling_qwen2
 from slideconvert import cli, pipeline
 from slideconvert.calibrate import engine, run, settings, store
 from slideconvert.checkpoint import writer
@@ -118,10 +118,10 @@ TWICE: Kill = ("solve", 7, "quality")
 
 
 class Job:
-    """A pico model, a text for it, and the words to convert it with either preset."""
+    """A pico model with biases, a text for it, and the words to convert it with either preset."""
 
     def __init__(self, folder: Path) -> None:
-        self.source, self.text = write_model(folder / "source"), write_text(folder / "text.jsonl")
+        self.source, self.text = write_model(folder / "source", "qwen2"), write_text(folder / "text.jsonl")
 
     def words(self, out: Path, preset: str, *more: object) -> list[str]:
         words = ("--preset", preset, "--pattern", "2_4", "--calibration", self.text, *FLAGS, "--batch-tokens", 72)

@@ -132,7 +132,9 @@ def test_presets_choose_the_method_by_the_pattern(
     tmp_path: Path, layered: Path, text: Path, brief: None, preset: str, methods: list[str]
 ) -> None:
     convert(plan_for(layered, text, preset=preset, rules=RULES), tmp_path / "out")
-    assert [told(tmp_path / "out")[f"model.layers.{layer}.mlp.down_proj"]["method"] for layer in range(6)] == methods
+    linears = told(tmp_path / "out")
+    assert [linears[f"model.layers.{layer}.mlp.down_proj"]["method"] for layer in range(6)] == methods
+    assert max(linear["error"] for linear in linears.values()) < 0.7, "channels in the order of what is compared"
     recipe = json.loads((tmp_path / "out" / "config.json").read_text())["slidesparse_config"]["recipe"]
     assert recipe["preset"] == preset
     assert recipe["calibration"] == {"text": str(text), "samples": SAMPLES, "length": LENGTH, "seed": 0}
@@ -432,6 +434,23 @@ def test_another_linear_of_the_same_shape_is_found(cli: Cli, model: Path, calibr
     edit_tensors(calibrated, FAULTS[fault])
     outcome = cli("verify", calibrated, "--source", model, "-q")
     assert outcome.code == 1 and Q in outcome.err and "not the same linear" in outcome.err
+
+
+def test_permuted_linears_that_changed_places_are_found(
+    cli: Cli, tmp_path: Path, model: Path, text: Path, brief: None
+) -> None:
+    """Preset quality permutes channels, so weights stand elsewhere than in the source; which ones they are is known."""
+    out, other = tmp_path / "out", DOWN.replace("layers.1", "layers.2")
+    convert(plan_for(model, text, preset="quality"), out)
+
+    def exchange(tensors: dict[str, Tensor]) -> None:
+        for part in ("weight", "weight_scale"):
+            one, two = f"{DOWN}.{part}", f"{other}.{part}"
+            tensors[one], tensors[two] = tensors[two], tensors[one]
+
+    edit_tensors(out, exchange)
+    outcome = cli("verify", out, "--source", model, "-q")
+    assert outcome.code == 1 and DOWN in outcome.err and "not the same linear" in outcome.err
 
 
 def add_one(name: str) -> Callable[[dict[str, Tensor]], None]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,12 @@ from slideconvert.calibrate.engine import LayerResult, compress_layers
 from slideconvert.calibrate.folding import fold
 from slideconvert.calibrate.settings import PRESETS, Calibration, Preset
 from slideconvert.calibrate.stream import Runs
+from slideconvert.checkpoint.files import ORDERS
 from slideconvert.checkpoint.reader import Checkpoint
 from slideconvert.layers import attention_heads
 from slideconvert.measure import floats
 from slideconvert.patterns import Pattern
+from slideconvert.pipeline import convert
 from slideconvert.plan import Plan, make_plan
 from slideconvert.prune.select import check_pattern
 from slideconvert.recipe import Recipe, make_choice
@@ -98,10 +102,73 @@ def test_quality_writes_verifies_and_tells_it(cli: Cli, tmp_path: Path) -> None:
     assert told == {"v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
     assert cli("verify", out, "--source", DEMO).code == 0
     assert "another order" in json.loads((out / "report.json").read_text())["notes"][0]
-    # The other layout of it is checked weight by weight again: the order is that of its source.
+    # What is made of it takes the orders along: it can be compared with either source.
     dense = tmp_path / "dense"
     assert cli("relayout", out, dense, "--layout", "dense").code == 0
-    assert cli("verify", dense, "--source", out).code == 0
+    assert (dense / ORDERS).read_bytes() == (out / ORDERS).read_bytes()
+    for source in (out, DEMO):
+        assert cli("verify", dense, "--source", source).code == 0
+
+
+def test_orders_of_a_chain_add_up(cli: Cli, tmp_path: Path) -> None:
+    """Permuted twice: every channel can still be found in the first source, and in the one between."""
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    assert cli("sparsify", DEMO, once, "--preset", "quality", *CALIBRATION).code == 0
+    assert cli("convert", once, twice, "--preset", "quality", "--pattern", "2:4", *CALIBRATION).code == 0
+    first, second = (json.loads((folder / ORDERS).read_text())["1"]["inner"] for folder in (once, twice))
+    assert first != second and sorted(first) == sorted(second)
+    for source in (once, DEMO):
+        assert cli("verify", twice, "--source", source).code == 0
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda orders: orders["1"]["inner"].reverse(), "sha256 differs"),
+        (lambda orders: orders["1"]["inner"].__setitem__(0, orders["1"]["inner"][1]), "is no permutation"),
+        (lambda orders: orders["1"].update(inner=["a"]), "unreadable orders"),
+        (lambda orders: orders["1"].update(inner=[0.5]), "lists of whole numbers"),
+        (lambda orders: orders["1"].update(inner=[0, 1, 2]), "an order of 3 channels does not fit"),
+        (lambda orders: orders["1"].update(outer=[0, 1, 2]), "unreadable orders"),
+        (lambda orders: orders.update({"77": {}}), "the model has no layer 77"),
+    ],
+    ids=["another", "twice", "words", "fractions", "short", "unknown", "layer"],
+)
+def test_damaged_orders_are_named(
+    cli: Cli, permuted: Path, tmp_path: Path, damage: Callable[[Any], None], told: str
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(permuted, out)
+    orders = json.loads((out / ORDERS).read_text())
+    damage(orders)
+    (out / ORDERS).write_text(json.dumps(orders))
+    outcome = cli("verify", out, "--source", DEMO)
+    assert outcome.code in (1, 2) and told in outcome.err and "Traceback" not in outcome.err
+
+
+def test_lost_orders_are_missed(cli: Cli, permuted: Path, tmp_path: Path) -> None:
+    """As where transformers has saved the model again, with our record and without this file."""
+    out = tmp_path / "out"
+    shutil.copytree(permuted, out)
+    (out / ORDERS).unlink()
+    config = json.loads((out / "config.json").read_text())
+    config["slidesparse_config"]["files"] = {}
+    (out / "config.json").write_text(json.dumps(config))
+    outcome = cli("verify", out, "--source", DEMO)
+    assert outcome.code == 2 and f"{ORDERS} is missing" in outcome.err
+    assert cli("verify", out).code == 0
+    again = tmp_path / "again"
+    assert cli("relayout", out, again, "--layout", "dense").code == 0, "no less is known than before"
+
+
+@pytest.fixture(scope="module")
+def permuted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose channels are permuted, in the slide layout."""
+    out = tmp_path_factory.mktemp("permuted") / "out"
+    calibration = Calibration(str(TEXT.with_name("calibration.jsonl")), 8, 64, 0)
+    recipe = replace(plan_of(DEMO, PERMUTING).recipe, layout="slide", calibration=calibration)
+    convert(make_plan(open_folder(DEMO), recipe), out)
+    return out
 
 
 def test_rules_that_keep_a_part_keep_its_order(cli: Cli, tmp_path: Path) -> None:

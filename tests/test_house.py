@@ -25,7 +25,7 @@ LAYERS = (
     ("patterns", "schemes", "planes", "workers", "checkpoint.files"),
     ("quantize", "prune.select", "snapshot", "checkpoint.format", "calibrate.settings"),
     ("prune.magnitude", "slide", "measure", "checkpoint.reader", "checkpoint.staging", "layers", "permute"),
-    ("prune.statistics", "prune.sweep", "prune.wanda"),
+    ("prune.statistics", "prune.sweep", "prune.wanda", "orders"),
     ("prune.refit", "prune.alps"),
     ("prune.obs",),
     ("prune.methods", "recover.trainable", "recover.training"),

@@ -24,6 +24,7 @@ from slideconvert.calibrate.settings import PRESETS
 from slideconvert.calibrate.store import LayerStore
 from slideconvert.calibrate.tokens import calibration_tokens
 from slideconvert.patterns import Pattern
+from slideconvert.pipeline import convert
 from slideconvert.plan import Plan
 from slideconvert.prune import magnitude
 from slideconvert.prune.select import apply_mask
@@ -32,7 +33,7 @@ from slideconvert.recover.trainable import SurvivorLinear, make_trainable
 from slideconvert.recover.training import Curve, Schedule, train
 from slideconvert.schemes import SCHEMES, Scheme
 from tests import pico
-from tests.calibrated import DEMO, DEMO_TEXT, numbers, plan_for, write_model, write_text
+from tests.calibrated import DEMO, DEMO_TEXT, STAGES, numbers, plan_for, write_model, write_text
 
 
 def start(scheme: Scheme, rows: int = 24, columns: int = 40) -> Weight:
@@ -338,6 +339,27 @@ def test_curves_tell_the_losses_of_what_is_stored(tmp_path: Path, brief: None, n
     assert isinstance(curves[0], Curve) and curves == [curves[0]] * pico.LAYERS
     divergence = float((wanted.exp() * (wanted - given)).sum(-1).mean())
     assert curves[0].losses[curves[0].best] == pytest.approx(divergence, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_the_published_model_has_the_loss_that_was_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Everything that quality does, permuted channels and biases included, read back by stock transformers."""
+    monkeypatch.setitem(PRESETS, "quality", replace(PRESETS["quality"], block_epochs=2, end_epochs=2))
+    source, text = write_model(tmp_path / "source", kind), write_text(tmp_path / "text.jsonl", documents=60)
+    plan = plan_for(source, text, samples=48, preset="quality", scheme="bf16", pattern="2:4")
+    report = convert(plan, tmp_path / "out")
+    held = calibration_tokens(plan.recipe.calibration, plan.source)[-6:]
+    _, wanted = outputs(stock(source, []), held)
+    _, given = outputs(stock(tmp_path / "out", []), held)
+    told = next(part for part in report.training if part.part == "end to end")
+    divergence = float((wanted.exp() * (wanted - given)).sum(-1).mean())
+    assert told.losses[told.best] == pytest.approx(divergence, rel=1e-4)
+    before, after = pico.read(source), pico.read(tmp_path / "out")
+    moved = {name.partition("layers.0.")[2] for name in before if not torch.equal(before[name], after[name])}
+    biases = {"self_attn.v_proj.bias"} if kind == "qwen2" else set()
+    assert moved - {""} == {f"{place}.weight" for places in STAGES for place in places} | biases
 
 
 def test_both_passes_train_survivors_only_and_change_nothing_else(tmp_path: Path, brief: None) -> None:

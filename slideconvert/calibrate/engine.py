@@ -20,6 +20,7 @@ from ..direct import compress_directly
 from ..errors import InputError, SlideConvertError
 from ..layers import ORDERED
 from ..measure import floats
+from ..orders import Orders, columns, folded, move, rows
 from ..plan import LinearPlan, Plan
 from ..precision import full_precision
 from ..progress import Progress, silent
@@ -29,7 +30,7 @@ from ..quantize import QuantizedWeight, Weight
 from ..recover.block import recover_block
 from ..recover.training import Curve, Schedule
 from .decoder import STAGES, Decoder
-from .folding import Orders, columns, find_order, fold, folded, in_order, move, rows
+from .folding import find_order, fold, in_order
 from .stream import Runs, Stream
 
 

@@ -23,7 +23,7 @@ from .reader import Checkpoint
 class LinearRecord:
     """What was done to one linear. method is "" when nothing was pruned; on_codes: pruned after quantization; moved:
     by how many conversions, one after another, survivors were moved and not only rounded (calibration, training);
-    permuted: how many of them put rows or columns into another order."""
+    permuted: rows or columns stand in another order than in the source (orders.py)."""
 
     shape: tuple[int, int]
     scheme: str
@@ -31,7 +31,7 @@ class LinearRecord:
     method: str = ""
     on_codes: bool = False
     moved: int = 0
-    permuted: int = 0
+    permuted: bool = False
 
     def to_json(self, layout: str) -> dict[str, Any]:
         slid = layout == "slide" and SCHEMES[self.scheme].quantized
@@ -43,7 +43,7 @@ class LinearRecord:
             **({"method": self.method} if self.method else {}),
             **({"pruned_on": "codes"} if self.on_codes else {}),
             **({"moved": self.moved} if self.moved else {}),
-            **({"permuted": self.permuted} if self.permuted else {}),
+            **({"permuted": True} if self.permuted else {}),
         }
 
 
@@ -111,7 +111,7 @@ def _read_linear(entry: dict[str, Any]) -> LinearRecord:
         method=entry.get("method", ""),
         on_codes=entry.get("pruned_on") == "codes",
         moved=int(entry.get("moved", 0)),
-        permuted=int(entry.get("permuted", 0)),
+        permuted=bool(entry.get("permuted", False)),
     )
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+ORDERS = "channel_orders.json"
+"""Where each channel stood in the source, if a conversion has permuted any."""
 REPORT_JSON, REPORT_HTML, CARD = "report.json", "report.html", "README.md"
 STAGING = ".slideconvert-partial"
 """Where a conversion works until it is complete: a folder that holds it is unfinished."""

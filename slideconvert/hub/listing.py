@@ -10,12 +10,12 @@ from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 from .. import __version__
-from ..checkpoint.files import COMPANIONS, CONFIG, INDEX, NEVER, PICKLES, SINGLE
+from ..checkpoint.files import COMPANIONS, CONFIG, INDEX, NEVER, ORDERS, PICKLES, SINGLE
 from ..errors import HubError, InputError
 from ..snapshot import COMMIT
 from .errors import endpoint, hub_errors
 
-WANTED = (CONFIG, INDEX, "*.safetensors", *COMPANIONS, "README.md")
+WANTED = (CONFIG, INDEX, ORDERS, "*.safetensors", *COMPANIONS, "README.md")
 """What is fetched, from the top folder only: weights, tokenizer, and what a derived model must carry on."""
 _HUB_ID = re.compile(r"\w([\w.-]*\w)?(/\w([\w.-]*\w)?)?", re.ASCII)
 

@@ -74,6 +74,10 @@ class Training:
     best: int
     skipped: int = 0
 
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Training:
+        return cls(**{**values, "losses": tuple(values["losses"])})
+
     @property
     def notes(self) -> tuple[str, ...]:
         """What of it did not go as asked, in words."""
@@ -130,7 +134,7 @@ class Report:
         values.pop("tool")
         layers = tuple(LayerReport.from_dict(layer) for layer in values.pop("layers"))
         totals, notes = Totals(**values.pop("totals")), tuple(values.pop("notes"))
-        training = tuple(Training(**{**part, "losses": tuple(part["losses"])}) for part in values.pop("training"))
+        training = tuple(Training.from_dict(part) for part in values.pop("training"))
         return cls(**values, layers=layers, totals=totals, notes=notes, training=training)
 
 

@@ -3,30 +3,33 @@
 Without the source: hashes, index, config, shapes and dtypes, the pattern at absolute positions, 2:4 windows,
 canonical packing (slide and pack again: the same bytes, so nothing was lost or added), zeros stored as +0,
 finite positive scales. With the source besides: copied tensors equal byte for byte, and every weight within its
-scheme's rounding of the source's, but for at most two zeros a group, which pruning may take.
+scheme's rounding of the source's, but for at most two zeros a group, which pruning may take. Where calibration or
+training moved the weights, their errors are told, and each linear must be nearer to its source than to nothing.
+Channels that stand in another order are compared with those that they were.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
 
 from ..checkpoint.config import Record, quantization_config, read_record
-from ..checkpoint.files import CONFIG, INDEX
+from ..checkpoint.files import CONFIG, INDEX, ORDERS
 from ..checkpoint.format import TensorSpec
 from ..checkpoint.reader import Checkpoint, read_json
 from ..checkpoint.staging import file_sha256
 from ..errors import InputError
-from ..layers import decoder_linears
+from ..layers import Linear, decoder_linears
+from ..orders import between, folded_bias, read_orders
 from ..planes import bits
 from ..progress import Progress, silent
 from ..runtime.slidesparse_record import bundle_faults
 from ..workers import in_order
-from .linear import LinearVerdict, Side, later, verify_linear
+from .linear import LinearVerdict, Side, verify_linear
 
 __all__ = ["LinearVerdict", "Verdict", "verify_checkpoint"]
 
@@ -69,29 +72,42 @@ def verify_checkpoint(
     if not record.files:
         verdict.notes.append(UNHASHED)
     ours = Side(checkpoint, record)
-    theirs = Side(source, read_record(source.config, str(source.path))) if source else None
-    names = [linear.name for linear in decoder_linears(checkpoint.config)]
+    theirs = _source_side(ours, source) if source else None
+    linears = decoder_linears(checkpoint.config)
     owned: set[str] = set()
     with ThreadPoolExecutor(1) as hashing:
         files = hashing.submit(lambda: list(_file_faults(checkpoint, record)))
-        for number, linear in enumerate(in_order(partial(verify_linear, ours, theirs, device), names, device)):
-            progress("verify", number, len(names))
+        for number, linear in enumerate(in_order(partial(verify_linear, ours, theirs, device), linears, device)):
+            progress("verify", number, len(linears))
             owned.update(linear.tensors)
             verdict.linears.append(linear)
             if linear.fault:
                 verdict.faults.append(linear.fault)
         verdict.faults[:0] = files.result()
+    biases = {f"{linear.name}.bias": linear for linear in linears}
     for name in sorted(checkpoint.tensors.keys() - owned):
         owned.add(name)
-        permuted = later(ours, theirs, name.rpartition(".")[0], "permuted")
-        fault = _copy_fault(checkpoint, checkpoint.spec(name), source, permuted=permuted)
+        fault = _copy_fault(checkpoint, checkpoint.spec(name), theirs, biases.get(name)) if theirs else ""
         if fault:
             verdict.faults.append(fault)
     verdict.tensors = len(owned)
     if source:
         verdict.faults += _lost_tensors(checkpoint, source, owned)
-    progress("verify", len(names), len(names))
+    progress("verify", len(linears), len(linears))
     return verdict
+
+
+def _source_side(ours: Side, source: Checkpoint) -> Side:
+    """The source to compare with. InputError if one of the two does not tell in which order its channels stand."""
+    theirs = Side(source, read_record(source.config, str(source.path / CONFIG)))
+    known, wanted = read_orders(source), read_orders(ours.checkpoint)
+    lost = [side.checkpoint.path for side, orders in ((theirs, known), (ours, wanted)) if side.permuted and not orders]
+    if len(lost) == 1:  # lost on the way to both: one was made of the other, whose order it has
+        raise InputError(
+            f"{lost[0] / ORDERS} is missing: in which order the channels stand is not known",
+            hint="get the file again, or verify without a source",
+        )
+    return replace(theirs, orders=between(known, wanted))
 
 
 def _file_faults(checkpoint: Checkpoint, record: Record) -> Iterator[str]:
@@ -121,18 +137,19 @@ def _config_faults(checkpoint: Checkpoint, record: Record) -> Iterator[str]:
         yield f"{CONFIG}: quantization_config does not agree with the record of the linears"
 
 
-def _copy_fault(checkpoint: Checkpoint, spec: TensorSpec, source: Checkpoint | None, *, permuted: bool) -> str:
-    """What is wrong with a tensor that is merely carried along; "" if nothing. permuted: its order may be another."""
-    if source is None:
-        return ""
-    if spec.name not in source.tensors:
+def _copy_fault(checkpoint: Checkpoint, spec: TensorSpec, source: Side, linear: Linear | None) -> str:
+    """What is wrong with a tensor that is merely carried along; "" if nothing. linear: whose bias it is."""
+    theirs = source.checkpoint
+    if spec.name not in theirs.tensors:
         return f"{spec.name}: the source has no such tensor"
-    if source.spec(spec.name) != spec:
+    if theirs.spec(spec.name) != spec:
         return f"{spec.name}: {spec.dtype} {list(spec.shape)}, the source has another dtype or shape"
-    same = all(
-        torch.equal(*(bits(side).sort().values if permuted else bits(side) for side in (ours, theirs)))
-        for ours, theirs in zip(checkpoint.pieces(spec.name), source.pieces(spec.name), strict=True)
-    )
+    if linear:
+        bias = folded_bias(linear.place, theirs.read(spec.name), source.orders.get(linear.layer, {}))
+        same = torch.equal(bits(checkpoint.read(spec.name)), bits(bias))
+    else:
+        pairs = zip(checkpoint.pieces(spec.name), theirs.pieces(spec.name), strict=True)
+        same = all(torch.equal(bits(ours), bits(before)) for ours, before in pairs)
     return "" if same else f"{spec.name}: differs from the source"
 
 

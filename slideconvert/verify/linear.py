@@ -5,7 +5,7 @@ Rows are read whole and taken through all checks a block at a time, as in conver
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -13,8 +13,10 @@ from torch import Tensor
 from ..checkpoint.config import Record, describe_linear
 from ..checkpoint.reader import Checkpoint
 from ..errors import InputError, SlideConvertError
+from ..layers import Linear, attention_heads
 from ..layout import StoredLinear, stored_tensors
-from ..measure import Tally, check_finite, energy, floats, nonzeros, ratio, values
+from ..measure import Tally, check_finite, energy, floats, nonzeros, ratio, take_rows, values
+from ..orders import Orders, folded
 from ..patterns import ZEROS, Pattern
 from ..planes import bits, blocks, negative, nonzero, to_planes
 from ..prune.select import check_pattern
@@ -42,16 +44,28 @@ class LinearVerdict:
 
 @dataclass(frozen=True)
 class Side:
-    """A checkpoint with its record: the output's, or the source's (which may have none)."""
+    """A checkpoint with its record: the output's, or the source's (which may have none). orders: by layer, in which
+    order the source's channels stand in the output."""
 
     checkpoint: Checkpoint
     record: Record | None
+    orders: dict[int, Orders] = field(default_factory=dict)
+
+    @property
+    def permuted(self) -> bool:
+        """Whether some channels stand in another order than in the first source."""
+        return self.record is not None and any(linear.permuted for linear in self.record.linears.values())
+
+    def weight(self, linear: Linear) -> Weight:
+        """The source's weight as it should stand in the output, rows and columns in its order."""
+        weight = describe_linear(self.checkpoint, self.record, linear.name).read(self.checkpoint)
+        orders, heads = self.orders.get(linear.layer, {}), attention_heads(self.checkpoint.config)
+        return folded(linear.place, weight, orders, heads)
 
 
-def verify_linear(ours: Side, source: Side | None, device: str, name: str) -> LinearVerdict:
-    """The verdict on linear `name`; whatever is wrong with it becomes its fault."""
-    stored, found, fault = None, Tally(), ""
-    permuted = later(ours, source, name, "permuted")  # nobody wrote down how, so there is nothing to compare with
+def verify_linear(ours: Side, source: Side | None, device: str, linear: Linear) -> LinearVerdict:
+    """The verdict on a linear; whatever is wrong with it becomes its fault."""
+    name, stored, found, fault = linear.name, None, Tally(), ""
     try:
         stored = describe_linear(ours.checkpoint, ours.record, name)
         _check_record(ours, stored)
@@ -59,22 +73,22 @@ def verify_linear(ours: Side, source: Side | None, device: str, name: str) -> Li
         if original and original.shape != stored.shape:
             raise InputError(f"{name}: shape {list(stored.shape)}, the source has {list(original.shape)}")
         parts = _read(ours, stored)
-        theirs = _read(source, original) if source and original else {}
+        theirs = source.weight(linear).to(device) if source else None
         for rows in blocks(*stored.shape, device):
             where = name if not rows.start else f"{name} (rows counted from {rows.start})"
             block = {part: tensor[rows].to(device) for part, tensor in parts.items()}
             weight = stored.decode(block, where)
             _check_weight(stored, block, weight, where)
             found += Tally(nonzeros=(0, 0, nonzeros(weight)))
-            if source and original:
-                before = original.decode({part: tensor[rows].to(device) for part, tensor in theirs.items()}, where)
+            if source and theirs is not None:
+                before = take_rows(theirs, rows)
                 kept = ours.record is None or name not in ours.record.linears
                 found += (
                     _check_moved(before, weight)
-                    if later(ours, source, name, "moved")
+                    if _moved_since(ours, source, name)
                     else _check_against(before, weight, None if kept else stored.pattern, where)
                 )
-        if original and found.energy and found.loss >= found.energy and not permuted:
+        if source and found.energy and found.loss >= found.energy:
             raise InputError(f"{name}: differs from the source by more than its size; it is not the same linear")
     except SlideConvertError as problem:
         fault = problem.what if name in problem.what else f"{name}: {problem.what}"
@@ -86,7 +100,7 @@ def verify_linear(ours: Side, source: Side | None, device: str, name: str) -> Li
         shape=stored.shape if stored else (0, 0),
         zeros=stored.shape[0] * stored.shape[1] - found.nonzeros[2] if stored and not fault else 0,
         bytes=stored.bytes if stored else 0,
-        error=ratio(found.loss, found.energy) if source and not fault and not permuted else None,
+        error=ratio(found.loss, found.energy) if source and not fault else None,
         tensors=tuple(spec.name for spec in stored.tensors) if stored else (),
         fault=fault,
     )
@@ -125,11 +139,11 @@ def _check_weight(stored: StoredLinear, block: dict[str, Tensor], weight: Weight
                 raise InputError(f"{where}: {tensor} is not the canonical packing of its weights")
 
 
-def later(ours: Side, source: Side | None, name: str, change: str) -> bool:
-    """Whether the record tells of a change ("moved", "permuted") of a linear that the source does not know yet."""
+def _moved_since(ours: Side, source: Side, name: str) -> bool:
+    """Whether the record tells that calibration or training has moved a linear since the source."""
     entry = ours.record.linears.get(name) if ours.record else None
-    before = source.record.linears.get(name) if source and source.record else None
-    return entry is not None and int(getattr(entry, change)) > (int(getattr(before, change)) if before else 0)
+    before = source.record.linears.get(name) if source.record else None
+    return entry is not None and entry.moved > (before.moved if before else 0)
 
 
 def _check_moved(before: Weight, weight: Weight) -> Tally:

@@ -1,0 +1,126 @@
+"""Channel orders: which permutations a conversion has folded into the weights of each layer (permute.py).
+
+They are kept beside the weights in channel_orders.json, so that a weight can be found again in the source:
+{"0": {"heads": [[…], …], "inner": […]}, …}, by decoder layer; new channel i is old channel order[i]. A chain of
+conversions composes them: the file counts from the first source.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .checkpoint.files import ORDERS
+from .checkpoint.reader import Checkpoint, read_json
+from .errors import InputError
+from .layers import ORDERED
+from .permute import check_order, query_columns
+from .quantize import Weight
+
+AGAIN = "get the checkpoint again"
+HEADS, MLP_INNER = ORDERED
+"""What of a layer can be ordered: the channels of its value heads, and the inner channels of its MLP."""
+
+Orders = dict[str, Tensor]
+"""The order of each part of a layer, int64: HEADS [key-value heads, head_dim], MLP_INNER [inner]; empty if none."""
+
+
+def columns(part: str, order: Tensor, heads: tuple[int, int]) -> Tensor:
+    """What an order makes of the input columns of o_proj or down_proj, [K] int64."""
+    return query_columns(order, heads[0]) if part == HEADS else order
+
+
+def rows(part: str, order: Tensor) -> Tensor:
+    """What an order makes of the rows of the linears that produce the channels, int64."""
+    return query_columns(order, len(order)) if part == HEADS else order
+
+
+def move(weight: Weight, order: Tensor, dimension: int) -> Weight:
+    """Rows (0) or columns (1) of a weight in another order. InputError if it does not fit."""
+    matrix = weight if isinstance(weight, Tensor) else weight.codes
+    if len(order) != matrix.shape[dimension]:
+        raise InputError(f"an order of {len(order)} channels does not fit a weight {list(matrix.shape)}")
+    order = order.to(matrix.device)
+    moved = matrix.index_select(dimension, order)
+    if isinstance(weight, Tensor):
+        return moved
+    return replace(weight, codes=moved, scale=weight.scale.index_select(0, order) if dimension == 0 else weight.scale)
+
+
+def folded(place: str, weight: Weight, orders: Orders, heads: tuple[int, int]) -> Weight:
+    """The weight of the linear at `place` as it stands in the folded layer. heads: query and key-value heads."""
+    for part, order in orders.items():
+        producers, consumer = ORDERED[part]
+        if place in producers:
+            weight = move(weight, rows(part, order), 0)
+        elif place == consumer:
+            weight = move(weight, columns(part, order, heads), 1)
+    return weight
+
+
+def folded_bias(place: str, bias: Tensor, orders: Orders) -> Tensor:
+    """The bias [N] of the linear at `place` as it stands in the folded layer."""
+    for part, order in orders.items():
+        if place in ORDERED[part][0]:
+            bias = bias.index_select(0, rows(part, order).to(bias.device))
+    return bias
+
+
+def compose(first: Orders, then: Orders) -> Orders:
+    """One order for two, the second found on what the first had made."""
+    both = {part: first[part].gather(-1, then[part]) for part in first.keys() & then.keys()}
+    return {part: both.get(part, (first | then)[part]) for part in ORDERED if part in first or part in then}
+
+
+def compose_all(first: Mapping[int, Orders], then: Mapping[int, Orders]) -> dict[int, Orders]:
+    """`compose` for every layer that either orders."""
+    layers = sorted(first.keys() | then.keys())
+    found = {layer: compose(first.get(layer, {}), then.get(layer, {})) for layer in layers}
+    return {layer: orders for layer, orders in found.items() if orders}
+
+
+def between(theirs: Mapping[int, Orders], ours: Mapping[int, Orders]) -> dict[int, Orders]:
+    """The orders that lead from one checkpoint to another, by layer; of both those since the first source are given."""
+    back = {layer: {part: order.argsort(-1) for part, order in parts.items()} for layer, parts in theirs.items()}
+    return compose_all(back, ours)
+
+
+def to_json(orders: Mapping[int, Orders]) -> str:
+    """The content of channel_orders.json, a line for each layer."""
+    lines = [
+        f'"{layer}": {json.dumps({part: order.tolist() for part, order in parts.items()}, separators=(",", ":"))}'
+        for layer, parts in sorted(orders.items())
+    ]
+    return "{" + ",\n".join(lines) + "}\n"
+
+
+def read_orders(checkpoint: Checkpoint) -> dict[int, Orders]:
+    """The orders of a checkpoint by layer, {} if it has no such file. InputError for one that cannot be right."""
+    path = checkpoint.path / ORDERS
+    if not path.is_file():
+        return {}
+    found = read_json(path)
+    numbers = {str(number) for number in range(checkpoint.config["num_hidden_layers"])}
+    if found.keys() - numbers:
+        raise InputError(f"{path}: the model has no layer {min(found.keys() - numbers)}", hint=AGAIN)
+    return {int(layer): parse_orders(parts, f"{path}: layer {layer}") for layer, parts in found.items()}
+
+
+def parse_orders(parts: Any, where: str) -> Orders:
+    """The orders of a layer from JSON. InputError for what is none."""
+    dimensions = {HEADS: 2, MLP_INNER: 1}
+    try:
+        orders = {part: torch.tensor(order) for part, order in parts.items()}
+        fits = all(order.dtype == torch.int64 and order.dim() == dimensions[part] for part, order in orders.items())
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{where}: unreadable orders ({error!r})", hint=AGAIN) from error
+    if not fits:
+        raise InputError(f"{where}: orders are lists of whole numbers", hint=AGAIN)
+    for part, order in orders.items():
+        check_order(order, f"{where}: the order of {part}")
+    return orders
