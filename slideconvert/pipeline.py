@@ -130,6 +130,7 @@ def _calibration_state(tokens: Tensor, settings: RunSettings) -> dict[str, objec
     digest = hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
     threads = torch.get_num_threads() if settings.device == "cpu" else None
     where = {"device": settings.device, "batch_tokens": settings.batch_tokens, "threads": threads}
+    where["dtype"] = str(settings.dtype)
     return {"calibration_tokens": digest, **where}
 
 

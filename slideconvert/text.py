@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from .errors import InputError
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 COLUMN = "text"
+TOGETHER = 64
+"""Documents that are tokenized at once, on all cores."""
 
 
 def read_documents(source: str) -> Iterator[str]:
@@ -109,8 +112,10 @@ def token_windows(tokenizer: Any, documents: Iterable[str], length: int, most: i
     begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     tokens: list[int] = []
-    for document in documents:
-        tokens += [*begin, *tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"], *end]
+    rest = iter(documents)
+    while batch := list(islice(rest, TOGETHER if most is None else 1)):
+        for document in tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"]:
+            tokens += [*begin, *document, *end]
         if most is not None and len(tokens) >= most * length:
             break
     count = len(tokens) // length if most is None else min(most, len(tokens) // length)

@@ -132,7 +132,7 @@ def test_errors_are_those_of_stock_transformers_with_one_group_replaced() -> Non
     stock, every = Stock(plan), groups_of(plan)
     chosen = [every[place] for place in (0, 5, 10, 13, 15)]
     assert [str(group)[6:] for group in chosen] == ["0 q/k/v", "1 o", "2 gate/up", "3 o", "3 down"]
-    found = measured(plan, chosen, patterns("2:4", "2:10", "2:inf"))
+    found = measured(plan, chosen, patterns("2:4", "2:10", "2:inf"), precision="float32")
     for group, errors in zip(chosen, found, strict=True):
         assert errors == pytest.approx([stock.error(group, length) for length in (4, 10, None)], rel=0.01)
 

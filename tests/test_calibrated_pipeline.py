@@ -314,8 +314,8 @@ def indefinite(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     real = stream.Stream.statistics
 
     def spoil(share: float) -> None:
-        def statistics(self: stream.Stream, stage: int) -> Statistics:
-            found = real(self, stage)
+        def statistics(self: stream.Stream, stage: int, *, diagonal: bool = False) -> Statistics:
+            found = real(self, stage, diagonal=diagonal)
             if self.number == 1 and found.held:
                 whole = found.whole.gram
                 energies, directions = torch.linalg.eigh(whole)
@@ -385,7 +385,8 @@ def test_training_that_overflows_is_told_in_strict_json(
 
 
 def test_errors_told_are_those_of_what_is_stored(gains: dict[str, tuple[Path, float]]) -> None:
-    """The output error of the first linears, whose input is known from the embedding alone."""
+    """The output error of the first linears, whose input is known from the embedding alone; to a bfloat16's half step,
+    for that is how the inputs are taken."""
     source = pico.read(DEMO)
     tokenizer, text = load_tokenizer(Checkpoint.open(DEMO)), str(DEMO_TEXT / "calibration.jsonl")
     windows = token_windows(tokenizer, read_documents(text), 128)
@@ -395,11 +396,12 @@ def test_errors_told_are_those_of_what_is_stored(gains: dict[str, tuple[Path, fl
     inputs *= source["model.layers.0.input_layernorm.weight"].double()
     for word in ("wanda", "hessian", "obs", "alps"):
         out = gains[word][0]
+        judged = inputs[-4 * 128 :] if word == "wanda" else inputs  # it is shown the whole matrix of the last only
         for part in "qkv":
             name = f"model.layers.0.self_attn.{part}_proj"
             before, after = source[f"{name}.weight"].double(), pico.read(out)[f"{name}.weight"].double()
-            expected = float((inputs @ (after - before).T).norm() / (inputs @ before.T).norm())
-            assert told(out)[name]["output_error"] == pytest.approx(expected, rel=1e-4), word
+            expected = float((judged @ (after - before).T).norm() / (judged @ before.T).norm())
+            assert told(out)[name]["output_error"] == pytest.approx(expected, rel=2e-3), word
     for part in "qkv":
         name = f"model.layers.0.self_attn.{part}_proj"
         assert told(gains["quality"][0])[name]["output_error"] is None, "nobody looks again behind the last training"

@@ -297,7 +297,7 @@ MODELS = {
 
 def both_passes(plan: Plan, folder: Path, batch_tokens: int | None = None) -> list[LayerResult]:
     tokens = calibration_tokens(plan.recipe.calibration, plan.source)
-    settings = RunSettings(batch_tokens=batch_tokens)
+    settings = RunSettings(batch_tokens=batch_tokens, precision="float32")
     return list(compressed_layers(plan, tokens, settings, folder, lambda *_: None))
 
 

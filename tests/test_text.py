@@ -38,8 +38,8 @@ class Letters:
     bos_token_id: int | None = 0
     eos_token_id: int | None = 1
 
-    def __call__(self, text: str, **_: object) -> dict[str, list[int]]:
-        return {"input_ids": [ord(letter) - ord("a") + 10 for letter in text]}
+    def __call__(self, texts: list[str], **_: object) -> dict[str, list[list[int]]]:
+        return {"input_ids": [[ord(letter) - ord("a") + 10 for letter in text] for text in texts]}
 
 
 def test_documents_are_wrapped_joined_and_cut() -> None:

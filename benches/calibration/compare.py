@@ -48,7 +48,8 @@ PEER_SCRIPT = Path(__file__).with_name("llmcompressor_sparsegpt.py")
 
 @dataclass(frozen=True)
 class Run:
-    """One process. Seconds: work as it reports it, wall from start to end, cpu of all its threads, user and system.
+    """One process. Seconds: work, pruning and quantizing alone, as it reports it; wall from start to end, imports and
+    reading included; cpu of all its threads, user and system.
 
     load: of the machine in the minute before, in processes that want to run. told: the JSON that it printed.
     """
@@ -123,13 +124,10 @@ def flags(numbers: dict[str, int]) -> list[str]:
 
 
 def working_seconds(told: dict[str, Any]) -> float:
-    """The time that a process says it worked.
-
-    Ours is all that `convert` does: reading, drawing the windows, writing and verifying included. The peer's is
-    pruning and quantizing alone.
-    """
-    seconds = told["seconds"]
-    return seconds if isinstance(seconds, float) else seconds["prune"] + seconds.get("quantize", 0.0)
+    """The time that a process says pruning and quantizing took. Ours includes writing the layers, and training."""
+    if "stages" in told:
+        return sum(told["stages"][stage]["seconds"] for stage in ("calibrate", "train") if stage in told["stages"])
+    return told["seconds"]["prune"] + told["seconds"].get("quantize", 0.0)
 
 
 def measure(model: Path, tokens: Tensor) -> float:
@@ -155,24 +153,24 @@ def compare(
 
 
 def markdown(rows: list[Row], protocol: dict[str, Any]) -> str:
-    """The rows as a table, the protocol above it. Times are medians; × is to the peer's fastest work on the case."""
+    """The rows as a table, the protocol above it. Times are medians; × is to the peer's fastest on the case."""
     loads = [run.load for row in rows for run in row.runs]
     lines = [
         f"{protocol['model']}; {protocol['samples']} windows of {protocol['length']} tokens, seed {protocol['seed']}; "
         f"perplexity on {protocol['windows']} windows, the model as it is {protocol['perplexity']:.3f}; runs: "
         f"{protocol['repeats']}, on {protocol['cores']} cores, load before them {min(loads):.1f} … {max(loads):.1f}",
         "",
-        "| pattern | scheme | how | perplexity | work, s | × | process, s | CPU, s | broken groups |",
-        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| pattern | scheme | how | perplexity | work, s | × | process, s | × | CPU, s | broken groups |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    peers: dict[tuple[str, str], list[float]] = {}
     for row in rows:
-        if row.how.startswith(PEER):
-            peers.setdefault((row.pattern, row.scheme), []).append(row.median("work"))
-    for row in rows:
-        peer = min(peers.get((row.pattern, row.scheme), [0.0]))
-        cells = [row.pattern, row.scheme, row.how, f"{row.perplexity:.3f}", f"{row.median('work'):.1f}"]
-        cells += [f"{row.median('work') / peer:.2f}" if peer else "", f"{row.median('wall'):.1f}"]
+        peers = [
+            one for one in rows if (one.pattern, one.scheme) == (row.pattern, row.scheme) and one.how.startswith(PEER)
+        ]
+        cells = [row.pattern, row.scheme, row.how, f"{row.perplexity:.3f}"]
+        for time_of in ("work", "wall"):
+            fastest = min((peer.median(time_of) for peer in peers), default=0.0)
+            cells += [f"{row.median(time_of):.1f}", f"{row.median(time_of) / fastest:.2f}" if fastest else ""]
         cells += [f"{row.median('cpu'):.1f}", str(row.broken)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

@@ -77,22 +77,22 @@ class _DenseStream(Stream):
 
     def __init__(self, decoder: Decoder, tokens: Tensor, runs: Runs) -> None:
         super().__init__(decoder, tokens, runs, dense=False)
-        self._seen: dict[int, Statistics] = {}
+        self._seen: dict[tuple[int, bool], Statistics] = {}
 
     def enter(self, number: int) -> None:
         super().enter(number)
         self._seen.clear()
 
-    def statistics(self, stage: int) -> Statistics:
-        if stage not in self._seen:
-            self._seen[stage] = super().statistics(stage)
-        return self._seen[stage]
+    def statistics(self, stage: int, *, diagonal: bool = False) -> Statistics:
+        if (stage, diagonal) not in self._seen:
+            self._seen[stage, diagonal] = super().statistics(stage, diagonal=diagonal)
+        return self._seen[stage, diagonal]
 
 
 def _measured(plan: Plan, tokens: Tensor, runs: Runs, candidates: Candidates) -> Iterator[Measured]:
     """Each candidate of each group with its error, layer after layer."""
     plans = _plans(plan, candidates)
-    decoder = Decoder(plan.source, runs.device)
+    decoder = Decoder(plan.source, runs.device, runs.dtype)
     decoder.record_passed(tokens.shape[1])
     fitted, rest = held_out(len(tokens))
     stream = _DenseStream(decoder, tokens[fitted], runs)

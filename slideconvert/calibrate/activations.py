@@ -16,7 +16,7 @@ PLACES = ("device", "cpu", "disk")
 
 
 class Activations:
-    """Batches of hidden states, [windows, length, columns] float32 each, kept in one place and computed in another.
+    """Batches of hidden states, [windows, length, columns] each, kept in one place and computed in another.
 
     place: device (where the model computes), cpu or disk; `folder` holds the files then.
     """
@@ -51,11 +51,12 @@ class Activations:
         """Store one more batch."""
         kept = batch
         if self._place == "cpu":
-            kept = torch.empty(batch.shape, pin_memory=self._device.type == "cuda").copy_(batch)
+            pinned = self._device.type == "cuda"
+            kept = torch.empty(batch.shape, dtype=batch.dtype, pin_memory=pinned).copy_(batch)
         elif self._place == "disk":
             self._folder.mkdir(parents=True, exist_ok=True)
-            path = str(self._folder / f"{self._name}-{len(self):05}.f32")
-            kept = torch.from_file(path, shared=True, size=batch.numel(), dtype=torch.float32).view(batch.shape)
+            path = str(self._folder / f"{self._name}-{len(self):05}.raw")
+            kept = torch.from_file(path, shared=True, size=batch.numel(), dtype=batch.dtype).view(batch.shape)
             kept.copy_(batch)
         self._batches.append(kept)
 

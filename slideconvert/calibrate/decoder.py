@@ -17,7 +17,7 @@ from ..checkpoint.reader import Checkpoint
 from ..errors import InputError
 from ..layers import ATTENTION, LAYER_PREFIX, LINEARS, MLP, attention_heads
 from ..measure import check_finite, floats
-from ..precision import model_precision
+from ..precision import model_precision, running
 from ..runtime.load import empty_model
 
 STAGES = (ATTENTION[:3], ATTENTION[3:], MLP[:2], MLP[2:])
@@ -25,11 +25,12 @@ STAGES = (ATTENTION[:3], ATTENTION[3:], MLP[:2], MLP[2:])
 
 
 class Decoder:
-    """The source model, layer by layer, float32 on `device`."""
+    """The source model, layer by layer, weights in float32 on `device`; tokens run through them in `dtype`."""
 
-    def __init__(self, source: Checkpoint, device: torch.device) -> None:
+    def __init__(self, source: Checkpoint, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
         self.source = source
         self.device = device
+        self.dtype = dtype
         self._record: Record | None = read_record(source.config, str(source.path))
         self._skeleton = empty_model(source)
         self._passed: list[dict[str, Any]] = []
@@ -63,7 +64,7 @@ class Decoder:
                 weights[name] = self.tensor(prefix + name)
         module.load_state_dict(weights, assign=True)
         module.requires_grad_(False)
-        return Layer(module.eval(), self._passed[number])
+        return Layer(module.eval(), self._passed[number], self.dtype)
 
     def record_passed(self, length: int) -> None:
         """Learn what the model passes to its layers for windows of `length` tokens."""
@@ -112,16 +113,17 @@ class _Known(nn.Module):
 
 
 class Layer:
-    """One decoder layer that can be run up to the input of any of its linears."""
+    """One decoder layer that can be run up to the input of any of its linears, in `dtype`."""
 
-    def __init__(self, module: nn.Module, passed: dict[str, Any]) -> None:
+    def __init__(self, module: nn.Module, passed: dict[str, Any], dtype: torch.dtype) -> None:
         self.module = module
         self.passed = passed
+        self.dtype = dtype
 
     def twin(self) -> Layer:
         """The same layer once more, sharing its tensors until one of the two is given others."""
         shared = {id(tensor): tensor for tensor in (*self.module.parameters(), *self.module.buffers())}
-        return Layer(copy.deepcopy(self.module, shared), self.passed)
+        return Layer(copy.deepcopy(self.module, shared), self.passed, self.dtype)
 
     def linear(self, place: str) -> nn.Linear:
         """The linear at a place like mlp.down_proj."""
@@ -134,14 +136,14 @@ class Layer:
         self.linear(place).weight = nn.Parameter(weight, requires_grad=False)
 
     def run(self, hidden: Tensor) -> Tensor:
-        """hidden [windows, length, hidden] -> the layer's output, the same shape."""
+        """hidden [windows, length, hidden] -> the layer's output, the same shape; in float32, and with gradients."""
         with model_precision():
             out = self.module(hidden, **self.passed)
         return out[0] if isinstance(out, tuple) else out
 
     @torch.no_grad()
     def inputs(self, stage: int, hidden: Tensor, attended: Tensor | None = None) -> Tensor:
-        """The input [windows, length, K] of the linears of STAGES[stage]; nothing behind it is computed.
+        """The input [windows, length, K] of the linears of STAGES[stage], in `dtype`; nothing behind it is computed.
 
         attended: the input of the output projection (stage 1), if it is known; it saves the attention.
         """
@@ -153,7 +155,7 @@ class Layer:
         try:
             self._run(hidden, attended)
         except _ReachedError as reached_linear:
-            return reached_linear.inputs
+            return reached_linear.inputs.to(self.dtype)
         finally:
             handle.remove()
         raise InputError(f"{STAGES[stage][0]} is never reached", hint="this architecture is not supported")
@@ -170,7 +172,7 @@ class Layer:
         last = self.linear(STAGES[-1][0])
         handle = last.register_forward_pre_hook(lambda _, args: met.append(args[0]))
         try:
-            return self._run(hidden, attended, inner), met[0]
+            return self._run(hidden, attended, inner), met[0].to(self.dtype)
         finally:
             handle.remove()
 
@@ -182,6 +184,8 @@ class Layer:
                 module.self_attn = _Known(attention.o_proj, attended, attention=True)
             if inner is not None:
                 module.mlp = _Known(mlp.down_proj, inner, attention=False)
-            return self.run(hidden)
+            with running(hidden.device, self.dtype):
+                out = module(hidden, **self.passed)
+            return out[0] if isinstance(out, tuple) else out
         finally:
             module.self_attn, module.mlp = attention, mlp

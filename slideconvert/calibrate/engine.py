@@ -66,7 +66,7 @@ def compress_layers(
     progress: Progress = silent,
 ) -> Iterator[tuple[int, LayerResult]]:
     """tokens [windows, length] -> (layer, its result) for all layers in order, those that are done included."""
-    decoder = Decoder(plan.source, runs.device)
+    decoder = Decoder(plan.source, runs.device, runs.dtype)
     decoder.record_passed(tokens.shape[1])
     layers: dict[int, dict[str, LinearPlan]] = {}
     for linear in plan.linears:
@@ -111,14 +111,15 @@ def compress_stage(stream: Stream, stage: int, plans: dict[str, LinearPlan], res
             source = _stored_weight(stream, plan)
             result.weights[place] = compress_directly(source, plan.method, plan.pattern, plan.scheme)[1]
     if together:
-        statistics = stream.statistics(stage)
+        diagonal = all(METHODS[method].diagonal for method, _, _ in together)
+        statistics = stream.statistics(stage, diagonal=diagonal)
         for part, (_, consumer) in ORDERED.items():
             if consumer in plans and plans[consumer].permuted:
                 statistics = _permute(part, plans[consumer], stage, stream, statistics, result)
         for members in together.values():
             _solve([plans[place] for place in members], stream, statistics, result)
     put(stream, {place: result.weights[place] for place in plans if place in result.weights})
-    return statistics.whole.gram if statistics else None
+    return statistics.judging if statistics else None
 
 
 def _permute(
@@ -153,7 +154,7 @@ def _solve(plans: list[LinearPlan], stream: Stream, statistics: Statistics, resu
             solved = solve(torch.cat(weights), statistics, plan.pattern, plan.scheme)
     except ArithmeticError as error:
         raise SlideConvertError(f"{plan.linear.name}: {error}", hint="use more calibration samples") from error
-    gram, row = statistics.whole.gram, 0
+    gram, row = statistics.judging, 0
     for own, place, weight in zip(plans, places, weights, strict=True):
         rows = slice(row, row + len(weight))
         row = rows.stop

@@ -7,6 +7,8 @@ layer computes the same with either order.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor, nn
 
 from ..orders import HEADS, Orders
@@ -46,4 +48,4 @@ def in_order(statistics: Statistics, order: Tensor) -> Statistics:
     held = None if statistics.held is None else in_order(statistics.held, order)
     gram = moved(statistics.gram)
     assert gram is not None
-    return Statistics(gram, moved(statistics.cross), statistics.tokens, held)
+    return replace(statistics, gram=gram, cross=moved(statistics.cross), held=held)

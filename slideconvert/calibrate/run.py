@@ -13,6 +13,7 @@ from torch import Tensor
 from ..errors import OutputError, pick
 from ..layers import LAYER_PREFIX, attention_heads
 from ..plan import Plan
+from ..precision import PRECISIONS, running_dtype
 from ..progress import Progress
 from ..quantize import Weight
 from ..recover import block, end_to_end
@@ -37,16 +38,23 @@ class RunSettings:
 
     device: that computes. keep_on: where hidden states lie between layers (device, cpu, disk). batch_tokens: how many
     go through a layer at once, None for the device's usual; results differ by rounding. offload: the optimizer in
-    CPU memory.
+    CPU memory. precision: in which tokens run through the layers, as precision.running_dtype takes it.
     """
 
     device: str = "cpu"
     keep_on: str = "device"
     batch_tokens: int | None = None
     offload: bool = False
+    precision: str = "auto"
 
     def __post_init__(self) -> None:
         pick(self.keep_on, PLACES, "place for hidden states")
+        pick(self.precision, PRECISIONS, "precision")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which tokens run through the layers."""
+        return running_dtype(self.precision, torch.device(self.device))
 
     @property
     def micro_tokens(self) -> int:
@@ -55,7 +63,8 @@ class RunSettings:
 
     def runs(self, folder: Path) -> Runs:
         device = torch.device(self.device)
-        return Runs(device, self.keep_on, folder, self.batch_tokens or BATCH_TOKENS.get(device.type, 4096))
+        batch = self.batch_tokens or BATCH_TOKENS.get(device.type, 4096)
+        return Runs(device, self.keep_on, folder, batch, self.dtype)
 
 
 def compressed_layers(

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..precision import full_precision
 from ..prune.statistics import Accumulator, Statistics
 from .activations import Activations
 from .decoder import STAGES, Decoder, Layer
@@ -26,13 +25,14 @@ class Runs:
     """How the tokens run, as far as it decides no number but by rounding.
 
     device: that computes. place: where hidden states are kept (activations.PLACES), `folder` for those on disk.
-    batch_tokens: how many go through a layer at once.
+    batch_tokens: how many go through a layer at once. dtype: in which they do (precision.py).
     """
 
     device: torch.device
     place: str
     folder: Path
     batch_tokens: int
+    dtype: torch.dtype = torch.float32
 
 
 class Lane:
@@ -129,8 +129,11 @@ class Stream:
         if self.dense:
             self.dense.enter(self.layer.twin())
 
-    def statistics(self, stage: int) -> Statistics:
-        """What the linears of a stage see. InputError if it is not finite."""
+    def statistics(self, stage: int, *, diagonal: bool = False) -> Statistics:
+        """What the linears of a stage see. InputError if it is not finite.
+
+        diagonal: no more of the Gram matrix than that, but over the tokens held out.
+        """
         fit: Accumulator | None = None
         held: Accumulator | None = None
         dense = self.dense.inputs(stage, leaving=True) if self.dense else None
@@ -138,9 +141,9 @@ class Stream:
             wanted = next(dense).flatten(0, 1) if dense else None
             if fit is None or held is None:
                 columns, device = inputs.shape[-1], inputs.device
-                fit, held = (Accumulator(columns, device, cross=dense is not None) for _ in range(2))
-            with full_precision():
-                (fit if number < self.fitted_batches else held).add(inputs.flatten(0, 1), wanted)
+                fit = Accumulator(columns, device, cross=dense is not None, diagonal=diagonal)
+                held = Accumulator(columns, device, cross=dense is not None)
+            (fit if number < self.fitted_batches else held).add(inputs.flatten(0, 1), wanted)
         assert fit is not None and held is not None
         if dense:
             next(dense, None)  # lets the lane take along what it learned

@@ -11,7 +11,7 @@ import click
 from .common import (
     calibration_options,
     choose_device,
-    device_option,
+    compute_options,
     echo_json,
     json_option,
     progress_bar,
@@ -36,15 +36,7 @@ from .targets import TARGETS, parse_target, take, target_options, times_options
 @method_option
 @calibration_options
 @revision_option
-@device_option
-@click.option(
-    "--keep-on",
-    default="device",
-    show_default=True,
-    metavar="device|cpu|disk",
-    help="Where calibration keeps hidden states; disk: the folder for temporary files.",
-)
-@click.option("--batch-tokens", type=click.IntRange(1), help="Calibration tokens at once.  [default: the device's]")
+@compute_options
 @json_option
 @verbosity_options
 def allocate_command(
@@ -55,6 +47,7 @@ def allocate_command(
     device: str,
     keep_on: str,
     batch_tokens: int | None,
+    precision: str,
     as_json: bool,
     verbose: bool,
     quiet: bool,
@@ -78,7 +71,7 @@ def allocate_command(
         raise InputError("no target", hint="--target-speedup 1.2 --gpu a100, or --density 0.75")
     check_recipe_path(recipe_out)
     plan = make_plan(resolve_source(source, revision, quiet or as_json), full_recipe(recipe, **said))
-    settings = RunSettings(choose_device(device), keep_on, batch_tokens)
+    settings = RunSettings(choose_device(device), keep_on, batch_tokens, precision=precision)
     started = time.monotonic()
     with progress_bar(not (quiet or as_json)) as tell:
         chosen = choose_patterns(plan, target, settings, tell)

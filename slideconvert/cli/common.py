@@ -13,7 +13,7 @@ import click
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ..progress import Progress
+    from ..progress import Progress, Stopwatch
     from ..snapshot import Snapshot
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -38,11 +38,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the re
 device_option = click.option(
     "--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]", help="Where to compute."
 )
-verbosity_options = options(
-    click.option("-v", "--verbose", is_flag=True, help="Say more: every linear."),
-    click.option("-q", "--quiet", is_flag=True, help="No progress, no summary; errors only."),
-)
-run_options = options(
+compute_options = options(
     device_option,
     click.option(
         "--keep-on",
@@ -54,6 +50,20 @@ run_options = options(
     click.option(
         "--batch-tokens", type=click.IntRange(1), help="Calibration tokens at once.  [default: 4096; 8192 on a GPU]"
     ),
+    click.option(
+        "--precision",
+        default="auto",
+        show_default=True,
+        metavar="auto|float32|bfloat16",
+        help="In which calibration runs the model; auto: bfloat16 where it is fast.",
+    ),
+)
+verbosity_options = options(
+    click.option("-v", "--verbose", is_flag=True, help="Say more: every linear."),
+    click.option("-q", "--quiet", is_flag=True, help="No progress, no summary; errors only."),
+)
+run_options = options(
+    compute_options,
     click.option("--offload", is_flag=True, help="Keep the optimizer of preset quality in CPU memory."),
     click.option("--resume", is_flag=True, help="Continue an interrupted run of the same settings."),
     click.option("--text", help="Measure the perplexity of source and output on this text, for the reports."),
@@ -125,6 +135,31 @@ def progress_bar(shown: bool) -> Iterator[Progress]:
             bars.update(tasks[stage], completed=done, total=total)
 
         yield tell
+
+
+@contextmanager
+def timed_progress(shown: bool, device: str) -> Iterator[Stopwatch]:
+    """progress_bar that keeps what each stage took, on a GPU its peak of memory as well."""
+    import torch
+
+    from ..progress import Stopwatch
+
+    def peak() -> int:
+        found = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return found
+
+    with progress_bar(shown) as tell:
+        if device.startswith("cuda"):
+            torch.cuda.init()  # what it has used cannot be asked before
+            yield Stopwatch(tell, peak)
+        else:
+            yield Stopwatch(tell)
+
+
+def stages_json(watch: Stopwatch) -> dict[str, Any]:
+    """What the stages took, for machines."""
+    return {name: {**vars(stage), "seconds": round(stage.seconds, 3)} for name, stage in watch.stages.items()}
 
 
 def show(table: Table | str) -> None:

@@ -19,12 +19,13 @@ from .common import (
     json_option,
     options,
     out_argument,
-    progress_bar,
     resolve_source,
     revision_option,
     run_options,
     show,
     source_argument,
+    stages_json,
+    timed_progress,
     verbosity_options,
 )
 from .targets import (
@@ -169,6 +170,7 @@ def carry_out(
     device: str,
     keep_on: str,
     batch_tokens: int | None,
+    precision: str,
     offload: bool,
     resume: bool,
     text: str | None,
@@ -189,12 +191,12 @@ def carry_out(
     from .tables import report_summary, report_table
 
     made = make_plan(resolve_source(source, revision, quiet or as_json), recipe)
-    settings = RunSettings(choose_device(device), keep_on, batch_tokens, offload)
+    settings = RunSettings(choose_device(device), keep_on, batch_tokens, offload, precision)
     started, chosen = time.monotonic(), None
-    with progress_bar(not (quiet or as_json)) as tell:
+    with timed_progress(not (quiet or as_json), settings.device) as watch:
         if target:
             check_free(out, resume=resume)
-            chosen = choose_patterns(made, target, settings, tell)
+            chosen = choose_patterns(made, target, settings, watch)
             made = make_plan(made.snapshot, chosen.recipe)
         report = convert(
             made,
@@ -204,18 +206,19 @@ def carry_out(
             verify=not no_verify,
             text=text,
             windows=windows,
-            progress=tell,
+            progress=watch,
         )
     seconds = time.monotonic() - started
     if as_json:
-        echo_json({**result_json(report, out, seconds), **({"allocation": chosen_json(chosen)} if chosen else {})})
+        told = {**result_json(report, out, seconds), "stages": stages_json(watch)}
+        echo_json({**told, **({"allocation": chosen_json(chosen)} if chosen else {})})
     elif not quiet:
         if verbose:
             show(report_table(report))
         if chosen:
             show(chosen_table(chosen, every_error=verbose))
             show(chosen_summary(chosen))
-        show(report_summary(report, out, seconds))
+        show(report_summary(report, out, seconds, watch.stages))
 
 
 def result_json(report: Report, out: Path, seconds: float) -> dict[str, Any]:

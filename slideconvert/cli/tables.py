@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from ..report.summary import size
 if TYPE_CHECKING:
     from ..inspect import Inspection
     from ..plan import LinearPlan, Plan
+    from ..progress import Stage
     from ..report import Report
     from ..verify import LinearVerdict, Verdict
 
@@ -98,8 +99,10 @@ def report_table(report: Report) -> Table:
     return made
 
 
-def report_summary(report: Report, out: Path, seconds: float) -> str:
+def report_summary(report: Report, out: Path, seconds: float, stages: Mapping[str, Stage]) -> str:
     """What came of a conversion, in words."""
+    shares = ", ".join(f"{name} {stage.seconds:.1f}" for name, stage in stages.items())
+    peak = max((stage.device_bytes for stage in stages.values()), default=0)
     totals = report.totals
     worst = max(report.layers, key=lambda layer: layer.error)
     checked = f"{report.verified} tensors re-read and sound" if report.verified else "NOT VERIFIED (--no-verify)"
@@ -111,7 +114,7 @@ def report_summary(report: Report, out: Path, seconds: float) -> str:
         f"error    at most {worst.error:.4f} ({worst.name})",
         f"verified {checked}",
         *measured,
-        f"time     {seconds:.1f} s",
+        f"time     {seconds:.1f} s ({shares})" + (f", {size(peak)} of GPU memory" if peak else ""),
         *[f"note     {note}" for note in report.notes],
         f"look     {out / 'report.html'}",
     ]

@@ -29,6 +29,7 @@ class Method:
     mask: of a method that needs no data: (weight [out, in], pattern) -> keep mask.
     solve: of a calibrated one: (weight [out, in] float32, statistics, pattern, scheme) -> Solved.
     asymmetric: whether it wants to know how far the inputs have moved from the dense model's.
+    diagonal: whether the diagonal of the Gram matrix is all that it looks at.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Method:
     mask: Callable[[Tensor, Pattern], Tensor] | None = None
     solve: Solver | None = None
     asymmetric: bool = False
+    diagonal: bool = False
 
     @property
     def calibrated(self) -> bool:
@@ -52,7 +54,7 @@ METHODS = {
     method.name: method
     for method in (
         Method("magnitude", True, mask=magnitude),
-        Method("wanda", True, solve=_wanda),
+        Method("wanda", True, solve=_wanda, diagonal=True),
         Method("hessian", True, solve=hessian),
         Method("obs", True, solve=obs, asymmetric=True),
         Method("alps", True, solve=partial(obs, admm=True), asymmetric=True),
