@@ -9,7 +9,7 @@ compared; the tests say how many may be.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from slideconvert.errors import InputError
+from slideconvert.measure import floats
 from slideconvert.patterns import ALL, LENGTHS, Pattern
 from slideconvert.prune import METHODS
 from slideconvert.prune.alps import alps_mask
+from slideconvert.prune.block import prune_block
 from slideconvert.prune.methods import Method
 from slideconvert.prune.obs import on_mask
 from slideconvert.prune.refit import asymmetric_target, refit, refit_steps, steps_to_take
@@ -507,3 +509,33 @@ def test_alps_refuses_a_gram_matrix_that_is_not_positive_definite() -> None:
     gram[0, 1] = gram[1, 0] = -3
     with pytest.raises(InputError, match=r"Gram matrix \[8, 8\] .* is not positive definite"):
         alps_mask(torch.randn(2, 8), gram, Pattern(4))
+
+
+# ---- on a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("scheme", [None, "int8", "fp8"])
+@pytest.mark.parametrize("length", [4, 6, 8, None])
+def test_recorded_blocks_are_those_that_are_run(
+    length: int | None, scheme: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice, so that what one block leaves behind in the recording would be seen in the next; bit for bit."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(400, 200, generator=generator).cuda()
+    damped = damp(inputs.T @ inputs / 400)
+    for rows in (48, 48, 64):
+        weight = torch.randn(rows, 200, generator=generator).cuda()
+        words: dict[str, Any] = {"choose": Pattern(length)} if length else {"keep": weight > 0}
+        if scheme:
+            words["grid"] = Grid(SCHEMES[scheme], channel_scale(weight, SCHEMES[scheme]))
+        order = group_order(weight, damped, Pattern(length)) if length else column_order(damped)
+        found = sweep(weight, damped.gram, order, **words)
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                "slideconvert.prune.sweep.replay",
+                lambda _, choose, scheme, device: lambda block: prune_block(block, choose, scheme),
+            )
+            wanted = sweep(weight, damped.gram, order, **words)
+        assert torch.equal(found[1], wanted[1])
+        assert torch.equal(floats(found[0]), floats(wanted[0]))

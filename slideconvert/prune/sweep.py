@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from ..patterns import Pattern
-from ..quantize import QuantizedWeight, Weight, to_codes
+from ..quantize import QuantizedWeight, Weight
 from ..schemes import Scheme
+from .block import Block, prune_block, replay
 from .select import keep_mask
 
 BLOCK = 32
@@ -138,36 +139,20 @@ def sweep(
     work = weight.T[order].contiguous()  # [K, N]: a column of the weight is contiguous
     kept = torch.ones_like(work) if keep is None else keep.T[order].float()
     step = BLOCK // choose.group * choose.group if choose and choose.prunes else BLOCK
-    made = torch.zeros(
-        columns, rows, dtype=getattr(torch, grid.scheme.dtype) if grid else work.dtype, device=work.device
-    )
+    scheme = grid.scheme if grid else None
+    made = torch.zeros(columns, rows, dtype=getattr(torch, scheme.dtype) if scheme else work.dtype, device=work.device)
+    scale = grid.scale[:, 0] if grid else torch.ones(rows, device=work.device)
     for start in range(0, columns, step):
-        end = min(start + step, columns)
-        block, errors = work[start:end], torch.empty(end - start, rows, device=work.device)
-        corner = upper[start:end, start:end]
-        diagonal = corner.diagonal()[:, None]
-        for column in range(end - start):
-            if choose and choose.prunes and column % choose.group == 0:
-                group = slice(column, min(column + choose.group, end - start))
-                score = (block[group] / diagonal[group]).square_()
-                kept[start:end][group] = keep_mask(score.T.contiguous(), choose).T
-            values = block[column]
-            mask, out = kept[start + column], made[start + column]
-            rounded = values * mask + 0 if grid is None else _rounded(values, mask, grid, out)
-            if grid is None:
-                out.copy_(rounded)
-            torch.div(values - rounded, diagonal[column], out=errors[column])
-            block[column + 1 :].addr_(corner[column, column + 1 :], errors[column], alpha=-1)
-        work[end:].addmm_(upper[start:end, end:].T, errors, alpha=-1)
+        here = slice(start, min(start + step, columns))
+        errors = torch.empty_like(work[here])
+        block = Block(work[here], kept[here], made[here], errors, upper[here, here], scale)
+        if work.is_cuda and len(errors) == step < columns:
+            replay((step, rows), choose, scheme, work.device)(block)
+        else:
+            prune_block(block, choose, scheme)
+        work[here.stop :].addmm_(upper[here, here.stop :].T, errors, alpha=-1)
     back = torch.empty_like(order)
     back[order] = torch.arange(columns, device=order.device)
     keep = kept[back].T.contiguous() != 0
     result = made[back].T.contiguous()
     return (QuantizedWeight(result, grid.scale, grid.scheme) if grid else result), keep
-
-
-def _rounded(values: Tensor, mask: Tensor, grid: Grid, codes: Tensor) -> Tensor:
-    """values [N] where the mask is 1, rounded to the grid, float32; their codes go into `codes`."""
-    scale = grid.scale[:, 0]
-    codes.copy_(to_codes(values * mask / scale, grid.scheme))
-    return codes.float() * scale

@@ -1,0 +1,98 @@
+"""A block of columns of the sweep: each pruned or rounded in turn, those behind it in the block make up for it.
+
+These are some ten small operations a column. A GPU carries them out faster than they can be started one by one, so
+there they are recorded once as a CUDA graph and replayed block after block.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ..patterns import Pattern
+from ..quantize import to_codes
+from ..schemes import Scheme
+from .select import keep_mask
+
+
+@dataclass(frozen=True)
+class Block:
+    """Columns of a weight with N rows, one tensor row each, and what becomes of them. All written in place.
+
+    values [columns, N] float32: the weights, with what they made up for. kept [columns, N] float32: 1 where they
+    stay. made [columns, N]: codes of the scheme, or float32. errors [columns, N] float32: (w - q) / U_cc.
+    corner [columns, columns] float32: U of these columns. scale [N] float32: of the codes; 1 without.
+    """
+
+    values: Tensor
+    kept: Tensor
+    made: Tensor
+    errors: Tensor
+    corner: Tensor
+    scale: Tensor
+
+    def copy_(self, other: Block) -> None:
+        """Take over another's contents, of the same shapes."""
+        for name, tensor in vars(self).items():
+            tensor.copy_(getattr(other, name))
+
+
+def prune_block(block: Block, choose: Pattern | None, scheme: Scheme | None) -> None:
+    """Fill `made` and `errors`. choose: decide `kept` on the way, group after group. scheme: round to codes."""
+    values, kept, errors, corner = block.values, block.kept, block.errors, block.corner
+    diagonal = corner.diagonal()[:, None]
+    for column in range(len(values)):
+        if choose and choose.prunes and column % choose.group == 0:
+            group = slice(column, min(column + choose.group, len(values)))
+            score = (values[group] / diagonal[group]).square_()
+            kept[group] = keep_mask(score.T.contiguous(), choose).T
+        now = values[column]
+        if scheme is None:
+            rounded = now * kept[column] + 0
+            block.made[column].copy_(rounded)
+        else:
+            block.made[column].copy_(to_codes(now * kept[column] / block.scale, scheme))
+            rounded = block.made[column].float() * block.scale
+        torch.div(now - rounded, diagonal[column], out=errors[column])
+        values[column + 1 :].addr_(corner[column, column + 1 :], errors[column], alpha=-1)
+
+
+class Replay:
+    """prune_block for blocks of one shape on a GPU: recorded once, replayed with other contents."""
+
+    def __init__(
+        self, shape: tuple[int, int], choose: Pattern | None, scheme: Scheme | None, device: torch.device
+    ) -> None:
+        columns, rows = shape
+        dtype = getattr(torch, scheme.dtype) if scheme else torch.float32
+        self._block = Block(
+            values=torch.zeros(shape, device=device),
+            kept=torch.ones(shape, device=device),
+            made=torch.zeros(shape, dtype=dtype, device=device),
+            errors=torch.zeros(shape, device=device),
+            corner=torch.eye(columns, device=device),
+            scale=torch.ones(rows, device=device),
+        )
+        self._graph = torch.cuda.CUDAGraph()
+        stream = torch.cuda.Stream(device)
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            prune_block(self._block, choose, scheme)  # once as it is: what initializes itself must not be recorded
+            self._graph.capture_begin(capture_error_mode="thread_local")
+            prune_block(self._block, choose, scheme)
+            self._graph.capture_end()
+        torch.cuda.current_stream(device).wait_stream(stream)
+
+    def __call__(self, block: Block) -> None:
+        self._block.copy_(block)
+        self._graph.replay()
+        block.copy_(self._block)
+
+
+@lru_cache(maxsize=32)
+def replay(shape: tuple[int, int], choose: Pattern | None, scheme: Scheme | None, device: torch.device) -> Replay:
+    """The recording for blocks [columns, N] = shape; the layers of a model have but a few shapes."""
+    return Replay(shape, choose, scheme, device)
