@@ -15,6 +15,8 @@ What a rule does not say it takes from the recipe. A choice that nobody makes (N
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -27,6 +29,7 @@ from .patterns import Pattern
 from .prune import METHODS, parse_method
 from .schemes import Scheme, parse_scheme
 
+GIGA = 1e9
 WORDS = ("scheme", "pattern", "preset", "method", "calibration", "layout", "rules")
 """The words of a recipe that say what is done, in the order in which they are written down."""
 
@@ -69,13 +72,15 @@ class Recipe:
     calibration: Calibration = field(default_factory=Calibration)
     shard_bytes: int = 5_000_000_000
 
+    def rule_for(self, name: str) -> Rule | None:
+        """The first rule that matches the linear, None if none does."""
+        return next((rule for rule in self.rules if fnmatchcase(name, rule.match)), None)
+
     def for_linear(self, name: str) -> Choice:
-        """The choice for one linear: of the first rule that matches, filled up from the recipe's own."""
-        for rule in self.rules:
-            if fnmatchcase(name, rule.match):
-                own = {key: value for key, value in vars(rule.choice).items() if value is not None}
-                return replace(self.choice, **own)
-        return self.choice
+        """The choice for one linear: of its rule, filled up from the recipe's own."""
+        rule = self.rule_for(name)
+        own = vars(rule.choice) if rule else {}
+        return replace(self.choice, **{key: value for key, value in own.items() if value is not None})
 
     @property
     def calibrates(self) -> bool:
@@ -125,6 +130,28 @@ def load_recipe(path: Path) -> Recipe:
     return parse_recipe(words, str(path))
 
 
+def recipe_text(recipe: Recipe, comments: Sequence[str]) -> str:
+    """The inverse of load_recipe: a recipe as YAML below lines of comments."""
+    import yaml
+
+    words: dict[str, Any] = recipe.describe()
+    rules = words.pop("rules", [])
+    if recipe.calibration != Calibration():
+        words["calibration"] = recipe.calibration.describe()
+    if recipe.shard_bytes != Recipe().shard_bytes:
+        words["shard_gb"] = _gigabytes(recipe.shard_bytes)
+    words["rules"] = rules
+    # Collections of plain words are written in one line each, whatever its length.
+    body = yaml.safe_dump(words, sort_keys=False, default_flow_style=None, allow_unicode=True, width=math.inf)
+    return "".join(f"# {line}\n" for line in comments) + body
+
+
+def _gigabytes(count: int) -> float:
+    """The number from which a recipe gets these bytes back: the quotient itself may fall short of the last."""
+    quotient = count / GIGA
+    return quotient if int(quotient * GIGA) == count else math.nextafter(quotient, math.inf)
+
+
 def parse_recipe(words: Any, where: str) -> Recipe:
     """The parsed YAML (all scalars strings) to a Recipe."""
     _check_words(words, {"shard_gb", *WORDS}, where)
@@ -133,7 +160,7 @@ def parse_recipe(words: Any, where: str) -> Recipe:
         raise InputError(f"{where}: rules must be a list", hint="- {match: '*.down_proj', pattern: '2:6'}")
     shard_gb = words.get("shard_gb", "5")
     try:
-        shard_bytes = int(float(shard_gb) * 1e9)
+        shard_bytes = int(float(shard_gb) * GIGA)
     except (ValueError, OverflowError) as error:
         raise InputError(f"{where}: shard_gb is '{shard_gb}', a number was expected") from error
     if shard_bytes < 1:

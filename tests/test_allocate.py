@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slideconvert.allocate import knapsack
-from slideconvert.allocate.allocation import Allocation, allocate_for_density, allocate_for_speedup, with_allocation
+from slideconvert.allocate.allocation import allocate_for_density, allocate_for_speedup, with_allocation
 from slideconvert.allocate.expected import expected_speedup
-from slideconvert.allocate.fused import FusedGroup, fuse, group_times, worth_trying
+from slideconvert.allocate.fused import fuse, group_times, worth_trying
 from slideconvert.allocate.knapsack import Option, least_error
 from slideconvert.allocate.speed import SpeedTable
 from slideconvert.errors import InputError
@@ -293,10 +293,6 @@ def test_only_patterns_that_pay_are_worth_trying() -> None:
 # ---- recipes
 
 
-def allocated(chosen: dict[FusedGroup, Pattern]) -> Allocation:
-    return Allocation(chosen, 0.0, 0.0, 0.75)
-
-
 BASES = [
     {"match": "*.layers.1.*", "keep": "true"},
     {"match": "*.mlp.*", "scheme": "fp8"},
@@ -315,7 +311,7 @@ def test_the_recipe_gives_every_linear_its_pattern_and_changes_nothing_else(
     linears = [linear for group in groups for linear in group.linears]
     free = [group for group in groups if not before.for_linear(group.linears[0].name).keep]
     chosen = {group: ALL[int(rng.choice([0, 2, 7], p=[0.1, 0.7, 0.2]))] for group in free}
-    recipe = with_allocation(before, allocated(chosen), linears)
+    recipe = with_allocation(before, chosen, linears)
     expected = {linear.name: before.for_linear(linear.name) for linear in linears}
     for group, pattern in chosen.items():
         for linear in group.linears:
@@ -338,7 +334,7 @@ def test_an_allocation_reads_well_in_a_recipe(tmp_path: Path) -> None:
     chosen = dict.fromkeys(groups, Pattern(8)) | {groups[0]: DENSE, groups[10]: Pattern(4)}
     linears = [linear for group in groups for linear in group.linears]
     recipe = Recipe(make_choice("int8", "2:16", "magnitude"))
-    rules = with_allocation(recipe, allocated(chosen), linears).rules
+    rules = with_allocation(recipe, chosen, linears).rules
     assert [rule.describe() for rule in rules] == [
         {"match": "*.layers.0.self_attn.[qkv]_proj", "pattern": "2:inf"},
         {"match": "*.layers.2.mlp.[gu]*_proj", "pattern": "2:4"},
@@ -401,7 +397,7 @@ def test_an_allocation_becomes_the_plan_and_its_expectation(tmp_path: Path, sour
     groups = fuse({plan.linear: plan.stored.shape for plan in plans(source)})
     errors = random_errors(groups, patterns("2:4", "2:8", "2:inf"), 0)
     found = allocate_for_speedup(groups, errors, group_times(groups, table, "int8", 64), 1.3)
-    recipe = with_allocation(Recipe(), found, [linear for group in groups for linear in group.linears])
+    recipe = with_allocation(Recipe(), found.patterns, [linear for group in groups for linear in group.linears])
     planned = plans(source, rules=[rule.describe() for rule in recipe.rules])
     by_name = {linear.name: pattern for group, pattern in found.patterns.items() for linear in group.linears}
     assert {plan.linear.name: plan.pattern for plan in planned} == by_name

@@ -24,13 +24,12 @@ from benches.speed_table import speed_table
 from slideconvert.allocate.fused import FusedGroup, fuse
 from slideconvert.allocate.measure import measure_errors
 from slideconvert.allocate.speed import SpeedTable
-from slideconvert.allocate.written import recipe_text
 from slideconvert.calibrate.run import RunSettings
 from slideconvert.calibrate.settings import Calibration
 from slideconvert.calibrate.tokens import calibration_tokens
 from slideconvert.patterns import ALL, Pattern
 from slideconvert.plan import Plan, make_plan
-from slideconvert.recipe import Recipe, load_recipe, parse_recipe
+from slideconvert.recipe import Recipe, load_recipe, parse_recipe, recipe_text
 from slideconvert.snapshot import open_folder
 from tests import pico
 from tests.conftest import Cli

@@ -80,7 +80,9 @@ def main(
                 f"{dense[model]:.3f}",
                 f"{seconds:.1f}",
             )
-            click.echo(f"| {' | '.join(row)} |" + "".join(f" {note}" for note in notes))
+            click.echo(f"| {' | '.join(row)} |")
+            for note in notes:
+                click.echo(f"{case} {preset}: {note}", err=True)
 
 
 if __name__ == "__main__":

@@ -128,14 +128,15 @@ def _tried(errors: Sequence[Errors]) -> str:
     return ", ".join(str(pattern) for pattern in ALL if pattern in tried)
 
 
-def with_allocation(recipe: Recipe, allocation: Allocation, linears: Iterable[Linear]) -> Recipe:
-    """The recipe, and before its rules those of the allocation: layers that differ, then the usual choice of a place.
+def with_allocation(recipe: Recipe, patterns: Mapping[FusedGroup, Pattern], linears: Iterable[Linear]) -> Recipe:
+    """The recipe, and before its rules those that give groups their patterns: layers that differ first, then the usual
+    choice of each place.
 
     linears: all of the model. Those allocated keep what the recipe says of them but the pattern, which is 2:inf for
     what runs dense; the others keep everything. A place in the layer has no usual choice if some layer's was not
     allocated.
     """
-    chosen = {group: _own(recipe, group, pattern) for group, pattern in allocation.patterns.items()}
+    chosen = {group: _own(recipe, group, pattern) for group, pattern in patterns.items()}
     places: dict[str, list[Choice]] = {}
     for group, choice in chosen.items():
         places.setdefault(group.match, []).append(choice)

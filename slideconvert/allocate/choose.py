@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 from ..calibrate.run import RunSettings
 from ..errors import InputError
@@ -112,7 +111,7 @@ def choose_patterns(plan: Plan, target: Target, settings: RunSettings, progress:
         uniform=tuple(_uniform(pattern, groups, errors, in_order) for pattern in tried) if free else (),
         measured=tuple(dict.fromkeys(time.measured for time in in_order or ())),
         left_out=tuple(linear.name for linear in first if linear not in chosen_for),
-        recipe=with_allocation(plan.recipe, allocation, list(first)),
+        recipe=with_allocation(plan.recipe, allocation.patterns, list(first)),
     )
 
 
@@ -132,8 +131,8 @@ def _times(plans: dict[FusedGroup, LinearPlan], target: SpeedTarget) -> dict[Fus
 
 def _fixed(recipe: Recipe, group: FusedGroup) -> Pattern | None:
     """The pattern that a rule of the recipe gives this group."""
-    name = group.linears[0].name
-    return next((rule.choice.pattern for rule in recipe.rules if fnmatchcase(name, rule.match)), None)
+    rule = recipe.rule_for(group.linears[0].name)
+    return rule.choice.pattern if rule else None
 
 
 def _check_methods(recipe: Recipe, groups: Sequence[FusedGroup], tried: Sequence[Pattern]) -> None:

@@ -21,7 +21,7 @@ from ..patterns import ALL, Pattern
 from ..plan import LinearPlan, Plan, make_plan
 from ..progress import Progress, silent
 from ..prune.statistics import Statistics
-from .allocation import Allocation, with_allocation
+from .allocation import with_allocation
 from .fused import FusedGroup
 
 Candidates = Mapping[FusedGroup, Sequence[Pattern]]
@@ -119,7 +119,7 @@ def _plans(plan: Plan, candidates: Candidates) -> dict[Pattern, dict[Linear, Lin
     for pattern in ALL:
         chosen = {group: pattern for group, tried in candidates.items() if pattern in tried}
         if chosen:
-            recipe = with_allocation(plan.recipe, Allocation(chosen, 0.0, 0.0, 1.0), linears)
+            recipe = with_allocation(plan.recipe, chosen, linears)
             found[pattern] = {own.linear: own for own in make_plan(plan.snapshot, recipe).linears}
     return found
 

@@ -1,21 +1,16 @@
-"""What was chosen, in words, and as a recipe file that people can edit and `load_recipe` reads back to the same."""
+"""What was chosen, in words, and as a recipe file that people can edit."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from .. import __version__
-from ..calibrate.settings import Calibration
 from ..checkpoint.staging import writing
 from ..errors import InputError
-from ..recipe import Recipe
+from ..recipe import recipe_text
 from .choose import Chosen, SpeedTarget
 from .speed import SpeedTable
-
-GIGA = 1e9
 
 
 def check_recipe_path(path: Path) -> None:
@@ -34,28 +29,6 @@ def write_recipe(path: Path, chosen: Chosen, source: str) -> None:
     )
     with writing(path), path.open("x", encoding="utf-8") as file:
         file.write(recipe_text(chosen.recipe, [head, *summary(chosen)]))
-
-
-def recipe_text(recipe: Recipe, comments: Sequence[str]) -> str:
-    """A recipe as YAML below lines of comments."""
-    import yaml
-
-    words: dict[str, Any] = recipe.describe()
-    rules = words.pop("rules", [])
-    if recipe.calibration != Calibration():
-        words["calibration"] = recipe.calibration.describe()
-    if recipe.shard_bytes != Recipe().shard_bytes:
-        words["shard_gb"] = _gigabytes(recipe.shard_bytes)
-    words["rules"] = rules
-    # Collections of plain words are written in one line each, whatever its length.
-    body = yaml.safe_dump(words, sort_keys=False, default_flow_style=None, allow_unicode=True, width=math.inf)
-    return "".join(f"# {line}\n" for line in comments) + body
-
-
-def _gigabytes(count: int) -> float:
-    """The number from which a recipe gets these bytes back: the quotient itself may fall short of the last."""
-    quotient = count / GIGA
-    return quotient if int(quotient * GIGA) == count else math.nextafter(quotient, math.inf)
 
 
 def summary(chosen: Chosen) -> list[str]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from ..plan import Plan
+from ..precision import running_dtype
 from ..prune import METHODS
 from .decoder import STAGES
 from .run import BATCH_TOKENS
@@ -19,9 +22,9 @@ ROWS = 12
 
 @dataclass(frozen=True)
 class Needs:
-    """Bytes, float32 throughout. hidden: states of all tokens between layers, wherever they are kept. layer: weights
-    of the layer at hand, for each lane. solving: the largest linears with their matrices. batch: what flows through a
-    layer at once. training: weights, gradients and Adam's moments of preset quality, by block and end to end.
+    """Bytes. hidden: states of all tokens between layers and within one, wherever they are kept. layer: weights of the
+    layer at hand, for each lane. solving: the largest linears with their matrices. batch: what flows through a layer
+    at once. training: weights, gradients and Adam's moments of preset quality, by block and end to end.
     """
 
     hidden: int
@@ -56,18 +59,20 @@ def needs(plan: Plan, device: str = "cuda", batch_tokens: int | None = None) -> 
     stacks = [(sum(first[place][0] for place in places), first[places[0]][1]) for places in STAGES]
     solving = max(4 * (MATRICES * columns * columns + ROWS * rows * columns) for rows, columns in stacks)
     layer = sum(rows * columns for rows, columns in stacks)
+    item = running_dtype("auto", torch.device("cpu")).itemsize if device == "cpu" else torch.bfloat16.itemsize
+    kept = attended + (inner if device == "cpu" else 0)  # a CPU keeps the MLP's inner states as well
+    # In bfloat16 attention is fused; what meets the Gram matrix is float32 again.
+    flow = min(batch, tokens) * (16 * hidden + 12 * inner)
     # Attention in float32 with shared key-value heads writes its scores out, twice over: before and after softmax.
-    flow = 4 * min(batch, tokens) * (8 * hidden + 4 * inner + 2 * heads * length)
+    trained = 2 * 4 * 16 * length * (8 * hidden + 4 * inner + 2 * heads * length)
     vocabulary = int(config["vocab_size"]) * hidden
     micro = max(1, batch // 4)
     return Needs(
-        hidden=4 * lanes * tokens * (hidden + attended),
+        hidden=lanes * tokens * (4 * hidden + item * kept),
         layer=4 * lanes * layer,
         solving=solving,
         batch=flow,
-        block_training=4 * 5 * layer + 2 * 4 * 16 * length * (8 * hidden + 4 * inner + 2 * heads * length)
-        if trains
-        else 0,
+        block_training=4 * 5 * layer + trained if trains else 0,
         end_training=4 * (2 * (plan.weights + vocabulary) + 4 * plan.weights + 4 * micro * int(config["vocab_size"]))
         if preset and preset.end_epochs
         else 0,

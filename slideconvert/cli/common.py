@@ -157,11 +157,6 @@ def timed_progress(shown: bool, device: str) -> Iterator[Stopwatch]:
             yield Stopwatch(tell)
 
 
-def stages_json(watch: Stopwatch) -> dict[str, Any]:
-    """What the stages took, for machines."""
-    return {name: {**vars(stage), "seconds": round(stage.seconds, 3)} for name, stage in watch.stages.items()}
-
-
 def show(table: Table | str) -> None:
     """Print a table or a line for people: tables as wide as the terminal, 120 columns when there is none."""
     from rich.console import Console

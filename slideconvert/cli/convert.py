@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..checkpoint.files import REPORT_JSON
 from .common import (
     CALIBRATION,
     calibration_options,
@@ -24,7 +23,6 @@ from .common import (
     run_options,
     show,
     source_argument,
-    stages_json,
     timed_progress,
     verbosity_options,
 )
@@ -40,9 +38,7 @@ from .targets import (
 
 if TYPE_CHECKING:
     from ..allocate.choose import Target
-    from ..plan import Plan
     from ..recipe import Recipe
-    from ..report import Report
 
 METHOD_WORDS = "magnitude|wanda|hessian|obs|alps|rtn|gptq"
 
@@ -147,6 +143,7 @@ def plan_command(
     """
     from ..plan import make_plan
     from .choices import expected_json, expected_summary
+    from .machine import plan_json
     from .tables import plan_summary, plan_table
 
     times = take(words, TIMES)
@@ -188,6 +185,7 @@ def carry_out(
     from ..pipeline import convert
     from ..plan import make_plan
     from .choices import chosen_json, chosen_summary, chosen_table
+    from .machine import result_json
     from .tables import report_summary, report_table
 
     made = make_plan(resolve_source(source, revision, quiet or as_json), recipe)
@@ -210,8 +208,8 @@ def carry_out(
         )
     seconds = time.monotonic() - started
     if as_json:
-        told = {**result_json(report, out, seconds), "stages": stages_json(watch)}
-        echo_json({**told, **({"allocation": chosen_json(chosen)} if chosen else {})})
+        allocation = {"allocation": chosen_json(chosen)} if chosen else {}
+        echo_json({**result_json(report, out, seconds, watch), **allocation})
     elif not quiet:
         if verbose:
             show(report_table(report))
@@ -219,56 +217,3 @@ def carry_out(
             show(chosen_table(chosen, every_error=verbose))
             show(chosen_summary(chosen))
         show(report_summary(report, out, seconds, watch.stages))
-
-
-def result_json(report: Report, out: Path, seconds: float) -> dict[str, Any]:
-    """What `convert --json` prints: totals and verdict; the linears are in OUT/report.json."""
-    errors = {layer.name: layer.error for layer in report.layers}
-    worst = max(errors, key=lambda name: errors[name])
-    return {
-        "out": str(out),
-        "source": report.source,
-        "revision": report.revision,
-        "layout": report.layout,
-        "recipe": report.recipe,
-        "totals": vars(report.totals),
-        "worst": {"name": worst, "error": errors[worst]},
-        "verified_tensors": report.verified,
-        "perplexity": report.perplexity,
-        "notes": list(report.notes),
-        "seconds": round(seconds, 3),
-        "report": str(out / REPORT_JSON),
-    }
-
-
-def plan_json(plan: Plan) -> dict[str, Any]:
-    """What `plan --json` prints."""
-    from ..calibrate.needs import needs
-
-    return {
-        "source": plan.snapshot.id,
-        "revision": plan.snapshot.revision,
-        "layout": plan.layout,
-        "recipe": plan.record.recipe,
-        "weights": plan.weights,
-        "bytes_before": plan.bytes_before,
-        "bytes_after": plan.bytes_after,
-        "peak_memory": plan.peak_memory,
-        "calibration_memory": needs(plan).to_json() if plan.calibrated else None,
-        "shards": {shard.file: sum(unit.bytes for unit in shard.units) for shard in plan.shards},
-        "notes": list(plan.notes),
-        "linears": [
-            {
-                "name": linear.linear.name,
-                "shape": list(linear.stored.shape),
-                "scheme": linear.scheme.name,
-                "pattern": None if linear.kept else str(linear.pattern),
-                "method": linear.method,
-                "kept": linear.kept,
-                "slid_columns": linear.slid_columns(plan.layout),
-                "bytes_before": linear.stored.bytes,
-                "bytes_after": sum(spec.bytes for spec in linear.outputs),
-            }
-            for linear in plan.linears
-        ],
-    }

@@ -37,8 +37,12 @@ def sparsify_command(
     a W8A8 checkpoint and says so.
     """
     from ..calibrate.settings import parse_calibration, parse_preset
+    from ..errors import pick
+    from ..prune import METHODS
     from ..recipe import Recipe, make_choice
 
+    if method:
+        pick(method, [name for name, known in METHODS.items() if known.prunes], "method of pruning")
     calibration = parse_calibration(calibration_words(said), "flags")
     chosen = parse_preset(preset or PRESET) if preset or not method else None
     recipe = Recipe(make_choice(pattern=pattern, method=method), layout="dense", preset=chosen, calibration=calibration)
