@@ -14,10 +14,11 @@ from .decoder import STAGES
 from .run import BATCH_TOKENS
 from .tokens import window_length
 
-MATRICES = 14
-"""K × K float32 matrices alive at once in the largest solve: statistics and held-out ones, damped, factors, orders."""
-ROWS = 12
-"""[N, K] float32 matrices alive at once in it: weight, target, mask, what the sweep and the refit work on."""
+MATRICES, ROWS = 14, 12
+"""Float32 matrices alive at once in the largest solve. [K, K]: statistics and held-out ones, damped, factors, orders.
+[N, K]: weight, target, mask, what the sweep and the refit work on."""
+DIAGONAL_MATRICES, DIAGONAL_ROWS = 5, 4
+"""The same where methods look at the diagonal alone."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,9 @@ def needs(plan: Plan, device: str = "cuda", batch_tokens: int | None = None) -> 
     shapes = {linear.linear.name: linear.stored.shape for linear in plan.linears}
     first = {linear.linear.place: shapes[linear.linear.name] for linear in plan.linears if linear.linear.layer == 0}
     stacks = [(sum(first[place][0] for place in places), first[places[0]][1]) for places in STAGES]
-    solving = max(4 * (MATRICES * columns * columns + ROWS * rows * columns) for rows, columns in stacks)
+    diagonal = all(METHODS[linear.method].diagonal for linear in plan.linears if linear.calibrated)
+    square, wide = (DIAGONAL_MATRICES, DIAGONAL_ROWS) if diagonal else (MATRICES, ROWS)
+    solving = max(4 * (square * columns * columns + wide * rows * columns) for rows, columns in stacks)
     layer = sum(rows * columns for rows, columns in stacks)
     item = running_dtype("auto", torch.device("cpu")).itemsize if device == "cpu" else torch.bfloat16.itemsize
     kept = attended + (inner if device == "cpu" else 0)  # a CPU keeps the MLP's inner states as well
