@@ -136,7 +136,8 @@ class Layer:
         self.linear(place).weight = nn.Parameter(weight, requires_grad=False)
 
     def run(self, hidden: Tensor) -> Tensor:
-        """hidden [windows, length, hidden] -> the layer's output, the same shape; in float32, and with gradients."""
+        """hidden [windows, length, hidden] -> the layer's output, the same shape; with gradients, and in float32 unless
+        it is said otherwise around it (precision.running)."""
         with model_precision():
             out = self.module(hidden, **self.passed)
         return out[0] if isinstance(out, tuple) else out

@@ -10,6 +10,7 @@ import torch
 from ..plan import Plan
 from ..precision import running_dtype
 from ..prune import METHODS
+from ..recover.block import SCHEDULE
 from .decoder import STAGES
 from .run import BATCH_TOKENS
 from .tokens import window_length
@@ -17,6 +18,8 @@ from .tokens import window_length
 MATRICES, ROWS = 14, 12
 """Float32 matrices alive at once in the largest solve. [K, K]: statistics and held-out ones, damped, factors, orders.
 [N, K]: weight, target, mask, what the sweep and the refit work on."""
+LOGITS = 5
+"""Float32 arrays [tokens, vocabulary] alive at once where the model is trained end to end."""
 DIAGONAL_MATRICES, DIAGONAL_ROWS = 5, 4
 """The same where methods look at the diagonal alone."""
 
@@ -64,19 +67,18 @@ def needs(plan: Plan, device: str = "cuda", batch_tokens: int | None = None) -> 
     layer = sum(rows * columns for rows, columns in stacks)
     item = running_dtype("auto", torch.device("cpu")).itemsize if device == "cpu" else torch.bfloat16.itemsize
     kept = attended + (inner if device == "cpu" else 0)  # a CPU keeps the MLP's inner states as well
-    # In bfloat16 attention is fused; what meets the Gram matrix is float32 again.
-    flow = min(batch, tokens) * (16 * hidden + 12 * inner)
-    # Attention in float32 with shared key-value heads writes its scores out, twice over: before and after softmax.
-    trained = 2 * 4 * 16 * length * (8 * hidden + 4 * inner + 2 * heads * length)
+    # In bfloat16, attention being fused; what meets the Gram matrix is float32 again. Training keeps as much.
+    of_token = 16 * hidden + 12 * inner
     vocabulary = int(config["vocab_size"]) * hidden
     micro = max(1, batch // 4)
     return Needs(
         hidden=lanes * tokens * (4 * hidden + item * kept),
         layer=4 * lanes * layer,
         solving=solving,
-        batch=flow,
-        block_training=4 * 5 * layer + trained if trains else 0,
-        end_training=4 * (2 * (plan.weights + vocabulary) + 4 * plan.weights + 4 * micro * int(config["vocab_size"]))
+        batch=min(batch, tokens) * of_token,
+        block_training=4 * 5 * layer + SCHEDULE.batch * length * of_token if trains else 0,
+        # Teacher, latent weights, masks, gradients, two moments and the best state so far; codes; logits.
+        end_training=4 * (7 * plan.weights + 2 * vocabulary + LOGITS * micro * int(config["vocab_size"])) + plan.weights
         if preset and preset.end_epochs
         else 0,
     )

@@ -150,5 +150,6 @@ def _train(
         schedule,
         micro=max(1, settings.micro_tokens // tokens.shape[1]),
         offload=settings.offload,
+        dtype=settings.dtype,
         tell=lambda done, total: progress("train", done, total),
     )

@@ -62,7 +62,7 @@ PRESETS = {
     for preset in (
         Preset("fast", "wanda", "wanda"),
         Preset("balanced", "alps", "obs"),
-        Preset("quality", "alps", "obs", permute=True, block_epochs=12, end_epochs=8),
+        Preset("quality", "alps", "obs", permute=True, block_epochs=16, end_epochs=8),
     )
 }
 

@@ -41,5 +41,6 @@ def recover_block(
     def loss(windows: Tensor) -> Tensor:
         return torch.nn.functional.mse_loss(layer.run(inputs(windows)), targets(windows)) / energy
 
-    curve = train([linear.latent for linear in trained.values()], loss, fitted, held, schedule)
+    latents = [linear.latent for linear in trained.values()]
+    curve = train(latents, loss, fitted, held, schedule, dtype=layer.dtype)
     return {place: linear.weight() for place, linear in trained.items()}, curve

@@ -26,6 +26,7 @@ def recover_end_to_end(
     *,
     micro: int | None = None,
     offload: bool = False,
+    dtype: torch.dtype = torch.float32,
     tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[dict[str, Weight], Curve]:
     """weights by module name -> the trained ones, and the held-out Kullback-Leibler divergence per token, in nats.
@@ -47,8 +48,8 @@ def recover_end_to_end(
     def loss(windows: Tensor) -> Tensor:
         inputs = tokens[windows]
         with torch.no_grad():
-            wanted = teacher(input_ids=inputs, use_cache=False).logits.log_softmax(-1)
-        given = student(input_ids=inputs, use_cache=False).logits.log_softmax(-1)
+            wanted = teacher(input_ids=inputs, use_cache=False).logits.float().log_softmax(-1)
+        given = student(input_ids=inputs, use_cache=False).logits.float().log_softmax(-1)
         return torch.nn.functional.kl_div(given, wanted, log_target=True, reduction="sum") / inputs.numel()
 
     curve = train(
@@ -59,6 +60,7 @@ def recover_end_to_end(
         schedule,
         micro=micro,
         offload=offload,
+        dtype=dtype,
         tell=tell,
     )
     return {name: linear.weight() for name, linear in trained.items()}, curve

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..precision import model_precision
+from ..precision import model_precision, running
 
 
 @dataclass(frozen=True)
@@ -62,14 +62,17 @@ def train(
     *,
     micro: int | None = None,
     offload: bool = False,
+    dtype: torch.dtype = torch.float32,
     tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> Curve:
     """Adam on `parameters`, leaving them in the state that did best on the held-out windows, the start included.
 
     loss(windows): mean loss of windows with these numbers [n] int64. fitted, held: numbers of windows. micro: windows
     that are computed at once, the whole batch if None. offload: keep
-    the optimizer's state and master weights in CPU memory.
+    the optimizer's state and master weights in CPU memory. dtype: in which models run (precision.py); parameters,
+    their gradients and the optimizer are float32.
     """
+    device = parameters[0].device
     masters = [parameter.detach().cpu().clone() for parameter in parameters] if offload else list(parameters)
     with torch.no_grad():
         heights = [
@@ -79,7 +82,12 @@ def train(
     shuffler = torch.Generator().manual_seed(0)
     steps = schedule.epochs * math.ceil(len(fitted) / schedule.batch)
     best = [parameter.detach().clone() for parameter in parameters]
-    losses, done, skipped = [_mean(loss, held, micro or schedule.batch)], 0, 0
+
+    def held_out_loss() -> float:
+        with running(device, dtype):
+            return _mean(loss, held, micro or schedule.batch)
+
+    losses, done, skipped = [held_out_loss()], 0, 0
     for _ in range(schedule.epochs):
         for windows in fitted[torch.randperm(len(fitted), generator=shuffler)].split(schedule.batch):
             rate = schedule.rate_at(done, steps)
@@ -87,8 +95,9 @@ def train(
                 group["lr"] = rate * height
             total = 0.0
             for part in windows.split(micro or len(windows)):
-                with model_precision():
+                with running(device, dtype):
                     value = loss(part) * (len(part) / len(windows))
+                with model_precision():
                     value.backward()
                 total += float(value.detach())
             slopes = [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -100,7 +109,7 @@ def train(
                 parameter.grad = None
             done += 1
             tell(done, steps)
-        losses.append(_mean(loss, held, micro or schedule.batch))
+        losses.append(held_out_loss())
         if losses[-1] <= min(losses):
             best = [parameter.detach().clone() for parameter in parameters]
     for parameter, state in zip(parameters, best, strict=True):
@@ -121,6 +130,5 @@ def _step(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], 
 @torch.no_grad()
 def _mean(loss: Callable[[Tensor], Tensor], windows: Tensor, batch: int) -> float:
     """The mean loss over windows; infinite if it is not a number, so that such a state is never the best."""
-    with model_precision():
-        total = sum(float(loss(part)) * len(part) for part in windows.split(batch))
+    total = sum(float(loss(part)) * len(part) for part in windows.split(batch))
     return total / len(windows) if math.isfinite(total) else math.inf
