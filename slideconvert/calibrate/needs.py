@@ -18,7 +18,7 @@ from .tokens import window_length
 MATRICES, ROWS = 14, 12
 """Float32 matrices alive at once in the largest solve. [K, K]: statistics and held-out ones, damped, factors, orders.
 [N, K]: weight, target, mask, what the sweep and the refit work on."""
-LOGITS = 5
+LOGITS = 10
 """Float32 arrays [tokens, vocabulary] alive at once where the model is trained end to end."""
 DIAGONAL_MATRICES, DIAGONAL_ROWS = 5, 4
 """The same where methods look at the diagonal alone."""
