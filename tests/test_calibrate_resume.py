@@ -305,6 +305,9 @@ def test_another_device_is_refused(tmp_path: Path, job: Job, monkeypatch: pytest
         convert(plan, tmp_path / "out")
     with pytest.raises(InputError, match="device was cpu, is cuda"):
         convert(plan, tmp_path / "out", settings=RunSettings("cuda"), resume=True)
+    other = "bfloat16" if RunSettings().dtype == torch.float32 else "float32"
+    with pytest.raises(InputError, match=f"dtype was torch.*, is torch.{other}"):
+        convert(plan, tmp_path / "out", settings=RunSettings(precision=other), resume=True)
 
 
 def test_another_number_of_threads_is_refused(cli: Cli, job: Job, left: Callable[[Kill], Path]) -> None:

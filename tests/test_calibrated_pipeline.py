@@ -352,6 +352,22 @@ def test_what_no_damping_helps_is_an_error_that_names_the_layer(
     assert outcome.code == 1 and "model.layers.1.self_attn.q_proj" in outcome.err and "samples" in outcome.err
 
 
+def test_what_each_stage_took_is_told(cli: Cli, tmp_path: Path, model: Path, text: Path, brief: None) -> None:
+    words = ("convert", model, tmp_path / "out", "--preset", "quality", "--calibration", text, "--samples", SAMPLES)
+    told = json.loads(cli(*words, "--length", LENGTH, "--json").out)
+    assert list(told["stages"]) == ["calibrate", "train", "verify"]
+    seconds = [stage["seconds"] for stage in told["stages"].values()]
+    assert min(seconds) > 0 and sum(seconds) < told["seconds"]
+    assert not any(stage["device_bytes"] for stage in told["stages"].values()), "no GPU has been used"
+
+
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+def test_sparsify_takes_methods_that_prune(cli: Cli, tmp_path: Path, model: Path, method: str) -> None:
+    outcome = cli("sparsify", model, tmp_path / "out", "--method", method)
+    assert outcome.code == 2 and f"unknown method of pruning '{method}'" in outcome.err and "obs" in outcome.err
+    assert not (tmp_path / "out").exists()
+
+
 def test_training_is_told_part_by_part(tmp_path: Path, model: Path, text: Path, brief: None) -> None:
     convert(plan_for(model, text, preset="quality", pattern="2:4"), tmp_path / "out")
     report = json.loads((tmp_path / "out" / "report.json").read_text())
@@ -565,6 +581,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str, tuple[str, ...]]] = {
     "misspelt method": (untouched, f"--method hesian {FULL} text.jsonl", ("unknown method", "did you mean hessian")),
     "unknown place": (untouched, f"--keep-on dsk {FULL} text.jsonl", ("'dsk'", "did you mean disk")),
     "unknown place, unused": (untouched, "--method magnitude --keep-on dsk", ("'dsk'", "did you mean disk")),
+    "unknown precision": (untouched, f"--precision bfloat {FULL} text.jsonl", ("'bfloat'", "did you mean bfloat16")),
     "activations overflow": (
         spoiled("model.layers.1.post_attention_layernorm.weight", lambda weight: weight.fill_(1e30)),
         f"{FULL} text.jsonl",
