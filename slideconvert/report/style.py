@@ -56,7 +56,8 @@ calc(var(--pad) + .75em - 3.5px)/calc((100% - 76px)*var(--w)) 7px no-repeat}
 sans-serif}
 pre{margin:8px 0 0;white-space:pre-wrap}summary{cursor:pointer;font-weight:650;font-size:17px}
 footer{margin-top:20px;color:var(--soft);font-size:13px}
-@media (max-width:1060px){.table{overflow-x:auto}}
+@media (max-width:1240px){.table{overflow-x:auto}}
+.dot{width:10px;height:10px;min-width:0;display:inline;margin-right:6px}
 @media (max-width:700px){.tiles{grid-template-columns:1fr}.wide{grid-column:auto}h1{font-size:22px}}
 @media print{:root{color-scheme:light;--page:#fff}*{print-color-adjust:exact;-webkit-print-color-adjust:exact}
 main{max-width:none;padding:0}

@@ -57,13 +57,22 @@ def _number(loss: float | None) -> str:
     return "not finite" if loss is None else f"{loss:.6g}"
 
 
+def _dot(number: int) -> str:
+    """The mark of a line in the plot, to stand before its name."""
+    mark = '<circle class="mark" cx="5" cy="5" r="4"/>'
+    return (
+        f'<svg class="dot" aria-hidden="true" viewBox="0 0 10 10"><g class="series s{number % COLORS}">{mark}</g></svg>'
+    )
+
+
 def training_table(parts: Sequence[Training]) -> str:
     """Before and best loss of each part, as an HTML table."""
     rows = "".join(
-        f'<tr><th scope="row">{printable(part.part)}</th><td class="number">{_number(part.losses[0])}</td>'
+        f'<tr><th scope="row">{_dot(number)}{printable(part.part)}</th>'
+        f'<td class="number">{_number(part.losses[0])}</td>'
         f'<td class="number">{_number(part.losses[part.best])}</td><td class="number">{part.best} of '
         f"{len(part.losses) - 1}</td></tr>\n"
-        for part in parts
+        for number, part in enumerate(parts)
     )
     heads = '<th scope="col">Part</th>' + "".join(
         f'<th scope="col" class="number">{name}</th>' for name in ("Loss before", "Loss kept", "Epoch kept")
