@@ -18,7 +18,7 @@ from torch import Tensor
 from .checkpoint.files import ORDERS
 from .checkpoint.reader import Checkpoint, read_json
 from .errors import InputError
-from .layers import ORDERED
+from .layers import ORDERED, attention_heads
 from .permute import check_order, query_columns
 from .quantize import Weight
 
@@ -108,7 +108,24 @@ def read_orders(checkpoint: Checkpoint) -> dict[int, Orders]:
     numbers = {str(number) for number in range(checkpoint.config["num_hidden_layers"])}
     if found.keys() - numbers:
         raise InputError(f"{path}: the model has no layer {min(found.keys() - numbers)}", hint=AGAIN)
-    return {int(layer): parse_orders(parts, f"{path}: layer {layer}") for layer, parts in found.items()}
+    orders = {int(layer): parse_orders(parts, f"{path}: layer {layer}") for layer, parts in found.items()}
+    shapes = _shapes(checkpoint.config)
+    for layer, parts in orders.items():
+        for part, order in parts.items():
+            if order.shape != shapes[part]:
+                raise InputError(
+                    f"{path}: layer {layer}: {list(order.shape)} channels of {part}, "
+                    f"the model has {list(shapes[part])}",
+                    hint=AGAIN,
+                )
+    return orders
+
+
+def _shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The shape of an order of each part, by config.json."""
+    heads, shared = attention_heads(config)
+    head_dim = int(config.get("head_dim") or config["hidden_size"] // heads)
+    return {HEADS: (shared, head_dim), MLP_INNER: (int(config["intermediate_size"]),)}
 
 
 def parse_orders(parts: Any, where: str) -> Orders:

@@ -128,11 +128,12 @@ def test_orders_of_a_chain_add_up(cli: Cli, tmp_path: Path) -> None:
         (lambda orders: orders["1"]["inner"].__setitem__(0, orders["1"]["inner"][1]), "is no permutation"),
         (lambda orders: orders["1"].update(inner=["a"]), "unreadable orders"),
         (lambda orders: orders["1"].update(inner=[0.5]), "lists of whole numbers"),
-        (lambda orders: orders["1"].update(inner=[0, 1, 2]), "an order of 3 channels does not fit"),
+        (lambda orders: orders["1"].update(inner=[0, 1, 2]), "[3] channels of inner, the model has [352]"),
+        (lambda orders: orders["1"]["heads"].pop(), "channels of heads, the model has"),
         (lambda orders: orders["1"].update(outer=[0, 1, 2]), "unreadable orders"),
         (lambda orders: orders.update({"77": {}}), "the model has no layer 77"),
     ],
-    ids=["another", "twice", "words", "fractions", "short", "unknown", "layer"],
+    ids=["another", "twice", "words", "fractions", "short", "few", "unknown", "layer"],
 )
 def test_damaged_orders_are_named(
     cli: Cli, permuted: Path, tmp_path: Path, damage: Callable[[Any], None], told: str
