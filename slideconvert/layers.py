@@ -15,9 +15,11 @@ LINEARS = ATTENTION + MLP
 SIBLINGS = (ATTENTION[:3], MLP[:2])
 """Linears that serving engines fuse into one matrix: they share their input and so must share their choices."""
 
+HEADS, MLP_INNER = "heads", "inner"
+"""What of a layer can be ordered: the channels of its value heads, and the inner channels of its MLP."""
 ORDERED = {
-    "heads": (("self_attn.v_proj",), "self_attn.o_proj"),
-    "inner": (("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj"),
+    HEADS: (("self_attn.v_proj",), "self_attn.o_proj"),
+    MLP_INNER: (("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj"),
 }
 """Channels that no other layer sees: the linears that make them, and the one that reads them. Their order is free."""
 
@@ -66,6 +68,11 @@ def attention_heads(config: dict[str, Any]) -> tuple[int, int]:
     """Query heads and key-value heads of a config.json."""
     heads = int(config["num_attention_heads"])
     return heads, int(config.get("num_key_value_heads") or heads)
+
+
+def head_dim(config: dict[str, Any]) -> int:
+    """Channels of one head of a config.json."""
+    return int(config.get("head_dim") or config["hidden_size"] // attention_heads(config)[0])
 
 
 def layer_of(tensor: str) -> int | None:

@@ -18,13 +18,11 @@ from torch import Tensor
 from .checkpoint.files import ORDERS
 from .checkpoint.reader import Checkpoint, read_json
 from .errors import InputError
-from .layers import ORDERED, attention_heads
+from .layers import HEADS, MLP_INNER, ORDERED, attention_heads, head_dim
 from .permute import check_order, query_columns
 from .quantize import Weight
 
 AGAIN = "get the checkpoint again"
-HEADS, MLP_INNER = ORDERED
-"""What of a layer can be ordered: the channels of its value heads, and the inner channels of its MLP."""
 
 Orders = dict[str, Tensor]
 """The order of each part of a layer, int64: HEADS [key-value heads, head_dim], MLP_INNER [inner]; empty if none."""
@@ -123,9 +121,7 @@ def read_orders(checkpoint: Checkpoint) -> dict[int, Orders]:
 
 def _shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """The shape of an order of each part, by config.json."""
-    heads, shared = attention_heads(config)
-    head_dim = int(config.get("head_dim") or config["hidden_size"] // heads)
-    return {HEADS: (shared, head_dim), MLP_INNER: (int(config["intermediate_size"]),)}
+    return {HEADS: (attention_heads(config)[1], head_dim(config)), MLP_INNER: (int(config["intermediate_size"]),)}
 
 
 def parse_orders(parts: Any, where: str) -> Orders:

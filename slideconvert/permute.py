@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .errors import InputError
+from .layers import HEADS, MLP_INNER, ORDERED
 from .patterns import Pattern
 
 SWEEPS = 3
@@ -51,7 +52,7 @@ def permute_mlp(tensors: dict[str, Tensor], order: Tensor) -> dict[str, Tensor]:
     missing or a shape does not fit.
     """
     check_order(order, "the order of the MLP's inner channels")
-    return _moved(tensors, ("mlp.gate_proj", "mlp.up_proj"), order, "mlp.ffn_sub_norm", "mlp.down_proj", order)
+    return _moved(tensors, MLP_INNER, order, "mlp.ffn_sub_norm", order)
 
 
 def permute_heads(tensors: dict[str, Tensor], order: Tensor, heads: int) -> dict[str, Tensor]:
@@ -64,7 +65,7 @@ def permute_heads(tensors: dict[str, Tensor], order: Tensor, heads: int) -> dict
     check_order(order, "the order of the value heads' channels")
     produced = query_columns(order, len(order))
     read = query_columns(order, heads)
-    return _moved(tensors, ("self_attn.v_proj",), produced, "self_attn.attn_sub_norm", "self_attn.o_proj", read)
+    return _moved(tensors, HEADS, produced, "self_attn.attn_sub_norm", read)
 
 
 def query_columns(order: Tensor, heads: int) -> Tensor:
@@ -103,10 +104,10 @@ def check_order(order: Tensor, what: str) -> None:
         raise InputError(f"{what} {list(order.shape)} is no permutation of 0 … {order.shape[-1] - 1}")
 
 
-def _moved(
-    tensors: dict[str, Tensor], producers: tuple[str, ...], produced: Tensor, norm: str, consumer: str, read: Tensor
-) -> dict[str, Tensor]:
-    """Rows of all tensors of the producers in order `produced`, the norm and the consumer's columns in order `read`."""
+def _moved(tensors: dict[str, Tensor], part: str, produced: Tensor, norm: str, read: Tensor) -> dict[str, Tensor]:
+    """Rows of all tensors of the part's producers in order `produced`, the norm and its consumer's columns in order
+    `read`."""
+    producers, consumer = ORDERED[part]
     needed = [f"{place}.weight" for place in (*producers, consumer)]
     missing = [name for name in needed if name not in tensors]
     if missing:

@@ -129,9 +129,13 @@ def _calibration_state(tokens: Tensor, settings: RunSettings) -> dict[str, objec
     """The tokens themselves, and what decides the order in which numbers are added."""
     digest = hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
     threads = torch.get_num_threads() if settings.device == "cpu" else None
-    where = {"device": settings.device, "batch_tokens": settings.batch_tokens, "threads": threads}
-    where["dtype"] = str(settings.dtype)
-    return {"calibration_tokens": digest, **where}
+    return {
+        "calibration_tokens": digest,
+        "device": settings.device,
+        "batch_tokens": settings.batch_tokens,
+        "threads": threads,
+        "dtype": str(settings.dtype),
+    }
 
 
 def convert_linear(
@@ -208,13 +212,14 @@ def _write_all(
         for unit in remaining:
             tensors: dict[str, Tensor] = {}
             note: dict[str, Any] = {"layers": [], "training": []}
-            for linear in by_layer.get(_layer(unit), []):
+            solved: LayerResult | None = None
+            for _ in by_layer.get(_layer(unit), []):
                 stored, report, solved = next(made)
                 tensors |= stored
                 note["layers"].append(vars(report))
-                if solved:
-                    note["training"] = [vars(part) for part in trainings(linear.linear.layer, solved)]
-                    note["orders"] = {part: order.tolist() for part, order in solved.orders.items()}
+            if solved:
+                note["training"] = [vars(part) for part in trainings(_layer(unit), solved)]
+                note["orders"] = {part: order.tolist() for part, order in solved.orders.items()}
             if writing:
                 writing.result()
             writing = writes.submit(writer.write, unit, partial(_contents, plan.source, tensors), note)

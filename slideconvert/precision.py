@@ -1,7 +1,8 @@
 """In which precision models run and matrices are multiplied: everything here that does either says which.
 
 Models run in bfloat16, as they are served, on devices that multiply it fast: linears and attention take and give
-bfloat16, sums within them and the residual stream are float32. Training and measuring run in float32 (TF32 on a GPU).
+bfloat16, sums within them and the residual stream are float32. Training runs likewise, with weights and gradients in
+float32; what is measured runs in float32 (TF32 on a GPU).
 Gram matrices and factors are float32: in anything less their small eigenvalues would drown. But of inputs that are
 bfloat16 numbers every product is exact in TF32 as in bfloat16 mode, and sums are float32: nothing is lost.
 """
@@ -46,7 +47,7 @@ def exact_for_bfloat16() -> Iterator[None]:
 
 @contextmanager
 def model_precision() -> Iterator[None]:
-    """TF32 inside, on GPUs that have it: training layers. A CPU computes as it always does."""
+    """TF32 inside, on GPUs that have it: layers that run in float32. A CPU computes as it always does."""
     yield from _with("high" if torch.cuda.is_available() else "highest")
 
 

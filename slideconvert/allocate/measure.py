@@ -13,7 +13,7 @@ from ..calibrate.activations import Activations
 from ..calibrate.decoder import STAGES, Decoder
 from ..calibrate.engine import LayerResult, compress_stage
 from ..calibrate.run import RunSettings
-from ..calibrate.stream import Runs, Stream, held_out
+from ..calibrate.stream import Runs, Stream, embedded, held_out
 from ..calibrate.tokens import calibration_tokens
 from ..errors import InputError
 from ..layers import Linear
@@ -96,12 +96,10 @@ def _measured(plan: Plan, tokens: Tensor, runs: Runs, candidates: Candidates) ->
     decoder.record_passed(tokens.shape[1])
     fitted, rest = held_out(len(tokens))
     stream = _DenseStream(decoder, tokens[fitted], runs)
-    inputs, embedding = Activations(runs.place, runs.device, runs.folder, "unseen-1"), decoder.embedding()
-    for windows in tokens[rest].split(max(1, runs.batch_tokens // tokens.shape[1])):
-        inputs.append(torch.nn.functional.embedding(windows, embedding).float().to(runs.device))
+    inputs = embedded(decoder, [tokens[rest]], runs, "unseen-1")
     for number in range(max(group.layer for group in candidates) + 1):
         stream.enter(number)
-        outputs = Activations(runs.place, runs.device, runs.folder, f"unseen-{number % 2}")
+        outputs = runs.store(f"unseen-{number % 2}")
         for hidden in inputs:
             outputs.append(stream.layer.run(hidden))
         for group in (group for group in candidates if group.layer == number):

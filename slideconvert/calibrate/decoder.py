@@ -186,7 +186,6 @@ class Layer:
             if inner is not None:
                 module.mlp = _Known(mlp.down_proj, inner, attention=False)
             with running(hidden.device, self.dtype):
-                out = module(hidden, **self.passed)
-            return out[0] if isinstance(out, tuple) else out
+                return self.run(hidden)
         finally:
             module.self_attn, module.mlp = attention, mlp

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..checkpoint.config import describe_linear, read_record
 from ..checkpoint.reader import TORCH_DTYPES
 from ..direct import compress_directly
 from ..errors import InputError, SlideConvertError
@@ -108,7 +107,7 @@ def compress_stage(stream: Stream, stage: int, plans: dict[str, LinearPlan], res
         if plan.method and METHODS[plan.method].calibrated:
             together.setdefault((plan.method, str(plan.pattern), plan.scheme.name), []).append(place)
         else:
-            source = _stored_weight(stream, plan)
+            source = plan.stored.read(stream.decoder.source).to(str(stream.runs.device))
             result.weights[place] = compress_directly(source, plan.method, plan.pattern, plan.scheme)[1]
     if together:
         diagonal = all(METHODS[method].diagonal for method, _, _ in together)
@@ -205,9 +204,3 @@ def recover(stream: Stream, result: LayerResult, grams: dict[str, Tensor], sched
         before = folded(place, dense.layer.linear(place).weight.data, result.orders, stream.decoder.heads)
         assert isinstance(before, Tensor)
         result.errors[place] = output_error(before, stream.layer.linear(place).weight.data, grams[place])
-
-
-def _stored_weight(stream: Stream, plan: LinearPlan) -> Weight:
-    source = stream.decoder.source
-    stored = describe_linear(source, read_record(source.config, str(source.path)), plan.linear.name)
-    return stored.read(source).to(str(stream.runs.device))

@@ -11,7 +11,8 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from ..orders import HEADS, Orders
+from ..layers import HEADS
+from ..orders import Orders
 from ..patterns import Pattern
 from ..permute import head_order, mlp_order, permute_heads, permute_mlp
 from ..prune.statistics import Statistics

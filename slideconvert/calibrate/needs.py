@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
+from ..layers import attention_heads, head_dim
 from ..plan import Plan
-from ..precision import running_dtype
 from ..prune import METHODS
-from ..recover.block import SCHEDULE
+from ..recover.training import Schedule
 from .decoder import STAGES
-from .run import BATCH_TOKENS
+from .run import RunSettings
 from .tokens import window_length
 
 MATRICES, ROWS = 14, 12
@@ -47,13 +47,13 @@ class Needs:
         return {**vars(self), "device": self.device}
 
 
-def needs(plan: Plan, device: str = "cuda", batch_tokens: int | None = None) -> Needs:
-    """What carrying out a calibrated plan needs; estimates, compared with measured peaks in BENCHMARKS.md."""
+def needs(plan: Plan) -> Needs:
+    """What carrying out a calibrated plan needs on a GPU; estimates, compared with measured peaks in BENCHMARKS.md."""
     config, calibration = plan.source.config, plan.recipe.calibration
     length = window_length(calibration, plan.source)
-    tokens, batch = calibration.samples * length, batch_tokens or BATCH_TOKENS[device]
-    hidden, inner, heads = (int(config[key]) for key in ("hidden_size", "intermediate_size", "num_attention_heads"))
-    attended = heads * int(config.get("head_dim") or hidden // heads)
+    tokens, settings = calibration.samples * length, RunSettings("cuda")
+    hidden, inner, vocabulary = (int(config[key]) for key in ("hidden_size", "intermediate_size", "vocab_size"))
+    attended = attention_heads(config)[0] * head_dim(config)
     preset = plan.recipe.preset
     trains = preset is not None and preset.trains
     asymmetric = any(METHODS[linear.method].asymmetric for linear in plan.linears if linear.method)
@@ -65,20 +65,17 @@ def needs(plan: Plan, device: str = "cuda", batch_tokens: int | None = None) -> 
     square, wide = (DIAGONAL_MATRICES, DIAGONAL_ROWS) if diagonal else (MATRICES, ROWS)
     solving = max(4 * (square * columns * columns + wide * rows * columns) for rows, columns in stacks)
     layer = sum(rows * columns for rows, columns in stacks)
-    item = running_dtype("auto", torch.device("cpu")).itemsize if device == "cpu" else torch.bfloat16.itemsize
-    kept = attended + (inner if device == "cpu" else 0)  # a CPU keeps the MLP's inner states as well
     # In bfloat16, attention being fused; what meets the Gram matrix is float32 again. Training keeps as much.
     of_token = 16 * hidden + 12 * inner
-    vocabulary = int(config["vocab_size"]) * hidden
-    micro = max(1, batch // 4)
+    logits = LOGITS * settings.micro_tokens * vocabulary
     return Needs(
-        hidden=lanes * tokens * (4 * hidden + item * kept),
+        hidden=lanes * tokens * (4 * hidden + torch.bfloat16.itemsize * attended),
         layer=4 * lanes * layer,
         solving=solving,
-        batch=min(batch, tokens) * of_token,
-        block_training=4 * 5 * layer + SCHEDULE.batch * length * of_token if trains else 0,
+        batch=min(settings.tokens_at_once, tokens) * of_token,
+        block_training=4 * 5 * layer + Schedule.batch * length * of_token if trains else 0,
         # Teacher, latent weights, masks, gradients, two moments and the best state so far; codes; logits.
-        end_training=4 * (7 * plan.weights + 2 * vocabulary + LOGITS * micro * int(config["vocab_size"])) + plan.weights
+        end_training=4 * (7 * plan.weights + 2 * vocabulary * hidden + logits) + plan.weights
         if preset and preset.end_epochs
         else 0,
     )

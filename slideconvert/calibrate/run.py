@@ -57,14 +57,17 @@ class RunSettings:
         return running_dtype(self.precision, torch.device(self.device))
 
     @property
+    def tokens_at_once(self) -> int:
+        """Tokens that go through a layer at once."""
+        return self.batch_tokens or BATCH_TOKENS.get(torch.device(self.device).type, BATCH_TOKENS["cpu"])
+
+    @property
     def micro_tokens(self) -> int:
         """Tokens at once where logits and gradients of the whole model are needed."""
-        return max(1, (self.batch_tokens or BATCH_TOKENS.get(torch.device(self.device).type, 4096)) // 4)
+        return max(1, self.tokens_at_once // 4)
 
     def runs(self, folder: Path) -> Runs:
-        device = torch.device(self.device)
-        batch = self.batch_tokens or BATCH_TOKENS.get(device.type, 4096)
-        return Runs(device, self.keep_on, folder, batch, self.dtype)
+        return Runs(torch.device(self.device), self.keep_on, folder, self.tokens_at_once, self.dtype)
 
 
 def compressed_layers(
@@ -77,7 +80,7 @@ def compressed_layers(
     store = LayerStore(folder, "layer")
     runs = settings.runs(folder / "hidden")
     preset = plan.recipe.preset
-    by_block = replace(block.SCHEDULE, epochs=preset.block_epochs) if preset and preset.block_epochs else None
+    by_block = Schedule(preset.block_epochs, block.RATE) if preset and preset.block_epochs else None
     try:
         results = compress_layers(plan, tokens, runs, recovery=by_block, done=store.load, progress=progress)
         for number, result in results:
@@ -86,7 +89,7 @@ def compressed_layers(
             if not (preset and preset.end_epochs):
                 yield result
         if preset and preset.end_epochs:
-            schedule = replace(end_to_end.SCHEDULE, epochs=preset.end_epochs)
+            schedule = Schedule(preset.end_epochs, end_to_end.RATE)
             yield from _trained(plan, tokens, settings, store, schedule, progress)
     except torch.OutOfMemoryError as error:
         raise OutputError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +34,14 @@ class Runs:
     batch_tokens: int
     dtype: torch.dtype = torch.float32
 
+    def windows(self, length: int) -> int:
+        """Windows of `length` tokens that go through a layer at once."""
+        return max(1, self.batch_tokens // length)
+
+    def store(self, name: str) -> Activations:
+        """An empty store for hidden states, in their place."""
+        return Activations(self.place, self.device, self.folder, name)
+
 
 class Lane:
     """One of the two: hidden states before a layer, and the layer that they are about to pass."""
@@ -51,8 +59,8 @@ class Lane:
 
     def inputs(self, stage: int, *, leaving: bool) -> Iterator[Tensor]:
         """The input of a stage, batch by batch. leaving: the weights are final, so go on to the layer's output."""
-        attended = self._store("attended") if stage == ATTENDED else None
-        inner = self._store("inner") if stage == LAST and not leaving and self._keeps_inner else None
+        attended = self.runs.store(f"{self.name}-attended") if stage == ATTENDED else None
+        inner = self.runs.store(f"{self.name}-inner") if stage == LAST and not leaving and self._keeps_inner else None
         for number in range(len(self.hidden)):
             known = self._attended[number] if self._attended is not None and stage > ATTENDED else None
             if stage == LAST and leaving:
@@ -83,9 +91,6 @@ class Lane:
         memory, and a GPU computes them faster than it moves them."""
         return self.runs.device.type == "cpu"
 
-    def _store(self, name: str) -> Activations:
-        return Activations(self.runs.place, self.runs.device, self.runs.folder, f"{self.name}-{name}")
-
     def leave(self) -> None:
         """Everything through the layer as it now is."""
         if not self._passed:
@@ -101,19 +106,23 @@ def held_out(windows: int) -> tuple[Tensor, Tensor]:
     return fitted, rest
 
 
+def embedded(decoder: Decoder, parts: Sequence[Tensor], runs: Runs, name: str) -> Activations:
+    """Tokens [windows, length], part by part, as hidden states before the first layer; batches end where parts do."""
+    hidden, embedding = runs.store(name), decoder.embedding()
+    for part in parts:
+        for tokens in part.split(runs.windows(part.shape[1])):
+            hidden.append(torch.nn.functional.embedding(tokens, embedding).float().to(runs.device))
+    return hidden
+
+
 class Stream:
     """Both lanes, with the same windows in the same batches; those held out come last, in batches of their own."""
 
     def __init__(self, decoder: Decoder, tokens: Tensor, runs: Runs, *, dense: bool) -> None:
         self.decoder, self.runs, self.number = decoder, runs, -1
         self.fitted, self.held = held_out(len(tokens))
-        batch = max(1, runs.batch_tokens // tokens.shape[1])
-        hidden = Activations(runs.place, runs.device, runs.folder, "hidden")
-        embedding = decoder.embedding()
-        for part in (self.fitted, self.held):
-            for windows in part.split(batch):
-                hidden.append(torch.nn.functional.embedding(tokens[windows], embedding).float().to(runs.device))
-        self.fitted_batches = -(-len(self.fitted) // batch)
+        hidden = embedded(decoder, (tokens[self.fitted], tokens[self.held]), runs, "hidden")
+        self.fitted_batches = -(-len(self.fitted) // runs.windows(tokens.shape[1]))
         self.lane = Lane("compressed", hidden, runs)
         self.dense = Lane("dense", hidden.copy("dense"), runs) if dense else None
 

@@ -16,7 +16,8 @@ from ..quantize import Weight
 from .trainable import make_trainable
 from .training import Curve, Schedule, train
 
-SCHEDULE = Schedule(epochs=12, rate=0.006)
+RATE = 0.006
+"""Of Schedule."""
 
 
 def recover_block(

@@ -12,7 +12,8 @@ from ..quantize import Weight
 from .trainable import make_trainable
 from .training import Curve, Schedule, train
 
-SCHEDULE = Schedule(epochs=8, rate=0.003)
+RATE = 0.003
+"""Of Schedule."""
 
 
 def recover_end_to_end(

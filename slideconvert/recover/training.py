@@ -83,11 +83,11 @@ def train(
     steps = schedule.epochs * math.ceil(len(fitted) / schedule.batch)
     best = [parameter.detach().clone() for parameter in parameters]
 
-    def held_out_loss() -> float:
+    def running_loss(windows: Tensor) -> Tensor:
         with running(device, dtype):
-            return _mean(loss, held, micro or schedule.batch)
+            return loss(windows)
 
-    losses, done, skipped = [held_out_loss()], 0, 0
+    losses, done, skipped = [_mean(running_loss, held, micro or schedule.batch)], 0, 0
     for _ in range(schedule.epochs):
         for windows in fitted[torch.randperm(len(fitted), generator=shuffler)].split(schedule.batch):
             rate = schedule.rate_at(done, steps)
@@ -95,8 +95,7 @@ def train(
                 group["lr"] = rate * height
             total = 0.0
             for part in windows.split(micro or len(windows)):
-                with running(device, dtype):
-                    value = loss(part) * (len(part) / len(windows))
+                value = running_loss(part) * (len(part) / len(windows))
                 with model_precision():
                     value.backward()
                 total += float(value.detach())
@@ -109,7 +108,7 @@ def train(
                 parameter.grad = None
             done += 1
             tell(done, steps)
-        losses.append(held_out_loss())
+        losses.append(_mean(running_loss, held, micro or schedule.batch))
         if losses[-1] <= min(losses):
             best = [parameter.detach().clone() for parameter in parameters]
     for parameter, state in zip(parameters, best, strict=True):

@@ -56,11 +56,10 @@ class Side:
         """Whether some channels stand in another order than in the first source."""
         return self.record is not None and any(linear.permuted for linear in self.record.linears.values())
 
-    def weight(self, linear: Linear) -> Weight:
+    def weight(self, linear: Linear, stored: StoredLinear) -> Weight:
         """The source's weight as it should stand in the output, rows and columns in its order."""
-        weight = describe_linear(self.checkpoint, self.record, linear.name).read(self.checkpoint)
         orders, heads = self.orders.get(linear.layer, {}), attention_heads(self.checkpoint.config)
-        return folded(linear.place, weight, orders, heads)
+        return folded(linear.place, stored.read(self.checkpoint), orders, heads)
 
 
 def verify_linear(ours: Side, source: Side | None, device: str, linear: Linear) -> LinearVerdict:
@@ -73,7 +72,7 @@ def verify_linear(ours: Side, source: Side | None, device: str, linear: Linear) 
         if original and original.shape != stored.shape:
             raise InputError(f"{name}: shape {list(stored.shape)}, the source has {list(original.shape)}")
         parts = _read(ours, stored)
-        theirs = source.weight(linear).to(device) if source else None
+        theirs = source.weight(linear, original).to(device) if source and original else None
         for rows in blocks(*stored.shape, device):
             where = name if not rows.start else f"{name} (rows counted from {rows.start})"
             block = {part: tensor[rows].to(device) for part, tensor in parts.items()}
