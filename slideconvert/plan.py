@@ -231,7 +231,9 @@ def _plan_linear(
             hint="quantize takes float weights; sparsify, slide and relayout take quantized ones",
         )
     pattern = choice.pattern or stored.pattern
-    method = _method(choice.method or (preset.method(pattern) if preset else None), pattern, scheme)
+    # Ternary weights are codes of every scheme already.
+    finds_codes = scheme.quantized and not stored.scheme.ternary
+    method = _method(choice.method or (preset.method(pattern) if preset else None), pattern, finds_codes)
     pattern.check_columns(stored.shape[1], name)
     dtype = CODE_NAMES[scheme.name] if scheme.quantized else "BF16" if stored.coding else stored.tensors[0].dtype
     solved = bool(method) and METHODS[method].calibrated  # finds codes and scales of its own
@@ -264,13 +266,12 @@ def _scheme(choice: Choice, stored: StoredLinear) -> Scheme:
     return scheme if choice.codes == FULL else scheme.as_ternary
 
 
-def _method(name: str | None, pattern: Pattern, scheme: Scheme) -> str:
+def _method(name: str | None, pattern: Pattern, finds_codes: bool) -> str:
     """The method if it has something to do here, a pattern to prune to or codes to find by calibration; else ""."""
     if name is None:
         return ""
     method = METHODS[name]
-    prunes, finds_codes = method.prunes and pattern.prunes, method.calibrated and scheme.quantized
-    return name if prunes or finds_codes else ""
+    return name if (method.prunes and pattern.prunes) or (method.calibrated and finds_codes) else ""
 
 
 def _permuted(linears: list[LinearPlan]) -> list[LinearPlan]:

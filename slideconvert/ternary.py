@@ -34,7 +34,8 @@ def ternarize(master: Tensor) -> QuantizedWeight:
     inverse = mean.reciprocal().to(master.device)
     codes = torch.empty(master.shape, dtype=torch.int8, device=master.device)
     for rows in row_blocks(master):
-        codes[rows] = master[rows].float().mul_(inverse).round_().clamp_(-1, 1).to(torch.int8)
+        scaled = master[rows].to(torch.float32, copy=True).mul_(inverse)  # a copy: the masters are not ours
+        codes[rows] = scaled.round_().clamp_(-1, 1).to(torch.int8)
     scale = inverse.reciprocal().expand(len(master), 1).clone()
     return QuantizedWeight(codes, scale, INT8.as_ternary)
 

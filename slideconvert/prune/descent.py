@@ -9,7 +9,7 @@ target w* and damped Gram matrix H the loss is
 and changing codes i and j by a and b changes it by Δ(i, a) + Δ(j, b) + 2 a b s² H_ij with
 Δ(i, a) = 2 a s g_i + a² s² H_ii + the change of the second term, g = (s q - w*) H. Every pair of a group is tried,
 and the best that keeps the pattern is taken if it lowers f, so f never rises; a zero that moves within its group is a
-pair. Between passes each row's scale is fitted, s = w* H qᵀ / q H qᵀ.
+pair. Between passes each row's scale is fitted: s = (w* H qᵀ + λ m qᵀ) / (q H qᵀ + λ q qᵀ).
 
 m are the masters, the floats that the codes were trained as. They say nothing of the layer's function, but a weight
 that training left near the edge between two codes matters less than one far from it (measured, see BENCHMARKS.md).
@@ -17,6 +17,7 @@ that training left near the edge between two codes matters less than one far fro
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import combinations
 
 import torch
@@ -42,25 +43,34 @@ def descend(
     target [N, K] float32: w*. gram [K, K] float32: H, damped. masters [N, K] float32, None if they are not known.
     """
     prior = 0.0 if masters is None else PRIOR * float(gram.diagonal().mean())
-    codes, pairs = codes.clone(), len(_pairs(pattern.group)[0])
-    scale = fit_scale(codes, scale, target, gram)
+    codes, pairs = codes.clone(), len(_pairs(pattern.group, codes.device)[0])
+    scale = fit_scale(codes, scale, target, gram, masters, prior)
     for _ in range(ROUNDS):
         for rows in blocks(len(codes), pairs, codes.device.type):
             own = None if masters is None else masters[rows]
-            _pass(codes[rows], scale[rows], target[rows], gram, pattern, own, prior)
-        scale = fit_scale(codes, scale, target, gram)
+            sweep_groups(codes[rows], scale[rows], target[rows], gram, pattern, own, prior)
+        scale = fit_scale(codes, scale, target, gram, masters, prior)
     return codes, scale
 
 
-def fit_scale(codes: Tensor, scale: Tensor, target: Tensor, gram: Tensor) -> Tensor:
-    """The scale [N, 1] with which codes [N, K] come nearest to the target; `scale` where no positive one does."""
+def fit_scale(
+    codes: Tensor, scale: Tensor, target: Tensor, gram: Tensor, masters: Tensor | None = None, prior: float = 0.0
+) -> Tensor:
+    """The scale [N, 1] with which codes [N, K] have the least loss; `scale` where no positive one has.
+
+    prior: λ, the rest as for `descend`.
+    """
     bent = codes @ gram
     energy, reached = (bent * codes).sum(1, keepdim=True), (bent * target).sum(1, keepdim=True)
+    if masters is not None:
+        energy += prior * codes.square().sum(1, keepdim=True)
+        reached += prior * (codes * masters).sum(1, keepdim=True)
     fits = (energy > 0) & (reached > 0)
     return torch.where(fits, reached / torch.where(fits, energy, torch.ones_like(energy)), scale)
 
 
-def _pairs(columns: int) -> tuple[list[int], list[int]]:
+@cache
+def _pairs(columns: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """All changes of one or two codes of a group, as indices of moves; the move after the last changes nothing.
 
     Move 3 l + v makes column l the code CODES[v].
@@ -72,10 +82,10 @@ def _pairs(columns: int) -> tuple[list[int], list[int]]:
             for reply in range(3 * other, 3 * other + 3):
                 first.append(move)
                 second.append(reply)
-    return first, second
+    return torch.tensor(first, device=device), torch.tensor(second, device=device)
 
 
-def _pass(
+def sweep_groups(
     codes: Tensor,
     scale: Tensor,
     target: Tensor,
@@ -84,7 +94,7 @@ def _pass(
     masters: Tensor | None,
     prior: float,
 ) -> None:
-    """Once over all groups of some rows; `codes` is changed in place."""
+    """Once over all groups of some rows: `codes` [N, K] is changed in place. prior: λ, the rest as for `descend`."""
     columns, step = codes.shape[1], max(1, BLOCK // pattern.group) * pattern.group
     off = codes * scale - target
     for start in range(0, columns, step):
@@ -94,14 +104,14 @@ def _pass(
             group = slice(first, min(first + pattern.group, columns))
             inside = slice(group.start - start, group.stop - start)
             own = None if masters is None else masters[:, group]
-            change = _best_change(codes[:, group], scale, slope[:, inside], gram[group, group], pattern, own, prior)
+            change = best_change(codes[:, group], scale, slope[:, inside], gram[group, group], pattern, own, prior)
             codes[:, group] += change
             change = change * scale
             off[:, group] += change
             slope += change @ gram[group, block]
 
 
-def _best_change(
+def best_change(
     codes: Tensor,
     scale: Tensor,
     slope: Tensor,
@@ -110,7 +120,10 @@ def _best_change(
     masters: Tensor | None,
     prior: float,
 ) -> Tensor:
-    """codes [N, L] of one group -> what to add to them, zero where nothing helps. slope [N, L]: g. gram [L, L]."""
+    """codes [N, L] of one group -> what to add to them, zero where nothing helps.
+
+    slope [N, L]: g of these columns. gram [L, L]: theirs. A last group may be narrower than the pattern's.
+    """
     rows, columns = codes.shape
     values = torch.tensor(CODES, device=codes.device)
     change = values - codes[:, :, None]  # [N, L, 3]
@@ -124,7 +137,7 @@ def _best_change(
     more = (values != 0).to(torch.int8) - (codes != 0).to(torch.int8)[:, :, None]
     # One more move that changes nothing, so that single changes are pairs as well.
     cost, step, more = (torch.nn.functional.pad(part.flatten(1), (0, 1)) for part in (cost, step, more))
-    first, second = (torch.tensor(moves, device=codes.device) for moves in _pairs(columns))
+    first, second = _pairs(columns, codes.device)
     coupling = torch.nn.functional.pad(gram, (0, 1, 0, 1))[first // 3, second // 3]
     total = step[:, first] * step[:, second] * (2 * coupling) + cost[:, first] + cost[:, second]
     total.masked_fill_(taken + more[:, first] + more[:, second] > pattern.most_nonzeros, torch.inf)

@@ -67,7 +67,7 @@ class SurvivorLinear(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         kept = self.latent * self.mask
-        weight = kept + floats(self._rounded(kept)).sub_(kept).detach()
+        weight = floats(self._rounded(kept)) + (kept - kept.detach())  # zero, but for the gradient
         if self.gain is not None:
             weight = weight * self.gain
         return nn.functional.linear(inputs, weight, self.bias)

@@ -196,7 +196,7 @@ def _rounding(stored: StoredLinear, before: Weight, weight: Weight, old: Tensor)
         return torch.zeros_like(old)
     if isinstance(before, QuantizedWeight) and before.scheme.ternary >= weight.scheme.ternary:
         # Codes stay codes. The scale of ternary ones stored as floats has the digits of bfloat16.
-        return old.abs() * (2**-9 * ROUNDING_SLACK) if stored.coding else torch.zeros_like(old)
+        return old.abs() * (2**-8 * ROUNDING_SLACK) if stored.coding else torch.zeros_like(old)
     scale = weight.scale.float()
     if weight.scheme.ct_type == "int":
         return scale * (0.5 * ROUNDING_SLACK)
