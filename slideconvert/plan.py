@@ -150,9 +150,9 @@ class Plan:
         return BASE_MEMORY + (workers.count() + 1) * largest + 2 * max(unit.bytes for unit in layers)
 
 
-def make_plan(snapshot: Snapshot, recipe: Recipe) -> Plan:
-    """Open the source and decide for every tensor. InputError lists all that is wrong with it."""
-    source = Checkpoint.open(snapshot.path)
+def make_plan(snapshot: Snapshot, recipe: Recipe, source: Checkpoint | None = None) -> Plan:
+    """Decide for every tensor of the source, which is opened unless given. InputError lists all that is wrong."""
+    source = source or Checkpoint.open(snapshot.path)
     check_quantization(source.config, str(source.path))
     before = read_record(source.config, str(source.path))
     layout = recipe.layout or (before.layout if before else "dense")

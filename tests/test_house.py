@@ -22,7 +22,7 @@ PACKAGE = ROOT / "slideconvert"
 
 LAYERS = (
     ("errors", "progress", "runtime.slidesparse_record", "task_fence", "precision"),
-    ("patterns", "schemes", "planes", "workers", "checkpoint.files"),
+    ("patterns", "schemes", "planes", "workers", "checkpoint.files", "checkpoint.shelf"),
     ("quantize", "prune.select", "snapshot", "checkpoint.format", "calibrate.settings"),
     (
         "prune.magnitude",
@@ -41,7 +41,7 @@ LAYERS = (
     ("prune", "pack", "checkpoint.writer", "hub", "report"),
     ("layout", "source", "direct"),
     ("recipe", "checkpoint.config", "text"),
-    ("plan", "verify", "inspect", "runtime", "doctor"),
+    ("plan", "verify", "inspect", "runtime", "doctor", "sketch"),
     ("allocate.rows", "allocate.speed", "allocate.knapsack", "allocate.fused"),
     ("allocate.allocation", "allocate.expected"),
     ("evaluate", "tasks", "calibrate.activations", "calibrate.tokens", "recover.end_to_end"),

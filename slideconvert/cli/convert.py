@@ -139,15 +139,18 @@ def plan_command(
 ) -> None:
     """Show what `convert` with the same words would do to SOURCE. Reads shapes only, writes nothing.
 
-    With --gpu or --speed-table also how fast the linears should become.
+    SOURCE may be a folder with nothing but config.json. Of a Hub id no weights are fetched. With --gpu or --speed-table
+    also how fast the linears should become.
     """
     from ..plan import make_plan
+    from ..sketch import survey
     from .choices import expected_json, expected_summary
     from .machine import plan_json
     from .tables import plan_summary, plan_table
 
     times = take(words, TIMES)
-    made = make_plan(resolve_source(source, revision, quiet or as_json), full_recipe(recipe, **words))
+    snapshot, known = survey(source, revision=revision)
+    made = make_plan(snapshot, full_recipe(recipe, **words), known)
     expected = expect(made.linears, **times)
     if as_json:
         echo_json({**plan_json(made), **({"expected": expected_json(*expected)} if expected else {})})

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from ..verify import LinearVerdict, Verdict
 
 
+UNSEEN = "Planned from config.json and its architecture alone: no weights were looked at."
+
+
 def table(title: str, words: Iterable[str], numbers: Iterable[str]) -> Table:
     """An empty table: columns of words to the left, columns of numbers to the right."""
     made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
@@ -61,6 +64,7 @@ def plan_summary(plan: Plan) -> str:
         *_calibration_lines(plan),
         *([f"ideal speed-up over dense of the same precision: {ideal} (an upper bound, see README)"] if ideal else []),
         *[f"note     {note}" for note in plan.notes],
+        *([] if plan.source.shelf.known_by == "weights" else [f"note     {UNSEEN}"]),
     ]
     return "\n".join(lines)
 

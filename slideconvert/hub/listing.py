@@ -42,6 +42,14 @@ class Listing:
         """Bytes of all files."""
         return sum(file.size for file in self.files)
 
+    @property
+    def names(self) -> set[str]:
+        return {file.name for file in self.files}
+
+    def file(self, name: str) -> RemoteFile:
+        """The file of that name, which must be one of `names`."""
+        return next(file for file in self.files if file.name == name)
+
 
 def valid_id(hub_id: str) -> bool:
     """Whether the Hub could have a model of this name: "org/name" or "name"."""
