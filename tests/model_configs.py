@@ -61,11 +61,16 @@ def _qwen(
 
 @dataclass(frozen=True)
 class Published:
-    """A published model: Hub id, config.json, all its parameters as the Hub counts them (a tied head once)."""
+    """A published model: Hub id, config.json, all its parameters as the Hub counts them (a tied head once).
+
+    recipe: the one to begin with. instruct: whether there is a chat model beside it, under the same id and -Instruct.
+    """
 
     hub_id: str
     config: dict[str, Any]
     parameters: int
+    recipe: str = "int8-2of8"
+    instruct: bool = True
 
 
 PROMISED = (
@@ -80,6 +85,7 @@ PROMISED = (
             "num_hidden_layers": 16,
         },
         1_235_814_400,
+        recipe="int8-2of10",
     ),
     Published(
         "meta-llama/Llama-3.2-3B",
@@ -93,13 +99,16 @@ PROMISED = (
         },
         3_212_749_824,
     ),
-    Published("Qwen/Qwen2.5-0.5B", _qwen(896, 4864, 24, 14, 2, tied=True, longest=32768), 494_032_768),
-    Published("Qwen/Qwen2.5-1.5B", _qwen(1536, 8960, 28, 12, 2, tied=True, longest=131072), 1_543_714_304),
+    Published("Qwen/Qwen2.5-0.5B", _qwen(896, 4864, 24, 14, 2, tied=True, longest=32768), 494_032_768, "int8-2of10"),
+    Published(
+        "Qwen/Qwen2.5-1.5B", _qwen(1536, 8960, 28, 12, 2, tied=True, longest=131072), 1_543_714_304, "int8-2of10"
+    ),
     Published("Qwen/Qwen2.5-3B", _qwen(2048, 11008, 36, 16, 2, tied=True, longest=32768), 3_085_938_688),
     Published("Qwen/Qwen2.5-7B", _qwen(3584, 18944, 28, 28, 4, tied=False, longest=131072), 7_615_616_512),
     Published("Qwen/Qwen2.5-14B", _qwen(5120, 13824, 48, 40, 8, tied=False, longest=131072), 14_770_033_664),
 )
-"""Every promised model that can be planned. BITNET goes to the end of it once slideconvert knows the architecture."""
+"""Every promised model that can be planned. BITNET goes to its end once slideconvert knows the architecture; then
+`python -m tests.model_table` writes recipes/MODELS.md again."""
 
 BITNET = Published(
     "microsoft/bitnet-b1.58-2B-4T-bf16",
@@ -120,4 +129,5 @@ BITNET = Published(
         "vocab_size": 128256,
     },
     2_412_820_480,
+    instruct=False,
 )
