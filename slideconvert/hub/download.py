@@ -16,10 +16,11 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..checkpoint.files import INDEX
+from ..checkpoint.files import CONFIG, INDEX
 from ..errors import InputError
 from ..progress import Progress
 from ..snapshot import COMMIT, FileFacts, Record, Snapshot, claim, open_folder, release, repo_cache, write_whole
+from .code import fetch_code
 from .errors import NOT_WRITABLE, hub_errors, offline
 from .listing import Listing, RemoteFile, list_files
 from .transfer import Transfer, cache_folder, cached_folder, check_shards
@@ -88,6 +89,8 @@ def _fetch_all(transfer: Transfer) -> None:
         path, facts[file.name] = transfer.get(file)
         if file.name == INDEX:
             check_shards(listing, path)
+        if file.name == CONFIG:
+            facts |= fetch_code(transfer, path)
     with _if_writable() if transfer.folder is None else contextlib.nullcontext():
         Record(listing.id, listing.revision, facts).save(transfer.target)
 

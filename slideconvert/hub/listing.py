@@ -12,11 +12,14 @@ from typing import Any
 from .. import __version__
 from ..checkpoint.files import COMPANIONS, CONFIG, INDEX, NEVER, ORDERS, PICKLES, SINGLE
 from ..errors import HubError, InputError
+from ..runtime.slidesparse_record import SOURCES, misplaced
 from ..snapshot import COMMIT
 from .errors import endpoint, hub_errors
 
 WANTED = (CONFIG, INDEX, ORDERS, "*.safetensors", *COMPANIONS, "README.md")
 """What is fetched, from the top folder only: weights, tokenizer, and what a derived model must carry on."""
+CODE = (*SOURCES, ".md")
+"""What a checkpoint's code consists of."""
 _HUB_ID = re.compile(r"\w([\w.-]*\w)?(/\w([\w.-]*\w)?)?", re.ASCII)
 
 
@@ -31,11 +34,15 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Listing:
-    """What `download` would fetch of a model at a commit, in that order."""
+    """What `download` would fetch of a model at a commit, in that order.
+
+    code: what besides may belong to a checkpoint of ours; its config.json says which of it does.
+    """
 
     id: str
     revision: str
     files: tuple[RemoteFile, ...]
+    code: tuple[RemoteFile, ...] = ()
 
     @property
     def size(self) -> int:
@@ -69,12 +76,13 @@ def list_files(hub_id: str, *, revision: str | None = None) -> Listing:
     with hub_errors(hub_id, revision):
         api = HfApi(endpoint=endpoint(), library_name="slideconvert", library_version=__version__)
         info = api.model_info(hub_id, revision=revision, files_metadata=True)
+    code = [_remote_file(file) for file in info.siblings or () if _may_be_code(file.rfilename)]
     siblings = [file for file in info.siblings or () if _in_top_folder(file.rfilename)]
     _refuse_other_formats(hub_id, {file.rfilename for file in siblings})
     files = sorted(map(_remote_file, _wanted(siblings)), key=lambda file: (_is_weight(file.name), file.name))
-    if not COMMIT.fullmatch(info.sha or "") or not all(file.etag for file in files):
+    if not COMMIT.fullmatch(info.sha or "") or not all(file.etag for file in (*files, *code)):
         raise HubError(f"{hub_id}: the listing lacks commit or checksums", hint="check HF_ENDPOINT: is it a mirror?")
-    return Listing(hub_id, str(info.sha), tuple(files))
+    return Listing(hub_id, str(info.sha), tuple(files), tuple(code))
 
 
 def _refuse_other_formats(hub_id: str, names: set[str]) -> None:
@@ -103,6 +111,11 @@ def _wanted(siblings: Iterable[Any]) -> list[Any]:
         and not file.rfilename.lower().endswith(NEVER)
         and not fnmatchcase(file.rfilename, "consolidated*.safetensors")
     ]
+
+
+def _may_be_code(name: str) -> bool:
+    """Whether a file of this name can be part of a checkpoint's code."""
+    return not misplaced(name) and PurePosixPath(name).suffix in CODE
 
 
 def _in_top_folder(name: str) -> bool:
