@@ -5,10 +5,8 @@ Everything that can be known to be wrong before the first weight is read is foun
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any
 
 from . import workers
@@ -310,16 +308,3 @@ def index_json(plan: Plan) -> dict[str, Any] | None:
         return None
     weight_map = {spec.name: shard.file for shard in plan.shards for spec in shard.tensors}
     return {"metadata": {"total_size": plan.bytes_after}, "weight_map": dict(sorted(weight_map.items()))}
-
-
-def check_room(plan: Plan, out: Path) -> None:
-    """Raise InputError if the disk of `out` has no room for the output."""
-    folder = out.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    needed, free = plan.bytes_after + 64_000_000, shutil.disk_usage(folder).free
-    if free < needed:
-        raise InputError(
-            f"{out}: the output needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free",
-            hint="make room or choose another disk",
-        )

@@ -19,6 +19,17 @@ class Shelf(Protocol):
     def known_by(self) -> str:
         """What names, shapes and dtypes of the tensors were taken from: weights, or config.json."""
 
+    @property
+    def fetched(self) -> int:
+        """Bytes that were fetched to give files out."""
+
+    @property
+    def rents(self) -> tuple[Path, int] | None:
+        """The folder where files will be put, and the most bytes there; None if they are where they stay."""
+
+    def identity(self, file: Path) -> list[object]:
+        """By what a file is known again in a resumed run."""
+
     def lend(self, file: Path) -> AbstractContextManager[FileIO]:
         """A weight file, open for unbuffered reading inside the block. OSError if it cannot be read."""
 
@@ -28,6 +39,11 @@ class Folder:
     """The files lie where they are said to be."""
 
     known_by: str = "weights"
+    rents: tuple[Path, int] | None = None
+    fetched: int = 0
+
+    def identity(self, file: Path) -> list[object]:
+        return [file.stat().st_size, file.stat().st_mtime_ns]
 
     @contextmanager
     def lend(self, file: Path) -> Iterator[FileIO]:
@@ -40,10 +56,16 @@ class NoWeights:
     """There are no files: config.json alone is known, which is enough for a plan."""
 
     known_by: str = "config.json"
+    rents: tuple[Path, int] | None = None
+    fetched: int = 0
 
-    @contextmanager
-    def lend(self, file: Path) -> Iterator[FileIO]:
-        raise InputError(
+    def identity(self, file: Path) -> list[object]:
+        raise self._refusal(file)
+
+    def lend(self, file: Path) -> AbstractContextManager[FileIO]:
+        raise self._refusal(file)
+
+    def _refusal(self, file: Path) -> InputError:
+        return InputError(
             f"{file.parent}: only config.json is known, no weights", hint="without weights a model can only be planned"
         )
-        yield  # what makes this a generator

@@ -103,8 +103,8 @@ def report_table(report: Report) -> Table:
     return made
 
 
-def report_summary(report: Report, out: Path, seconds: float, stages: Mapping[str, Stage]) -> str:
-    """What came of a conversion, in words."""
+def report_summary(report: Report, out: Path, seconds: float, stages: Mapping[str, Stage], fetched: int) -> str:
+    """What came of a conversion, in words. fetched: bytes of the source that came while it ran."""
     shares = ", ".join(f"{name} {stage.seconds:.1f}" for name, stage in stages.items())
     peak = max((stage.device_bytes for stage in stages.values()), default=0)
     totals = report.totals
@@ -119,6 +119,7 @@ def report_summary(report: Report, out: Path, seconds: float, stages: Mapping[st
         f"verified {checked}",
         *measured,
         f"time     {seconds:.1f} s ({shares})" + (f", {size(peak)} of GPU memory" if peak else ""),
+        *([f"fetched  {size(fetched)} of shards, those needed again included"] if fetched else []),
         *[f"note     {note}" for note in report.notes],
         f"look     {out / 'report.html'}",
     ]

@@ -79,7 +79,7 @@ def list_files(hub_id: str, *, revision: str | None = None) -> Listing:
     code = [_remote_file(file) for file in info.siblings or () if _may_be_code(file.rfilename)]
     siblings = [file for file in info.siblings or () if _in_top_folder(file.rfilename)]
     _refuse_other_formats(hub_id, {file.rfilename for file in siblings})
-    files = sorted(map(_remote_file, _wanted(siblings)), key=lambda file: (_is_weight(file.name), file.name))
+    files = sorted(map(_remote_file, _wanted(siblings)), key=lambda file: (is_weight(file.name), file.name))
     if not COMMIT.fullmatch(info.sha or "") or not all(file.etag for file in (*files, *code)):
         raise HubError(f"{hub_id}: the listing lacks commit or checksums", hint="check HF_ENDPOINT: is it a mirror?")
     return Listing(hub_id, str(info.sha), tuple(files), tuple(code))
@@ -92,7 +92,7 @@ def _refuse_other_formats(hub_id: str, names: set[str]) -> None:
             return
         raise HubError(f"{hub_id} has no {CONFIG}", hint="choose a repository in the Hugging Face layout")
     pickles = sorted(name for name in names if name.endswith(PICKLES))
-    if pickles and not any(map(_is_weight, names)):
+    if pickles and not any(map(is_weight, names)):
         raise HubError(
             f"{hub_id} holds its weights only as pickles ({', '.join(pickles[:3])}), which can run code when opened",
             hint="look for a --revision with safetensors (often refs/pr/1), or for another repository of the model",
@@ -132,5 +132,6 @@ def _remote_file(sibling: Any) -> RemoteFile:
     return RemoteFile(sibling.rfilename, sibling.size, sibling.blob_id)
 
 
-def _is_weight(name: str) -> bool:
+def is_weight(name: str) -> bool:
+    """Whether a file of this name holds weights."""
     return name.endswith(".safetensors")

@@ -16,7 +16,7 @@ from ..checkpoint.files import INDEX
 from ..errors import HubError
 from ..progress import Progress
 from ..snapshot import FileFacts, repo_cache
-from .errors import endpoint
+from .errors import AGAIN, endpoint
 from .listing import Listing, RemoteFile
 
 _CHUNK = 8 << 20
@@ -66,8 +66,7 @@ class Transfer:
         raise HubError(
             f"{self.listing.id}: {file.name} is damaged: expected {file.size:,} bytes with {kind} {file.etag}, "
             f"found {facts.size:,} bytes with {etag}",
-            hint="the bad copy is deleted: run the same command again; if it happens again, suspect the disk or a "
-            "proxy",
+            hint=f"the bad copy is deleted: {AGAIN}; if it happens again, suspect the disk or a proxy",
         )
 
     def _fetch(self, file: RemoteFile) -> Path:
