@@ -10,17 +10,27 @@ from .measure import values
 from .patterns import Pattern
 from .prune import METHODS
 from .prune.select import apply_mask
-from .quantize import Weight, quantize
+from .quantize import QuantizedWeight, Weight, quantize
 from .schemes import Scheme
+from .ternary import recode
 
 
-def compress_directly(source: Weight, method: str, pattern: Pattern, scheme: Scheme) -> tuple[Weight, Weight]:
-    """Some rows of a weight -> pruned, and as stored. Codes stay codes, with their scale. method "" prunes nothing."""
+def compress_directly(
+    source: Weight, method: str, pattern: Pattern, scheme: Scheme, masters: Tensor | None = None
+) -> tuple[Weight, Weight]:
+    """Some rows of a weight -> pruned, and as stored. method "" prunes nothing.
+
+    Codes stay codes, with their scale, but ternary ones, which become those of `scheme`. masters: the same rows of what
+    ternary codes were rounded from: of codes of equal size those with the smallest masters go.
+    """
     pruned = weight = source
     mask = METHODS[method].mask if method else None
     if mask:
-        survivors = apply_mask(values(source), mask(values(source), pattern))
+        keep = mask(values(source) if masters is None else masters, pattern)
+        survivors = apply_mask(values(source), keep)
         pruned = weight = survivors if isinstance(source, Tensor) else replace(source, codes=survivors)
-    if scheme.quantized and isinstance(weight, Tensor):
+    if isinstance(weight, QuantizedWeight) and weight.scheme.ternary:
+        weight = recode(weight, scheme)
+    elif scheme.quantized and isinstance(weight, Tensor):
         weight = quantize(weight, scheme)
     return pruned, weight

@@ -17,13 +17,24 @@ SIBLINGS = (ATTENTION[:3], MLP[:2])
 
 HEADS, MLP_INNER = "heads", "inner"
 """What of a layer can be ordered: the channels of its value heads, and the inner channels of its MLP."""
-ORDERED = {
-    HEADS: (("self_attn.v_proj",), "self_attn.o_proj"),
-    MLP_INNER: (("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj"),
-}
-"""Channels that no other layer sees: the linears that make them, and the one that reads them. Their order is free."""
 
-ARCHITECTURES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+
+@dataclass(frozen=True)
+class Channels:
+    """Channels that no other layer sees, so that their order is free: the linears that make them, the norm that they
+    pass (BitNet alone has one), and the linear that reads them."""
+
+    producers: tuple[str, ...]
+    norm: str
+    consumer: str
+
+
+ORDERED = {
+    HEADS: Channels(("self_attn.v_proj",), "self_attn.attn_sub_norm", "self_attn.o_proj"),
+    MLP_INNER: Channels(("mlp.gate_proj", "mlp.up_proj"), "mlp.ffn_sub_norm", "mlp.down_proj"),
+}
+
+ARCHITECTURES = frozenset({"bitnet", "llama", "mistral", "qwen2", "qwen3"})
 """model_type values whose decoder layers hold exactly LINEARS, under LAYER_PREFIX."""
 
 
@@ -47,12 +58,6 @@ def decoder_linears(config: dict[str, Any]) -> list[Linear]:
     InputError for an architecture whose tensors we do not know.
     """
     model_type = config.get("model_type")
-    if model_type == "bitnet":
-        raise InputError(
-            "model_type 'bitnet' is not supported yet: its weights are trained to be ternarized, and pruning them as "
-            "plain BF16 would give a model that looks right and is not",
-            hint=f"supported: {', '.join(sorted(ARCHITECTURES))}",
-        )
     if model_type not in ARCHITECTURES:
         raise InputError(
             f"unknown architecture: config.json has model_type '{model_type}'",
@@ -62,6 +67,14 @@ def decoder_linears(config: dict[str, Any]) -> list[Linear]:
     if not isinstance(count, int) or count < 1:
         raise InputError(f"config.json has num_hidden_layers = {count!r}", hint="it must be a positive integer")
     return [Linear(f"{LAYER_PREFIX}.{layer}.{place}", layer, place) for layer in range(count) for place in LINEARS]
+
+
+def layer_norms(config: dict[str, Any]) -> list[str]:
+    """The norm weights that every decoder layer of a supported model has, in order of layer."""
+    own = [channels.norm for channels in ORDERED.values()] if config["model_type"] == "bitnet" else []
+    places = ["input_layernorm", "post_attention_layernorm", *own]
+    layers = range(config["num_hidden_layers"])
+    return [f"{LAYER_PREFIX}.{layer}.{place}.weight" for layer in layers for place in places]
 
 
 def attention_heads(config: dict[str, Any]) -> tuple[int, int]:

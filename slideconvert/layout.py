@@ -4,12 +4,15 @@
     slide   weight_packed [out, K'/2], weight_meta [out, K'/8] uint8      2:4 windows; stock loaders refuse it
     both    weight_scale [out, 1] float32 (8-bit schemes)
 
-The two hold the same codes and convert into each other exactly. Unquantized linears are always dense.
+Ternary weights of others also come as BitNet stores them (ternary.py).
+
+The two layouts hold the same codes and convert into each other exactly. Unquantized linears are always dense.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -22,6 +25,7 @@ from .quantize import QuantizedWeight, Weight
 from .runtime.slidesparse_record import SLIDE_FORMAT as SLIDE_FORMAT
 from .schemes import BF16, FP8, INT8, Scheme
 from .slide import unslide
+from .ternary import MASTERS, PACKED, PACKED_INVERSE, PER_BYTE, decode_ternary
 
 LAYOUTS = ("slide", "dense")
 FLOATS = ("BF16", "F16", "F32")
@@ -38,8 +42,9 @@ def parse_layout(name: str) -> str:
 class StoredLinear:
     """How one linear of a checkpoint is stored.
 
-    shape: (out, in). scheme: bf16 for any float dtype. pattern: what the checkpoint declares, else 2:inf.
-    tensors: the tensors that hold it.
+    shape: (out, in). scheme: bf16 for any float dtype, and for ternary weights as BitNet stores them. pattern: what the
+    checkpoint declares, else 2:inf. tensors: the tensors that hold it. coding: the form of ternary weights that are not
+    codes already (ternary.py), "" for all others.
     """
 
     name: str
@@ -48,18 +53,25 @@ class StoredLinear:
     pattern: Pattern
     layout: str
     tensors: tuple[TensorSpec, ...]
+    coding: str = ""
 
     @property
     def bytes(self) -> int:
         return sum(spec.bytes for spec in self.tensors)
 
     def read(self, checkpoint: Checkpoint) -> Weight:
-        """The weight as float [out, in], or as its codes and scale."""
+        """The weight as float [out, in], or as its codes and scale, which it always is if it is ternary."""
         return self.decode({spec.name: checkpoint.read(spec.name) for spec in self.tensors}, self.name)
 
+    def read_masters(self, checkpoint: Checkpoint) -> Tensor | None:
+        """The floats [out, in] that a ternary weight was rounded from, where the checkpoint has them."""
+        return checkpoint.read(self.tensors[0].name) if self.coding == MASTERS else None
+
     def decode(self, parts: dict[str, Tensor], where: str) -> Weight:
-        """The weight from its tensors, or from the same rows of each of them."""
+        """The weight from its tensors, or from the same rows of each of them (not of what BitNet stores)."""
         first = parts[self.tensors[0].name]
+        if self.coding:
+            return decode_ternary(self.coding, first, parts[self.tensors[1].name] if len(self.tensors) > 1 else None)
         if not self.scheme.quantized:
             return first
         if self.layout == "slide":
@@ -68,8 +80,12 @@ class StoredLinear:
         return QuantizedWeight(first, parts[f"{self.name}.weight_scale"].view(-1, 1), self.scheme)
 
 
-def describe(checkpoint: Checkpoint, name: str, declared: tuple[Pattern, tuple[int, int]] | None) -> StoredLinear:
+def describe(
+    checkpoint: Checkpoint, name: str, declared: tuple[Pattern, tuple[int, int]] | None, *, ternary: str | None = None
+) -> StoredLinear:
     """How linear `name` is stored. `declared`: pattern and (out, in) from the checkpoint's own record, if any.
+
+    ternary: whether its weights are, and then their coding, should they be no codes of a scheme.
 
     InputError for forms that cannot be taken: packed by others, asymmetric, not two-dimensional, odd scales.
     """
@@ -77,7 +93,8 @@ def describe(checkpoint: Checkpoint, name: str, declared: tuple[Pattern, tuple[i
     if f"{name}.weight_zero_point" in checkpoint.tensors:
         raise InputError(f"{name}: asymmetric quantization (it has a zero point)", hint="start from the BF16 model")
     if packed in checkpoint.tensors:
-        return _describe_slide(checkpoint, name, declared)
+        found = _describe_slide(checkpoint, name, declared)
+        return found if ternary is None else replace(found, scheme=found.scheme.as_ternary)
     spec = checkpoint.spec(weight)
     if len(spec.shape) != 2 or 0 in spec.shape:
         raise InputError(f"{weight}: shape {list(spec.shape)}, a matrix was expected")
@@ -85,8 +102,11 @@ def describe(checkpoint: Checkpoint, name: str, declared: tuple[Pattern, tuple[i
     if declared and declared[1] != shape:
         raise InputError(f"{weight}: shape {list(shape)}, the checkpoint's record says {list(declared[1])}")
     pattern = declared[0] if declared else Pattern(None)
+    if ternary in (PACKED, PACKED_INVERSE):
+        return _describe_packed_ternary(checkpoint, spec, scale, ternary)
     if spec.dtype in FLOATS:
-        return StoredLinear(name, shape, BF16, pattern, "dense", (spec,))
+        scheme = BF16 if ternary is None else BF16.as_ternary
+        return StoredLinear(name, shape, scheme, pattern, "dense", (spec,), ternary or "")
     if spec.dtype not in CODES:
         raise InputError(f"{weight}: dtype {spec.dtype}", hint="weights must be BF16, F16, F32, or INT8/FP8 codes")
     scale_spec = checkpoint.spec(scale)
@@ -96,7 +116,21 @@ def describe(checkpoint: Checkpoint, name: str, declared: tuple[Pattern, tuple[i
             f"([{shape[0]}, 1])",
             hint="only per-channel symmetric checkpoints can be taken: start from the BF16 model",
         )
-    return StoredLinear(name, shape, CODES[spec.dtype], pattern, "dense", (spec, scale_spec))
+    scheme = CODES[spec.dtype] if ternary is None else CODES[spec.dtype].as_ternary
+    return StoredLinear(name, shape, scheme, pattern, "dense", (spec, scale_spec))
+
+
+def _describe_packed_ternary(checkpoint: Checkpoint, spec: TensorSpec, scale: str, coding: str) -> StoredLinear:
+    """Weights as BitNet packs them."""
+    name, scale_spec = spec.name.removesuffix(".weight"), checkpoint.spec(scale)
+    if spec.dtype != "U8" or scale_spec.dtype not in FLOATS or math.prod(scale_spec.shape) != 1:
+        raise InputError(
+            f"{name}: {spec.dtype} weights with a {scale_spec.dtype} {list(scale_spec.shape)} scale; packed BitNet "
+            "weights are U8 with one float",
+            hint="the checkpoint and the quantization_config in its config.json disagree",
+        )
+    shape = (spec.shape[0] * PER_BYTE, spec.shape[1])
+    return StoredLinear(name, shape, BF16.as_ternary, Pattern(None), "dense", (spec, scale_spec), coding)
 
 
 def _describe_slide(

@@ -53,20 +53,29 @@ def move(weight: Weight, order: Tensor, dimension: int) -> Weight:
 def folded(place: str, weight: Weight, orders: Orders, heads: tuple[int, int]) -> Weight:
     """The weight of the linear at `place` as it stands in the folded layer. heads: query and key-value heads."""
     for part, order in orders.items():
-        producers, consumer = ORDERED[part]
-        if place in producers:
+        channels = ORDERED[part]
+        if place in channels.producers:
             weight = move(weight, rows(part, order), 0)
-        elif place == consumer:
+        elif place == channels.consumer:
             weight = move(weight, columns(part, order, heads), 1)
     return weight
 
 
-def folded_bias(place: str, bias: Tensor, orders: Orders) -> Tensor:
-    """The bias [N] of the linear at `place` as it stands in the folded layer."""
+def folded_vector(name: str, vector: Tensor, orders: Orders, heads: tuple[int, int]) -> Tensor:
+    """A tensor [n] of a layer, self_attn.v_proj.bias or mlp.ffn_sub_norm.weight, as it stands in the folded layer."""
+    place = name.rpartition(".")[0]
     for part, order in orders.items():
-        if place in ORDERED[part][0]:
-            bias = bias.index_select(0, rows(part, order).to(bias.device))
-    return bias
+        if place in ORDERED[part].producers:
+            vector = vector.index_select(0, rows(part, order).to(vector.device))
+        elif place == ORDERED[part].norm:
+            vector = vector.index_select(0, columns(part, order, heads).to(vector.device))
+    return vector
+
+
+def vectors_beside(place: str) -> tuple[str, ...]:
+    """The tensors [n] of a layer that move with the linear at `place`, where the layer has them."""
+    norms = [channels.norm for channels in ORDERED.values() if place == channels.consumer]
+    return (f"{place}.bias", *(f"{norm}.weight" for norm in norms))
 
 
 def compose(first: Orders, then: Orders) -> Orders:

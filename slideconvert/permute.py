@@ -52,7 +52,7 @@ def permute_mlp(tensors: dict[str, Tensor], order: Tensor) -> dict[str, Tensor]:
     missing or a shape does not fit.
     """
     check_order(order, "the order of the MLP's inner channels")
-    return _moved(tensors, MLP_INNER, order, "mlp.ffn_sub_norm", order)
+    return _moved(tensors, MLP_INNER, order, order)
 
 
 def permute_heads(tensors: dict[str, Tensor], order: Tensor, heads: int) -> dict[str, Tensor]:
@@ -65,7 +65,7 @@ def permute_heads(tensors: dict[str, Tensor], order: Tensor, heads: int) -> dict
     check_order(order, "the order of the value heads' channels")
     produced = query_columns(order, len(order))
     read = query_columns(order, heads)
-    return _moved(tensors, HEADS, produced, "self_attn.attn_sub_norm", read)
+    return _moved(tensors, HEADS, produced, read)
 
 
 def query_columns(order: Tensor, heads: int) -> Tensor:
@@ -104,22 +104,22 @@ def check_order(order: Tensor, what: str) -> None:
         raise InputError(f"{what} {list(order.shape)} is no permutation of 0 … {order.shape[-1] - 1}")
 
 
-def _moved(tensors: dict[str, Tensor], part: str, produced: Tensor, norm: str, read: Tensor) -> dict[str, Tensor]:
+def _moved(tensors: dict[str, Tensor], part: str, produced: Tensor, read: Tensor) -> dict[str, Tensor]:
     """Rows of all tensors of the part's producers in order `produced`, the norm and its consumer's columns in order
     `read`."""
-    producers, consumer = ORDERED[part]
-    needed = [f"{place}.weight" for place in (*producers, consumer)]
+    channels = ORDERED[part]
+    needed = [f"{place}.weight" for place in (*channels.producers, channels.consumer)]
     missing = [name for name in needed if name not in tensors]
     if missing:
         raise InputError(f"the layer has no {missing[0]}", hint="permute the layers that llama and its kin have")
     moved = dict(tensors)
     for name, tensor in tensors.items():
         place = name.rpartition(".")[0]
-        if place in producers:
+        if place in channels.producers:
             dimension, order = 0, produced
-        elif place == norm:
+        elif place == channels.norm:
             dimension, order = 0, read
-        elif name == f"{consumer}.weight":
+        elif name == f"{channels.consumer}.weight":
             dimension, order = 1, read
         else:
             continue

@@ -32,12 +32,12 @@ from .finish import Measurement, finish
 from .layers import attention_heads, layer_of
 from .layout import stored_tensors
 from .measure import Tally, check_finite, floats, ratio, take_rows, tally, values
-from .orders import Orders, compose_all, folded, folded_bias, parse_orders, read_orders
+from .orders import Orders, compose_all, folded, folded_vector, parse_orders, read_orders, vectors_beside
 from .plan import LinearPlan, Plan
 from .planes import row_blocks
 from .progress import Progress, silent
 from .prune import METHODS
-from .prune.select import apply_mask, check_pattern
+from .prune.select import apply_mask, check_pattern, legal_groups
 from .quantize import Weight
 from .report import LayerReport, Report, Training, totals
 from .room import check_room
@@ -140,11 +140,16 @@ def _calibration_state(tokens: Tensor, settings: RunSettings) -> dict[str, objec
 
 
 def convert_linear(
-    plan: LinearPlan, source: Weight, layout: str, solved: LayerResult | None = None
+    plan: LinearPlan,
+    source: Weight,
+    layout: str,
+    solved: LayerResult | None = None,
+    masters: Tensor | None = None,
 ) -> tuple[dict[str, Tensor], LayerReport]:
     """One linear, from its source weight to the tensors that are stored, and what was done to it.
 
-    solved: what calibration made of its layer; without it the linear is pruned and rounded here.
+    solved: what calibration made of its layer; without it the linear is pruned and rounded here. masters: what a
+    ternary source weight was rounded from, where that decides.
 
     Rows do not know of each other, so they are taken through all steps a block at a time: what lies between the
     steps never leaves the cache.
@@ -155,7 +160,13 @@ def convert_linear(
     if not (plan.method and METHODS[plan.method].prunes):
         check_pattern(values(source), plan.pattern, name)
     blocks = [
-        _convert_rows(plan, take_rows(source, rows), layout, None if made is None else take_rows(made, rows))
+        _convert_rows(
+            plan,
+            take_rows(source, rows),
+            layout,
+            None if made is None else take_rows(made, rows),
+            None if masters is None else masters[rows],
+        )
         for rows in row_blocks(values(source))
     ]
     tensors = {part: torch.cat([block[part] for block, _ in blocks]) for part in blocks[0][0]}
@@ -178,16 +189,17 @@ def convert_linear(
         slid_columns=plan.slid_columns(layout),
         output_error=solved.errors.get(plan.linear.place) if solved else None,
         notes=solved.notes.get(plan.linear.place, ()) if solved else (),
+        legal_groups=legal_groups(values(source), plan.pattern) if plan.stored.scheme.ternary else None,
     )
     return tensors, report
 
 
 def _convert_rows(
-    plan: LinearPlan, source: Weight, layout: str, solved: Weight | None
+    plan: LinearPlan, source: Weight, layout: str, solved: Weight | None, masters: Tensor | None
 ) -> tuple[dict[str, Tensor], Tally]:
     """Some rows of a linear: prune, quantize, slide, pack; and what that cost. solved: pruned and quantized already."""
     if solved is None:
-        pruned, weight = compress_directly(source, plan.method, plan.pattern, plan.scheme)
+        pruned, weight = compress_directly(source, plan.method, plan.pattern, plan.scheme, masters)
     else:
         survivors = apply_mask(floats(source), floats(solved) != 0)
         pruned, weight = survivors, solved
@@ -260,14 +272,19 @@ def _calibrated(
 def _read_and_convert(
     plan: Plan, device: str, linear: LinearPlan, solved: LayerResult | None = None
 ) -> tuple[dict[str, Tensor], LayerReport]:
-    name, place, source = linear.linear.name, linear.linear.place, linear.stored.read(plan.source).to(device)
+    place, source = linear.linear.place, linear.stored.read(plan.source).to(device)
+    masters = linear.stored.read_masters(plan.source) if linear.scheme.ternary and not solved else None
     tensors: dict[str, Tensor] = {}
     if solved and place in solved.weights:
+        heads = attention_heads(plan.source.config)
         solved = replace(solved, weights={place: solved.weights[place].to(device)})
-        source = folded(place, source, solved.orders, attention_heads(plan.source.config))
-        if linear.permuted and f"{name}.bias" in plan.source.tensors:
-            tensors[f"{name}.bias"] = folded_bias(place, plan.source.read(f"{name}.bias"), solved.orders)
-    made, report = convert_linear(linear, source, plan.layout, solved)
+        source = folded(place, source, solved.orders, heads)
+        prefix = linear.linear.name.removesuffix(place)
+        for name in vectors_beside(place):
+            if linear.permuted and prefix + name in plan.source.tensors:
+                vector = plan.source.read(prefix + name)
+                tensors[prefix + name] = folded_vector(name, vector, solved.orders, heads)
+    made, report = convert_linear(linear, source, plan.layout, solved, None if masters is None else masters.to(device))
     tensors |= made
     return {name: tensor.cpu() for name, tensor in tensors.items()}, report
 

@@ -17,11 +17,11 @@ from .checkpoint.format import ITEM_BYTES, TensorSpec
 from .checkpoint.reader import Checkpoint
 from .checkpoint.writer import Shard, Unit
 from .errors import InputError
-from .layers import ORDERED, Linear, decoder_linears, layer_of, siblings
+from .layers import ORDERED, Linear, decoder_linears, layer_norms, layer_of, siblings
 from .layout import CODE_NAMES, StoredLinear, stored_specs
 from .patterns import Pattern
 from .prune import METHODS
-from .recipe import WORDS, Choice, Recipe, describe_choice
+from .recipe import FULL, WORDS, Choice, Recipe, describe_choice
 from .schemes import Scheme
 from .snapshot import Snapshot
 
@@ -31,6 +31,16 @@ BASE_MEMORY = 450_000_000
 PRUNED_CODES = (
     "The weights were already quantized, so their codes were pruned and the scales kept. Pruning the BF16 model "
     "first and quantizing after keeps more accuracy."
+)
+
+TERNARY = (
+    "Every weight of a linear is -1, 0 or 1 times the scale of its row, as the model was trained, and stays so "
+    "(codes: ternary): groups that have two zeros already lose nothing."
+)
+
+FULL_CODES = (
+    "The model was trained with ternary weights. Those that are left may take any code of the scheme (codes: full), "
+    "which makes up for more of what was pruned; the result is no BitNet model any more, only as fast and as large."
 )
 
 PERMUTED = (
@@ -63,6 +73,11 @@ class LinearPlan:
     def calibrated(self) -> bool:
         """Whether its method needs to see what the linear is given."""
         return bool(self.method) and METHODS[self.method].calibrated
+
+    @property
+    def on_codes(self) -> bool:
+        """Whether codes that lost what they were rounded from are pruned as they are."""
+        return bool(self.method) and not self.calibrated and self.stored.scheme.quantized
 
     @property
     def weights(self) -> int:
@@ -120,8 +135,11 @@ class Plan:
     def notes(self) -> tuple[str, ...]:
         """What a user should know before trusting the result."""
         said = []
-        if any(plan.method and not plan.calibrated and plan.stored.scheme.quantized for plan in self.linears):
+        if any(plan.on_codes for plan in self.linears):
             said.append(PRUNED_CODES)
+        ternary = [plan for plan in self.linears if plan.stored.scheme.ternary]
+        if ternary:
+            said.append(TERNARY if ternary[0].scheme.ternary else FULL_CODES)
         if any(plan.permuted for plan in self.linears):
             said.append(PERMUTED)
         if self.before:
@@ -161,6 +179,11 @@ def make_plan(snapshot: Snapshot, recipe: Recipe, source: Checkpoint | None = No
         except InputError as error:
             problems.append(error)
     problems += _sibling_problems(linears)
+    problems += [
+        InputError(f"{source.path}: tensor {name} is missing", hint="the checkpoint is incomplete")
+        for name in layer_norms(source.config)
+        if name not in source.tensors
+    ]
     if recipe.preset and recipe.preset.permute:
         linears = _permuted(linears)
     if layout == "slide" and linears and not any(plan.scheme.quantized for plan in linears):
@@ -190,11 +213,16 @@ def _plan_linear(
     stored = describe_linear(source, record, name)
     before = record.linears.get(name) if record else None
     kept_before = record is not None and before is None and not describe_choice(choice)
+    if choice.keep and stored.coding:
+        raise InputError(
+            f"{name}: keep leaves weights as they are, but these mean something only once they are ternarized",
+            hint="give the linear pattern 2:inf and scheme bf16 instead",
+        )
     if choice.keep or kept_before:
         if stored.scheme.quantized:
             raise InputError(f"{name}: keep leaves float weights alone, these are {stored.scheme.name} codes already")
         return LinearPlan(linear, stored, stored.scheme, Pattern(None), "", stored.tensors, None)
-    scheme = choice.scheme or stored.scheme
+    scheme = _scheme(choice, stored)
     if stored.scheme.quantized and choice.scheme:
         raise InputError(
             f"{name}: already quantized to {stored.scheme.name}",
@@ -203,7 +231,7 @@ def _plan_linear(
     pattern = choice.pattern or stored.pattern
     method = _method(choice.method or (preset.method(pattern) if preset else None), pattern, scheme)
     pattern.check_columns(stored.shape[1], name)
-    dtype = CODE_NAMES[scheme.name] if scheme.quantized else stored.tensors[0].dtype
+    dtype = CODE_NAMES[scheme.name] if scheme.quantized else "BF16" if stored.coding else stored.tensors[0].dtype
     solved = bool(method) and METHODS[method].calibrated  # finds codes and scales of its own
     scale = stored.tensors[-1].dtype if stored.scheme.quantized and not solved else "F32"
     moves = solved or (preset is not None and preset.trains)
@@ -215,9 +243,23 @@ def _plan_linear(
         on_codes=(bool(method) and not solved and stored.scheme.quantized) or (before.on_codes if before else False),
         moved=moves + (before.moved if before else 0),
         permuted=before is not None and before.permuted,
+        ternary=scheme.ternary,
     )
     outputs = stored_specs(name, stored.shape, dtype, pattern, layout, scale)
     return LinearPlan(linear, stored, scheme, pattern, method, outputs, done, moves)
+
+
+def _scheme(choice: Choice, stored: StoredLinear) -> Scheme:
+    """In which scheme a linear will be stored: ternary weights stay ternary unless full codes are asked for."""
+    scheme = choice.scheme or stored.scheme
+    if choice.codes and not stored.scheme.ternary:
+        raise InputError(
+            f"{stored.name}: codes: {choice.codes}, but its weights are not ternary",
+            hint="only BitNet models have ternary weights: leave --codes out",
+        )
+    if not stored.scheme.ternary or scheme.ternary:
+        return scheme if choice.codes != FULL else replace(scheme, ternary=False)
+    return scheme if choice.codes == FULL else scheme.as_ternary
 
 
 def _method(name: str | None, pattern: Pattern, scheme: Scheme) -> str:
@@ -234,11 +276,11 @@ def _permuted(linears: list[LinearPlan]) -> list[LinearPlan]:
     and none of those that make them is kept."""
     by_name = {plan.linear.name: plan for plan in linears}
     for plan in linears:
-        for producers, consumer in ORDERED.values():
-            if plan.linear.place != consumer or not (plan.calibrated and plan.pattern.prunes):
+        for channels in ORDERED.values():
+            if plan.linear.place != channels.consumer or not (plan.calibrated and plan.pattern.prunes):
                 continue
-            prefix = plan.linear.name.removesuffix(consumer)
-            together = [by_name[prefix + place] for place in (*producers, consumer)]
+            prefix = plan.linear.name.removesuffix(channels.consumer)
+            together = [by_name[prefix + place] for place in (*channels.producers, channels.consumer)]
             if any(one.record is None for one in together):
                 continue
             for one in together:

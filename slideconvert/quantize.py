@@ -66,6 +66,8 @@ def quantize(weight: Tensor, scheme: Scheme) -> QuantizedWeight:
 
 def to_codes(scaled: Tensor, scheme: Scheme) -> Tensor:
     """Weights in units of their scale, float32 -> nearest codes, ties to even, saturating. Overwrites `scaled`."""
+    if scheme.ternary:
+        scaled.round_()
     if scheme.ct_type == "int":
         return scaled.round_().clamp_(-scheme.qmax, scheme.qmax).to(torch.int8)
     # Small negative weights round to -0 (byte 0x80), but sliding tells zeros by their bits.

@@ -4,6 +4,7 @@
     pattern: "2:8"            # 2:4 … 2:16 | 2:inf
     preset: balanced          # fast | balanced | quality; or, instead of one:
     method: obs               # magnitude | wanda | hessian | obs | alps; without pruning: rtn | gptq
+    codes: ternary            # ternary | full; of models trained with ternary weights (BitNet)
     calibration: {text: calibration.jsonl, samples: 128, length: 2048, seed: 0}
     layout: slide             # slide | dense
     rules:                    # by module name, * and ? as wildcards; the first match wins
@@ -30,8 +31,14 @@ from .prune import METHODS, parse_method
 from .schemes import Scheme, parse_scheme
 
 GIGA = 1e9
-WORDS = ("scheme", "pattern", "preset", "method", "calibration", "layout", "rules")
+WORDS = ("scheme", "pattern", "preset", "method", "codes", "calibration", "layout", "rules")
 """The words of a recipe that say what is done, in the order in which they are written down."""
+CHOICE_WORDS = ("scheme", "pattern", "method", "codes")
+"""Those of them that a rule may say."""
+
+FULL = "full"
+CODES = ("ternary", FULL)
+"""Which codes ternary weights may become: -1, 0 and 1 only, or all of the scheme."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,7 @@ class Choice:
     scheme: Scheme | None = None
     pattern: Pattern | None = None
     method: str | None = None
+    codes: str | None = None
     keep: bool = False
 
 
@@ -103,16 +111,20 @@ def describe_choice(choice: Choice) -> dict[str, Any]:
         "scheme": choice.scheme and choice.scheme.name,
         "pattern": choice.pattern and str(choice.pattern),
         "method": choice.method,
+        "codes": choice.codes,
     }
     return {key: value for key, value in words.items() if value is not None}
 
 
-def make_choice(scheme: str | None = None, pattern: str | None = None, method: str | None = None) -> Choice:
+def make_choice(
+    scheme: str | None = None, pattern: str | None = None, method: str | None = None, codes: str | None = None
+) -> Choice:
     """Words to a checked choice. InputError names the nearest word for an unknown one."""
     return Choice(
         scheme=parse_scheme(scheme) if scheme else None,
         pattern=Pattern.parse(pattern) if pattern else None,
         method=parse_method(method) if method else None,
+        codes=pick(codes, CODES, "kind of codes") if codes else None,
     )
 
 
@@ -167,7 +179,7 @@ def parse_recipe(words: Any, where: str) -> Recipe:
         raise InputError(f"{where}: shard_gb is '{shard_gb}', it must be positive")
     layout, preset = words.get("layout"), words.get("preset")
     return Recipe(
-        choice=make_choice(words.get("scheme"), words.get("pattern"), words.get("method")),
+        choice=make_choice(*(words.get(word) for word in CHOICE_WORDS)),
         rules=tuple(_parse_rule(rule, f"{where}, rule {number}") for number, rule in enumerate(rules, 1)),
         layout=parse_layout(layout) if layout else None,
         preset=parse_preset(preset) if preset else None,
@@ -177,13 +189,13 @@ def parse_recipe(words: Any, where: str) -> Recipe:
 
 
 def _parse_rule(words: Any, where: str) -> Rule:
-    _check_words(words, {"match", "keep", "scheme", "pattern", "method"}, where)
+    _check_words(words, {"match", "keep", *CHOICE_WORDS}, where)
     if "match" not in words:
         raise InputError(f"{where}: no match", hint="say which linears it is for, as match: '*.down_proj'")
     keep = words.get("keep", "false").lower()
     if keep not in ("true", "false"):
         raise InputError(f"{where}: keep is '{keep}'", hint="true or false")
-    choice = make_choice(words.get("scheme"), words.get("pattern"), words.get("method"))
+    choice = make_choice(*(words.get(word) for word in CHOICE_WORDS))
     if keep == "true" and describe_choice(choice):
         raise InputError(f"{where}: keep leaves the linear alone, so nothing else can be asked of it")
     return Rule(words["match"], replace(choice, keep=keep == "true"))

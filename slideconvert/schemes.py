@@ -3,11 +3,13 @@
 Both 8-bit schemes are symmetric, so that a pruned code means exactly zero. Weights have one float32 scale
 per output channel, scale = absmax / qmax; activations are quantized per token when the model runs, by the
 same rule. The scale is kept in float32: bfloat16 would move every weight of a row by up to 0.4 %.
+
+Ternary weights (BitNet) are stored likewise, of all codes only -1, 0 and 1 in use, scale = their magnitude.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .errors import pick
@@ -22,6 +24,7 @@ class Scheme:
     bytes: bytes of one stored weight.
     qmax: largest code magnitude; scale = absmax / qmax. 0 for the unquantized scheme.
     ct_type, ct_format: how compressed-tensors calls the number type and the dense storage.
+    ternary: weights are -1, 0 or 1 times the scale of their row, also where they are stored as floats.
     """
 
     name: str
@@ -30,10 +33,21 @@ class Scheme:
     qmax: float
     ct_type: str = ""
     ct_format: str = ""
+    ternary: bool = False
 
     @property
     def quantized(self) -> bool:
         return self.qmax > 0
+
+    @property
+    def as_ternary(self) -> Scheme:
+        """The same storage for weights that stay ternary."""
+        return replace(self, qmax=1.0 if self.quantized else 0.0, ternary=True)
+
+    @property
+    def grid(self) -> Scheme:
+        """In which codes are found: its own, or those of INT8 for ternary weights that are stored as floats."""
+        return INT8.as_ternary if self.ternary and not self.quantized else self
 
     def config_group(self, targets: list[str], storage: str) -> dict[str, Any]:
         """The compressed-tensors config group for these targets, with `storage` as its format.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .checkpoint.config import RECORD
+from .checkpoint.config import RECORD, bitnet_coding
 from .checkpoint.files import CONFIG, PICKLES, SINGLE, STAGING
 from .checkpoint.format import Placed, TensorSpec
 from .checkpoint.reader import Checkpoint, read_json
@@ -20,6 +20,7 @@ from .layers import decoder_linears
 from .runtime.load import empty_model
 from .snapshot import Snapshot
 from .source import is_hub_id, resolve
+from .ternary import MASTERS
 
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 """dtype of a config.json -> the container's."""
@@ -55,7 +56,7 @@ def sketch(folder: Path) -> Checkpoint:
     """
     config, where = read_json(folder / CONFIG), folder / CONFIG
     decoder_linears(config)
-    if config.get("quantization_config") is not None or config.get(RECORD) is not None:
+    if _is_quantized(config):
         raise InputError(
             f"{where}: the weights are quantized already, and config.json does not tell how they are stored",
             hint="plan the BF16 model; sparsify, slide and relayout take quantized weights, once they are downloaded",
@@ -81,6 +82,13 @@ def sketch(folder: Path) -> Checkpoint:
         if not (tied and name == "lm_head.weight")
     ]
     return Checkpoint(folder, config, {spec.name: Placed(folder / SINGLE, 0, spec) for spec in specs}, NoWeights())
+
+
+def _is_quantized(config: dict[str, Any]) -> bool:
+    """Whether weights are stored as something else than the architecture's parameters; BitNet's masters are not."""
+    if config.get("quantization_config") is None:
+        return config.get(RECORD) is not None
+    return bitnet_coding(config) != MASTERS
 
 
 def _dtype(config: dict[str, Any]) -> str:

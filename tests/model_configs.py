@@ -73,6 +73,33 @@ class Published:
     instruct: bool = True
 
 
+BITNET = Published(
+    "microsoft/bitnet-b1.58-2B-4T-bf16",
+    {
+        "architectures": ["BitNetForCausalLM"],
+        "model_type": "bitnet",
+        "hidden_act": "relu2",
+        "hidden_size": 2560,
+        "intermediate_size": 6912,
+        "max_position_embeddings": 4096,
+        "num_attention_heads": 20,
+        "num_hidden_layers": 30,
+        "num_key_value_heads": 5,
+        "rms_norm_eps": 1e-05,
+        "rope_theta": 500000.0,
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+        "vocab_size": 128256,
+        "quantization_config": {
+            "quant_method": "bitnet",
+            "linear_class": "autobitlinear",
+            "quantization_mode": "online",
+        },
+    },
+    2_412_820_480,
+    instruct=False,
+)
+
 PROMISED = (
     Published(
         "meta-llama/Llama-3.2-1B",
@@ -106,28 +133,6 @@ PROMISED = (
     Published("Qwen/Qwen2.5-3B", _qwen(2048, 11008, 36, 16, 2, tied=True, longest=32768), 3_085_938_688),
     Published("Qwen/Qwen2.5-7B", _qwen(3584, 18944, 28, 28, 4, tied=False, longest=131072), 7_615_616_512),
     Published("Qwen/Qwen2.5-14B", _qwen(5120, 13824, 48, 40, 8, tied=False, longest=131072), 14_770_033_664),
+    BITNET,
 )
-"""Every promised model that can be planned. BITNET goes to its end once slideconvert knows the architecture; then
-`python -m tests.model_table` writes recipes/MODELS.md again."""
-
-BITNET = Published(
-    "microsoft/bitnet-b1.58-2B-4T-bf16",
-    {
-        "architectures": ["BitNetForCausalLM"],
-        "model_type": "bitnet",
-        "hidden_act": "relu2",
-        "hidden_size": 2560,
-        "intermediate_size": 6912,
-        "max_position_embeddings": 4096,
-        "num_attention_heads": 20,
-        "num_hidden_layers": 30,
-        "num_key_value_heads": 5,
-        "rms_norm_eps": 1e-05,
-        "rope_theta": 500000.0,
-        "tie_word_embeddings": True,
-        "torch_dtype": "bfloat16",
-        "vocab_size": 128256,
-    },
-    2_412_820_480,
-    instruct=False,
-)
+"""Every promised model. After a change `python -m tests.model_table` writes recipes/MODELS.md again."""

@@ -83,8 +83,25 @@ SOURCES: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "no config": (lambda folder: (folder / "config.json").unlink(), ("config.json is missing",)),
     "config not JSON": (broken("config.json", "{"), ("config.json", "not valid JSON")),
     "config not an object": (broken("config.json", "[]"), ("JSON object",)),
-    "unknown architecture": (config_changed(model_type="mamba"), ("mamba", "supported: llama")),
-    "bitnet": (config_changed(model_type="bitnet"), ("bitnet", "not supported yet", "ternarized")),
+    "unknown architecture": (config_changed(model_type="mamba"), ("mamba", "supported: bitnet, llama")),
+    "BitNet without its norms": (config_changed(model_type="bitnet"), ("attn_sub_norm.weight", "missing")),
+    "BitNet with a norm before every linear": (
+        config_changed(model_type="bitnet", quantization_config={"quant_method": "bitnet", "use_rms_norm": True}),
+        ("use_rms_norm", "all ternary"),
+    ),
+    "BitNet with a linear left out": (
+        config_changed(
+            model_type="bitnet",
+            quantization_config={"quant_method": "bitnet", "modules_to_not_convert": ["model.layers.0.mlp.up_proj"]},
+        ),
+        ("model.layers.0.mlp.up_proj", "all ternary"),
+    ),
+    "BitNet, packed by its config alone": (
+        config_changed(
+            model_type="bitnet", quantization_config={"quant_method": "bitnet", "linear_class": "autobitlinear"}
+        ),
+        (f"{Q}", "weight_scale is missing"),
+    ),
     "no layer count": (config_changed(num_hidden_layers=None), ("num_hidden_layers",)),
     "more layers than weights": (config_changed(num_hidden_layers=5), ("model.layers.3.", "is missing")),
     "NaN": (with_value(float("nan")), (f"{Q}.weight", "nan", "row 3, column 5")),

@@ -40,9 +40,6 @@ def test_converts_verifies_and_loads_in_stock_transformers(
     """Both layouts verified; the dense one, loaded by stock transformers, has our weights and our logits."""
     slide, dense = tmp_path / "slide", tmp_path / "dense"
     outcome = cli("convert", *MAGNITUDE, model, slide, "--scheme", scheme, "--pattern", pattern)
-    if Checkpoint.open(model).config["model_type"] == "bitnet":
-        assert outcome.code == 2 and "bitnet" in outcome.err and not slide.exists()
-        return
     assert outcome.code == 0
     assert cli("relayout", slide, dense, "--layout", "dense").code == 0
     for out in (slide, dense):

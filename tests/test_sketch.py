@@ -31,6 +31,9 @@ WORDS: tuple[dict[str, Any], ...] = (
     {"scheme": "bf16", "pattern": "2:4", "layout": "dense", "method": "magnitude"},
 )
 
+MASTERS = {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"}
+PACKED = MASTERS | {"quantization_mode": "offline"}
+
 
 def bare(folder: Path, source: Path) -> Path:
     """A folder with nothing but the config.json of `source`."""
@@ -56,6 +59,14 @@ def model(kind: str, folder: Path) -> Path:
         return pico.write(folder, pico.weights(bias=True), {"model_type": "qwen2", "use_sliding_window": False})
     if kind == "qwen3":
         return pico.write(folder, with_head_norms(pico.weights()), {"model_type": "qwen3", "head_dim": 16})
+    if kind == "bitnet":
+        norms = {"self_attn.attn_sub_norm": pico.HIDDEN, "mlp.ffn_sub_norm": pico.INNER}
+        beside = {
+            f"model.layers.{number}.{name}.weight": torch.ones(size, dtype=torch.bfloat16)
+            for number in range(pico.LAYERS)
+            for name, size in norms.items()
+        }
+        return pico.write(folder, pico.weights() | beside, {"model_type": "bitnet", "quantization_config": MASTERS})
     if kind == "mistral in shards, untied":
         return pico.write(
             folder, with_head(pico.weights()), {"model_type": "mistral", "tie_word_embeddings": False}, shards=3
@@ -68,7 +79,7 @@ def model(kind: str, folder: Path) -> Path:
     return pico.write(folder, pico.weights(), {"dtype": None})
 
 
-KINDS = ("demo", "llama", "qwen2", "qwen3", "mistral in shards, untied", "float16", "float32")
+KINDS = ("demo", "llama", "qwen2", "qwen3", "bitnet", "mistral in shards, untied", "float16", "float32")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -128,6 +139,7 @@ def test_nothing_but_a_plan_comes_of_a_sketch(cli: Cli, source: Path, tmp_path: 
         ({"num_attention_heads": 5, "head_dim": None}, "transformers cannot build this model"),
         ({"dtype": "float8"}, "unknown dtype"),
         ({"quantization_config": {"quant_method": "compressed-tensors"}}, "the weights are quantized already"),
+        ({"model_type": "bitnet", "quantization_config": PACKED}, "the weights are quantized already"),
         ({"slidesparse_config": {}}, "the weights are quantized already"),
     ],
 )

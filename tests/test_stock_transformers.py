@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, modeling_utils
 
 from slideconvert.checkpoint.reader import Checkpoint
-from slideconvert.errors import InputError
 from slideconvert.evaluate import perplexity
 from slideconvert.kernels.linear import SlideLinear
 from slideconvert.runtime.load import load_model
@@ -328,19 +327,6 @@ def test_families_convert_verify_and_load(tiny: Path, tokens: Tensor, tmp_path: 
     for made in (folder, slide):
         ours = load_model(Checkpoint.open(made), activations="float")
         assert_same_logits(ours, unquantized_activations(model), tokens)
-
-
-def test_bitnet_is_refused(tmp_path: Path) -> None:
-    """Its weights mean something else than their BF16 values: no conversion and no perplexity of those."""
-    folder = random_model(tmp_path / "bitnet")
-    for use in (
-        lambda: converted(folder, tmp_path / "out", scheme="int8", pattern="2:8"),
-        lambda: load_model(Checkpoint.open(folder)),
-    ):
-        with pytest.raises(InputError, match=r"model_type 'bitnet' is not supported.*ternarized") as error:
-            use()
-        assert "llama, mistral, qwen2, qwen3" in error.value.hint
-    assert not (tmp_path / "out").exists()
 
 
 # ---- perplexity

@@ -28,6 +28,7 @@ from ..prune.statistics import Statistics
 from ..quantize import QuantizedWeight, Weight
 from ..recover.block import recover_block
 from ..recover.training import Curve, Schedule
+from ..ternary import recode
 from .decoder import STAGES, Decoder
 from .folding import find_order, fold, in_order
 from .stream import Runs, Stream
@@ -107,14 +108,15 @@ def compress_stage(stream: Stream, stage: int, plans: dict[str, LinearPlan], res
         if plan.method and METHODS[plan.method].calibrated:
             together.setdefault((plan.method, str(plan.pattern), plan.scheme.name), []).append(place)
         else:
-            source = plan.stored.read(stream.decoder.source).to(str(stream.runs.device))
-            result.weights[place] = compress_directly(source, plan.method, plan.pattern, plan.scheme)[1]
+            device = str(stream.runs.device)
+            source, masters = plan.stored.read(stream.decoder.source).to(device), masters_of(plan, stream, result)
+            result.weights[place] = compress_directly(source, plan.method, plan.pattern, plan.scheme, masters)[1]
     if together:
         diagonal = all(METHODS[method].diagonal for method, _, _ in together)
         statistics = stream.statistics(stage, diagonal=diagonal)
-        for part, (_, consumer) in ORDERED.items():
-            if consumer in plans and plans[consumer].permuted:
-                statistics = _permute(part, plans[consumer], stage, stream, statistics, result)
+        for part, channels in ORDERED.items():
+            if channels.consumer in plans and plans[channels.consumer].permuted:
+                statistics = _permute(part, plans[channels.consumer], stage, stream, statistics, result)
         for members in together.values():
             _solve([plans[place] for place in members], stream, statistics, result)
     put(stream, {place: result.weights[place] for place in plans if place in result.weights})
@@ -129,7 +131,7 @@ def _permute(
     order = find_order(part, stream.layer.linear(plan.linear.place).weight.data, statistics, plan.pattern, heads)
     result.orders[part] = order
     fold(stream.layer.module, {part: order}, heads)
-    for place in ORDERED[part][0]:
+    for place in ORDERED[part].producers:
         result.weights[place] = move(result.weights[place], rows(part, order), 0)
     read = columns(part, order, heads)
     stream.lane.reorder(stage, read)
@@ -142,15 +144,27 @@ def put(stream: Stream, weights: dict[str, Weight]) -> None:
         stream.layer.set_weight(place, floats(weight).to(stream.runs.device))
 
 
+def masters_of(plan: LinearPlan, stream: Stream, result: LayerResult) -> Tensor | None:
+    """What a linear's ternary weight was rounded from [out, in] float32, channels in the order that they now have."""
+    found = plan.stored.read_masters(stream.decoder.source) if plan.scheme.ternary else None
+    if found is None:
+        return None
+    moved = folded(plan.linear.place, found.float().to(stream.runs.device), result.orders, stream.decoder.heads)
+    assert isinstance(moved, Tensor)
+    return moved
+
+
 def _solve(plans: list[LinearPlan], stream: Stream, statistics: Statistics, result: LayerResult) -> None:
     """Linears with the same input and the same choices, as one matrix: their rows do not know of each other."""
     plan, places = plans[0], [plan.linear.place for plan in plans]
     weights = [stream.layer.linear(place).weight.data for place in places]
+    known = [own for own in (masters_of(plan, stream, result) for plan in plans) if own is not None]
+    masters = torch.cat(known) if len(known) == len(plans) else None
     solve = METHODS[plan.method].solve
     assert solve is not None
     try:
         with full_precision():
-            solved = solve(torch.cat(weights), statistics, plan.pattern, plan.scheme)
+            solved = solve(torch.cat(weights), statistics, plan.pattern, plan.scheme.grid, masters)
     except ArithmeticError as error:
         raise SlideConvertError(f"{plan.linear.name}: {error}", hint="use more calibration samples") from error
     gram, row = statistics.judging, 0
@@ -159,7 +173,9 @@ def _solve(plans: list[LinearPlan], stream: Stream, statistics: Statistics, resu
         row = rows.stop
         if isinstance(solved.weight, QuantizedWeight):
             codes, scale = solved.weight.codes[rows].clone(), solved.weight.scale[rows].clone()
-            made: Weight = QuantizedWeight(codes, scale, plan.scheme)
+            made: Weight = QuantizedWeight(codes, scale, plan.scheme.grid)
+            if plan.scheme.ternary:
+                made = recode(made, plan.scheme)
         else:
             made = solved.weight[rows].to(TORCH_DTYPES[own.outputs[0].dtype] if own.outputs else torch.bfloat16)
         if not bool(floats(made).isfinite().all()):

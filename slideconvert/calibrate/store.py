@@ -20,8 +20,8 @@ from ..recover.training import Curve
 from ..schemes import parse_scheme
 from .engine import LayerResult
 
-SCHEME = "scheme:"
-"""Before a place in the metadata: the scheme of its codes."""
+SCHEME, TERNARY = "scheme:", "ternary "
+"""Before a place in the metadata: the scheme of its codes. And before that, if they are ternary."""
 ORDER = "order:"
 """Before what is ordered, in the names of the tensors."""
 CURVES = ("curve", "end")
@@ -47,7 +47,7 @@ class LayerStore:
         for place, weight in result.weights.items():
             if isinstance(weight, QuantizedWeight):
                 tensors |= {f"{place}.codes": weight.codes.cpu(), f"{place}.scale": weight.scale.cpu()}
-                said[SCHEME + place] = weight.scheme.name
+                said[SCHEME + place] = TERNARY * weight.scheme.ternary + weight.scheme.name
             else:
                 tensors[place] = weight.cpu()
         with writing(self.folder):
@@ -67,7 +67,8 @@ class LayerStore:
             if SCHEME + name not in said and SCHEME + place not in said:
                 weights[name] = tensor
             elif part == "codes":
-                scheme = parse_scheme(said[SCHEME + place])
+                scheme = parse_scheme(said[SCHEME + place].removeprefix(TERNARY))
+                scheme = scheme.as_ternary if said[SCHEME + place].startswith(TERNARY) else scheme
                 weights[place] = QuantizedWeight(tensor, tensors[f"{place}.scale"], scheme)
         return LayerResult(
             weights=weights,

@@ -16,6 +16,7 @@ from ..layout import SLIDE_FORMAT, StoredLinear, describe
 from ..patterns import Pattern
 from ..runtime.slidesparse_record import AUTO_MAP, FORMAT_VERSION, RECORD
 from ..schemes import SCHEMES, parse_scheme
+from ..ternary import FLOATS, MASTERS, PACKED, PACKED_INVERSE
 from .reader import Checkpoint
 
 
@@ -23,7 +24,8 @@ from .reader import Checkpoint
 class LinearRecord:
     """What was done to one linear. method is "" when nothing was pruned; on_codes: pruned after quantization; moved:
     by how many conversions, one after another, survivors were moved and not only rounded (calibration, training);
-    permuted: rows or columns stand in another order than in the source (orders.py)."""
+    permuted: rows or columns stand in another order than in the source (orders.py); ternary: all weights are -1, 0 or 1
+    times the scale of their row."""
 
     shape: tuple[int, int]
     scheme: str
@@ -32,6 +34,7 @@ class LinearRecord:
     on_codes: bool = False
     moved: int = 0
     permuted: bool = False
+    ternary: bool = False
 
     def to_json(self, layout: str) -> dict[str, Any]:
         slid = layout == "slide" and SCHEMES[self.scheme].quantized
@@ -44,6 +47,7 @@ class LinearRecord:
             **({"pruned_on": "codes"} if self.on_codes else {}),
             **({"moved": self.moved} if self.moved else {}),
             **({"permuted": True} if self.permuted else {}),
+            **({"ternary": True} if self.ternary else {}),
         }
 
 
@@ -99,7 +103,24 @@ def read_record(config: dict[str, Any], where: str) -> Record | None:
 def describe_linear(checkpoint: Checkpoint, record: Record | None, name: str) -> StoredLinear:
     """How a linear is stored, with the pattern and shape that the checkpoint's record declares, if it has one."""
     entry = record.linears.get(name) if record else None
-    return describe(checkpoint, name, (entry.pattern, entry.shape) if entry else None)
+    if entry:
+        return describe(checkpoint, name, (entry.pattern, entry.shape), ternary=FLOATS if entry.ternary else None)
+    return describe(checkpoint, name, None, ternary=None if record else bitnet_coding(checkpoint.config))
+
+
+def bitnet_coding(config: dict[str, Any]) -> str | None:
+    """How BitNet's own checkpoints code their weights; None for other models, and where others have quantized them."""
+    if config.get("model_type") != "bitnet":
+        return None
+    quantization = config.get("quantization_config")
+    if quantization is None:
+        return MASTERS
+    if quantization.get("quant_method") != "bitnet":
+        return None
+    # The defaults are transformers' own.
+    if quantization.get("linear_class", "bitlinear") != "autobitlinear":
+        return PACKED_INVERSE
+    return MASTERS if quantization.get("quantization_mode", "offline") == "online" else PACKED
 
 
 def _read_linear(entry: dict[str, Any]) -> LinearRecord:
@@ -112,15 +133,26 @@ def _read_linear(entry: dict[str, Any]) -> LinearRecord:
         on_codes=entry.get("pruned_on") == "codes",
         moved=int(entry.get("moved", 0)),
         permuted=bool(entry.get("permuted", False)),
+        ternary=bool(entry.get("ternary", False)),
     )
 
 
 def check_quantization(config: dict[str, Any], where: str) -> None:
-    """Raise InputError unless the checkpoint is unquantized or symmetric W8A8 compressed-tensors as we write it."""
+    """Raise InputError unless the checkpoint is unquantized, as BitNet's own are, or symmetric W8A8 compressed-tensors
+    as we write it."""
     quantization = config.get("quantization_config")
     if quantization is None:
         return
     method = quantization.get("quant_method")
+    if method == "bitnet" and config.get("model_type") == "bitnet":
+        left_out = [name for name in quantization.get("modules_to_not_convert") or [] if name != "lm_head"]
+        if left_out or quantization.get("use_rms_norm"):
+            odd = f"leaves out {', '.join(left_out)}" if left_out else "has a norm before every linear (use_rms_norm)"
+            raise InputError(
+                f"{where}: quantized by 'bitnet', but it {odd}",
+                hint="only models whose decoder linears are all ternary, as BitNet b1.58 2B4T, can be taken",
+            )
+        return
     if method != "compressed-tensors":
         raise InputError(
             f"{where}: quantized by '{method}', only compressed-tensors W8A8 can be taken",

@@ -49,6 +49,9 @@ scheme_option = click.option("--scheme", metavar="int8|fp8|bf16", help="Numbers 
 preset_option = click.option(
     "--preset", metavar="fast|balanced|quality", help="Time spent for accuracy.  [default: balanced]"
 )
+codes_option = click.option(
+    "--codes", metavar="ternary|full", help="Of ternary weights (BitNet): stay so, or any code.  [default: ternary]"
+)
 method_option = click.option("--method", metavar=METHOD_WORDS, help="One method for all, instead of the preset's.")
 recipe_options = options(
     recipe_option,
@@ -56,6 +59,7 @@ recipe_options = options(
     click.option("--pattern", metavar="2_L", help="2_4 … 2_16, or 2_inf to prune nothing.  [default: 2_8]"),
     preset_option,
     method_option,
+    codes_option,
     calibration_options,
     click.option("--layout", metavar="slide|dense", help="How weights are stored.  [default: slide; dense for bf16]"),
     click.option("--shard-gb", type=float, help="Largest weight file, in GB.  [default: 5]"),
@@ -65,7 +69,7 @@ DEFAULTS = {"scheme": "int8", "pattern": "2:8"}
 PRESET = "balanced"
 
 
-RECIPE_WORDS = ("scheme", "pattern", "preset", "method", "layout", "shard_gb", "calibration", *CALIBRATION)
+RECIPE_WORDS = ("scheme", "pattern", "preset", "method", "codes", "layout", "shard_gb", "calibration", *CALIBRATION)
 """The parameters that `recipe_options` gives besides the recipe."""
 
 

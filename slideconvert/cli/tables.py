@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.table import Table
 
-from ..report.summary import size
+from ..report.summary import legal_share, size
 
 if TYPE_CHECKING:
     from ..inspect import Inspection
@@ -112,9 +112,11 @@ def report_summary(report: Report, out: Path, seconds: float, stages: Mapping[st
     checked = f"{report.verified} tensors re-read and sound" if report.verified else "NOT VERIFIED (--no-verify)"
     found = report.perplexity
     measured = [f"perplexity {found['source']:.3f} -> {found['output']:.3f}"] if found else []
+    legal = legal_share(report)
     lines = [
         f"wrote    {out}: {size(totals.file_bytes_before)} -> {size(totals.file_bytes_after)}, "
         f"{totals.zeros / totals.weights:.1%} of {totals.weights / 1e6:.1f} million weights are zero",
+        *([f"zeros    {legal:.1%} of all groups had theirs already"] if legal is not None else []),
         f"error    at most {worst.error:.4f} ({worst.name})",
         f"verified {checked}",
         *measured,

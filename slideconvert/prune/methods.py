@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 from torch import Tensor
 
@@ -18,7 +19,19 @@ from .select import apply_mask
 from .statistics import Statistics
 from .wanda import wanda
 
-Solver = Callable[[Tensor, Statistics, Pattern, Scheme], Solved]
+
+class Solver(Protocol):
+    """weight [out, in] float32 -> Solved. masters [out, in] float32: what a ternary weight was rounded from, None for
+    others and where it is not known."""
+
+    def __call__(
+        self,
+        weight: Tensor,
+        statistics: Statistics,
+        pattern: Pattern,
+        scheme: Scheme,
+        masters: Tensor | None = None,
+    ) -> Solved: ...
 
 
 @dataclass(frozen=True)
@@ -27,7 +40,7 @@ class Method:
 
     prunes: whether it takes weights away; without, the pattern must be there already.
     mask: of a method that needs no data: (weight [out, in], pattern) -> keep mask.
-    solve: of a calibrated one: (weight [out, in] float32, statistics, pattern, scheme) -> Solved.
+    solve: of a calibrated one.
     asymmetric: whether it wants to know how far the inputs have moved from the dense model's.
     diagonal: whether the diagonal of the Gram matrix is all that it looks at.
     """
@@ -44,9 +57,11 @@ class Method:
         return self.solve is not None
 
 
-def _wanda(weight: Tensor, statistics: Statistics, pattern: Pattern, scheme: Scheme) -> Solved:
-    """Wanda's mask, survivors rounded to nearest."""
-    pruned = apply_mask(weight, wanda(weight, statistics.whole.norms, pattern))
+def _wanda(
+    weight: Tensor, statistics: Statistics, pattern: Pattern, scheme: Scheme, masters: Tensor | None = None
+) -> Solved:
+    """Wanda's mask, survivors rounded to nearest. Ternary weights are weighed by their masters."""
+    pruned = apply_mask(weight, wanda(weight if masters is None else masters, statistics.whole.norms, pattern))
     return Solved(quantize(pruned, scheme) if scheme.quantized else pruned)
 
 

@@ -7,6 +7,8 @@
 
 At a least squares solution the loss of any Q on the mask is a constant plus its distance to that solution, so
 rounding may aim at the refitted weights alone (step 4 needs no data but the Gram matrix).
+
+Ternary weights are rounded to -1, 0, 1 times their own scale, and then go through descent.py.
 """
 
 from __future__ import annotations
@@ -17,9 +19,10 @@ import torch
 from torch import Tensor
 
 from ..patterns import Pattern
-from ..quantize import Weight, channel_scale
+from ..quantize import QuantizedWeight, Weight, channel_scale, to_codes
 from ..schemes import Scheme
 from .alps import alps_mask
+from .descent import descend
 from .refit import asymmetric_target, refit, steps_to_take
 from .select import apply_mask
 from .statistics import Statistics
@@ -39,7 +42,9 @@ class Solved:
     notes: tuple[str, ...] = ()
 
 
-def hessian(weight: Tensor, statistics: Statistics, pattern: Pattern, scheme: Scheme) -> Solved:
+def hessian(
+    weight: Tensor, statistics: Statistics, pattern: Pattern, scheme: Scheme, masters: Tensor | None = None
+) -> Solved:
     """SparseGPT, joint with rounding in one sweep. weight [N, K] float32."""
     damped, weight = _prepared(weight, statistics.whole)
     grid = Grid(scheme, channel_scale(weight, scheme)) if scheme.quantized else None
@@ -47,13 +52,23 @@ def hessian(weight: Tensor, statistics: Statistics, pattern: Pattern, scheme: Sc
     return Solved(made, damped.notes)
 
 
-def gptq(weight: Tensor, statistics: Statistics, pattern: Pattern, scheme: Scheme) -> Solved:
+def gptq(
+    weight: Tensor, statistics: Statistics, pattern: Pattern, scheme: Scheme, masters: Tensor | None = None
+) -> Solved:
     """Quantization alone: the sweep with the mask that the weight has already. weight [N, K] float32."""
     damped, weight = _prepared(weight, statistics.whole)
     return Solved(on_mask(weight, weight != 0, damped, scheme), damped.notes)
 
 
-def obs(weight: Tensor, statistics: Statistics, pattern: Pattern, scheme: Scheme, *, admm: bool = False) -> Solved:
+def obs(
+    weight: Tensor,
+    statistics: Statistics,
+    pattern: Pattern,
+    scheme: Scheme,
+    masters: Tensor | None = None,
+    *,
+    admm: bool = False,
+) -> Solved:
     """weight [N, K] float32 -> the four steps above. admm: take the mask from ALPS instead of the sweep."""
     whole = statistics.whole
     damped, weight = _prepared(weight, whole)
@@ -75,14 +90,23 @@ def obs(weight: Tensor, statistics: Statistics, pattern: Pattern, scheme: Scheme
         steps = steps_to_take(weight, target, start, keep, fitted_only.gram, statistics.held, STEPS)
         notes = tuple(dict.fromkeys((*notes, *fitted_only.notes)))
     fitted = refit(target, start, keep, damped.gram, steps)
-    return Solved(on_mask(fitted, keep, damped, scheme), notes)
+    if not scheme.ternary:
+        return Solved(on_mask(fitted, keep, damped, scheme), notes)
+    rounded = on_mask(fitted, keep, damped, scheme, channel_scale(weight, scheme))
+    assert isinstance(rounded, QuantizedWeight)
+    codes, scale = descend(rounded.codes.float(), rounded.scale, target, damped.gram, pattern, masters)
+    return Solved(QuantizedWeight(to_codes(codes, scheme), scale, scheme), notes)
 
 
-def on_mask(weight: Tensor, keep: Tensor, damped: Damped, scheme: Scheme) -> Weight:
-    """Round weight [N, K] float32 to the scheme, zeros off the mask staying exactly zero."""
+def on_mask(weight: Tensor, keep: Tensor, damped: Damped, scheme: Scheme, scale: Tensor | None = None) -> Weight:
+    """Round weight [N, K] float32 to the scheme, zeros off the mask staying exactly zero.
+
+    scale [N, 1]: of the codes, if it is known; else the largest weight of a row becomes the largest code.
+    """
     if not scheme.quantized:
         return apply_mask(weight, keep)
-    scale = channel_scale(weight * keep, scheme)
+    if scale is None:
+        scale = channel_scale(weight * keep, scheme)
     made, _ = sweep(weight, damped.gram, column_order(damped), keep=keep, grid=Grid(scheme, scale))
     return made
 

@@ -61,14 +61,26 @@ def apply_mask(values: Tensor, keep: Tensor) -> Tensor:
     return out
 
 
+def legal_groups(values: Tensor, pattern: Pattern) -> int:
+    """How many groups of [out, in] have the zeros that the pattern asks for."""
+    found = [_nonzeros(values[rows], pattern) <= pattern.most_nonzeros for rows in row_blocks(values)]
+    return sum(int(block.count_nonzero()) for block in found)
+
+
+def _nonzeros(values: Tensor, pattern: Pattern) -> Tensor:
+    """Non-zeros of every group of some rows [rows, in] -> [rows, groups] int8."""
+    taken = torch.zeros((), dtype=torch.int8, device=values.device)
+    for plane in to_planes(bits(without_negative_zero(values)), pattern.group):
+        taken = taken - nonzero(plane).to(torch.int8)
+    return taken
+
+
 def check_pattern(values: Tensor, pattern: Pattern, where: str) -> None:
     """Raise PatternError with row, column and count at the first group of [out, in] with too many non-zeros."""
     if not pattern.prunes:
         return
     for rows in row_blocks(values):
-        taken = torch.zeros((), dtype=torch.int8, device=values.device)
-        for plane in to_planes(bits(without_negative_zero(values[rows])), pattern.group):
-            taken = taken - nonzero(plane).to(torch.int8)
+        taken = _nonzeros(values[rows], pattern)
         if int(taken.amax()) <= pattern.most_nonzeros:
             continue
         over = taken > pattern.most_nonzeros

@@ -14,7 +14,7 @@ from .. import __version__
 from ..patterns import Pattern
 from .record import LayerReport, Report
 from .style import STYLE
-from .summary import converted, errors, notes, patterns, percent, printable, schemes, size, zero_share
+from .summary import converted, errors, legal_share, notes, patterns, percent, printable, schemes, size, zero_share
 from .svg import bytes_plot, error_plot
 from .training import training_plot, training_table
 
@@ -98,10 +98,11 @@ def _tiles(report: Report) -> str:
     linears = f"linears alone {size(sums.linear_bytes_before)} → {size(sums.linear_bytes_after)}"
     before = sums.file_bytes_before
     ratio = f"{percent(sums.file_bytes_after / before, 1)} of the source; " if before else ""
-    kept = len(report.layers) - all_errors.count
+    kept, legal = len(report.layers) - all_errors.count, legal_share(report)
     tiles = [
         _tile("Weight files", files, ratio + linears, " wide"),
         _tile("Zeros in the linears", percent(zero_share(report)), f"{sums.zeros:,} of {sums.weights:,} weights"),
+        *([] if legal is None else [_tile("Groups with zeros before", percent(legal), "as the model was trained")]),
     ]
     if all_errors.worst:
         name = _text(all_errors.worst.name).replace(".", ".<wbr>")

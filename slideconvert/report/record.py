@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .. import __version__
+from ..patterns import Pattern
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class LayerReport:
     output_error: relative error of the linear's output on the calibration tokens; None without calibration, and after
     training end to end, where nobody measured it.
     notes: anything degraded or unusual, in words; empty when all went as asked.
+    legal_groups: of `groups` how many had their zeros in the source already; None where nobody counted, since only
+    ternary weights have zeros to speak of.
     """
 
     name: str
@@ -49,10 +52,16 @@ class LayerReport:
     slid_columns: int
     output_error: float | None = None
     notes: tuple[str, ...] = ()
+    legal_groups: int | None = None
 
     @property
     def weights(self) -> int:
         return math.prod(self.shape)
+
+    @property
+    def groups(self) -> int:
+        """Groups of the pattern in all rows."""
+        return self.shape[0] * Pattern.parse(self.pattern).groups(self.shape[1])
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> LayerReport:

@@ -72,6 +72,13 @@ def zero_share(report: Report) -> float:
     return report.totals.zeros / report.totals.weights if report.totals.weights else 0.0
 
 
+def legal_share(report: Report) -> float | None:
+    """Share of groups that had their zeros before anything was pruned, among linears for which it was counted."""
+    counted = [layer for layer in converted(report) if layer.legal_groups is not None and layer.pattern != "2:inf"]
+    groups = sum(layer.groups for layer in counted)
+    return sum(layer.legal_groups or 0 for layer in counted) / groups if groups else None
+
+
 def percent(share: float, digits: int = 2) -> str:
     """0.18724 -> '18.72%'."""
     return f"{100 * share:.{digits}f}%"

@@ -23,8 +23,8 @@ from ..checkpoint.format import TensorSpec
 from ..checkpoint.reader import Checkpoint, read_json
 from ..checkpoint.staging import file_sha256
 from ..errors import InputError
-from ..layers import Linear, decoder_linears, layer_of
-from ..orders import between, folded_bias, read_orders
+from ..layers import LAYER_PREFIX, attention_heads, decoder_linears, layer_of
+from ..orders import between, folded_vector, read_orders
 from ..planes import bits
 from ..progress import Progress, silent
 from ..runtime.slidesparse_record import bundle_faults
@@ -74,7 +74,6 @@ def verify_checkpoint(
     ours = Side(checkpoint, record)
     theirs = _source_side(ours, source) if source else None
     linears = decoder_linears(checkpoint.config)
-    biases = {f"{linear.name}.bias": linear for linear in linears}
     owned: set[str] = set()
     spoiled: dict[str, str] = {}
 
@@ -82,7 +81,7 @@ def verify_checkpoint(
         """What else a layer has (None: what no layer has), while the files that it lies in are at hand."""
         for name in sorted(name for name in checkpoint.tensors.keys() - owned if layer_of(name) == layer):
             owned.add(name)
-            fault = _copy_fault(checkpoint, checkpoint.spec(name), theirs, biases.get(name)) if theirs else ""
+            fault = _copy_fault(checkpoint, checkpoint.spec(name), theirs) if theirs else ""
             if fault:
                 spoiled[name] = fault
 
@@ -149,16 +148,18 @@ def _config_faults(checkpoint: Checkpoint, record: Record) -> Iterator[str]:
         yield f"{CONFIG}: quantization_config does not agree with the record of the linears"
 
 
-def _copy_fault(checkpoint: Checkpoint, spec: TensorSpec, source: Side, linear: Linear | None) -> str:
-    """What is wrong with a tensor that is merely carried along; "" if nothing. linear: whose bias it is."""
+def _copy_fault(checkpoint: Checkpoint, spec: TensorSpec, source: Side) -> str:
+    """What is wrong with a tensor that is merely carried along; "" if nothing."""
     theirs = source.checkpoint
     if spec.name not in theirs.tensors:
         return f"{spec.name}: the source has no such tensor"
     if theirs.spec(spec.name) != spec:
         return f"{spec.name}: {spec.dtype} {list(spec.shape)}, the source has another dtype or shape"
-    if linear:
-        bias = folded_bias(linear.place, theirs.read(spec.name), source.orders.get(linear.layer, {}))
-        same = torch.equal(bits(checkpoint.read(spec.name)), bits(bias))
+    layer = layer_of(spec.name)
+    if layer is not None:
+        name, heads = spec.name.removeprefix(f"{LAYER_PREFIX}.{layer}."), attention_heads(theirs.config)
+        vector = folded_vector(name, theirs.read(spec.name), source.orders.get(layer, {}), heads)
+        same = torch.equal(bits(checkpoint.read(spec.name)), bits(vector))
     else:
         pairs = zip(checkpoint.pieces(spec.name), theirs.pieces(spec.name), strict=True)
         same = all(torch.equal(bits(ours), bits(before)) for ours, before in pairs)

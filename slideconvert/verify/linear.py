@@ -13,6 +13,7 @@ from torch import Tensor
 from ..checkpoint.config import Record, describe_linear
 from ..checkpoint.reader import Checkpoint
 from ..errors import InputError, SlideConvertError
+from ..kernels.sparse_gemm.reference import code_floats
 from ..layers import Linear, attention_heads
 from ..layout import StoredLinear, stored_tensors
 from ..measure import Tally, check_finite, energy, floats, nonzeros, ratio, take_rows, values
@@ -85,7 +86,7 @@ def verify_linear(ours: Side, source: Side | None, device: str, linear: Linear) 
                 found += (
                     _check_moved(before, weight)
                     if _moved_since(ours, source, name)
-                    else _check_against(before, weight, None if kept else stored.pattern, where)
+                    else _check_against(stored, before, weight, None if kept else stored.pattern, where)
                 )
         if source and found.energy and found.loss >= found.energy:
             raise InputError(f"{name}: differs from the source by more than its size; it is not the same linear")
@@ -129,6 +130,8 @@ def _check_weight(stored: StoredLinear, block: dict[str, Tensor], weight: Weight
         return
     if not float(weight.scale.amin()) > 0:
         raise InputError(f"{where}: weight_scale is not positive everywhere")
+    if stored.scheme.ternary and not _is_ternary(stored, block, weight):
+        raise InputError(f"{where}: the record says ternary, but not all weights are -1, 0 or 1 times the row's scale")
     if stored.scheme.ct_type == "float" and int(bits(weight.codes).amin()) == -128:
         raise InputError(f"{where}: a zero is stored as -0 (byte 0x80)")
     if stored.layout == "slide":
@@ -136,6 +139,13 @@ def _check_weight(stored: StoredLinear, block: dict[str, Tensor], weight: Weight
         for tensor, again in stored_tensors(stored.name, weight, stored.pattern, "slide").items():
             if not torch.equal(bits(again), bits(block[tensor].view(again.shape))):
                 raise InputError(f"{where}: {tensor} is not the canonical packing of its weights")
+
+
+def _is_ternary(stored: StoredLinear, block: dict[str, Tensor], weight: QuantizedWeight) -> bool:
+    if stored.coding:
+        return torch.equal(block[stored.tensors[0].name].float(), floats(weight))
+    size = code_floats(weight.codes).abs()
+    return torch.equal(size, (size != 0).float())
 
 
 def _moved_since(ours: Side, source: Side, name: str) -> bool:
@@ -151,7 +161,7 @@ def _check_moved(before: Weight, weight: Weight) -> Tally:
     return Tally(energy=energy(old), loss=energy(old - floats(weight)))
 
 
-def _check_against(before: Weight, weight: Weight, pattern: Pattern | None, where: str) -> Tally:
+def _check_against(stored: StoredLinear, before: Weight, weight: Weight, pattern: Pattern | None, where: str) -> Tally:
     """Measure the loss; raise InputError at the first weight that is neither the source's (rounded) nor pruned.
 
     pattern: what may have been pruned by; None if nothing may.
@@ -159,7 +169,7 @@ def _check_against(before: Weight, weight: Weight, pattern: Pattern | None, wher
     old, new = floats(before), floats(weight)
     difference = old - new
     measured = Tally(energy=energy(old), loss=energy(difference))
-    off = negative(bits(_rounding(before, weight, old) - difference.abs_()))
+    off = negative(bits(_rounding(stored, before, weight, old) - difference.abs_()))
     if not int(off.amin()):
         return measured
     prunable = pattern is not None and pattern.prunes
@@ -180,10 +190,13 @@ def _check_against(before: Weight, weight: Weight, pattern: Pattern | None, wher
     return measured
 
 
-def _rounding(before: Weight, weight: Weight, old: Tensor) -> Tensor:
+def _rounding(stored: StoredLinear, before: Weight, weight: Weight, old: Tensor) -> Tensor:
     """The largest error that rounding to the scheme can make, per weight; 0 where nothing was to be rounded."""
-    if isinstance(before, QuantizedWeight) or not isinstance(weight, QuantizedWeight):
+    if not isinstance(weight, QuantizedWeight):
         return torch.zeros_like(old)
+    if isinstance(before, QuantizedWeight) and before.scheme.ternary >= weight.scheme.ternary:
+        # Codes stay codes. The scale of ternary ones stored as floats has the digits of bfloat16.
+        return old.abs() * (2**-9 * ROUNDING_SLACK) if stored.coding else torch.zeros_like(old)
     scale = weight.scale.float()
     if weight.scheme.ct_type == "int":
         return scale * (0.5 * ROUNDING_SLACK)

@@ -1,0 +1,135 @@
+"""Descent over ternary codes: group by group the best change of one or two codes, all others fixed.
+
+A sweep rounds each weight once and never returns to it. With three values to choose from that loses much: a group may
+do better with other zeros, or with a code that pays back what a neighbour lost. For a row of codes q with scale s,
+target w* and damped Gram matrix H the loss is
+
+    f(q) = (s q - w*) H (s q - w*)ᵀ + λ ||s q - m||²
+
+and changing codes i and j by a and b changes it by Δ(i, a) + Δ(j, b) + 2 a b s² H_ij with
+Δ(i, a) = 2 a s g_i + a² s² H_ii + the change of the second term, g = (s q - w*) H. Every pair of a group is tried,
+and the best that keeps the pattern is taken if it lowers f, so f never rises; a zero that moves within its group is a
+pair. Between passes each row's scale is fitted, s = w* H qᵀ / q H qᵀ.
+
+m are the masters, the floats that the codes were trained as. They say nothing of the layer's function, but a weight
+that training left near the edge between two codes matters less than one far from it (measured, see BENCHMARKS.md).
+"""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from ..patterns import Pattern
+from ..planes import blocks
+
+ROUNDS = 3
+"""Passes over all groups, the scales fitted before each and after the last."""
+PRIOR = 0.2
+"""λ as a share of the mean diagonal of H."""
+BLOCK = 32
+"""Columns whose gradients are kept up to date together, at most."""
+CODES = (-1.0, 0.0, 1.0)
+
+
+def descend(
+    codes: Tensor, scale: Tensor, target: Tensor, gram: Tensor, pattern: Pattern, masters: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """codes [N, K] of -1, 0, 1 that follow the pattern, scale [N, 1] -> better ones, float32 both.
+
+    target [N, K] float32: w*. gram [K, K] float32: H, damped. masters [N, K] float32, None if they are not known.
+    """
+    prior = 0.0 if masters is None else PRIOR * float(gram.diagonal().mean())
+    codes, pairs = codes.clone(), len(_pairs(pattern.group)[0])
+    scale = fit_scale(codes, scale, target, gram)
+    for _ in range(ROUNDS):
+        for rows in blocks(len(codes), pairs, codes.device.type):
+            own = None if masters is None else masters[rows]
+            _pass(codes[rows], scale[rows], target[rows], gram, pattern, own, prior)
+        scale = fit_scale(codes, scale, target, gram)
+    return codes, scale
+
+
+def fit_scale(codes: Tensor, scale: Tensor, target: Tensor, gram: Tensor) -> Tensor:
+    """The scale [N, 1] with which codes [N, K] come nearest to the target; `scale` where no positive one does."""
+    bent = codes @ gram
+    energy, reached = (bent * codes).sum(1, keepdim=True), (bent * target).sum(1, keepdim=True)
+    fits = (energy > 0) & (reached > 0)
+    return torch.where(fits, reached / torch.where(fits, energy, torch.ones_like(energy)), scale)
+
+
+def _pairs(columns: int) -> tuple[list[int], list[int]]:
+    """All changes of one or two codes of a group, as indices of moves; the move after the last changes nothing.
+
+    Move 3 l + v makes column l the code CODES[v].
+    """
+    nothing = 3 * columns
+    first, second = list(range(nothing)), [nothing] * nothing
+    for one, other in combinations(range(columns), 2):
+        for move in range(3 * one, 3 * one + 3):
+            for reply in range(3 * other, 3 * other + 3):
+                first.append(move)
+                second.append(reply)
+    return first, second
+
+
+def _pass(
+    codes: Tensor,
+    scale: Tensor,
+    target: Tensor,
+    gram: Tensor,
+    pattern: Pattern,
+    masters: Tensor | None,
+    prior: float,
+) -> None:
+    """Once over all groups of some rows; `codes` is changed in place."""
+    columns, step = codes.shape[1], max(1, BLOCK // pattern.group) * pattern.group
+    off = codes * scale - target
+    for start in range(0, columns, step):
+        block = slice(start, min(start + step, columns))
+        slope = off @ gram[:, block]
+        for first in range(block.start, block.stop, pattern.group):
+            group = slice(first, min(first + pattern.group, columns))
+            inside = slice(group.start - start, group.stop - start)
+            own = None if masters is None else masters[:, group]
+            change = _best_change(codes[:, group], scale, slope[:, inside], gram[group, group], pattern, own, prior)
+            codes[:, group] += change
+            change = change * scale
+            off[:, group] += change
+            slope += change @ gram[group, block]
+
+
+def _best_change(
+    codes: Tensor,
+    scale: Tensor,
+    slope: Tensor,
+    gram: Tensor,
+    pattern: Pattern,
+    masters: Tensor | None,
+    prior: float,
+) -> Tensor:
+    """codes [N, L] of one group -> what to add to them, zero where nothing helps. slope [N, L]: g. gram [L, L]."""
+    rows, columns = codes.shape
+    values = torch.tensor(CODES, device=codes.device)
+    change = values - codes[:, :, None]  # [N, L, 3]
+    step = change * scale[:, :, None]
+    cost = 2 * slope[:, :, None] * step + gram.diagonal()[None, :, None] * step.square()
+    if masters is not None and prior:
+        wanted = masters[:, :, None]
+        before = (codes * scale)[:, :, None]
+        cost += prior * ((before + step - wanted).square() - (before - wanted).square())
+    taken = codes.count_nonzero(1)[:, None]
+    more = (values != 0).to(torch.int8) - (codes != 0).to(torch.int8)[:, :, None]
+    # One more move that changes nothing, so that single changes are pairs as well.
+    cost, step, more = (torch.nn.functional.pad(part.flatten(1), (0, 1)) for part in (cost, step, more))
+    first, second = (torch.tensor(moves, device=codes.device) for moves in _pairs(columns))
+    coupling = torch.nn.functional.pad(gram, (0, 1, 0, 1))[first // 3, second // 3]
+    total = step[:, first] * step[:, second] * (2 * coupling) + cost[:, first] + cost[:, second]
+    total.masked_fill_(taken + more[:, first] + more[:, second] > pattern.most_nonzeros, torch.inf)
+    best, pair = total.min(1)
+    found = torch.zeros(rows, 3 * columns + 1, device=codes.device)
+    helps = (best < 0).float()[:, None]
+    found.scatter_(1, first[pair][:, None], helps).scatter_add_(1, second[pair][:, None], helps)
+    return (found[:, :-1].view(rows, columns, 3) * change).sum(2)

@@ -1,0 +1,74 @@
+"""Ternary weights, as BitNet b1.58 trains and runs them: -1, 0 or 1 times one scale (arXiv 2402.17764, section 2).
+
+A checkpoint holds them in one of three forms, which all become codes with a scale per row:
+
+    masters          the floats that were trained: codes = clamp(round-half-even(w / mean |w|), -1, 1), per tensor
+    packed           [out/4, in] uint8, four codes a byte, and one scale; row n lies in bits 2 (n div out/4) of byte row
+                     n mod (out/4), plus one. `packed` multiplies by its scale, `packed-inverse` divides (older models)
+    floats           what we write for scheme bf16: code times scale of the row
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .planes import row_blocks
+from .quantize import QuantizedWeight, Weight, quantize
+from .schemes import INT8, Scheme
+
+MASTERS, PACKED, PACKED_INVERSE, FLOATS = "masters", "packed", "packed-inverse", "floats"
+PER_BYTE = 4
+LEAST_MEAN = 1e-5
+"""Of |w|, below which the scale does not follow it (BitNet's own code)."""
+
+
+def ternarize(master: Tensor) -> QuantizedWeight:
+    """master [out, in] float -> codes [out, in] int8 of -1, 0, 1 and scale [out, 1] float32, the same in every row.
+
+    As transformers' WeightQuant computes it: s = 1 / max(mean |w|, 1e-5) in float32, codes = clamp(round(w · s), -1,
+    1), and 1 / s as the scale. The mean alone is summed in float64, so that every device gets the same.
+    """
+    total = sum(float(master[rows].abs().sum(dtype=torch.float64)) for rows in row_blocks(master))
+    mean = torch.tensor(total / master.numel(), dtype=torch.float32).clamp(min=LEAST_MEAN)
+    inverse = mean.reciprocal().to(master.device)
+    codes = torch.empty(master.shape, dtype=torch.int8, device=master.device)
+    for rows in row_blocks(master):
+        codes[rows] = master[rows].float().mul_(inverse).round_().clamp_(-1, 1).to(torch.int8)
+    scale = inverse.reciprocal().expand(len(master), 1).clone()
+    return QuantizedWeight(codes, scale, INT8.as_ternary)
+
+
+def unpack_ternary(packed: Tensor) -> Tensor:
+    """packed [out/4, in] uint8 -> codes [out, in] int8. A pair of bits that means nothing (3) becomes 2."""
+    return torch.cat([((packed >> 2 * place & 3).to(torch.int8) - 1) for place in range(PER_BYTE)])
+
+
+def decode_ternary(coding: str, stored: Tensor, scale: Tensor | None) -> QuantizedWeight:
+    """A ternary weight from what is stored of it: whole for masters and packed codes, any rows of floats.
+
+    scale: of packed codes, one element.
+    """
+    if coding == MASTERS:
+        return ternarize(stored)
+    if coding == FLOATS:
+        rows = stored.float()
+        return quantize(rows, INT8.as_ternary)
+    assert scale is not None
+    codes = unpack_ternary(stored)
+    one = scale.float().reciprocal() if coding == PACKED_INVERSE else scale.float()
+    return QuantizedWeight(codes, one.view(1, 1).expand(len(codes), 1).clone(), INT8.as_ternary)
+
+
+def recode(weight: Weight, scheme: Scheme) -> Weight:
+    """A ternary weight stored in another scheme: the same codes and scale, or their product in bfloat16.
+
+    For a scheme that is not ternary it is quantized like any float weight, -1 and 1 becoming the largest codes.
+    """
+    if not isinstance(weight, QuantizedWeight):
+        return weight
+    if not scheme.quantized:
+        return weight.dequantize().to(getattr(torch, scheme.dtype))
+    if not scheme.ternary:
+        return quantize(weight.dequantize(), scheme)
+    return QuantizedWeight(weight.codes.to(getattr(torch, scheme.dtype)), weight.scale, scheme)
