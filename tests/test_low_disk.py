@@ -139,6 +139,14 @@ def test_steps_that_need_shards_again_fetch_them_again(
     assert pico.files(tmp_path / "out") == pico.files(tmp_path / "normal")
 
 
+def test_a_model_in_one_file(cli: Cli, hub: HubServer, source: Path, tmp_path: Path) -> None:
+    hub.add_repo(ID, pico.files(source))
+    assert low(cli, tmp_path / "out", "-q").code == 0
+    assert fetched(hub) == ["model.safetensors"]
+    assert cli("convert", ID, tmp_path / "normal", *MAGNITUDE, "-q").code == 0
+    assert pico.files(tmp_path / "out") == pico.files(tmp_path / "normal")
+
+
 def test_the_stages_and_quantized_sources(cli: Cli, hub: HubServer, model: Path, tmp_path: Path) -> None:
     hub.add_repo(ID, pico.files(model))
     low_disk = ("--low-disk", "-q")

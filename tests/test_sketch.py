@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import constants
 
 from slideconvert.checkpoint.reader import Checkpoint
 from slideconvert.errors import InputError
@@ -194,6 +195,19 @@ def test_plan_of_a_hub_id_fetches_its_config_alone(cli: Cli, hub: HubServer, sou
     hub.requests.clear()
     assert hub_plan(cli, "--revision", old) == local_plan(cli, source, "weights")
     assert not hub.requests
+
+
+def test_plan_without_a_network(
+    cli: Cli, hub: HubServer, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add_repo("org/model", pico.files(source))
+    made = hub_plan(cli)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert hub_plan(cli) == made  # of what the first one left in the cache
+    for words in ((), ("--low-disk",)):
+        outcome = cli("convert", "org/model", tmp_path / "out", *MAGNITUDE, *words)
+        assert outcome.code == 2 and "is not in the local cache, and HF_HUB_OFFLINE forbids" in outcome.err
+    assert "org/other is not in the local cache" in cli("plan", "org/other").err
 
 
 def test_plan_of_what_cannot_be_converted(cli: Cli, hub: HubServer, source: Path, tmp_path: Path) -> None:

@@ -58,15 +58,21 @@ def download(
     return Snapshot(transfer.target, hub_id, found.revision)
 
 
-def find(hub_id: str, revision: str | None, cache: Path, folder: Path | None = None) -> Snapshot | Listing:
+def find(
+    hub_id: str, revision: str | None, cache: Path, folder: Path | None = None, *, weights: bool = True
+) -> Snapshot | Listing:
     """The snapshot if it is complete in `folder` (None: in `cache`), else what there is to fetch.
 
-    HubError without a network, if it is not here, and if there is no such model.
+    weights: whether a snapshot without them is of use when there is no network. HubError without a network, if it is
+    not here, and if there is no such model.
     """
     from huggingface_hub import is_offline_mode
 
     if is_offline_mode():
-        return _without_network(hub_id, folder, revision, cache)
+        found = _without_network(hub_id, folder, revision, cache)
+        if weights and not any(found.path.glob("*.safetensors")):
+            raise offline(hub_id, revision)  # a plan needed its config.json
+        return found
     if revision and COMMIT.fullmatch(revision) and (done := _finished(hub_id, revision, folder, cache)):
         return done
     listing = list_files(hub_id, revision=revision)

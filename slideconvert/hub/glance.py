@@ -20,7 +20,7 @@ def glance(hub_id: str, *, revision: str | None = None, cache: Path | None = Non
     Raises what `download` does.
     """
     where = cache_folder(cache)
-    found = find(hub_id, revision, where)
+    found = find(hub_id, revision, where, weights=False)
     if isinstance(found, Snapshot):
         return found
     transfer = Transfer(found, where)
