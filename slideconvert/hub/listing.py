@@ -51,6 +51,7 @@ class Listing:
 
     @property
     def names(self) -> set[str]:
+        """Names of the files that are fetched."""
         return {file.name for file in self.files}
 
     def file(self, name: str) -> RemoteFile:
