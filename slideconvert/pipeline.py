@@ -41,6 +41,7 @@ from .prune.select import apply_mask, check_pattern, legal_groups
 from .quantize import Weight
 from .report import LayerReport, Report, Training, totals
 from .room import check_room
+from .ternary import recode
 from .workers import in_order
 
 
@@ -202,7 +203,7 @@ def _convert_rows(
         pruned, weight = compress_directly(source, plan.method, plan.pattern, plan.scheme, masters)
     else:
         survivors = apply_mask(floats(source), floats(solved) != 0)
-        pruned, weight = survivors, solved
+        pruned, weight = survivors, recode(solved, plan.scheme) if plan.scheme.ternary else solved
     tensors = {} if plan.kept else stored_tensors(plan.linear.name, weight, plan.pattern, layout)
     return tensors, tally(source, pruned, weight)
 

@@ -100,7 +100,7 @@ SOURCES: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
         config_changed(
             model_type="bitnet", quantization_config={"quant_method": "bitnet", "linear_class": "autobitlinear"}
         ),
-        (f"{Q}", "weight_scale is missing"),
+        ("q_proj.weight_scale is missing",),
     ),
     "no layer count": (config_changed(num_hidden_layers=None), ("num_hidden_layers",)),
     "more layers than weights": (config_changed(num_hidden_layers=5), ("model.layers.3.", "is missing")),

@@ -28,9 +28,8 @@ from ..prune.statistics import Statistics
 from ..quantize import QuantizedWeight, Weight
 from ..recover.block import recover_block
 from ..recover.training import Curve, Schedule
-from ..ternary import recode
 from .decoder import STAGES, Decoder
-from .folding import find_order, fold, in_order
+from .folding import find_order, fold, in_order, masters_of
 from .stream import Runs, Stream
 
 
@@ -38,8 +37,8 @@ from .stream import Runs, Stream
 class LayerResult:
     """One layer's linears after compression, by place; those that are kept are not in it.
 
-    weights: as stored. errors: relative error of a linear's output on the calibration tokens, of calibrated
-    methods; on the inputs for which it was solved.
+    weights: as stored, ternary ones as codes whatever their scheme. errors: relative error of a linear's output on the
+    calibration tokens, of calibrated methods; on the inputs for which it was solved.
     notes: anything degraded or unusual, in words. orders: how channels were permuted;
     weights and errors are those of the permuted layer. curve: of block recovery, if there was any.
     """
@@ -85,7 +84,7 @@ def compress_layers(
                 if gram is not None and recovery:
                     grams |= dict.fromkeys(places, gram)
             if recovery and result.weights:
-                recover(stream, result, grams, recovery)
+                recover(stream, plans, result, grams, recovery)
         else:
             fold(stream.layer.module, result.orders, decoder.heads)
             put(stream, result.weights)
@@ -109,7 +108,11 @@ def compress_stage(stream: Stream, stage: int, plans: dict[str, LinearPlan], res
             together.setdefault((plan.method, str(plan.pattern), plan.scheme.name), []).append(place)
         else:
             device = str(stream.runs.device)
-            source, masters = plan.stored.read(stream.decoder.source).to(device), masters_of(plan, stream, result)
+            source, masters = (
+                plan.stored.read(stream.decoder.source).to(device),
+                masters_of(plan, stream.decoder.source, result.orders),
+            )
+            masters = None if masters is None else masters.to(device)
             result.weights[place] = compress_directly(source, plan.method, plan.pattern, plan.scheme, masters)[1]
     if together:
         diagonal = all(METHODS[method].diagonal for method, _, _ in together)
@@ -144,22 +147,13 @@ def put(stream: Stream, weights: dict[str, Weight]) -> None:
         stream.layer.set_weight(place, floats(weight).to(stream.runs.device))
 
 
-def masters_of(plan: LinearPlan, stream: Stream, result: LayerResult) -> Tensor | None:
-    """What a linear's ternary weight was rounded from [out, in] float32, channels in the order that they now have."""
-    found = plan.stored.read_masters(stream.decoder.source) if plan.scheme.ternary else None
-    if found is None:
-        return None
-    moved = folded(plan.linear.place, found.float().to(stream.runs.device), result.orders, stream.decoder.heads)
-    assert isinstance(moved, Tensor)
-    return moved
-
-
 def _solve(plans: list[LinearPlan], stream: Stream, statistics: Statistics, result: LayerResult) -> None:
     """Linears with the same input and the same choices, as one matrix: their rows do not know of each other."""
     plan, places = plans[0], [plan.linear.place for plan in plans]
     weights = [stream.layer.linear(place).weight.data for place in places]
-    known = [own for own in (masters_of(plan, stream, result) for plan in plans) if own is not None]
-    masters = torch.cat(known) if len(known) == len(plans) else None
+    found = (masters_of(plan, stream.decoder.source, result.orders) for plan in plans)
+    known = [own.to(stream.runs.device) for own in found if own is not None]
+    masters = torch.cat(known) if known else None
     solve = METHODS[plan.method].solve
     assert solve is not None
     try:
@@ -174,8 +168,6 @@ def _solve(plans: list[LinearPlan], stream: Stream, statistics: Statistics, resu
         if isinstance(solved.weight, QuantizedWeight):
             codes, scale = solved.weight.codes[rows].clone(), solved.weight.scale[rows].clone()
             made: Weight = QuantizedWeight(codes, scale, plan.scheme.grid)
-            if plan.scheme.ternary:
-                made = recode(made, plan.scheme)
         else:
             made = solved.weight[rows].to(TORCH_DTYPES[own.outputs[0].dtype] if own.outputs else torch.bfloat16)
         if not bool(floats(made).isfinite().all()):
@@ -196,7 +188,13 @@ def output_error(before: Tensor, after: Tensor, gram: Tensor) -> float:
     return float(f"{(max(loss, 0.0) / whole) ** 0.5:.6g}") if whole > 0 else 0.0
 
 
-def recover(stream: Stream, result: LayerResult, grams: dict[str, Tensor], schedule: Schedule) -> None:
+def recover(
+    stream: Stream,
+    plans: dict[str, LinearPlan],
+    result: LayerResult,
+    grams: dict[str, Tensor],
+    schedule: Schedule,
+) -> None:
     """Train the layer's survivors against the dense lane; layer and errors are then those of what came of it.
 
     grams: of the inputs, by place, as the linears were solved: training moves the inputs within the layer as well.
@@ -204,9 +202,11 @@ def recover(stream: Stream, result: LayerResult, grams: dict[str, Tensor], sched
     dense = stream.dense
     assert dense is not None
     dense.leave()
+    masters = {place: masters_of(plans[place], stream.decoder.source, result.orders) for place in result.weights}
     result.weights, result.curve = recover_block(
         stream.layer,
         result.weights,
+        masters,
         stream.lane.hidden.windows,
         dense.hidden.windows,
         stream.fitted,

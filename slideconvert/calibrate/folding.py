@@ -11,10 +11,12 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from ..layers import HEADS
-from ..orders import Orders
+from ..checkpoint.reader import Checkpoint
+from ..layers import HEADS, attention_heads
+from ..orders import Orders, folded
 from ..patterns import Pattern
 from ..permute import head_order, mlp_order, permute_heads, permute_mlp
+from ..plan import LinearPlan
 from ..prune.statistics import Statistics
 
 
@@ -37,6 +39,17 @@ def fold(module: nn.Module, orders: Orders, heads: tuple[int, int]) -> None:
         tensors = permute_heads(tensors, order, heads[0]) if part == HEADS else permute_mlp(tensors, order)
     if orders:
         module.load_state_dict(tensors, assign=True)
+
+
+def masters_of(plan: LinearPlan, source: Checkpoint, orders: Orders) -> Tensor | None:
+    """What a weight that stays ternary was rounded from [out, in] float32, its channels in these orders; None for other
+    weights, and where it is not known."""
+    found = plan.stored.read_masters(source) if plan.scheme.ternary else None
+    if found is None:
+        return None
+    moved = folded(plan.linear.place, found.float(), orders, attention_heads(source.config))
+    assert isinstance(moved, Tensor)
+    return moved
 
 
 def in_order(statistics: Statistics, order: Tensor) -> Statistics:

@@ -22,7 +22,7 @@ from ..report import Training
 from ..runtime.load import load_model
 from .activations import PLACES
 from .engine import LayerResult, compress_layers
-from .folding import fold
+from .folding import fold, masters_of
 from .store import LayerStore
 from .stream import Runs, held_out
 
@@ -142,11 +142,17 @@ def _train(
         for number, result in enumerate(found)
         for place, weight in result.weights.items()
     }
+    masters = {
+        linear.linear.name: masters_of(linear, plan.source, found[linear.linear.layer].orders)
+        for linear in plan.linears
+        if linear.linear.name in weights
+    }
     fitted, held = held_out(len(tokens))
     return end_to_end.recover_end_to_end(
         student,
         teacher.requires_grad_(False),
         weights,
+        masters,
         tokens.to(settings.device),
         fitted,
         held,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..calibrate.decoder import Layer
 from ..quantize import Weight
-from .trainable import make_trainable
+from .trainable import make_trainable, trained_of
 from .training import Curve, Schedule, train
 
 RATE = 0.006
@@ -23,17 +23,19 @@ RATE = 0.006
 def recover_block(
     layer: Layer,
     weights: dict[str, Weight],
+    masters: dict[str, Tensor | None],
     inputs: Callable[[Tensor], Tensor],
     targets: Callable[[Tensor], Tensor],
     fitted: Tensor,
     held: Tensor,
     schedule: Schedule,
 ) -> tuple[dict[str, Weight], Curve]:
-    """weights by place -> the trained ones, and the held-out loss relative to the energy of the targets' change.
+    """weights and masters (see SurvivorLinear) by place -> the trained weights, and the held-out loss relative to the
+    energy of the targets' change.
 
     inputs, targets: numbers of windows [n] int64 -> [n, length, hidden] float32.
     """
-    trained = make_trainable(layer.module, weights)
+    trained = make_trainable(layer.module, weights, masters)
     energy = sum(
         float((targets(part) - inputs(part)).square().mean()) * len(part) for part in held.split(schedule.batch)
     )
@@ -42,6 +44,5 @@ def recover_block(
     def loss(windows: Tensor) -> Tensor:
         return torch.nn.functional.mse_loss(layer.run(inputs(windows)), targets(windows)) / energy
 
-    latents = [linear.latent for linear in trained.values()]
-    curve = train(latents, loss, fitted, held, schedule, dtype=layer.dtype)
+    curve = train(trained_of(trained), loss, fitted, held, schedule, dtype=layer.dtype)
     return {place: linear.weight() for place, linear in trained.items()}, curve

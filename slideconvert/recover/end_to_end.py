@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..quantize import Weight
-from .trainable import make_trainable
+from .trainable import make_trainable, trained_of
 from .training import Curve, Schedule, train
 
 RATE = 0.003
@@ -20,6 +20,7 @@ def recover_end_to_end(
     student: nn.Module,
     teacher: nn.Module,
     weights: dict[str, Weight],
+    masters: dict[str, Tensor | None],
     tokens: Tensor,
     fitted: Tensor,
     held: Tensor,
@@ -30,13 +31,14 @@ def recover_end_to_end(
     dtype: torch.dtype = torch.float32,
     tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[dict[str, Weight], Curve]:
-    """weights by module name -> the trained ones, and the held-out Kullback-Leibler divergence per token, in nats.
+    """weights and masters (see SurvivorLinear) by module name -> the trained weights, and the held-out Kullback-Leibler
+    divergence per token, in nats.
 
     student, teacher: causal language models of the same architecture; the student's linears named in `weights` are
     replaced. tokens [windows, length]. Gradient checkpointing keeps one layer's activations.
     """
     student.requires_grad_(False)
-    trained = make_trainable(student, weights)
+    trained = make_trainable(student, weights, masters)
     student.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
     student.train()  # checkpointing works in no other mode; whatever is random in it is turned off
     module: Any
@@ -54,7 +56,7 @@ def recover_end_to_end(
         return torch.nn.functional.kl_div(given, wanted, log_target=True, reduction="sum") / inputs.numel()
 
     curve = train(
-        [linear.latent for linear in trained.values()],
+        trained_of(trained),
         loss,
         fitted,
         held,

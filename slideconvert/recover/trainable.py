@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -9,47 +10,89 @@ from torch import Tensor, nn
 
 from ..measure import floats
 from ..quantize import QuantizedWeight, Weight, to_codes
+from ..ternary import ternarize
+
+MARGIN = 0.02
+"""How far from the edge between two codes a latent weight begins at least, in units of the scale."""
 
 
 class SurvivorLinear(nn.Module):
     """y = x Ŵᵀ + bias with Ŵ = the latent weight on its mask, rounded as it will be served.
 
     The gradient passes the rounding as if it were not there (straight through), and is zero off the mask. Starts at
-    `weight` exactly: codes are the latent weights' nearest codes. Scales stay as they are.
+    `weight` exactly: codes are the latent weights' nearest codes. Scales stay as they are, but those of ternary
+    weights, of which three codes leave little else to train: their gain does.
+
+    masters [out, in]: what ternary weights were rounded from. As latent weights they know which codes are about to
+    flip; those that were solved since begin just inside their code. Without masters all begin at their codes.
     """
 
     mask: Tensor
     scale: Tensor
 
-    def __init__(self, weight: Weight, bias: Tensor | None) -> None:
+    def __init__(self, weight: Weight, bias: Tensor | None, masters: Tensor | None = None) -> None:
         super().__init__()
         start = floats(weight)
-        self.latent = nn.Parameter(start.clone())
+        self.latent = nn.Parameter(
+            start.clone() if masters is None else latent_weight(weight, masters.to(start.device))
+        )
         self.register_buffer("mask", (start != 0).float())
         self.start = weight
+        self.gain: nn.Parameter | None = None
         if isinstance(weight, QuantizedWeight):
             self.register_buffer("scale", weight.scale.float())
+            if weight.scheme.ternary:
+                self.gain = nn.Parameter(torch.ones_like(self.scale))
         self.bias = bias
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """The parameters that train."""
+        return [self.latent] if self.gain is None else [self.latent, self.gain]
 
     @torch.no_grad()
     def weight(self) -> Weight:
-        """What would be stored now: codes with the scale of the start, or floats of its dtype."""
-        kept = self.latent * self.mask
+        """What would be stored now: codes with the scale of the start times the gain, or floats of its dtype."""
+        made = self._rounded(self.latent * self.mask)
+        if self.gain is None or not isinstance(made, QuantizedWeight):
+            return made
+        return replace(made, scale=self.scale * self.gain)
+
+    @torch.no_grad()
+    def _rounded(self, kept: Tensor) -> Weight:
+        """The latent weight as it is stored, before the gain."""
         if isinstance(self.start, QuantizedWeight):
             return replace(self.start, codes=to_codes(kept / self.scale, self.start.scheme))
         return kept.to(self.start.dtype)
 
     def forward(self, inputs: Tensor) -> Tensor:
         kept = self.latent * self.mask
-        with torch.no_grad():
-            off = floats(self.weight()).sub_(kept)
-        return nn.functional.linear(inputs, kept + off, self.bias)
+        weight = kept + floats(self._rounded(kept)).sub_(kept).detach()
+        if self.gain is not None:
+            weight = weight * self.gain
+        return nn.functional.linear(inputs, weight, self.bias)
 
 
-def make_trainable(parent: nn.Module, weights: dict[str, Weight]) -> dict[str, SurvivorLinear]:
+def latent_weight(weight: Weight, masters: Tensor) -> Tensor:
+    """masters [out, in] -> what rounds to the codes of ternary `weight` [out, in], float32, in units of the weight."""
+    assert isinstance(weight, QuantizedWeight)
+    sign = weight.codes.float()
+    size = (masters.float() / ternarize(masters).scale * sign).clamp(min=0.5 + MARGIN)
+    return size * sign * weight.scale.float()
+
+
+def make_trainable(
+    parent: nn.Module, weights: dict[str, Weight], masters: Mapping[str, Tensor | None]
+) -> dict[str, SurvivorLinear]:
     """Put a SurvivorLinear at each path of `weights` below `parent`; give them by path."""
     made = {}
     for path, weight in weights.items():
-        made[path] = SurvivorLinear(weight, getattr(parent.get_submodule(path), "bias", None))
+        bias = getattr(parent.get_submodule(path), "bias", None)
+        made[path] = SurvivorLinear(weight, bias, masters.get(path))
         parent.set_submodule(path, made[path])
     return made
+
+
+def trained_of(linears: Mapping[str, SurvivorLinear]) -> list[nn.Parameter]:
+    """All parameters that train."""
+    return [parameter for linear in linears.values() for parameter in linear.trained]
