@@ -22,21 +22,21 @@ from tests.hub_server import HubServer
 pytest_plugins = ["tests.hub_fixtures"]
 
 STAGING = ".slideconvert-partial"
-SHARDS, MOST = 5, 3
+LAYERS, SHARDS, MOST = 5, 7, 3
 ID = "org/model"
-SHARD = "model-00004-of-00005.safetensors"
+SHARD = "model-00004-of-00007.safetensors"
 Files = dict[str, bytes]
 
 
 def sharded(folder: Path, *, scattered: bool = False, **config: Any) -> Path:
-    """A pico model in five shards: a layer each, as published models are cut, or its tensors all over them."""
-    pico.write(folder, config=config or None, shards=SHARDS)
+    """A pico model of five layers in seven shards: a layer each, as published models are cut, or its tensors all over them."""
+    tensors, place = pico.weights(layers=LAYERS), {}
+    pico.write(folder, tensors, {**config, "num_hidden_layers": LAYERS}, shards=SHARDS)
     (folder / "tekken.json").write_text("{}")
     write_tokenizer(folder)
     if scattered:
         return folder
-    tensors, place = pico.weights(), {}
-    parts = ("model.embed", *(f"model.layers.{layer}." for layer in range(pico.LAYERS)), "model.norm")
+    parts = ("model.embed", *(f"model.layers.{layer}." for layer in range(LAYERS)), "model.norm")
     for number, part in enumerate(parts, 1):
         name = f"model-{number:05}-of-{SHARDS:05}.safetensors"
         save_file({tensor: value for tensor, value in tensors.items() if tensor.startswith(part)}, folder / name)
@@ -427,15 +427,19 @@ def test_leftovers_are_used_but_not_trusted(hub: HubServer, model: Path, tmp_pat
 
     read, size = again()
     [path] = (tmp_path / "shards").glob("*.safetensors")
-    assert read.equal(pico.weights()[tensor]) and size == path.stat().st_size and fetched(hub) == [path.name]
+    assert (
+        read.equal(pico.weights(layers=LAYERS)[tensor]) and size == path.stat().st_size and fetched(hub) == [path.name]
+    )
     read, size = again()
-    assert read.equal(pico.weights()[tensor]) and size == 0 and not fetched(hub)
+    assert read.equal(pico.weights(layers=LAYERS)[tensor]) and size == 0 and not fetched(hub)
     path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]))
     with pytest.raises(HubError, match=f"{path.name} is damaged"):
         again()
     assert not path.exists()
     read, size = again()
-    assert read.equal(pico.weights()[tensor]) and size == path.stat().st_size and fetched(hub) == [path.name]
+    assert (
+        read.equal(pico.weights(layers=LAYERS)[tensor]) and size == path.stat().st_size and fetched(hub) == [path.name]
+    )
 
 
 def test_bad_weights_leave_nothing(cli: Cli, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
