@@ -29,7 +29,7 @@ Files = dict[str, bytes]
 
 
 def sharded(folder: Path, *, scattered: bool = False, **config: Any) -> Path:
-    """A pico model of five layers in seven shards: a layer each, as published models are cut, or its tensors all over them."""
+    """A pico model of five layers in seven shards: a layer each, as published models are cut, or all over them."""
     tensors, place = pico.weights(layers=LAYERS), {}
     pico.write(folder, tensors, {**config, "num_hidden_layers": LAYERS}, shards=SHARDS)
     (folder / "tekken.json").write_text("{}")
