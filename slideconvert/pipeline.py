@@ -27,19 +27,20 @@ from .checkpoint.reader import Checkpoint
 from .checkpoint.staging import WORK, Staging, check_free
 from .checkpoint.writer import Unit, WeightWriter
 from .direct import compress_directly
-from .errors import InputError, OutputError
+from .errors import HubError, InputError, OutputError
 from .finish import Measurement, finish
 from .layers import attention_heads, layer_of
 from .layout import stored_tensors
 from .measure import Tally, check_finite, floats, ratio, take_rows, tally, values
 from .orders import Orders, compose_all, folded, folded_vector, parse_orders, read_orders, vectors_beside
-from .plan import LinearPlan, Plan, check_room
+from .plan import LinearPlan, Plan
 from .planes import row_blocks
 from .progress import Progress, silent
 from .prune import METHODS
 from .prune.select import apply_mask, check_pattern, legal_groups
 from .quantize import Weight
 from .report import LayerReport, Report, Training, totals
+from .room import check_room
 from .ternary import recode
 from .workers import in_order
 
@@ -65,18 +66,18 @@ def convert(
     settings = settings or RunSettings()
     device = settings.device
     check_room(plan, out)
-    _check_tied(plan)
     check_free(out, resume=resume)
     tokens = calibration_tokens(plan.recipe.calibration, plan.source) if plan.calibrated else None
     staging = Staging(out, job_state(plan, settings, tokens), resume=resume)
     try:
+        _check_tied(plan)
         writer = WeightWriter(staging.path, list(plan.shards))
         try:
             _write_all(plan, tokens, writer, settings, progress)
         finally:
             writer.close()
-    except OutputError:
-        raise  # what is written stays: with more room, --resume goes on
+    except (OutputError, HubError):
+        raise  # what is written stays: with more room, or when the Hub is there again, --resume goes on
     except InputError:
         if not resume:  # hours of work may lie there already
             staging.discard()
@@ -114,7 +115,7 @@ def convert(
 
 def job_state(plan: Plan, settings: RunSettings, tokens: Tensor | None) -> dict[str, object]:
     """What must be the same for a resumed run to continue this one."""
-    files = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in plan.source.shards}
+    files = {path.name: plan.source.shelf.identity(path) for path in plan.source.shards}
     return {
         "source": str(plan.source.path.resolve()),
         "revision": plan.snapshot.revision,

@@ -5,10 +5,8 @@ Everything that can be known to be wrong before the first weight is read is foun
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any
 
 from . import workers
@@ -168,9 +166,9 @@ class Plan:
         return BASE_MEMORY + (workers.count() + 1) * largest + 2 * max(unit.bytes for unit in layers)
 
 
-def make_plan(snapshot: Snapshot, recipe: Recipe) -> Plan:
-    """Open the source and decide for every tensor. InputError lists all that is wrong with it."""
-    source = Checkpoint.open(snapshot.path)
+def make_plan(snapshot: Snapshot, recipe: Recipe, source: Checkpoint | None = None) -> Plan:
+    """Decide for every tensor of the source, which is opened unless given. InputError lists all that is wrong."""
+    source = source or Checkpoint.open(snapshot.path)
     check_quantization(source.config, str(source.path))
     before = read_record(source.config, str(source.path))
     layout = recipe.layout or (before.layout if before else "dense")
@@ -353,16 +351,3 @@ def index_json(plan: Plan) -> dict[str, Any] | None:
         return None
     weight_map = {spec.name: shard.file for shard in plan.shards for spec in shard.tensors}
     return {"metadata": {"total_size": plan.bytes_after}, "weight_map": dict(sorted(weight_map.items()))}
-
-
-def check_room(plan: Plan, out: Path) -> None:
-    """Raise InputError if the disk of `out` has no room for the output."""
-    folder = out.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    needed, free = plan.bytes_after + 64_000_000, shutil.disk_usage(folder).free
-    if free < needed:
-        raise InputError(
-            f"{out}: the output needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free",
-            hint="make room or choose another disk",
-        )

@@ -35,6 +35,10 @@ class Stopwatch:
         self._last = ""
         self._since = time.monotonic()
 
+    def aside(self, stage: str, done: int, total: int) -> None:
+        """Pass on what goes on beside the stages, from other threads: it has no time of its own."""
+        self._watcher(stage, done, total)
+
     def __call__(self, stage: str, done: int, total: int) -> None:
         now, peak = time.monotonic(), self._device_peak()
         if stage == self._last:

@@ -153,7 +153,7 @@ def claim(folder: Path, hub_id: str, revision: str) -> None:
 
 def release(folder: Path) -> None:
     """Take the mark of `claim` off again, and what a killed process left of its transfers."""
-    for leftover in _interrupted_transfers(folder):
+    for leftover in interrupted_transfers(folder):
         leftover.unlink(missing_ok=True)
     (folder / UNFINISHED).unlink(missing_ok=True)
 
@@ -213,7 +213,7 @@ def _unreadable(path: Path) -> InputError:
     return InputError(f"{path}: not a record of a download", hint="delete this file and download again")
 
 
-def _interrupted_transfers(folder: Path) -> list[Path]:
+def interrupted_transfers(folder: Path) -> list[Path]:
     """Parts of files that huggingface_hub was fetching when its process was killed."""
     return sorted((folder / ".cache" / "huggingface" / "download").glob("*.incomplete"))
 
@@ -224,7 +224,7 @@ def _refuse_unfinished(folder: Path) -> None:
             f"{folder}: the download of {started[0]} is unfinished",
             hint=f"complete it with `{download_command(*started, folder)}`",
         )
-    if parts := _interrupted_transfers(folder):
+    if parts := interrupted_transfers(folder):
         raise InputError(
             f"{folder}: the download is unfinished, {len(parts)} broken-off file(s) in {parts[0].parent}",
             hint="run the `hf download … --local-dir` that began it once more, then delete *.incomplete there",

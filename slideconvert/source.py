@@ -9,12 +9,16 @@ Nothing heavy is imported here; huggingface_hub is, once something is to be fetc
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .errors import InputError
 from .hub.download import download
 from .hub.listing import Listing, RemoteFile, list_files, valid_id
 from .progress import Progress
 from .snapshot import Snapshot, open_folder
+
+if TYPE_CHECKING:
+    from .checkpoint.reader import Checkpoint
 
 __all__ = [
     "Listing",
@@ -23,6 +27,7 @@ __all__ = [
     "download",
     "is_hub_id",
     "list_files",
+    "open_source",
     "resolve",
 ]
 
@@ -32,10 +37,13 @@ def is_hub_id(source: str) -> bool:
     return valid_id(source) and not Path(source).exists()
 
 
-def resolve(source: str, *, revision: str | None = None, progress: Progress | None = None) -> Snapshot:
-    """The snapshot that `source` names: a folder as it is, a Hub id downloaded into the Hugging Face cache.
+def resolve(
+    source: str, *, revision: str | None = None, cache: Path | None = None, progress: Progress | None = None
+) -> Snapshot:
+    """The snapshot that `source` names: a folder as it is, a Hub id downloaded into `cache`.
 
     revision: branch, tag or commit of a Hub id (None: main). For a folder it must be the commit that it holds.
+    cache: the Hugging Face cache unless said.
     Raises InputError for a source that is neither, an unfinished download or a wrong revision, and HubError
     for all that `download` raises.
     """
@@ -52,4 +60,28 @@ def resolve(source: str, *, revision: str | None = None, progress: Progress | No
         raise InputError(f"{folder} is a file", hint=f"give the folder that holds it: {folder.parent}")
     if not valid_id(source):
         raise InputError(f"{source}: no such folder", hint="give a checkpoint folder or a Hub id like Qwen/Qwen2.5-7B")
-    return download(source, revision=revision, progress=progress)
+    return download(source, revision=revision, cache=cache, progress=progress)
+
+
+def open_source(
+    source: str,
+    *,
+    revision: str | None = None,
+    cache: Path | None = None,
+    shards: Path | None = None,
+    progress: Progress | None = None,
+) -> tuple[Snapshot, Checkpoint]:
+    """The snapshot that `source` names, and its checkpoint. As `resolve`, if `shards` is None.
+
+    shards: a folder that is nobody else's; shards of a Hub id are fetched into it when they are read, and deleted when
+    others need the room. InputError for a local folder, where nothing is to be fetched.
+    """
+    from .checkpoint.reader import Checkpoint
+    from .hub.lowdisk import open_remote
+
+    if shards is not None and is_hub_id(source):
+        return open_remote(source, shards, revision=revision, cache=cache, progress=progress)
+    snapshot = resolve(source, revision=revision, cache=cache, progress=progress)
+    if shards is not None:
+        raise InputError(f"--low-disk: {source} is on the disk already", hint="leave it out; it is for Hub ids")
+    return snapshot, Checkpoint.open(snapshot.path)

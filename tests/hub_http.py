@@ -91,12 +91,13 @@ class Handler(BaseHTTPRequestHandler):
         """Send a file, or the rest of it if the client has the beginning."""
         if self.fault and self.fault.body is not None:
             content = self.fault.body
-        start = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
+        start = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
         headers = {**headers, "Accept-Ranges": "bytes"}
         if start is None:
             return self.answer(200, content, headers)
         first, total = int(start[1]), len(content)
-        self.answer(206, content[first:], {**headers, "Content-Range": f"bytes {first}-{total - 1}/{total}"})
+        end = min(int(start[2]) + 1, total) if start[2] else total
+        self.answer(206, content[first:end], {**headers, "Content-Range": f"bytes {first}-{end - 1}/{total}"})
 
     def repo(self, repo_id: str, *, for_content: bool) -> Repo:
         """The model if this request may see it. A gated model shows its listing to all, its files to few."""

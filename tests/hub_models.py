@@ -19,6 +19,7 @@ MODEL = {
     "generation_config.json": b"{}",
     "tokenizer.json": b'{"version": "1.0"}',
     "tokenizer.model": b"\x0asentencepiece",
+    "tekken.json": b'{"vocab": []}',
     "LICENSE.txt": b"Apache 2.0",
     "README.md": b"# A model",
     "model.safetensors.index.json": INDEX,

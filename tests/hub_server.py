@@ -27,6 +27,7 @@ class HubServer:
     """The server; a context manager. url: its address. requests: all that came in. faults: what to do wrong next.
 
     tokens: known token -> ids of the private and gated models that it may read. stalled: set by a Fault(stall=True).
+    watch: is told of every request before it is answered.
     """
 
     def __init__(self) -> None:
@@ -34,6 +35,7 @@ class HubServer:
         self.tokens: dict[str, set[str]] = {}
         self.faults: list[Fault] = []
         self.requests: list[Request] = []
+        self.watch: Callable[[Request], object] = lambda request: None
         self.stalled = threading.Event()
         self.closing = threading.Event()
         self._lock = threading.Lock()
@@ -83,6 +85,7 @@ class HubServer:
         """Note a request; the fault that is to spoil it, if one is left."""
         with self._lock:
             self.requests.append(request)
+            self.watch(request)
             for fault in self.faults:
                 if fault.times > 0 and fault.method == request.method and request.path.endswith(fault.path):
                     fault.times -= 1

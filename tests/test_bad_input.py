@@ -246,7 +246,7 @@ def test_no_room_on_the_disk(cli: Cli, source: Path, tmp_path: Path, monkeypatch
     class Usage:
         free = 1_000_000
 
-    monkeypatch.setattr("slideconvert.plan.shutil.disk_usage", lambda path: Usage)
+    monkeypatch.setattr("slideconvert.room.shutil.disk_usage", lambda path: Usage)
     refused(cli("convert", *MAGNITUDE, source, tmp_path / "out"), tmp_path / "out", "needs 0.06 GB", "0.00 GB are free")
 
 

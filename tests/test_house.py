@@ -22,7 +22,7 @@ PACKAGE = ROOT / "slideconvert"
 
 LAYERS = (
     ("errors", "progress", "runtime.slidesparse_record", "task_fence", "precision"),
-    ("patterns", "schemes", "planes", "workers", "checkpoint.files"),
+    ("patterns", "schemes", "planes", "workers", "checkpoint.files", "checkpoint.shelf"),
     ("quantize", "prune.select", "snapshot", "checkpoint.format", "calibrate.settings"),
     (
         "prune.magnitude",
@@ -32,6 +32,7 @@ LAYERS = (
         "measure",
         "checkpoint.reader",
         "checkpoint.staging",
+        "checkpoint.rotation",
         "layers",
         "permute",
     ),
@@ -42,8 +43,8 @@ LAYERS = (
     ("prune", "pack", "checkpoint.writer", "hub", "report"),
     ("layout", "source", "direct"),
     ("recipe", "checkpoint.config", "text"),
-    ("plan", "verify", "inspect", "runtime", "doctor"),
-    ("allocate.rows", "allocate.speed", "allocate.knapsack", "allocate.fused"),
+    ("plan", "verify", "inspect", "runtime", "doctor", "sketch"),
+    ("room", "allocate.rows", "allocate.speed", "allocate.knapsack", "allocate.fused"),
     ("allocate.allocation", "allocate.expected"),
     ("evaluate", "tasks", "calibrate.activations", "calibrate.tokens", "recover.end_to_end"),
     ("calibrate.decoder", "calibrate.folding"),

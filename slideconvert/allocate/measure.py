@@ -118,7 +118,7 @@ def _plans(plan: Plan, candidates: Candidates) -> dict[Pattern, dict[Linear, Lin
         chosen = {group: pattern for group, tried in candidates.items() if pattern in tried}
         if chosen:
             recipe = with_allocation(plan.recipe, chosen, linears)
-            found[pattern] = {own.linear: own for own in make_plan(plan.snapshot, recipe).linears}
+            found[pattern] = {own.linear: own for own in make_plan(plan.snapshot, recipe, plan.source).linears}
     return found
 
 

@@ -105,10 +105,10 @@ def describe_linear(checkpoint: Checkpoint, record: Record | None, name: str) ->
     entry = record.linears.get(name) if record else None
     if entry:
         return describe(checkpoint, name, (entry.pattern, entry.shape), ternary=FLOATS if entry.ternary else None)
-    return describe(checkpoint, name, None, ternary=None if record else _bitnet_coding(checkpoint.config))
+    return describe(checkpoint, name, None, ternary=None if record else bitnet_coding(checkpoint.config))
 
 
-def _bitnet_coding(config: dict[str, Any]) -> str | None:
+def bitnet_coding(config: dict[str, Any]) -> str | None:
     """How BitNet's own checkpoints code their weights; None for other models, and where others have quantized them."""
     if config.get("model_type") != "bitnet":
         return None

@@ -14,8 +14,8 @@ REPORT_JSON, REPORT_HTML, CARD = "report.json", "report.html", "README.md"
 STAGING = ".slideconvert-partial"
 """Where a conversion works until it is complete: a folder that holds it is unfinished."""
 COMPANIONS = (
-    "generation_config.json", "tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt", "added_tokens.json",
-    "chat_template*", "*.model", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*",
+    "generation_config.json", "tokenizer*", "tekken.json", "special_tokens_map.json", "vocab.json", "merges.txt",
+    "added_tokens.json", "chat_template*", "*.model", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*",
 )  # fmt: skip
 """What belongs to a model whatever its weights are: tokenizer, generation settings, licence."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")

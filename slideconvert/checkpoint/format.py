@@ -51,32 +51,43 @@ class Placed:
 
 def read_header(path: Path) -> dict[str, Placed]:
     """Parse and check the header of a safetensors file. InputError if it is truncated or inconsistent."""
-
-    def broken(why: str) -> InputError:
-        return InputError(f"{path}: {why}", hint="the file is incomplete or damaged: download or copy it again")
-
     size = path.stat().st_size
     with path.open("rb") as file:
         prefix = file.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
-        if not 0 < length <= min(MAX_HEADER, size - 8):
-            raise broken(f"not a whole safetensors file ({size} bytes, header length {length})")
-        try:
-            header = json.loads(file.read(length))
-            specs = [_parse_entry(name, entry) for name, entry in header.items() if name != "__metadata__"]
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise broken(f"unreadable safetensors header ({error})") from error
+        return parse_header(path, prefix + file.read(header_length(prefix, size, path)), size)
+
+
+def header_length(prefix: bytes, size: int, path: Path) -> int:
+    """Bytes of the JSON header, from at least the first 8 bytes of a file of `size` bytes. InputError for nonsense."""
+    length = struct.unpack("<Q", prefix[:8])[0] if len(prefix) >= 8 else -1
+    if not 0 < length <= min(MAX_HEADER, size - 8):
+        raise _broken(path, f"not a whole safetensors file ({size} bytes, header length {length})")
+    return int(length)
+
+
+def parse_header(path: Path, head: bytes, size: int) -> dict[str, Placed]:
+    """The tensors of the file at `path`, from its beginning (prefix and header) and its size. As `read_header`."""
+    length = header_length(head, size, path)
+    try:
+        header = json.loads(head[8 : 8 + length])
+        specs = [_parse_entry(name, entry) for name, entry in header.items() if name != "__metadata__"]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _broken(path, f"unreadable safetensors header ({error})") from error
     placed, end = {}, 0
     for spec, start, stop in sorted(specs, key=lambda item: (item[1], item[2])):
         if spec.dtype not in ITEM_BYTES:
             raise InputError(f"{path}: tensor {spec.name} has dtype {spec.dtype}, which is not supported")
         if start != end or stop - start != spec.bytes:
-            raise broken(f"tensor {spec.name} lies at {start} … {stop}, expected {end} … {end + spec.bytes}")
+            raise _broken(path, f"tensor {spec.name} lies at {start} … {stop}, expected {end} … {end + spec.bytes}")
         placed[spec.name] = Placed(path, 8 + length + start, spec)
         end = stop
     if 8 + length + end != size:
-        raise broken(f"{size} bytes, its header promises {8 + length + end}")
+        raise _broken(path, f"{size} bytes, its header promises {8 + length + end}")
     return placed
+
+
+def _broken(path: Path, why: str) -> InputError:
+    return InputError(f"{path}: {why}", hint="the file is incomplete or damaged: download or copy it again")
 
 
 def _parse_entry(name: str, entry: dict[str, Any]) -> tuple[TensorSpec, int, int]:

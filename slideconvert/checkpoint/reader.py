@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from ..errors import InputError
 from .files import CONFIG, INDEX, PICKLES, SINGLE, STAGING
 from .format import Placed, TensorSpec, read_header
+from .shelf import Folder, Shelf
 
 PIECE_ELEMENTS = 1 << 25
 
@@ -28,11 +29,15 @@ DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened folder: its config.json and where each tensor lies. Nothing is kept in memory."""
+    """An opened folder: its config.json and where each tensor lies. Nothing is kept in memory.
+
+    shelf: gives out the files that tensors lie in; they need not be in the folder.
+    """
 
     path: Path
     config: dict[str, Any]
     tensors: dict[str, Placed]
+    shelf: Shelf = field(default_factory=Folder)
 
     @classmethod
     def open(cls, path: Path) -> Checkpoint:
@@ -86,7 +91,7 @@ class Checkpoint:
         out = torch.empty(stop - start, dtype=dtype)
         view = out.view(torch.uint8).numpy().data
         try:
-            with placed.file.open("rb", buffering=0) as file:
+            with self.shelf.lend(placed.file) as file:
                 file.seek(placed.offset + start * dtype.itemsize)
                 done = 0
                 while done < len(view):
@@ -117,7 +122,9 @@ def read_json(path: Path) -> dict[str, Any]:
 def locate_tensors(path: Path) -> dict[str, Placed]:
     """Every tensor of the checkpoint in `path`, by name, from the index or the single weight file."""
     if (path / INDEX).is_file():
-        return _by_index(path)
+        weight_map = read_index(path / INDEX)
+        _check_present(path, set(weight_map.values()))
+        return by_index(path, weight_map, read_header)
     if (path / SINGLE).is_file():
         return read_header(path / SINGLE)
     found = sorted(path.glob("*.safetensors"))
@@ -135,23 +142,29 @@ def locate_tensors(path: Path) -> dict[str, Placed]:
     raise InputError(f"{path}: no safetensors weights", hint="give a folder in the Hugging Face layout")
 
 
-def _by_index(path: Path) -> dict[str, Placed]:
-    weight_map = read_json(path / INDEX).get("weight_map")
+def read_index(path: Path) -> dict[str, str]:
+    """Which shard each tensor lies in, from an index. InputError for anything else, and for unsafe names."""
+    weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise InputError(f"{path / INDEX}: no weight_map", hint="download or copy it again")
-    names = sorted(set(weight_map.values()))
-    unsafe = [name for name in names if PurePosixPath(name).name != name or "\\" in name]
+        raise InputError(f"{path}: no weight_map", hint="download or copy it again")
+    unsafe = sorted(name for name in set(weight_map.values()) if PurePosixPath(name).name != name or "\\" in name)
     if unsafe:
-        raise InputError(
-            f"{path / INDEX}: names a file outside the folder: {unsafe[0]}", hint="do not trust this index"
-        )
-    absent = [name for name in names if not (path / name).is_file()]
+        raise InputError(f"{path}: names a file outside the folder: {unsafe[0]}", hint="do not trust this index")
+    return weight_map
+
+
+def _check_present(path: Path, names: set[str]) -> None:
+    absent = [name for name in sorted(names) if not (path / name).is_file()]
     if absent:
         raise InputError(
             f"{path}: {len(absent)} of {len(names)} shards are missing: {', '.join(absent[:3])}",
             hint="download the checkpoint again",
         )
-    headers = {name: read_header(path / name) for name in names}
+
+
+def by_index(path: Path, weight_map: dict[str, str], header: Callable[[Path], dict[str, Placed]]) -> dict[str, Placed]:
+    """Every tensor of an index where the header of its shard says. header: of a shard, as `read_header`."""
+    headers = {name: header(path / name) for name in sorted(set(weight_map.values()))}
     lost = [tensor for tensor, shard in weight_map.items() if tensor not in headers[shard]]
     if lost:
         raise InputError(

@@ -18,7 +18,6 @@ from .common import (
     json_option,
     options,
     out_argument,
-    resolve_source,
     revision_option,
     run_options,
     show,
@@ -26,6 +25,7 @@ from .common import (
     timed_progress,
     verbosity_options,
 )
+from .sources import opened, source_options
 from .targets import (
     TARGETS,
     TIMES,
@@ -101,7 +101,7 @@ def full_recipe(path: Path | None, **said: Any) -> Recipe:
 @recipe_options
 @target_options
 @times_options
-@revision_option
+@source_options
 @run_options
 def convert_command(
     source: str,
@@ -121,6 +121,11 @@ def convert_command(
         raise InputError(
             f"--pattern {words['pattern']}, and a target to choose patterns for",
             hint="leave one out; a rule in a --recipe gives some linears a pattern of their own",
+        )
+    if target and said["low_disk"] and not said["source_cache"]:
+        raise InputError(
+            "--low-disk with a target: the weights are measured before OUT is begun",
+            hint="say with --source-cache where shards may lie, or allocate first and convert with its recipe",
         )
     carry_out(source, out, full_recipe(recipe, **words), revision, target=target, **said)
 
@@ -143,15 +148,18 @@ def plan_command(
 ) -> None:
     """Show what `convert` with the same words would do to SOURCE. Reads shapes only, writes nothing.
 
-    With --gpu or --speed-table also how fast the linears should become.
+    SOURCE may be a folder with nothing but config.json. Of a Hub id no weights are fetched. With --gpu or --speed-table
+    also how fast the linears should become.
     """
     from ..plan import make_plan
+    from ..sketch import survey
     from .choices import expected_json, expected_summary
     from .machine import plan_json
     from .tables import plan_summary, plan_table
 
     times = take(words, TIMES)
-    made = make_plan(resolve_source(source, revision, quiet or as_json), full_recipe(recipe, **words))
+    snapshot, known = survey(source, revision=revision)
+    made = make_plan(snapshot, full_recipe(recipe, **words), known)
     expected = expect(made.linears, **times)
     if as_json:
         echo_json({**plan_json(made), **({"expected": expected_json(*expected)} if expected else {})})
@@ -181,6 +189,8 @@ def carry_out(
     verbose: bool,
     quiet: bool,
     target: Target | None = None,
+    source_cache: Path | None = None,
+    low_disk: bool = False,
 ) -> None:
     """Plan and run a conversion, its patterns chosen for a target if there is one, and print what came of it."""
     from ..allocate.choose import choose_patterns
@@ -192,14 +202,18 @@ def carry_out(
     from .machine import result_json
     from .tables import report_summary, report_table
 
-    made = make_plan(resolve_source(source, revision, quiet or as_json), recipe)
+    check_free(out, resume=resume)  # before gigabytes are fetched
     settings = RunSettings(choose_device(device), keep_on, batch_tokens, offload, precision)
-    started, chosen = time.monotonic(), None
-    with timed_progress(not (quiet or as_json), settings.device) as watch:
+    where: dict[str, Any] = {"revision": revision, "source_cache": source_cache, "low_disk": low_disk}
+    with (
+        timed_progress(not (quiet or as_json), settings.device) as watch,
+        opened(source, out, **where, progress=watch.aside) as (snapshot, known),
+    ):
+        made = make_plan(snapshot, recipe, known)
+        started, chosen = time.monotonic(), None
         if target:
-            check_free(out, resume=resume)
             chosen = choose_patterns(made, target, settings, watch)
-            made = make_plan(made.snapshot, chosen.recipe)
+            made = make_plan(snapshot, chosen.recipe, known)
         report = convert(
             made,
             out,
@@ -213,11 +227,11 @@ def carry_out(
     seconds = time.monotonic() - started
     if as_json:
         allocation = {"allocation": chosen_json(chosen)} if chosen else {}
-        echo_json({**result_json(report, out, seconds, watch), **allocation})
+        echo_json({**result_json(report, out, seconds, watch), **allocation, "fetched_bytes": known.shelf.fetched})
     elif not quiet:
         if verbose:
             show(report_table(report))
         if chosen:
             show(chosen_table(chosen, every_error=verbose))
             show(chosen_summary(chosen))
-        show(report_summary(report, out, seconds, watch.stages))
+        show(report_summary(report, out, seconds, watch.stages, known.shelf.fetched))

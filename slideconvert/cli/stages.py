@@ -12,11 +12,11 @@ from .common import (
     calibration_words,
     checkpoint_argument,
     out_argument,
-    revision_option,
     run_options,
     source_argument,
 )
 from .convert import PRESET, carry_out
+from .sources import source_options
 
 
 @click.command("sparsify")
@@ -26,7 +26,7 @@ from .convert import PRESET, carry_out
 @click.option("--preset", metavar="fast|balanced|quality", help="Time spent for accuracy.  [default: balanced]")
 @click.option("--method", metavar="magnitude|wanda|hessian|obs|alps", help="One method, instead of the preset's.")
 @calibration_options
-@revision_option
+@source_options
 @run_options
 def sparsify_command(
     source: str, out: Path, pattern: str, preset: str | None, method: str | None, revision: str | None, **said: Any
@@ -55,7 +55,7 @@ def sparsify_command(
 @click.option("--scheme", default="int8", show_default=True, metavar="int8|fp8", help="Numbers of the weights.")
 @click.option("--method", default="rtn", show_default=True, metavar="rtn|gptq", help="To nearest, or by calibration.")
 @calibration_options
-@revision_option
+@source_options
 @run_options
 def quantize_command(source: str, out: Path, scheme: str, method: str, revision: str | None, **said: Any) -> None:
     """Quantize the float weights of SOURCE per output channel. Zeros stay zeros, and the pattern is kept."""
@@ -75,7 +75,7 @@ def quantize_command(source: str, out: Path, scheme: str, method: str, revision:
 @source_argument
 @out_argument
 @click.option("--pattern", metavar="2_L", help="The pattern of weights pruned by others, who left no record of it.")
-@revision_option
+@source_options
 @run_options
 def slide_command(source: str, out: Path, pattern: str | None, revision: str | None, **run: Any) -> None:
     """Re-lay the quantized weights of SOURCE into 2:4 windows (the slide layout)."""

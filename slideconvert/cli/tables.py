@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from ..verify import LinearVerdict, Verdict
 
 
+UNSEEN = "Planned from config.json and its architecture alone: no weights were looked at."
+
+
 def table(title: str, words: Iterable[str], numbers: Iterable[str]) -> Table:
     """An empty table: columns of words to the left, columns of numbers to the right."""
     made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
@@ -61,6 +64,7 @@ def plan_summary(plan: Plan) -> str:
         *_calibration_lines(plan),
         *([f"ideal speed-up over dense of the same precision: {ideal} (an upper bound, see README)"] if ideal else []),
         *[f"note     {note}" for note in plan.notes],
+        *([] if plan.source.shelf.known_by == "weights" else [f"note     {UNSEEN}"]),
     ]
     return "\n".join(lines)
 
@@ -99,8 +103,8 @@ def report_table(report: Report) -> Table:
     return made
 
 
-def report_summary(report: Report, out: Path, seconds: float, stages: Mapping[str, Stage]) -> str:
-    """What came of a conversion, in words."""
+def report_summary(report: Report, out: Path, seconds: float, stages: Mapping[str, Stage], fetched: int) -> str:
+    """What came of a conversion, in words. fetched: bytes of the source that came while it ran."""
     shares = ", ".join(f"{name} {stage.seconds:.1f}" for name, stage in stages.items())
     peak = max((stage.device_bytes for stage in stages.values()), default=0)
     totals = report.totals
@@ -117,6 +121,7 @@ def report_summary(report: Report, out: Path, seconds: float, stages: Mapping[st
         f"verified {checked}",
         *measured,
         f"time     {seconds:.1f} s ({shares})" + (f", {size(peak)} of GPU memory" if peak else ""),
+        *([f"fetched  {size(fetched)} of shards, those needed again included"] if fetched else []),
         *[f"note     {note}" for note in report.notes],
         f"look     {out / 'report.html'}",
     ]

@@ -1,8 +1,8 @@
 """Fetch the checkpoint files of a Hub model, pinned to one commit, and check every byte of them.
 
     list_files      one request: branch -> 40-hex commit, and of every file its size and checksum
-    _fetch          huggingface_hub transfers one file (Xet or HTTP) into its cache or into a folder
-    _check          size, and SHA-256 (large files) or git's blob SHA-1 (small ones), against the listing
+    Transfer.get    huggingface_hub brings one file (Xet or HTTP) into its cache or into a folder; its size, and SHA-256
+                    (large files) or git's blob SHA-1 (small ones), are compared with the listing
     Record.save     last: from now on the snapshot counts as complete
 
 Small files come first, so that a gated model or an index that names absent shards fails in the first second. The
@@ -12,164 +12,93 @@ files follow one another: Xet transfers the parts of one file in parallel anyway
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from .. import __version__
-from ..checkpoint.files import INDEX
-from ..errors import HubError, InputError
+from ..checkpoint.files import CONFIG, INDEX
+from ..errors import InputError
 from ..progress import Progress
 from ..snapshot import COMMIT, FileFacts, Record, Snapshot, claim, open_folder, release, repo_cache, write_whole
-from .errors import NOT_WRITABLE, endpoint, hub_errors, offline
+from .code import fetch_code
+from .errors import NOT_WRITABLE, hub_errors, offline
 from .listing import Listing, RemoteFile, list_files
-
-_CHUNK = 8 << 20
+from .transfer import Transfer, cache_folder, cached_folder, check_shards
 
 
 def download(
-    hub_id: str, directory: Path | None = None, *, revision: str | None = None, progress: Progress | None = None
+    hub_id: str,
+    directory: Path | None = None,
+    *,
+    revision: str | None = None,
+    cache: Path | None = None,
+    progress: Progress | None = None,
 ) -> Snapshot:
     """Fetch `hub_id` at `revision` (branch, tag, commit; None: main), check it, and return the complete snapshot.
 
-    directory: a new or empty folder, or one that an earlier call began to fill; None: the Hugging Face cache.
-    A commit that is complete already is returned without a request. Raises HubError for all that the Hub, the
-    network and the disk can do wrong, InputError if the folder is not free or the disk too small.
+    directory: a new or empty folder, or one that an earlier call began to fill; None: `cache`, itself the Hugging
+    Face cache unless said. A commit that is complete already is returned without a request. Raises HubError for all
+    that the Hub, the network and the disk can do wrong, InputError if the folder is not free or the disk too small.
     """
-    from huggingface_hub import is_offline_mode
-
     folder = directory.expanduser().absolute() if directory is not None else None
-    if is_offline_mode():
-        return _without_network(hub_id, folder, revision)
-    if revision and COMMIT.fullmatch(revision) and (done := _finished(hub_id, revision, folder)):
-        return done
-    listing = list_files(hub_id, revision=revision)
-    target = folder or _cached(hub_id, listing.revision)
+    where = cache_folder(cache)
+    found = find(hub_id, revision, where, folder)
+    if isinstance(found, Snapshot):
+        return found
+    transfer = Transfer(found, where, folder, progress)
     with hub_errors(hub_id, revision):
-        if not _finished(hub_id, listing.revision, folder):
-            _check_room(listing, target, folder is None)
-            if folder is not None:
-                claim(folder, hub_id, listing.revision)
-            _fetch_all(listing, target, folder, progress)
+        _check_room(found, transfer.target, folder is None)
+        if folder is not None:
+            claim(folder, hub_id, found.revision)
+        _fetch_all(transfer)
         if folder is not None:
             release(folder)
         else:
-            _remember_branch(listing, revision)
-    return Snapshot(target, hub_id, listing.revision)
+            remember_branch(found, revision, where)
+    return Snapshot(transfer.target, hub_id, found.revision)
 
 
-def _fetch_all(listing: Listing, target: Path, folder: Path | None, progress: Progress | None) -> None:
+def find(
+    hub_id: str, revision: str | None, cache: Path, folder: Path | None = None, *, weights: bool = True
+) -> Snapshot | Listing:
+    """The snapshot if it is complete in `folder` (None: in `cache`), else what there is to fetch.
+
+    weights: whether a snapshot without them is of use when there is no network. HubError without a network, if it is
+    not here, and if there is no such model.
+    """
+    from huggingface_hub import is_offline_mode
+
+    if is_offline_mode():
+        found = _without_network(hub_id, folder, revision, cache)
+        if weights and not any(found.path.glob("*.safetensors")):
+            raise offline(hub_id, revision)  # a plan needed its config.json
+        return found
+    if revision and COMMIT.fullmatch(revision) and (done := _finished(hub_id, revision, folder, cache)):
+        return done
+    listing = list_files(hub_id, revision=revision)
+    done = _finished(hub_id, listing.revision, folder, cache)
+    if done is None:
+        return listing
+    with hub_errors(hub_id, revision):
+        if folder is not None:
+            release(folder)
+        else:
+            remember_branch(listing, revision, cache)
+    return done
+
+
+def _fetch_all(transfer: Transfer) -> None:
     """Fetch and check every file, then record that the snapshot is complete."""
     facts: dict[str, FileFacts] = {}
+    listing = transfer.listing
     for file in listing.files:
-        path = _fetch(listing, file, folder, progress)
-        facts[file.name] = _check(listing, file, path, progress)
+        path, facts[file.name] = transfer.get(file)
         if file.name == INDEX:
-            _check_shards(listing, path)
-    with _if_writable() if folder is None else contextlib.nullcontext():
-        Record(listing.id, listing.revision, facts).save(target)
-
-
-def _fetch(listing: Listing, file: RemoteFile, folder: Path | None, progress: Progress | None) -> Path:
-    """Let huggingface_hub bring one file; what is there already is not fetched again. Returns where it lies."""
-    from huggingface_hub import hf_hub_download
-
-    path = hf_hub_download(
-        listing.id,
-        file.name,
-        revision=listing.revision,
-        local_dir=folder,
-        cache_dir=_cache(),
-        endpoint=endpoint(),
-        library_name="slideconvert",
-        library_version=__version__,
-        tqdm_class=_bar(file, progress),
-    )
-    if progress:
-        progress(file.name, file.size, file.size)
-    return Path(path)
-
-
-def _bar(file: RemoteFile, progress: Progress | None) -> type:
-    """A class that huggingface_hub takes for a progress bar: silent on the terminal, it tells `progress`."""
-    from huggingface_hub.utils import tqdm
-
-    class Bar(tqdm):
-        def __init__(self, *args: Any, initial: int = 0, **kwargs: Any) -> None:
-            super().__init__(*args, **{**kwargs, "disable": True})
-            self.done = initial
-
-        def update(self, n: float | None = 1) -> None:
-            self.done += int(n or 0)
-            if progress:
-                progress(file.name, self.done, file.size)
-
-        # With these two, Xet reports on one bar instead of opening a second one for the bytes on the wire.
-        def update_transfer(self, n: float | None = 1) -> None: ...
-
-        def set_transfer_postfix_str(self, postfix: str, refresh: bool = False) -> None: ...
-
-    return Bar
-
-
-def _check(listing: Listing, file: RemoteFile, path: Path, progress: Progress | None) -> FileFacts:
-    """Compare a file with the listing. HubError if it differs; the bad copy is then gone, in the cache too."""
-    facts, etag = _measure(file, path, progress)
-    if (facts.size, etag) == (file.size, file.etag):
-        return facts
-    _discard(path)
-    cached = _cached(listing.id, listing.revision) / file.name
-    if cached.is_file() and _measure(file, cached, None)[1] != file.etag:
-        _discard(cached)  # a folder is filled from the cache where possible: it would return every time
-    kind = "sha256" if len(file.etag) == 64 else "git blob sha1"
-    raise HubError(
-        f"{listing.id}: {file.name} is damaged: expected {file.size:,} bytes with {kind} {file.etag}, "
-        f"found {facts.size:,} bytes with {etag}",
-        hint="the bad copy is deleted: run the same command again; if it happens again, suspect the disk or a proxy",
-    )
-
-
-def _measure(file: RemoteFile, path: Path, progress: Progress | None) -> tuple[FileFacts, str]:
-    """Size and SHA-256 of `path`, and its digest in the kind that `file.etag` is."""
-    size = path.stat().st_size
-    sha256 = hashlib.sha256()
-    blob = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-    done = 0
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            sha256.update(chunk)
-            if len(file.etag) == 40:
-                blob.update(chunk)
-            done += len(chunk)
-            if progress:
-                progress(f"checking {file.name}", done, size)
-    facts = FileFacts(size, sha256.hexdigest())
-    return facts, blob.hexdigest() if len(file.etag) == 40 else facts.sha256
-
-
-def _discard(path: Path) -> None:
-    """Delete a file and, if it is a link of the cache, every link after it and the blob at the end."""
-    while path.is_symlink():
-        link, path = path, path.parent / path.readlink()
-        link.unlink()
-    path.unlink(missing_ok=True)
-
-
-def _check_shards(listing: Listing, path: Path) -> None:
-    """HubError if the index at `path` names a file that is not in the listing."""
-    try:
-        shards = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise HubError(f"{listing.id}: {INDEX} is not an index of shards", hint="tell the model's authors") from error
-    if absent := sorted(map(str, shards - {file.name for file in listing.files})):
-        raise HubError(
-            f"{listing.id} at {listing.revision}: {len(absent)} of {len(shards)} shards that {INDEX} names are not in "
-            f"the repository: {', '.join(absent[:3])}",
-            hint="the upload is incomplete: try another --revision, or tell the model's authors",
-        )
+            check_shards(listing, path)
+        if file.name == CONFIG:
+            facts |= fetch_code(transfer, path)
+    with _if_writable() if transfer.folder is None else contextlib.nullcontext():
+        Record(listing.id, listing.revision, facts).save(transfer.target)
 
 
 def _check_room(listing: Listing, target: Path, in_cache: bool) -> None:
@@ -190,31 +119,21 @@ def _check_room(listing: Listing, target: Path, in_cache: bool) -> None:
         )
 
 
-def _cache() -> Path:
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HUB_CACHE).expanduser().resolve()
-
-
-def _cached(hub_id: str, commit: str) -> Path:
-    return repo_cache(_cache(), hub_id) / "snapshots" / commit
-
-
-def _finished(hub_id: str, commit: str, folder: Path | None) -> Snapshot | None:
+def _finished(hub_id: str, commit: str, folder: Path | None, cache: Path) -> Snapshot | None:
     """The snapshot if an earlier call completed it and no file has changed its size since."""
-    target = folder or _cached(hub_id, commit)
+    target = folder or cached_folder(cache, hub_id, commit)
     record = Record.load(target) if target.is_dir() else None
     if record is None or (record.id, record.revision) != (hub_id, commit) or record.damage(target):
         return None
     return Snapshot(target, hub_id, commit)
 
 
-def _without_network(hub_id: str, folder: Path | None, revision: str | None) -> Snapshot:
+def _without_network(hub_id: str, folder: Path | None, revision: str | None, cache: Path) -> Snapshot:
     """The snapshot as it lies here, whoever downloaded it. HubError if there is none."""
     commit = revision
-    if folder is None and (ref := _branch(hub_id, revision)).is_file():
+    if folder is None and (ref := _branch(hub_id, revision, cache)).is_file():
         commit = ref.read_text(encoding="utf-8").strip()
-    target = folder or (_cached(hub_id, commit) if commit else None)
+    target = folder or (cached_folder(cache, hub_id, commit) if commit else None)
     if target is not None and target.is_dir():
         found = open_folder(target)
         if found.id == hub_id and commit in (None, found.revision):
@@ -222,17 +141,17 @@ def _without_network(hub_id: str, folder: Path | None, revision: str | None) -> 
     raise offline(hub_id, revision)
 
 
-def _remember_branch(listing: Listing, revision: str | None) -> None:
+def remember_branch(listing: Listing, revision: str | None, cache: Path) -> None:
     """Note in the cache which commit a branch was, as huggingface_hub does: HF_HUB_OFFLINE finds it by that."""
     if revision != listing.revision:
         with _if_writable():
-            ref = _branch(listing.id, revision)
+            ref = _branch(listing.id, revision, cache)
             ref.parent.mkdir(parents=True, exist_ok=True)
             write_whole(ref, listing.revision)
 
 
-def _branch(hub_id: str, revision: str | None) -> Path:
-    return repo_cache(_cache(), hub_id) / "refs" / (revision or "main")
+def _branch(hub_id: str, revision: str | None, cache: Path) -> Path:
+    return repo_cache(cache, hub_id) / "refs" / (revision or "main")
 
 
 @contextlib.contextmanager

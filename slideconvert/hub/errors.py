@@ -33,7 +33,8 @@ _XET = re.compile(
 """How the texts of hf_xet's errors begin (xet_pkg/src/error.rs in huggingface/xet-core)."""
 _CREDENTIALS = re.compile(r"\b(hf_|api_org_)\w+|(?<=Bearer )\S+|(?<=://)[^/@\s]+(?=@)")
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
-_AGAIN = "run the same command again: finished files are kept"
+AGAIN = "run the same command again"
+_AGAIN = f"{AGAIN}: finished files are kept"
 
 
 def endpoint() -> str:

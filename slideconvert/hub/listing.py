@@ -12,11 +12,14 @@ from typing import Any
 from .. import __version__
 from ..checkpoint.files import COMPANIONS, CONFIG, INDEX, NEVER, ORDERS, PICKLES, SINGLE
 from ..errors import HubError, InputError
+from ..runtime.slidesparse_record import SOURCES, misplaced
 from ..snapshot import COMMIT
 from .errors import endpoint, hub_errors
 
 WANTED = (CONFIG, INDEX, ORDERS, "*.safetensors", *COMPANIONS, "README.md")
 """What is fetched, from the top folder only: weights, tokenizer, and what a derived model must carry on."""
+CODE = (*SOURCES, ".md")
+"""What a checkpoint's code consists of."""
 _HUB_ID = re.compile(r"\w([\w.-]*\w)?(/\w([\w.-]*\w)?)?", re.ASCII)
 
 
@@ -31,16 +34,29 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Listing:
-    """What `download` would fetch of a model at a commit, in that order."""
+    """What `download` would fetch of a model at a commit, in that order.
+
+    code: what besides may belong to a checkpoint of ours; its config.json says which of it does.
+    """
 
     id: str
     revision: str
     files: tuple[RemoteFile, ...]
+    code: tuple[RemoteFile, ...] = ()
 
     @property
     def size(self) -> int:
         """Bytes of all files."""
         return sum(file.size for file in self.files)
+
+    @property
+    def names(self) -> set[str]:
+        """Names of the files that are fetched."""
+        return {file.name for file in self.files}
+
+    def file(self, name: str) -> RemoteFile:
+        """The file of that name, which must be one of `names`."""
+        return next(file for file in self.files if file.name == name)
 
 
 def valid_id(hub_id: str) -> bool:
@@ -61,12 +77,13 @@ def list_files(hub_id: str, *, revision: str | None = None) -> Listing:
     with hub_errors(hub_id, revision):
         api = HfApi(endpoint=endpoint(), library_name="slideconvert", library_version=__version__)
         info = api.model_info(hub_id, revision=revision, files_metadata=True)
+    code = [_remote_file(file) for file in info.siblings or () if _may_be_code(file.rfilename)]
     siblings = [file for file in info.siblings or () if _in_top_folder(file.rfilename)]
     _refuse_other_formats(hub_id, {file.rfilename for file in siblings})
-    files = sorted(map(_remote_file, _wanted(siblings)), key=lambda file: (_is_weight(file.name), file.name))
-    if not COMMIT.fullmatch(info.sha or "") or not all(file.etag for file in files):
+    files = sorted(map(_remote_file, _wanted(siblings)), key=lambda file: (is_weight(file.name), file.name))
+    if not COMMIT.fullmatch(info.sha or "") or not all(file.etag for file in (*files, *code)):
         raise HubError(f"{hub_id}: the listing lacks commit or checksums", hint="check HF_ENDPOINT: is it a mirror?")
-    return Listing(hub_id, str(info.sha), tuple(files))
+    return Listing(hub_id, str(info.sha), tuple(files), tuple(code))
 
 
 def _refuse_other_formats(hub_id: str, names: set[str]) -> None:
@@ -76,7 +93,7 @@ def _refuse_other_formats(hub_id: str, names: set[str]) -> None:
             return
         raise HubError(f"{hub_id} has no {CONFIG}", hint="choose a repository in the Hugging Face layout")
     pickles = sorted(name for name in names if name.endswith(PICKLES))
-    if pickles and not any(map(_is_weight, names)):
+    if pickles and not any(map(is_weight, names)):
         raise HubError(
             f"{hub_id} holds its weights only as pickles ({', '.join(pickles[:3])}), which can run code when opened",
             hint="look for a --revision with safetensors (often refs/pr/1), or for another repository of the model",
@@ -97,6 +114,11 @@ def _wanted(siblings: Iterable[Any]) -> list[Any]:
     ]
 
 
+def _may_be_code(name: str) -> bool:
+    """Whether a file of this name can be part of a checkpoint's code."""
+    return not misplaced(name) and PurePosixPath(name).suffix in CODE
+
+
 def _in_top_folder(name: str) -> bool:
     """Whether `name` is a plain file name, for Windows too: what a server lists must not lead elsewhere."""
     return PurePosixPath(name).name == name == PureWindowsPath(name).name
@@ -111,5 +133,6 @@ def _remote_file(sibling: Any) -> RemoteFile:
     return RemoteFile(sibling.rfilename, sibling.size, sibling.blob_id)
 
 
-def _is_weight(name: str) -> bool:
+def is_weight(name: str) -> bool:
+    """Whether a file of this name holds weights."""
     return name.endswith(".safetensors")

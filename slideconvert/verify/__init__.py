@@ -75,20 +75,32 @@ def verify_checkpoint(
     theirs = _source_side(ours, source) if source else None
     linears = decoder_linears(checkpoint.config)
     owned: set[str] = set()
+    spoiled: dict[str, str] = {}
+
+    def check_copies(layer: int | None) -> None:
+        """What else a layer has (None: what no layer has), while the files that it lies in are at hand."""
+        for name in sorted(name for name in checkpoint.tensors.keys() - owned if layer_of(name) == layer):
+            owned.add(name)
+            fault = _copy_fault(checkpoint, checkpoint.spec(name), theirs) if theirs else ""
+            if fault:
+                spoiled[name] = fault
+
+    check_copies(None)
     with ThreadPoolExecutor(1) as hashing:
         files = hashing.submit(lambda: list(_file_faults(checkpoint, record)))
-        for number, linear in enumerate(in_order(partial(verify_linear, ours, theirs, device), linears, device)):
+        checked = in_order(partial(verify_linear, ours, theirs, device), linears, device)
+        for number, (linear, verified) in enumerate(zip(linears, checked, strict=True)):
             progress("verify", number, len(linears))
-            owned.update(linear.tensors)
-            verdict.linears.append(linear)
-            if linear.fault:
-                verdict.faults.append(linear.fault)
+            owned.update(verified.tensors)
+            verdict.linears.append(verified)
+            if verified.fault:
+                verdict.faults.append(verified.fault)
+            if number + 1 == len(linears) or linears[number + 1].layer != linear.layer:
+                check_copies(linear.layer)
         verdict.faults[:0] = files.result()
-    for name in sorted(checkpoint.tensors.keys() - owned):
-        owned.add(name)
-        fault = _copy_fault(checkpoint, checkpoint.spec(name), theirs) if theirs else ""
-        if fault:
-            verdict.faults.append(fault)
+    for layer in {layer_of(name) for name in checkpoint.tensors.keys() - owned}:
+        check_copies(layer)
+    verdict.faults += [spoiled[name] for name in sorted(spoiled)]
     verdict.tensors = len(owned)
     if source:
         verdict.faults += _lost_tensors(checkpoint, source, owned)

@@ -1,0 +1,62 @@
+"""Where the tensors of a Hub model lie, from the headers of its shards: a few kilobytes of gigabytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .. import __version__
+from ..checkpoint.files import SINGLE
+from ..checkpoint.format import MAX_HEADER, Placed, header_length, parse_header
+from ..checkpoint.reader import by_index, read_index
+from ..errors import HubError
+from .errors import AGAIN, endpoint, hub_errors
+from .listing import Listing, RemoteFile
+from .transfer import check_shards
+
+FIRST = 1 << 17
+"""Bytes of a shard that are asked for first: most headers are shorter."""
+
+
+def remote_tensors(listing: Listing, index: Path, folder: Path) -> dict[str, Placed]:
+    """Every tensor of the model by name, as it will lie in `folder` once its shard is there.
+
+    index: the model's, fetched already if there is one. HubError for a Hub that does not deliver, InputError for
+    headers that cannot be those of a checkpoint.
+    """
+
+    def header(path: Path) -> dict[str, Placed]:
+        return _read_header(listing, listing.file(path.name), path)
+
+    with hub_errors(listing.id, listing.revision):
+        if index.name not in listing.names:
+            return header(folder / SINGLE)
+        check_shards(listing, index)
+        return by_index(folder, read_index(index), header)
+
+
+def _read_header(listing: Listing, file: RemoteFile, path: Path) -> dict[str, Placed]:
+    """Where the tensors of a file on the Hub will lie once it is at `path`. As `format.read_header`."""
+    head = _beginning(listing, file, min(FIRST, file.size))
+    length = header_length(head, file.size, path)
+    if 8 + length > len(head):
+        head = _beginning(listing, file, 8 + min(length, MAX_HEADER))
+    return parse_header(path, head, file.size)
+
+
+def _beginning(listing: Listing, file: RemoteFile, count: int) -> bytes:
+    """The first `count` bytes of a file, asked for as huggingface_hub asks: its session, its token, its patience."""
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
+
+    url = hf_hub_url(listing.id, file.name, revision=listing.revision, endpoint=endpoint())
+    headers = build_hf_headers(library_name="slideconvert", library_version=__version__)
+    # Not as a stream: huggingface_hub does not try again when one of these breaks off.
+    response = http_backoff("GET", url, headers={**headers, "Range": f"bytes=0-{count - 1}"}, follow_redirects=True)
+    hf_raise_for_status(response)
+    body: bytes = response.content[:count]
+    if len(body) < count:
+        raise HubError(
+            f"{listing.id}: {file.name} ends after {len(body):,} bytes, {count:,} were asked for",
+            hint=f"{AGAIN}; if it happens again, suspect a proxy",
+        )
+    return body

@@ -1,0 +1,150 @@
+"""One file of a Hub model: huggingface_hub brings it, its bytes are compared with the listing.
+
+HubError is raised by `hub_errors` around these functions, as everything that goes wrong on the way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..checkpoint.files import INDEX
+from ..errors import HubError
+from ..progress import Progress
+from ..snapshot import FileFacts, repo_cache
+from .errors import AGAIN, endpoint
+from .listing import Listing, RemoteFile
+
+_CHUNK = 8 << 20
+
+
+def cache_folder(named: Path | None) -> Path:
+    """Where snapshots are kept: the folder that the user names, or the Hugging Face cache, as HF_HOME and the like
+    say."""
+    from huggingface_hub import constants
+
+    return Path(named or constants.HF_HUB_CACHE).expanduser().resolve()
+
+
+def cached_folder(cache: Path, hub_id: str, commit: str) -> Path:
+    """Where `cache` keeps that commit of a model."""
+    return repo_cache(cache, hub_id) / "snapshots" / commit
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Brings the files of a listing into `folder`, or into `cache` if there is none, and checks them."""
+
+    listing: Listing
+    cache: Path
+    folder: Path | None = None
+    progress: Progress | None = None
+
+    @property
+    def target(self) -> Path:
+        """Where the files come to lie."""
+        return self.folder or cached_folder(self.cache, self.listing.id, self.listing.revision)
+
+    def get(self, file: RemoteFile) -> tuple[Path, FileFacts]:
+        """Bring one file (what is there already is not fetched again) and compare it with the listing.
+
+        Returns where it lies and what it is. HubError if it differs; the bad copy is then gone, in the cache too.
+        """
+        path = self._fetch(file)
+        facts, etag = _measure(file, path, self.progress)
+        if (facts.size, etag) == (file.size, file.etag):
+            return path, facts
+        discard(path)
+        cached = cached_folder(self.cache, self.listing.id, self.listing.revision) / file.name
+        if cached.is_file() and _measure(file, cached, None)[1] != file.etag:
+            discard(cached)  # a folder is filled from the cache where possible: it would return every time
+        kind = "sha256" if len(file.etag) == 64 else "git blob sha1"
+        raise HubError(
+            f"{self.listing.id}: {file.name} is damaged: expected {file.size:,} bytes with {kind} {file.etag}, "
+            f"found {facts.size:,} bytes with {etag}",
+            hint=f"the bad copy is deleted: {AGAIN}; if it happens again, suspect the disk or a proxy",
+        )
+
+    def _fetch(self, file: RemoteFile) -> Path:
+        from huggingface_hub import hf_hub_download
+
+        path = hf_hub_download(
+            self.listing.id,
+            file.name,
+            revision=self.listing.revision,
+            local_dir=self.folder,
+            cache_dir=self.cache,
+            endpoint=endpoint(),
+            library_name="slideconvert",
+            library_version=__version__,
+            tqdm_class=_bar(file, self.progress),
+        )
+        if self.progress:
+            self.progress(file.name, file.size, file.size)
+        return Path(path)
+
+
+def _bar(file: RemoteFile, progress: Progress | None) -> type:
+    """A class that huggingface_hub takes for a progress bar: silent on the terminal, it tells `progress`."""
+    from huggingface_hub.utils import tqdm
+
+    class Bar(tqdm):
+        def __init__(self, *args: Any, initial: int = 0, **kwargs: Any) -> None:
+            super().__init__(*args, **{**kwargs, "disable": True})
+            self.done = initial
+
+        def update(self, n: float | None = 1) -> None:
+            self.done += int(n or 0)
+            if progress:
+                progress(file.name, self.done, file.size)
+
+        # With these two, Xet reports on one bar instead of opening a second one for the bytes on the wire.
+        def update_transfer(self, n: float | None = 1) -> None: ...
+
+        def set_transfer_postfix_str(self, postfix: str, refresh: bool = False) -> None: ...
+
+    return Bar
+
+
+def _measure(file: RemoteFile, path: Path, progress: Progress | None) -> tuple[FileFacts, str]:
+    """Size and SHA-256 of `path`, and its digest in the kind that `file.etag` is."""
+    size = path.stat().st_size
+    sha256 = hashlib.sha256()
+    blob = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    done = 0
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            sha256.update(chunk)
+            if len(file.etag) == 40:
+                blob.update(chunk)
+            done += len(chunk)
+            if progress:
+                progress(f"checking {file.name}", done, size)
+    facts = FileFacts(size, sha256.hexdigest())
+    return facts, blob.hexdigest() if len(file.etag) == 40 else facts.sha256
+
+
+def discard(path: Path) -> None:
+    """Delete a file and, if it is a link of the cache, every link after it and the blob at the end."""
+    while path.is_symlink():
+        link, path = path, path.parent / path.readlink()
+        link.unlink()
+    path.unlink(missing_ok=True)
+
+
+def check_shards(listing: Listing, path: Path) -> None:
+    """HubError if the index at `path` names a file that is not in the listing."""
+    try:
+        shards = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise HubError(f"{listing.id}: {INDEX} is not an index of shards", hint="tell the model's authors") from error
+    if absent := sorted(map(str, shards - listing.names)):
+        raise HubError(
+            f"{listing.id} at {listing.revision}: {len(absent)} of {len(shards)} shards that {INDEX} names are not in "
+            f"the repository: {', '.join(absent[:3])}",
+            hint="the upload is incomplete: try another --revision, or tell the model's authors",
+        )
