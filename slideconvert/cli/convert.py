@@ -26,6 +26,7 @@ from .common import (
     timed_progress,
     verbosity_options,
 )
+from .push import Attempt, check_push, public_option
 from .targets import (
     TARGETS,
     TIMES,
@@ -98,6 +99,8 @@ def full_recipe(path: Path | None, **said: Any) -> Recipe:
 @target_options
 @times_options
 @revision_option
+@click.option("--push", metavar="REPO", help="Publish the result on the Hub, as `push` does; checked before the start.")
+@public_option
 @run_options
 def convert_command(
     source: str,
@@ -177,8 +180,13 @@ def carry_out(
     verbose: bool,
     quiet: bool,
     target: Target | None = None,
+    push: str | None = None,
+    public: bool = False,
 ) -> None:
-    """Plan and run a conversion, its patterns chosen for a target if there is one, and print what came of it."""
+    """Plan and run a conversion, its patterns chosen for a target if there is one, and print what came of it.
+
+    push: the repository to publish it as.
+    """
     from ..allocate.choose import choose_patterns
     from ..calibrate.run import RunSettings
     from ..checkpoint.staging import check_free
@@ -188,6 +196,7 @@ def carry_out(
     from .machine import result_json
     from .tables import report_summary, report_table
 
+    check_push(push, public=public, no_verify=no_verify)
     made = make_plan(resolve_source(source, revision, quiet or as_json), recipe)
     settings = RunSettings(choose_device(device), keep_on, batch_tokens, offload, precision)
     started, chosen = time.monotonic(), None
@@ -207,13 +216,17 @@ def carry_out(
             progress=watch,
         )
     seconds = time.monotonic() - started
-    if as_json:
-        allocation = {"allocation": chosen_json(chosen)} if chosen else {}
-        echo_json({**result_json(report, out, seconds, watch), **allocation})
-    elif not quiet:
+    if not (quiet or as_json):
         if verbose:
             show(report_table(report))
         if chosen:
             show(chosen_table(chosen, every_error=verbose))
             show(chosen_summary(chosen))
         show(report_summary(report, out, seconds, watch.stages))
+    attempt = Attempt.make(out, push, public=public, shown=not (quiet or as_json)) if push else None
+    if as_json:
+        allocation = {"allocation": chosen_json(chosen)} if chosen else {}
+        published = {"pushed": attempt.to_json()} if attempt else {}
+        echo_json({**result_json(report, out, seconds, watch), **allocation, **published})
+    if attempt and attempt.error:
+        raise attempt.error

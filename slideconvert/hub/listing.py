@@ -63,7 +63,7 @@ def list_files(hub_id: str, *, revision: str | None = None) -> Listing:
         info = api.model_info(hub_id, revision=revision, files_metadata=True)
     siblings = [file for file in info.siblings or () if _in_top_folder(file.rfilename)]
     _refuse_other_formats(hub_id, {file.rfilename for file in siblings})
-    files = sorted(map(_remote_file, _wanted(siblings)), key=lambda file: (_is_weight(file.name), file.name))
+    files = sorted(map(remote_file, _wanted(siblings)), key=lambda file: (_is_weight(file.name), file.name))
     if not COMMIT.fullmatch(info.sha or "") or not all(file.etag for file in files):
         raise HubError(f"{hub_id}: the listing lacks commit or checksums", hint="check HF_ENDPOINT: is it a mirror?")
     return Listing(hub_id, str(info.sha), tuple(files))
@@ -102,7 +102,7 @@ def _in_top_folder(name: str) -> bool:
     return PurePosixPath(name).name == name == PureWindowsPath(name).name
 
 
-def _remote_file(sibling: Any) -> RemoteFile:
+def remote_file(sibling: Any) -> RemoteFile:
     """From the Hub's listing. The etag is empty if size or checksum are not given, as by some mirrors."""
     if sibling.lfs is not None:
         return RemoteFile(sibling.rfilename, sibling.lfs.size, sibling.lfs.sha256)

@@ -214,8 +214,8 @@ def _limits(report: Report) -> str:
         items.append(_text(note) + (f": {shown}{more}" if names else ""))
     if _quantized(report):
         items.append(
-            "With slideconvert or the code in this repository, transformers refuses tensor parallelism and offloading to "
-            "disk or CPU; with slideconvert, vLLM has no LoRA for this model."
+            "With slideconvert or the code in this repository, transformers refuses tensor parallelism and offloading "
+            "to disk or CPU; with slideconvert, vLLM has no LoRA for this model."
         )
     items.append("What limits the source model, its license included, limits this one too.")
     return "".join(f"- {item}\n" for item in items)
