@@ -37,7 +37,7 @@ class Handler(Uploads, BaseHTTPRequestHandler):
         try:
             self.body = self.take_body()
             if self.fault and self.fault.status:
-                return self.answer(self.fault.status, b"", self.fault.headers)
+                return self.answer(self.fault.status, self.fault.body or b"", self.fault.headers)
             for method, pattern, handler in ROUTES:
                 # HEAD is GET without the body; the path is matched before unquoting: a revision may hold a slash.
                 if method == self.command.replace("HEAD", "GET") and (found := re.fullmatch(pattern, url.path)):

@@ -58,7 +58,7 @@ class Fault:
     that comes in); with reset, tear it down (TCP RST); with stall, send or take nothing more but keep it open.
     then: called when the fault happens, before anything else.
     body: serve these bytes instead, under the headers of the right ones.
-    status, headers: answer with this error instead.
+    status, headers: answer with this error instead, and the body if there is one.
     """
 
     path: str

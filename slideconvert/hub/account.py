@@ -95,9 +95,17 @@ def read_target(api: Any, repo: str, branch: str) -> Target:
         if branch == MAIN:
             return Target(repo, branch, exists=True)  # a repository without any commit
         return Target(repo, branch, exists=True, private=api.model_info(repo).private)
-    files = tuple(remote_file(sibling) for sibling in info.siblings or ())
     own = branch == MAIN or api.model_info(repo).sha != info.sha
-    return Target(repo, branch, info.sha, files, True, info.private, own)
+    return Target(repo, branch, info.sha, _files(info), True, info.private, own)
+
+
+def read_commit(api: Any, repo: str, commit: str) -> tuple[RemoteFile, ...]:
+    """The files at a commit; whatever huggingface_hub raises passes."""
+    return _files(api.model_info(repo, revision=commit, files_metadata=True))
+
+
+def _files(info: Any) -> tuple[RemoteFile, ...]:
+    return tuple(remote_file(sibling) for sibling in info.siblings or ())
 
 
 def _refuse_reading_token(who: Mapping[str, Any], repo: str) -> None:

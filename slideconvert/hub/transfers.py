@@ -16,6 +16,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from .errors import http_library
+
 Tell = Callable[[int], None]
 """Told how many bytes of a file have gone."""
 _XET_REPORTS = "huggingface_hub.utils._xet_progress_reporting", "XetUploadProgressReporter"
@@ -50,17 +52,19 @@ def addition(name: str, content: Path | bytes, tell: Tell) -> Any:
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """No bars and no warnings of huggingface_hub: those on retries hold addresses that are signed for writing."""
+    """No bars of huggingface_hub, and no warnings: on retries they name addresses that are signed for writing."""
     from huggingface_hub.utils import are_progress_bars_disabled
 
-    logger, shown = logging.getLogger("huggingface_hub"), not are_progress_bars_disabled()
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("huggingface_hub", http_library().__name__)]
+    levels, shown = [logger.level for logger in loggers], not are_progress_bars_disabled()
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     _bars(False)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
         _bars(shown)
 
 

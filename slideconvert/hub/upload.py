@@ -24,7 +24,7 @@ from typing import Any
 
 from ..errors import HubError, InputError, VerificationError
 from ..progress import Progress, silent
-from .account import MAIN, Target, hub_api, read_target
+from .account import MAIN, Target, hub_api, read_commit, read_target
 from .listing import RemoteFile
 from .transfers import Tell, addition, silence, xet_told
 from .upload_errors import AGAIN, upload_errors
@@ -132,7 +132,7 @@ def send(upload: Upload, message: str, progress: Progress = silent) -> str:
             for file in upload.files:
                 _check_still(file)
             commit = _commit(api, upload, operations, message)
-        _check_remote(read_target(api, target.id, str(commit)), upload)
+        _check_remote(read_commit(api, target.id, str(commit)), upload, str(commit))
     return str(commit)
 
 
@@ -163,7 +163,13 @@ def _preupload(api: Any, upload: Upload, progress: Progress) -> list[Any]:
 
 def _send_to_storage(api: Any, target: Target, files: Sequence[tuple[LocalFile, Any]]) -> None:
     """Let huggingface_hub send what the Hub keeps outside git; the SHA-256 of what was read must be the known one."""
-    api.preupload_lfs_files(target.id, [operation for _, operation in files], revision=target.branch, free_memory=False)
+    operations = [operation for _, operation in files]
+    try:
+        api.preupload_lfs_files(target.id, operations, revision=target.branch, free_memory=False)
+    except Exception:
+        for file, _ in files:
+            _check_still(file)  # the storage refuses a file that has changed: that is the cause then
+        raise
     for file, operation in files:
         if getattr(operation, "_should_ignore", False):
             raise HubError(
@@ -211,9 +217,9 @@ def _state(path: Path) -> tuple[int, ...]:
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
 
 
-def _check_remote(found: Target, upload: Upload) -> None:
+def _check_remote(found: Sequence[RemoteFile], upload: Upload, commit: str) -> None:
     """VerificationError unless every file lies there as it was sent, and the deleted ones do not."""
-    there = {file.name: file for file in found.files}
+    there = {file.name: file for file in found}
     faults = [
         f"{file.name} is {'damaged' if file.name in there else 'missing'}"
         for file in upload.files
@@ -222,7 +228,7 @@ def _check_remote(found: Target, upload: Upload) -> None:
     faults += [f"{name} is still there" for name in upload.deleted if name in there]
     if faults:
         raise VerificationError(
-            f"{upload.target.id} at {found.branch}: what lies on the Hub is not what was sent: {faults[0]} "
+            f"{upload.target.id} at {commit}: what lies on the Hub is not what was sent: {faults[0]} "
             f"({len(faults)} of {len(upload.files)} files)",
             hint=f"nobody should use this commit; {AGAIN}",
         )
