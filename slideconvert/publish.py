@@ -68,6 +68,11 @@ def read_folder(path: Path, *, verify: bool = False, device: str = "cpu", progre
             f"{path / CONFIG} records no sha256 of the files, as where transformers has saved a model again",
             hint="slideconvert relayout writes a complete checkpoint, which can be pushed",
         )
+    if outside := [name for name in record.files if PurePosixPath(name).name != name or "\\" in name]:
+        raise InputError(
+            f"{path / CONFIG}: its record names a file outside the folder: {outside[0]}",
+            hint="do not trust this folder",
+        )
     report = _read_report(path, record)
     if not (report.verified or verify):
         raise InputError(
@@ -186,11 +191,6 @@ def _check_files(checkpoint: Checkpoint, record: Record, progress: Progress) -> 
     """Every file of the record, read once and compared with its SHA-256; weights first. InputError if one differs."""
     path = checkpoint.path
     hashes = {**record.files, **record.kernels}
-    if outside := [name for name in record.files if PurePosixPath(name).name != name or "\\" in name]:
-        raise InputError(
-            f"{path / CONFIG}: its record names a file outside the folder: {outside[0]}",
-            hint="do not trust this folder",
-        )
     faults = [f"{name}: file is missing" for name in record.files if not (path / name).is_file()]
     faults += [
         f"{file.name}: a weight file that the record does not know"
