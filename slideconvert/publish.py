@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from . import __version__
 from .checkpoint.config import Record, read_record
 from .checkpoint.files import CONFIG, INDEX, ORDERS, REPORT_JSON, SINGLE
-from .checkpoint.reader import Checkpoint
+from .checkpoint.reader import Checkpoint, read_json
 from .errors import InputError, VerificationError
 from .hub.account import Target
 from .hub.upload import LocalFile, Upload, create, plan_upload, send
@@ -33,13 +33,16 @@ _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 
 @dataclass(frozen=True)
 class Folder:
-    """A checkpoint of ours that may be published. files: all but the reports, in the order they are sent."""
+    """A checkpoint of ours that may be published. files: all but the reports, in the order they are sent.
+
+    report_json: the report as it is published, byte for byte that of the folder unless it was verified only now.
+    """
 
     path: Path
     record: Record
     report: Report
     files: tuple[LocalFile, ...]
-    verified_now: bool
+    report_json: bytes
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ def read_folder(path: Path, *, verify: bool = False, device: str = "cpu", progre
             f"{path / CONFIG}: its record names a file outside the folder: {outside[0]}",
             hint="do not trust this folder",
         )
-    report = _read_report(path, record)
+    report, report_json = _read_report(path, record)
     if not (report.verified or verify):
         raise InputError(
             f"{path} was never verified (--no-verify)",
@@ -88,7 +91,8 @@ def read_folder(path: Path, *, verify: bool = False, device: str = "cpu", progre
                 f"{path}: {verdict.faults[0]} ({len(verdict.faults)} faults)", hint=f"nothing was published: {AGAIN}"
             )
         report = replace(report, verified=verdict.tensors)
-    return Folder(path, record, report, files, verify)
+        report_json = report.to_json().encode()
+    return Folder(path, record, report, files, report_json)
 
 
 def check_target(target: Target) -> None:
@@ -113,16 +117,11 @@ def plan_push(folder: Folder, target: Target) -> Upload:
 
 def _compare(folder: Folder, target: Target) -> Upload:
     """What is to be sent to `target` and deleted there, whoever made what is there."""
-    reports = {
-        name: LocalFile.of_bytes(name, text)
-        for name, text in render_reports(folder.report, repo=target.id).items()
-        if name != REPORT_JSON or folder.verified_now
-    }
-    if REPORT_JSON not in reports:
-        reports[REPORT_JSON] = LocalFile.of_path(REPORT_JSON, folder.path / REPORT_JSON)
+    texts = {**render_reports(folder.report, repo=target.id), REPORT_JSON: folder.report_json}
+    reports = [LocalFile.of_bytes(name, text) for name, text in texts.items()]
     rest = [file for file in folder.files if file.name not in (INDEX, CONFIG)]
     last = [file for name in (INDEX, CONFIG) for file in folder.files if file.name == name]
-    files = [*rest, *reports.values(), *last]
+    files = [*rest, *reports, *last]
     names = {file.name for file in files}
     there = {file.name for file in target.files}
     return plan_upload(target, files, [name for name in there - names if is_checkpoints(name)])
@@ -149,10 +148,11 @@ def is_checkpoints(name: str) -> bool:
     return name.startswith(f"{KERNELS}/") and name.endswith((*SOURCES, ".md"))
 
 
-def _read_report(path: Path, record: Record) -> Report:
-    """The report of the folder. InputError if it is missing, unreadable or of another conversion."""
+def _read_report(path: Path, record: Record) -> tuple[Report, bytes]:
+    """The report of the folder and its bytes. InputError if it is missing, unreadable or of another conversion."""
     try:
-        report = Report.from_json((path / REPORT_JSON).read_text(encoding="utf-8"))
+        text = (path / REPORT_JSON).read_bytes()
+        report = Report.from_json(text.decode())
     except FileNotFoundError:
         raise InputError(
             f"{path / REPORT_JSON} is missing: what was done and verified is not known", hint=AGAIN
@@ -174,7 +174,7 @@ def _read_report(path: Path, record: Record) -> Report:
         raise InputError(
             f"{path / REPORT_JSON} belongs to another conversion: it contradicts the record in {CONFIG}", hint=AGAIN
         )
-    return report
+    return report, text
 
 
 def _check_reports(path: Path, report: Report) -> None:
@@ -216,7 +216,12 @@ def _check_files(checkpoint: Checkpoint, record: Record, progress: Progress) -> 
             if file.sha256 != hashes[file.name]
         ],
     )
-    return (*files, LocalFile.of_path(CONFIG, path / CONFIG))
+    config = LocalFile.of_path(CONFIG, path / CONFIG)
+    if read_json(path / CONFIG) != checkpoint.config:
+        raise InputError(
+            f"{path / CONFIG} changed while the folder was read", hint="let nobody write there; push again"
+        )
+    return (*files, config)
 
 
 def _refuse(path: Path, faults: list[str]) -> None:

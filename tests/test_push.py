@@ -9,14 +9,15 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from slideconvert.hub.account import find_target
+from slideconvert.hub.account import Target, find_target
 from slideconvert.publish import carry_out, is_checkpoints, plan_push, read_folder
 from tests import pico
 from tests.conftest import MAGNITUDE, Cli
 from tests.demo import DEMO
-from tests.hub_models import MODEL
+from tests.hub_models import MODEL, WEIGHTS
 from tests.hub_repo import Fault
 from tests.hub_server import HubServer
+from tests.hub_upload import GIT_ATTRIBUTES
 from tests.pushing import REPO, SHARDS, complaint, digests, is_published, sent, shards
 
 pytest_plugins = ["tests.hub_fixtures", "tests.push_fixtures"]
@@ -151,12 +152,25 @@ def test_a_branch(mine: HubServer, cli: Cli, out: Path) -> None:
     mine.faults.append(Fault("/commit/int8-2of8", method="POST", status=500))
     complaint(cli("push", out, REPO, "--revision", "int8-2of8"))
     assert mine.repos[REPO].head("int8-2of8") == MODEL  # made, and as it began: the next run goes on
+    told = cli("push", out, REPO, "--revision", "int8-2of9", "--dry-run", "--json")
+    assert json.loads(told.out)["deleted"] == sorted(WEIGHTS)
     told = cli("push", out, REPO, "--revision", "int8-2of8")
     assert told.code == 0 and f"{mine.url}/{REPO}/tree/int8-2of8" in told.out
     repo = mine.repos[REPO]
     assert repo.head() == MODEL and is_published(repo, out, "int8-2of8")
     assert "model-00001-of-00002.safetensors" not in repo.head("int8-2of8")
     assert cli("push", out, REPO, "--revision", "int8-2of8").code == 0  # it is ours now
+
+
+def test_a_branch_of_a_new_repository(mine: HubServer, cli: Cli, out: Path) -> None:
+    assert cli("push", out, REPO, "--revision", "v1/int8", "--public").code == 0
+    repo = mine.repos[REPO]
+    assert is_published(repo, out, "v1/int8") and repo.head() == GIT_ATTRIBUTES and not repo.private
+
+
+def test_addresses_are_shown_without_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "https://user:s3cret@hub.example:8443/models/")
+    assert Target(REPO, "v1").url == f"https://hub.example:8443/models/{REPO}/tree/v1"
 
 
 def test_large_files_in_parts(mine: HubServer, cli: Cli, out: Path) -> None:

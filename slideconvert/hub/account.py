@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from .. import __version__
 from ..errors import HubError, InputError
@@ -26,7 +27,8 @@ MAIN = "main"
 class Target:
     """A branch of a repository that may be written to.
 
-    id: "user/name". branch. commit: the branch's head, None if the branch is to be made. files: what lies there.
+    id: "user/name". branch. commit: the branch's head, None if the branch is to be made. files: what lies there, or
+    will once the branch is made.
     exists: whether the repository does; private: whether it is, None if it is to be made. own: whether the branch has
     come to differ from main, or is main.
     """
@@ -41,8 +43,10 @@ class Target:
 
     @property
     def url(self) -> str:
-        """The address of the branch for people."""
-        return f"{endpoint()}/{self.id}" + (f"/tree/{self.branch}" if self.branch != MAIN else "")
+        """The address of the branch for people, without credentials."""
+        hub = urlsplit(endpoint())
+        where = f"{hub.scheme}://{hub.netloc.rpartition('@')[2]}{hub.path}"
+        return f"{where}/{self.id}" + (f"/tree/{self.branch}" if self.branch != MAIN else "")
 
 
 def hub_api() -> Any:
@@ -94,7 +98,8 @@ def read_target(api: Any, repo: str, branch: str) -> Target:
     except RevisionNotFoundError:
         if branch == MAIN:
             return Target(repo, branch, exists=True)  # a repository without any commit
-        return Target(repo, branch, exists=True, private=api.model_info(repo).private)
+        info = api.model_info(repo, files_metadata=True)  # which the branch will be made from
+        return Target(repo, branch, None, _files(info), True, info.private, own=False)
     own = branch == MAIN or api.model_info(repo).sha != info.sha
     return Target(repo, branch, info.sha, _files(info), True, info.private, own)
 
