@@ -79,7 +79,7 @@ def test_dry_run_changes_nothing(mine: HubServer, cli: Cli, out: Path) -> None:
     first = shards(out)[0]
     row = next(line for line in told.out.splitlines() if first.name in line)
     assert row.split() == [first.name, "new", digests([first])[0][:12], f"{first.stat().st_size:,}"]
-    assert "a new repository, private" in told.out and "would be new there" in told.out
+    assert "a new repository, private" in told.out and " to be sent, " in told.out and "; 0 already there" in told.out
 
     assert cli("push", out, REPO).code == 0
     mine.requests.clear()

@@ -124,17 +124,15 @@ def push_summary(before: Target, upload: Upload, pushed: Pushed | None, public: 
 
     from ..report.summary import size
 
-    again = len(upload.files) - len(upload.new)
     seen = {None: "a new repository, " + ("public" if public else "private"), True: "private", False: "public"}
     if before.exists and before.private is None:
         seen[None] = "an empty repository"
     stays = " (--public changes no repository that is there)" if public and before.private else ""
-    would = "" if pushed else "would be "
+    new, there = len(upload.new), len(upload.files) - len(upload.new)
     lines = [
         f"repo     {upload.target.url}, {seen[before.private]}{stays}",
-        f"sent     {size(upload.bytes)} in {len(upload.new)} of {len(upload.files)} files {would}new there, "
-        f"{again} already there",
-        *([f"deleted  {', '.join(upload.deleted)}"] if upload.deleted else []),
+        f"files    {new} {'sent' if pushed else 'to be sent'}, {size(upload.bytes)}; {there} already there",
+        *([f"delete{'d ' if pushed else '  '} {', '.join(upload.deleted)}"] if upload.deleted else []),
         *([f"commit   {pushed.commit}, every file compared with its hash"] if pushed else []),
     ]
     return escape("\n".join(lines))
