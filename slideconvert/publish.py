@@ -18,7 +18,7 @@ from .checkpoint.config import Record, read_record
 from .checkpoint.files import CONFIG, INDEX, ORDERS, REPORT_JSON, SINGLE
 from .checkpoint.reader import Checkpoint, read_json
 from .errors import InputError, VerificationError
-from .hub.account import Target
+from .hub.account import MAIN, Target
 from .hub.upload import LocalFile, Upload, create, plan_upload, send
 from .progress import Progress, silent
 from .report import Report
@@ -117,7 +117,8 @@ def plan_push(folder: Folder, target: Target) -> Upload:
 
 def _compare(folder: Folder, target: Target) -> Upload:
     """What is to be sent to `target` and deleted there, whoever made what is there."""
-    texts = {**render_reports(folder.report, repo=target.id), REPORT_JSON: folder.report_json}
+    branch = None if target.branch == MAIN else target.branch
+    texts = render_reports(folder.report, repo=target.id, branch=branch) | {REPORT_JSON: folder.report_json}
     reports = [LocalFile.of_bytes(name, text) for name, text in texts.items()]
     rest = [file for file in folder.files if file.name not in (INDEX, CONFIG)]
     last = [file for name in (INDEX, CONFIG) for file in folder.files if file.name == name]

@@ -13,7 +13,7 @@ from slideconvert.hub.account import Target, find_target
 from slideconvert.publish import carry_out, is_checkpoints, plan_push, read_folder
 from tests import pico
 from tests.conftest import MAGNITUDE, Cli
-from tests.demo import DEMO
+from tests.demo import DEMO, TEXT
 from tests.hub_models import MODEL, WEIGHTS
 from tests.hub_repo import Fault
 from tests.hub_server import HubServer
@@ -159,6 +159,7 @@ def test_a_branch(mine: HubServer, cli: Cli, out: Path) -> None:
     repo = mine.repos[REPO]
     assert repo.head() == MODEL and is_published(repo, out, "int8-2of8")
     assert "model-00001-of-00002.safetensors" not in repo.head("int8-2of8")
+    assert f"vllm serve {REPO} --revision int8-2of8\n".encode() in repo.head("int8-2of8")["README.md"]
     assert cli("push", out, REPO, "--revision", "int8-2of8").code == 0  # it is ours now
 
 
@@ -216,3 +217,33 @@ def test_unverified_with_verify(mine: HubServer, cli: Cli, source: Path, out: Pa
     files = mine.repos[REPO].head()
     assert json.loads(files["report.json"])["verified"] and b"were read back and checked" in files["README.md"]
     assert b"NOT VERIFIED" not in files["report.html"].upper() and (out / "report.json").read_bytes() == report
+
+
+def test_every_kind_of_output_may_go(cli: Cli, source: Path, tmp_path: Path) -> None:
+    """Stages one by one, both layouts, rules that keep linears or leave them BF16: their reports belong to them."""
+    recipe = tmp_path / "recipe.yaml"
+    rules = (
+        "match: '*.layers.0.*', keep: true",
+        "match: '*.o_proj', scheme: fp8",
+        "match: '*.down_proj', scheme: bf16",
+    )
+    lines = ["scheme: int8", "pattern: '2:6'", "method: magnitude", "rules:", *(f"- {{{rule}}}" for rule in rules)]
+    recipe.write_text("\n".join(lines))
+    made = {name: tmp_path / name for name in ("sparse", "quantized", "slid", "dense", "mixed", "relaid", "moved")}
+    text = ("--calibration", TEXT.with_name("calibration.jsonl"), "--samples", "8", "--length", "64")
+    for words in (
+        ("sparsify", *MAGNITUDE, source, made["sparse"]),
+        ("quantize", made["sparse"], made["quantized"]),
+        ("slide", made["quantized"], made["slid"]),
+        ("relayout", made["slid"], made["dense"], "--layout", "dense"),
+        ("convert", source, made["mixed"], "--recipe", recipe, "--layout", "dense"),
+        ("relayout", made["mixed"], made["relaid"], "--layout", "slide"),
+        ("convert", DEMO, made["moved"], *text, "--preset", "quality"),
+    ):
+        done = cli(*words)
+        assert done.code == 0, (words, done.err)
+    for name, out in made.items():
+        folder = read_folder(out)
+        assert folder.report.verified, name
+        assert {file.name for file in folder.files} >= {path.name for path in shards(out)}
+    assert "channel_orders.json" in {file.name for file in read_folder(made["moved"]).files}

@@ -618,6 +618,15 @@ def test_card_of_a_repository_names_it(layout: str) -> None:
     assert not re.search("PATH|CKPT|NAME|IMPORT", body)
 
 
+def test_card_of_a_branch_names_it() -> None:
+    body = card_parts(render_card(sample_report(1, layout="slide"), repo="me/llama", branch="int8 x"))[1]
+    assert body.count('from_pretrained("me/llama", revision="int8 x"') == 2
+    assert "vllm serve me/llama --revision 'int8 x'\n" in body
+    download = "```bash\nhf download me/llama --revision 'int8 x' --local-dir llama\n"
+    assert f"{download}slideconvert generate llama --prompt" in body and "relayout llama OUT --layout dense" in body
+    assert f"{download}slideconvert verify llama\n" in body and not re.search("PATH|CKPT", body)
+
+
 def test_worst_linear_of_each_layer() -> None:
     report = sample_report(4)
     rows = {row[0]: row[1:] for row in re.findall(r"^\| (\d+) \| ([\d.]+%) \| `(\S+)` \|$", render_card(report), re.M)}

@@ -35,15 +35,16 @@ NAMES_SHOWN = 3
 """Linears that a note names before it only counts them."""
 
 
-def render_card(report: Report, *, repo: str | None = None) -> str:
-    """The whole README.md. repo: the Hub id that its commands name; without one they name PATH and CKPT, a folder."""
+def render_card(report: Report, *, repo: str | None = None, branch: str | None = None) -> str:
+    """The whole README.md. repo: the Hub id that its commands name, with its branch if that is not main; without one
+    they name PATH and CKPT, a folder."""
     sections = [
         _front_matter(report),
         f"# {_text(report.source)}, {_what(report)}\n\n{_about(report)}",
         f"## Measured\n\n{_measured(report)}",
         f"## Recipe\n\n{_fenced(_yaml(report.recipe), 'yaml')}",
-        f"## Load\n\n{how_to_load(report.layout, quantized=bool(_quantized(report)), repo=repo)}",
-        f"## Check\n\n{_verdict(report)} {how_to_check(repo)}",
+        f"## Load\n\n{how_to_load(report.layout, quantized=bool(_quantized(report)), repo=repo, branch=branch)}",
+        f"## Check\n\n{_verdict(report)} {how_to_check(repo, branch)}",
         f"## Limits\n\n{_limits(report)}",
     ]
     return "\n".join(sections)

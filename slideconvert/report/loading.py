@@ -5,6 +5,9 @@ PATH stands for what loaders take, a folder or a Hub id; so does CKPT in command
 
 from __future__ import annotations
 
+import json
+import shlex
+
 TRANSFORMERS = """\
 ```python
 IMPORTfrom transformers import AutoModelForCausalLM, AutoTokenizer
@@ -70,22 +73,31 @@ slideconvert verify CKPT
 ```
 """
 
-CHECK_HUB = """\
-To check a copy:
 
-```bash
-hf download CKPT --local-dir NAME
-slideconvert verify NAME
-```
-"""
+def how_to_load(layout: str, *, quantized: bool, repo: str | None = None, branch: str | None = None) -> str:
+    """The section on loading a checkpoint in `layout`. repo: its Hub id, if it has one; branch: where, if not main."""
+    return _named(SLIDE if layout == "slide" else DENSE + (DENSE_QUANTIZED if quantized else ""), repo, branch)
 
 
-def how_to_load(layout: str, *, quantized: bool, repo: str | None = None) -> str:
-    """The section on loading a checkpoint in `layout`. repo: its Hub id, if it has one."""
-    text = SLIDE if layout == "slide" else DENSE + (DENSE_QUANTIZED if quantized else "")
-    return text.replace("PATH", repo).replace("CKPT", repo) if repo else text
+def how_to_check(repo: str | None = None, branch: str | None = None) -> str:
+    """The words and the command that check a copy."""
+    return _after_download(CHECK, repo, branch) if repo else CHECK
 
 
-def how_to_check(repo: str | None = None) -> str:
-    """The words and the command that check a copy. repo: its Hub id, if it has one."""
-    return CHECK_HUB.replace("CKPT", repo).replace("NAME", repo.split("/")[-1]) if repo else CHECK
+def _named(text: str, repo: str | None, branch: str | None) -> str:
+    """The commands with the repository's name. Those of ours take no branch: they get a folder, downloaded first."""
+    if not repo:
+        return text
+    if not branch:
+        return text.replace("PATH", repo).replace("CKPT", repo)
+    text = text.replace('"PATH"', f'"{repo}", revision={json.dumps(branch)}')
+    text = text.replace("vllm serve PATH", f"vllm serve {repo} --revision {shlex.quote(branch)}")
+    return _after_download(text, repo, branch)
+
+
+def _after_download(text: str, repo: str, branch: str | None) -> str:
+    """The text with a folder for CKPT, and its download before the first command that is ours."""
+    where = ["--revision", branch] if branch else []
+    folder = repo.split("/")[-1]
+    download = shlex.join(["hf", "download", repo, *where, "--local-dir", folder])
+    return text.replace("```bash\nslideconvert", f"```bash\n{download}\nslideconvert", 1).replace("CKPT", folder)
