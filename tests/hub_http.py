@@ -9,7 +9,7 @@ import struct
 from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs, quote, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qs, quote, unquote, urlsplit
 
 from tests.hub_repo import Fault, Refusal, Repo, Request, blob_sha1, sha256
 from tests.hub_upload import UPLOAD_ROUTES, Uploads
@@ -35,6 +35,13 @@ class Handler(Uploads, BaseHTTPRequestHandler):
         if self.fault and self.fault.then:
             self.fault.then()
         try:
+            self.respond(url)
+        except ConnectionError:
+            self.close_connection = True  # the client has gone: nobody to tell
+
+    def respond(self, url: SplitResult) -> None:
+        """Take the body and answer by the first route that fits."""
+        try:
             self.body = self.take_body()
             if self.fault and self.fault.status:
                 return self.answer(self.fault.status, self.fault.body or b"", self.fault.headers)
@@ -46,8 +53,6 @@ class Handler(Uploads, BaseHTTPRequestHandler):
             raise Refusal(404)
         except Refusal as refusal:
             self.answer(refusal.status, b"", refusal.headers)
-        except ConnectionError:
-            self.close_connection = True  # the client has gone: nobody to tell
 
     do_GET = do_HEAD = do_POST = do_PUT = handle_request
 

@@ -103,7 +103,8 @@ def test_what_breaks(mine: HubServer, cli: Cli, out: Path, waits: list[float], n
     mine.faults.clear()
     arrived = {oid for oid in sent(mine) if mine.repos[REPO].stored(oid)}
     mine.requests.clear()
-    assert cli("push", out, REPO, "-q").code == 0
+    done = cli("push", out, REPO, "-q")
+    assert (done.code, done.err) == (0, "")
     assert is_published(mine.repos[REPO], out) and "old" not in mine.repos[REPO].head()
     assert not arrived & set(sent(mine)) and arrived | set(sent(mine)) == set(digests(shards(out)))
 
@@ -173,6 +174,17 @@ def test_a_shard_changes_underway(mine: HubServer, cli: Cli, out: Path, which: i
     line = complaint(cli("push", out, REPO, "-q"))
     assert f"{shard} was changed while it was being pushed: nothing was published" in line
     assert mine.repos[REPO].head() == GIT_ATTRIBUTES
+
+
+@pytest.mark.parametrize("when", ["/validate-yaml", COMMIT])
+@pytest.mark.parametrize("name", ["model-*.safetensors", "config.json", "kernels/*.md"])
+def test_a_file_changes_too_late_to_matter(mine: HubServer, cli: Cli, out: Path, name: str, when: str) -> None:
+    """After the last look at the folder: what is published is what was looked at."""
+    path = sorted(out.glob(name))[-1]
+    before = path.read_bytes()
+    mine.faults.append(Fault(when, method="POST", then=lambda: path.write_bytes(b"late")))
+    assert cli("push", out, REPO, "-q").code == 0
+    assert mine.repos[REPO].head()[path.relative_to(out).as_posix()] == before
 
 
 @pytest.mark.parametrize("name", ["model-*.safetensors", "config.json", "kernels/*.md"])

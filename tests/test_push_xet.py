@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -59,7 +60,9 @@ def xet(mine: HubServer, monkeypatch: pytest.MonkeyPatch) -> FakeXet:
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
     monkeypatch.setattr("huggingface_hub._commit_api.is_xet_available", lambda: True)
     monkeypatch.setattr("huggingface_hub.utils._xet.get_xet_session", lambda: session)
-    monkeypatch.setitem(sys.modules, "hf_xet", SimpleNamespace(COMPUTE_SHA256=None))
+    library = ModuleType("hf_xet")
+    library.__dict__.update(COMPUTE_SHA256=None, __spec__=ModuleSpec("hf_xet", None))
+    monkeypatch.setitem(sys.modules, "hf_xet", library)
     return session
 
 

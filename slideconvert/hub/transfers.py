@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,8 @@ def silence() -> Iterator[None]:
 
 @contextmanager
 def xet_told(tell: Tell) -> Iterator[None]:
-    """For the transfer of one file inside `silence`: what Xet reports goes to `tell`."""
+    """For the transfer of one file inside `silence`: what Xet reports, if it is used, goes to `tell`."""
+    from huggingface_hub import constants
 
     class Reporter:
         """Takes what huggingface_hub's class takes."""
@@ -89,6 +91,8 @@ def xet_told(tell: Tell) -> Iterator[None]:
         home = import_module(module)
         theirs = getattr(home, name)
     except (ImportError, AttributeError):
+        home = None
+    if home is None or constants.HF_HUB_DISABLE_XET or find_spec("hf_xet") is None:
         yield
         return
     setattr(home, name, Reporter)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,11 @@ from .listing import RemoteFile
 from .transfers import Tell, addition, silence, xet_told
 from .upload_errors import AGAIN, upload_errors
 
-ALONE = 1 << 20
-"""Bytes from which on a file is sent by itself, so that progress and errors name it; smaller ones go together."""
+IN_GIT = 16 << 20
+"""Bytes of a file from which on the Hub surely keeps it outside git, in storage."""
+ALONE = IN_GIT
+"""Bytes from which on a file is sent by itself, from the disk. Smaller ones are read once more, compared with their
+SHA-256 and sent together from memory: what is committed is what was checked."""
 _CHUNK = 8 << 20
 
 
@@ -38,6 +41,7 @@ _CHUNK = 8 << 20
 class LocalFile:
     """What is to lie in the repository as `name`: `size` bytes with this SHA-256 (hex).
 
+    blob: git's SHA-1, by which the Hub lists files that it keeps inside git; "" for one that is too large for that.
     content: the file on this disk, or the bytes themselves. state: of the file on disk before it was read, so that a
     change can be noticed: size, times in nanoseconds, inode.
     """
@@ -45,34 +49,31 @@ class LocalFile:
     name: str
     size: int
     sha256: str
+    blob: str
     content: Path | bytes
     state: tuple[int, ...] = ()
 
     @classmethod
     def of_bytes(cls, name: str, content: bytes) -> LocalFile:
-        return cls(name, len(content), hashlib.sha256(content).hexdigest(), content)
+        return cls(name, len(content), hashlib.sha256(content).hexdigest(), _blob(content), content)
 
     @classmethod
     def of_path(cls, name: str, path: Path, tell: Tell = lambda done: None) -> LocalFile:
         """The file at `path`, read once for its SHA-256. tell: told the bytes read. OSError passes."""
         state, done, digest = _state(path), 0, hashlib.sha256()
+        if state[0] < IN_GIT:
+            tell(state[0])
+            return replace(cls.of_bytes(name, path.read_bytes()), content=path, state=state)
         with path.open("rb") as file:
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)
                 done += len(chunk)
                 tell(done)
-        return cls(name, done, digest.hexdigest(), path, state)
+        return cls(name, done, digest.hexdigest(), "", path, state)
 
     def is_at(self, remote: RemoteFile) -> bool:
         """Whether the Hub's listing tells the same contents."""
-        if self.size != remote.size:
-            return False
-        return remote.etag == (self.sha256 if len(remote.etag) == 64 else self._blob_sha1())
-
-    def _blob_sha1(self) -> str:
-        """As git names it. Only small files are listed by it: the Hub keeps large ones by their SHA-256."""
-        content = self.content if isinstance(self.content, bytes) else self.content.read_bytes()
-        return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+        return self.size == remote.size and remote.etag in (self.sha256, self.blob)
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ def _preupload(api: Any, upload: Upload, progress: Progress) -> list[Any]:
         def tell(sent: int, before: int = done) -> None:
             progress("upload", before + sent, upload.bytes)
 
-        operation = addition(file.name, file.content, tell)
+        operation = addition(file.name, _checked(file) if file.size < ALONE else file.content, tell)
         operations.append(operation)
         if file.size < ALONE:
             small.append((file, operation))
@@ -159,6 +160,14 @@ def _preupload(api: Any, upload: Upload, progress: Progress) -> list[Any]:
         _send_to_storage(api, upload.target, small)
     progress("upload", upload.bytes, upload.bytes)
     return operations
+
+
+def _checked(file: LocalFile) -> bytes:
+    """The contents of a small file as they were when its SHA-256 was taken. InputError if they have changed."""
+    content = file.content if isinstance(file.content, bytes) else file.content.read_bytes()
+    if hashlib.sha256(content).hexdigest() != file.sha256:
+        raise _changed(file)
+    return content
 
 
 def _send_to_storage(api: Any, target: Target, files: Sequence[tuple[LocalFile, Any]]) -> None:
@@ -206,6 +215,11 @@ def _changed(file: LocalFile) -> InputError:
         f"{where} was changed while it was being pushed: nothing was published",
         hint="let nobody write into the folder, check it with `slideconvert verify`, and push again",
     )
+
+
+def _blob(content: bytes) -> str:
+    """As git names it."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 def _state(path: Path) -> tuple[int, ...]:
