@@ -147,7 +147,10 @@ def _preupload(api: Any, upload: Upload, progress: Progress) -> list[Any]:
         def tell(sent: int, before: int = done) -> None:
             progress("upload", before + sent, upload.bytes)
 
-        operation = addition(file.name, _checked(file) if file.size < ALONE else file.content, tell)
+        content = file.content
+        if isinstance(content, Path) and file.size < ALONE:
+            content = content.read_bytes()
+        operation = addition(file.name, content, tell)
         operations.append(operation)
         if file.size < ALONE:
             small.append((file, operation))
@@ -160,14 +163,6 @@ def _preupload(api: Any, upload: Upload, progress: Progress) -> list[Any]:
         _send_to_storage(api, upload.target, small)
     progress("upload", upload.bytes, upload.bytes)
     return operations
-
-
-def _checked(file: LocalFile) -> bytes:
-    """The contents of a small file as they were when its SHA-256 was taken. InputError if they have changed."""
-    content = file.content if isinstance(file.content, bytes) else file.content.read_bytes()
-    if hashlib.sha256(content).hexdigest() != file.sha256:
-        raise _changed(file)
-    return content
 
 
 def _send_to_storage(api: Any, target: Target, files: Sequence[tuple[LocalFile, Any]]) -> None:

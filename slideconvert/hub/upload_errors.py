@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
 
 TOKENS = "https://huggingface.co/settings/tokens"
+LOGIN = "then `hf auth login` or set HF_TOKEN"
 AGAIN = "run the same command again: what has arrived is not sent again"
 _FULL = re.compile(r"quota|storage|billing|payment|too large|limit (reached|exceeded)|exceed", re.IGNORECASE)
 """What the Hub says when an account has no room left."""
@@ -98,9 +99,6 @@ def _explain_answer(error: HfHubHTTPError, repo: str) -> HubError:
             hint=f"use a token with write access to it ({TOKENS}), {LOGIN}; or name a repository of your own",
         )
     return HubError(f"{repo}: {host()} answers HTTP {status}: {said}", hint="check the name and the token's rights")
-
-
-LOGIN = "then `hf auth login` or set HF_TOKEN"
 
 
 def _explain_network(error: Exception, repo: str) -> HubError:
