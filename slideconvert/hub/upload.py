@@ -73,7 +73,7 @@ class LocalFile:
 
     def is_at(self, remote: RemoteFile) -> bool:
         """Whether the Hub's listing tells the same contents."""
-        return self.size == remote.size and remote.etag in (self.sha256, self.blob)
+        return bool(remote.etag) and self.size == remote.size and remote.etag in (self.sha256, self.blob)
 
 
 @dataclass(frozen=True)
