@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint.config import output_config
-from .checkpoint.files import CARD, CONFIG, INDEX, ORDERS, REPORT_HTML, REPORT_JSON, companions
+from .checkpoint.files import CONFIG, INDEX, ORDERS, companions
 from .checkpoint.reader import Checkpoint
 from .checkpoint.staging import file_sha256, write_file, writing
 from .errors import VerificationError
@@ -18,8 +18,8 @@ from .orders import Orders, to_json
 from .plan import Plan, index_json
 from .progress import Progress
 from .report import Report
-from .report.card import render_card, source_license
-from .report.html import render_html
+from .report.render import render_reports
+from .report.source_card import source_card
 from .runtime.bundle import bundle_kernels
 from .verify import verify_checkpoint
 
@@ -77,13 +77,12 @@ def finish(
                 hint="nothing was published; the disk may be failing: delete the folder and convert again",
             )
         verified = verdict.tensors
-    report = replace(report, files=record.files, verified=verified)
+    report = replace(report, files=record.files, verified=verified, source_card=source_card(plan.snapshot.path))
     if measurement:
         report = replace(report, **_measure(plan, folder, measurement, device, progress))
     with writing(folder):
-        write_file(folder / REPORT_JSON, report.to_json().encode())
-        write_file(folder / REPORT_HTML, render_html(report).encode())
-        write_file(folder / CARD, render_card(report, **source_license(plan.snapshot.path)).encode())
+        for name, text in render_reports(report).items():
+            write_file(folder / name, text)
     return report
 
 

@@ -1,7 +1,4 @@
-"""How tests/hub_server.py answers: the Hub's HTTP API, route by route.
-
-`ROUTES` is where the upload side can be added: method, path, handler.
-"""
+"""How tests/hub_server.py answers: the Hub's HTTP API, route by route. The way up is in hub_upload.py."""
 
 from __future__ import annotations
 
@@ -12,24 +9,16 @@ import struct
 from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs, quote, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qs, quote, unquote, urlsplit
 
-from tests.hub_repo import Fault, Repo, Request, blob_sha1, sha256
+from tests.hub_repo import Fault, Refusal, Repo, Request, blob_sha1, sha256
+from tests.hub_upload import UPLOAD_ROUTES, Uploads
 
 if TYPE_CHECKING:
     from tests.hub_server import HubServer
 
 
-class Refusal(Exception):
-    """An answer with an error status, in the words of the Hub: X-Error-Code and X-Error-Message."""
-
-    def __init__(self, status: int, code: str = "", message: str = "") -> None:
-        self.status = status
-        self.headers = {"X-Error-Code": code, "X-Error-Message": message}
-        super().__init__(message)
-
-
-class Handler(BaseHTTPRequestHandler):
+class Handler(Uploads, BaseHTTPRequestHandler):
     hub: HubServer
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True  # headers and body are two writes: the second would wait for an acknowledgement
@@ -43,9 +32,19 @@ class Handler(BaseHTTPRequestHandler):
         path = unquote(url.path)
         token = self.headers.get("Authorization")
         self.fault = self.hub.record(Request(self.command, path, self.headers.get("Range"), token is not None))
+        if self.fault and self.fault.then:
+            self.fault.then()
         try:
+            self.respond(url)
+        except ConnectionError:
+            self.close_connection = True  # the client has gone: nobody to tell
+
+    def respond(self, url: SplitResult) -> None:
+        """Take the body and answer by the first route that fits."""
+        try:
+            self.body = self.take_body()
             if self.fault and self.fault.status:
-                return self.answer(self.fault.status, b"", self.fault.headers)
+                return self.answer(self.fault.status, self.fault.body or b"", self.fault.headers)
             for method, pattern, handler in ROUTES:
                 # HEAD is GET without the body; the path is matched before unquoting: a revision may hold a slash.
                 if method == self.command.replace("HEAD", "GET") and (found := re.fullmatch(pattern, url.path)):
@@ -54,14 +53,12 @@ class Handler(BaseHTTPRequestHandler):
             raise Refusal(404)
         except Refusal as refusal:
             self.answer(refusal.status, b"", refusal.headers)
-        except ConnectionError:
-            self.close_connection = True  # the client has gone: nobody to tell
 
-    do_GET = do_HEAD = handle_request
+    do_GET = do_HEAD = do_POST = do_PUT = handle_request
 
     def answer(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
         """Send an answer. The fault of this request may change the bytes or break off among them."""
-        fault = self.fault or Fault("")
+        fault = self.fault if self.fault and self.command != "PUT" else Fault("")
         if self.command == "HEAD" and fault.drop_after is not None:
             self.close_connection = True
             return
@@ -104,7 +101,7 @@ class Handler(BaseHTTPRequestHandler):
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
         if token and token not in self.hub.tokens:
             raise Refusal(401, message="Invalid credentials in Authorization header")
-        allowed = repo_id in self.hub.tokens.get(token, ())
+        allowed = repo_id in self.hub.tokens.get(token, ()) or self.may_write(repo_id)
         repo = self.hub.repos.get(repo_id)
         if repo is None or (repo.private and not allowed):
             raise Refusal(404 if token else 401, "RepoNotFound", "Repository not found")
@@ -179,4 +176,4 @@ def _routes() -> Iterator[tuple[str, str, Callable[..., None]]]:
     yield "GET", rf"/{model}/resolve/{at}/(?P<name>.+)", Handler.resolve
 
 
-ROUTES = list(_routes())
+ROUTES = [*_routes(), *UPLOAD_ROUTES]

@@ -1,4 +1,4 @@
-"""A Hugging Face Hub on the loopback: as much of its HTTP API as huggingface_hub needs to download a model.
+"""A Hugging Face Hub on the loopback: as much of its HTTP API as huggingface_hub needs to fetch and to push a model.
 
     with HubServer() as hub:
         commit = hub.add_repo("org/model", {"config.json": b"{}", "model.safetensors": weights})
@@ -8,38 +8,49 @@
 
 As on the real Hub, a large file ("LFS") is answered with a redirect to a storage host, which must not be sent the
 token: here the same server under its other name, localhost instead of 127.0.0.1. Nothing mentions Xet, so
-huggingface_hub transfers by plain HTTP. The requests are answered in hub_http.py.
+huggingface_hub transfers by plain HTTP. The requests are answered in hub_http.py and, for the way up, hub_upload.py.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+import sys
 import threading
 from collections.abc import Callable, Collection, Mapping
 from http.server import ThreadingHTTPServer
+from typing import Any
 
 from tests.hub_http import Handler
-from tests.hub_repo import Fault, Repo, Request, blob_sha1, is_large
+from tests.hub_repo import Account, Fault, Repo, Request, is_large
+
+
+class _Quiet(ThreadingHTTPServer):
+    def handle_error(self, *where: Any) -> None:
+        """Clients that leave early are meant to; anything else is a defect of the server and is shown."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(*where)
 
 
 class HubServer:
     """The server; a context manager. url: its address. requests: all that came in. faults: what to do wrong next.
 
-    tokens: known token -> ids of the private and gated models that it may read. stalled: set by a Fault(stall=True).
+    tokens: known token -> ids of the private and gated models that it may read. accounts: token -> whose it is, for
+    those that may write. stalled: set by a Fault(stall=True). part_size: of large files, sent in parts of so many
+    bytes; None: whole.
     watch: is told of every request before it is answered.
     """
 
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
         self.tokens: dict[str, set[str]] = {}
+        self.accounts: dict[str, Account] = {}
+        self.part_size: int | None = None
         self.faults: list[Fault] = []
         self.requests: list[Request] = []
         self.watch: Callable[[Request], object] = lambda request: None
         self.stalled = threading.Event()
         self.closing = threading.Event()
         self._lock = threading.Lock()
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Handler,), {"hub": self}))
+        self._http = _Quiet(("127.0.0.1", 0), type("Handler", (Handler,), {"hub": self}))
         self._http.daemon_threads = True
         self.port = self._http.server_address[1]
         self.url = f"http://127.0.0.1:{self.port}"
@@ -69,11 +80,12 @@ class HubServer:
         """
         large = lfs if callable(lfs) else (lambda name: name in lfs) if lfs is not None else is_large
         repo = self.repos.setdefault(repo_id, Repo(large, gated, private))
-        tree = sorted((name, blob_sha1(content)) for name, content in files.items())
-        commit = hashlib.sha1(json.dumps([repo_id, tree]).encode()).hexdigest()
-        repo.commits[commit] = dict(files)
-        repo.branches[branch] = commit
-        return commit
+        return repo.add(branch, files)
+
+    def add_account(self, token: str, account: Account) -> None:
+        """Let a token be known."""
+        self.tokens.setdefault(token, set())
+        self.accounts[token] = account
 
     def requests_for(self, name: str, method: str = "GET") -> list[Request]:
         """The requests for a file, oldest first, without those that only led to the storage host."""

@@ -54,7 +54,7 @@ LAYERS = (
     ("calibrate.run",),
     ("calibrate.needs", "calibrate", "allocate"),
     ("finish",),
-    ("pipeline",),
+    ("pipeline", "publish"),
     ("cli",),
 )
 """Lowest first. A module may import from its own row and from rows above it; a package name covers its modules."""

@@ -98,7 +98,7 @@ def test_gradients_pass_the_rounding_and_stop_at_the_mask(scheme: Scheme) -> Non
 def test_linears_are_put_in_place_with_their_biases() -> None:
     parent = nn.ModuleDict({"a": nn.ModuleDict({"b": nn.Linear(40, 24)}), "c": nn.Linear(40, 24, bias=False)})
     biases = {"a.b": parent.get_submodule("a.b").bias, "c": None}
-    made = make_trainable(parent, {"a.b": start(SCHEMES["int8"]), "c": start(SCHEMES["bf16"])})
+    made = make_trainable(parent, {"a.b": start(SCHEMES["int8"]), "c": start(SCHEMES["bf16"])}, {})
     for path, bias in biases.items():
         assert parent.get_submodule(path) is made[path] and made[path].bias is bias
 

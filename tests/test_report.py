@@ -8,15 +8,17 @@ import re
 from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
 from slideconvert.layers import LINEARS
-from slideconvert.report import LayerReport, Report, totals
+from slideconvert.report import LayerReport, Report, Training, totals
 from slideconvert.report.card import render_card
 from slideconvert.report.html import render_html
+from slideconvert.report.source_card import source_card
 from slideconvert.report.summary import notes, patterns, size
 
 SHAPES = dict.fromkeys(LINEARS, (2048, 2048)) | {
@@ -465,7 +467,9 @@ def test_nothing_converted_still_makes_a_page_and_a_card() -> None:
 
 
 def test_front_matter_has_the_right_fields() -> None:
-    front, body = card_parts(render_card(sample_report(1), license="llama3.2", language=["en", "no"]))
+    front, body = card_parts(
+        render_card(sample_report(1, source_card={"license": "llama3.2", "language": ["en", "no"]}))
+    )
     assert front == {
         "license": "llama3.2",
         "language": ["en", "no"],
@@ -542,7 +546,7 @@ def test_loading_follows_the_layout() -> None:
     assert "AutoModelForCausalLM.from_pretrained" in dense and "vllm serve PATH" in dense
     assert "relayout" not in dense
     assert "slideconvert relayout CKPT OUT --layout dense" in slide and "slideconvert generate CKPT --prompt" in slide
-    assert "import slideconvert\nfrom transformers" in slide and "vllm serve" not in slide
+    assert "import slideconvert\nfrom transformers" in slide and "pip install slideconvert\nvllm serve PATH\n" in slide
     plain = render_card(
         sample_report(layers=[sample_layer(0, place, scheme="bf16") for place in LINEARS], layout="dense")
     )
@@ -561,13 +565,78 @@ def test_card_tells_the_verdict_and_the_notes() -> None:
 def test_hostile_names_do_not_break_the_card() -> None:
     nasty = HOSTILE + "\n---\n# title\n|a|b|"
     layers = [sample_layer(0, place, name=nasty + place, kind=nasty, notes=(nasty,)) for place in LINEARS]
-    report = sample_report(layers=layers, source=nasty, revision=nasty, notes=(nasty,), recipe={nasty: nasty})
-    front, body = card_parts(render_card(report, license=nasty))
+    said = {"recipe": {nasty: nasty}, "source_card": {"license": nasty}}
+    report = sample_report(layers=layers, source=nasty, revision=nasty, notes=(nasty,), **said)
+    front, body = card_parts(render_card(report))
     assert front["license"] == nasty and "base_model" not in front
     prose = re.sub(r"```.*?```|(?<!\\)`[^`\n]*`", "", body, flags=re.S)
     assert "<script" not in prose and "<img" not in prose and "\n---\n" not in prose
     assert [line for line in prose.splitlines() if line.startswith("#")][1:] == [
         "## Measured", "## Recipe", "## Load", "## Check", "## Limits",
     ]  # fmt: skip
+    prose = prose.replace("<details><summary>Worst linear of each layer</summary>", "").replace("</details>", "")
+    assert "<" not in prose
     table = [line for line in body.splitlines() if line.startswith("| `")]
     assert table and all(len(re.findall(r"(?<!\\)\|", line)) == 6 for line in table)
+
+
+def test_the_sources_licence_is_carried_on(tmp_path: Path) -> None:
+    words = "license: other\nlicense_name: llama-x\nlicense_link: LICENSE\nlanguage: en\ntags: [a]\n"
+    (tmp_path / "README.md").write_text(f"---\n{words}---\n# Llama\n".replace("\n", "\r\n"))
+    said = source_card(tmp_path)
+    assert said == {"license": "other", "license_name": "llama-x", "license_link": "LICENSE", "language": ["en"]}
+    report = sample_report(1, source_card=said, revision="a" * 40)
+    front = card_parts(render_card(report))[0]
+    assert front["license_link"] == f"https://huggingface.co/meta-llama/Llama-3.2-1B/blob/{'a' * 40}/LICENSE"
+    assert {word: front[word] for word in ("license", "license_name", "language")} == {
+        "license": "other", "license_name": "llama-x", "language": ["en"],
+    }  # fmt: skip
+    travels = replace(report, files={"LICENSE": "0" * 64})  # the link leads to the copy in this repository
+    assert card_parts(render_card(travels))[0]["license_link"] == "LICENSE"
+    assert Report.from_json(report.to_json()) == report
+
+
+@pytest.mark.parametrize(
+    "card", ["", "# no front matter\n---\nlicense: mit\n---\n", "---\nlicense: [\n---\n", "---\n- a\n---\n", "---\n"]
+)
+def test_a_card_that_states_nothing(tmp_path: Path, card: str) -> None:
+    assert source_card(tmp_path) == {}
+    (tmp_path / "README.md").write_text(card)
+    assert source_card(tmp_path) == {}
+
+
+def test_words_of_a_card_that_are_no_text_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("---\nlicense: {a: b}\nlanguage: [en, no]\nlicense_name: ''\n---\n")
+    assert source_card(tmp_path) == {}  # YAML reads the language `no` as False
+
+
+@pytest.mark.parametrize("layout", ["slide", "dense"])
+def test_card_of_a_repository_names_it(layout: str) -> None:
+    body = card_parts(render_card(sample_report(1, layout=layout), repo="me/llama-2of8"))[1]
+    assert 'from_pretrained("me/llama-2of8", ' in body and "vllm serve me/llama-2of8\n" in body
+    assert "hf download me/llama-2of8 --local-dir llama-2of8\nslideconvert verify llama-2of8\n" in body
+    assert not re.search("PATH|CKPT|NAME|IMPORT", body)
+
+
+def test_card_of_a_branch_names_it() -> None:
+    body = card_parts(render_card(sample_report(1, layout="slide"), repo="me/llama", branch="int8 x"))[1]
+    assert body.count('from_pretrained("me/llama", revision="int8 x"') == 2
+    assert "vllm serve me/llama --revision 'int8 x'\n" in body
+    download = "```bash\nhf download me/llama --revision 'int8 x' --local-dir llama\n"
+    assert f"{download}slideconvert generate llama --prompt" in body and "relayout llama OUT --layout dense" in body
+    assert f"{download}slideconvert verify llama\n" in body and not re.search("PATH|CKPT", body)
+
+
+def test_worst_linear_of_each_layer() -> None:
+    report = sample_report(4)
+    rows = {row[0]: row[1:] for row in re.findall(r"^\| (\d+) \| ([\d.]+%) \| `(\S+)` \|$", render_card(report), re.M)}
+    for number in range(4):
+        worst = max((x for x in report.layers if x.layer == number and not x.kept), key=lambda x: x.error)
+        assert rows[str(number)] == (f"{100 * worst.error:.2f}%", worst.name)
+    measured = replace(report, layers=tuple(replace(layer, output_error=0.125) for layer in report.layers))
+    assert render_card(measured).count(" | 12.50% | `") == 4 and "error of its output" not in render_card(report)
+
+
+def test_card_tells_of_training() -> None:
+    trained = render_card(sample_report(1, training=(Training("layer 0", (0.5, 0.4), 1),)))
+    assert "without retraining" not in trained and "trained what is left against the source model" in trained

@@ -27,6 +27,7 @@ COMMANDS = {
     "inspect": ("look", "Show what a checkpoint holds, layer by layer."),
     "eval": ("use", "Measure perplexity and tasks, side by side."),
     "generate": ("use", "Continue a prompt with a checkpoint."),
+    "push": ("push", "Publish a verified checkpoint on the Hub."),
     "doctor": ("look", "Say what this machine can do."),
 }
 """Each command's module and the line that --help shows for it."""
@@ -72,7 +73,7 @@ def main() -> NoReturn:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted; a conversion can be continued with --resume", err=True)
+        click.echo("interrupted; a conversion can be continued with --resume, a push by running it again", err=True)
         sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output left: nobody to tell

@@ -25,6 +25,7 @@ from .common import (
     timed_progress,
     verbosity_options,
 )
+from .push import Attempt, check_push, public_option
 from .sources import opened, source_options
 from .targets import (
     TARGETS,
@@ -102,6 +103,8 @@ def full_recipe(path: Path | None, **said: Any) -> Recipe:
 @target_options
 @times_options
 @source_options
+@click.option("--push", metavar="REPO", help="Publish the result on the Hub, as `push` does; checked before the start.")
+@public_option
 @run_options
 def convert_command(
     source: str,
@@ -191,8 +194,13 @@ def carry_out(
     target: Target | None = None,
     source_cache: Path | None = None,
     low_disk: bool = False,
+    push: str | None = None,
+    public: bool = False,
 ) -> None:
-    """Plan and run a conversion, its patterns chosen for a target if there is one, and print what came of it."""
+    """Plan and run a conversion, its patterns chosen for a target if there is one, and print what came of it.
+
+    push: the repository to publish it as.
+    """
     from ..allocate.choose import choose_patterns
     from ..calibrate.run import RunSettings
     from ..checkpoint.staging import check_free
@@ -203,6 +211,7 @@ def carry_out(
     from .tables import report_summary, report_table
 
     check_free(out, resume=resume)  # before gigabytes are fetched
+    check_push(push, public=public, no_verify=no_verify)
     settings = RunSettings(choose_device(device), keep_on, batch_tokens, offload, precision)
     where: dict[str, Any] = {"revision": revision, "source_cache": source_cache, "low_disk": low_disk}
     with (
@@ -225,13 +234,18 @@ def carry_out(
             progress=watch,
         )
     seconds = time.monotonic() - started
-    if as_json:
-        allocation = {"allocation": chosen_json(chosen)} if chosen else {}
-        echo_json({**result_json(report, out, seconds, watch), **allocation, "fetched_bytes": known.shelf.fetched})
-    elif not quiet:
+    if not (quiet or as_json):
         if verbose:
             show(report_table(report))
         if chosen:
             show(chosen_table(chosen, every_error=verbose))
             show(chosen_summary(chosen))
         show(report_summary(report, out, seconds, watch.stages, known.shelf.fetched))
+    attempt = Attempt.make(out, push, public=public, shown=not (quiet or as_json)) if push else None
+    if as_json:
+        result = {**result_json(report, out, seconds, watch), "fetched_bytes": known.shelf.fetched}
+        allocation = {"allocation": chosen_json(chosen)} if chosen else {}
+        published = {"pushed": attempt.to_json()} if attempt else {}
+        echo_json({**result, **allocation, **published})
+    if attempt and attempt.error:
+        raise attempt.error

@@ -26,7 +26,7 @@ from ..errors import HubError
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
 
-_XET = re.compile(
+XET = re.compile(
     r"(Previous task error|Task error|Network error|Rate limited|Server error|Timeout|Data integrity error"
     r"|Authentication error|Not found|I/O error): "
 )
@@ -49,7 +49,7 @@ def hub_errors(hub_id: str, revision: str | None = None) -> Iterator[None]:
     """Raise HubError for every known failure of the block; what is not known passes unchanged."""
     try:
         yield
-    except (OSError, RuntimeError, ValueError, _http().HTTPError) as error:
+    except (OSError, RuntimeError, ValueError, http_library().HTTPError) as error:
         # Only candidates: explain() knows a few errors of these families and leaves the rest alone.
         explained = explain(error, hub_id, revision)
         if explained is None:
@@ -68,8 +68,8 @@ def explain(error: Exception, hub_id: str, revision: str | None = None) -> HubEr
     if isinstance(error, OfflineModeIsEnabled):
         return offline(hub_id, revision)
     if isinstance(error, FileMetadataError | json.JSONDecodeError):
-        return HubError(f"{_host()} does not answer like a Hugging Face Hub", hint="check HF_ENDPOINT and the proxy")
-    if isinstance(error, _http().TransportError | LocalEntryNotFoundError):
+        return HubError(f"{host()} does not answer like a Hugging Face Hub", hint="check HF_ENDPOINT and the proxy")
+    if isinstance(error, http_library().TransportError | LocalEntryNotFoundError):
         return _explain_network(error, hub_id)
     if isinstance(error, ValueError) and str(error).startswith("The file is too large to be downloaded"):
         return HubError(
@@ -99,7 +99,7 @@ def _explain_answer(error: HfHubHTTPError, hub_id: str, revision: str | None) ->
         )
     if isinstance(error, hf.RepositoryNotFoundError):
         return HubError(
-            f"{hub_id}: there is no such model on {_host()}, or it is private; nor is there a folder of that name",
+            f"{hub_id}: there is no such model on {host()}, or it is private; nor is there a folder of that name",
             hint="check the spelling; for a private model `hf auth login` or set HF_TOKEN",
         )
     if isinstance(error, hf.RevisionNotFoundError):
@@ -108,7 +108,7 @@ def _explain_answer(error: HfHubHTTPError, hub_id: str, revision: str | None) ->
             hint=f"branches, tags and commits: https://huggingface.co/{hub_id}/commits",
         )
     if isinstance(error, hf.RemoteEntryNotFoundError):
-        return HubError(f"{hub_id}: {_host()} lists a file that it does not have", hint="tell the model's authors")
+        return HubError(f"{hub_id}: {host()} lists a file that it does not have", hint="tell the model's authors")
     if isinstance(error, hf.DisabledRepoError):
         return HubError(f"{hub_id} has been disabled on the Hub", hint="choose another model")
     if status == 401:
@@ -116,23 +116,23 @@ def _explain_answer(error: HfHubHTTPError, hub_id: str, revision: str | None) ->
     if status == 429:
         wait = error.response.headers.get("Retry-After", "")
         return HubError(
-            f"{_host()} says that there were too many requests (429)",
+            f"{host()} says that there were too many requests (429)",
             hint=f"wait {f'{wait} seconds' if wait.isdigit() else 'some minutes'}, then {_AGAIN}; with a token "
             "(`hf auth login`) the limits are higher",
         )
     if status >= 500:
-        return HubError(f"{_host()} has trouble (HTTP {status})", hint=f"wait a little, then {_AGAIN}")
-    said = _clean(error.server_message or "no reason given", error)
-    return HubError(f"{hub_id}: {_host()} answers HTTP {status}: {said}", hint="check the token's rights")
+        return HubError(f"{host()} has trouble (HTTP {status})", hint=f"wait a little, then {_AGAIN}")
+    said = clean(error.server_message or "no reason given", error)
+    return HubError(f"{hub_id}: {host()} answers HTTP {status}: {said}", hint="check the token's rights")
 
 
 def _explain_network(error: Exception, hub_id: str) -> HubError:
-    http = _http()
+    http = http_library()
     began = (http.ReadError, http.WriteError, http.CloseError, http.RemoteProtocolError, http.ReadTimeout)
     if isinstance(error, began):
         return _broken_off(hub_id)
     return HubError(
-        f"{_host()} cannot be reached",
+        f"{host()} cannot be reached",
         hint="check the network, the proxy and HF_ENDPOINT; HF_HUB_OFFLINE=1 uses what is already in the cache; "
         "a local folder needs no network",
     )
@@ -155,7 +155,7 @@ def _explain_disk(error: OSError, hub_id: str) -> HubError | None:
 
 
 def _explain_xet(error: Exception, hub_id: str) -> HubError | None:
-    if getattr(error, "errno", None) is not None or not (begin := _XET.match(str(error))):
+    if getattr(error, "errno", None) is not None or not (begin := XET.match(str(error))):
         return None
     if "No space left on device" in str(error):
         return _explain_disk(OSError(errno.ENOSPC, ""), hub_id)
@@ -168,23 +168,27 @@ def _broken_off(hub_id: str, more: str = "") -> HubError:
     return HubError(f"{hub_id}: the download broke off", hint=f"{_AGAIN}{more}")
 
 
-def _clean(said: str, error: HfHubHTTPError) -> str:
+def clean(said: str, error: HfHubHTTPError | None = None) -> str:
     """The first line of what a server said, without credentials: neither what looks like a token nor the one sent."""
-    sent = error.response.request.headers.get("authorization", "")
-    token = sent.removeprefix("Bearer ").strip()
-    line = (said.strip().splitlines() or [""])[0][:200]
-    return _CREDENTIALS.sub("***", line.replace(token, "***") if token else line)
+    from huggingface_hub import get_token
+
+    sent = error.response.request.headers.get("authorization", "") if error else ""
+    line = (said.strip().splitlines() or [""])[0]
+    for token in (sent.removeprefix("Bearer ").strip(), get_token()):
+        line = line.replace(token, "***") if token else line
+    return _CREDENTIALS.sub("***", line)[:200]
 
 
 def _at(revision: str | None) -> str:
     return f" at {revision}" if revision else ""
 
 
-def _host() -> str:
+def host() -> str:
+    """The name of the machine that is asked, without credentials."""
     return urlsplit(endpoint()).hostname or "HF_ENDPOINT"
 
 
-def _http() -> ModuleType:
+def http_library() -> ModuleType:
     """The HTTP library under huggingface_hub: same class names, another package since 2.0."""
     from huggingface_hub import __version__
 

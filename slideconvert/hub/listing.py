@@ -77,10 +77,10 @@ def list_files(hub_id: str, *, revision: str | None = None) -> Listing:
     with hub_errors(hub_id, revision):
         api = HfApi(endpoint=endpoint(), library_name="slideconvert", library_version=__version__)
         info = api.model_info(hub_id, revision=revision, files_metadata=True)
-    code = [_remote_file(file) for file in info.siblings or () if _may_be_code(file.rfilename)]
+    code = [remote_file(file) for file in info.siblings or () if _may_be_code(file.rfilename)]
     siblings = [file for file in info.siblings or () if _in_top_folder(file.rfilename)]
     _refuse_other_formats(hub_id, {file.rfilename for file in siblings})
-    files = sorted(map(_remote_file, _wanted(siblings)), key=lambda file: (is_weight(file.name), file.name))
+    files = sorted(map(remote_file, _wanted(siblings)), key=lambda file: (is_weight(file.name), file.name))
     if not COMMIT.fullmatch(info.sha or "") or not all(file.etag for file in (*files, *code)):
         raise HubError(f"{hub_id}: the listing lacks commit or checksums", hint="check HF_ENDPOINT: is it a mirror?")
     return Listing(hub_id, str(info.sha), tuple(files), tuple(code))
@@ -124,7 +124,7 @@ def _in_top_folder(name: str) -> bool:
     return PurePosixPath(name).name == name == PureWindowsPath(name).name
 
 
-def _remote_file(sibling: Any) -> RemoteFile:
+def remote_file(sibling: Any) -> RemoteFile:
     """From the Hub's listing. The etag is empty if size or checksum are not given, as by some mirrors."""
     if sibling.lfs is not None:
         return RemoteFile(sibling.rfilename, sibling.lfs.size, sibling.lfs.sha256)

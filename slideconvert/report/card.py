@@ -1,7 +1,7 @@
 """The model card (README.md) of a converted checkpoint: what was done, what was measured, how to load and check it.
 
 Every number comes from the report; what was not measured is not mentioned. Names and notes may come from an
-untrusted checkpoint, so Markdown and HTML in them are made inert.
+untrusted checkpoint, so Markdown and HTML in them are made inert. The front matter is the Hub's metadata.
 """
 
 from __future__ import annotations
@@ -9,14 +9,15 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from .. import __version__
 from ..hub.listing import valid_id
 from ..patterns import Pattern
 from ..schemes import SCHEMES
-from .record import Report
+from .loading import how_to_check, how_to_load
+from .record import LayerReport, Report
+from .source_card import CARRIED
 from .summary import (
     by_kind,
     converted,
@@ -33,91 +34,20 @@ from .summary import (
 NAMES_SHOWN = 3
 """Linears that a note names before it only counts them."""
 
-LOADING_DENSE = """\
-The weights are stored dense, as stock transformers and stock vLLM read them:
 
-```python
-from transformers import AutoModelForCausalLM
-
-model = AutoModelForCausalLM.from_pretrained("PATH")
-```
-
-```bash
-vllm serve PATH
-```
-"""
-
-LOADING_QUANTIZED = """
-They unpack the zeros again. `import slideconvert` first, and transformers keeps the linears as they are: INT8 or FP8
-times INT8 or FP8, on sparse tensor cores where there are some. Without slideconvert, `trust_remote_code=True` does the
-same by the code in this repository.
-"""
-
-LOADING_SLIDE = """\
-The weights are stored in the slide layout: re-laid into overlapping 2:4 windows, as sparse kernels want them. Stock
-transformers and stock vLLM refuse this layout on purpose, because they would compute nonsense from it.
-
-To get the same weights in the dense layout, which both of them load:
-
-```bash
-slideconvert relayout CKPT OUT --layout dense
-```
-
-To run the checkpoint as it is:
-
-```bash
-slideconvert generate CKPT --prompt "..."
-```
-
-```python
-import slideconvert
-from transformers import AutoModelForCausalLM
-
-model = AutoModelForCausalLM.from_pretrained("PATH")
-```
-
-Without slideconvert, `trust_remote_code=True` does the same by the code in this repository, after comparing every file
-of it with the sha256 in config.json.
-"""
-
-
-def render_card(report: Report, *, license: str | None = None, language: list[str] | None = None) -> str:
-    """The whole README.md. `license` and `language` are stated only when given: they are the source model's."""
+def render_card(report: Report, *, repo: str | None = None, branch: str | None = None) -> str:
+    """The whole README.md. repo: the Hub id that its commands name, with its branch if that is not main; without one
+    they name PATH and CKPT, a folder."""
     sections = [
-        _front_matter(report, license, language),
+        _front_matter(report),
         f"# {_text(report.source)}, {_what(report)}\n\n{_about(report)}",
         f"## Measured\n\n{_measured(report)}",
         f"## Recipe\n\n{_fenced(_yaml(report.recipe), 'yaml')}",
-        f"## Load\n\n{_loading(report)}",
-        f"## Check\n\n{_check(report)}",
+        f"## Load\n\n{how_to_load(report.layout, quantized=bool(_quantized(report)), repo=repo, branch=branch)}",
+        f"## Check\n\n{_verdict(report)} {how_to_check(repo, branch)}",
         f"## Limits\n\n{_limits(report)}",
     ]
     return "\n".join(sections)
-
-
-def _loading(report: Report) -> str:
-    if report.layout == "slide":
-        return LOADING_SLIDE
-    return LOADING_DENSE + (LOADING_QUANTIZED if _quantized(report) else "")
-
-
-def source_license(folder: Path) -> dict[str, Any]:
-    """license and language as the source's own model card (README.md front matter) states them; {} if it does not."""
-    import yaml
-
-    card = folder / "README.md"
-    parts = card.read_text(encoding="utf-8", errors="replace").split("---\n") if card.is_file() else []
-    if len(parts) < 3 or parts[0].strip():
-        return {}
-    try:
-        words = yaml.safe_load(parts[1])
-    except yaml.YAMLError:
-        return {}  # a card nobody can read states nothing
-    words = words if isinstance(words, dict) else {}
-    languages = words.get("language")
-    languages = [languages] if isinstance(languages, str) else languages
-    out = {"license": words.get("license"), "language": languages}
-    return {key: value for key, value in out.items() if isinstance(value, str | list)}
 
 
 def _yaml(values: dict[str, Any]) -> str:
@@ -127,14 +57,14 @@ def _yaml(values: dict[str, Any]) -> str:
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_flow_style=False, width=10_000)
 
 
-def _front_matter(report: Report, license: str | None, language: list[str] | None) -> str:
+def _front_matter(report: Report) -> str:
     quantized, sparse = _quantized(report), _sparse(report)
-    metadata: dict[str, Any] = {}
-    if license:
-        metadata["license"] = license
-    if language:
-        metadata["language"] = list(language)
-    if "/" in report.source and valid_id(report.source):  # a folder's name is no model on the Hub
+    metadata = {word: report.source_card[word] for word in CARRIED if word in report.source_card}
+    on_hub = "/" in report.source and valid_id(report.source)  # a folder's name is no model on the Hub
+    link = metadata.get("license_link")
+    if on_hub and isinstance(link, str) and "://" not in link and link not in report.files:
+        metadata["license_link"] = f"https://huggingface.co/{report.source}/blob/{report.revision or 'main'}/{link}"
+    if on_hub:
         metadata["base_model"] = report.source
         if quantized:
             metadata["base_model_relation"] = "quantized"
@@ -237,7 +167,26 @@ def _measured(report: Report) -> str:
         f"{text}\nRelative weight error, the Frobenius norm of (W - W') over that of W, against the source weights. "
         "Means are over linears; kept linears are not counted.\n\n"
         + _table(("kind", "linears", "mean error", "worst error", "worst linear"), lines)
+        + f"\n<details><summary>Worst linear of each layer</summary>\n\n{_worst_by_layer(layers)}\n</details>\n"
     )
+
+
+def _worst_by_layer(layers: Sequence[LayerReport]) -> str:
+    """One row a decoder layer: its worst weight error, and beside it the error of that linear's output, if measured."""
+    found: dict[int, list[LayerReport]] = {}
+    for layer in layers:
+        found.setdefault(layer.layer, []).append(layer)
+    measured = any(layer.output_error is not None for layer in layers)
+    rows = []
+    for number, members in sorted(found.items()):
+        worst = errors(members).worst
+        if worst:
+            output = "" if worst.output_error is None else percent(worst.output_error)
+            rows.append((f"{number}", percent(worst.error), *([output] if measured else []), _code(worst.name)))
+    head = ("layer", "worst error", *(["error of its output"] if measured else []), "linear")
+    text = _table(head, rows)
+    said = "The error of its output is relative too, on the calibration text behind the compressed layers before it."
+    return text + (f"\n{said}\n" if measured else "")
 
 
 def _bytes(count: int) -> str:
@@ -250,22 +199,24 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def _check(report: Report) -> str:
+def _verdict(report: Report) -> str:
     if report.verified:
         tensors = "tensor" if report.verified == 1 else "tensors"
-        verdict = f"After writing, {report.verified:,} {tensors} were read back and checked."
-    else:
-        verdict = "**Not verified**: the written files were not read back after the conversion."
-    return f"{verdict} To check a copy:\n\n```bash\nslideconvert verify CKPT\n```\n"
+        return f"After writing, {report.verified:,} {tensors} were read back and checked."
+    return "**Not verified**: the written files were not read back after the conversion."
 
 
 def _limits(report: Report) -> str:
-    items = [
-        "slideconvert prunes and quantizes without retraining. Test the model on your own task before you rely on it."
-    ]
+    how = "and trained what is left against the source model" if report.training else "without retraining"
+    items = [f"slideconvert pruned and quantized {how}. Test the model on your own task before you rely on it."]
     for note, names in notes(report):
         shown = ", ".join(_code(name) for name in names[:NAMES_SHOWN])
         more = f" and {len(names) - NAMES_SHOWN:,} more" if len(names) > NAMES_SHOWN else ""
         items.append(_text(note) + (f": {shown}{more}" if names else ""))
+    if _quantized(report):
+        items.append(
+            "With slideconvert or the code in this repository, transformers refuses tensor parallelism and offloading "
+            "to disk or CPU; with slideconvert, vLLM has no LoRA for this model."
+        )
     items.append("What limits the source model, its license included, limits this one too.")
     return "".join(f"- {item}\n" for item in items)

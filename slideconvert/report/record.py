@@ -115,7 +115,8 @@ class Totals:
 class Report:
     """A whole conversion. `verified` is None until the output was read back and checked, then the number of
     tensors that were. `perplexity` maps "source" and "output" to values measured in this run, if any were, and
-    `perplexity_protocol` says how. `training`: of preset quality, part by part. `notes`: what a user must know."""
+    `perplexity_protocol` says how. `training`: of preset quality, part by part. `source_card`: what the source's model
+    card says of its licence and languages. `notes`: what a user must know."""
 
     source: str
     revision: str | None
@@ -130,6 +131,7 @@ class Report:
     perplexity: dict[str, float] = field(default_factory=dict)
     perplexity_protocol: str = ""
     training: tuple[Training, ...] = ()
+    source_card: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
         return json.dumps({"tool": f"slideconvert {__version__}", **asdict(self)}, indent=1, ensure_ascii=False) + "\n"

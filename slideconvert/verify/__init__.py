@@ -31,7 +31,7 @@ from ..runtime.slidesparse_record import bundle_faults
 from ..workers import in_order
 from .linear import LinearVerdict, Side, verify_linear
 
-__all__ = ["LinearVerdict", "Verdict", "verify_checkpoint"]
+__all__ = ["UNHASHED", "LinearVerdict", "Verdict", "config_faults", "verify_checkpoint"]
 
 
 UNHASHED = (
@@ -68,7 +68,7 @@ def verify_checkpoint(
             hint="only slideconvert's checkpoints can be verified",
         )
     verdict = Verdict()
-    verdict.faults += _config_faults(checkpoint, record)
+    verdict.faults += config_faults(checkpoint, record)
     if not record.files:
         verdict.notes.append(UNHASHED)
     ours = Side(checkpoint, record)
@@ -138,7 +138,8 @@ def _file_faults(checkpoint: Checkpoint, record: Record) -> Iterator[str]:
             yield f"{INDEX}: total_size {said}, the tensors have {checkpoint.bytes} bytes"
 
 
-def _config_faults(checkpoint: Checkpoint, record: Record) -> Iterator[str]:
+def config_faults(checkpoint: Checkpoint, record: Record) -> Iterator[str]:
+    """Where config.json and its own record contradict each other."""
     names = [linear.name for linear in decoder_linears(checkpoint.config)]
     unknown = sorted(record.linears.keys() - set(names))
     if unknown:
