@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
 from safetensors.torch import save_file
 
-SHAPES = {
+SHAPES: dict[str, dict[str, Any]] = {
     "llama-3.2-1b": {
         "hidden_size": 2048, "num_hidden_layers": 16, "intermediate_size": 8192, "num_attention_heads": 32,
         "num_key_value_heads": 8, "head_dim": 64, "vocab_size": 128256, "tie_word_embeddings": True,
@@ -21,12 +22,18 @@ SHAPES = {
         "hidden_size": 3072, "num_hidden_layers": 28, "intermediate_size": 8192, "num_attention_heads": 24,
         "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 128256, "tie_word_embeddings": True,
     },
+    "bitnet-2b": {
+        "model_type": "bitnet", "architectures": ["BitNetForCausalLM"], "hidden_act": "relu2",
+        "max_position_embeddings": 4096, "hidden_size": 2560, "num_hidden_layers": 30, "intermediate_size": 6912,
+        "num_attention_heads": 20, "num_key_value_heads": 5, "head_dim": 128, "vocab_size": 128256,
+        "tie_word_embeddings": True,
+    },
 }  # fmt: skip
 """The part of config.json that decides the shapes."""
 
 
-def tensors(config: dict[str, int], seed: int = 0) -> dict[str, torch.Tensor]:
-    """All weights of a Llama of these shapes: normal, 0.02 wide, BF16."""
+def tensors(config: dict[str, Any], seed: int = 0) -> dict[str, torch.Tensor]:
+    """All weights of a Llama, or a BitNet, of these shapes: normal, 0.02 wide, BF16."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> torch.Tensor:
@@ -44,6 +51,9 @@ def tensors(config: dict[str, int], seed: int = 0) -> dict[str, torch.Tensor]:
         }  # fmt: skip
         out |= {f"{prefix}{name}.weight": normal(*shape) for name, shape in shapes.items()}
         out |= {f"{prefix}{name}.weight": torch.ones(hidden).bfloat16() for name in NORMS}
+        if config.get("model_type") == "bitnet":
+            out[f"{prefix}self_attn.attn_sub_norm.weight"] = torch.ones(query).bfloat16()
+            out[f"{prefix}mlp.ffn_sub_norm.weight"] = torch.ones(inner).bfloat16()
     out["model.norm.weight"] = torch.ones(hidden).bfloat16()
     return out
 
@@ -54,8 +64,8 @@ NORMS = ("input_layernorm", "post_attention_layernorm")
 def write(folder: Path, model: str) -> Path:
     """Write the checkpoint into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "bfloat16", **SHAPES[model]}
-    config |= {"hidden_act": "silu", "rms_norm_eps": 1e-5, "max_position_embeddings": 131072}
+    llama = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu"}
+    config = {**llama, "dtype": "bfloat16", "rms_norm_eps": 1e-5, "max_position_embeddings": 131072, **SHAPES[model]}
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     save_file(tensors(SHAPES[model]), folder / "model.safetensors", metadata={"format": "pt"})
     return folder

@@ -38,7 +38,7 @@ def measure(folder: Path, text: str, device: str) -> float:
 @click.option("--models", required=True, type=click.Path(exists=True, path_type=Path), help="Folder of models.")
 @click.option("--calibration", required=True)
 @click.option("--text", required=True)
-@click.option("--case", "cases", multiple=True, required=True, help="MODEL/PATTERN/SCHEME")
+@click.option("--case", "cases", multiple=True, required=True, help="MODEL/PATTERN/SCHEME[/CODES]")
 @click.option("--preset", "presets", multiple=True, default=("fast", "balanced", "quality"))
 @click.option("--samples", default=128)
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -55,13 +55,14 @@ def main(
     click.echo(f"| model | pattern | numbers | preset, {samples} windows | perplexity | dense | seconds |")
     click.echo("|---|---|---|---|---|---|---|")
     for case in cases:
-        model, pattern, scheme = case.split("/")
+        model, pattern, scheme, *codes = case.split("/")
         if model not in dense:
             dense[model] = measure(models / model, text, device)
         for preset in presets:
             with tempfile.TemporaryDirectory() as folder:
                 out = Path(folder) / "out"
                 words = ["--pattern", pattern, "--scheme", scheme, "--preset", preset, "--layout", "dense"]
+                words += ["--codes", *codes] if codes else []
                 words += ["--calibration", calibration, "--samples", str(samples), "--length", str(LENGTH)]
                 command = [sys.executable, "-m", "slideconvert", "convert", str(models / model), str(out), *words]
                 started = time.perf_counter()
@@ -74,7 +75,7 @@ def main(
             row = (
                 model,
                 pattern.replace("_", ":"),
-                scheme,
+                " ".join([scheme, *codes]),
                 preset,
                 f"{found:.3f}",
                 f"{dense[model]:.3f}",
