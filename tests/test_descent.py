@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from slideconvert.patterns import LENGTHS, Pattern
-from slideconvert.prune.descent import PRIOR, best_change, descend, fit_scale, sweep_groups
+from slideconvert.prune.descent import best_change, descend, fit_scale, sweep_groups
 from slideconvert.prune.select import check_pattern, keep_mask
 from tests.twins import ternary
 
@@ -90,21 +90,40 @@ def test_each_group_takes_the_best_of_all_changes(length: int, columns: int, kno
 
 @pytest.mark.parametrize("length", LENGTHS)
 def test_the_loss_falls_and_the_pattern_stays(length: int) -> None:
-    """Through blocks of several groups, ragged ends included; the fitted scales are the best there are."""
+    """Through blocks of several groups, ragged ends included: at one scale no row gets worse by a pass."""
     pattern = Pattern(length)
     codes, scale, target, gram, masters = problem(75, pattern)
-    prior = PRIOR * float(gram.diagonal().mean())
-    begin = fit_scale(codes, scale, target, gram, masters, prior)
-    start = losses(codes, begin, target, gram, masters, prior)
-    made, fitted = descend(codes, scale, target, gram, pattern, masters)
-    check_pattern(made, pattern, "codes")
-    assert made.unique().tolist() == [-1.0, 0.0, 1.0]
-    best = losses(made, fitted, target, gram, masters, prior)
-    assert all(after <= before + 1e-4 for before, after in zip(start, best, strict=True))
-    assert sum(best) < sum(start) - 1
+    before = losses(codes, scale, target, gram, masters, 0.3)
+    sweep_groups(codes, scale, target, gram, pattern, masters, 0.3)
+    check_pattern(codes, pattern, "codes")
+    assert codes.unique().tolist() == [-1.0, 0.0, 1.0]
+    after = losses(codes, scale, target, gram, masters, 0.3)
+    assert all(new <= old + 1e-4 for old, new in zip(before, after, strict=True)) and sum(after) < sum(before) - 1
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_without_masters_all_steps_serve_one_loss(length: int) -> None:
+    """Passes and scales together: no row ends worse than it began, and no other scale would do better."""
+    pattern = Pattern(length)
+    codes, scale, target, gram, _ = problem(75, pattern)
+    before = losses(codes, scale, target, gram, None, 0.0)
+    made, fitted = descend(codes, scale, target, gram, pattern, None)
+    best = losses(made, fitted, target, gram, None, 0.0)
+    assert all(new <= old + 1e-4 for old, new in zip(before, best, strict=True)) and sum(best) < sum(before) - 1
     for factor in (0.99, 1.01):
-        others = losses(made, fitted * factor, target, gram, masters, prior)
+        others = losses(made, fitted * factor, target, gram, None, 0.0)
         assert all(one <= other for one, other in zip(best, others, strict=True))
+
+
+def test_masters_hold_their_codes() -> None:
+    """Of the codes that descent changes, more agree with their masters when these are known."""
+    pattern = Pattern(8)
+    codes, scale, target, gram, masters = problem(160, pattern)
+    away = {}
+    for known in (True, False):
+        made, fitted = descend(codes, scale, target, gram, pattern, masters if known else None)
+        away[known] = float((made * fitted - masters).square().sum())
+    assert away[True] < 0.99 * away[False]
 
 
 def test_gradients_kept_by_blocks_are_those_of_the_whole() -> None:

@@ -9,7 +9,8 @@ target w* and damped Gram matrix H the loss is
 and changing codes i and j by a and b changes it by Δ(i, a) + Δ(j, b) + 2 a b s² H_ij with
 Δ(i, a) = 2 a s g_i + a² s² H_ii + the change of the second term, g = (s q - w*) H. Every pair of a group is tried,
 and the best that keeps the pattern is taken if it lowers f, so f never rises; a zero that moves within its group is a
-pair. Between passes each row's scale is fitted: s = (w* H qᵀ + λ m qᵀ) / (q H qᵀ + λ q qᵀ).
+pair. Between passes each row's scale is fitted to the first term alone: s = w* H qᵀ / q H qᵀ (masters are wider spread
+than their codes, and would pull it off: see LOG.md).
 
 m are the masters, the floats that the codes were trained as. They say nothing of the layer's function, but a weight
 that training left near the edge between two codes matters less than one far from it (measured, see BENCHMARKS.md).
@@ -44,27 +45,19 @@ def descend(
     """
     prior = 0.0 if masters is None else PRIOR * float(gram.diagonal().mean())
     codes, pairs = codes.clone(), len(_pairs(pattern.group, codes.device)[0])
-    scale = fit_scale(codes, scale, target, gram, masters, prior)
+    scale = fit_scale(codes, scale, target, gram)
     for _ in range(ROUNDS):
         for rows in blocks(len(codes), pairs, codes.device.type):
             own = None if masters is None else masters[rows]
             sweep_groups(codes[rows], scale[rows], target[rows], gram, pattern, own, prior)
-        scale = fit_scale(codes, scale, target, gram, masters, prior)
+        scale = fit_scale(codes, scale, target, gram)
     return codes, scale
 
 
-def fit_scale(
-    codes: Tensor, scale: Tensor, target: Tensor, gram: Tensor, masters: Tensor | None = None, prior: float = 0.0
-) -> Tensor:
-    """The scale [N, 1] with which codes [N, K] have the least loss; `scale` where no positive one has.
-
-    prior: λ, the rest as for `descend`.
-    """
+def fit_scale(codes: Tensor, scale: Tensor, target: Tensor, gram: Tensor) -> Tensor:
+    """The scale [N, 1] with which codes [N, K] come nearest to the target; `scale` where no positive one does."""
     bent = codes @ gram
     energy, reached = (bent * codes).sum(1, keepdim=True), (bent * target).sum(1, keepdim=True)
-    if masters is not None:
-        energy += prior * codes.square().sum(1, keepdim=True)
-        reached += prior * (codes * masters).sum(1, keepdim=True)
     fits = (energy > 0) & (reached > 0)
     return torch.where(fits, reached / torch.where(fits, energy, torch.ones_like(energy)), scale)
 
