@@ -219,3 +219,53 @@ def test_served_compiled_and_in_half_precision(
     expected = ours(torch.float32)
     noise = (ours(getattr(torch, dtype)) - expected).abs().mean()
     assert (found.logprobs - expected).abs().mean() < 2 * noise
+
+
+# ---- BitNet, which vLLM runs through transformers' own modules
+
+
+def demo_as_bitnet(folder: Path) -> Path:
+    """The demo model's weights as masters of a BitNet, norms before o_proj and down_proj and all."""
+    shutil.copytree(DEMO, folder)
+    words = {"model_type": "bitnet", "architectures": ["BitNetForCausalLM"], "hidden_act": "relu2"}
+    edit_config(folder, lambda config: config.update(words))
+    tensors = load_file(folder / "model.safetensors")
+    for layer in range(json.loads((folder / "config.json").read_text())["num_hidden_layers"]):
+        for norm, read in (("self_attn.attn_sub_norm", "self_attn.o_proj"), ("mlp.ffn_sub_norm", "mlp.down_proj")):
+            width = tensors[f"model.layers.{layer}.{read}.weight"].shape[1]
+            tensors[f"model.layers.{layer}.{norm}.weight"] = torch.linspace(0.5, 1.5, width).bfloat16()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("scheme", ["int8", "fp8"])
+def test_bitnet_is_served_in_both_layouts(tmp_path: Path, scheme: str) -> None:
+    """Both layouts to the bit on our backend; stock vLLM serves the dense one. Against our own loader and stock vLLM:
+    within what rounding the activations changes at all, as in test_vllm_dense."""
+    source, ids = demo_as_bitnet(tmp_path / "source"), prompts(DEMO)
+    checkpoints = both_layouts(source, tmp_path, scheme=scheme, pattern="2:8")
+    common: dict[str, Any] = {"engine": EAGER, "environment": ONE_PROCESS}
+    dense, slide = (
+        run(Job(str(checkpoints[layout]), ids, **common), tmp_path / f"run-{layout}") for layout in ("dense", "slide")
+    )
+    stock = run(Job(str(checkpoints["dense"]), ids, stock=True, **common), tmp_path / "run-stock")
+    for outcome in (dense, slide):
+        decoder = {name: found for name, found in outcome.linears().items() if ".layers." in name}
+        assert len(decoder) == 4 * json.loads((source / "config.json").read_text())["num_hidden_layers"]
+        assert {(found["method"], found["backend"]) for found in decoder.values()} == {
+            ("SlideSparseLinearMethod", "reference")
+        }
+    assert slide.results["greedy"] == dense.results["greedy"]
+    assert slide.results["logprobs"] == dense.results["logprobs"]
+    expected, plain = (reference(checkpoints["dense"], ids, kind) for kind in ("quantized", "float"))
+    rounding = (plain - expected).abs().mean()
+    assert (dense.logprobs - expected).abs().mean() < rounding
+    assert (stock.logprobs - expected).abs().mean() < rounding
+
+
+def reference(model: Path, ids: list[list[int]], activations: str) -> Tensor:
+    """[prompts, tokens - 1] log probabilities by our loader."""
+    tokens = torch.tensor(ids)
+    with torch.no_grad():
+        logits = load_model(Checkpoint.open(model), activations=activations)(tokens).logits[:, :-1]
+    return logits.double().log_softmax(-1).gather(-1, tokens[:, 1:, None])[..., 0]
