@@ -84,6 +84,7 @@ SOURCES: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "config not JSON": (broken("config.json", "{"), ("config.json", "not valid JSON")),
     "config not an object": (broken("config.json", "[]"), ("JSON object",)),
     "unknown architecture": (config_changed(model_type="mamba"), ("mamba", "supported: bitnet, llama")),
+    "BitNet that calls itself llama": (config_changed(weight_bits=1, input_bits=8), ("weight_bits 1", "'llama'")),
     "BitNet without its norms": (config_changed(model_type="bitnet"), ("attn_sub_norm.weight", "missing")),
     "BitNet with a norm before every linear": (
         config_changed(model_type="bitnet", quantization_config={"quant_method": "bitnet", "use_rms_norm": True}),

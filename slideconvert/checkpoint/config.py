@@ -140,6 +140,13 @@ def _read_linear(entry: dict[str, Any]) -> LinearRecord:
 def check_quantization(config: dict[str, Any], where: str) -> None:
     """Raise InputError unless the checkpoint is unquantized, as BitNet's own are, or symmetric W8A8 compressed-tensors
     as we write it."""
+    bits = config.get("weight_bits")
+    if isinstance(bits, int) and bits < 8:  # BitNets before the architecture had a name: llama by their word
+        raise InputError(
+            f"{where}: weight_bits {bits}: these weights are rounded whenever the model runs, which its model_type "
+            f"'{config.get('model_type')}' does not tell",
+            hint="of models trained with few bits only model_type bitnet can be taken",
+        )
     quantization = config.get("quantization_config")
     if quantization is None:
         return

@@ -22,6 +22,7 @@ from .summary import (
     by_kind,
     converted,
     errors,
+    legal_share,
     notes,
     patterns,
     percent,
@@ -148,6 +149,9 @@ def _measured(report: Report) -> str:
         ("Decoder linears", _bytes(sums.linear_bytes_before), _bytes(sums.linear_bytes_after)),
         ("Zeros in the decoder linears", "", f"{percent(zero_share(report))} ({sums.zeros:,} of {sums.weights:,})"),
     ]
+    legal = legal_share(report)
+    if legal is not None:
+        rows.append(("Groups that had their zeros as trained", "", percent(legal)))
     if report.perplexity:
         values = [f"{report.perplexity[key]:.3f}" if key in report.perplexity else "" for key in ("source", "output")]
         rows.append(("Perplexity", *values))
