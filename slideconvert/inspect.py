@@ -20,11 +20,13 @@ from .workers import in_order
 
 @dataclass(frozen=True)
 class LinearFacts:
-    """One linear. pattern "" if the checkpoint declares none; error from its report, None if there is none."""
+    """One linear. ternary: its weights are -1, 0 or 1 times a scale. pattern "" if the checkpoint declares none; error
+    from its report, None if there is none."""
 
     name: str
     shape: tuple[int, int]
     scheme: str
+    ternary: bool
     pattern: str
     method: str
     layout: str
@@ -83,6 +85,7 @@ def _facts(checkpoint: Checkpoint, record: Record | None, errors: dict[str, floa
         name=name,
         shape=stored.shape,
         scheme=stored.scheme.name,
+        ternary=stored.scheme.ternary,
         pattern=str(entry.pattern) if entry and entry.pattern != Pattern(None) else "",
         method=entry.method if entry else "",
         layout=stored.layout,

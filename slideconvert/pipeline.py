@@ -31,9 +31,10 @@ from .errors import HubError, InputError, OutputError
 from .finish import Measurement, finish
 from .layers import attention_heads, layer_of
 from .layout import stored_tensors
+from .linear_plan import LinearPlan
 from .measure import Tally, check_finite, floats, ratio, take_rows, tally, values
 from .orders import Orders, compose_all, folded, folded_vector, parse_orders, read_orders, vectors_beside
-from .plan import LinearPlan, Plan
+from .plan import Plan
 from .planes import row_blocks
 from .progress import Progress, silent
 from .prune import METHODS

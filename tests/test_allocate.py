@@ -23,8 +23,9 @@ from slideconvert.allocate.knapsack import Option, least_error
 from slideconvert.allocate.speed import SpeedTable
 from slideconvert.errors import InputError
 from slideconvert.layers import LINEARS
+from slideconvert.linear_plan import LinearPlan
 from slideconvert.patterns import ALL, Pattern
-from slideconvert.plan import LinearPlan, make_plan
+from slideconvert.plan import make_plan
 from slideconvert.recipe import Recipe, load_recipe, make_choice, parse_recipe
 from slideconvert.source import resolve
 from tests.fused_models import HEAD, LAYERS, model, patterns, random_errors, table_of

@@ -23,7 +23,6 @@ from slideconvert.checkpoint.config import describe_linear, read_record
 from slideconvert.checkpoint.reader import Checkpoint
 from slideconvert.layers import decoder_linears
 from slideconvert.measure import floats
-from slideconvert.patterns import Pattern
 from slideconvert.pipeline import convert
 from slideconvert.prune import METHODS
 from slideconvert.quantize import QuantizedWeight, quantize
@@ -431,7 +430,34 @@ def test_a_float_of_another_size_is_found(cli: Cli, tmp_path: Path, model: Path)
     assert any(name in fault and "ternary" in fault for fault in verdict.faults)
 
 
-def test_the_plan_says_what_is_done(cli: Cli, model: Path) -> None:
+def test_it_is_called_what_it_is(cli: Cli, tmp_path: Path, model: Path) -> None:
     outcome = cli("plan", model, "--pattern", "2_8")
-    assert outcome.code == 0 and "-1, 0 or 1" in outcome.out
-    assert Pattern(8).slid_columns(pico.HIDDEN) == 96
+    assert outcome.code == 0 and "-1, 0 or 1" in outcome.out and "codes: full" in outcome.out
+    assert cli("convert", model, tmp_path / "out", *MAGNITUDE, "--pattern", "2_8").code == 0
+    for folder, name in ((model, "bf16 ternary"), (tmp_path / "out", "int8 ternary")):
+        outcome = cli("inspect", folder)
+        assert outcome.out.count(name) == 21
+        assert all(linear["ternary"] for linear in json.loads(cli("inspect", folder, "--json").out)["linears"])
+    card = (tmp_path / "out" / "README.md").read_text()
+    report = Report.from_json((tmp_path / "out" / "report.json").read_text())
+    legal = sum(layer.legal_groups or 0 for layer in report.layers) / sum(layer.groups for layer in report.layers)
+    assert f"| Groups that had their zeros as trained |  | {100 * legal:.2f}% |" in card
+
+
+# ---- loaded elsewhere
+
+
+@pytest.mark.parametrize("layout", ["dense", "slide"])
+@pytest.mark.parametrize("scheme", ["int8", "fp8"])
+def test_transformers_runs_it(cli: Cli, tmp_path: Path, model: Path, scheme: str, layout: str) -> None:
+    """With slideconvert imported: the logits of our own loader to the last bit, and text of its own."""
+    out = tmp_path / "out"
+    words = (*MAGNITUDE, "--pattern", "2_8", "--scheme", scheme, "--layout", layout)
+    assert cli("convert", model, out, *words).code == 0
+    loaded, info = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, output_loading_info=True)
+    assert not any(info.values())
+    assert type(loaded).__name__ == "BitNetForCausalLM"
+    assert torch.equal(logits(loaded), logits(load_model(Checkpoint.open(out))))
+    with torch.inference_mode():
+        continued = loaded.generate(TOKENS[:, :5], max_new_tokens=4, do_sample=False, pad_token_id=0)
+    assert continued.shape == (2, 9)

@@ -43,6 +43,7 @@ LAYERS = (
     ("prune", "pack", "checkpoint.writer", "hub", "report"),
     ("layout", "source", "direct"),
     ("recipe", "checkpoint.config", "text"),
+    ("linear_plan",),
     ("plan", "verify", "inspect", "runtime", "doctor", "sketch"),
     ("room", "allocate.rows", "allocate.speed", "allocate.knapsack", "allocate.fused"),
     ("allocate.allocation", "allocate.expected"),

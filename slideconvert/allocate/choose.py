@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from ..calibrate.run import RunSettings
 from ..errors import InputError
+from ..linear_plan import LinearPlan
 from ..patterns import ALL, Pattern
-from ..plan import LinearPlan, Plan
+from ..plan import Plan
 from ..progress import Progress, silent
 from ..prune import METHODS
 from ..recipe import Recipe

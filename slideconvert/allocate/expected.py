@@ -11,7 +11,7 @@ from .fused import fuse, group_times
 from .speed import DEFAULT_TOKENS, SpeedTable
 
 if TYPE_CHECKING:
-    from ..plan import LinearPlan
+    from ..linear_plan import LinearPlan
 
 
 @dataclass(frozen=True)

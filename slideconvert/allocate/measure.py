@@ -17,8 +17,9 @@ from ..calibrate.stream import Runs, Stream, embedded, held_out
 from ..calibrate.tokens import calibration_tokens
 from ..errors import InputError
 from ..layers import Linear
+from ..linear_plan import LinearPlan
 from ..patterns import ALL, Pattern
-from ..plan import LinearPlan, Plan, make_plan
+from ..plan import Plan, make_plan
 from ..progress import Progress, silent
 from ..prune.statistics import Statistics
 from .allocation import with_allocation

@@ -18,9 +18,10 @@ from ..checkpoint.reader import TORCH_DTYPES
 from ..direct import compress_directly
 from ..errors import InputError, SlideConvertError
 from ..layers import ORDERED
+from ..linear_plan import LinearPlan
 from ..measure import floats
 from ..orders import Orders, columns, folded, move, rows
-from ..plan import LinearPlan, Plan
+from ..plan import Plan
 from ..precision import full_precision
 from ..progress import Progress, silent
 from ..prune import METHODS

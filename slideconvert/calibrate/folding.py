@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from ..checkpoint.reader import Checkpoint
 from ..layers import HEADS, attention_heads
+from ..linear_plan import LinearPlan
 from ..orders import Orders, folded
 from ..patterns import Pattern
 from ..permute import head_order, mlp_order, permute_heads, permute_mlp
-from ..plan import LinearPlan
 from ..prune.statistics import Statistics
 
 

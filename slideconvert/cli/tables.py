@@ -13,7 +13,8 @@ from ..report.summary import legal_share, size
 
 if TYPE_CHECKING:
     from ..inspect import Inspection
-    from ..plan import LinearPlan, Plan
+    from ..linear_plan import LinearPlan
+    from ..plan import Plan
     from ..progress import Stage
     from ..report import Report
     from ..verify import LinearVerdict, Verdict
@@ -156,7 +157,7 @@ def inspect_table(found: Inspection) -> Table:
     for linear in found.linears:
         made.add_row(
             linear.name,
-            linear.scheme,
+            f"{linear.scheme} ternary" if linear.ternary else linear.scheme,
             linear.pattern or "–",
             linear.layout,
             _shape(linear.shape),

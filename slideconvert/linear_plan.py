@@ -1,0 +1,166 @@
+"""What becomes of one linear: its scheme, pattern and method, by the recipe's choice and by what the source has.
+
+And what linears must agree on: those that are fused when served, and those that share channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from .calibrate.settings import Preset
+from .checkpoint.config import LinearRecord, Record, describe_linear
+from .checkpoint.format import TensorSpec
+from .checkpoint.reader import Checkpoint
+from .errors import InputError
+from .layers import ORDERED, Linear, siblings
+from .layout import CODE_NAMES, StoredLinear, stored_specs
+from .patterns import Pattern
+from .prune import METHODS
+from .recipe import FULL, Choice, describe_choice
+from .schemes import Scheme
+
+
+@dataclass(frozen=True)
+class LinearPlan:
+    """What becomes of one linear. method "" prunes nothing here; record is None for a kept linear. moves: survivors
+    will differ from the source's by more than rounding, by a calibrated method or by training. permuted: rows or
+    columns will stand in another order."""
+
+    linear: Linear
+    stored: StoredLinear
+    scheme: Scheme
+    pattern: Pattern
+    method: str
+    outputs: tuple[TensorSpec, ...]
+    record: LinearRecord | None
+    moves: bool = False
+    permuted: bool = False
+
+    @property
+    def kept(self) -> bool:
+        return self.record is None
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether its method needs to see what the linear is given."""
+        return bool(self.method) and METHODS[self.method].calibrated
+
+    @property
+    def on_codes(self) -> bool:
+        """Whether codes that lost what they were rounded from are pruned as they are."""
+        return bool(self.method) and not self.calibrated and self.stored.scheme.quantized
+
+    @property
+    def weights(self) -> int:
+        return self.stored.shape[0] * self.stored.shape[1]
+
+    def slid_columns(self, layout: str) -> int:
+        """K' of this linear in that layout; 0 where it is not slid."""
+        slid = layout == "slide" and self.scheme.quantized and not self.kept
+        return self.pattern.slid_columns(self.stored.shape[1]) if slid else 0
+
+
+def plan_linear(
+    source: Checkpoint, linear: Linear, choice: Choice, preset: Preset | None, record: Record | None, layout: str
+) -> LinearPlan:
+    name = linear.name
+    stored = describe_linear(source, record, name)
+    before = record.linears.get(name) if record else None
+    kept_before = record is not None and before is None and not describe_choice(choice)
+    if choice.keep and stored.coding:
+        raise InputError(
+            f"{name}: keep leaves weights as they are, but these mean something only once they are ternarized",
+            hint="give the linear pattern 2:inf and scheme bf16 instead",
+        )
+    if choice.keep or kept_before:
+        if stored.scheme.quantized:
+            raise InputError(f"{name}: keep leaves float weights alone, these are {stored.scheme.name} codes already")
+        return LinearPlan(linear, stored, stored.scheme, Pattern(None), "", stored.tensors, None)
+    scheme = _scheme(choice, stored)
+    if stored.scheme.quantized and choice.scheme:
+        raise InputError(
+            f"{name}: already quantized to {stored.scheme.name}",
+            hint="quantize takes float weights; sparsify, slide and relayout take quantized ones",
+        )
+    pattern = choice.pattern or stored.pattern
+    # Ternary weights are codes of every scheme already.
+    finds_codes = scheme.quantized and not stored.scheme.ternary
+    method = _method(choice.method or (preset.method(pattern) if preset else None), pattern, finds_codes)
+    pattern.check_columns(stored.shape[1], name)
+    dtype = CODE_NAMES[scheme.name] if scheme.quantized else "BF16" if stored.coding else stored.tensors[0].dtype
+    solved = bool(method) and METHODS[method].calibrated  # finds codes and scales of its own
+    scale = stored.tensors[-1].dtype if stored.scheme.quantized and not solved else "F32"
+    moves = solved or (preset is not None and preset.trains)
+    done = LinearRecord(
+        shape=stored.shape,
+        scheme=scheme.name,
+        pattern=pattern,
+        method=method or (before.method if before else ""),
+        on_codes=(bool(method) and not solved and stored.scheme.quantized) or (before.on_codes if before else False),
+        moved=moves + (before.moved if before else 0),
+        permuted=before is not None and before.permuted,
+        ternary=scheme.ternary,
+    )
+    outputs = stored_specs(name, stored.shape, dtype, pattern, layout, scale)
+    return LinearPlan(linear, stored, scheme, pattern, method, outputs, done, moves)
+
+
+def _scheme(choice: Choice, stored: StoredLinear) -> Scheme:
+    """In which scheme a linear will be stored: ternary weights stay ternary unless full codes are asked for."""
+    scheme = choice.scheme or stored.scheme
+    if choice.codes and not stored.scheme.ternary:
+        raise InputError(
+            f"{stored.name}: codes: {choice.codes}, but its weights are not ternary",
+            hint="only BitNet models have ternary weights: leave --codes out",
+        )
+    if not stored.scheme.ternary or scheme.ternary:
+        return scheme if choice.codes != FULL else replace(scheme, ternary=False)
+    return scheme if choice.codes == FULL else scheme.as_ternary
+
+
+def _method(name: str | None, pattern: Pattern, finds_codes: bool) -> str:
+    """The method if it has something to do here, a pattern to prune to or codes to find by calibration; else ""."""
+    if name is None:
+        return ""
+    method = METHODS[name]
+    return name if (method.prunes and pattern.prunes) or (method.calibrated and finds_codes) else ""
+
+
+def permuted(linears: list[LinearPlan]) -> list[LinearPlan]:
+    """The same, with those marked whose channels will be ordered: the one that reads them is pruned by calibration,
+    and none of those that make them is kept."""
+    by_name = {plan.linear.name: plan for plan in linears}
+    for plan in linears:
+        for channels in ORDERED.values():
+            if plan.linear.place != channels.consumer or not (plan.calibrated and plan.pattern.prunes):
+                continue
+            prefix = plan.linear.name.removesuffix(channels.consumer)
+            together = [by_name[prefix + place] for place in (*channels.producers, channels.consumer)]
+            if any(one.record is None for one in together):
+                continue
+            for one in together:
+                assert one.record is not None
+                by_name[one.linear.name] = replace(one, permuted=True, record=replace(one.record, permuted=True))
+    return list(by_name.values())
+
+
+def sibling_problems(linears: list[LinearPlan]) -> list[InputError]:
+    """Fused siblings with different choices: a server could not run them as one matrix."""
+    by_name = {plan.linear.name: plan for plan in linears}
+    problems = []
+    for group in siblings(plan.linear for plan in linears):
+        said = {
+            plan.linear.kind: "kept"
+            if plan.kept
+            else " ".join(describe_choice(Choice(plan.scheme, plan.pattern)).values())
+            for plan in (by_name[linear.name] for linear in group)
+        }
+        if len(set(said.values())) > 1:
+            what = ", ".join(f"{kind}: {words}" for kind, words in said.items())
+            problems.append(
+                InputError(
+                    f"layer {group[0].layer}: {what}; they are fused when served and must agree",
+                    hint="write the rule for all of them, as match: '*.self_attn.[qkv]_proj'",
+                )
+            )
+    return problems
