@@ -16,15 +16,19 @@ from transformers import AutoModelForCausalLM
 from transformers.integrations import bitnet as theirs
 
 from slideconvert.calibrate.engine import LayerResult
+from slideconvert.calibrate.folding import masters_of
 from slideconvert.calibrate.run import RunSettings
 from slideconvert.calibrate.settings import PRESETS
 from slideconvert.calibrate.store import LayerStore
 from slideconvert.checkpoint.config import describe_linear, read_record
 from slideconvert.checkpoint.reader import Checkpoint
-from slideconvert.layers import decoder_linears
+from slideconvert.layers import HEADS, MLP_INNER, decoder_linears
 from slideconvert.measure import floats
+from slideconvert.orders import folded
+from slideconvert.patterns import Pattern
 from slideconvert.pipeline import convert
 from slideconvert.prune import METHODS
+from slideconvert.prune.statistics import Statistics
 from slideconvert.quantize import QuantizedWeight, quantize
 from slideconvert.recover.trainable import SurvivorLinear
 from slideconvert.report import Report
@@ -285,6 +289,36 @@ def test_codes_of_a_checkpoint_are_pruned_further(cli: Cli, tmp_path: Path, mode
     assert cli("verify", pruned, "--source", quantized).code == 0
 
 
+def test_wanda_weighs_masters_by_their_inputs() -> None:
+    masters = torch.randn(16, 24, generator=torch.Generator().manual_seed(0))
+    norms = torch.linspace(0.2, 3, 24)[torch.randperm(24, generator=torch.Generator().manual_seed(1))]
+    dense = ternarize(masters)
+    solve = METHODS["wanda"].solve
+    assert solve is not None
+    statistics = Statistics(norms.square().diag(), None, 100)
+    made = solve(dense.dequantize(), statistics, Pattern(8), INT8.as_ternary, masters).weight
+    assert isinstance(made, QuantizedWeight)
+    goes = (masters.abs() * norms).view(16, 3, 8).argsort(2)[:, :, :2]
+    expected = dense.codes.view(16, 3, 8).scatter(2, goes, 0).view(16, 24)
+    assert torch.equal(made.codes, expected) and torch.equal(made.scale, dense.scale)
+
+
+def test_masters_follow_their_channels(model: Path) -> None:
+    """In the layer that was permuted the masters round to the codes that stand there."""
+    plan, source = plan_for(model), Checkpoint.open(model)
+    generator = torch.Generator().manual_seed(0)
+    heads = torch.stack([torch.randperm(16, generator=generator) for _ in range(pico.KV_HEADS)])
+    orders = {HEADS: heads, MLP_INNER: torch.randperm(pico.INNER, generator=generator)}
+    moved = 0
+    for linear in plan.linears[:7]:
+        masters, dense = masters_of(linear, source, orders), linear.stored.read(source)
+        stands = folded(linear.linear.place, dense, orders, (pico.HEADS, pico.KV_HEADS))
+        assert masters is not None and isinstance(stands, QuantizedWeight) and isinstance(dense, QuantizedWeight)
+        assert torch.equal(ternarize(masters).codes, stands.codes)
+        moved += not torch.equal(stands.codes, dense.codes)
+    assert moved == 5  # all but q_proj and k_proj
+
+
 # ---- full codes
 
 
@@ -357,6 +391,7 @@ def test_a_ternary_linear_starts_at_what_is_served_and_stays_ternary(scheme: Any
     codes = weight.codes.clone()
     codes[:, ::5] = 0  # pruned
     codes[:, 1::5] *= -1  # flipped by the solver: their masters are on the other side
+    codes[:, 2::5] = 1  # and woken by it, from masters near zero
     weight = QuantizedWeight(codes.to(getattr(torch, scheme.dtype)), weight.scale * 1.5, scheme.as_ternary)
     linear = SurvivorLinear(weight, None, masters if known else None)
     x = torch.randn(7, 40, generator=torch.Generator().manual_seed(1))
