@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import sys
+from collections.abc import Callable
 from ctypes import byref, c_char_p, c_float, c_int, c_int32, c_int64, c_size_t, c_uint32, c_void_p
 from functools import cache
 from pathlib import Path
@@ -186,7 +188,9 @@ class Plan:
         if status:
             raise LibraryError(f"cusparseLtMatmul: {load().cusparseLtGetErrorString(status).decode()} ({status})")
 
-    def __del__(self) -> None:
+    def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if finalizing():  # the process ends, and what this module imported may be gone: bound above
+            return
         for function, name in (
             ("cusparseLtMatmulPlanDestroy", "plan"),
             ("cusparseLtMatmulAlgSelectionDestroy", "selection"),
