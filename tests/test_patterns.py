@@ -25,7 +25,7 @@ DERIVED = {
 }
 
 SLID_COLUMNS = {
-    # input columns of real models: K' of 2:6, 2:8, 2:10
+    # input columns of real models: K' of 2:6, 2:8, 2:10, as the authors of SlideSparse publish them
     2048: (2752, 3072, 3296),
     2560: (3424, 3840, 4096),
     3072: (4096, 4608, 4928),

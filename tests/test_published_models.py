@@ -12,19 +12,8 @@ from tests.conftest import Cli
 from tests.fused_models import LAYERS
 from tests.model_configs import PROMISED, Published
 from tests.model_table import PATTERNS, RECIPES, SCHEMES, TABLE, plan_of, recipe_of, render, slid_columns
+from tests.test_patterns import SLID_COLUMNS
 
-PUBLISHED = {
-    # K: K' at 2:6, 2:8, 2:10, as the authors of SlideSparse publish them
-    2048: (2752, 3072, 3296),
-    2560: (3424, 3840, 4096),
-    3072: (4096, 4608, 4928),
-    3584: (4800, 5376, 5760),
-    5120: (6848, 7680, 8192),
-    6912: (9216, 10368, 11072),
-    8192: (10944, 12288, 13120),
-    13824: (18432, 20736, 22144),
-    18944: (25280, 28416, 30336),
-}
 FUSED = {
     "meta-llama/Llama-3.2-1B": "Llama-3.2-1B",
     "meta-llama/Llama-3.2-3B": "Llama-3.2-3B",
@@ -40,7 +29,7 @@ models = pytest.mark.parametrize("model", PROMISED, ids=lambda model: model.hub_
 
 def expected_columns(columns: int, length: int) -> int:
     """K' by hand, for the K that nobody published: L / 2 - 1 windows of 4 in a group of L, padded to 32."""
-    published = PUBLISHED.get(columns)
+    published = SLID_COLUMNS.get(columns)
     if published and length > 4:
         return published[(length - 6) // 2]
     slid = -(-columns // length) * (2 * length - 4)
