@@ -126,6 +126,9 @@ def test_every_form_gives_the_same_model(cli: Cli, tmp_path: Path, form: str) ->
         assert np.array_equal(made.codes.numpy(), codes)
         off = np.abs(made.scale.numpy() / scale - 1).max()
         assert off <= (2**-22 if form == "packed-inverse" else 0)
+    run_here = logits(load_model(Checkpoint.open(source), activations="float"))
+    run_there = logits(load_model(Checkpoint.open(out), activations="float"))
+    assert torch.equal(run_here, run_there) and float(run_here.abs().max()) > 0.1
     config = json.loads((out / "config.json").read_text())
     assert config["quantization_config"]["quant_method"] == "compressed-tensors"
     assert all(linear["ternary"] for linear in config["slidesparse_config"]["layers"].values())
