@@ -263,6 +263,14 @@ def test_bitnet_is_served_in_both_layouts(tmp_path: Path, scheme: str) -> None:
     assert (stock.logprobs - expected).abs().mean() < rounding
 
 
+def test_bitnet_is_not_divided_among_ranks(tmp_path: Path) -> None:
+    """transformers has no plan for it: stock vLLM would divide half of it, and say nothing."""
+    model = both_layouts(demo_as_bitnet(tmp_path / "source"), tmp_path, scheme="int8", pattern="2:8")["slide"]
+    engine = {**EAGER, "tensor_parallel_size": 2}
+    outcome = run(Job(str(model), prompts(DEMO), engine=engine, environment=TWO_RANKS), tmp_path / "run")
+    assert outcome.told is None and "BitNet over 2 tensor-parallel ranks" in outcome.said
+
+
 def reference(model: Path, ids: list[list[int]], activations: str) -> Tensor:
     """[prompts, tokens - 1] log probabilities by our loader."""
     tokens = torch.tensor(ids)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from vllm.distributed import get_tensor_model_parallel_world_size
 from vllm.model_executor.layers.linear import LinearBase
 from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors import (
     CompressedTensorsConfig,
@@ -41,11 +42,13 @@ class SlideSparseConfig(CompressedTensorsConfig):
     """At module level and without open handles: vLLM pickles it to its engine processes.
 
     linears: by the name of the module in vLLM. layout: of the checkpoint. backend: auto, or the name of one.
+    model_type: of config.json.
     """
 
     linears: dict[str, QuantizedLinear]
     layout: str
     backend: str
+    model_type: str
 
     def get_name(self) -> str:
         return NAME
@@ -68,6 +71,7 @@ class SlideSparseConfig(CompressedTensorsConfig):
         try:
             self.layout, self.linears = read_linears(record, hf_config.quantization_config, model_name)
             self.backend = read_settings(settings, BACKENDS, model_name)
+            self.model_type = str(getattr(hf_config, "model_type", ""))
         except ValueError as error:
             raise InputError(str(error)) from error
         if Path(model_name).is_dir():
@@ -83,6 +87,13 @@ class SlideSparseConfig(CompressedTensorsConfig):
         method = super().get_quant_method(layer, prefix)
         if not isinstance(layer, LinearBase) or type(method) is not CompressedTensorsLinearMethod:
             return method
+        ranks = get_tensor_model_parallel_world_size()
+        if self.model_type == "bitnet" and ranks > 1:
+            raise InputError(
+                f"BitNet over {ranks} tensor-parallel ranks: vLLM runs it through transformers' modules, which do not "
+                "say how to divide it, and would divide its attention and not what reads it",
+                hint="use --tensor-parallel-size 1, and --data-parallel-size for several GPUs",
+            )
         parent, _, kind = prefix.rpartition(".")
         names = [f"{parent}.{part}" for part in self.packed_modules_mapping.get(kind, [kind])]
         recorded = [self.linears[name] for name in names if name in self.linears]
