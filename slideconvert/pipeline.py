@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from .calibrate.engine import LayerResult
+from .calibrate.folding import masters_of
 from .calibrate.run import END_TO_END, RunSettings, compressed_layers, trainings
 from .calibrate.tokens import calibration_tokens
 from .checkpoint.format import TensorSpec
@@ -275,7 +276,7 @@ def _read_and_convert(
     plan: Plan, device: str, linear: LinearPlan, solved: LayerResult | None = None
 ) -> tuple[dict[str, Tensor], LayerReport]:
     place, source = linear.linear.place, linear.stored.read(plan.source).to(device)
-    masters = linear.stored.read_masters(plan.source) if linear.scheme.ternary and not solved else None
+    masters = masters_of(linear, plan.source, {}, device) if linear.method and not solved else None
     tensors: dict[str, Tensor] = {}
     if solved and place in solved.weights:
         heads = attention_heads(plan.source.config)
@@ -286,7 +287,7 @@ def _read_and_convert(
             if linear.permuted and prefix + name in plan.source.tensors:
                 vector = plan.source.read(prefix + name)
                 tensors[prefix + name] = folded_vector(name, vector, solved.orders, heads)
-    made, report = convert_linear(linear, source, plan.layout, solved, None if masters is None else masters.to(device))
+    made, report = convert_linear(linear, source, plan.layout, solved, masters)
     tensors |= made
     return {name: tensor.cpu() for name, tensor in tensors.items()}, report
 

@@ -94,9 +94,8 @@ class Plan:
         said = []
         if any(plan.on_codes for plan in self.linears):
             said.append(PRUNED_CODES)
-        ternary = [plan for plan in self.linears if plan.stored.scheme.ternary]
-        if ternary:
-            said.append(TERNARY if ternary[0].scheme.ternary else FULL_CODES)
+        ternary = {plan.scheme.ternary for plan in self.linears if plan.stored.scheme.ternary}
+        said += [note for note, stays in ((TERNARY, True), (FULL_CODES, False)) if stays in ternary]
         if any(plan.permuted for plan in self.linears):
             said.append(PERMUTED)
         if self.before:

@@ -314,7 +314,7 @@ def test_masters_follow_their_channels(model: Path) -> None:
     orders = {HEADS: heads, MLP_INNER: torch.randperm(pico.INNER, generator=generator)}
     moved = 0
     for linear in plan.linears[:7]:
-        masters, dense = masters_of(linear, source, orders), linear.stored.read(source)
+        masters, dense = masters_of(linear, source, orders, "cpu"), linear.stored.read(source)
         stands = folded(linear.linear.place, dense, orders, (pico.HEADS, pico.KV_HEADS))
         assert masters is not None and isinstance(stands, QuantizedWeight) and isinstance(dense, QuantizedWeight)
         assert torch.equal(ternarize(masters).codes, stands.codes)
@@ -355,6 +355,15 @@ def test_codes_are_for_ternary_weights(cli: Cli, tmp_path: Path) -> None:
         refused(cli("convert", source, tmp_path / "out", *MAGNITUDE, "--codes", codes), tmp_path / "out", *words)
 
 
+def test_codes_may_differ_among_linears_that_share_an_input(tmp_path: Path, model: Path, text: Path) -> None:
+    """They are stored alike, so that a server may fuse them; each is solved on its own grid, and the plan says both."""
+    report = run(model, tmp_path / "out", text, method="obs", rules=[{"match": "*.q_proj", "codes": "full"}])
+    for name, weight in weights(tmp_path / "out").items():
+        assert weight.scheme.ternary != name.endswith("q_proj")
+        assert (weight.codes.abs().max() > 1) == name.endswith("q_proj")
+    assert any("-1, 0 or 1" in note for note in report.notes) and any("no BitNet" in note for note in report.notes)
+
+
 def test_masters_cannot_be_kept(cli: Cli, tmp_path: Path, model: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("scheme: int8\nmethod: magnitude\nrules:\n  - {match: '*.layers.0.*', keep: true}\n")
@@ -384,6 +393,16 @@ def test_quality_trains_ternary_weights(cli: Cli, tmp_path: Path, model: Path, t
     edit_tensors(tmp_path / "out", lambda tensors: tensors.update({name: source[name]}))
     outcome = cli("verify", tmp_path / "out", "--source", model)
     assert outcome.code == 1 and f"{name}: differs" in outcome.out + outcome.err
+
+
+def test_what_is_not_pruned_stays_ternary_in_training(tmp_path: Path, model: Path, text: Path) -> None:
+    """Linears that no method solves train as codes, too, when they are stored as floats."""
+    rules = [{"match": "*.self_attn.*", "pattern": "2:inf"}]
+    plan = plan_for(model, text, preset="quality", scheme="bf16", rules=rules)
+    preset = replace(PRESETS["quality"], block_epochs=4, end_epochs=4)
+    plan = replace(plan, recipe=replace(plan.recipe, preset=preset))
+    convert(plan, tmp_path / "out", settings=RunSettings(precision="float32"))  # which verifies
+    assert all(weight.codes.unique().tolist() == [-1, 0, 1] for weight in weights(tmp_path / "out").values())
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["masters", "no masters"])

@@ -21,6 +21,7 @@ from ..layers import ORDERED
 from ..linear_plan import LinearPlan
 from ..measure import floats
 from ..orders import Orders, columns, folded, move, rows
+from ..patterns import Pattern
 from ..plan import Plan
 from ..precision import full_precision
 from ..progress import Progress, silent
@@ -29,6 +30,7 @@ from ..prune.statistics import Statistics
 from ..quantize import QuantizedWeight, Weight
 from ..recover.block import recover_block
 from ..recover.training import Curve, Schedule
+from ..schemes import Scheme
 from .decoder import STAGES, Decoder
 from .folding import find_order, fold, in_order, masters_of
 from .stream import Runs, Stream
@@ -101,20 +103,16 @@ def compress_stage(stream: Stream, stage: int, plans: dict[str, LinearPlan], res
     Returns the Gram matrix of that input, None if nobody asked for it.
     """
     statistics = None
-    together: dict[tuple[str, str, str], list[str]] = {}
+    together: dict[tuple[str, Pattern, Scheme], list[str]] = {}
     for place, plan in plans.items():
         if plan.kept:
             continue
         if plan.method and METHODS[plan.method].calibrated:
-            together.setdefault((plan.method, str(plan.pattern), plan.scheme.name), []).append(place)
+            together.setdefault((plan.method, plan.pattern, plan.scheme), []).append(place)
         else:
-            device = str(stream.runs.device)
-            source, masters = (
-                plan.stored.read(stream.decoder.source).to(device),
-                masters_of(plan, stream.decoder.source, result.orders),
-            )
-            masters = None if masters is None else masters.to(device)
-            result.weights[place] = compress_directly(source, plan.method, plan.pattern, plan.scheme, masters)[1]
+            source = plan.stored.read(stream.decoder.source).to(str(stream.runs.device))
+            masters = _masters(plan, stream, result) if plan.method else None
+            result.weights[place] = compress_directly(source, plan.method, plan.pattern, plan.scheme.grid, masters)[1]
     if together:
         diagonal = all(METHODS[method].diagonal for method, _, _ in together)
         statistics = stream.statistics(stage, diagonal=diagonal)
@@ -148,12 +146,16 @@ def put(stream: Stream, weights: dict[str, Weight]) -> None:
         stream.layer.set_weight(place, floats(weight).to(stream.runs.device))
 
 
+def _masters(plan: LinearPlan, stream: Stream, result: LayerResult) -> Tensor | None:
+    """A linear's masters, if it stays ternary, as they stand in the layer that is being compressed."""
+    return masters_of(plan, stream.decoder.source, result.orders, str(stream.runs.device))
+
+
 def _solve(plans: list[LinearPlan], stream: Stream, statistics: Statistics, result: LayerResult) -> None:
     """Linears with the same input and the same choices, as one matrix: their rows do not know of each other."""
     plan, places = plans[0], [plan.linear.place for plan in plans]
     weights = [stream.layer.linear(place).weight.data for place in places]
-    found = (masters_of(plan, stream.decoder.source, result.orders) for plan in plans)
-    known = [own.to(stream.runs.device) for own in found if own is not None]
+    known = [own for own in (_masters(plan, stream, result) for plan in plans) if own is not None]
     masters = torch.cat(known) if known else None
     solve = METHODS[plan.method].solve
     assert solve is not None
@@ -203,7 +205,7 @@ def recover(
     dense = stream.dense
     assert dense is not None
     dense.leave()
-    masters = {place: masters_of(plans[place], stream.decoder.source, result.orders) for place in result.weights}
+    masters = {place: _masters(plans[place], stream, result) for place in result.weights}
     result.weights, result.curve = recover_block(
         stream.layer,
         result.weights,

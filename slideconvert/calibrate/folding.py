@@ -41,13 +41,13 @@ def fold(module: nn.Module, orders: Orders, heads: tuple[int, int]) -> None:
         module.load_state_dict(tensors, assign=True)
 
 
-def masters_of(plan: LinearPlan, source: Checkpoint, orders: Orders) -> Tensor | None:
+def masters_of(plan: LinearPlan, source: Checkpoint, orders: Orders, device: str) -> Tensor | None:
     """What a weight that stays ternary was rounded from [out, in] float32, its channels in these orders; None for other
     weights, and where it is not known."""
     found = plan.stored.read_masters(source) if plan.scheme.ternary else None
     if found is None:
         return None
-    moved = folded(plan.linear.place, found.float(), orders, attention_heads(source.config))
+    moved = folded(plan.linear.place, found.to(device).float(), orders, attention_heads(source.config))
     assert isinstance(moved, Tensor)
     return moved
 

@@ -143,7 +143,8 @@ def _train(
         for place, weight in result.weights.items()
     }
     masters = {
-        linear.linear.name: masters_of(linear, plan.source, found[linear.linear.layer].orders)
+        # In CPU memory: each goes to the device with its linear, and not all of them at once.
+        linear.linear.name: masters_of(linear, plan.source, found[linear.linear.layer].orders, "cpu")
         for linear in plan.linears
         if linear.linear.name in weights
     }

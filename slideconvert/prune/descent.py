@@ -19,7 +19,7 @@ that training left near the edge between two codes matters less than one far fro
 from __future__ import annotations
 
 from functools import cache
-from itertools import combinations
+from itertools import combinations, product
 
 import torch
 from torch import Tensor
@@ -71,10 +71,9 @@ def _pairs(columns: int, device: torch.device) -> tuple[Tensor, Tensor]:
     nothing = 3 * columns
     first, second = list(range(nothing)), [nothing] * nothing
     for one, other in combinations(range(columns), 2):
-        for move in range(3 * one, 3 * one + 3):
-            for reply in range(3 * other, 3 * other + 3):
-                first.append(move)
-                second.append(reply)
+        for move, reply in product(range(3), repeat=2):
+            first.append(3 * one + move)
+            second.append(3 * other + reply)
     return torch.tensor(first, device=device), torch.tensor(second, device=device)
 
 
