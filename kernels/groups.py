@@ -186,9 +186,9 @@ def pack(codes: Tensor, scale: Tensor, zero: Tensor | None, keep: Tensor, spec: 
     there = keep.flatten().nonzero().squeeze(1)
     zeros = None if zero is None else zero.flatten()[there]
     stored = _stored(codes.view(-1, spec.size)[there], zeros, spec)
-    packed = None if spec.symmetric or zeros is None else _bytes(zeros, spec.bits)
+    packed = None if spec.symmetric or zeros is None else packed_bytes(zeros, spec.bits)
     groups = (there % spec.across).short()
-    return Groups(row_index, groups, _bytes(stored, spec.bits), scale.flatten()[there], packed)
+    return Groups(row_index, groups, packed_bytes(stored, spec.bits), scale.flatten()[there], packed)
 
 
 def unpack(groups: Groups, spec: GroupSpec) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -318,7 +318,7 @@ def _stored(codes: Tensor, zeros: Tensor | None, spec: GroupSpec) -> Tensor:
     return stored.to(torch.uint8)
 
 
-def _bytes(stored: Tensor, bits: int) -> Tensor:
+def packed_bytes(stored: Tensor, bits: int) -> Tensor:
     """[..., E] uint8 -> [..., ceil(E*b/8)] uint8, the first in the low bits."""
     if bits == 8:
         return stored.contiguous()
@@ -333,7 +333,7 @@ def unpacked_bytes(packed: Tensor, bits: int) -> Tensor:
 
 def _words(stored: Tensor, bits: int) -> Tensor:
     """[R, E] uint8 -> [R, ceil(E*b/32)] int32, the first in the low bits."""
-    packed = _bytes(torch.nn.functional.pad(stored, (0, -stored.shape[1] % (WORD // bits))), bits)
+    packed = packed_bytes(torch.nn.functional.pad(stored, (0, -stored.shape[1] % (WORD // bits))), bits)
     return packed.flatten().view(torch.int32).view(len(packed), -1)
 
 
@@ -343,3 +343,23 @@ def _from_words(words: Tensor, count: int, spec: GroupSpec, name: str) -> Tensor
     if stored[:, count:].any():
         raise ValueError(f"{spec}: {name} has bits in the padding beyond {count}")
     return stored[:, :count].contiguous()
+
+
+def kept_groups(codes: Tensor, spec: GroupSpec) -> Tensor:
+    """codes [N, K] -> keep [N, K/G] bool: the groups that are not zero, and of those that are the first ones, until
+    there are spec.kept. So codes alone tell which groups layout gqs holds. ValueError if more are not zero."""
+    found = codes.reshape(spec.whole, spec.size).ne(0).any(1)
+    missing = spec.kept - int(found.sum())
+    if missing < 0:
+        raise ValueError(f"{spec}: {spec.kept - missing} groups are not zero, {spec.kept} may be")
+    keep = found.clone()
+    keep[(~found).nonzero()[:missing, 0]] = True
+    return keep.view(spec.rows, spec.across)
+
+
+def canonical(codes: Tensor, scale: Tensor, zero: Tensor | None, spec: GroupSpec) -> tuple[Tensor, Tensor | None]:
+    """Scale and zero as they are, but 1 and 2^(b-1) for groups of zeros, of which nothing else is known from either
+    layout."""
+    empty = ~codes.reshape(spec.rows, spec.across, spec.size).ne(0).any(2)
+    plain = scale.masked_fill(empty, 1.0)
+    return plain, None if zero is None else zero.masked_fill(empty, spec.middle)

@@ -1,0 +1,1 @@
+"""Products with weights quantized by groups of columns, of which some are absent."""

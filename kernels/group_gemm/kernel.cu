@@ -1,0 +1,514 @@
+/* Products of a few tokens with weights quantized by groups, of which only some exist.
+
+   The weight is a stream of pieces: a group, or 16 bytes of a large one, row after row. A lane takes a piece, a warp 32
+   that follow one another, so that everything is read in whole lines; the activations lie in shared memory and are
+   gathered. A worker (warp) takes the pieces from cuts[w] to cuts[w + 1] whatever row they are of: Stream-K. Where a row
+   is cut, what each worker has of it is added up in the order of the workers: through shared memory within a block,
+   by `complete` between blocks. Nothing depends on who comes first.
+
+   Float activations are scaled by a power of two per token into float16 (exact for bfloat16 but for what is 2^-30 of
+   the largest), multiplied with the integers of the weight and added up in float16 over at most 8 products, small
+   enough not to overflow; then float32. INT8 activations are quantized per token, their sums over a piece are exact.
+
+   Settled when this is compiled (kernel.py):
+     SIZE, BITS        G and b
+     TOKENS            tokens of a call, at most
+     INT8              activations are quantized
+     X, OUT, BIAS      number kinds: 0 bfloat16, 1 float16, 2 float32; BIAS 3: none
+     DENSE             every group exists: no index is read
+     ZERO              zero points: 0 the middle, 1 in bits 12 to 15 of `meta`, 2 in `zero`
+     WARPS, UNROLL     of a block; groups of 32 pieces that a warp has in flight */
+
+typedef unsigned int u32;
+typedef unsigned short u16;
+typedef unsigned char u8;
+typedef unsigned long long u64;
+
+#define PIECE (SIZE * BITS <= 128 ? SIZE : 128 / BITS) /* columns of a piece */
+#define PIECES (SIZE / PIECE)                          /* of a group */
+#define BYTES (PIECE * BITS / 8)                       /* of a piece */
+#define WORDS ((BYTES + 3) / 4)
+#define CHUNKS ((PIECE + 7) / 8) /* of 8 columns; of 4 where groups are of 4, the others 0 */
+#define REAL (PIECE < 8 ? PIECE : 8)
+#define THREADS (WARPS * 32)
+#define ALL 0xffffffffu
+#define HALF_BITS (BITS == 4 ? 9 : 5) /* |x| < 2^this: 8 products with codes of `BITS` stay below 65504 */
+
+struct Arguments {
+    const void *x;        /* [tokens, columns] */
+    const u8 *values;     /* [pieces, BYTES] stored codes */
+    const void *meta;     /* [groups] u32: scale << 16 | zero << 12 | index; DENSE: u16, the scale */
+    const u8 *zero;       /* ZERO 2: [groups] of 8 bits, or of 4, low nibble first */
+    const int *row_index; /* [rows + 1] groups */
+    const int *cuts;      /* [workers + 1] pieces */
+    const int *finished;  /* [workers + 1] rows that end in the workers before */
+    const void *bias;     /* [rows] */
+    void *out;            /* [tokens, rows] */
+    float *partial;       /* [blocks, 2, TOKENS]: of the row cut at a block's begin, and at its end */
+    int rows, columns, tokens, blocks;
+};
+
+struct alignas(16) Four { u32 word[4]; };
+struct alignas(8) Two { u32 word[2]; };
+
+/* ---- numbers */
+
+__device__ __forceinline__ float bits_float(u32 bits) { return __uint_as_float(bits); }
+
+__device__ __forceinline__ float half_float(u16 half)
+{
+    float out;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(out) : "h"(half));
+    return out;
+}
+
+__device__ __forceinline__ u16 float_half(float value)
+{
+    u16 out;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(out) : "f"(value));
+    return out;
+}
+
+__device__ __forceinline__ u32 fma2(u32 a, u32 b, u32 c)
+{
+    u32 out;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(out) : "r"(a), "r"(b), "r"(c));
+    return out;
+}
+
+__device__ __forceinline__ u32 sub2(u32 a, u32 b)
+{
+    u32 out;
+    asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(out) : "r"(a), "r"(b));
+    return out;
+}
+
+__device__ __forceinline__ float sum2(u32 pair) { return half_float((u16)pair) + half_float((u16)(pair >> 16)); }
+
+template <int KIND> __device__ __forceinline__ float read_number(const void *from, u64 at)
+{
+    if (KIND == 0)
+        return bits_float((u32)((const u16 *)from)[at] << 16);
+    return KIND == 1 ? half_float(((const u16 *)from)[at]) : ((const float *)from)[at];
+}
+
+template <int KIND> __device__ __forceinline__ void write_number(void *to, u64 at, float value)
+{
+    if (KIND == 0) {
+        u16 out;
+        asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(out) : "f"(value));
+        ((u16 *)to)[at] = out;
+    } else if (KIND == 1)
+        ((u16 *)to)[at] = float_half(value);
+    else
+        ((float *)to)[at] = value;
+}
+
+/* Eight numbers that follow one another (REAL of them), as float. */
+__device__ __forceinline__ void read_chunk(const void *from, u64 at, float *out)
+{
+    if (REAL == 8 && X != 2) {
+        Four four = *(const Four *)((const u16 *)from + at);
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            u16 half = (u16)(four.word[i / 2] >> (i % 2 * 16));
+            out[i] = X == 0 ? bits_float((u32)half << 16) : half_float(half);
+        }
+        return;
+    }
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+        out[i] = i < REAL ? read_number<X>(from, at + i) : 0.0f;
+}
+
+/* ---- activations: shared memory as [TOKENS][CHUNKS][columns / PIECE] of 8 float16 or 8 INT8, in the order in which
+   the codes come out of their words. Lanes with pieces that follow one another so find them in other banks. */
+
+#define CHUNK_BYTES (INT8 ? 8 : 16)
+extern __shared__ Four shared[];
+
+struct Token {
+    float multiply; /* x times this is stored, or coded */
+    float back;     /* what sums are multiplied with */
+};
+
+__device__ __forceinline__ Token token_of(float largest)
+{
+    Token out;
+    if (INT8) { /* as kernels/quantize/reference.py has it */
+        float scale = largest == 0 ? 1.0f : fmaxf(__fdiv_rn(largest, 127.0f), 1.17549435e-38f);
+        out.multiply = out.back = scale;
+        return out;
+    }
+    int exponent = largest == 0 ? 0 : HALF_BITS - 1 - ((int)(__float_as_uint(largest) >> 23) - 127);
+    exponent = max(-126, min(126, exponent));
+    out.multiply = bits_float((u32)(127 + exponent) << 23);
+    out.back = bits_float((u32)(127 - exponent) << 23);
+    return out;
+}
+
+/* round(x / scale), the division correctly rounded (kernels/quantize/kernel.py says how and why). */
+__device__ __forceinline__ u32 code_of(float x, float scale)
+{
+    float factor = scale < 5.42101086e-20f ? 18446744073709551616.0f : 1.0f;
+    x *= factor, scale *= factor;
+    float reciprocal = __frcp_rn(scale), q = x * reciprocal;
+#pragma unroll
+    for (int i = 0; i < (X == 2 ? 2 : 1); i++)
+        q = __fmaf_rn(__fmaf_rn(q, -scale, x), reciprocal, q);
+    return (u32)__float2int_rn(q) & 0xff;
+}
+
+__device__ void gather_ready(const Arguments &a, Token *token)
+{
+    __shared__ u32 largest[TOKENS][32];
+    int chunks = a.columns / REAL, across = a.columns / PIECE; /* pieces of a row */
+#pragma unroll
+    for (int t = 0; t < TOKENS; t++) {
+        float most = 0;
+        if (t < a.tokens)
+            for (int c = threadIdx.x; c < chunks; c += THREADS) {
+                float x[8];
+                read_chunk(a.x, (u64)t * a.columns + (u64)c * REAL, x);
+#pragma unroll
+                for (int i = 0; i < 8; i++)
+                    most = fmaxf(most, fabsf(x[i]));
+            }
+        u32 bits = __reduce_max_sync(ALL, __float_as_uint(most));
+        if (threadIdx.x % 32 == 0)
+            largest[t][threadIdx.x / 32] = bits;
+    }
+    __syncthreads();
+#pragma unroll
+    for (int t = 0; t < TOKENS; t++) {
+        int lane = threadIdx.x % 32;
+        token[t] = token_of(bits_float(__reduce_max_sync(ALL, lane < WARPS ? largest[t][lane] : 0)));
+        for (int c = threadIdx.x; c < chunks; c += THREADS) {
+            float x[8] = {};
+            if (t < a.tokens)
+                read_chunk(a.x, (u64)t * a.columns + (u64)c * REAL, x);
+            int place = (t * CHUNKS + c % CHUNKS) * across + c / CHUNKS;
+            if (INT8) {
+                Two two = {};
+#pragma unroll
+                for (int i = 0; i < 8; i++) { /* four bits: even columns, then odd ones */
+                    int byte = BITS == 4 ? i % 2 * 4 + i / 2 : i;
+                    two.word[byte / 4] |= code_of(x[i], token[t].multiply) << (byte % 4 * 8);
+                }
+                ((Two *)shared)[place] = two;
+            } else {
+                Four four = {};
+#pragma unroll
+                for (int i = 0; i < 8; i++) { /* pairs: columns 4 apart of four bits, 2 apart of eight */
+                    int half = BITS == 4 ? i % 4 * 2 + i / 4 : i / 4 * 4 + i % 2 * 2 + i / 2 % 2;
+                    four.word[half / 2] |= (u32)float_half(x[i] * token[t].multiply) << (half % 2 * 16);
+                }
+                shared[place] = four;
+            }
+        }
+    }
+    __syncthreads();
+}
+
+/* ---- weights */
+
+struct Piece {
+    u32 word[WORDS];
+    u32 meta;
+    u32 zero;
+};
+
+/* What lies at `at` of the stream. Read once, so it need not stay in the caches. */
+__device__ __forceinline__ Piece load(const Arguments &a, int at)
+{
+    Piece out;
+    const u8 *from = a.values + (u64)at * BYTES;
+    if constexpr (BYTES == 16)
+        asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+            : "=r"(out.word[0]), "=r"(out.word[1]), "=r"(out.word[2]), "=r"(out.word[3]) : "l"(from));
+    else if constexpr (BYTES == 8)
+        asm("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(out.word[0]), "=r"(out.word[1]) : "l"(from));
+    else if constexpr (BYTES == 4)
+        out.word[0] = *(const u32 *)from;
+    else
+        out.word[0] = *(const u16 *)from;
+    int group = at / PIECES;
+    out.meta = DENSE ? (u32)((const u16 *)a.meta)[group] << 16 : ((const u32 *)a.meta)[group];
+    out.zero = 1 << (BITS - 1);
+    if (ZERO == 2)
+        out.zero = BITS == 8 ? a.zero[group] : a.zero[group / 2] >> (group % 2 * 4) & 15;
+    return out;
+}
+
+__device__ __forceinline__ u32 zero_of(const Piece &piece) { return ZERO == 1 ? piece.meta >> 12 & 15 : piece.zero; }
+
+/* The piece of its row that it is; `dense` is that where every group exists. */
+__device__ __forceinline__ int column_of(const Piece &piece, int at, int dense)
+{
+    if (DENSE)
+        return dense;
+    int group = piece.meta & (ZERO == 1 ? 0xfff : 0xffff);
+    return group * PIECES + at % PIECES;
+}
+
+/* The integers (stored - zero) of eight columns as float16, exactly, in the order of the activations. */
+__device__ __forceinline__ void integers(const u32 *word, u32 zero, u32 *out)
+{
+    u32 low = (0x6400u | zero) * 0x10001u; /* 1024 + zero, twice */
+    if (BITS == 4) {
+        u32 high = (0xd400u | zero << 4) * 0x10001u; /* -(64 + zero) */
+        u32 upper = word[0] >> 8;
+        out[0] = sub2((word[0] & 0x000f000f) | 0x64006400, low);
+        out[1] = fma2((word[0] & 0x00f000f0) | 0x64006400, 0x2c002c00, high); /* (1024 + 16 q) / 16 - 64 - zero */
+        out[2] = sub2((upper & 0x000f000f) | 0x64006400, low);
+        out[3] = fma2((upper & 0x00f000f0) | 0x64006400, 0x2c002c00, high);
+        return;
+    }
+#pragma unroll
+    for (int i = 0; i < REAL / 4; i++) {
+        out[2 * i] = sub2(__byte_perm(word[i], 0x64646464, 0x4240), low);
+        out[2 * i + 1] = sub2(__byte_perm(word[i], 0x64646464, 0x4341), low);
+    }
+}
+
+#define PAIRS (BITS == 8 ? REAL / 2 : 4)
+#define CHUNK_WORDS (BITS == 8 ? REAL / 4 : 1)
+
+/* The products of a piece with the activations of every token, times the scale. */
+__device__ __forceinline__ void multiply(const Piece &piece, int column, int across, float *out)
+{
+    u32 zero = zero_of(piece);
+    float scale = bits_float(piece.meta & 0xffff0000);
+    if (INT8) {
+#pragma unroll
+        for (int t = 0; t < TOKENS; t++) {
+            int sum = 0, ones = 0;
+#pragma unroll
+            for (int c = 0; c < CHUNKS; c++) {
+                Two x = ((const Two *)shared)[(t * CHUNKS + c) * across + column];
+#pragma unroll
+                for (int i = 0; i < (BITS == 8 ? REAL / 4 : 2); i++) {
+                    u32 word = BITS == 8 ? piece.word[c * CHUNK_WORDS + i] : piece.word[c] >> (4 * i) & 0x0f0f0f0f;
+                    asm("dp4a.u32.s32 %0, %1, %2, %0;" : "+r"(sum) : "r"(word), "r"(x.word[i]));
+                    asm("dp4a.u32.s32 %0, %1, %2, %0;" : "+r"(ones) : "r"(0x01010101), "r"(x.word[i]));
+                }
+            }
+            out[t] = scale * (float)(sum - (int)zero * ones);
+        }
+        return;
+    }
+    float total[TOKENS];
+#pragma unroll
+    for (int first = 0; first < CHUNKS; first += 2) { /* 16 columns: 8 products in either half of a pair */
+        u32 weight[2][4];
+#pragma unroll
+        for (int c = first; c < CHUNKS && c < first + 2; c++)
+            integers(piece.word + c * CHUNK_WORDS, zero, weight[c - first]);
+#pragma unroll
+        for (int t = 0; t < TOKENS; t++) {
+            u32 sum = 0;
+#pragma unroll
+            for (int c = first; c < CHUNKS && c < first + 2; c++) {
+                Four x = shared[(t * CHUNKS + c) * across + column];
+#pragma unroll
+                for (int i = 0; i < PAIRS; i++)
+                    sum = fma2(weight[c - first][i], x.word[i], sum);
+            }
+            total[t] = first ? total[t] + sum2(sum) : sum2(sum);
+        }
+    }
+#pragma unroll
+    for (int t = 0; t < TOKENS; t++)
+        out[t] = total[t] * scale;
+}
+
+/* ---- rows */
+
+__device__ __forceinline__ float warp_sum(float value)
+{
+#pragma unroll
+    for (int distance = 16; distance; distance /= 2)
+        value += __shfl_xor_sync(ALL, value, distance);
+    return value;
+}
+
+__device__ __forceinline__ void finish(const Arguments &a, int row, int t, float total)
+{
+    if (BIAS != 3)
+        total += read_number<BIAS>(a.bias, row);
+    write_number<OUT>(a.out, (u64)t * a.rows + row, total);
+}
+
+/* Where rows end, in pieces: 32 rows are known at a time, one by each lane. */
+struct Ends {
+    int base, mine;
+    __device__ __forceinline__ void know(const Arguments &a, int row)
+    {
+        base = row;
+        int at = min(row + 1 + (int)(threadIdx.x % 32), a.rows);
+        mine = a.row_index[at] * PIECES;
+    }
+    __device__ __forceinline__ int of(const Arguments &a, int row)
+    {
+        if (row - base == 32)
+            know(a, row);
+        return __shfl_sync(ALL, mine, row - base);
+    }
+};
+
+#define NEVER 0x7fffffff
+
+extern "C" __global__ void __launch_bounds__(THREADS) group_gemm(const __grid_constant__ Arguments a)
+{
+    __shared__ float head[WARPS][TOKENS], tail[WARPS][TOKENS];
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, worker = blockIdx.x * WARPS + warp;
+    int start = a.cuts[worker], stop = a.cuts[worker + 1];
+    int row = a.finished[worker], last = a.finished[worker + 1];
+    int across = a.columns / PIECE, block = start / 32, blocks = (stop + 31) / 32;
+    Piece next[UNROLL];
+#pragma unroll
+    for (int u = 0; u < UNROLL; u++)
+        if (block + u < blocks)
+            next[u] = load(a, (block + u) * 32 + lane);
+    Ends ends;
+    ends.know(a, row);
+    int begin = row < a.rows ? a.row_index[row] * PIECES : start;
+    Token token[TOKENS];
+    gather_ready(a, token);
+
+    int end = row < last ? ends.of(a, row) : NEVER;
+    int dense = DENSE ? (block * 32 + lane) % across : 0;
+    bool cut = begin < start; /* the first row is: others have the rest of it */
+    float sum[TOKENS] = {};
+    if (lane < TOKENS)
+        head[warp][lane] = 0;
+    for (; block < blocks; block += UNROLL) {
+        Piece piece[UNROLL];
+#pragma unroll
+        for (int u = 0; u < UNROLL; u++) {
+            piece[u] = next[u];
+            if (block + UNROLL + u < blocks)
+                next[u] = load(a, (block + UNROLL + u) * 32 + lane);
+        }
+#pragma unroll
+        for (int u = 0; u < UNROLL; u++) {
+            if (block + u >= blocks)
+                break;
+            int first = (block + u) * 32, at = first + lane;
+            float value[TOKENS] = {};
+            if (at >= start && at < stop)
+                multiply(piece[u], column_of(piece[u], at, dense), across, value);
+            if (DENSE)
+                for (dense += 32; dense >= across;)
+                    dense -= across;
+            while (end <= first + 32) { /* the same for the whole warp */
+                bool mine = at < end;
+#pragma unroll
+                for (int t = 0; t < TOKENS; t++) {
+                    float total = warp_sum(sum[t] + (mine ? value[t] : 0)) * token[t].back;
+                    sum[t] = 0;
+                    value[t] = mine ? 0 : value[t];
+                    if (lane == t && t < a.tokens) {
+                        if (cut)
+                            head[warp][t] = total;
+                        else
+                            finish(a, row, t, total);
+                    }
+                }
+                cut = false;
+                row++;
+                end = row < last ? ends.of(a, row) : NEVER;
+            }
+#pragma unroll
+            for (int t = 0; t < TOKENS; t++)
+                sum[t] += value[t];
+        }
+    }
+    while (row < last) { /* only where nothing is left: rows without groups at the end of an empty range */
+        for (int t = lane; t < a.tokens; t += 32)
+            finish(a, row, t, 0);
+        row++;
+    }
+#pragma unroll
+    for (int t = 0; t < TOKENS; t++) {
+        float total = warp_sum(sum[t]) * token[t].back;
+        if (lane == t)
+            tail[warp][t] = total;
+    }
+    __syncthreads();
+
+    /* Rows that end in this worker and began before it. */
+    int none = a.finished[worker];
+    int own = blockIdx.x * WARPS;
+    if (begin < start && none < last && lane < TOKENS) {
+        float total = 0;
+        int from = warp;
+        while (from > 0 && a.cuts[own + from] > begin)
+            from--;
+        for (int w = from; w < warp; w++)
+            total += tail[w][lane];
+        total += head[warp][lane];
+        if (a.cuts[own] > begin)
+            a.partial[(blockIdx.x * 2) * TOKENS + lane] = total;
+        else if (lane < a.tokens)
+            finish(a, none, lane, total);
+    }
+    /* What the block has of the row that goes on after it. */
+    if (warp == WARPS - 1 && lane < TOKENS) {
+        int begins = last < a.rows ? a.row_index[last] * PIECES : stop;
+        if (begins < stop) {
+            float total = 0;
+            int from = WARPS - 1;
+            while (from > 0 && a.cuts[own + from] > begins)
+                from--;
+            for (int w = from; w < WARPS; w++)
+                total += tail[w][lane];
+            a.partial[(blockIdx.x * 2 + 1) * TOKENS + lane] = total;
+        }
+    }
+}
+
+/* The rows that blocks cut: a thread for each block and token, where such a row ends. */
+extern "C" __global__ void complete(const __grid_constant__ Arguments a)
+{
+    int t = blockIdx.x % TOKENS, block = blockIdx.x / TOKENS * blockDim.x + threadIdx.x;
+    if (block >= a.blocks || t >= a.tokens)
+        return;
+    int row = a.finished[block * WARPS], first = a.cuts[block * WARPS];
+    if (row >= a.rows)
+        return;
+    int begin = a.row_index[row] * PIECES, end = a.row_index[row + 1] * PIECES;
+    if (begin >= first || end > a.cuts[(block + 1) * WARPS])
+        return;
+    int from = block;
+    while (a.cuts[from * WARPS] > begin)
+        from--;
+    float total = 0;
+    for (int b = from; b < block; b++)
+        total += a.partial[(b * 2 + 1) * TOKENS + t];
+    finish(a, row, t, total + a.partial[block * 2 * TOKENS + t]);
+}
+
+/* out [rows, columns] = the weight, where groups exist. */
+extern "C" __global__ void __launch_bounds__(THREADS) dequantize(const __grid_constant__ Arguments a)
+{
+    int lane = threadIdx.x % 32, worker = blockIdx.x * WARPS + threadIdx.x / 32;
+    int start = a.cuts[worker], stop = a.cuts[worker + 1], row = a.finished[worker];
+    int across = a.columns / PIECE;
+    for (int first = start; first < stop; first += 32) {
+        int at = first + lane;
+        if (at >= stop)
+            return;
+        while (row < a.rows && a.row_index[row + 1] * PIECES <= at)
+            row++;
+        Piece piece = load(a, at);
+        u32 zero = zero_of(piece);
+        float scale = bits_float(piece.meta & 0xffff0000);
+        u64 to = (u64)row * a.columns + (u64)column_of(piece, at, at - row * across) * PIECE;
+#pragma unroll
+        for (int i = 0; i < PIECE; i++) {
+            int code = piece.word[i * BITS / 32] >> (i * BITS % 32) & ((1 << BITS) - 1);
+            write_number<OUT>(a.out, to + i, scale * (float)(code - (int)zero));
+        }
+    }
+}

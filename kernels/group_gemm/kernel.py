@@ -1,0 +1,180 @@
+"""Products with weights quantized by groups, on NVIDIA GPUs: kernel.cu, compiled and launched.
+
+Up to SMALL tokens run through it, in passes of at most PASS: what a weight takes to be read is what a pass takes.
+More tokens run as torch's product with a copy of the weight in the dtype of the activations, made for the call.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import c_int, c_uint64
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..groups import DenseGroups, Groups, GroupSpec
+from ..launch import aligned, stream_of
+from ..nvrtc import Module
+from ..quantize.reference import quantize
+from .operand import WARP, Layout
+
+SOURCE = Path(__file__).with_name("kernel.cu")
+SMALL = 16
+PASSES = (1, 2, 4)
+"""Tokens of a launch: the fewest that do."""
+WARPS = 32
+UNROLL = 4
+COMPLETE_THREADS = 64
+STATIC_SHARED = 2048
+"""Bytes of shared memory that the kernel takes beside the activations, at most."""
+KINDS = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2, None: 3}
+
+
+class Arguments(ctypes.Structure):
+    """The struct of kernel.cu."""
+
+    _fields_ = (
+        *(
+            (name, c_uint64)
+            for name in (
+                "x", "values", "meta", "zero", "row_index", "cuts", "finished", "bias", "out", "partial",
+            )
+        ),
+        *((name, c_int) for name in ("rows", "columns", "tokens", "blocks")),
+    )  # fmt: skip
+
+
+class GroupGemm:
+    """The products of linears of one shape on one device. Holds no weights: `prepare` makes the operand of a call.
+
+    dense: for weights of layout dense. division: how warps share the weight, see operand.py.
+    """
+
+    def __init__(self, spec: GroupSpec, device: torch.device, *, dense: bool = False, division: str = "stream") -> None:
+        self.spec, self.device = spec, device
+        properties = torch.cuda.get_device_properties(device)
+        self.layout = Layout(spec, dense, properties.multi_processor_count, WARPS, division)
+        token = spec.columns * (2 if spec.activation_bits == 16 else 1) * (2 if spec.size == 4 else 1)
+        room = properties.shared_memory_per_block_optin - STATIC_SHARED  # type: ignore[attr-defined]
+        self.passes = [tokens for tokens in PASSES if tokens * token <= room]
+        if not self.passes:
+            raise ValueError(f"{spec}: a token takes {token} bytes of shared memory, {room} are there")
+        self._token = token
+        self._launches: dict[tuple[torch.dtype, torch.dtype | None, int], _Launch] = {}
+
+    def prepare(self, weight: Groups | DenseGroups) -> Tensor:
+        """The operand, uint8, on the device. ValueError if the weight is damaged."""
+        return self.layout.build(_on(weight, self.device))
+
+    def weight(self, operand: Tensor) -> Groups | DenseGroups:
+        """The tensors that `prepare` was given, to the bit."""
+        return self.layout.weight(operand)
+
+    def __call__(self, x: Tensor, operand: Tensor, bias: Tensor | None) -> Tensor:
+        """x [M, K] bfloat16, float16 or float32, on the current device -> [M, N] like x."""
+        tokens = x.shape[0]
+        if tokens > SMALL:
+            return self._many(x, operand, bias)
+        x = aligned(x)
+        out = torch.empty(tokens, self.spec.rows, dtype=x.dtype, device=x.device)
+        stream, wide, at = stream_of(self.device), x.element_size(), 0
+        while at < tokens:
+            many = next((one for one in self.passes if one >= tokens - at), self.passes[-1])
+            launch = self._launch(x.dtype, None if bias is None else bias.dtype, many)
+            done = min(many, tokens - at)
+            launch.start(x.data_ptr() + at * self.spec.columns * wide, operand, bias,
+                         out.data_ptr() + at * self.spec.rows * wide, done, stream)  # fmt: skip
+            at += done
+        return out
+
+    def dequantized(self, operand: Tensor, dtype: torch.dtype) -> Tensor:
+        """The weight [N, K]."""
+        make = torch.empty if self.layout.dense else torch.zeros
+        out = make(self.spec.rows, self.spec.columns, dtype=dtype, device=self.device)
+        launch = self._launch(dtype, None, self.passes[0])
+        launch.start_dequantize(operand, out.data_ptr(), stream_of(self.device))
+        return out
+
+    def _many(self, x: Tensor, operand: Tensor, bias: Tensor | None) -> Tensor:
+        weight = self.dequantized(operand, x.dtype)
+        if self.spec.activation_bits == 16:
+            return torch.nn.functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
+        codes, scale = quantize(x, torch.int8)  # integers up to 127: exact in every dtype
+        out = torch.nn.functional.linear(codes.to(x.dtype), weight).float() * scale
+        return (out if bias is None else out + bias.float()).to(x.dtype)
+
+    def _launch(self, dtype: torch.dtype, bias: torch.dtype | None, tokens: int) -> _Launch:
+        key = (dtype, bias, tokens)
+        launch = self._launches.get(key)
+        if launch is None:
+            launch = self._launches[key] = _Launch(self.layout, self.device, dtype, bias, tokens, tokens * self._token)
+        return launch
+
+
+class _Launch:
+    """The compiled kernels for activations and biases of one kind, and a number of tokens."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        device: torch.device,
+        dtype: torch.dtype,
+        bias: torch.dtype | None,
+        tokens: int,
+        shared: int,
+    ) -> None:
+        spec = layout.spec
+        self.layout, self.tokens, self.device = layout, tokens, device
+        constants = {
+            "SIZE": spec.size, "BITS": spec.bits, "TOKENS": tokens, "INT8": int(spec.activation_bits == 8),
+            "X": KINDS[dtype], "OUT": KINDS[dtype], "BIAS": KINDS[bias], "DENSE": int(layout.dense),
+            "ZERO": layout.zero_mode, "WARPS": layout.warps, "UNROLL": max(1, UNROLL // 2) if layout.piece * spec.bits == 128 else UNROLL,
+        }  # fmt: skip
+        module = _module(tuple(constants.items()), device)
+        self.gemm = module.kernel("group_gemm", shared)
+        self.complete, self.dequantize = module.kernel("complete"), module.kernel("dequantize")
+        self.threads = layout.warps * WARP
+        self.complete_blocks = -(-layout.blocks // COMPLETE_THREADS) * tokens
+        self.offsets = [
+            layout.sections[name][0] for name in ("values", "meta", "zero", "row_index", "cuts", "finished")
+        ]
+
+    def _arguments(self, x: int, operand: Tensor, bias: int, out: int, partial: int, tokens: int) -> Arguments:
+        base, spec = operand.data_ptr(), self.layout.spec
+        addresses = [base + offset for offset in self.offsets]
+        return Arguments(x, *addresses, bias, out, partial, spec.rows, spec.columns, tokens, self.layout.blocks)
+
+    def start(self, x: int, operand: Tensor, bias: Tensor | None, out: int, tokens: int, stream: int) -> None:
+        """Addresses of x [tokens, K], a multiple of 16, and of out [tokens, N]."""
+        term = 0 if bias is None else bias.data_ptr()
+        if self.layout.whole_rows:
+            self.gemm.start(self.layout.blocks, self.threads, stream, self._arguments(x, operand, term, out, 0, tokens))
+            return
+        partial = torch.empty(self.layout.blocks * 2 * self.tokens, dtype=torch.float32, device=self.device)
+        arguments = self._arguments(x, operand, term, out, partial.data_ptr(), tokens)
+        self.gemm.start(self.layout.blocks, self.threads, stream, arguments)
+        self.complete.start(self.complete_blocks, COMPLETE_THREADS, stream, arguments)
+
+    def start_dequantize(self, operand: Tensor, out: int, stream: int) -> None:
+        self.dequantize.start(self.layout.blocks, self.threads, stream, self._arguments(0, operand, 0, out, 0, 0))
+
+
+@cache
+def _module(constants: tuple[tuple[str, int], ...], device: torch.device) -> Module:
+    return Module(SOURCE, dict(constants), device)
+
+
+def _on(weight: Groups | DenseGroups, device: torch.device) -> Groups | DenseGroups:
+    moved = {name: tensor.detach().to(device) for name, tensor in weight.named().items()}
+    return type(weight).of(moved)
+
+
+def group_gemm(x: Tensor, groups: Groups | DenseGroups, bias: Tensor | None, spec: GroupSpec) -> Tensor:
+    """x [M, K] bfloat16, float16 or float32 on a CUDA device; bias [N] -> [M, N] like x: the reference's signature.
+
+    Lays the weight out anew at every call; whoever calls again keeps a GroupGemm and its operand.
+    """
+    op = GroupGemm(spec, x.device, dense=isinstance(groups, DenseGroups))
+    return op(x, op.prepare(groups), bias)

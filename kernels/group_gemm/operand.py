@@ -1,0 +1,188 @@
+"""How kernel.cu wants a grouped weight to lie: one run of bytes, made once from the tensors of a checkpoint and back.
+
+    values     the stored codes of the groups, row after row, as they are in a checkpoint
+    meta       4 bytes a group: scale << 16 | zero << 12 | index, the zero point in it where it fits; where every group
+               exists only the scale, 2 bytes
+    zero       zero points that are not in meta: of 4 bits two a byte
+    row_index  int32 [N+1]
+    cuts       int32 [workers+1]: at which piece each warp begins; pieces are groups, or 16 bytes of large ones
+    finished   int32 [workers+1]: how many rows end in the warps before it
+
+The groups of a row are put in an order in which neighbours gather activations from other banks of shared memory.
+Division "stream" gives every warp the same number of pieces, "slice" the same number of rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ..groups import (
+    DenseGroups,
+    Groups,
+    GroupSpec,
+    check,
+    pack_dense,
+    packed_bytes,
+    places,
+    unpack_dense,
+    unpacked_bytes,
+    zero_points,
+)
+
+WARP = 32
+BANKS = {16: 8, 8: 16}
+"""Gathers that shared memory answers at a time, by the bits of activations: 16 or 8 bytes each."""
+ALIGNMENT = 256
+DIVISIONS = ("stream", "slice")
+LEAST_ROWS = 4
+"""Full rows that a block must have at least for blocks to begin where rows do: the imbalance is half of one."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Of the weights of one shape for a grid of `blocks` of `warps`. dense: every group exists."""
+
+    spec: GroupSpec
+    dense: bool
+    blocks: int
+    warps: int
+    division: str = "stream"
+
+    @property
+    def piece(self) -> int:
+        """Columns of a piece."""
+        return min(self.spec.size, 128 // self.spec.bits)
+
+    @property
+    def pieces(self) -> int:
+        """Of a group."""
+        return self.spec.size // self.piece
+
+    @property
+    def zero_mode(self) -> int:
+        """ZERO of kernel.cu."""
+        if self.spec.symmetric:
+            return 0
+        return 1 if self.spec.bits == 4 and self.spec.across <= 1 << 12 and not self.dense else 2
+
+    @property
+    def whole_rows(self) -> bool:
+        """Whether no row is cut between blocks."""
+        return self.division == "slice" or self.spec.kept >= LEAST_ROWS * self.blocks * self.spec.across
+
+    @cached_property
+    def sections(self) -> dict[str, tuple[int, int]]:
+        """Where each begins and how many bytes it has."""
+        spec = self.spec
+        padded = -(-spec.kept // WARP) * WARP  # whole warps read
+        workers = self.blocks * self.warps
+        sizes = {
+            "values": padded * spec.size * spec.bits // 8,
+            "meta": padded * (2 if self.dense else 4),
+            "zero": padded * spec.bits // 8 if self.zero_mode == 2 else 0,
+            "row_index": 4 * (spec.rows + 1),
+            "cuts": 4 * (workers + 1),
+            "finished": 4 * (workers + 1),
+        }
+        out, at = {}, 0
+        for name, size in sizes.items():
+            out[name] = (at, size)
+            at += -(-size // ALIGNMENT) * ALIGNMENT
+        return {**out, "all": (0, at)}
+
+    def part(self, operand: Tensor, name: str) -> Tensor:
+        """The bytes of a section."""
+        begin, size = self.sections[name]
+        return operand[begin : begin + size]
+
+    def build(self, weight: Groups | DenseGroups) -> Tensor:
+        """The operand, uint8, where the weight is. ValueError if it is damaged."""
+        spec = self.spec
+        if isinstance(weight, DenseGroups):
+            codes, scale, zero = unpack_dense(weight, spec)
+            stored = (codes.short().view(-1, spec.size) + zero.view(-1, 1)).to(torch.uint8)
+            values, scale, zero = packed_bytes(stored, spec.bits), scale.flatten(), zero.flatten()
+            row_index = torch.arange(spec.rows + 1, dtype=torch.int32, device=scale.device) * spec.across
+        else:
+            check(weight, spec)
+            order = self._order(places(weight, spec))
+            values, scale, zero = weight.values[order], weight.scale[order], zero_points(weight, spec)[order]
+            index, row_index = weight.groups[order].int(), weight.row_index
+        operand = torch.zeros(self.sections["all"][1], dtype=torch.uint8, device=scale.device)
+        meta = scale
+        if not self.dense:
+            low = index | (zero.int() << 12 if self.zero_mode == 1 else 0)
+            meta = scale.view(torch.int16).int() << 16 | low
+        cuts, finished = self._cuts(row_index)
+        filled = {"values": values, "meta": meta, "row_index": row_index, "cuts": cuts, "finished": finished}
+        if self.zero_mode == 2:
+            filled["zero"] = packed_bytes(zero, spec.bits)
+        for name, tensor in filled.items():
+            self.part(operand, name)[: tensor.nbytes] = tensor.contiguous().view(-1).view(torch.uint8)
+        return operand
+
+    def weight(self, operand: Tensor) -> Groups | DenseGroups:
+        """What `build` was given, to the bit."""
+        spec = self.spec
+        values = self.part(operand, "values").view(-1, spec.size * spec.bits // 8)[: spec.kept]
+        zero = None
+        if self.zero_mode == 2:
+            zero = unpacked_bytes(self.part(operand, "zero"), spec.bits)[: spec.kept]
+        if self.dense:
+            small = (spec.rows, spec.across)
+            stored = unpacked_bytes(values, spec.bits).view(*small, spec.size)
+            zeros = torch.full(small, spec.middle, dtype=torch.uint8, device=operand.device)
+            zeros = zeros if zero is None else zero.view(small)
+            codes = (stored.short() - zeros[..., None]).to(spec.codes_dtype).flatten(1)
+            scale = self.part(operand, "meta").view(torch.bfloat16)[: spec.kept].view(small)
+            return pack_dense(codes, scale, zeros, spec)
+        meta = self.part(operand, "meta").view(torch.int32)[: spec.kept]
+        row_index = self.part(operand, "row_index").view(torch.int32)
+        index = meta & (0xFFF if self.zero_mode == 1 else 0xFFFF)
+        rows = torch.arange(spec.rows, device=operand.device).repeat_interleave(row_index.diff().long())
+        order = (rows * spec.across + index).argsort()
+        if self.zero_mode == 1:
+            zero = (meta >> 12 & 15).to(torch.uint8)
+        packed = None if zero is None else packed_bytes(zero[order], spec.bits)
+        scale = (meta[order] >> 16).short().view(torch.bfloat16)
+        return Groups(row_index.clone(), index[order].short(), values[order], scale, packed)
+
+    def _order(self, there: Tensor) -> Tensor:
+        """there [n]: row * K/G + index -> the order of groups: rows stay together, and within each the banks of the
+        activations take turns as long as they have groups."""
+        across, banks = self.spec.across, max(1, BANKS[self.spec.activation_bits] // self.pieces)
+        row, bank = there // across, there % across % banks
+        kind = row * banks + bank
+        first = kind.argsort(stable=True)
+        counts = kind.bincount(minlength=self.spec.rows * banks)
+        begins = counts.cumsum(0) - counts
+        turn = torch.empty_like(there)
+        turn[first] = torch.arange(len(there), device=there.device) - begins[kind[first]]
+        return ((row * across + turn) * banks + bank).argsort()
+
+    def _cuts(self, row_index: Tensor) -> tuple[Tensor, Tensor]:
+        starts = row_index.long() * self.pieces
+        total = self.spec.kept * self.pieces
+        workers = torch.arange(self.blocks * self.warps + 1, device=starts.device)
+        if self.division == "slice":
+            cuts = starts[self.spec.rows * workers // (self.blocks * self.warps)]
+        else:
+            blocks = total * torch.arange(self.blocks + 1, device=starts.device) // self.blocks
+            if self.whole_rows:
+                above = torch.searchsorted(starts, blocks).clamp(min=1)
+                high, low = starts[above], starts[above - 1]
+                blocks = torch.where(high - blocks <= blocks - low, high, low)
+            else:
+                blocks = blocks // WARP * WARP
+            blocks[0], blocks[-1] = 0, total
+            block, warp = workers // self.warps, workers % self.warps
+            begin, end = blocks[block], blocks[(block + 1).clamp(max=self.blocks)]
+            inner = (begin + (end - begin) * warp // self.warps + WARP // 2) // WARP * WARP
+            cuts = torch.where(warp == 0, begin, torch.maximum(begin, torch.minimum(inner, end)))
+        finished = torch.searchsorted(starts[1:].contiguous(), cuts, right=True)
+        finished[0] = 0  # rows without groups before all others are the first warp's
+        return cuts.int(), finished.int()

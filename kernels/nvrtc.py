@@ -1,0 +1,182 @@
+"""CUDA C++ compiled where it runs, by the NVRTC that torch's CUDA wheels bring; and launched without torch's help.
+
+A kernel is compiled once for a device's architecture and a set of constants; the machine code is kept in the user's
+cache, under the hash of all that went into it. Nothing here happens before the first call.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import importlib.util
+import os
+import tempfile
+from ctypes import byref, c_char_p, c_int, c_size_t, c_uint, c_void_p
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+NAMES = ("libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so")
+MAX_DYNAMIC_SHARED = 8
+"""CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES."""
+
+
+class NvrtcError(RuntimeError):
+    """NVRTC is not there, a kernel could not be compiled, or the driver refused it."""
+
+
+def missing() -> str:
+    """Why nothing can be compiled here; "" if it can."""
+    try:
+        library()
+    except NvrtcError as error:
+        return str(error)
+    return ""
+
+
+@cache
+def library() -> Any:
+    """NVRTC. NvrtcError if it is not found."""
+    tried = [str(path) for folder in _folders() for path in sorted(folder.glob("libnvrtc.so*"))] + list(NAMES)
+    for name in tried:
+        try:
+            # Its builtins lie beside it, but it asks for them by name alone: by then they are loaded.
+            for builtins in Path(name).parent.glob("libnvrtc-builtins.so*") if "/" in name else ():
+                ctypes.CDLL(str(builtins))
+            return ctypes.CDLL(name)
+        except OSError:
+            continue
+    raise NvrtcError(f"NVRTC was not found (pip install nvidia-cuda-nvrtc); tried {', '.join(tried)}")
+
+
+def _folders() -> list[Path]:
+    """Where wheels put it: nvidia/cu13/lib and the like, and torch/lib."""
+    found = []
+    for package, pattern in (("nvidia", "*/lib"), ("torch", "lib")):
+        spec = importlib.util.find_spec(package)
+        for root in (spec.submodule_search_locations or []) if spec else []:
+            found += sorted(Path(root).glob(pattern))
+    return found
+
+
+def _version() -> tuple[int, int]:
+    major, minor = c_int(), c_int()
+    _checked(library().nvrtcVersion(byref(major), byref(minor)), "nvrtcVersion")
+    return major.value, minor.value
+
+
+def architecture(capability: tuple[int, int]) -> str:
+    """sm_90 for (9, 0); for a GPU newer than NVRTC the newest that it knows, as PTX for the driver to compile."""
+    count = c_int()
+    _checked(library().nvrtcGetNumSupportedArchs(byref(count)), "nvrtcGetNumSupportedArchs")
+    known = (c_int * count.value)()
+    _checked(library().nvrtcGetSupportedArchs(known), "nvrtcGetSupportedArchs")
+    wanted = capability[0] * 10 + capability[1]
+    if wanted in known:
+        return f"sm_{wanted}"
+    older = [number for number in known if number < wanted]
+    if not older:
+        raise NvrtcError(f"NVRTC {_version()} knows no architecture as old as sm_{wanted}")
+    return f"compute_{max(older)}"
+
+
+def machine_code(source: Path, constants: dict[str, int], target: str) -> bytes:
+    """The source compiled for `target` (sm_90; PTX for compute_90) with these constants, from the cache if it is
+    there. NvrtcError with the compiler's log if it does not compile."""
+    text = source.read_bytes()
+    options = [f"--gpu-architecture={target}", "--std=c++17", *(f"-D{key}={value}" for key, value in constants.items())]
+    key = hashlib.sha256("\0".join([*options, str(_version())]).encode() + text).hexdigest()[:24]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slidesparse"
+    path = folder / f"{source.parent.name}-{key}.cubin"
+    if path.is_file():
+        return path.read_bytes()
+    code = _compiled(text, source.name, options, ptx=target.startswith("compute"))
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+        made = Path(work) / path.name
+        made.write_bytes(code)
+        made.replace(path)
+    return code
+
+
+def _compiled(text: bytes, name: str, options: list[str], *, ptx: bool) -> bytes:
+    nvrtc, program = library(), c_void_p()
+    made = nvrtc.nvrtcCreateProgram(byref(program), c_char_p(text), name.encode(), 0, None, None)
+    _checked(made, "nvrtcCreateProgram")
+    try:
+        words = (c_char_p * len(options))(*(option.encode() for option in options))
+        if nvrtc.nvrtcCompileProgram(program, len(options), words):
+            log = _got(nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog, program)
+            raise NvrtcError(f"{name} does not compile ({' '.join(options)}):\n{log.decode(errors='replace')}")
+        if ptx:
+            return _got(nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX, program)
+        return _got(nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN, program)
+    finally:
+        nvrtc.nvrtcDestroyProgram(byref(program))
+
+
+def _got(size_of: Any, read: Any, program: c_void_p) -> bytes:
+    size = c_size_t()
+    _checked(size_of(program, byref(size)), "the size of a result")
+    buffer = ctypes.create_string_buffer(size.value)
+    _checked(read(program, buffer), "a result")
+    return buffer.raw
+
+
+def _checked(status: int, what: str) -> None:
+    if status:
+        raise NvrtcError(f"NVRTC failed with status {status} at {what}")
+
+
+@cache
+def _driver() -> Any:
+    # PyDLL: calls keep the interpreter's lock. A launch is over in microseconds, giving the lock back costs more.
+    driver = ctypes.PyDLL("libcuda.so.1")
+    driver.cuLaunchKernel.argtypes = [c_void_p, *[c_uint] * 7, c_void_p, c_void_p, c_void_p]
+    return driver
+
+
+def _driven(status: int, what: str) -> None:
+    if status:
+        text = c_char_p()
+        _driver().cuGetErrorString(status, byref(text))
+        raise NvrtcError(f"the driver failed at {what}: {(text.value or b'unknown').decode()} ({status})")
+
+
+class Module:
+    """A source with its constants, compiled for and loaded onto one device. It stays there."""
+
+    def __init__(self, source: Path, constants: dict[str, int], device: torch.device) -> None:
+        code = machine_code(source, constants, architecture(torch.cuda.get_device_capability(device)))
+        self._module = c_void_p()
+        with torch.cuda.device(device):
+            torch.cuda.current_stream()  # the device's context is there from here on
+            torch.empty(1, device=device)
+            _driven(_driver().cuModuleLoadData(byref(self._module), c_char_p(code)), f"loading {source.name}")
+
+    def kernel(self, name: str, shared: int = 0) -> Kernel:
+        """shared: bytes of dynamic shared memory of its launches."""
+        function = c_void_p()
+        _driven(_driver().cuModuleGetFunction(byref(function), self._module, name.encode()), name)
+        if shared:
+            _driven(_driver().cuFuncSetAttribute(function, MAX_DYNAMIC_SHARED, shared), f"{name}: {shared} bytes")
+        return Kernel(name, function, shared)
+
+
+class Kernel:
+    """A function with one parameter, a struct that is passed by value."""
+
+    def __init__(self, name: str, function: c_void_p, shared: int) -> None:
+        self._name, self._function, self._shared = name, function, shared
+        self._launch = _driver().cuLaunchKernel
+
+    def start(self, blocks: int, threads: int, stream: int, argument: ctypes.Structure) -> None:
+        """argument: lives until this returns; the driver copies it. The device must be the current one."""
+        parameters = (c_void_p * 1)(ctypes.addressof(argument))
+        status = self._launch(
+            self._function, blocks, 1, 1, threads, 1, 1, self._shared, stream, ctypes.addressof(parameters), None
+        )
+        if status:
+            _driven(status, f"launching {self._name}")
