@@ -276,6 +276,21 @@ def unpack_dense(dense: DenseGroups, spec: GroupSpec) -> tuple[Tensor, Tensor, T
     return codes.to(spec.codes_dtype).view(spec.rows, spec.columns), dense.scale, zero
 
 
+Weight = Groups | DenseGroups
+
+
+def weight_of(named: dict[str, Tensor], layout: str) -> Weight:
+    """The tensors of a layout by the names in a checkpoint -> their container."""
+    return Groups.of(named) if layout == "gqs" else DenseGroups.of(named)
+
+
+def decode(weight: Weight, spec: GroupSpec) -> tuple[Tensor, Tensor]:
+    """Either layout -> codes [N, K], scale [N, K/G]. ValueError for damage."""
+    if isinstance(weight, Groups):
+        return unpack(weight, spec)[:2]
+    return unpack_dense(weight, spec)[:2]
+
+
 def _check_codes(codes: Tensor, scale: Tensor, zero: Tensor | None, keep: Tensor | None, spec: GroupSpec) -> None:
     small = (spec.rows, spec.across)
     expected = [("codes", codes, (spec.rows, spec.columns), spec.codes_dtype), ("scale", scale, small, torch.bfloat16)]

@@ -21,6 +21,8 @@ import torch
 NAMES = ("libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so")
 MAX_DYNAMIC_SHARED = 8
 """CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES."""
+PROGRAMMATIC_STREAM_SERIALIZATION = 6
+"""CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION."""
 
 
 class NvrtcError(RuntimeError):
@@ -134,7 +136,7 @@ def _checked(status: int, what: str) -> None:
 def _driver() -> Any:
     # PyDLL: calls keep the interpreter's lock. A launch is over in microseconds, giving the lock back costs more.
     driver = ctypes.PyDLL("libcuda.so.1")
-    driver.cuLaunchKernel.argtypes = [c_void_p, *[c_uint] * 7, c_void_p, c_void_p, c_void_p]
+    driver.cuLaunchKernelEx.argtypes = [c_void_p] * 4
     return driver
 
 
@@ -152,8 +154,7 @@ class Module:
         code = machine_code(source, constants, architecture(torch.cuda.get_device_capability(device)))
         self._module = c_void_p()
         with torch.cuda.device(device):
-            torch.cuda.current_stream()  # the device's context is there from here on
-            torch.empty(1, device=device)
+            torch._C._cuda_setDevice(torch.cuda.current_device())  # makes its context this thread's, if it is none yet
             _driven(_driver().cuModuleLoadData(byref(self._module), c_char_p(code)), f"loading {source.name}")
 
     def kernel(self, name: str, shared: int = 0) -> Kernel:
@@ -169,14 +170,49 @@ class Kernel:
     """A function with one parameter, a struct that is passed by value."""
 
     def __init__(self, name: str, function: c_void_p, shared: int) -> None:
-        self._name, self._function, self._shared = name, function, shared
-        self._launch = _driver().cuLaunchKernel
+        self.name, self.function, self.shared = name, function.value, shared
 
-    def start(self, blocks: int, threads: int, stream: int, argument: ctypes.Structure) -> None:
-        """argument: lives until this returns; the driver copies it. The device must be the current one."""
-        parameters = (c_void_p * 1)(ctypes.addressof(argument))
-        status = self._launch(
-            self._function, blocks, 1, 1, threads, 1, 1, self._shared, stream, ctypes.addressof(parameters), None
+
+class Launch:
+    """A launch that is made again and again: what does not change is settled. Not to be used by two threads at once.
+
+    argument: the kernel's parameter; its fields may be set between calls. overlapping: the kernel may begin while the
+    one before it in the stream still runs, and waits for it by itself (griddepcontrol, from compute capability 9 on).
+    """
+
+    def __init__(
+        self, kernel: Kernel, blocks: int, threads: int, argument: ctypes.Structure, *, overlapping: bool = False
+    ) -> None:
+        self.argument, self._kernel = argument, kernel
+        self._attribute = _Attribute(PROGRAMMATIC_STREAM_SERIALIZATION, 0, 1)
+        self._config = _Config(
+            blocks, 1, 1, threads, 1, 1, kernel.shared, 0, ctypes.addressof(self._attribute), int(overlapping)
         )
+        self._parameters = (c_void_p * 1)(ctypes.addressof(argument))
+        self._stream = 0
+        self._words = (ctypes.addressof(self._config), kernel.function, ctypes.addressof(self._parameters), None)
+        self._launch = _driver().cuLaunchKernelEx
+
+    def start(self, stream: int) -> None:
+        """On this stream, of the current device."""
+        if stream != self._stream:
+            self._config.stream = self._stream = stream
+        status = self._launch(*self._words)
         if status:
-            _driven(status, f"launching {self._name}")
+            _driven(status, f"launching {self._kernel.name}")
+
+
+class _Attribute(ctypes.Structure):
+    """CUlaunchAttribute."""
+
+    _fields_ = (("name", c_int), ("padding", c_int), ("value", c_int), ("rest", c_int * 15))
+
+
+class _Config(ctypes.Structure):
+    """CUlaunchConfig."""
+
+    _fields_ = (
+        *((name, c_uint) for name in ("grid_x", "grid_y", "grid_z", "block_x", "block_y", "block_z", "shared")),
+        *((name, c_void_p) for name in ("stream", "attributes")),
+        ("count", c_uint),
+    )

@@ -17,7 +17,8 @@
      X, OUT, BIAS      number kinds: 0 bfloat16, 1 float16, 2 float32; BIAS 3: none
      DENSE             every group exists: no index is read
      ZERO              zero points: 0 the middle, 1 in bits 12 to 15 of `meta`, 2 in `zero`
-     WARPS, UNROLL     of a block; groups of 32 pieces that a warp has in flight */
+     WARPS, UNROLL     of a block; groups of 32 pieces that a warp has in flight
+     HELD              chunks of 8 columns of a token that a thread holds in registers, 0 to read them twice */
 
 typedef unsigned int u32;
 typedef unsigned short u16;
@@ -159,52 +160,87 @@ __device__ __forceinline__ u32 code_of(float x, float scale)
     return (u32)__float2int_rn(q) & 0xff;
 }
 
-__device__ void gather_ready(const Arguments &a, Token *token)
+/* The columns of the two halves of word `pair`: 4 apart of four bits, 2 apart of eight. */
+__device__ __forceinline__ int first_of(int pair) { return BITS == 4 ? pair : pair / 2 * 4 + pair % 2; }
+#define APART (BITS == 4 ? 4 : 2)
+
+__device__ __forceinline__ void store_chunk(int place, const float *x, float multiply)
+{
+    if (INT8) {
+        Two two = {};
+#pragma unroll
+        for (int i = 0; i < 8; i++) { /* four bits: even columns, then odd ones */
+            int byte = BITS == 4 ? i % 2 * 4 + i / 2 : i;
+            two.word[byte / 4] |= code_of(x[i], multiply) << (byte % 4 * 8);
+        }
+        ((Two *)shared)[place] = two;
+        return;
+    }
+    Four four;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        float low = x[first_of(i)] * multiply, high = x[first_of(i) + APART] * multiply;
+        asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(four.word[i]) : "f"(high), "f"(low));
+    }
+    shared[place] = four;
+}
+
+/* Read once where a thread can hold its part of all tokens in 16 registers, else twice. */
+__device__ __forceinline__ void gather_ready(const Arguments &a, Token *token)
 {
     __shared__ u32 largest[TOKENS][32];
+    constexpr bool hold = HELD > 0;
+    constexpr int times = hold ? HELD : 1;
+    float x[hold ? TOKENS : 1][times][8];
     int chunks = a.columns / REAL, across = a.columns / PIECE; /* pieces of a row */
+    int lane = threadIdx.x % 32, parts = hold ? HELD : (chunks + THREADS - 1) / THREADS;
+#pragma unroll
+    for (int t = 0; t < TOKENS; t++)
+#pragma unroll
+        for (int part = 0; part < (hold ? HELD : 0); part++) {
+            int c = part * THREADS + threadIdx.x;
+            if (t < a.tokens && c < chunks)
+                read_chunk(a.x, (u64)t * a.columns + (u64)c * REAL, x[t][part]);
+            else
+                for (int i = 0; i < 8; i++)
+                    x[t][part][i] = 0;
+        }
 #pragma unroll
     for (int t = 0; t < TOKENS; t++) {
         float most = 0;
-        if (t < a.tokens)
-            for (int c = threadIdx.x; c < chunks; c += THREADS) {
-                float x[8];
-                read_chunk(a.x, (u64)t * a.columns + (u64)c * REAL, x);
+#pragma unroll times
+        for (int part = 0; part < parts; part++) {
+            int c = part * THREADS + threadIdx.x;
+            if (!hold && (t >= a.tokens || c >= chunks))
+                continue;
+            float *mine = x[hold ? t : 0][hold ? part : 0];
+            if (!hold)
+                read_chunk(a.x, (u64)t * a.columns + (u64)c * REAL, mine);
 #pragma unroll
-                for (int i = 0; i < 8; i++)
-                    most = fmaxf(most, fabsf(x[i]));
-            }
+            for (int i = 0; i < 8; i++)
+                most = fmaxf(most, fabsf(mine[i]));
+        }
         u32 bits = __reduce_max_sync(ALL, __float_as_uint(most));
-        if (threadIdx.x % 32 == 0)
+        if (lane == 0)
             largest[t][threadIdx.x / 32] = bits;
     }
     __syncthreads();
 #pragma unroll
     for (int t = 0; t < TOKENS; t++) {
-        int lane = threadIdx.x % 32;
         token[t] = token_of(bits_float(__reduce_max_sync(ALL, lane < WARPS ? largest[t][lane] : 0)));
-        for (int c = threadIdx.x; c < chunks; c += THREADS) {
-            float x[8] = {};
-            if (t < a.tokens)
-                read_chunk(a.x, (u64)t * a.columns + (u64)c * REAL, x);
-            int place = (t * CHUNKS + c % CHUNKS) * across + c / CHUNKS;
-            if (INT8) {
-                Two two = {};
-#pragma unroll
-                for (int i = 0; i < 8; i++) { /* four bits: even columns, then odd ones */
-                    int byte = BITS == 4 ? i % 2 * 4 + i / 2 : i;
-                    two.word[byte / 4] |= code_of(x[i], token[t].multiply) << (byte % 4 * 8);
-                }
-                ((Two *)shared)[place] = two;
-            } else {
-                Four four = {};
-#pragma unroll
-                for (int i = 0; i < 8; i++) { /* pairs: columns 4 apart of four bits, 2 apart of eight */
-                    int half = BITS == 4 ? i % 4 * 2 + i / 4 : i / 4 * 4 + i % 2 * 2 + i / 2 % 2;
-                    four.word[half / 2] |= (u32)float_half(x[i] * token[t].multiply) << (half % 2 * 16);
-                }
-                shared[place] = four;
+#pragma unroll times
+        for (int part = 0; part < parts; part++) {
+            int c = part * THREADS + threadIdx.x;
+            if (c >= chunks)
+                continue;
+            float *mine = x[hold ? t : 0][hold ? part : 0];
+            if (!hold) {
+                for (int i = 0; i < 8; i++)
+                    mine[i] = 0;
+                if (t < a.tokens)
+                    read_chunk(a.x, (u64)t * a.columns + (u64)c * REAL, mine);
             }
+            store_chunk((t * CHUNKS + c % CHUNKS) * across + c / CHUNKS, mine, token[t].multiply);
         }
     }
     __syncthreads();
@@ -324,12 +360,29 @@ __device__ __forceinline__ void multiply(const Piece &piece, int column, int acr
 
 /* ---- rows */
 
-__device__ __forceinline__ float warp_sum(float value)
+/* The sums over the warp: each lane gets that of its own token, `token_at` tells which. A shuffle halves the tokens
+   that a lane has, as long as it has several. */
+__device__ __forceinline__ float warp_sums(float *value)
 {
+    int lane = threadIdx.x % 32;
 #pragma unroll
-    for (int distance = 16; distance; distance /= 2)
-        value += __shfl_xor_sync(ALL, value, distance);
-    return value;
+    for (int have = TOKENS, distance = 1; have > 1; have /= 2, distance *= 2)
+#pragma unroll
+        for (int i = 0; i < have / 2; i++) {
+            float give = lane & distance ? value[i] : value[i + have / 2];
+            float keep = lane & distance ? value[i + have / 2] : value[i];
+            value[i] = keep + __shfl_xor_sync(ALL, give, distance);
+        }
+    float sum = value[0];
+#pragma unroll
+    for (int distance = TOKENS; distance < 32; distance *= 2)
+        sum += __shfl_xor_sync(ALL, sum, distance);
+    return sum;
+}
+
+__device__ __forceinline__ int token_at(int lane)
+{
+    return TOKENS == 4 ? (lane & 1) * 2 + (lane >> 1 & 1) : lane % TOKENS;
 }
 
 __device__ __forceinline__ void finish(const Arguments &a, int row, int t, float total)
@@ -358,9 +411,19 @@ struct Ends {
 
 #define NEVER 0x7fffffff
 
+/* Whatever does not come from the kernel before may be read while that one still runs. */
+__device__ __forceinline__ void wait_for_others()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS) group_gemm(const __grid_constant__ Arguments a)
 {
     __shared__ float head[WARPS][TOKENS], tail[WARPS][TOKENS];
+    __shared__ int starts[WARPS];
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, worker = blockIdx.x * WARPS + warp;
     int start = a.cuts[worker], stop = a.cuts[worker + 1];
     int row = a.finished[worker], last = a.finished[worker + 1];
@@ -373,15 +436,21 @@ extern "C" __global__ void __launch_bounds__(THREADS) group_gemm(const __grid_co
     Ends ends;
     ends.know(a, row);
     int begin = row < a.rows ? a.row_index[row] * PIECES : start;
+    if (lane == 0)
+        starts[warp] = start;
+    wait_for_others();
     Token token[TOKENS];
     gather_ready(a, token);
+    int t = token_at(lane);
+    float back = token[0].back;
+#pragma unroll
+    for (int i = 1; i < TOKENS; i++)
+        back = t == i ? token[i].back : back;
 
-    int end = row < last ? ends.of(a, row) : NEVER;
+    int first_row = row, end = row < last ? ends.of(a, row) : NEVER;
     int dense = DENSE ? (block * 32 + lane) % across : 0;
     bool cut = begin < start; /* the first row is: others have the rest of it */
     float sum[TOKENS] = {};
-    if (lane < TOKENS)
-        head[warp][lane] = 0;
     for (; block < blocks; block += UNROLL) {
         Piece piece[UNROLL];
 #pragma unroll
@@ -401,66 +470,63 @@ extern "C" __global__ void __launch_bounds__(THREADS) group_gemm(const __grid_co
             if (DENSE)
                 for (dense += 32; dense >= across;)
                     dense -= across;
+#pragma unroll 1
             while (end <= first + 32) { /* the same for the whole warp */
                 bool mine = at < end;
 #pragma unroll
-                for (int t = 0; t < TOKENS; t++) {
-                    float total = warp_sum(sum[t] + (mine ? value[t] : 0)) * token[t].back;
-                    sum[t] = 0;
-                    value[t] = mine ? 0 : value[t];
-                    if (lane == t && t < a.tokens) {
-                        if (cut)
-                            head[warp][t] = total;
-                        else
-                            finish(a, row, t, total);
-                    }
+                for (int i = 0; i < TOKENS; i++) {
+                    sum[i] += mine ? value[i] : 0;
+                    value[i] = mine ? 0 : value[i];
                 }
+                float total = warp_sums(sum) * back;
+                if (lane < TOKENS) {
+                    if (cut)
+                        head[warp][t] = total;
+                    else if (t < a.tokens)
+                        finish(a, row, t, total);
+                }
+#pragma unroll
+                for (int i = 0; i < TOKENS; i++)
+                    sum[i] = 0;
                 cut = false;
                 row++;
                 end = row < last ? ends.of(a, row) : NEVER;
             }
 #pragma unroll
-            for (int t = 0; t < TOKENS; t++)
-                sum[t] += value[t];
+            for (int i = 0; i < TOKENS; i++)
+                sum[i] += value[i];
         }
     }
-    while (row < last) { /* only where nothing is left: rows without groups at the end of an empty range */
-        for (int t = lane; t < a.tokens; t += 32)
-            finish(a, row, t, 0);
-        row++;
-    }
-#pragma unroll
-    for (int t = 0; t < TOKENS; t++) {
-        float total = warp_sum(sum[t]) * token[t].back;
-        if (lane == t)
-            tail[warp][t] = total;
-    }
+    for (; row < last; row++) /* only where there are no groups at all */
+        if (lane < a.tokens)
+            finish(a, row, lane, 0);
+    float left = warp_sums(sum) * back;
+    if (lane < TOKENS)
+        tail[warp][t] = left;
     __syncthreads();
 
-    /* Rows that end in this worker and began before it. */
-    int none = a.finished[worker];
-    int own = blockIdx.x * WARPS;
-    if (begin < start && none < last && lane < TOKENS) {
-        float total = 0;
+    /* A row that ends in this worker and began before it. */
+    if (begin < start && first_row < last && lane < TOKENS) {
         int from = warp;
-        while (from > 0 && a.cuts[own + from] > begin)
+        while (from > 0 && starts[from] > begin)
             from--;
+        float total = 0;
         for (int w = from; w < warp; w++)
             total += tail[w][lane];
         total += head[warp][lane];
-        if (a.cuts[own] > begin)
-            a.partial[(blockIdx.x * 2) * TOKENS + lane] = total;
+        if (starts[0] > begin)
+            a.partial[blockIdx.x * 2 * TOKENS + lane] = total;
         else if (lane < a.tokens)
-            finish(a, none, lane, total);
+            finish(a, first_row, lane, total);
     }
-    /* What the block has of the row that goes on after it. */
-    if (warp == WARPS - 1 && lane < TOKENS) {
+    /* What the block has of a row that goes on after it. */
+    if (a.partial && warp == WARPS - 1 && lane < TOKENS) {
         int begins = last < a.rows ? a.row_index[last] * PIECES : stop;
         if (begins < stop) {
-            float total = 0;
             int from = WARPS - 1;
-            while (from > 0 && a.cuts[own + from] > begins)
+            while (from > 0 && starts[from] > begins)
                 from--;
+            float total = 0;
             for (int w = from; w < WARPS; w++)
                 total += tail[w][lane];
             a.partial[(blockIdx.x * 2 + 1) * TOKENS + lane] = total;

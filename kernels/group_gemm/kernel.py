@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..groups import DenseGroups, Groups, GroupSpec
+from ..groups import DenseGroups, GroupSpec, Weight
 from ..launch import aligned, stream_of
-from ..nvrtc import Module
+from ..nvrtc import Launch, Module
 from ..quantize.reference import quantize
 from .operand import WARP, Layout
 
@@ -25,7 +25,10 @@ SMALL = 16
 PASSES = (1, 2, 4)
 """Tokens of a launch: the fewest that do."""
 WARPS = 32
-UNROLL = 4
+UNROLL = 2
+HELD = 4
+"""Chunks of 8 activations that a thread holds in registers."""
+OVERLAPPING_SINCE = (9, 0)
 COMPLETE_THREADS = 64
 STATIC_SHARED = 2048
 """Bytes of shared memory that the kernel takes beside the activations, at most."""
@@ -62,13 +65,15 @@ class GroupGemm:
         if not self.passes:
             raise ValueError(f"{spec}: a token takes {token} bytes of shared memory, {room} are there")
         self._token = token
-        self._launches: dict[tuple[torch.dtype, torch.dtype | None, int], _Launch] = {}
+        self._launches: dict[tuple[torch.dtype, torch.dtype | None, int], _Launches] = {}
 
-    def prepare(self, weight: Groups | DenseGroups) -> Tensor:
+    def prepare(self, weight: Weight) -> Tensor:
         """The operand, uint8, on the device. ValueError if the weight is damaged."""
-        return self.layout.build(_on(weight, self.device))
+        operand = self.layout.build(_on(weight, self.device))
+        torch.cuda.synchronize(self.device)  # overlapping kernels read it before they wait for anything
+        return operand
 
-    def weight(self, operand: Tensor) -> Groups | DenseGroups:
+    def weight(self, operand: Tensor) -> Weight:
         """The tensors that `prepare` was given, to the bit."""
         return self.layout.weight(operand)
 
@@ -80,11 +85,12 @@ class GroupGemm:
         x = aligned(x)
         out = torch.empty(tokens, self.spec.rows, dtype=x.dtype, device=x.device)
         stream, wide, at = stream_of(self.device), x.element_size(), 0
+        weight, term = operand.data_ptr(), 0 if bias is None else bias.data_ptr()
         while at < tokens:
             many = next((one for one in self.passes if one >= tokens - at), self.passes[-1])
             launch = self._launch(x.dtype, None if bias is None else bias.dtype, many)
             done = min(many, tokens - at)
-            launch.start(x.data_ptr() + at * self.spec.columns * wide, operand, bias,
+            launch.start(x.data_ptr() + at * self.spec.columns * wide, weight, term,
                          out.data_ptr() + at * self.spec.rows * wide, done, stream)  # fmt: skip
             at += done
         return out
@@ -94,7 +100,7 @@ class GroupGemm:
         make = torch.empty if self.layout.dense else torch.zeros
         out = make(self.spec.rows, self.spec.columns, dtype=dtype, device=self.device)
         launch = self._launch(dtype, None, self.passes[0])
-        launch.start_dequantize(operand, out.data_ptr(), stream_of(self.device))
+        launch.start_dequantize(operand.data_ptr(), out.data_ptr(), stream_of(self.device))
         return out
 
     def _many(self, x: Tensor, operand: Tensor, bias: Tensor | None) -> Tensor:
@@ -105,15 +111,17 @@ class GroupGemm:
         out = torch.nn.functional.linear(codes.to(x.dtype), weight).float() * scale
         return (out if bias is None else out + bias.float()).to(x.dtype)
 
-    def _launch(self, dtype: torch.dtype, bias: torch.dtype | None, tokens: int) -> _Launch:
+    def _launch(self, dtype: torch.dtype, bias: torch.dtype | None, tokens: int) -> _Launches:
         key = (dtype, bias, tokens)
         launch = self._launches.get(key)
         if launch is None:
-            launch = self._launches[key] = _Launch(self.layout, self.device, dtype, bias, tokens, tokens * self._token)
+            launch = self._launches[key] = _Launches(
+                self.layout, self.device, dtype, bias, tokens, tokens * self._token
+            )
         return launch
 
 
-class _Launch:
+class _Launches:
     """The compiled kernels for activations and biases of one kind, and a number of tokens."""
 
     def __init__(
@@ -127,38 +135,52 @@ class _Launch:
     ) -> None:
         spec = layout.spec
         self.layout, self.tokens, self.device = layout, tokens, device
+        held = -(-spec.columns // (8 * layout.warps * WARP))
         constants = {
             "SIZE": spec.size, "BITS": spec.bits, "TOKENS": tokens, "INT8": int(spec.activation_bits == 8),
             "X": KINDS[dtype], "OUT": KINDS[dtype], "BIAS": KINDS[bias], "DENSE": int(layout.dense),
-            "ZERO": layout.zero_mode, "WARPS": layout.warps, "UNROLL": max(1, UNROLL // 2) if layout.piece * spec.bits == 128 else UNROLL,
+            "ZERO": layout.zero_mode, "WARPS": layout.warps, "UNROLL": UNROLL,
+            "HELD": held if held * tokens <= HELD and spec.size > 4 else 0,
         }  # fmt: skip
         module = _module(tuple(constants.items()), device)
-        self.gemm = module.kernel("group_gemm", shared)
-        self.complete, self.dequantize = module.kernel("complete"), module.kernel("dequantize")
-        self.threads = layout.warps * WARP
-        self.complete_blocks = -(-layout.blocks // COMPLETE_THREADS) * tokens
-        self.offsets = [
-            layout.sections[name][0] for name in ("values", "meta", "zero", "row_index", "cuts", "finished")
-        ]
+        self._gemm = module.kernel("group_gemm", shared)
+        self._complete, self._dequantize = module.kernel("complete"), module.kernel("dequantize")
+        self._threads = layout.warps * WARP
+        self._overlapping = torch.cuda.get_device_capability(device) >= OVERLAPPING_SINCE
+        self._idle: dict[tuple[int, int], list[Launch]] = {}
 
-    def _arguments(self, x: int, operand: Tensor, bias: int, out: int, partial: int, tokens: int) -> Arguments:
-        base, spec = operand.data_ptr(), self.layout.spec
-        addresses = [base + offset for offset in self.offsets]
-        return Arguments(x, *addresses, bias, out, partial, spec.rows, spec.columns, tokens, self.layout.blocks)
+    def _arguments(self, operand: int, bias: int) -> Arguments:
+        spec, layout = self.layout.spec, self.layout
+        names = ("values", "meta", "zero", "row_index", "cuts", "finished")
+        addresses = {name: operand + layout.sections[name][0] for name in names}
+        return Arguments(**addresses, bias=bias, rows=spec.rows, columns=spec.columns, blocks=layout.blocks)
 
-    def start(self, x: int, operand: Tensor, bias: Tensor | None, out: int, tokens: int, stream: int) -> None:
-        """Addresses of x [tokens, K], a multiple of 16, and of out [tokens, N]."""
-        term = 0 if bias is None else bias.data_ptr()
+    def start(self, x: int, operand: int, bias: int, out: int, tokens: int, stream: int) -> None:
+        """Addresses of x [tokens, K], a multiple of 16, of the operand, bias [N] or 0, and out [tokens, N]."""
+        idle = self._idle.setdefault((operand, bias), [])
+        try:
+            launch = idle.pop()  # another thread finds another one
+        except IndexError:
+            arguments = self._arguments(operand, bias)
+            launch = Launch(self._gemm, self.layout.blocks, self._threads, arguments, overlapping=self._overlapping)
+        argument = launch.argument
+        argument.x, argument.out, argument.tokens = x, out, tokens
         if self.layout.whole_rows:
-            self.gemm.start(self.layout.blocks, self.threads, stream, self._arguments(x, operand, term, out, 0, tokens))
-            return
-        partial = torch.empty(self.layout.blocks * 2 * self.tokens, dtype=torch.float32, device=self.device)
-        arguments = self._arguments(x, operand, term, out, partial.data_ptr(), tokens)
-        self.gemm.start(self.layout.blocks, self.threads, stream, arguments)
-        self.complete.start(self.complete_blocks, COMPLETE_THREADS, stream, arguments)
+            launch.start(stream)
+        else:
+            count = self.layout.blocks * 2 * self.tokens
+            partial = torch.empty(count, dtype=torch.float32, device=self.device)
+            argument.partial = partial.data_ptr()
+            launch.start(stream)
+            blocks = -(-self.layout.blocks // COMPLETE_THREADS) * self.tokens
+            Launch(self._complete, blocks, COMPLETE_THREADS, argument).start(stream)
+        idle.append(launch)
 
-    def start_dequantize(self, operand: Tensor, out: int, stream: int) -> None:
-        self.dequantize.start(self.layout.blocks, self.threads, stream, self._arguments(0, operand, 0, out, 0, 0))
+    def start_dequantize(self, operand: int, out: int, stream: int) -> None:
+        """Addresses of the operand and of out [N, K]."""
+        argument = self._arguments(operand, 0)
+        argument.out = out
+        Launch(self._dequantize, self.layout.blocks, self._threads, argument).start(stream)
 
 
 @cache
@@ -166,12 +188,12 @@ def _module(constants: tuple[tuple[str, int], ...], device: torch.device) -> Mod
     return Module(SOURCE, dict(constants), device)
 
 
-def _on(weight: Groups | DenseGroups, device: torch.device) -> Groups | DenseGroups:
+def _on(weight: Weight, device: torch.device) -> Weight:
     moved = {name: tensor.detach().to(device) for name, tensor in weight.named().items()}
     return type(weight).of(moved)
 
 
-def group_gemm(x: Tensor, groups: Groups | DenseGroups, bias: Tensor | None, spec: GroupSpec) -> Tensor:
+def group_gemm(x: Tensor, groups: Weight, bias: Tensor | None, spec: GroupSpec) -> Tensor:
     """x [M, K] bfloat16, float16 or float32 on a CUDA device; bias [N] -> [M, N] like x: the reference's signature.
 
     Lays the weight out anew at every call; whoever calls again keeps a GroupGemm and its operand.

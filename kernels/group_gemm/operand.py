@@ -24,6 +24,7 @@ from ..groups import (
     DenseGroups,
     Groups,
     GroupSpec,
+    Weight,
     check,
     pack_dense,
     packed_bytes,
@@ -99,7 +100,7 @@ class Layout:
         begin, size = self.sections[name]
         return operand[begin : begin + size]
 
-    def build(self, weight: Groups | DenseGroups) -> Tensor:
+    def build(self, weight: Weight) -> Tensor:
         """The operand, uint8, where the weight is. ValueError if it is damaged."""
         spec = self.spec
         if isinstance(weight, DenseGroups):
@@ -125,7 +126,7 @@ class Layout:
             self.part(operand, name)[: tensor.nbytes] = tensor.contiguous().view(-1).view(torch.uint8)
         return operand
 
-    def weight(self, operand: Tensor) -> Groups | DenseGroups:
+    def weight(self, operand: Tensor) -> Weight:
         """What `build` was given, to the bit."""
         spec = self.spec
         values = self.part(operand, "values").view(-1, spec.size * spec.bits // 8)[: spec.kept]

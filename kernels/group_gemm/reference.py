@@ -11,13 +11,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..groups import DenseGroups, Groups, GroupSpec, unpack, unpack_dense
+from ..groups import GroupSpec, Weight, decode
 from ..quantize.reference import quantize
 
 
-def group_gemm(x: Tensor, groups: Groups | DenseGroups, bias: Tensor | None, spec: GroupSpec) -> Tensor:
+def group_gemm(x: Tensor, groups: Weight, bias: Tensor | None, spec: GroupSpec) -> Tensor:
     """x [M, K] bfloat16, float16 or float32; bias [N] -> [M, N] like x. ValueError for damaged groups."""
-    codes, scale = (unpack(groups, spec) if isinstance(groups, Groups) else unpack_dense(groups, spec))[:2]
+    codes, scale = decode(groups, spec)
     by_group = codes.float().view(spec.rows, spec.across, spec.size)
     scale = scale.float()
     if spec.activation_bits == 16:

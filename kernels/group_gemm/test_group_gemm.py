@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 
 from slideconvert.kernels.group_gemm import kernel, reference
-from slideconvert.kernels.groups import SIZES, DenseGroups, Groups, GroupSpec, pack, pack_dense, unpack
+from slideconvert.kernels.group_linear import GroupLinear
+from slideconvert.kernels.groups import SIZES, DenseGroups, GroupSpec, Weight, decode, pack, pack_dense
 
 pytestmark = pytest.mark.gpu
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
-def weight(spec: GroupSpec, keep: Tensor, *, dense: bool = False) -> tuple[GroupSpec, Groups | DenseGroups]:
+def weight(spec: GroupSpec, keep: Tensor, *, dense: bool = False) -> tuple[GroupSpec, Weight]:
     """Random codes where `keep` [N, K/G] says, made on the CPU, on the GPU."""
     small = (spec.rows, spec.across)
     zero = torch.randint(spec.largest + 1, small, dtype=torch.uint8).masked_fill_(~keep | spec.symmetric, spec.middle)
@@ -27,7 +28,7 @@ def weight(spec: GroupSpec, keep: Tensor, *, dense: bool = False) -> tuple[Group
     codes = ((stored - zero[..., None]) * keep[..., None]).to(spec.codes_dtype).flatten(1)
     scale = (torch.randn(small) / 100).bfloat16().masked_fill(~keep, 1)
     spec = replace(spec, kept=spec.whole if dense else int(keep.sum()))
-    made: Groups | DenseGroups = pack_dense(codes, scale, zero, spec) if dense else pack(codes, scale, zero, keep, spec)
+    made: Weight = pack_dense(codes, scale, zero, spec) if dense else pack(codes, scale, zero, keep, spec)
     return spec, type(made).of({name: tensor.cuda() for name, tensor in made.named().items()})
 
 
@@ -41,7 +42,7 @@ def poisoned() -> None:
         torch.full((size,), torch.nan, device="cuda")
 
 
-def close(found: Tensor, x: Tensor, made: Groups | DenseGroups, bias: Tensor | None, spec: GroupSpec) -> None:
+def close(found: Tensor, x: Tensor, made: Weight, bias: Tensor | None, spec: GroupSpec) -> None:
     """Within what summing up in float16 and rounding the result may cost.
 
     Sums of at most 8 products of numbers below 2^16 - 2^4 round 8 times by at most 2^-11 of themselves: 2^-8 of the sum
@@ -59,18 +60,14 @@ def close(found: Tensor, x: Tensor, made: Groups | DenseGroups, bias: Tensor | N
     assert worst <= 1, (str(spec), x.shape[0], x.dtype, float(worst))
 
 
-def _magnitudes(x: Tensor, made: Groups | DenseGroups, spec: GroupSpec) -> Tensor:
+def _magnitudes(x: Tensor, made: Weight, spec: GroupSpec) -> Tensor:
     """[M, N]: the sum of the magnitudes of all products."""
-    from slideconvert.kernels.groups import unpack_dense
-
-    codes, scale = (unpack(made, spec) if isinstance(made, Groups) else unpack_dense(made, spec))[:2]
+    codes, scale = decode(made, spec)
     weights = codes.float() * scale.float().repeat_interleave(spec.size, 1)
     return x.float().abs() @ weights.abs().T + x.float().abs().amax(1, keepdim=True) * 2.0**-20
 
 
-def run(
-    x: Tensor, made: Groups | DenseGroups, bias: Tensor | None, spec: GroupSpec, division: str = "stream"
-) -> Tensor:
+def run(x: Tensor, made: Weight, bias: Tensor | None, spec: GroupSpec, division: str = "stream") -> Tensor:
     op = kernel.GroupGemm(spec, x.device, dense=isinstance(made, DenseGroups), division=division)
     operand = op.prepare(made)
     back, given = op.weight(operand).named(), made.named()
@@ -159,8 +156,7 @@ def test_the_error_is_that_of_a_product_in_bfloat16() -> None:
     torch.manual_seed(4)
     spec = GroupSpec(512, 4096, 16, 4, 0, False)
     spec, made = weight(spec, random_keep(spec, 0.5))
-    assert isinstance(made, Groups)
-    codes, scale = unpack(made, spec)[:2]
+    codes, scale = decode(made, spec)
     exact = codes.double() * scale.double().repeat_interleave(16, 1)
     for tokens in (1, 4, 16, 64):
         x = torch.randn(tokens, 4096, device="cuda").bfloat16()
@@ -200,3 +196,22 @@ def test_a_cuda_graph_replays_it() -> None:
         x.normal_()
         graph.replay()
         assert torch.equal(out, op(x, operand, None))
+
+
+def test_a_module_compiled_saved_and_moved() -> None:
+    """torch.compile takes a call as one operator; the tensors come back from the GPU to the bit."""
+    torch.manual_seed(7)
+    for dense in (False, True):
+        spec = GroupSpec(300, 1024, 16, 4, 0, False)
+        spec, made = weight(spec, random_keep(spec, 0.5), dense=dense)
+        linear = GroupLinear.of(spec, made, torch.randn(300, device="cuda"))
+        assert linear.backend is not None and linear.backend.name == "group_gemm"
+        x = torch.randn(2, 3, 1024, device="cuda").bfloat16()
+        expected = linear(x)
+        close(expected.view(6, -1), x.view(6, -1), made, linear.bias, spec)
+        assert torch.equal(torch.compile(linear, fullgraph=True)(x), expected)
+        linear.cpu().half().cuda()
+        for name, tensor in made.named().items():
+            assert torch.equal(linear.state_dict()[name], tensor)
+        with pytest.raises(ValueError, match="its weight on cuda:0"):
+            linear(x.cpu())
