@@ -1,0 +1,53 @@
+"""kernel.cu of grouped weights compiled by NVRTC for GPUs that need not be here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from slideconvert.kernels import nvrtc
+from slideconvert.kernels.group_gemm.kernel import SOURCE
+
+pytestmark = pytest.mark.skipif(bool(nvrtc.missing()), reason="NVRTC is not installed here")
+
+KIND = {
+    "SIZE": 16, "BITS": 4, "TOKENS": 1, "INT8": 0, "X": 0, "OUT": 0, "BIAS": 3, "DENSE": 0, "ZERO": 1, "WARPS": 32,
+    "UNROLL": 2, "HELD": 1,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
+def test_every_generation(target: str) -> None:
+    for size, bits, zero in ((4, 4, 1), (16, 4, 1), (128, 8, 2)):
+        for int8, tokens, held in ((0, 4, 0), (1, 1, 1)):
+            kind = {**KIND, "SIZE": size, "BITS": bits, "ZERO": zero, "INT8": int8, "TOKENS": tokens, "HELD": held}
+            assert nvrtc.machine_code(SOURCE, kind, target)[:4] == b"\x7fELF"
+
+
+def test_machine_code_is_kept(tmp_path: Path) -> None:
+    code = nvrtc.machine_code(SOURCE, KIND, "sm_90")
+    kept = list((tmp_path / "slidesparse").iterdir())
+    assert len(kept) == 1 and kept[0].read_bytes() == code
+    kept[0].write_bytes(b"kept")
+    assert nvrtc.machine_code(SOURCE, KIND, "sm_90") == b"kept"
+    assert nvrtc.machine_code(SOURCE, {**KIND, "TOKENS": 2}, "sm_90") != b"kept"
+
+
+def test_a_gpu_newer_than_the_compiler_gets_its_newest_code() -> None:
+    assert nvrtc.architecture((9, 0)) == "sm_90"
+    assert nvrtc.architecture((99, 0)).startswith("compute_1")
+    with pytest.raises(nvrtc.NvrtcError, match="as old as sm_20"):
+        nvrtc.architecture((2, 0))
+
+
+def test_what_does_not_compile_says_why(tmp_path: Path) -> None:
+    source = tmp_path / "wrong.cu"
+    source.write_text("int x = SIZE + nothing;")
+    with pytest.raises(nvrtc.NvrtcError, match=r'(?s)wrong.cu does not compile.*-DSIZE=3.*"nothing" is undefined'):
+        nvrtc.machine_code(source, {"SIZE": 3}, "sm_90")
