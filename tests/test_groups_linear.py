@@ -34,16 +34,16 @@ def test_the_life_of_a_linear(layout: str, symmetric: bool) -> None:
         linear(torch.randn(1, spec.columns))
     bias = torch.randn(spec.rows)
     linear.load_state_dict({**weight.named(), "bias": bias})
-    linear.bfloat16()  # casts the bias alone
+    linear.half()  # casts the bias alone
     linear.prepare()
     linear.prepare()
     assert dict(linear.named_parameters()).keys() == {"bias"}
-    assert linear.bias is not None and linear.bias.dtype == torch.bfloat16
+    assert linear.bias is not None and linear.bias.dtype == torch.float16
     assert linear.why == "plain torch: the device is cpu" and "backend=reference" in linear.extra_repr()
     x = torch.randn(2, 3, spec.columns)
-    expected = reference.group_gemm(x.view(6, -1), weight, bias.bfloat16(), spec).view(2, 3, -1)
+    expected = reference.group_gemm(x.view(6, -1), weight, bias.half(), spec).view(2, 3, -1)
     assert torch.allclose(linear(x), expected, rtol=2**-20, atol=2**-18 * float(expected.abs().max()))
-    saved = linear.half().state_dict()
+    saved = linear.bfloat16().state_dict()
     assert saved.keys() == {*weight.named(), "bias"}
     for name, tensor in weight.named().items():
         assert saved[name].dtype == tensor.dtype and torch.equal(saved[name], tensor)
@@ -101,6 +101,12 @@ def test_warps_share_the_groups_evenly() -> None:
     even = spec.kept / 32
     assert (cuts.diff() - even).abs().max() <= 32 + spec.across / 2 / 8
     assert torch.equal(finished[1:], (starts[1:, None] <= cuts[1:]).sum(0).int())
+    spec, codes, scale, zero, keep = random_weight(GroupSpec(9, 64, 16, 4, 0, False), 2.0)
+    keep[:3] = False
+    spec = replace(spec, kept=int(keep.sum()))
+    lay = Layout(spec, False, 2, 2)
+    operand = lay.build(pack(codes.view(9, 4, 16).mul(keep[..., None]).flatten(1), scale, zero, keep, spec))
+    assert lay.part(operand, "finished").view(torch.int32)[0] == 0  # rows without groups have to be written, too
     few = Layout(replace(spec, kept=0), False, 132, 32)
     assert not few.whole_rows and Layout(spec, False, 132, 32, "slice").whole_rows
 
