@@ -360,31 +360,6 @@ __device__ __forceinline__ void multiply(const Piece &piece, int column, int acr
 
 /* ---- rows */
 
-/* The sums over the warp: each lane gets that of its own token, `token_at` tells which. A shuffle halves the tokens
-   that a lane has, as long as it has several. */
-__device__ __forceinline__ float warp_sums(float *value)
-{
-    int lane = threadIdx.x % 32;
-#pragma unroll
-    for (int have = TOKENS, distance = 1; have > 1; have /= 2, distance *= 2)
-#pragma unroll
-        for (int i = 0; i < have / 2; i++) {
-            float give = lane & distance ? value[i] : value[i + have / 2];
-            float keep = lane & distance ? value[i + have / 2] : value[i];
-            value[i] = keep + __shfl_xor_sync(ALL, give, distance);
-        }
-    float sum = value[0];
-#pragma unroll
-    for (int distance = TOKENS; distance < 32; distance *= 2)
-        sum += __shfl_xor_sync(ALL, sum, distance);
-    return sum;
-}
-
-__device__ __forceinline__ int token_at(int lane)
-{
-    return TOKENS == 4 ? (lane & 1) * 2 + (lane >> 1 & 1) : lane % TOKENS;
-}
-
 __device__ __forceinline__ void finish(const Arguments &a, int row, int t, float total)
 {
     if (BIAS != 3)
@@ -411,6 +386,40 @@ struct Ends {
 
 #define NEVER 0x7fffffff
 
+/* Rows that ended, as what every lane has of them: summed up over the lanes eight at a time, four lanes for each, which
+   takes a third of what eight sums by themselves do. A row of several tokens takes as many places. */
+#define PLACES 8
+#define STRIDE 36 /* floats: sixteen bytes of four lanes by eight fall into different banks */
+
+struct Pending {
+    float *place; /* [PLACES][STRIDE] of shared memory, of this warp */
+    int count;
+
+    __device__ __forceinline__ void add(float *sum)
+    {
+#pragma unroll
+        for (int t = 0; t < TOKENS; t++) {
+            place[(count + t) * STRIDE + threadIdx.x % 32] = sum[t];
+            sum[t] = 0;
+        }
+        count += TOKENS;
+    }
+
+    /* The total of place lane / 4. */
+    __device__ __forceinline__ float total()
+    {
+        int lane = threadIdx.x % 32;
+        __syncwarp();
+        const float4 *from = (const float4 *)(place + lane / 4 * STRIDE + lane % 4 * 8);
+        float4 low = from[0], high = from[1];
+        float sum = ((low.x + low.y) + (low.z + low.w)) + ((high.x + high.y) + (high.z + high.w));
+        sum += __shfl_xor_sync(ALL, sum, 1);
+        sum += __shfl_xor_sync(ALL, sum, 2);
+        __syncwarp();
+        return sum;
+    }
+};
+
 /* Whatever does not come from the kernel before may be read while that one still runs. */
 __device__ __forceinline__ void wait_for_others()
 {
@@ -424,6 +433,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) group_gemm(const __grid_co
 {
     __shared__ float head[WARPS][TOKENS], tail[WARPS][TOKENS];
     __shared__ int starts[WARPS];
+    __shared__ alignas(16) float places[WARPS][PLACES * STRIDE];
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, worker = blockIdx.x * WARPS + warp;
     int start = a.cuts[worker], stop = a.cuts[worker + 1];
     int row = a.finished[worker], last = a.finished[worker + 1];
@@ -441,15 +451,27 @@ extern "C" __global__ void __launch_bounds__(THREADS) group_gemm(const __grid_co
     wait_for_others();
     Token token[TOKENS];
     gather_ready(a, token);
-    int t = token_at(lane);
+    int t = lane / 4 % TOKENS; /* the token of whose rows this lane gets the sums */
     float back = token[0].back;
 #pragma unroll
     for (int i = 1; i < TOKENS; i++)
         back = t == i ? token[i].back : back;
+    Pending pending = {places[warp], 0};
 
     int first_row = row, end = row < last ? ends.of(a, row) : NEVER;
     int dense = DENSE ? (block * 32 + lane) % across : 0;
     bool cut = begin < start; /* the first row is: others have the rest of it */
+    auto flush = [&] {
+        float total = pending.total() * back;
+        int ended = row - pending.count / TOKENS + lane / 4 / TOKENS;
+        if (lane % 4 == 0 && ended < row) {
+            if (cut && ended == first_row)
+                head[warp][t] = total;
+            else if (t < a.tokens)
+                finish(a, ended, t, total);
+        }
+        pending.count = 0;
+    };
     float sum[TOKENS] = {};
     for (; block < blocks; block += UNROLL) {
         Piece piece[UNROLL];
@@ -478,18 +500,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) group_gemm(const __grid_co
                     sum[i] += mine ? value[i] : 0;
                     value[i] = mine ? 0 : value[i];
                 }
-                float total = warp_sums(sum) * back;
-                if (lane < TOKENS) {
-                    if (cut)
-                        head[warp][t] = total;
-                    else if (t < a.tokens)
-                        finish(a, row, t, total);
-                }
-#pragma unroll
-                for (int i = 0; i < TOKENS; i++)
-                    sum[i] = 0;
-                cut = false;
+                pending.add(sum);
                 row++;
+                if (pending.count == PLACES)
+                    flush();
                 end = row < last ? ends.of(a, row) : NEVER;
             }
 #pragma unroll
@@ -497,12 +511,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) group_gemm(const __grid_co
                 sum[i] += value[i];
         }
     }
+    flush();
+    pending.add(sum);
+    float left = pending.total() * back;
+    if (lane % 4 == 0 && lane / 4 < TOKENS)
+        tail[warp][t] = left;
     for (; row < last; row++) /* only where there are no groups at all */
         if (lane < a.tokens)
             finish(a, row, lane, 0);
-    float left = warp_sums(sum) * back;
-    if (lane < TOKENS)
-        tail[warp][t] = left;
     __syncthreads();
 
     /* A row that ends in this worker and began before it. */

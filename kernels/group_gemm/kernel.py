@@ -24,13 +24,13 @@ SOURCE = Path(__file__).with_name("kernel.cu")
 SMALL = 16
 PASSES = (1, 2, 4)
 """Tokens of a launch: the fewest that do."""
-WARPS = 32
+WARPS = 24
 UNROLL = 2
 HELD = 4
 """Chunks of 8 activations that a thread holds in registers."""
 OVERLAPPING_SINCE = (9, 0)
 COMPLETE_THREADS = 64
-STATIC_SHARED = 2048
+STATIC_SHARED = 2048 + WARPS * 8 * 36 * 4
 """Bytes of shared memory that the kernel takes beside the activations, at most."""
 KINDS = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2, None: 3}
 
