@@ -7,7 +7,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from .measure import values
-from .patterns import Pattern
+from .patterns import AnyPattern, Pattern
 from .prune import METHODS
 from .prune.select import apply_mask
 from .quantize import QuantizedWeight, Weight, quantize
@@ -16,7 +16,7 @@ from .ternary import recode
 
 
 def compress_directly(
-    source: Weight, method: str, pattern: Pattern, scheme: Scheme, masters: Tensor | None = None
+    source: Weight, method: str, pattern: AnyPattern, scheme: Scheme, masters: Tensor | None = None
 ) -> tuple[Weight, Weight]:
     """Some rows of a weight -> pruned, and as stored. method "" prunes nothing.
 
@@ -26,6 +26,7 @@ def compress_directly(
     pruned = weight = source
     mask = METHODS[method].mask if method else None
     if mask:
+        assert isinstance(pattern, Pattern)
         keep = mask(values(source) if masters is None else masters, pattern)
         survivors = apply_mask(values(source), keep)
         pruned = weight = survivors if isinstance(source, Tensor) else replace(source, codes=survivors)

@@ -17,6 +17,7 @@ from .kernels.backends.base import LinearSpec
 from .kernels.backends.choose import BACKENDS, choose
 from .kernels.backends.cusparselt import SPARSE_SINCE
 from .layers import decoder_linears
+from .patterns import Pattern
 from .workers import count
 
 PACKAGES = (
@@ -57,7 +58,7 @@ def explain(checkpoint: Checkpoint, device: str) -> list[dict[str, Any]]:
     places: dict[LinearSpec, list[str]] = {}
     for linear in decoder_linears(checkpoint.config):
         stored = describe_linear(checkpoint, record, linear.name)
-        if stored.scheme.quantized:
+        if stored.scheme.quantized and isinstance(stored.pattern, Pattern):
             spec = LinearSpec(*stored.shape, stored.pattern.length, getattr(torch, stored.scheme.dtype))
             kinds[spec] += 1
             if linear.kind not in places.setdefault(spec, []):

@@ -11,6 +11,7 @@ from .checkpoint.config import Record, describe_linear, read_record
 from .checkpoint.files import REPORT_JSON
 from .checkpoint.reader import Checkpoint
 from .layers import decoder_linears
+from .layout import StoredLinear
 from .measure import nonzeros
 from .patterns import Pattern
 from .progress import Progress, silent
@@ -84,7 +85,7 @@ def _facts(checkpoint: Checkpoint, record: Record | None, errors: dict[str, floa
     return LinearFacts(
         name=name,
         shape=stored.shape,
-        scheme=stored.scheme.name,
+        scheme=_named(stored),
         ternary=stored.scheme.ternary,
         pattern=str(entry.pattern) if entry and entry.pattern != Pattern(None) else "",
         method=entry.method if entry else "",
@@ -93,6 +94,14 @@ def _facts(checkpoint: Checkpoint, record: Record | None, errors: dict[str, floa
         error=errors.get(name),
         bytes=stored.bytes,
     )
+
+
+def _named(stored: StoredLinear) -> str:
+    """Its scheme in words, with the group size if it has one."""
+    scheme = stored.scheme
+    if not scheme.grouped:
+        return scheme.name
+    return f"{scheme.name} g{scheme.group}" + (" symmetric" if scheme.symmetric else "")
 
 
 def _from_report(path: Path) -> tuple[dict[str, float], int | None]:

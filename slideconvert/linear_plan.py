@@ -13,8 +13,8 @@ from .checkpoint.format import TensorSpec
 from .checkpoint.reader import Checkpoint
 from .errors import InputError
 from .layers import ORDERED, Linear, siblings
-from .layout import CODE_NAMES, StoredLinear, stored_specs
-from .patterns import Pattern
+from .layout import StoredLinear, layout_of, stored_specs
+from .patterns import AnyPattern, GroupPattern, Pattern
 from .prune import METHODS
 from .recipe import FULL, Choice, describe_choice
 from .schemes import Scheme
@@ -29,7 +29,7 @@ class LinearPlan:
     linear: Linear
     stored: StoredLinear
     scheme: Scheme
-    pattern: Pattern
+    pattern: AnyPattern
     method: str
     outputs: tuple[TensorSpec, ...]
     record: LinearRecord | None
@@ -51,19 +51,34 @@ class LinearPlan:
         return bool(self.method) and not self.calibrated and self.stored.scheme.quantized
 
     @property
+    def whole(self) -> bool:
+        """Whether its rows are chosen or stored together."""
+        grouped = self.scheme.grouped or self.stored.scheme.grouped
+        return grouped or isinstance(self.pattern, GroupPattern)
+
+    @property
     def weights(self) -> int:
         return self.stored.shape[0] * self.stored.shape[1]
 
     def slid_columns(self, layout: str) -> int:
         """K' of this linear in that layout; 0 where it is not slid."""
-        slid = layout == "slide" and self.scheme.quantized and not self.kept
-        return self.pattern.slid_columns(self.stored.shape[1]) if slid else 0
+        slid = not self.kept and layout_of(layout, self.scheme, self.pattern) == "slide"
+        return self.pattern.slid_columns(self.stored.shape[1]) if slid and isinstance(self.pattern, Pattern) else 0
 
 
 def plan_linear(
-    source: Checkpoint, linear: Linear, choice: Choice, preset: Preset | None, record: Record | None, layout: str
+    source: Checkpoint,
+    linear: Linear,
+    choice: Choice,
+    preset: Preset | None,
+    record: Record | None,
+    layout: str,
+    *,
+    trained: bool,
 ) -> LinearPlan:
+    """trained: whether what is left will train. record: of the source. InputError for what cannot be done."""
     name = linear.name
+    choice = choice if choice.keep else choice.resolved(name)
     stored = describe_linear(source, record, name)
     before = record.linears.get(name) if record else None
     kept_before = record is not None and before is None and not describe_choice(choice)
@@ -86,23 +101,31 @@ def plan_linear(
     # Ternary weights are codes of every scheme already.
     finds_codes = scheme.quantized and not stored.scheme.ternary
     method = _method(choice.method or (preset.method(pattern) if preset else None), pattern, finds_codes)
-    pattern.check_columns(stored.shape[1], name)
-    dtype = CODE_NAMES[scheme.name] if scheme.quantized else "BF16" if stored.coding else stored.tensors[0].dtype
+    if isinstance(pattern, GroupPattern):
+        pattern.check_shape(stored.shape, name)
+        if scheme.grouped and scheme.group != pattern.size:
+            raise InputError(
+                f"{name}: groups of {pattern.size} are pruned, those of {scheme.name} have {scheme.group} weights",
+                hint=f"use a group size of {pattern.size}",
+            )
+    else:
+        pattern.check_columns(stored.shape[1], name)
+    scheme.check_columns(stored.shape[1], name)
+    floats = "BF16" if stored.coding or stored.scheme.quantized else stored.tensors[0].dtype
     solved = bool(method) and METHODS[method].calibrated  # finds codes and scales of its own
     scale = stored.tensors[-1].dtype if stored.scheme.quantized and not solved else "F32"
-    moves = solved or (preset is not None and preset.trains)
     done = LinearRecord(
         shape=stored.shape,
-        scheme=scheme.name,
+        scheme=scheme,
         pattern=pattern,
         method=method or (before.method if before else ""),
         on_codes=(bool(method) and not solved and stored.scheme.quantized) or (before.on_codes if before else False),
-        moved=moves + (before.moved if before else 0),
+        moved=(solved or trained) + (before.moved if before else 0),
         permuted=before is not None and before.permuted,
         ternary=scheme.ternary,
     )
-    outputs = stored_specs(name, stored.shape, dtype, pattern, layout, scale)
-    return LinearPlan(linear, stored, scheme, pattern, method, outputs, done, moves)
+    outputs = stored_specs(name, stored.shape, scheme, pattern, layout, floats=floats, scale=scale)
+    return LinearPlan(linear, stored, scheme, pattern, method, outputs, done, solved or trained)
 
 
 def _scheme(choice: Choice, stored: StoredLinear) -> Scheme:
@@ -113,12 +136,17 @@ def _scheme(choice: Choice, stored: StoredLinear) -> Scheme:
             f"{stored.name}: codes: {choice.codes}, but its weights are not ternary",
             hint="only BitNet models have ternary weights: leave --codes out",
         )
+    if stored.scheme.ternary and scheme.grouped and choice.codes != FULL:
+        raise InputError(
+            f"{stored.name}: its weights are ternary, and {scheme.name} has a scale for every group",
+            hint="use int8 or fp8, or codes: full",
+        )
     if not stored.scheme.ternary or scheme.ternary:
         return scheme if choice.codes != FULL else replace(scheme, ternary=False)
     return scheme if choice.codes == FULL else scheme.as_ternary
 
 
-def _method(name: str | None, pattern: Pattern, finds_codes: bool) -> str:
+def _method(name: str | None, pattern: AnyPattern, finds_codes: bool) -> str:
     """The method if it has something to do here, a pattern to prune to or codes to find by calibration; else ""."""
     if name is None:
         return ""
@@ -132,7 +160,8 @@ def permuted(linears: list[LinearPlan]) -> list[LinearPlan]:
     by_name = {plan.linear.name: plan for plan in linears}
     for plan in linears:
         for channels in ORDERED.values():
-            if plan.linear.place != channels.consumer or not (plan.calibrated and plan.pattern.prunes):
+            windows = isinstance(plan.pattern, Pattern) and plan.pattern.prunes
+            if plan.linear.place != channels.consumer or not (plan.calibrated and windows):
                 continue
             prefix = plan.linear.name.removesuffix(channels.consumer)
             together = [by_name[prefix + place] for place in (*channels.producers, channels.consumer)]
@@ -144,15 +173,17 @@ def permuted(linears: list[LinearPlan]) -> list[LinearPlan]:
     return list(by_name.values())
 
 
+def _scheme_words(scheme: Scheme) -> list[str]:
+    return [scheme.name, *(f"{word} {value}" for word, value in scheme.describe().items())]
+
+
 def sibling_problems(linears: list[LinearPlan]) -> list[InputError]:
     """Fused siblings with different choices: a server could not run them as one matrix."""
     by_name = {plan.linear.name: plan for plan in linears}
     problems = []
     for group in siblings(plan.linear for plan in linears):
         said = {
-            plan.linear.kind: "kept"
-            if plan.kept
-            else " ".join(describe_choice(Choice(plan.scheme, plan.pattern)).values())
+            plan.linear.kind: "kept" if plan.kept else " ".join([*_scheme_words(plan.scheme), str(plan.pattern)])
             for plan in (by_name[linear.name] for linear in group)
         }
         if len(set(said.values())) > 1:

@@ -26,7 +26,8 @@ def take_rows(weight: Weight, rows: slice) -> Weight:
     """Some rows of a weight."""
     if isinstance(weight, Tensor):
         return weight[rows]
-    return replace(weight, codes=weight.codes[rows], scale=weight.scale[rows])
+    grid = weight.grid.take_rows(rows)
+    return replace(weight, codes=weight.codes[rows], scale=grid.scale, zero=grid.zero)
 
 
 def nonzeros(weight: Weight) -> int:
@@ -41,13 +42,21 @@ class Tally:
     """Sums over some rows of a weight before and after conversion; tallies of disjoint rows add up.
 
     energy, prune_loss, loss: squared Frobenius norms of the source, of what pruning alone took away, and of all
-    that changed. nonzeros: of the source, after pruning, and as stored.
+    that changed. nonzeros: of the source, after pruning, and as stored. product: of the source with what is stored,
+    weight by weight, and energy of the latter, where somebody asks how alike the two are.
     """
 
     energy: float = 0.0
     prune_loss: float = 0.0
     loss: float = 0.0
     nonzeros: tuple[int, int, int] = (0, 0, 0)
+    product: tuple[float, float] = (0.0, 0.0)
+
+    @property
+    def likeness(self) -> float:
+        """Cosine between source and stored weight, from -1 to 1; of unrelated ones it is near 0."""
+        both = (self.energy * self.product[1]) ** 0.5
+        return self.product[0] / both if both else 0.0
 
     def __add__(self, other: Tally) -> Tally:
         counts = tuple(mine + theirs for mine, theirs in zip(self.nonzeros, other.nonzeros, strict=True))
@@ -56,6 +65,7 @@ class Tally:
             self.prune_loss + other.prune_loss,
             self.loss + other.loss,
             (counts[0], counts[1], counts[2]),
+            (self.product[0] + other.product[0], self.product[1] + other.product[1]),
         )
 
 

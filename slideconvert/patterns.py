@@ -13,10 +13,15 @@ tests/test_slide.py).
     slid columns: 12 per 8, so K' = 1.5 K; ideal speed-up on 2:4 units: 2 / 1.5 = L / (L - 2) = 1.33
 
 `2:inf` prunes nothing: every pair of columns gets a window of its own (lanes 0, 1), K' = 2K.
+
+The other kind of pattern takes whole groups: 1x16:50% leaves half of the groups of 16 consecutive columns, wherever in
+the linear they are (GQSA, section 3.2). Such weights run without windows, on kernels for groups.
 """
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass
 
 from .errors import PatternError, pick
@@ -109,6 +114,108 @@ class Pattern:
                 f"{where}: {columns} input columns, {self} needs at least {self.group}",
                 hint="choose a shorter pattern for this layer or keep it (rule with keep: true)",
             )
+
+
+KEPT_MULTIPLE = 8
+LEAST_SPARSITY, MOST_SPARSITY = 0.0, 0.9
+"""Of group patterns: beyond, a model is nothing but its embeddings."""
+
+
+@dataclass(frozen=True)
+class GroupPattern:
+    """Of all groups of `size` consecutive columns of a linear, the share `sparsity` is zero, at whole percents of one.
+
+    Which groups go is decided for all rows of a linear at once, so that rows may keep more or fewer; none is left
+    without. row_cap: no row keeps more than so many times the mean; None: as many as it likes.
+    """
+
+    size: int
+    sparsity: float
+    row_cap: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise PatternError(f"groups of {self.size} columns")
+        if not LEAST_SPARSITY <= self.sparsity <= MOST_SPARSITY:
+            raise PatternError(
+                f"sparsity {self.sparsity:g} is out of range",
+                hint=f"the share of groups that go: {LEAST_SPARSITY:g} to {MOST_SPARSITY:g}",
+            )
+        if self.row_cap is not None and not self.row_cap >= 1:
+            raise PatternError(f"row cap {self.row_cap:g}", hint="times the mean number of groups of a row: 1 or more")
+
+    @classmethod
+    def parse(cls, text: str) -> GroupPattern:
+        """The inverse of str: '1x16:50%', '1x16:50%:1.5'. PatternError for anything else."""
+        found = re.fullmatch(r"1x(\d+):(\d+(?:\.\d+)?)%(?::(\d+(?:\.\d+)?))?", text.strip())
+        if not found:
+            raise PatternError(f"unknown pattern '{text}'", hint="group patterns look like 1x16:50%")
+        cap = None if found[3] is None else float(found[3])
+        return cls(int(found[1]), round(float(found[2]) / 100, 10), cap)
+
+    def __str__(self) -> str:
+        cap = "" if self.row_cap is None else f":{self.row_cap:g}"
+        return f"1x{self.size}:{100 * self.sparsity:.6g}%{cap}"
+
+    @property
+    def slug(self) -> str:
+        """The pattern as it stands in names: 1x16_50."""
+        return str(self).replace(":", "_").replace("%", "")
+
+    @property
+    def prunes(self) -> bool:
+        """Whether any weight has to go."""
+        return self.sparsity > 0
+
+    @property
+    def group(self) -> int:
+        """Columns of one group."""
+        return self.size
+
+    @property
+    def density(self) -> float:
+        """Largest share of weights that may be non-zero."""
+        return 1 - self.sparsity
+
+    def groups(self, columns: int) -> int:
+        """Groups in a row of `columns` weights."""
+        return columns // self.size
+
+    def kept(self, shape: tuple[int, int]) -> int:
+        """Groups that stay of a linear [out, in]: a multiple of 8, rounded up, so that tensors in files are aligned."""
+        total = shape[0] * self.groups(shape[1])
+        return min(total, _ceil_to(total - round(self.sparsity * total), KEPT_MULTIPLE))
+
+    def most_in_row(self, shape: tuple[int, int]) -> int:
+        """Groups that one row may keep."""
+        most = self.groups(shape[1])
+        return most if self.row_cap is None else min(most, math.ceil(self.row_cap * self.kept(shape) / shape[0]))
+
+    def check_shape(self, shape: tuple[int, int], where: str) -> None:
+        """Raise PatternError if the groups do not divide the rows of a linear [out, in], or some row would be left
+        without any."""
+        rows, columns = shape
+        if columns % self.size:
+            fits = [size for size in (4, 8, 16, 32, 64, 128) if columns % size == 0]
+            raise PatternError(
+                f"{where}: {columns} input columns are no multiple of the group size {self.size}",
+                hint=f"use a group size of {', '.join(map(str, fits))}" if fits else "keep this linear (keep: true)",
+            )
+        if self.kept(shape) < rows:
+            raise PatternError(
+                f"{where}: {self} leaves {self.kept(shape)} groups for {rows} rows of {self.groups(columns)}, some "
+                "with none",
+                hint="lower the sparsity or the group size",
+            )
+
+
+AnyPattern = Pattern | GroupPattern
+"""What may be zero in a linear."""
+
+
+def parse_pattern(text: str) -> AnyPattern:
+    """'2:8' or '1x16:50%' -> a pattern of its kind. InputError for anything else."""
+    return GroupPattern.parse(text) if text.strip().startswith("1x") else Pattern.parse(text)
 
 
 ALL = (*(Pattern(length) for length in LENGTHS), Pattern(None))

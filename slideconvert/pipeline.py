@@ -35,6 +35,7 @@ from .layout import stored_tensors
 from .linear_plan import LinearPlan
 from .measure import Tally, check_finite, floats, ratio, take_rows, tally, values
 from .orders import Orders, compose_all, folded, folded_vector, parse_orders, read_orders, vectors_beside
+from .patterns import Pattern
 from .plan import Plan
 from .planes import row_blocks
 from .progress import Progress, silent
@@ -155,7 +156,7 @@ def convert_linear(
     ternary source weight was rounded from, where that decides.
 
     Rows do not know of each other, so they are taken through all steps a block at a time: what lies between the
-    steps never leaves the cache.
+    steps never leaves the cache. Groups are chosen and stored for all rows together.
     """
     name = plan.linear.name
     check_finite(source, name)
@@ -170,7 +171,7 @@ def convert_linear(
             None if made is None else take_rows(made, rows),
             None if masters is None else masters[rows],
         )
-        for rows in row_blocks(values(source))
+        for rows in ([slice(None)] if plan.whole else row_blocks(values(source)))
     ]
     tensors = {part: torch.cat([block[part] for block, _ in blocks]) for part in blocks[0][0]}
     total = sum((measured for _, measured in blocks), Tally())
@@ -192,7 +193,9 @@ def convert_linear(
         slid_columns=plan.slid_columns(layout),
         output_error=solved.errors.get(plan.linear.place) if solved else None,
         notes=solved.notes.get(plan.linear.place, ()) if solved else (),
-        legal_groups=legal_groups(values(source), plan.pattern) if plan.stored.scheme.ternary else None,
+        legal_groups=legal_groups(values(source), plan.pattern)
+        if plan.stored.scheme.ternary and isinstance(plan.pattern, Pattern)
+        else None,
     )
     return tensors, report
 

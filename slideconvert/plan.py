@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from . import workers
+from .calibrate.settings import Recovery
 from .checkpoint.config import Record, check_quantization, read_record
 from .checkpoint.files import ORDERS, SINGLE
 from .checkpoint.format import ITEM_BYTES, TensorSpec
@@ -17,6 +18,7 @@ from .checkpoint.reader import Checkpoint
 from .checkpoint.writer import Shard, Unit
 from .errors import InputError
 from .layers import decoder_linears, layer_norms, layer_of
+from .layout import layout_of
 from .linear_plan import LinearPlan, permuted, plan_linear, sibling_problems
 from .recipe import WORDS, Recipe
 from .snapshot import Snapshot
@@ -75,6 +77,11 @@ class Plan:
         )
 
     @property
+    def recovery(self) -> Recovery | None:
+        """How what is left is trained, None if it is not."""
+        return self.recipe.recovery(groups=any(plan.whole for plan in self.linears if not plan.kept))
+
+    @property
     def calibrated(self) -> bool:
         """Whether text must go through the model: for some method, or for training."""
         return any(plan.moves for plan in self.linears)
@@ -128,10 +135,13 @@ def make_plan(snapshot: Snapshot, recipe: Recipe, source: Checkpoint | None = No
     check_quantization(source.config, str(source.path))
     before = read_record(source.config, str(source.path))
     layout = recipe.layout or (before.layout if before else "dense")
-    linears, problems = [], []
-    for linear in decoder_linears(source.config):
+    linears: list[LinearPlan] = []
+    problems: list[InputError] = []
+    choices = {linear: recipe.for_linear(linear.name) for linear in decoder_linears(source.config)}
+    trained = recipe.recovery(groups=any(choice.by_groups for choice in choices.values())) is not None
+    for linear, choice in choices.items():
         try:
-            linears.append(plan_linear(source, linear, recipe.for_linear(linear.name), recipe.preset, before, layout))
+            linears.append(plan_linear(source, linear, choice, recipe.preset, before, layout, trained=trained))
         except InputError as error:
             problems.append(error)
     problems += sibling_problems(linears)
@@ -142,8 +152,11 @@ def make_plan(snapshot: Snapshot, recipe: Recipe, source: Checkpoint | None = No
     ]
     if recipe.preset and recipe.preset.permute:
         linears = permuted(linears)
-    if layout == "slide" and linears and not any(plan.scheme.quantized for plan in linears):
-        problems.append(InputError("bf16 weights have no slide layout", hint="--layout dense, or --scheme int8 or fp8"))
+    if layout != "dense" and linears and not any(_lies_in(layout, plan) for plan in linears):
+        made_for = (
+            "int8 and fp8 weights" if layout == "slide" else "w4a16, w4a8 and w8a16 weights that lost whole groups"
+        )
+        problems.append(InputError(f"the {layout} layout is for {made_for}, here are none", hint="use --layout dense"))
     if problems:
         more = f" (and {len(problems) - 1} more like it)" if len(problems) > 1 else ""
         raise InputError(problems[0].what + more, hint=problems[0].hint)
@@ -156,6 +169,10 @@ def make_plan(snapshot: Snapshot, recipe: Recipe, source: Checkpoint | None = No
     dropped = _tied_copies(source)
     shards = _shards(source, linears, dropped, recipe.shard_bytes)
     return Plan(source, snapshot, recipe, layout, tuple(linears), shards, before, dropped)
+
+
+def _lies_in(layout: str, plan: LinearPlan) -> bool:
+    return not plan.kept and layout_of(layout, plan.scheme, plan.pattern) == layout
 
 
 def _matches(pattern: str, linears: list[LinearPlan]) -> bool:

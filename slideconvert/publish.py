@@ -161,7 +161,7 @@ def _read_report(path: Path, record: Record) -> tuple[Report, bytes]:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path / REPORT_JSON}: not a report ({error!r})", hint=AGAIN) from error
     told = {layer.name: (layer.scheme, layer.pattern) for layer in report.layers if not layer.kept}
-    known = {name: (linear.scheme, str(linear.pattern)) for name, linear in record.linears.items()}
+    known = {name: (linear.scheme.name, str(linear.pattern)) for name, linear in record.linears.items()}
     origin = {"id": report.source, "revision": report.revision}
     if report.files != record.files:
         wrong = sorted(

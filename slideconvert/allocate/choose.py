@@ -132,8 +132,15 @@ def _times(plans: dict[FusedGroup, LinearPlan], target: SpeedTarget) -> dict[Fus
 
 def _fixed(recipe: Recipe, group: FusedGroup) -> Pattern | None:
     """The pattern that a rule of the recipe gives this group."""
-    rule = recipe.rule_for(group.linears[0].name)
-    return rule.choice.pattern if rule else None
+    name = group.linears[0].name
+    if recipe.for_linear(name).takes_groups:
+        raise InputError(
+            f"{name}: whole groups are pruned, and a target chooses among 2:L patterns",
+            hint="leave the target out, or sparsity and method gqsa",
+        )
+    rule = recipe.rule_for(name)
+    pattern = rule.choice.pattern if rule else None
+    return pattern if isinstance(pattern, Pattern) else None
 
 
 def _check_methods(recipe: Recipe, groups: Sequence[FusedGroup], tried: Sequence[Pattern]) -> None:

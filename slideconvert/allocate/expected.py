@@ -12,6 +12,7 @@ from .speed import DEFAULT_TOKENS, SpeedTable
 
 if TYPE_CHECKING:
     from ..linear_plan import LinearPlan
+from ..patterns import Pattern
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,11 @@ def expected_speedup(linears: Sequence[LinearPlan], table: SpeedTable, tokens: i
     if not schemes:
         raise InputError("no linear is quantized, so there is nothing to expect", hint="--scheme int8 or fp8")
     by_scheme = {scheme: group_times(groups, table, scheme, tokens) for scheme in schemes}
-    found = [(by_scheme[plan.scheme.name][place], plan.pattern) for place, plan in enumerate(first) if _timed(plan)]
+    found = [
+        (by_scheme[plan.scheme.name][place], plan.pattern)
+        for place, plan in enumerate(first)
+        if _timed(plan) and isinstance(plan.pattern, Pattern)
+    ]
     return Expected(
         gpu=table.gpu,
         tokens=tokens,
@@ -61,4 +66,4 @@ def expected_speedup(linears: Sequence[LinearPlan], table: SpeedTable, tokens: i
 
 
 def _timed(plan: LinearPlan) -> bool:
-    return plan.scheme.quantized and not plan.kept
+    return plan.scheme.quantized and not plan.kept and isinstance(plan.pattern, Pattern) and not plan.scheme.grouped

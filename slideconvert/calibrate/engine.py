@@ -19,15 +19,15 @@ from ..direct import compress_directly
 from ..errors import InputError, SlideConvertError
 from ..layers import ORDERED
 from ..linear_plan import LinearPlan
-from ..measure import floats
+from ..measure import floats, take_rows
 from ..orders import Orders, columns, folded, move, rows
-from ..patterns import Pattern
+from ..patterns import AnyPattern, GroupPattern, Pattern
 from ..plan import Plan
 from ..precision import full_precision
 from ..progress import Progress, silent
 from ..prune import METHODS
 from ..prune.statistics import Statistics
-from ..quantize import QuantizedWeight, Weight
+from ..quantize import Weight
 from ..recover.block import recover_block
 from ..recover.training import Curve, Schedule
 from ..schemes import Scheme
@@ -103,18 +103,20 @@ def compress_stage(stream: Stream, stage: int, plans: dict[str, LinearPlan], res
     Returns the Gram matrix of that input, None if nobody asked for it.
     """
     statistics = None
-    together: dict[tuple[str, Pattern, Scheme], list[str]] = {}
+    together: dict[tuple[str, AnyPattern, Scheme, str], list[str]] = {}
     for place, plan in plans.items():
         if plan.kept:
             continue
         if plan.method and METHODS[plan.method].calibrated:
-            together.setdefault((plan.method, plan.pattern, plan.scheme), []).append(place)
+            # Which groups go is decided for each linear by itself.
+            alone = place if isinstance(plan.pattern, GroupPattern) else ""
+            together.setdefault((plan.method, plan.pattern, plan.scheme, alone), []).append(place)
         else:
             source = plan.stored.read(stream.decoder.source).to(str(stream.runs.device))
             masters = _masters(plan, stream, result) if plan.method else None
             result.weights[place] = compress_directly(source, plan.method, plan.pattern, plan.scheme.grid, masters)[1]
     if together:
-        diagonal = all(METHODS[method].diagonal for method, _, _ in together)
+        diagonal = all(METHODS[method].diagonal for method, *_ in together)
         statistics = stream.statistics(stage, diagonal=diagonal)
         for part, channels in ORDERED.items():
             if channels.consumer in plans and plans[channels.consumer].permuted:
@@ -130,6 +132,7 @@ def _permute(
 ) -> Statistics:
     """Order the channels that a linear reads, in the layer and in what is solved of it; the statistics likewise."""
     heads = stream.decoder.heads
+    assert isinstance(plan.pattern, Pattern)
     order = find_order(part, stream.layer.linear(plan.linear.place).weight.data, statistics, plan.pattern, heads)
     result.orders[part] = order
     fold(stream.layer.module, {part: order}, heads)
@@ -168,11 +171,9 @@ def _solve(plans: list[LinearPlan], stream: Stream, statistics: Statistics, resu
     for own, place, weight in zip(plans, places, weights, strict=True):
         rows = slice(row, row + len(weight))
         row = rows.stop
-        if isinstance(solved.weight, QuantizedWeight):
-            codes, scale = solved.weight.codes[rows].clone(), solved.weight.scale[rows].clone()
-            made: Weight = QuantizedWeight(codes, scale, plan.scheme.grid)
-        else:
-            made = solved.weight[rows].to(TORCH_DTYPES[own.outputs[0].dtype] if own.outputs else torch.bfloat16)
+        made = take_rows(solved.weight, rows)
+        if isinstance(made, Tensor):
+            made = made.to(TORCH_DTYPES[own.outputs[0].dtype] if own.outputs else torch.bfloat16)
         if not bool(floats(made).isfinite().all()):
             raise InputError(
                 f"{own.linear.name}: what {own.method} made of it is not finite",

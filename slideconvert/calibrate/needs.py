@@ -10,7 +10,6 @@ import torch
 from ..layers import attention_heads, head_dim
 from ..plan import Plan
 from ..prune import METHODS
-from ..recover.training import Schedule
 from .decoder import STAGES
 from .run import RunSettings
 from .tokens import window_length
@@ -54,10 +53,9 @@ def needs(plan: Plan) -> Needs:
     tokens, settings = calibration.samples * length, RunSettings("cuda")
     hidden, inner, vocabulary = (int(config[key]) for key in ("hidden_size", "intermediate_size", "vocab_size"))
     attended = attention_heads(config)[0] * head_dim(config)
-    preset = plan.recipe.preset
-    trains = preset is not None and preset.trains
+    recovery = plan.recovery
     asymmetric = any(METHODS[linear.method].asymmetric for linear in plan.linears if linear.method)
-    lanes = 2 if asymmetric or trains else 1
+    lanes = 2 if asymmetric or recovery else 1
     shapes = {linear.linear.name: linear.stored.shape for linear in plan.linears}
     first = {linear.linear.place: shapes[linear.linear.name] for linear in plan.linears if linear.linear.layer == 0}
     stacks = [(sum(first[place][0] for place in places), first[places[0]][1]) for places in STAGES]
@@ -73,9 +71,9 @@ def needs(plan: Plan) -> Needs:
         layer=4 * lanes * layer,
         solving=solving,
         batch=min(settings.tokens_at_once, tokens) * of_token,
-        block_training=4 * 5 * layer + Schedule.batch * length * of_token if trains else 0,
+        block_training=4 * 5 * layer + recovery.batch * length * of_token if recovery else 0,
         # Teacher, latent weights, masks, gradients, two moments and the best state so far; codes; logits.
         end_training=4 * (7 * plan.weights + 2 * vocabulary * hidden + logits) + plan.weights
-        if preset and preset.end_epochs
+        if recovery and recovery.end_epochs
         else 0,
     )

@@ -16,13 +16,14 @@ from ..plan import Plan
 from ..precision import PRECISIONS, running_dtype
 from ..progress import Progress
 from ..quantize import Weight
-from ..recover import block, end_to_end
+from ..recover import end_to_end
 from ..recover.training import Curve, Schedule
 from ..report import Training
 from ..runtime.load import load_model
 from .activations import PLACES
 from .engine import LayerResult, compress_layers
 from .folding import fold, masters_of
+from .settings import KL, Recovery
 from .store import LayerStore
 from .stream import Runs, held_out
 
@@ -79,24 +80,37 @@ def compressed_layers(
     """
     store = LayerStore(folder, "layer")
     runs = settings.runs(folder / "hidden")
-    preset = plan.recipe.preset
-    by_block = Schedule(preset.block_epochs, block.RATE) if preset and preset.block_epochs else None
+    recovery = plan.recovery
+    ends = recovery is not None and recovery.end_epochs > 0
+    by_block = block_schedule(recovery) if recovery else None
     try:
         results = compress_layers(plan, tokens, runs, recovery=by_block, done=store.load, progress=progress)
         for number, result in results:
             if not store.path(number).is_file():
                 store.save(number, result)
-            if not (preset and preset.end_epochs):
+            if not ends:
                 yield result
-        if preset and preset.end_epochs:
-            schedule = Schedule(preset.end_epochs, end_to_end.RATE)
-            yield from _trained(plan, tokens, settings, store, schedule, progress)
+        if ends:
+            assert recovery is not None
+            yield from _trained(plan, tokens, settings, store, recovery, progress)
     except torch.OutOfMemoryError as error:
         raise OutputError(
             f"out of memory on {settings.device}: {str(error).splitlines()[0]}",
             hint="go on with --resume and --keep-on cpu or disk (preset quality: also --offload), or begin again with "
             "a lower --batch-tokens or fewer --samples",
         ) from error
+
+
+def block_schedule(recovery: Recovery) -> Schedule | None:
+    """Of training block by block, None if there is none."""
+    return _schedule(recovery, recovery.block_epochs, recovery.block_rate)
+
+
+def _schedule(recovery: Recovery, epochs: int, rate: float) -> Schedule | None:
+    if not epochs:
+        return None
+    same = {word: getattr(recovery, word) for word in ("batch", "relative", "patience", "attempts")}
+    return Schedule(epochs, rate, **same)
 
 
 def trainings(number: int, result: LayerResult) -> tuple[Training, ...]:
@@ -111,7 +125,7 @@ def _told(losses: tuple[float, ...]) -> tuple[float | None, ...]:
 
 
 def _trained(
-    plan: Plan, tokens: Tensor, settings: RunSettings, store: LayerStore, schedule: Schedule, progress: Progress
+    plan: Plan, tokens: Tensor, settings: RunSettings, store: LayerStore, recovery: Recovery, progress: Progress
 ) -> Iterator[LayerResult]:
     """The layers after end-to-end recovery, once all are compressed."""
     count = len({linear.linear.layer for linear in plan.linears})
@@ -119,7 +133,8 @@ def _trained(
     if not trained.path(count - 1).is_file():
         results = [store.load(number) for number in range(count)]
         found = [result for result in results if result is not None]
-        made, curve = _train(plan, found, tokens, settings, schedule, progress)
+        keep = store.folder / "training.safetensors"
+        made, curve = train_end_to_end(plan, found, tokens, settings, recovery, progress, keep)
         for number, result in enumerate(found):
             prefix = f"{LAYER_PREFIX}.{number}."
             own = {name.removeprefix(prefix): weight for name, weight in made.items() if name.startswith(prefix)}
@@ -130,11 +145,23 @@ def _trained(
         yield last
 
 
-def _train(
-    plan: Plan, found: list[LayerResult], tokens: Tensor, settings: RunSettings, schedule: Schedule, progress: Progress
+def train_end_to_end(
+    plan: Plan,
+    found: list[LayerResult],
+    tokens: Tensor,
+    settings: RunSettings,
+    recovery: Recovery,
+    progress: Progress,
+    keep: Path | None = None,
 ) -> tuple[dict[str, Weight], Curve]:
-    """Teacher and student side by side on the device: the end-to-end pass over all layers."""
-    teacher, student = (load_model(plan.source, activations="float", device=settings.device) for _ in range(2))
+    """Teacher and student side by side on the device: the end-to-end pass over all layers.
+
+    keep: a file for the state after each epoch, from which an interrupted pass goes on.
+    """
+    schedule = _schedule(recovery, recovery.end_epochs, recovery.end_rate)
+    assert schedule is not None
+    student = load_model(plan.source, activations="float", device=settings.device)
+    teacher = load_model(plan.source, activations="float", device=settings.device) if recovery.loss == KL else None
     for number, result in enumerate(found):
         fold(student.get_submodule(f"{LAYER_PREFIX}.{number}"), result.orders, attention_heads(plan.source.config))
     weights = {
@@ -151,7 +178,7 @@ def _train(
     fitted, held = held_out(len(tokens))
     return end_to_end.recover_end_to_end(
         student,
-        teacher.requires_grad_(False),
+        teacher.requires_grad_(False) if teacher else None,
         weights,
         masters,
         tokens.to(settings.device),
@@ -161,5 +188,6 @@ def _train(
         micro=max(1, settings.micro_tokens // tokens.shape[1]),
         offload=settings.offload,
         dtype=settings.dtype,
+        keep=keep,
         tell=lambda done, total: progress("train", done, total),
     )

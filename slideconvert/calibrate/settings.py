@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import InputError, pick
-from ..patterns import Pattern
+from ..patterns import AnyPattern, GroupPattern
 
 DEFAULT_TEXT = "allenai/c4:en:train"
 LENGTH = 2048
@@ -32,37 +32,88 @@ class Calibration:
         return {word: value for word, value in words.items() if value is not None}
 
 
-@dataclass(frozen=True)
-class Preset:
-    """How much time is spent for accuracy.
+KL, CROSS_ENTROPY = "kl", "ce"
+"""What training end to end lowers: the divergence from the dense model's predictions, or the surprise at the text."""
 
-    shorter, longer: the method for 2:4 and 2:6, and for milder patterns: ADMM finds better masks where many weights
-    go, and hardly any where few do. permute: fold channel permutations in. block_epochs, end_epochs: of recovery by
-    block and end to end over the calibration windows.
+
+@dataclass(frozen=True)
+class Recovery:
+    """How what is left is trained against the dense model.
+
+    block_epochs, end_epochs: by block and end to end, over the calibration windows. block_rate, end_rate, batch,
+    relative, patience, attempts: as training.Schedule has them. loss: KL or CROSS_ENTROPY, end to end.
     """
 
-    name: str
-    shorter: str
-    longer: str
-    permute: bool = False
     block_epochs: int = 0
     end_epochs: int = 0
-
-    def method(self, pattern: Pattern) -> str:
-        """The word of the method for a pattern."""
-        return self.shorter if pattern.length is not None and pattern.length <= 6 else self.longer
+    block_rate: float = 0.006
+    end_rate: float = 0.003
+    batch: int = 16
+    relative: bool = True
+    patience: int = 0
+    attempts: int = 1
+    loss: str = KL
 
     @property
     def trains(self) -> bool:
         return bool(self.block_epochs or self.end_epochs)
 
 
+GROUPS = Recovery(block_rate=0.02, end_rate=0.01, batch=4, patience=2, attempts=2)
+"""Of linears that lost whole groups: more is to be made up for, and end to end only scales and zero points train."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How much time is spent for accuracy.
+
+    shorter, longer: the method for 2:4 and 2:6, and for milder patterns: ADMM finds better masks where many weights
+    go, and hardly any where few do. permute: fold channel permutations in. recovery: of 2:L patterns. groups,
+    group_recovery: the method for group patterns (GQSA), and their recovery.
+    """
+
+    name: str
+    shorter: str
+    longer: str
+    permute: bool = False
+    recovery: Recovery = Recovery()
+    groups: str = "gqsa"
+    group_recovery: Recovery = GROUPS
+
+    def method(self, pattern: AnyPattern) -> str:
+        """The word of the method for a pattern."""
+        if isinstance(pattern, GroupPattern):
+            return self.groups
+        found = self.shorter if pattern.length is not None and pattern.length <= 6 else self.longer
+        if not found:
+            raise InputError(
+                f"preset {self.name} is GQSA's and takes whole groups, not pattern {pattern}",
+                hint="use fast, balanced or quality, or --sparsity instead of the pattern",
+            )
+        return found
+
+
 PRESETS = {
     preset.name: preset
     for preset in (
         Preset("fast", "wanda", "wanda"),
-        Preset("balanced", "alps", "obs"),
-        Preset("quality", "alps", "obs", permute=True, block_epochs=16, end_epochs=8),
+        Preset("balanced", "alps", "obs", group_recovery=replace(GROUPS, block_epochs=3, end_epochs=2)),
+        Preset(
+            "quality",
+            "alps",
+            "obs",
+            permute=True,
+            recovery=Recovery(block_epochs=16, end_epochs=8),
+            group_recovery=replace(GROUPS, block_epochs=8, end_epochs=6),
+        ),
+        # GQSA's own procedure, section 4.1; batch and loss, which the paper does not tell, are EfficientQAT's.
+        Preset(
+            "paper",
+            "",
+            "",
+            groups="saliency",
+            group_recovery=Recovery(5, 2, 1e-5, 1e-5, batch=2, relative=False, loss=CROSS_ENTROPY),
+        ),
     )
 }
 

@@ -17,11 +17,11 @@ from torch import Tensor
 from ..checkpoint.staging import write_file, writing
 from ..quantize import QuantizedWeight, Weight
 from ..recover.training import Curve
-from ..schemes import parse_scheme
+from ..schemes import read_scheme
 from .engine import LayerResult
 
-SCHEME, TERNARY = "scheme:", "ternary "
-"""Before a place in the metadata: the scheme of its codes. And before that, if they are ternary."""
+SCHEME = "scheme:"
+"""Before a place in the metadata: the scheme of its codes."""
 ORDER = "order:"
 """Before what is ordered, in the names of the tensors."""
 CURVES = ("curve", "end")
@@ -47,7 +47,10 @@ class LayerStore:
         for place, weight in result.weights.items():
             if isinstance(weight, QuantizedWeight):
                 tensors |= {f"{place}.codes": weight.codes.cpu(), f"{place}.scale": weight.scale.cpu()}
-                said[SCHEME + place] = TERNARY * weight.scheme.ternary + weight.scheme.name
+                if weight.zero is not None:
+                    tensors[f"{place}.zero"] = weight.zero.cpu()
+                scheme = {"name": weight.scheme.name, "ternary": weight.scheme.ternary, **weight.scheme.describe()}
+                said[SCHEME + place] = json.dumps(scheme)
             else:
                 tensors[place] = weight.cpu()
         with writing(self.folder):
@@ -67,9 +70,12 @@ class LayerStore:
             if SCHEME + name not in said and SCHEME + place not in said:
                 weights[name] = tensor
             elif part == "codes":
-                scheme = parse_scheme(said[SCHEME + place].removeprefix(TERNARY))
-                scheme = scheme.as_ternary if said[SCHEME + place].startswith(TERNARY) else scheme
-                weights[place] = QuantizedWeight(tensor, tensors[f"{place}.scale"], scheme)
+                words = json.loads(said[SCHEME + place])
+                scheme = read_scheme(words["name"], words)
+                scheme = scheme.as_ternary if words["ternary"] else scheme
+                weights[place] = QuantizedWeight(
+                    tensor, tensors[f"{place}.scale"], scheme, tensors.get(f"{place}.zero")
+                )
         return LayerResult(
             weights=weights,
             orders=orders,

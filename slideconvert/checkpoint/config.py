@@ -7,15 +7,15 @@ sha256 of every file, so a checkpoint explains and checks itself.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .. import __version__
 from ..errors import InputError
-from ..layout import SLIDE_FORMAT, StoredLinear, describe
-from ..patterns import Pattern
+from ..layout import Declared, StoredLinear, describe, format_of
+from ..patterns import AnyPattern, GroupPattern, parse_pattern
 from ..runtime.slidesparse_record import AUTO_MAP, FORMAT_VERSION, RECORD
-from ..schemes import SCHEMES, parse_scheme
+from ..schemes import Scheme, read_scheme
 from ..ternary import FLOATS, MASTERS, PACKED, PACKED_INVERSE
 from .reader import Checkpoint
 
@@ -28,8 +28,8 @@ class LinearRecord:
     times the scale of their row."""
 
     shape: tuple[int, int]
-    scheme: str
-    pattern: Pattern
+    scheme: Scheme
+    pattern: AnyPattern
     method: str = ""
     on_codes: bool = False
     moved: int = 0
@@ -37,12 +37,17 @@ class LinearRecord:
     ternary: bool = False
 
     def to_json(self, layout: str) -> dict[str, Any]:
-        slid = layout == "slide" and SCHEMES[self.scheme].quantized
+        derived: dict[str, Any] = {}
+        if isinstance(self.pattern, GroupPattern):
+            derived = {"kept_groups": self.pattern.kept(self.shape)}
+        elif layout == "slide" and self.scheme.quantized and not self.scheme.grouped:
+            derived = {"slid_columns": self.pattern.slid_columns(self.shape[1])}
         return {
             "shape": list(self.shape),
-            "scheme": self.scheme,
+            "scheme": self.scheme.name,
+            **self.scheme.describe(),
             "pattern": str(self.pattern),
-            **({"slid_columns": self.pattern.slid_columns(self.shape[1])} if slid else {}),
+            **derived,
             **({"method": self.method} if self.method else {}),
             **({"pruned_on": "codes"} if self.on_codes else {}),
             **({"moved": self.moved} if self.moved else {}),
@@ -104,7 +109,8 @@ def describe_linear(checkpoint: Checkpoint, record: Record | None, name: str) ->
     """How a linear is stored, with the pattern and shape that the checkpoint's record declares, if it has one."""
     entry = record.linears.get(name) if record else None
     if entry:
-        return describe(checkpoint, name, (entry.pattern, entry.shape), ternary=FLOATS if entry.ternary else None)
+        declared = Declared(entry.shape, entry.scheme, entry.pattern)
+        return describe(checkpoint, name, declared, ternary=FLOATS if entry.ternary else None)
     return describe(checkpoint, name, None, ternary=None if record else bitnet_coding(checkpoint.config))
 
 
@@ -127,8 +133,8 @@ def _read_linear(entry: dict[str, Any]) -> LinearRecord:
     rows, columns = entry["shape"]
     return LinearRecord(
         shape=(int(rows), int(columns)),
-        scheme=parse_scheme(entry["scheme"]).name,
-        pattern=Pattern.parse(entry["pattern"]),
+        scheme=read_scheme(entry["scheme"], entry),
+        pattern=parse_pattern(entry["pattern"]),
         method=entry.get("method", ""),
         on_codes=entry.get("pruned_on") == "codes",
         moved=int(entry.get("moved", 0)),
@@ -148,7 +154,7 @@ def check_quantization(config: dict[str, Any], where: str) -> None:
             hint="of models trained with few bits only model_type bitnet can be taken",
         )
     quantization = config.get("quantization_config")
-    if quantization is None:
+    if quantization is None or RECORD in config:  # what of ours is broken, the record tells better
         return
     method = quantization.get("quant_method")
     if method == "bitnet" and config.get("model_type") == "bitnet":
@@ -191,16 +197,19 @@ def quantization_config(linears: dict[str, LinearRecord], untouched: list[str], 
     untouched: linears that stay unquantized. One scheme for all linears gives the minimal form, targets
     ["Linear"]; several schemes name their linears one by one.
     """
-    schemes = sorted({linear.scheme for linear in linears.values() if SCHEMES[linear.scheme].quantized})
-    if not schemes:
+    kinds: dict[tuple[Scheme, str], list[str]] = {}
+    for name, linear in linears.items():
+        if linear.scheme.quantized:
+            storage = format_of(layout, linear.scheme, linear.pattern)
+            kinds.setdefault((replace(linear.scheme, ternary=False, qmax=1.0), storage), []).append(name)
+    if not kinds:
         return None
     groups, ignore = {}, ["lm_head", *untouched]
-    ignore += [name for name, linear in linears.items() if not SCHEMES[linear.scheme].quantized]
-    for number, name in enumerate(schemes):
-        members = [linear for linear, record in linears.items() if record.scheme == name]
-        storage = SLIDE_FORMAT if layout == "slide" else SCHEMES[name].ct_format
-        targets = ["Linear"] if len(schemes) == 1 else members
-        groups[f"group_{number}"] = SCHEMES[name].config_group(targets, storage)
+    ignore += [name for name, linear in linears.items() if not linear.scheme.quantized]
+    ordered = sorted(kinds.items(), key=lambda kind: (kind[0][0].name, kind[0][0].group, kind[0][1]))
+    for number, ((scheme, storage), members) in enumerate(ordered):
+        targets = ["Linear"] if len(kinds) == 1 else members
+        groups[f"group_{number}"] = scheme.config_group(targets, storage)
     formats = {group["format"] for group in groups.values()}
     return {
         "quant_method": "compressed-tensors",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,16 +40,35 @@ from .targets import (
 
 if TYPE_CHECKING:
     from ..allocate.choose import Target
-    from ..recipe import Recipe
+    from ..recipe import Choice, Recipe
 
-METHOD_WORDS = "magnitude|wanda|hessian|obs|alps|rtn|gptq"
+METHOD_WORDS = "magnitude|wanda|hessian|obs|alps|gqsa|saliency|rtn|gptq"
 
 recipe_option = click.option(
     "--recipe", type=click.Path(path_type=Path), help="YAML recipe; the flags here overrule it."
 )
-scheme_option = click.option("--scheme", metavar="int8|fp8|bf16", help="Numbers of the weights.  [default: int8]")
+scheme_option = click.option(
+    "--scheme",
+    metavar="int8|fp8|w4a16|w4a8|w8a16|bf16",
+    help="Numbers of the weights.  [default: int8; w4a16 where whole groups go]",
+)
+group_options = options(
+    click.option("--bits", metavar="4|8", help="Weight-only schemes by their bits: w4a16, w8a16."),
+    click.option(
+        "--group-size", type=int, help="Weights that share a scale, and go together.  [default: 16; 128 without gqsa]"
+    ),
+    click.option("--symmetric/--asymmetric", default=None, help="Of w4a16 …: without zero points.  [default: with]"),
+)
+sparsity_options = options(
+    click.option("--sparsity", type=float, metavar="X", help="Share of groups that go (gqsa).  [default: 0.5]"),
+    click.option("--row-cap", type=float, metavar="X", help="No row keeps more than X times the mean (gqsa)."),
+)
+epochs_options = options(
+    click.option("--block-epochs", type=click.IntRange(0), help="Training block by block, instead of the preset's."),
+    click.option("--end-epochs", type=click.IntRange(0), help="Training end to end, instead of the preset's."),
+)
 preset_option = click.option(
-    "--preset", metavar="fast|balanced|quality", help="Time spent for accuracy.  [default: balanced]"
+    "--preset", metavar="fast|balanced|quality|paper", help="Time spent for accuracy.  [default: balanced]"
 )
 codes_option = click.option(
     "--codes", metavar="ternary|full", help="Of ternary weights (BitNet): stay so, or any code.  [default: ternary]"
@@ -57,43 +77,87 @@ method_option = click.option("--method", metavar=METHOD_WORDS, help="One method 
 recipe_options = options(
     recipe_option,
     scheme_option,
+    group_options,
     click.option("--pattern", metavar="2_L", help="2_4 … 2_16, or 2_inf to prune nothing.  [default: 2_8]"),
+    sparsity_options,
     preset_option,
+    epochs_options,
     method_option,
     codes_option,
     calibration_options,
-    click.option("--layout", metavar="slide|dense", help="How weights are stored.  [default: slide; dense for bf16]"),
+    click.option(
+        "--layout", metavar="slide|gqs|dense", help="How weights are stored.  [default: what their kernels read]"
+    ),
     click.option("--shard-gb", type=float, help="Largest weight file, in GB.  [default: 5]"),
 )
 
 DEFAULTS = {"scheme": "int8", "pattern": "2:8"}
+GROUP_DEFAULTS = {"scheme": "w4a16", "sparsity": 0.5}
+"""The same where whole groups go."""
 PRESET = "balanced"
 
 
-RECIPE_WORDS = ("scheme", "pattern", "preset", "method", "codes", "layout", "shard_gb", "calibration", *CALIBRATION)
+CHOICES = ("bits", "scheme", "group_size", "symmetric", "pattern", "sparsity", "row_cap", "method", "codes")
+EPOCHS = ("block_epochs", "end_epochs")
+RECIPE_WORDS = (*CHOICES, "preset", *EPOCHS, "layout", "shard_gb", "calibration", *CALIBRATION)
 """The parameters that `recipe_options` gives besides the recipe."""
 
 
-def full_recipe(path: Path | None, **said: Any) -> Recipe:
-    """The recipe file (if any), overruled by the flags, filled up with the defaults of `convert`."""
+def full_recipe(
+    path: Path | None, *, defaults: tuple[dict[str, Any], dict[str, Any]] = (DEFAULTS, GROUP_DEFAULTS), **said: Any
+) -> Recipe:
+    """The recipe file (if any), overruled by the flags, filled up with defaults: for 2:L patterns, and for groups."""
     from ..calibrate.settings import parse_preset
+    from ..patterns import GroupPattern
     from ..recipe import Recipe, describe_choice, load_recipe, make_choice, parse_recipe
 
     recipe = load_recipe(path) if path else Recipe()
     calibration = calibration_words(said)
     words: dict[str, Any] = {word: str(value) for word, value in said.items() if value is not None}
     flags = parse_recipe({**words, "calibration": calibration}, "flags")
-    choice = make_choice(**{**DEFAULTS, **describe_choice(recipe.choice), **describe_choice(flags.choice)})
-    schemes = [choice.scheme, *(rule.choice.scheme for rule in recipe.rules)]
-    quantizes = any(scheme.quantized for scheme in schemes if scheme)
+    words_chosen = {**_compatible(recipe.choice, flags.choice), **describe_choice(flags.choice)}
+    groups = make_choice(**words_chosen).takes_groups
+    if isinstance(flags.choice.pattern or recipe.choice.pattern, GroupPattern):
+        defaults = ({}, {word: value for word, value in defaults[1].items() if word != "sparsity"})
+    choice = make_choice(**{**defaults[groups], **words_chosen})
+    named = bool(choice.method) and not groups  # a method of groups comes with the preset's training
     return replace(
         recipe,
         choice=choice,
-        preset=flags.preset or recipe.preset or (None if choice.method else parse_preset(PRESET)),
+        preset=flags.preset or recipe.preset or (None if named else parse_preset(PRESET)),
+        block_epochs=recipe.block_epochs if flags.block_epochs is None else flags.block_epochs,
+        end_epochs=recipe.end_epochs if flags.end_epochs is None else flags.end_epochs,
         calibration=replace(recipe.calibration, **{word: getattr(flags.calibration, word) for word in calibration}),
-        layout=flags.layout or recipe.layout or ("slide" if quantizes else "dense"),
+        layout=flags.layout or recipe.layout or _usual_layout([choice, *(rule.choice for rule in recipe.rules)]),
         shard_bytes=flags.shard_bytes if "shard_gb" in words else recipe.shard_bytes,
     )
+
+
+def _compatible(choice: Choice, flags: Choice) -> dict[str, Any]:
+    """The words of a recipe's choice, without those that only go with the other kind of pattern than the flags'."""
+    from ..patterns import Pattern
+    from ..prune import METHODS
+    from ..recipe import describe_choice
+
+    words = describe_choice(choice)
+    grouped = choice.method is not None and METHODS[choice.method].grouped
+    if flags.takes_groups and not choice.takes_groups:
+        words.pop("pattern", None)
+        if not grouped:
+            words.pop("method", None)
+    if isinstance(flags.pattern, Pattern) and not flags.takes_groups:
+        for word in ("sparsity", "row_cap", *(["method"] if grouped else [])):
+            words.pop(word, None)
+    return words
+
+
+def _usual_layout(choices: Sequence[Choice]) -> str:
+    """The layout that kernels of the chosen schemes read."""
+    slid = any(choice.scheme.quantized and not choice.scheme.grouped for choice in choices if choice.scheme)
+    grouped = any(choice.scheme.grouped for choice in choices if choice.scheme)
+    if slid:
+        return "slide"
+    return "gqs" if grouped and any(choice.takes_groups for choice in choices) else "dense"
 
 
 @click.command("convert")

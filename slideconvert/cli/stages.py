@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from .common import (
+    CALIBRATION,
     calibration_options,
     calibration_words,
     checkpoint_argument,
@@ -15,59 +16,76 @@ from .common import (
     run_options,
     source_argument,
 )
-from .convert import PRESET, carry_out
+from .convert import (
+    EPOCHS,
+    carry_out,
+    epochs_options,
+    full_recipe,
+    group_options,
+    preset_option,
+    sparsity_options,
+)
 from .sources import source_options
+from .targets import take
 
 
 @click.command("sparsify")
 @source_argument
 @out_argument
-@click.option("--pattern", default="2_8", show_default=True, metavar="2_L", help="2_4 … 2_16.")
-@click.option("--preset", metavar="fast|balanced|quality", help="Time spent for accuracy.  [default: balanced]")
-@click.option("--method", metavar="magnitude|wanda|hessian|obs|alps", help="One method, instead of the preset's.")
+@click.option("--pattern", metavar="2_L", help="2_4 … 2_16.  [default: 2_8]")
+@sparsity_options
+@click.option("--group-size", type=int, help="Weights of a group that goes as a whole (gqsa).  [default: 16]")
+@preset_option
+@epochs_options
+@click.option(
+    "--method",
+    metavar="magnitude|wanda|hessian|obs|alps|gqsa|saliency",
+    help="One method, instead of the preset's.",
+)
 @calibration_options
 @source_options
 @run_options
-def sparsify_command(
-    source: str, out: Path, pattern: str, preset: str | None, method: str | None, revision: str | None, **said: Any
-) -> None:
-    """Prune SOURCE to a 2:L pattern. BF16 stays BF16, and codes stay codes of the same scheme.
+def sparsify_command(source: str, out: Path, revision: str | None, **said: Any) -> None:
+    """Prune SOURCE to a 2:L pattern, or take whole groups of its weights (--sparsity). BF16 stays BF16, and codes stay
+    codes of the same scheme.
 
     Best done together with quantizing (convert), or on the BF16 model before it; method magnitude prunes the codes of
     a W8A8 checkpoint and says so.
     """
-    from ..calibrate.settings import parse_calibration, parse_preset
     from ..errors import pick
     from ..prune import METHODS
-    from ..recipe import Recipe, make_choice
 
-    if method:
-        pick(method, [name for name, known in METHODS.items() if known.prunes], "method of pruning")
-    calibration = parse_calibration(calibration_words(said), "flags")
-    chosen = parse_preset(preset or PRESET) if preset or not method else None
-    recipe = Recipe(make_choice(pattern=pattern, method=method), layout="dense", preset=chosen, calibration=calibration)
+    words = take(said, ("pattern", "sparsity", "row_cap", "group_size", "preset", *EPOCHS, "method", *CALIBRATION))
+    words["calibration"] = said.pop("calibration")
+    if words["method"]:
+        pick(words["method"], [name for name, known in METHODS.items() if known.prunes], "method of pruning")
+    recipe = full_recipe(None, layout="dense", defaults=({"pattern": "2:8"}, {"sparsity": 0.5}), **words)
     carry_out(source, out, recipe, revision, **said)
 
 
 @click.command("quantize")
 @source_argument
 @out_argument
-@click.option("--scheme", default="int8", show_default=True, metavar="int8|fp8", help="Numbers of the weights.")
+@click.option("--scheme", metavar="int8|fp8|w4a16|w4a8|w8a16", help="Numbers of the weights.  [default: int8]")
+@group_options
 @click.option("--method", default="rtn", show_default=True, metavar="rtn|gptq", help="To nearest, or by calibration.")
 @calibration_options
 @source_options
 @run_options
-def quantize_command(source: str, out: Path, scheme: str, method: str, revision: str | None, **said: Any) -> None:
-    """Quantize the float weights of SOURCE per output channel. Zeros stay zeros, and the pattern is kept."""
+def quantize_command(source: str, out: Path, method: str, revision: str | None, **said: Any) -> None:
+    """Quantize the float weights of SOURCE per output channel, or in 4 bits per group. Zeros stay, and the pattern."""
     from ..calibrate.settings import parse_calibration
     from ..errors import InputError, pick
     from ..recipe import Recipe, make_choice
 
     by_data = pick(method, ("rtn", "gptq"), "method of quantizing") == "gptq"
-    choice = make_choice(scheme=scheme, method=method if by_data else None)
+    words = take(said, ("scheme", "bits", "group_size", "symmetric"))
+    if words["bits"] is None and words["scheme"] is None:
+        words["scheme"] = "int8"
+    choice = make_choice(**words, method=method if by_data else None)
     calibration = parse_calibration(calibration_words(said), "flags")
     if choice.scheme and not choice.scheme.quantized:
-        raise InputError(f"scheme {scheme} does not quantize", hint="use int8 or fp8")
+        raise InputError(f"scheme {choice.scheme.name} does not quantize", hint="use int8, fp8 or w4a16")
     carry_out(source, out, Recipe(choice, layout="dense", calibration=calibration), revision, **said)
 
 
@@ -87,7 +105,7 @@ def slide_command(source: str, out: Path, pattern: str | None, revision: str | N
 @click.command("relayout")
 @checkpoint_argument
 @out_argument
-@click.option("--layout", required=True, metavar="dense|slide", help="The layout to write.")
+@click.option("--layout", required=True, metavar="dense|slide|gqs", help="The layout to write.")
 @run_options
 def relayout_command(ckpt: Path, out: Path, layout: str, **run: Any) -> None:
     """Write the same weights in the other layout, exactly. The dense one loads in stock vLLM and transformers."""

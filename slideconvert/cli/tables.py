@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.table import Table
 
+from ..patterns import Pattern
 from ..report.summary import legal_share, size
 
 if TYPE_CHECKING:
@@ -56,7 +57,11 @@ def plan_table(plan: Plan, *, every_linear: bool) -> Table:
 def plan_summary(plan: Plan) -> str:
     """The totals of a plan in words."""
     patterns = {str(linear.pattern): linear.pattern for linear in plan.linears if not linear.kept}
-    ideal = ", ".join(f"{name} {pattern.ideal_speedup:.2f}×" for name, pattern in patterns.items() if pattern.prunes)
+    ideal = ", ".join(
+        f"{name} {pattern.ideal_speedup:.2f}×"
+        for name, pattern in patterns.items()
+        if isinstance(pattern, Pattern) and pattern.prunes
+    )
     lines = [
         f"source   {plan.snapshot.id}" + (f" at {plan.snapshot.revision}" if plan.snapshot.revision else ""),
         f"weights  {plan.weights / 1e6:.1f} million in {len(plan.linears)} linears, layout {plan.layout}",

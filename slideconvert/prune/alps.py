@@ -1,12 +1,12 @@
-"""ALPS: a 2:L mask decided for all columns at once, by ADMM (arXiv 2406.07831, algorithm 1).
+"""ALPS: a mask decided for all columns at once, by ADMM (arXiv 2406.07831, algorithm 1).
 
 A sweep decides the groups one after another and never returns to one. ALPS splits the layer's problem
 
-    minimize (W - D) H (W - D)ᵀ, D in 2:L
+    minimize (W - D) H (W - D)ᵀ, D of the pattern
 
 into a half B that may be anything and a half D that follows the pattern, and lets a multiplier V pull them together:
 
-    B = (WH - V + ρD)(H + ρI)⁻¹     D = the 2:L part of B + V/ρ, largest |.| kept     V = V + ρ(B - D)
+    B = (WH - V + ρD)(H + ρI)⁻¹     D = the part of B + V/ρ that the pattern keeps     V = V + ρ(B - D)
 
 where columns are scaled so that diag(H) = 1. ρ grows while the mask still changes; the mask that no longer does is
 the answer, and the refit solves for its weights.
@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..patterns import Pattern
-from .select import keep_mask
+from ..patterns import AnyPattern
+from .groups import largest
 
 START = 0.1
 """The first ρ, where diag(H) = 1 …"""
@@ -42,8 +42,9 @@ SETTLED, SETTLED_AFTER = 0.0003, 30
 """After so many iterations, a mask of which a smaller share than this changes is taken as it is."""
 
 
-def alps_mask(weight: Tensor, gram: Tensor, pattern: Pattern) -> Tensor:
-    """weight [N, K] float32 -> keep mask [N, K] bool, exactly two of every full group False (see keep_mask).
+def alps_mask(weight: Tensor, gram: Tensor, pattern: AnyPattern) -> Tensor:
+    """weight [N, K] float32 -> keep mask [N, K] bool: two of every full group False (see keep_mask), or whole groups
+    (see keep_groups).
 
     gram [K, K] float32: H, damped and so positive definite, on the weight's device. Everything is float32, TF32 must
     be off. The same mask in every run on one device. Raises InputError if gram is not positive definite.
@@ -54,14 +55,14 @@ def alps_mask(weight: Tensor, gram: Tensor, pattern: Pattern) -> Tensor:
     weight, gram = weight * norm, gram / norm / norm[:, None]
     unexplained = float(_inverse(gram, 0.0).diagonal().reciprocal().mean())
     rho = min(START, UNEXPLAINED * unexplained)
-    keep = keep_mask(weight.abs(), pattern)
+    keep = largest(weight, pattern)
     kept = max(1, int(keep.sum()))
     pruned, rest = weight * keep, torch.zeros_like(weight)  # D and V/ρ
     for done in range(INTERVAL, MOST + 1, INTERVAL):
         before, pull = keep, _inverse(gram, rho).mul_(rho)
         for _ in range(INTERVAL):
             point = torch.addmm(weight + rest, pruned - rest - weight, pull)
-            keep = keep_mask(point.abs(), pattern)
+            keep = largest(point, pattern)
             pruned = point * keep
             rest = point - pruned
         changed = int((keep != before).sum()) / kept

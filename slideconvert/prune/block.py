@@ -24,7 +24,8 @@ class Block:
 
     values [columns, N] float32: the weights, with what they made up for. kept [columns, N] float32: 1 where they
     stay. made [columns, N]: codes of the scheme, or float32. errors [columns, N] float32: (w - q) / U_cc.
-    corner [columns, columns] float32: U of these columns. scale [N] float32: of the codes; 1 without.
+    corner [columns, columns] float32: U of these columns. scale, zero [columns, N] float32: of the codes, the zero
+    points of grouped schemes; scale 1 without codes.
     """
 
     values: Tensor
@@ -33,11 +34,12 @@ class Block:
     errors: Tensor
     corner: Tensor
     scale: Tensor
+    zero: Tensor
 
-    def copy_(self, other: Block) -> None:
-        """Take over another's contents, of the same shapes."""
-        for name, tensor in vars(self).items():
-            tensor.copy_(getattr(other, name))
+    def copy_(self, other: Block, *names: str) -> None:
+        """Take over another's contents, of the same shapes: all, or what is named."""
+        for name in names or vars(self):
+            getattr(self, name).copy_(getattr(other, name))
 
 
 def prune_block(block: Block, choose: Pattern | None, scheme: Scheme | None) -> None:
@@ -54,8 +56,9 @@ def prune_block(block: Block, choose: Pattern | None, scheme: Scheme | None) -> 
             rounded = now * kept[column] + 0
             block.made[column].copy_(rounded)
         else:
-            block.made[column].copy_(to_codes(now * kept[column] / block.scale, scheme))
-            rounded = block.made[column].float() * block.scale
+            scale = block.scale[column]
+            block.made[column].copy_(to_codes(now * kept[column] / scale, scheme, block.zero[column]))
+            rounded = block.made[column].float() * scale
         torch.div(now - rounded, diagonal[column], out=errors[column])
         values[column + 1 :].addr_(corner[column, column + 1 :], errors[column], alpha=-1)
 
@@ -66,7 +69,7 @@ class Replay:
     def __init__(
         self, shape: tuple[int, int], choose: Pattern | None, scheme: Scheme | None, device: torch.device
     ) -> None:
-        columns, rows = shape
+        columns = shape[0]
         dtype = getattr(torch, scheme.dtype) if scheme else torch.float32
         self._block = Block(
             values=torch.zeros(shape, device=device),
@@ -74,7 +77,8 @@ class Replay:
             made=torch.zeros(shape, dtype=dtype, device=device),
             errors=torch.zeros(shape, device=device),
             corner=torch.eye(columns, device=device),
-            scale=torch.ones(rows, device=device),
+            scale=torch.ones(shape, device=device),
+            zero=torch.zeros(shape, device=device),
         )
         self._graph = torch.cuda.CUDAGraph()
         stream = torch.cuda.Stream(device)
@@ -89,7 +93,7 @@ class Replay:
     def __call__(self, block: Block) -> None:
         self._block.copy_(block)
         self._graph.replay()
-        block.copy_(self._block)
+        block.copy_(self._block, "kept", "made", "errors")  # nobody reads the rest
 
 
 @lru_cache(maxsize=32)

@@ -10,9 +10,10 @@ from typing import Protocol
 from torch import Tensor
 
 from ..errors import pick
-from ..patterns import Pattern
+from ..patterns import AnyPattern, Pattern
 from ..quantize import quantize
 from ..schemes import Scheme
+from .gqsa import saliency
 from .magnitude import magnitude
 from .obs import Solved, gptq, hessian, obs
 from .select import apply_mask
@@ -28,7 +29,7 @@ class Solver(Protocol):
         self,
         weight: Tensor,
         statistics: Statistics,
-        pattern: Pattern,
+        pattern: AnyPattern,
         scheme: Scheme,
         masters: Tensor | None = None,
     ) -> Solved: ...
@@ -43,6 +44,7 @@ class Method:
     solve: of a calibrated one.
     asymmetric: whether it wants to know how far the inputs have moved from the dense model's.
     diagonal: whether the diagonal of the Gram matrix is all that it looks at.
+    grouped: whether it takes whole groups (a GroupPattern) instead of weights (2:L).
     """
 
     name: str
@@ -51,6 +53,7 @@ class Method:
     solve: Solver | None = None
     asymmetric: bool = False
     diagonal: bool = False
+    grouped: bool = False
 
     @property
     def calibrated(self) -> bool:
@@ -58,9 +61,10 @@ class Method:
 
 
 def _wanda(
-    weight: Tensor, statistics: Statistics, pattern: Pattern, scheme: Scheme, masters: Tensor | None = None
+    weight: Tensor, statistics: Statistics, pattern: AnyPattern, scheme: Scheme, masters: Tensor | None = None
 ) -> Solved:
     """Wanda's mask, survivors rounded to nearest. Ternary weights are weighed by their masters."""
+    assert isinstance(pattern, Pattern)
     pruned = apply_mask(weight, wanda(weight if masters is None else masters, statistics.whole.norms, pattern))
     return Solved(quantize(pruned, scheme) if scheme.quantized else pruned)
 
@@ -73,6 +77,8 @@ METHODS = {
         Method("hessian", True, solve=hessian),
         Method("obs", True, solve=obs, asymmetric=True),
         Method("alps", True, solve=partial(obs, admm=True), asymmetric=True),
+        Method("gqsa", True, solve=partial(obs, admm=True), asymmetric=True, grouped=True),
+        Method("saliency", True, solve=saliency, grouped=True),
         Method("rtn", False),
         Method("gptq", False, solve=gptq),
     )

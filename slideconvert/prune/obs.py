@@ -18,15 +18,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..patterns import Pattern
-from ..quantize import QuantizedWeight, Weight, channel_scale, to_codes
+from ..patterns import AnyPattern, GroupPattern, Pattern
+from ..quantize import Grid, QuantizedWeight, Weight, channel_scale, grid_of, to_codes
 from ..schemes import Scheme
 from .alps import alps_mask
 from .descent import descend
+from .groups import group_losses, in_columns, keep_groups
 from .refit import asymmetric_target, refit, steps_to_take
 from .select import apply_mask
 from .statistics import Statistics
-from .sweep import Damped, Grid, column_order, damp, group_order, sweep
+from .sweep import Damped, column_order, damp, group_order, sweep
 
 STEPS = 12
 """Most steps of the refit; the held-out tokens usually stop it earlier."""
@@ -43,17 +44,18 @@ class Solved:
 
 
 def hessian(
-    weight: Tensor, statistics: Statistics, pattern: Pattern, scheme: Scheme, masters: Tensor | None = None
+    weight: Tensor, statistics: Statistics, pattern: AnyPattern, scheme: Scheme, masters: Tensor | None = None
 ) -> Solved:
     """SparseGPT, joint with rounding in one sweep. weight [N, K] float32."""
+    assert isinstance(pattern, Pattern)
     damped, weight = _prepared(weight, statistics.whole)
-    grid = Grid(scheme, channel_scale(weight, scheme)) if scheme.quantized else None
+    grid = grid_of(weight, scheme) if scheme.quantized else None
     made, _ = sweep(weight, damped.gram, group_order(weight, damped, pattern), choose=pattern, grid=grid)
     return Solved(made, damped.notes)
 
 
 def gptq(
-    weight: Tensor, statistics: Statistics, pattern: Pattern, scheme: Scheme, masters: Tensor | None = None
+    weight: Tensor, statistics: Statistics, pattern: AnyPattern, scheme: Scheme, masters: Tensor | None = None
 ) -> Solved:
     """Quantization alone: the sweep with the mask that the weight has already. weight [N, K] float32."""
     damped, weight = _prepared(weight, statistics.whole)
@@ -63,7 +65,7 @@ def gptq(
 def obs(
     weight: Tensor,
     statistics: Statistics,
-    pattern: Pattern,
+    pattern: AnyPattern,
     scheme: Scheme,
     masters: Tensor | None = None,
     *,
@@ -75,15 +77,7 @@ def obs(
     target = weight
     if whole.cross is not None:
         target = asymmetric_target(weight, damped, whole.cross, STRENGTH)
-    if not pattern.prunes:
-        keep, start = weight != 0, target
-    elif admm:
-        keep = alps_mask(target, damped.gram, pattern)
-        start = target * keep
-    else:
-        swept, keep = sweep(target, damped.gram, group_order(target, damped, pattern), choose=pattern)
-        assert isinstance(swept, Tensor)
-        start = swept
+    keep, start = _mask(target, damped, pattern, admm=admm) if pattern.prunes else (weight != 0, target)
     steps, notes = STEPS, damped.notes
     if statistics.held is not None:
         fitted_only = damp(statistics.gram)
@@ -92,22 +86,34 @@ def obs(
     fitted = refit(target, start, keep, damped.gram, steps)
     if not scheme.ternary:
         return Solved(on_mask(fitted, keep, damped, scheme), notes)
-    rounded = on_mask(fitted, keep, damped, scheme, channel_scale(weight, scheme))
+    assert isinstance(pattern, Pattern)
+    rounded = on_mask(fitted, keep, damped, scheme, Grid(scheme, channel_scale(weight, scheme)))
     assert isinstance(rounded, QuantizedWeight)
     codes, scale = descend(rounded.codes.float(), rounded.scale, target, damped.gram, pattern, masters)
     return Solved(QuantizedWeight(to_codes(codes, scheme), scale, scheme), notes)
 
 
-def on_mask(weight: Tensor, keep: Tensor, damped: Damped, scheme: Scheme, scale: Tensor | None = None) -> Weight:
+def _mask(target: Tensor, damped: Damped, pattern: AnyPattern, *, admm: bool) -> tuple[Tensor, Tensor]:
+    """target [N, K] float32 -> the keep mask [N, K] bool, and where the refit begins."""
+    if admm:
+        keep = alps_mask(target, damped.gram, pattern)
+        return keep, target * keep
+    if isinstance(pattern, GroupPattern):
+        keep = in_columns(keep_groups(group_losses(target, damped, pattern), pattern), pattern)
+        return keep, target * keep
+    swept, keep = sweep(target, damped.gram, group_order(target, damped, pattern), choose=pattern)
+    assert isinstance(swept, Tensor)
+    return keep, swept
+
+
+def on_mask(weight: Tensor, keep: Tensor, damped: Damped, scheme: Scheme, grid: Grid | None = None) -> Weight:
     """Round weight [N, K] float32 to the scheme, zeros off the mask staying exactly zero.
 
-    scale [N, 1]: of the codes, if it is known; else the largest weight of a row becomes the largest code.
+    grid: of the codes, if it is known; else the one that the kept weights span.
     """
     if not scheme.quantized:
         return apply_mask(weight, keep)
-    if scale is None:
-        scale = channel_scale(weight * keep, scheme)
-    made, _ = sweep(weight, damped.gram, column_order(damped), keep=keep, grid=Grid(scheme, scale))
+    made, _ = sweep(weight, damped.gram, column_order(damped), keep=keep, grid=grid or grid_of(weight * keep, scheme))
     return made
 
 

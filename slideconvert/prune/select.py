@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import PatternError
-from ..patterns import ZEROS, Pattern
+from ..patterns import ZEROS, AnyPattern, GroupPattern, Pattern
 from ..planes import bits, from_planes, negative, nonzero, row_blocks, to_planes, without_negative_zero
 
 
@@ -75,9 +75,13 @@ def _nonzeros(values: Tensor, pattern: Pattern) -> Tensor:
     return taken
 
 
-def check_pattern(values: Tensor, pattern: Pattern, where: str) -> None:
-    """Raise PatternError with row, column and count at the first group of [out, in] with too many non-zeros."""
+def check_pattern(values: Tensor, pattern: AnyPattern, where: str) -> None:
+    """Raise PatternError with row, column and count at the first group of [out, in] with too many non-zeros; of a group
+    pattern, whose law is of the whole linear, with the numbers of groups."""
     if not pattern.prunes:
+        return
+    if isinstance(pattern, GroupPattern):
+        _check_groups(values, pattern, where)
         return
     for rows in row_blocks(values):
         taken = _nonzeros(values[rows], pattern)
@@ -91,4 +95,22 @@ def check_pattern(values: Tensor, pattern: Pattern, where: str) -> None:
             f"non-zeros, {pattern} allows {pattern.most_nonzeros} ({ZEROS} zeros in {pattern.group}); "
             f"{int(over.sum())} such groups in these rows",
             hint="prune first (slideconvert sparsify) or name the pattern the weights really have",
+        )
+
+
+def _check_groups(values: Tensor, pattern: GroupPattern, where: str) -> None:
+    shape = (values.shape[0], values.shape[1])
+    found = values.unflatten(1, (-1, pattern.size)).ne(0).any(2).sum(1)
+    if int(found.sum()) > pattern.kept(shape):
+        raise PatternError(
+            f"{where}: {int(found.sum())} groups of {pattern.size} are not zero, {pattern} allows "
+            f"{pattern.kept(shape)}",
+            hint="prune first (slideconvert sparsify) or name the sparsity that the weights really have",
+        )
+    if int(found.amax()) > pattern.most_in_row(shape):
+        row = int(found.argmax())
+        raise PatternError(
+            f"{where}: row {row} has {int(found[row])} groups that are not zero, {pattern} allows "
+            f"{pattern.most_in_row(shape)} in one row",
+            hint="prune first (slideconvert sparsify) or leave the row cap out",
         )

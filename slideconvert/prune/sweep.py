@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from ..patterns import Pattern
-from ..quantize import QuantizedWeight, Weight
-from ..schemes import Scheme
+from ..quantize import Grid, QuantizedWeight, Weight
 from .block import Block, prune_block, replay
 from .select import keep_mask
 
@@ -27,14 +26,6 @@ BLOCK = 32
 """Columns that are updated at once, at most: short enough that updates within a block stay cheap."""
 DAMPING = 0.01
 """Added to the diagonal of the Gram matrix, as a share of its mean (SparseGPT's and llm-compressor's default)."""
-
-
-@dataclass(frozen=True)
-class Grid:
-    """What weights are rounded to: codes of `scheme` times scale [N, 1] float32."""
-
-    scheme: Scheme
-    scale: Tensor
 
 
 @dataclass(frozen=True)
@@ -141,11 +132,11 @@ def sweep(
     step = BLOCK // choose.group * choose.group if choose and choose.prunes else BLOCK
     scheme = grid.scheme if grid else None
     made = torch.zeros(columns, rows, dtype=getattr(torch, scheme.dtype) if scheme else work.dtype, device=work.device)
-    scale = grid.scale[:, 0] if grid else torch.ones(rows, device=work.device)
+    scale, zero = grid.visited(order) if grid else (torch.ones(1, 1, device=work.device).expand_as(work),) * 2
     for start in range(0, columns, step):
         here = slice(start, min(start + step, columns))
         errors = torch.empty_like(work[here])
-        block = Block(work[here], kept[here], made[here], errors, upper[here, here], scale)
+        block = Block(work[here], kept[here], made[here], errors, upper[here, here], scale[here], zero[here])
         if work.is_cuda and len(errors) == step < columns:
             replay((step, rows), choose, scheme, work.device)(block)
         else:
@@ -155,4 +146,4 @@ def sweep(
     back[order] = torch.arange(columns, device=order.device)
     keep = kept[back].T.contiguous() != 0
     result = made[back].T.contiguous()
-    return (QuantizedWeight(result, grid.scale, grid.scheme) if grid else result), keep
+    return (QuantizedWeight(result, grid.scale, grid.scheme, grid.zero) if grid else result), keep

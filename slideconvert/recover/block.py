@@ -16,9 +16,6 @@ from ..quantize import Weight
 from .trainable import make_trainable, trained_of
 from .training import Curve, Schedule, train
 
-RATE = 0.006
-"""Of Schedule."""
-
 
 def recover_block(
     layer: Layer,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..measure import floats
 from ..quantize import QuantizedWeight, Weight, to_codes
 from ..ternary import ternarize
+from .grouped import FrozenGroups, GroupedLinear, TrainedGroups
 
 MARGIN = 0.02
 """How far from the edge between two codes a latent weight begins at least, in units of the scale."""
@@ -46,9 +47,11 @@ class SurvivorLinear(nn.Module):
         self.bias = bias
 
     @property
-    def trained(self) -> list[nn.Parameter]:
-        """The parameters that train."""
-        return [self.latent] if self.gain is None else [self.latent, self.gain]
+    def trained(self) -> list[tuple[nn.Parameter, float]]:
+        """The parameters that train, each with its size (root mean square), by which its steps are measured."""
+        latent = self.latent.detach()
+        size = float(latent.square().sum() / latent.count_nonzero().clamp(min=1)) ** 0.5
+        return [(self.latent, size), *([] if self.gain is None else [(self.gain, 1.0)])]
 
     @torch.no_grad()
     def weight(self) -> Weight:
@@ -81,18 +84,28 @@ def latent_weight(weight: Weight, masters: Tensor) -> Tensor:
     return size * sign * weight.scale.float()
 
 
+Trainable = SurvivorLinear | GroupedLinear
+"""A linear in training: `trained` are its parameters, `weight()` what would be stored."""
+
+
 def make_trainable(
-    parent: nn.Module, weights: dict[str, Weight], masters: Mapping[str, Tensor | None]
-) -> dict[str, SurvivorLinear]:
-    """Put a SurvivorLinear at each path of `weights` below `parent`; give them by path."""
-    made = {}
+    parent: nn.Module, weights: dict[str, Weight], masters: Mapping[str, Tensor | None], *, frozen: bool = False
+) -> dict[str, Trainable]:
+    """Put a Trainable at each path of `weights` below `parent`; give them by path.
+
+    frozen: the codes of grouped schemes stay, and only their scales and zero points train.
+    """
+    made: dict[str, Trainable] = {}
     for path, weight in weights.items():
         bias = getattr(parent.get_submodule(path), "bias", None)
-        made[path] = SurvivorLinear(weight, bias, masters.get(path))
+        if isinstance(weight, QuantizedWeight) and weight.scheme.grouped:
+            made[path] = (FrozenGroups if frozen else TrainedGroups)(weight, bias)
+        else:
+            made[path] = SurvivorLinear(weight, bias, masters.get(path))
         parent.set_submodule(path, made[path])
     return made
 
 
-def trained_of(linears: Mapping[str, SurvivorLinear]) -> list[nn.Parameter]:
-    """All parameters that train."""
+def trained_of(linears: Mapping[str, Trainable]) -> list[tuple[nn.Parameter, float]]:
+    """All parameters that train, with their sizes."""
     return [parameter for linear in linears.values() for parameter in linear.trained]

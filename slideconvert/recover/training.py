@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..errors import SlideConvertError
 from ..precision import model_precision, running
+from .kept import load_state, save_state
+
+MOST_SKIPPED = 8
+"""Steps in a row whose loss is not finite, after which training is given up: it would not come back."""
+LATER_RATE = 0.25
+"""Rate of each attempt as a share of the one before it."""
 
 
 @dataclass(frozen=True)
 class Schedule:
     """epochs over the fitted windows, `batch` windows per step.
 
-    rate: Adam's learning rate as a share of the root mean square of a linear's survivors, so that it means the same
-    for models of any size. It rises over the first `warmup` of all steps (Adam's first steps know no variances) and
-    falls by a cosine to `floor` of its height.
+    rate: Adam's learning rate; if `relative`, as a share of the root mean square of a linear's survivors, so that it
+    means the same for models of any size. It rises over the first `warmup` of all steps (Adam's first steps know no
+    variances) and falls by a cosine to `floor` of its height. patience: epochs without a new best held-out loss after
+    which training ends early; 0: never. attempts: how often training that did not help is begun again from the start,
+    each time with LATER_RATE of the rate: what is nearly as good as it can be wants small steps.
     """
 
     epochs: int
@@ -27,6 +37,9 @@ class Schedule:
     batch: int = 16
     floor: float = 0.05
     warmup: float = 0.1
+    relative: bool = True
+    patience: int = 0
+    attempts: int = 1
 
     def rate_at(self, step: int, steps: int) -> float:
         """The learning rate of step number `step` of `steps`."""
@@ -54,7 +67,7 @@ class Curve:
 
 
 def train(
-    parameters: Sequence[nn.Parameter],
+    trained: Sequence[tuple[nn.Parameter, float]],
     loss: Callable[[Tensor], Tensor],
     fitted: Tensor,
     held: Tensor,
@@ -63,36 +76,70 @@ def train(
     micro: int | None = None,
     offload: bool = False,
     dtype: torch.dtype = torch.float32,
+    keep: Path | None = None,
     tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> Curve:
-    """Adam on `parameters`, leaving them in the state that did best on the held-out windows, the start included.
+    """AdamW without decay on parameters, each with the size by which its rate is measured, leaving them in the state
+    that did best on the held-out windows, the start included. The curve is that of the last attempt.
 
     loss(windows): mean loss of windows with these numbers [n] int64. fitted, held: numbers of windows. micro: windows
     that are computed at once, the whole batch if None. offload: keep
     the optimizer's state and master weights in CPU memory. dtype: in which models run (precision.py); parameters,
-    their gradients and the optimizer are float32.
+    their gradients and the optimizer are float32. keep: where the state after each epoch is held (a file of this name
+    for each attempt); from what is there training goes on, to the same result. SlideConvertError if MOST_SKIPPED steps in a row are not finite.
     """
+    skipped = 0
+    for attempt in range(schedule.attempts):
+        own = replace(schedule, rate=schedule.rate * LATER_RATE**attempt)
+        state = keep.with_name(f"{keep.stem}-{attempt}{keep.suffix}") if keep else None
+        curve = _attempt(trained, loss, fitted, held, own, micro, offload, dtype, state, tell)
+        skipped += curve.skipped
+        if curve.best:
+            break
+    return replace(curve, skipped=skipped)
+
+
+def _attempt(
+    trained: Sequence[tuple[nn.Parameter, float]],
+    loss: Callable[[Tensor], Tensor],
+    fitted: Tensor,
+    held: Tensor,
+    schedule: Schedule,
+    micro: int | None,
+    offload: bool,
+    dtype: torch.dtype,
+    keep: Path | None,
+    tell: Callable[[int, int], None],
+) -> Curve:
+    """Once through all epochs; as `train`."""
+    parameters = [parameter for parameter, _ in trained]
+    sizes = [size if schedule.relative else 1.0 for _, size in trained]
     device = parameters[0].device
     masters = [parameter.detach().cpu().clone() for parameter in parameters] if offload else list(parameters)
-    with torch.no_grad():
-        heights = [
-            float(parameter.square().sum() / parameter.count_nonzero().clamp(min=1)) ** 0.5 for parameter in parameters
-        ]
-    optimizer = torch.optim.Adam([{"params": [master]} for master in masters], lr=schedule.rate)
+    optimizer = torch.optim.AdamW([{"params": [master]} for master in masters], lr=schedule.rate, weight_decay=0.0)
     shuffler = torch.Generator().manual_seed(0)
     steps = schedule.epochs * math.ceil(len(fitted) / schedule.batch)
-    best = [parameter.detach().clone() for parameter in parameters]
 
     def running_loss(windows: Tensor) -> Tensor:
         with running(device, dtype):
             return loss(windows)
 
-    losses, done, skipped = [_mean(running_loss, held, micro or schedule.batch)], 0, 0
-    for _ in range(schedule.epochs):
-        for windows in fitted[torch.randperm(len(fitted), generator=shuffler)].split(schedule.batch):
+    best = [parameter.detach().clone() for parameter in parameters]
+    losses, skipped, in_a_row = [_mean(running_loss, held, micro or schedule.batch)], 0, 0
+    if keep and keep.is_file():
+        losses, skipped, in_a_row = load_state(keep, masters, best, optimizer)
+        _put(parameters, masters)
+    done = (len(losses) - 1) * (steps // max(1, schedule.epochs))
+    for epoch in range(schedule.epochs):
+        order = torch.randperm(len(fitted), generator=shuffler)
+        if epoch < len(losses) - 1:
+            continue  # an earlier run has done it; the shuffler is where it was
+        if schedule.patience and epoch - _best(losses) >= schedule.patience:
+            break
+        for windows in fitted[order].split(schedule.batch):
             rate = schedule.rate_at(done, steps)
-            for group, height in zip(optimizer.param_groups, heights, strict=True):
-                group["lr"] = rate * height
+            for group, size in zip(optimizer.param_groups, sizes, strict=True):
+                group["lr"] = rate * size
             total = 0.0
             for part in windows.split(micro or len(windows)):
                 value = running_loss(part) * (len(part) / len(windows))
@@ -102,8 +149,15 @@ def train(
             slopes = [parameter.grad for parameter in parameters if parameter.grad is not None]
             if math.isfinite(total) and all(bool(slope.isfinite().all()) for slope in slopes):
                 _step(optimizer, parameters, masters)
+                in_a_row = 0
             else:
-                skipped += 1
+                skipped, in_a_row = skipped + 1, in_a_row + 1
+            if in_a_row >= MOST_SKIPPED:
+                raise SlideConvertError(
+                    f"training: the loss or its gradient was not finite in {in_a_row} steps in a row, {skipped} in all "
+                    f"(step {done + 1} of {steps})",
+                    hint="leave training out with --block-epochs 0 --end-epochs 0, or run with --precision float32",
+                )
             for parameter in parameters:
                 parameter.grad = None
             done += 1
@@ -111,9 +165,16 @@ def train(
         losses.append(_mean(running_loss, held, micro or schedule.batch))
         if losses[-1] <= min(losses):
             best = [parameter.detach().clone() for parameter in parameters]
+        if keep:
+            save_state(keep, losses, (skipped, in_a_row), masters, best, optimizer)
     for parameter, state in zip(parameters, best, strict=True):
         parameter.data.copy_(state)
-    return Curve(tuple(losses), min(range(len(losses)), key=lambda epoch: (losses[epoch], -epoch)), skipped)
+    return Curve(tuple(losses), _best(losses), skipped)
+
+
+def _best(losses: Sequence[float]) -> int:
+    """The epoch of the least loss, the latest of equals."""
+    return min(range(len(losses)), key=lambda epoch: (losses[epoch], -epoch))
 
 
 def _step(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], masters: Sequence[Tensor]) -> None:
@@ -121,6 +182,11 @@ def _step(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], 
         if master is not parameter and parameter.grad is not None:
             master.grad = parameter.grad.cpu()
     optimizer.step()
+    _put(parameters, masters)
+
+
+def _put(parameters: Sequence[nn.Parameter], masters: Sequence[Tensor]) -> None:
+    """What the optimizer has into what the model has, where those are two."""
     for parameter, master in zip(parameters, masters, strict=True):
         if master is not parameter:
             parameter.data.copy_(master)

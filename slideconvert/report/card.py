@@ -13,7 +13,7 @@ from typing import Any
 
 from .. import __version__
 from ..hub.listing import valid_id
-from ..patterns import Pattern
+from ..patterns import AnyPattern, GroupPattern, parse_pattern
 from ..schemes import SCHEMES
 from .loading import how_to_check, how_to_load
 from .record import LayerReport, Report
@@ -77,13 +77,13 @@ def _front_matter(report: Report) -> str:
 
 
 def _quantized(report: Report) -> list[str]:
-    """The 8-bit schemes in use."""
+    """The quantized schemes in use."""
     return [name for name in schemes(report) if name in SCHEMES and SCHEMES[name].quantized]
 
 
 def _sparse(report: Report) -> bool:
     """Whether any linear follows a pattern that demands zeros: all but 2:inf do."""
-    return any(Pattern.parse(name).prunes for name in patterns(report))
+    return any(parse_pattern(name).prunes for name in patterns(report))
 
 
 def _text(text: str) -> str:
@@ -116,10 +116,9 @@ def _about(report: Report) -> str:
     kept = len(report.layers) - count
     source = _code(report.source) + (f" (revision {_code(report.revision)})" if report.revision else "")
     rules = [
-        f"at least two of every {name.removeprefix('2:')} consecutive input weights are zero ({name}"
-        + (f", {used:,} linears)" if len(patterns(report)) > 1 else ")")
+        f"{_law(parse_pattern(name))} ({name}" + (f", {used:,} linears)" if len(patterns(report)) > 1 else ")")
         for name, used in patterns(report).items()
-        if Pattern.parse(name).prunes
+        if parse_pattern(name).prunes
     ]
     unpruned = patterns(report).get("2:inf", 0)
     if unpruned:
@@ -134,10 +133,23 @@ def _about(report: Report) -> str:
     return " ".join(sentence for sentence in sentences if sentence) + "\n"
 
 
+def _law(pattern: AnyPattern) -> str:
+    """What a pattern demands, in words."""
+    if isinstance(pattern, GroupPattern):
+        return (
+            f"{percent(pattern.sparsity, 0)} of the groups of {pattern.size} consecutive input weights are zero, in "
+            "each linear those that matter least"
+        )
+    return f"at least two of every {pattern.length} consecutive input weights are zero"
+
+
 def _storage(name: str, count: int) -> str:
     weights = f"{count:,} {'linear has its' if count == 1 else 'linears have their'} weights stored as {name.upper()}"
     if name in SCHEMES and SCHEMES[name].quantized:
-        return f"{weights} with one scale per output channel; activations are quantized per token when the model runs."
+        scheme = SCHEMES[name]
+        scales = "one scale per group" if scheme.grouped else "one scale per output channel"
+        activations = "activations are quantized per token when the model runs"
+        return f"{weights} with {scales}; {activations if scheme.activation_bits == 8 else 'activations stay floats'}."
     return f"{weights}, not quantized."
 
 

@@ -11,7 +11,7 @@ import math
 from html import escape
 
 from .. import __version__
-from ..patterns import Pattern
+from ..patterns import Pattern, parse_pattern
 from .record import LayerReport, Report
 from .style import STYLE
 from .summary import converted, errors, legal_share, notes, patterns, percent, printable, schemes, size, zero_share
@@ -111,7 +111,14 @@ def _tiles(report: Report) -> str:
             _tile("Worst relative error", percent(all_errors.worst.error), f"<code>{name}</code>"),
             _tile("Mean relative error", percent(all_errors.mean), of),
         ]
-    used = {name: (count, Pattern.parse(name).ideal_speedup) for name, count in patterns(report).items()}
+    found = {name: (count, parse_pattern(name)) for name, count in patterns(report).items()}
+    used = {
+        name: (count, pattern.ideal_speedup) for name, (count, pattern) in found.items() if isinstance(pattern, Pattern)
+    }
+    grouped = [name for name in found if name not in used]
+    if grouped:
+        title = "Group pattern" if len(grouped) == 1 else "Group patterns"
+        tiles.append(_tile(title, " + ".join(grouped), "size of the groups, and the share of them that is gone"))
     if used:
         each = [
             f"{gain:.2f}&times;" + (f" ({count:,} linears)" if len(used) > 1 else "") for count, gain in used.values()

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .. import __version__
-from ..patterns import Pattern
+from ..patterns import parse_pattern
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class LayerReport:
     @property
     def groups(self) -> int:
         """Groups of the pattern in all rows."""
-        return self.shape[0] * Pattern.parse(self.pattern).groups(self.shape[1])
+        return self.shape[0] * parse_pattern(self.pattern).groups(self.shape[1])
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> LayerReport:
@@ -73,9 +73,9 @@ class Training:
     """One training of survivors against the dense model. part: "layer 3" or "end to end".
 
     losses: on held-out windows, before training and after each epoch; by layer the squared error of its output over
-    that of the dense layer's change, end to end the Kullback-Leibler divergence per token in nats; None where it was
-    not finite. best: the epoch that was kept, 0 if training did not help and was undone. skipped: steps left out
-    because loss or gradient was not finite.
+    that of the dense layer's change, end to end the Kullback-Leibler divergence per token in nats (the cross-entropy of
+    the next token, of preset paper); None where it was not finite. best: the epoch that was kept, 0 if training did not
+    help and was undone. skipped: steps left out because loss or gradient was not finite.
     """
 
     part: str

@@ -17,6 +17,7 @@ from ..errors import InputError, pick
 from ..kernels.backends.base import Codes, LinearSpec
 from ..kernels.linear import SlideLinear
 from ..layers import decoder_linears
+from ..patterns import Pattern
 from ..quantize import QuantizedWeight
 from .slidesparse_record import SETTINGS
 
@@ -100,15 +101,16 @@ def _linear(
     if f"{name}.bias" in checkpoint.tensors:
         bias = checkpoint.read(f"{name}.bias")
         used.add(f"{name}.bias")
+    if isinstance(weight, QuantizedWeight) and not weight.scheme.grouped and activations == "quantized":
+        assert isinstance(stored.pattern, Pattern)
+        spec = LinearSpec(*stored.shape, stored.pattern.length, weight.codes.dtype)
+        codes, term = Codes(spec, dense=weight.codes.to(device)), None if bias is None else bias.to(device)
+        try:
+            linear = SlideLinear.of(codes, weight.scale.to(device), term, backend=backend)
+        except ValueError as error:
+            raise InputError(f"{checkpoint.path}: {name}: {error}", hint="convert the model again") from error
+        return linear, used
     if isinstance(weight, QuantizedWeight):
-        if activations == "quantized":
-            spec = LinearSpec(*stored.shape, stored.pattern.length, weight.codes.dtype)
-            codes, term = Codes(spec, dense=weight.codes.to(device)), None if bias is None else bias.to(device)
-            try:
-                linear = SlideLinear.of(codes, weight.scale.to(device), term, backend=backend)
-            except ValueError as error:
-                raise InputError(f"{checkpoint.path}: {name}: {error}", hint="convert the model again") from error
-            return linear, used
         weight = weight.dequantize()
     return float_linear(weight, bias, dtype).to(device), used
 

@@ -8,7 +8,7 @@ Errors are ValueErrors of one line: where, what, the numbers, and the way out.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,12 +16,19 @@ from typing import Any
 RECORD = "slidesparse_config"
 """Root key of config.json: what was done to which linear."""
 SETTINGS = "slidesparse_runtime"
-"""Root key of config.json, optional, for the user to set: {"backend": "auto"}, or the name of a backend."""
+"""Root key of config.json, optional, for the user to set: {"backend": "auto"}, or the name of a backend. Where linears
+of several kinds lie in one checkpoint, those that have no backend of that name choose by themselves."""
 FORMAT_VERSION = 1
 SLIDE_FORMAT = "slide-packed"
 """The compressed-tensors format word of the slide layout; stock loaders refuse it, as they must."""
-LAYOUTS = ("slide", "dense")
+GQS_FORMAT = "gqs-packed"
+"""The same of the layout for groups."""
+FORMATS = {"slide": SLIDE_FORMAT, "gqs": GQS_FORMAT}
+"""The word of each layout that is ours alone."""
+LAYOUTS = ("slide", "gqs", "dense")
 SCHEMES = ("int8", "fp8")
+GROUPED = {"w4a16": (4, 16), "w4a8": (4, 8), "w8a16": (8, 16)}
+"""Schemes of weights with a scale for every group of columns: bits of a weight, and of an activation."""
 METHOD = "compressed-tensors"
 
 KERNELS = "kernels"
@@ -34,65 +41,125 @@ AGAIN = "get the checkpoint again, or convert the model again"
 
 @dataclass(frozen=True)
 class QuantizedLinear:
-    """A linear of N = rows, K = columns, codes of `scheme`; length: L of 2:L, None for 2:inf."""
+    """A linear of N = rows, K = columns, codes of `scheme` with a scale for every row. length: L of 2:L, None for
+    2:inf. layout: how it lies in its checkpoint, slide or dense."""
 
     rows: int
     columns: int
     length: int | None
     scheme: str
+    layout: str
 
 
-def is_slide(quantization: Mapping[str, Any]) -> bool:
-    """Whether a quantization_config says that its weights lie in the slide layout."""
+@dataclass(frozen=True)
+class GroupedLinear:
+    """A linear of N = rows, K = columns, codes of `scheme` with a scale, and a zero point unless `symmetric`, for every
+    `size` columns of a row. kept: the groups that are not absent. layout: how it lies in its checkpoint, gqs or
+    dense."""
+
+    rows: int
+    columns: int
+    size: int
+    kept: int
+    symmetric: bool
+    scheme: str
+    layout: str
+
+    @property
+    def bits(self) -> int:
+        return GROUPED[self.scheme][0]
+
+    @property
+    def activation_bits(self) -> int:
+        """16 where activations stay floats, 8 where they are quantized per token."""
+        return GROUPED[self.scheme][1]
+
+    @property
+    def whole(self) -> int:
+        """All groups."""
+        return self.rows * self.columns // self.size
+
+    @property
+    def stored(self) -> int:
+        """The groups that its tensors hold: in the dense layout all of them."""
+        return self.kept if self.layout == "gqs" else self.whole
+
+
+AnyLinear = QuantizedLinear | GroupedLinear
+
+
+def packed_layouts(quantization: Mapping[str, Any]) -> list[str]:
+    """The layouts of ours alone in which weights lie, as a quantization_config says; stock loaders read none."""
     groups = quantization.get("config_groups") or {}
-    return SLIDE_FORMAT in (quantization.get("format"), *(group.get("format") for group in groups.values()))
+    words = {quantization.get("format"), *(group.get("format") for group in groups.values())}
+    return [layout for layout, word in FORMATS.items() if word in words]
 
 
 def is_ours(quantization: Any, record: Any) -> bool:
     """Whether config.json's quantization_config and record are those of a SlideSparse checkpoint, sound or not."""
     if not isinstance(quantization, Mapping) or quantization.get("quant_method") != METHOD:
         return False
-    return record is not None or is_slide(quantization)
+    return record is not None or bool(packed_layouts(quantization))
 
 
-def read_linears(record: Any, quantization: Mapping[str, Any], where: str) -> tuple[str, dict[str, QuantizedLinear]]:
+def read_linears(record: Any, quantization: Mapping[str, Any], where: str) -> tuple[str, dict[str, AnyLinear]]:
     """The layout, and the quantized linears by name. ValueError if the record is missing, newer than us or broken."""
+    packed = packed_layouts(quantization)
     if record is None:
         raise ValueError(
-            f"{where}: weights in the slide layout, but config.json has no {RECORD} (put the config.json back that "
-            "slideconvert wrote, or convert the model again)"
+            f"{where}: weights in the {' and '.join(packed)} layout, but config.json has no {RECORD} (put the "
+            "config.json back that slideconvert wrote, or convert the model again)"
         )
     try:
         version = int(record["format_version"])
         layers = record["layers"] if version <= FORMAT_VERSION else {}
-        linears = {name: _linear(entry) for name, entry in layers.items() if entry["scheme"] != "bf16"}
         layout = record["layout"]
+        linears = {name: _linear(entry, layout) for name, entry in layers.items() if entry["scheme"] != "bf16"}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{where}: unreadable {RECORD} ({error!r}) ({AGAIN})") from error
     if version > FORMAT_VERSION:
         raise ValueError(
             f"{where}: format version {version}, this code reads up to {FORMAT_VERSION} (upgrade slideconvert)"
         )
-    unknown = [f"{name}: scheme {linear.scheme!r}" for name, linear in linears.items() if linear.scheme not in SCHEMES]
-    if layout not in LAYOUTS or (layout == "slide") != is_slide(quantization):
+    known = (*SCHEMES, *GROUPED)
+    unknown = [f"{name}: scheme {linear.scheme!r}" for name, linear in linears.items() if linear.scheme not in known]
+    stored = {linear.layout for linear in linears.values()}
+    if layout not in LAYOUTS or stored - {"dense"} != set(packed):
         unknown.append(f"layout {layout!r} with format {quantization.get('format')!r}")
     if unknown:
         raise ValueError(f"{where}: {RECORD} says {unknown[0]}, which cannot be ({AGAIN})")
     return layout, linears
 
 
-def _linear(entry: Mapping[str, Any]) -> QuantizedLinear:
+def _linear(entry: Mapping[str, Any], layout: str) -> AnyLinear:
     rows, columns = map(int, entry["shape"])
-    zeros, _, length = entry["pattern"].partition(":")
+    scheme, pattern = entry["scheme"], entry["pattern"]
+    if scheme in GROUPED:
+        size, kept = int(entry["group_size"]), entry.get("kept_groups")
+        if size < 1 or columns % size:
+            raise ValueError(f"group_size {size} of {columns} columns")
+        whole = rows * columns // size
+        by_groups = pattern.startswith(f"1x{size}:")
+        if by_groups != (kept is not None) or not 0 <= int(kept or 0) <= whole:
+            raise ValueError(f"pattern {pattern} with group_size {size} and kept_groups {kept} of {whole}")
+        found = layout if layout == "gqs" and by_groups else "dense"
+        kept, symmetric = int(kept) if by_groups else whole, bool(entry["symmetric"])
+        return GroupedLinear(rows, columns, size, kept, symmetric, scheme, found)
+    zeros, _, length = pattern.partition(":")
     if zeros != "2" or (length != "inf" and (int(length) < 4 or int(length) % 2)):
-        raise ValueError(f"pattern {entry['pattern']}")
-    return QuantizedLinear(rows, columns, None if length == "inf" else int(length), entry["scheme"])
+        raise ValueError(f"pattern {pattern}")
+    found = layout if layout == "slide" else "dense"
+    return QuantizedLinear(rows, columns, None if length == "inf" else int(length), scheme, found)
 
 
-def read_settings(settings: Any, backends: Mapping[str, Any], where: str) -> str:
-    """The backend that config.json asks for, auto unless said. ValueError for words that are not known."""
+def read_settings(settings: Any, families: Iterable[Iterable[str]], where: str) -> str:
+    """The backend that config.json asks for, auto unless said. ValueError for words that are not known.
+
+    families: the backends of every kind of linear that the checkpoint has. A word of one kind means auto for linears
+    of another (`backend_for`).
+    """
     words = {} if settings is None else settings
-    known = {"backend": ("auto", *backends)}
+    known = {"backend": ("auto", *dict.fromkeys(name for family in families for name in family))}
     if not isinstance(words, Mapping):
         raise ValueError(f'{where}: {SETTINGS} is {words!r}, an object was expected (write {{"backend": "auto"}})')
     for word, value in words.items():
@@ -101,6 +168,11 @@ def read_settings(settings: Any, backends: Mapping[str, Any], where: str) -> str
         if value not in known[word]:
             raise ValueError(f"{where}: {SETTINGS} asks for {word} {value!r} (use one of {', '.join(known[word])})")
     return words.get("backend", "auto")
+
+
+def backend_for(asked: str, family: Iterable[str]) -> str:
+    """What `read_settings` found, for linears that have the backends of `family`."""
+    return asked if asked in family else "auto"
 
 
 def bundle_faults(folder: Path, hashes: Mapping[str, str], *, complete: bool = True) -> Iterator[str]:

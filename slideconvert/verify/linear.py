@@ -15,14 +15,17 @@ from ..checkpoint.reader import Checkpoint
 from ..errors import InputError, SlideConvertError
 from ..kernels.sparse_gemm.reference import code_floats
 from ..layers import Linear, attention_heads
-from ..layout import StoredLinear, stored_tensors
+from ..layout import StoredLinear, layout_of, stored_tensors
 from ..measure import Tally, check_finite, energy, floats, nonzeros, ratio, take_rows, values
 from ..orders import Orders, folded
-from ..patterns import ZEROS, Pattern
+from ..patterns import ZEROS, AnyPattern, GroupPattern
 from ..planes import bits, blocks, negative, nonzero, to_planes
 from ..prune.select import check_pattern
 from ..quantize import QuantizedWeight, Weight
 
+LEAST_LIKENESS = 0.1
+"""Cosine between a linear that lost groups and its source, at least. What makes up for half of all groups may differ
+from the source by more than its size; other linears have cosines of 1 / sqrt(weights), 0.02 for the smallest."""
 ROUNDING_SLACK = 1 + 2**-16
 """Float32 rounding of w / scale and code * scale, generously: each is below 2**-23 relative of at most 448."""
 
@@ -74,9 +77,11 @@ def verify_linear(ours: Side, source: Side | None, device: str, linear: Linear) 
             raise InputError(f"{name}: shape {list(stored.shape)}, the source has {list(original.shape)}")
         parts = _read(ours, stored)
         theirs = source.weight(linear, original).to(device) if source and original else None
-        for rows in blocks(*stored.shape, device):
+        whole = [stored.scheme, *([original.scheme] if original else [])]
+        together = any(scheme.grouped for scheme in whole) or isinstance(stored.pattern, GroupPattern)
+        for rows in [slice(0, stored.shape[0])] if together else blocks(*stored.shape, device):
             where = name if not rows.start else f"{name} (rows counted from {rows.start})"
-            block = {part: tensor[rows].to(device) for part, tensor in parts.items()}
+            block = {part: (tensor if together else tensor[rows]).to(device) for part, tensor in parts.items()}
             weight = stored.decode(block, where)
             _check_weight(stored, block, weight, where)
             found += Tally(nonzeros=(0, 0, nonzeros(weight)))
@@ -88,8 +93,13 @@ def verify_linear(ours: Side, source: Side | None, device: str, linear: Linear) 
                     if _moved_since(ours, source, name)
                     else _check_against(stored, before, weight, None if kept else stored.pattern, where)
                 )
-        if source and found.energy and found.loss >= found.energy:
+        grouped = isinstance(stored.pattern, GroupPattern)
+        if source and found.energy and not grouped and found.loss >= found.energy:
             raise InputError(f"{name}: differs from the source by more than its size; it is not the same linear")
+        if source and found.product[1] and grouped and found.likeness < LEAST_LIKENESS:
+            raise InputError(
+                f"{name}: the cosine between it and the source is {found.likeness:.3f}; it is not the same linear"
+            )
     except SlideConvertError as problem:
         fault = problem.what if name in problem.what else f"{name}: {problem.what}"
     entry = ours.record.linears.get(name) if ours.record else None
@@ -114,10 +124,11 @@ def _check_record(ours: Side, stored: StoredLinear) -> None:
     entry = ours.record.linears.get(stored.name) if ours.record else None
     if entry is None or ours.record is None:
         return
-    layout = ours.record.layout if stored.scheme.quantized else "dense"
-    if (stored.scheme.name, stored.layout) != (entry.scheme, layout):
+    layout = layout_of(ours.record.layout, entry.scheme, entry.pattern)
+    if (stored.scheme.name, stored.layout) != (entry.scheme.name, layout):
         raise InputError(
-            f"{stored.name}: stored as {stored.scheme.name} {stored.layout}, the record says {entry.scheme} {layout}"
+            f"{stored.name}: stored as {stored.scheme.name} {stored.layout}, the record says {entry.scheme.name} "
+            f"{layout}"
         )
 
 
@@ -134,9 +145,9 @@ def _check_weight(stored: StoredLinear, block: dict[str, Tensor], weight: Weight
         raise InputError(f"{where}: the record says ternary, but not all weights are -1, 0 or 1 times the row's scale")
     if stored.scheme.ct_type == "float" and int(bits(weight.codes).amin()) == -128:
         raise InputError(f"{where}: a zero is stored as -0 (byte 0x80)")
-    if stored.layout == "slide":
+    if stored.layout == "slide" or stored.scheme.grouped:
         # Packed form is canonical: the codes, slid and packed again, must give the very bytes that were read.
-        for tensor, again in stored_tensors(stored.name, weight, stored.pattern, "slide").items():
+        for tensor, again in stored_tensors(stored.name, weight, stored.pattern, stored.layout).items():
             if not torch.equal(bits(again), bits(block[tensor].view(again.shape))):
                 raise InputError(f"{where}: {tensor} is not the canonical packing of its weights")
 
@@ -157,11 +168,14 @@ def _moved_since(ours: Side, source: Side, name: str) -> bool:
 
 def _check_moved(before: Weight, weight: Weight) -> Tally:
     """Measure how far calibration and training have moved the weights; the error is judged over all rows."""
-    old = floats(before)
-    return Tally(energy=energy(old), loss=energy(old - floats(weight)))
+    old, new = floats(before), floats(weight)
+    product = float((old * new).sum(dtype=torch.float64)), energy(new)
+    return Tally(energy=energy(old), loss=energy(old - new), product=product)
 
 
-def _check_against(stored: StoredLinear, before: Weight, weight: Weight, pattern: Pattern | None, where: str) -> Tally:
+def _check_against(
+    stored: StoredLinear, before: Weight, weight: Weight, pattern: AnyPattern | None, where: str
+) -> Tally:
     """Measure the loss; raise InputError at the first weight that is neither the source's (rounded) nor pruned.
 
     pattern: what may have been pruned by; None if nothing may.
@@ -181,6 +195,8 @@ def _check_against(stored: StoredLinear, before: Weight, weight: Weight, pattern
             f"{float(old[row, column]):.6g}: more than rounding"
         )
     assert pattern is not None
+    if isinstance(pattern, GroupPattern):
+        return measured  # how many groups may be gone was checked without the source
     taken = -to_planes(off.to(torch.int8), pattern.group).sum(0, dtype=torch.int8)
     if int(taken.amax()) > ZEROS:
         row, group = (int(index) for index in (taken > ZEROS).nonzero()[0])
@@ -198,6 +214,8 @@ def _rounding(stored: StoredLinear, before: Weight, weight: Weight, old: Tensor)
         # Codes stay codes. The scale of ternary ones stored as floats has the digits of bfloat16.
         return old.abs() * (2**-8 * ROUNDING_SLACK) if stored.coding else torch.zeros_like(old)
     scale = weight.scale.float()
+    if weight.scheme.grouped:
+        return scale.repeat_interleave(weight.scheme.group, 1) * (0.5 * ROUNDING_SLACK)
     if weight.scheme.ct_type == "int":
         return scale * (0.5 * ROUNDING_SLACK)
     # E4M3 has three mantissa bits: half a step is at most 2**-4 of the value, and 2**-10 among the subnormals.

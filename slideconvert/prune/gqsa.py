@@ -1,0 +1,33 @@
+"""The first step of GQSA as its paper has it: the least salient groups go, what is left is rounded to nearest.
+
+Training, block by block and then end to end, is left to make up for it (recover/). Method gqsa does the same step as
+`obs` does it for 2:L patterns, which leaves training much less to do: a mask found for all groups at once, the
+survivors solved for again, rounding that is made up for.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..patterns import AnyPattern, GroupPattern
+from ..quantize import quantize
+from ..schemes import Scheme
+from .groups import in_columns, keep_groups
+from .groups import saliency as group_saliency
+from .obs import Solved
+from .select import apply_mask
+from .statistics import Statistics
+from .sweep import damp
+
+
+def saliency(
+    weight: Tensor, statistics: Statistics, pattern: AnyPattern, scheme: Scheme, masters: Tensor | None = None
+) -> Solved:
+    """weight [N, K] float32 -> its salient groups (GQSA, section 3.1 and 3.2), to nearest codes of the scheme."""
+    assert isinstance(pattern, GroupPattern)
+    damped = damp(statistics.whole.gram)
+    weight = torch.where(damped.dead, torch.zeros_like(weight), weight)
+    keep = in_columns(keep_groups(group_saliency(weight, damped, pattern), pattern), pattern)
+    pruned = apply_mask(weight, keep)
+    return Solved(quantize(pruned, scheme) if scheme.quantized else pruned, damped.notes)

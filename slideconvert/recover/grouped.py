@@ -1,0 +1,202 @@
+"""Linears of grouped schemes in training: what is there of them are the groups that stay, nothing else.
+
+Both stages of GQSA (sections 3.3 and 3.4) build the weight from its surviving groups alone, [n, G] of them, each with a
+scale s and a zero point z. No mask is in the graph, and pruned groups have no gradients, moments or memory.
+
+    BQPO      latent weights w, s and z train; codes = clamp(round(w / s) + z), the rounding straight through
+    E2E-OQP   the codes are frozen, packed as they are stored, and s and z train
+
+Zero points stay integers, as they are stored: they train as floats whose rounding the gradient passes straight through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..quantize import QuantizedWeight
+from ..schemes import Scheme
+
+LEAST_SCALE = 1e-8
+"""Scales stay above: they train, and a weight must not change its sign by them."""
+SCALE_RATE, ZERO_RATE = 1.0, 1.0
+"""Step of scales and zero points, as multiples of the schedule's rate: of the scales' size, and of one code."""
+
+
+def kept_groups(weight: QuantizedWeight) -> Tensor:
+    """Numbers [n] int64, counted row by row, of the groups of a weight that are not zero."""
+    groups = weight.codes.reshape(-1, weight.scheme.group)
+    return (groups != 0).any(1).nonzero()[:, 0]
+
+
+def straight(rounded: Tensor, exact: Tensor) -> Tensor:
+    """The value of `rounded`, the gradient of `exact`."""
+    return rounded + (exact - exact.detach())
+
+
+def bfloat16_scale(scale: Tensor) -> Tensor:
+    """A scale as it is stored, with the gradient of what it was rounded from."""
+    scale = scale.clamp(min=LEAST_SCALE)
+    return straight(scale.detach().to(torch.bfloat16).float(), scale)
+
+
+class GroupedLinear(nn.Module):
+    """y = x Wᵀ + bias, W from its surviving groups; what the two stages share.
+
+    groups [n] int64: which of the N · K / G groups, row by row, are there. scale, zero [n, 1] float32 train; zero is
+    None for symmetric schemes.
+    """
+
+    groups: Tensor
+    before: Tensor
+
+    def __init__(self, weight: QuantizedWeight, bias: Tensor | None) -> None:
+        super().__init__()
+        self.shape, self.scheme = weight.codes.shape, weight.scheme
+        groups = kept_groups(weight)
+        self.register_buffer("groups", groups)
+        self.scale = nn.Parameter(weight.scale.float().flatten()[groups][:, None])
+        self.zero = None if weight.zero is None else nn.Parameter(weight.zero.float().flatten()[groups][:, None])
+        self.grid = weight.grid
+        self.bias = bias
+
+    @property
+    def trained(self) -> list[tuple[nn.Parameter, float]]:
+        """The parameters that train, each with its size, by which its steps are measured."""
+        size = float(self.scale.detach().square().mean()) ** 0.5 if len(self.groups) else 1.0
+        zero = [] if self.zero is None else [(self.zero, ZERO_RATE)]
+        return [(self.scale, SCALE_RATE * size), *zero]
+
+    def rounded_zero(self) -> Tensor | float:
+        """[n, 1] float32 integers, the gradient straight through."""
+        if self.zero is None:
+            return float(self.scheme.middle)
+        inside = self.zero.clamp(0, self.scheme.top)
+        return straight(inside.detach().round(), inside)
+
+    def stored_codes(self) -> Tensor:
+        """[n, G] float32, from 0 to the scheme's top."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def weight(self) -> QuantizedWeight:
+        """What would be stored now."""
+        rows, columns = self.shape
+        zero, count = self.rounded_zero(), columns // self.scheme.group
+        codes = torch.zeros(rows * count, self.scheme.group, device=self.scale.device)
+        codes[self.groups] = self.stored_codes() - zero
+        scale = torch.ones(rows * count, dtype=torch.bfloat16, device=self.scale.device)
+        scale[self.groups] = bfloat16_scale(self.scale).to(torch.bfloat16)[:, 0]
+        points = None
+        if isinstance(zero, Tensor):
+            points = torch.full((rows * count,), self.scheme.middle, dtype=torch.uint8, device=self.scale.device)
+            points[self.groups] = zero.to(torch.uint8)[:, 0]
+            points = points.view(rows, count)
+        made = codes.view(rows, columns).to(getattr(torch, self.scheme.dtype))
+        return QuantizedWeight(made, scale.view(rows, count), self.scheme, points)
+
+
+class TrainedGroups(GroupedLinear):
+    """Of BQPO: the surviving weights train, and their grid."""
+
+    def __init__(self, weight: QuantizedWeight, bias: Tensor | None) -> None:
+        super().__init__(weight, bias)
+        self.latent = nn.Parameter(weight.dequantize().view(-1, self.scheme.group)[self.groups])
+
+    @property
+    def trained(self) -> list[tuple[nn.Parameter, float]]:
+        size = float(self.latent.detach().square().mean()) ** 0.5 if len(self.groups) else 1.0
+        return [(self.latent, size), *super().trained]
+
+    def _codes(self, scale: Tensor, zero: Tensor | float) -> Tensor:
+        """The latent weights in units of their scale, rounded into the range, the rounding straight through."""
+        exact = self.latent / scale
+        moved = straight(exact.detach().round(), exact) + zero
+        return moved.clamp(0, self.scheme.top)
+
+    @torch.no_grad()
+    def stored_codes(self) -> Tensor:
+        return self._codes(bfloat16_scale(self.scale), self.rounded_zero())
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        scale, zero = bfloat16_scale(self.scale), self.rounded_zero()
+        weights = (self._codes(scale, zero) - zero) * scale
+        whole = weights.new_zeros(self.shape[0] * self.shape[1] // self.scheme.group, self.scheme.group)
+        return nn.functional.linear(inputs, whole.index_copy(0, self.groups, weights).view(self.shape), self.bias)
+
+
+class FrozenGroups(GroupedLinear):
+    """Of E2E-OQP: codes are as they are, packed; their scales and zero points train."""
+
+    packed: Tensor
+
+    def __init__(self, weight: QuantizedWeight, bias: Tensor | None) -> None:
+        super().__init__(weight, bias)
+        groups = weight.codes.view(-1, self.scheme.group)[self.groups].int()
+        zero = self.scheme.middle if weight.zero is None else weight.zero.int().flatten()[self.groups][:, None]
+        self.register_buffer("packed", pack_codes(groups + zero, self.scheme))
+
+    def stored_codes(self) -> Tensor:
+        return unpack_codes(self.packed, self.scheme)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        scale, zero = bfloat16_scale(self.scale), self.rounded_zero()
+        if not isinstance(zero, Tensor):
+            zero = torch.full_like(scale, zero)
+        out: Tensor = _FromCodes.apply(inputs, scale, zero, self._whole, self.groups)
+        return out if self.bias is None else out + self.bias.to(out.dtype)
+
+    def _whole(self, scale: Tensor, zero: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Codes minus zero points [n, G] float32, and the weight [N, K] that they make."""
+        codes = self.stored_codes() - zero
+        whole = torch.zeros(
+            self.shape[0] * self.shape[1] // self.scheme.group, self.scheme.group, dtype=dtype, device=scale.device
+        )
+        whole[self.groups] = (codes * scale).to(dtype)
+        return codes, whole.view(self.shape)
+
+
+class _FromCodes(torch.autograd.Function):
+    """x Wᵀ with W made of packed codes when it is needed, forwards and backwards, and never kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, inputs: Tensor, scale: Tensor, zero: Tensor, whole: Callable[..., Any], groups: Tensor
+    ) -> Tensor:
+        dtype = (
+            torch.get_autocast_dtype(inputs.device.type)
+            if torch.is_autocast_enabled(inputs.device.type)
+            else inputs.dtype
+        )
+        ctx.save_for_backward(inputs, scale, zero, groups)
+        ctx.whole, ctx.dtype = whole, dtype
+        return inputs.to(dtype) @ whole(scale, zero, dtype)[1].T
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Any:
+        inputs, scale, zero, groups = ctx.saved_tensors
+        codes, weight = ctx.whole(scale, zero, ctx.dtype)
+        slope = slope.to(ctx.dtype)
+        of_inputs = (slope @ weight).to(inputs.dtype) if ctx.needs_input_grad[0] else None
+        flat = slope.flatten(0, -2).T @ inputs.to(ctx.dtype).flatten(0, -2)
+        of_groups = flat.view(-1, codes.shape[1])[groups].float()
+        of_scale = (of_groups * codes).sum(1, keepdim=True)
+        of_zero = of_groups.sum(1, keepdim=True) * -scale
+        return of_inputs, of_scale, of_zero, None, None
+
+
+def pack_codes(codes: Tensor, scheme: Scheme) -> Tensor:
+    """codes [n, G] integers from 0 to the scheme's top -> [n, G · bits / 8] uint8, the lower column in the low bits."""
+    if scheme.bits == 8:
+        return codes.to(torch.uint8)
+    return (codes[:, ::2] | codes[:, 1::2] << 4).to(torch.uint8)
+
+
+def unpack_codes(packed: Tensor, scheme: Scheme) -> Tensor:
+    """The inverse of `pack_codes`, float32."""
+    if scheme.bits == 8:
+        return packed.float()
+    return torch.stack([packed & 15, packed >> 4], dim=2).flatten(1).float()

@@ -1,0 +1,58 @@
+"""The state of a training after an epoch, in one file, so that an interrupted one goes on to the same result.
+
+safetensors, written beside and renamed: a file that is there is whole.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from ..checkpoint.staging import write_file, writing
+
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+"""What AdamW knows of a parameter."""
+
+
+def save_state(
+    path: Path,
+    losses: Sequence[float],
+    skipped: tuple[int, int],
+    masters: Sequence[Tensor],
+    best: Sequence[Tensor],
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    """skipped: steps left out, in all and in a row. OutputError if the disk does not take it."""
+    tensors: dict[str, Tensor] = {}
+    for number, (master, found) in enumerate(zip(masters, best, strict=True)):
+        tensors |= {f"{number}.now": master.detach(), f"{number}.best": found}
+        state = optimizer.state.get(master, {})
+        tensors |= {f"{number}.{moment}": state[moment] for moment in MOMENTS if moment in state}
+    said = {"losses": json.dumps(list(losses)), "skipped": json.dumps(list(skipped))}
+    with writing(path.parent):
+        write_file(path, save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, said))
+
+
+def load_state(
+    path: Path, masters: Sequence[Tensor], best: list[Tensor], optimizer: torch.optim.Optimizer
+) -> tuple[list[float], int, int]:
+    """Put parameters, their best state and the optimizer's where they were; losses, and steps left out in all and in a
+    row."""
+    with safe_open(path, "pt") as file:
+        said, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    for number, master in enumerate(masters):
+        master.data.copy_(tensors[f"{number}.now"])
+        best[number].copy_(tensors[f"{number}.best"])
+        moments = {moment: tensors[f"{number}.{moment}"] for moment in MOMENTS if f"{number}.{moment}" in tensors}
+        # Step counts stay on the CPU, as AdamW has them.
+        optimizer.state[master] = {
+            moment: tensor if moment == "step" else tensor.to(master.device) for moment, tensor in moments.items()
+        }
+    skipped, in_a_row = json.loads(said["skipped"])
+    return json.loads(said["losses"]), skipped, in_a_row
