@@ -1,4 +1,4 @@
-"""Load any checkpoint we can read (BF16, W8A8 of others, ours in either layout) into a transformers model.
+"""Load any checkpoint we can read (BF16, W8A8 of others, ours in any layout) into a transformers model.
 
 No code from the checkpoint runs: the architecture is transformers' own, chosen by model_type, and the weights are
 put in by us, so that the numbers do not depend on which loaders are installed.
@@ -6,6 +6,7 @@ put in by us, so that the numbers do not depend on which loaders are installed.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,8 +16,11 @@ from ..checkpoint.config import RECORD, Record, check_quantization, describe_lin
 from ..checkpoint.reader import Checkpoint
 from ..errors import InputError, pick
 from ..kernels.backends.base import Codes, LinearSpec
+from ..kernels.group_linear import GroupLinear
+from ..kernels.groups import GroupSpec, weight_of
 from ..kernels.linear import SlideLinear
 from ..layers import decoder_linears
+from ..layout import StoredLinear, group_spec
 from ..patterns import Pattern
 from ..quantize import QuantizedWeight
 from .slidesparse_record import SETTINGS
@@ -42,11 +46,14 @@ def load_model(
     activations: str = "quantized",
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
+    weights: torch.dtype | None = None,
     backend: str = "reference",
 ) -> nn.Module:
     """The checkpoint as a transformers causal language model in eval mode, computing in `dtype`.
 
-    backend: of the quantized linears; the reference measures the checkpoint and not the machine, auto is fast.
+    weights: in which decoder linears that are not quantized lie, `dtype` unless given: where a model runs in bfloat16
+    (precision.running), its linears may lie so. backend: of the quantized linears; the reference measures the
+    checkpoint and not the machine, auto is fast.
 
     InputError if tensors are missing or left over, or the architecture is unknown.
     """
@@ -57,7 +64,7 @@ def load_model(
     model = empty_model(checkpoint, dtype)
     used = set()
     for name in linears:
-        linear, tensors = _linear(checkpoint, record, name, activations, device, dtype, backend)
+        linear, tensors = _linear(checkpoint, record, name, activations, device, weights or dtype, backend)
         model.set_submodule(name, linear)
         used |= tensors
     rest = {name: checkpoint.read(name) for name in checkpoint.tensors if name not in used}
@@ -95,24 +102,34 @@ def _linear(
 ) -> tuple[nn.Module, set[str]]:
     """One decoder linear as a module, and the names of the tensors it was made of."""
     stored = describe_linear(checkpoint, record, name)
-    weight = stored.read(checkpoint)
-    used = {spec.name for spec in stored.tensors}
+    parts = {spec.name: checkpoint.read(spec.name) for spec in stored.tensors}
+    used = set(parts)
     bias = None
     if f"{name}.bias" in checkpoint.tensors:
         bias = checkpoint.read(f"{name}.bias")
         used.add(f"{name}.bias")
-    if isinstance(weight, QuantizedWeight) and not weight.scheme.grouped and activations == "quantized":
-        assert isinstance(stored.pattern, Pattern)
-        spec = LinearSpec(*stored.shape, stored.pattern.length, weight.codes.dtype)
-        codes, term = Codes(spec, dense=weight.codes.to(device)), None if bias is None else bias.to(device)
-        try:
-            linear = SlideLinear.of(codes, weight.scale.to(device), term, backend=backend)
-        except ValueError as error:
-            raise InputError(f"{checkpoint.path}: {name}: {error}", hint="convert the model again") from error
-        return linear, used
-    if isinstance(weight, QuantizedWeight):
-        weight = weight.dequantize()
-    return float_linear(weight, bias, dtype).to(device), used
+    term = None if bias is None else bias.to(device)
+    try:
+        if stored.scheme.grouped and activations == "quantized":
+            own = {part.removeprefix(f"{name}."): tensor.to(device) for part, tensor in parts.items()}
+            groups = weight_of(own, stored.layout)
+            return GroupLinear.of(group_spec_of(stored), groups, term, backend=backend), used
+        weight = stored.decode(parts, name)
+        if isinstance(weight, QuantizedWeight) and activations == "quantized":
+            assert isinstance(stored.pattern, Pattern)
+            spec = LinearSpec(*stored.shape, stored.pattern.length, weight.codes.dtype)
+            codes = Codes(spec, dense=weight.codes.to(device))
+            return SlideLinear.of(codes, weight.scale.to(device), term, backend=backend), used
+    except ValueError as error:
+        raise InputError(f"{checkpoint.path}: {name}: {error}", hint="convert the model again") from error
+    floats = weight.dequantize() if isinstance(weight, QuantizedWeight) else weight
+    return float_linear(floats, bias, dtype).to(device), used
+
+
+def group_spec_of(stored: StoredLinear) -> GroupSpec:
+    """A linear of a grouped scheme as GroupLinear takes it: the dense layout holds all groups, whatever the pattern."""
+    spec = group_spec(stored.shape, stored.scheme, stored.pattern)
+    return spec if stored.layout == "gqs" else replace(spec, kept=spec.whole)
 
 
 def float_linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> nn.Linear:

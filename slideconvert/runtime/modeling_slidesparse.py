@@ -1,4 +1,5 @@
-"""SlideSparse checkpoints in transformers: their quantized linears become SlideLinear, everything else stays stock.
+"""SlideSparse checkpoints in transformers: their quantized linears become SlideLinear, those with scales for groups of
+columns GroupLinear, and everything else stays stock.
 
 Two ways lead here. With slideconvert installed, hook.py hands every checkpoint of ours to the quantizer below, which
 runs slideconvert's kernels. Without it, `trust_remote_code=True` runs the copy of this file in the checkpoint: the
@@ -29,20 +30,41 @@ from .slidesparse_record import (
     METHOD,
     RECORD,
     SETTINGS,
-    QuantizedLinear,
+    AnyLinear,
+    GroupedLinear,
+    backend_for,
     bundle_faults,
     changed,
     is_ours,
-    is_slide,
     misplaced,
+    packed_layouts,
     read_linears,
     read_settings,
 )
 
 OURS = "slidesparse"
 CODES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
-STORED = {torch.int8: ("I8",), torch.float8_e4m3fn: ("F8_E4M3",), torch.uint8: ("U8",)}
+STORED = {
+    torch.int8: ("I8",),
+    torch.float8_e4m3fn: ("F8_E4M3",),
+    torch.uint8: ("U8",),
+    torch.int16: ("I16",),
+    torch.int32: ("I32",),
+    torch.int64: ("I64",),
+    torch.bfloat16: ("BF16",),
+}
 FLOATS = ("F32", "BF16", "F16")
+QUANTIZED = (
+    "weight_packed",
+    "weight_meta",
+    "weight_scale",
+    "weight_row_index",
+    "weight_groups",
+    "weight_values",
+    "weight_zero_point",
+    "weight_shape",
+)
+"""Tensors that only quantized linears have."""
 HUB_WORDS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 _packages: dict[str, str] = {}
@@ -72,6 +94,7 @@ class SlideSparseQuantizer(HfQuantizer):
     def __init__(self, quantization_config: SlideSparseQuantizationConfig, **words: Any) -> None:
         super().__init__(quantization_config, **words)
         self.package = _packages[quantization_config.quant_method]
+        self.entries: dict[str, AnyLinear] = {}
         self.linears: dict[str, Any] = {}
         self.dtypes: dict[str, torch.dtype] = {}
         self.backend = "auto"
@@ -92,9 +115,9 @@ class SlideSparseQuantizer(HfQuantizer):
     ) -> None:
         config, where = model.config, str(model.config.name_or_path)
         record: Any = getattr(config, RECORD, None)
-        layout, entries = read_linears(record, self.quantization_config.words, where)
-        backends = importlib.import_module(f"{self.package}.backends.choose").BACKENDS
-        self.backend = read_settings(getattr(config, SETTINGS, None), backends, where)
+        entries = read_linears(record, self.quantization_config.words, where)[1]
+        families = [self._backends(entry) for entry in entries.values()]
+        self.backend = read_settings(getattr(config, SETTINGS, None), families, where)
         if getattr(config, "distributed_config", None) is not None:
             raise ValueError(f"{where}: transformers cannot split SlideSparse linears over processes (use vLLM)")
         if not checkpoint_files or not str(checkpoint_files[0]).endswith(".safetensors"):
@@ -108,7 +131,8 @@ class SlideSparseQuantizer(HfQuantizer):
 
         # A model without a head calls its linears layers.0…, its checkpoint model.layers.0….
         prefix = f"{model.base_model_prefix}." if model.base_model is model else ""
-        self.linears = {name.removeprefix(prefix): self._slide_linear(layout, entry) for name, entry in entries.items()}
+        self.entries = {name.removeprefix(prefix): entry for name, entry in entries.items()}
+        self.linears = {name: self._linear(entry, f"{where}: {prefix}{name}") for name, entry in self.entries.items()}
         for name, linear in self.linears.items():
             old, shape = _find(model, name), [linear.out_features, linear.in_features]
             if not isinstance(old, nn.Linear) or list(old.weight.shape) != shape:
@@ -123,11 +147,40 @@ class SlideSparseQuantizer(HfQuantizer):
         for fault in _tensor_faults(stored, made, _needed(model, prefix)):
             raise ValueError(f"{where}: {fault} ({AGAIN})")
 
-    def _slide_linear(self, layout: str, entry: QuantizedLinear) -> Any:
+    def _kernels(self, name: str) -> Any:
+        return importlib.import_module(f"{self.package}.{name}")
+
+    def _backends(self, entry: AnyLinear) -> Mapping[str, Any]:
+        """The backends of linears of its kind, by name."""
+        if isinstance(entry, GroupedLinear):
+            return self._kernels("group_backends").GROUP_BACKENDS
+        return self._kernels("backends.choose").BACKENDS
+
+    def _linear(self, entry: AnyLinear, where: str) -> Any:
         """Without weights, and without a bias, which is for the model to say."""
-        module = importlib.import_module(f"{self.package}.linear")
-        spec = module.LinearSpec(entry.rows, entry.columns, entry.length, CODES[entry.scheme])
-        return module.SlideLinear(spec, layout, bias=False, dtype=torch.float32, device="meta")
+        if not isinstance(entry, GroupedLinear):
+            module = self._kernels("linear")
+            spec = module.LinearSpec(entry.rows, entry.columns, entry.length, CODES[entry.scheme])
+            return module.SlideLinear(spec, entry.layout, bias=False, dtype=torch.float32, device="meta")
+        try:
+            spec = self._group_spec(entry, entry.stored)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error} ({AGAIN})") from error
+        module = self._kernels("group_linear")
+        return module.GroupLinear(spec, entry.layout, bias=False, dtype=torch.float32, device="meta")
+
+    def _group_spec(self, entry: GroupedLinear, kept: int) -> Any:
+        words = (entry.rows, entry.columns, entry.size, entry.bits, kept, entry.symmetric, entry.activation_bits)
+        return self._kernels("groups").GroupSpec(*words)
+
+    def _prepare(self, name: str, linear: Any) -> None:
+        """ValueError if what was loaded is not what the record says, or the backend cannot run it."""
+        entry = self.entries[name]
+        if isinstance(entry, GroupedLinear) and entry.kept < entry.stored:
+            # In the dense layout absent groups are zeros.
+            groups = self._kernels("groups")
+            groups.kept_groups(groups.decode(linear.stored(), linear.spec)[0], self._group_spec(entry, entry.kept))
+        linear.prepare(backend_for(self.backend, self._backends(entry)))
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
         # Of a quantized model, transformers 5.17 leaves renamed tensors (a model without a head) in the file's dtype.
@@ -138,7 +191,7 @@ class SlideSparseQuantizer(HfQuantizer):
         for name, linear in self.linears.items():
             linear.requires_grad_(False)  # transformers loads floats as trainable
             try:
-                linear.prepare(self.backend)
+                self._prepare(name, linear)
             except ValueError as error:
                 raise ValueError(f"{model.config.name_or_path}: {name}: {error} ({way_out})") from error
         # The hashes and the code belong to the folder that was read, not to one that will be saved.
@@ -181,11 +234,11 @@ def claim(config: Any, method: str, package: str) -> None:
 
 
 def refuse_other_quantization(config: Any) -> None:
-    """ValueError if the weights lie in the slide layout, which no quantization_config of the caller's can read."""
-    if is_slide(config.quantization_config):
+    """ValueError if the weights lie in a layout of ours, which no quantization_config of the caller's can read."""
+    if packed := packed_layouts(config.quantization_config):
         raise ValueError(
-            f"{config.name_or_path}: the slide layout takes no quantization_config (leave it out, or make the dense "
-            "layout with slideconvert relayout)"
+            f"{config.name_or_path}: the {' and '.join(packed)} layout takes no quantization_config (leave it out, or "
+            "make the dense layout with slideconvert relayout)"
         )
 
 
@@ -283,14 +336,14 @@ def _tensor_faults(
     for name, (dtype, shape) in sorted(stored.items()):
         module, _, part = name.rpartition(".")
         if module not in linears:
-            if dtype in ("I8", "F8_E4M3") or part in ("weight_packed", "weight_meta", "weight_scale"):
+            if dtype in ("I8", "F8_E4M3") or part in QUANTIZED:
                 yield f"{name}: {dtype} {shape} of a quantized linear that {RECORD} does not name"
             continue
         parameter = dict(linears[module].named_parameters()).get(part)
         if parameter is None:
             yield f"{name}: {dtype} {shape} has no place in a {linears[module].layout} {linears[module].spec}"
             continue
-        wanted = STORED.get(parameter.dtype, FLOATS)
+        wanted = FLOATS if part == "bias" else STORED.get(parameter.dtype, FLOATS)
         if dtype not in wanted or shape != list(parameter.shape):
             spec = linears[module].spec
             yield f"{name}: {dtype} {shape}, {spec} needs {wanted[0]} {list(parameter.shape)}"

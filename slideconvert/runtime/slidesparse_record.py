@@ -135,16 +135,15 @@ def _linear(entry: Mapping[str, Any], layout: str) -> AnyLinear:
     rows, columns = map(int, entry["shape"])
     scheme, pattern = entry["scheme"], entry["pattern"]
     if scheme in GROUPED:
-        size, kept = int(entry["group_size"]), entry.get("kept_groups")
+        size = int(entry["group_size"])
         if size < 1 or columns % size:
             raise ValueError(f"group_size {size} of {columns} columns")
         whole = rows * columns // size
-        by_groups = pattern.startswith(f"1x{size}:")
-        if by_groups != (kept is not None) or not 0 <= int(kept or 0) <= whole:
+        by_groups, kept = pattern.startswith(f"1x{size}:"), int(entry.get("kept_groups", whole))
+        if by_groups != ("kept_groups" in entry) or not 0 <= kept <= whole:
             raise ValueError(f"pattern {pattern} with group_size {size} and kept_groups {kept} of {whole}")
         found = layout if layout == "gqs" and by_groups else "dense"
-        kept, symmetric = int(kept) if by_groups else whole, bool(entry["symmetric"])
-        return GroupedLinear(rows, columns, size, kept, symmetric, scheme, found)
+        return GroupedLinear(rows, columns, size, kept, bool(entry["symmetric"]), scheme, found)
     zeros, _, length = pattern.partition(":")
     if zeros != "2" or (length != "inf" and (int(length) < 4 or int(length) % 2)):
         raise ValueError(f"pattern {pattern}")

@@ -70,7 +70,7 @@ class SlideSparseConfig(CompressedTensorsConfig):
         record, settings = getattr(hf_config, RECORD, None), getattr(hf_config, SETTINGS, None)
         try:
             self.layout, self.linears = read_linears(record, hf_config.quantization_config, model_name)
-            self.backend = read_settings(settings, BACKENDS, model_name)
+            self.backend = read_settings(settings, [BACKENDS], model_name)
             self.model_type = str(getattr(hf_config, "model_type", ""))
         except ValueError as error:
             raise InputError(str(error)) from error
