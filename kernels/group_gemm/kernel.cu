@@ -38,7 +38,7 @@ typedef unsigned long long u64;
 struct Arguments {
     const void *x;        /* [tokens, columns] */
     const u8 *values;     /* [pieces, BYTES] stored codes */
-    const void *meta;     /* [groups] u32: scale << 16 | zero << 12 | index; DENSE: u16, the scale */
+    const u32 *meta;      /* [groups] scale << 16 | zero << 12 | index */
     const u8 *zero;       /* ZERO 2: [groups] of 8 bits, or of 4, low nibble first */
     const int *row_index; /* [rows + 1] groups */
     const int *cuts;      /* [workers + 1] pieces */
@@ -81,6 +81,14 @@ __device__ __forceinline__ u32 sub2(u32 a, u32 b)
 {
     u32 out;
     asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(out) : "r"(a), "r"(b));
+    return out;
+}
+
+/* (word & mask) | magic as one instruction: left to itself the compiler takes two, both being constants. */
+__device__ __forceinline__ u32 picked(u32 word, u32 mask, u32 magic)
+{
+    u32 out;
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(out) : "r"(word), "r"(mask), "r"(magic));
     return out;
 }
 
@@ -248,6 +256,13 @@ __device__ __forceinline__ void gather_ready(const Arguments &a, Token *token)
 
 /* ---- weights */
 
+struct Stream {
+    const u8 *values;
+    const u32 *meta;
+    const u8 *zero;
+    __device__ __forceinline__ Stream(const Arguments &a) : values(a.values), meta(a.meta), zero(a.zero) {}
+};
+
 struct Piece {
     u32 word[WORDS];
     u32 meta;
@@ -255,10 +270,10 @@ struct Piece {
 };
 
 /* What lies at `at` of the stream. Read once, so it need not stay in the caches. */
-__device__ __forceinline__ Piece load(const Arguments &a, int at)
+__device__ __forceinline__ Piece load(const Stream &stream, int at)
 {
     Piece out;
-    const u8 *from = a.values + (u64)at * BYTES;
+    const u8 *from = stream.values + (u64)at * BYTES;
     if constexpr (BYTES == 16)
         asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
             : "=r"(out.word[0]), "=r"(out.word[1]), "=r"(out.word[2]), "=r"(out.word[3]) : "l"(from));
@@ -269,10 +284,10 @@ __device__ __forceinline__ Piece load(const Arguments &a, int at)
     else
         out.word[0] = *(const u16 *)from;
     int group = at / PIECES;
-    out.meta = DENSE ? (u32)((const u16 *)a.meta)[group] << 16 : ((const u32 *)a.meta)[group];
+    asm("ld.global.nc.u32 %0, [%1];" : "=r"(out.meta) : "l"(stream.meta + group));
     out.zero = 1 << (BITS - 1);
     if (ZERO == 2)
-        out.zero = BITS == 8 ? a.zero[group] : a.zero[group / 2] >> (group % 2 * 4) & 15;
+        out.zero = BITS == 8 ? stream.zero[group] : stream.zero[group / 2] >> (group % 2 * 4) & 15;
     return out;
 }
 
@@ -287,41 +302,75 @@ __device__ __forceinline__ int column_of(const Piece &piece, int at, int dense)
     return group * PIECES + at % PIECES;
 }
 
-/* The integers (stored - zero) of eight columns as float16, exactly, in the order of the activations. */
-__device__ __forceinline__ void integers(const u32 *word, u32 zero, u32 *out)
+/* What makes integers of stored codes, as pairs of float16. */
+struct Zero {
+    u32 low;  /* 1024 + zero */
+    u32 high; /* -(64 + zero) */
+};
+
+__device__ __forceinline__ Zero zeros(const Piece &piece)
 {
-    u32 low = (0x6400u | zero) * 0x10001u; /* 1024 + zero, twice */
+    Zero out;
+    if (ZERO == 1) {
+        u32 twice = __byte_perm(piece.meta, 0, 0x1010);
+        out.low = picked(twice >> 12, 0x000f000f, 0x64006400);
+        out.high = picked(twice >> 8, 0x00f000f0, 0xd400d400);
+    } else {
+        out.low = piece.zero * 0x10001u | 0x64006400;
+        out.high = piece.zero * 0x100010u | 0xd400d400;
+    }
+    return out;
+}
+
+/* The integers (stored - zero) of eight columns as float16, exactly, in the order of the activations. */
+__device__ __forceinline__ void integers(const u32 *word, Zero zero, u32 *out)
+{
     if (BITS == 4) {
-        u32 high = (0xd400u | zero << 4) * 0x10001u; /* -(64 + zero) */
         u32 upper = word[0] >> 8;
-        out[0] = sub2((word[0] & 0x000f000f) | 0x64006400, low);
-        out[1] = fma2((word[0] & 0x00f000f0) | 0x64006400, 0x2c002c00, high); /* (1024 + 16 q) / 16 - 64 - zero */
-        out[2] = sub2((upper & 0x000f000f) | 0x64006400, low);
-        out[3] = fma2((upper & 0x00f000f0) | 0x64006400, 0x2c002c00, high);
+        out[0] = sub2(picked(word[0], 0x000f000f, 0x64006400), zero.low);
+        out[1] = fma2(picked(word[0], 0x00f000f0, 0x64006400), 0x2c002c00, zero.high); /* (1024 + 16 q) / 16 - 64 - zero */
+        out[2] = sub2(picked(upper, 0x000f000f, 0x64006400), zero.low);
+        out[3] = fma2(picked(upper, 0x00f000f0, 0x64006400), 0x2c002c00, zero.high);
         return;
     }
 #pragma unroll
     for (int i = 0; i < REAL / 4; i++) {
-        out[2 * i] = sub2(__byte_perm(word[i], 0x64646464, 0x4240), low);
-        out[2 * i + 1] = sub2(__byte_perm(word[i], 0x64646464, 0x4341), low);
+        out[2 * i] = sub2(__byte_perm(word[i], 0x64646464, 0x4240), zero.low);
+        out[2 * i + 1] = sub2(__byte_perm(word[i], 0x64646464, 0x4341), zero.low);
     }
+}
+
+/* The chunk of activations at a place of shared memory. Volatile: not to be read before they are there. */
+__device__ __forceinline__ Four float_chunk(u32 base, int place)
+{
+    Four out;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(out.word[0]), "=r"(out.word[1]), "=r"(out.word[2]), "=r"(out.word[3]) : "r"(base + place * 16));
+    return out;
+}
+
+__device__ __forceinline__ Two code_chunk(u32 base, int place)
+{
+    Two out;
+    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(out.word[0]), "=r"(out.word[1]) : "r"(base + place * 8));
+    return out;
 }
 
 #define PAIRS (BITS == 8 ? REAL / 2 : 4)
 #define CHUNK_WORDS (BITS == 8 ? REAL / 4 : 1)
 
 /* The products of a piece with the activations of every token, times the scale. */
-__device__ __forceinline__ void multiply(const Piece &piece, int column, int across, float *out)
+__device__ __forceinline__ void multiply(const Piece &piece, u32 base, int column, int across, float *out)
 {
-    u32 zero = zero_of(piece);
     float scale = bits_float(piece.meta & 0xffff0000);
     if (INT8) {
+        int zero = zero_of(piece);
 #pragma unroll
         for (int t = 0; t < TOKENS; t++) {
             int sum = 0, ones = 0;
 #pragma unroll
             for (int c = 0; c < CHUNKS; c++) {
-                Two x = ((const Two *)shared)[(t * CHUNKS + c) * across + column];
+                Two x = code_chunk(base, (t * CHUNKS + c) * across + column);
 #pragma unroll
                 for (int i = 0; i < (BITS == 8 ? REAL / 4 : 2); i++) {
                     u32 word = BITS == 8 ? piece.word[c * CHUNK_WORDS + i] : piece.word[c] >> (4 * i) & 0x0f0f0f0f;
@@ -329,10 +378,11 @@ __device__ __forceinline__ void multiply(const Piece &piece, int column, int acr
                     asm("dp4a.u32.s32 %0, %1, %2, %0;" : "+r"(ones) : "r"(0x01010101), "r"(x.word[i]));
                 }
             }
-            out[t] = scale * (float)(sum - (int)zero * ones);
+            out[t] = scale * (float)(sum - zero * ones);
         }
         return;
     }
+    Zero zero = zeros(piece);
     float total[TOKENS];
 #pragma unroll
     for (int first = 0; first < CHUNKS; first += 2) { /* 16 columns: 8 products in either half of a pair */
@@ -345,7 +395,7 @@ __device__ __forceinline__ void multiply(const Piece &piece, int column, int acr
             u32 sum = 0;
 #pragma unroll
             for (int c = first; c < CHUNKS && c < first + 2; c++) {
-                Four x = shared[(t * CHUNKS + c) * across + column];
+                Four x = float_chunk(base, (t * CHUNKS + c) * across + column);
 #pragma unroll
                 for (int i = 0; i < PAIRS; i++)
                     sum = fma2(weight[c - first][i], x.word[i], sum);
@@ -437,12 +487,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) group_gemm(const __grid_co
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, worker = blockIdx.x * WARPS + warp;
     int start = a.cuts[worker], stop = a.cuts[worker + 1];
     int row = a.finished[worker], last = a.finished[worker + 1];
-    int across = a.columns / PIECE, block = start / 32, blocks = (stop + 31) / 32;
-    Piece next[UNROLL];
+    int across = a.columns / PIECE, block = start / 32, blocks = start < stop ? (stop + 31) / 32 : block;
+    int final = max(stop - 1, start); /* what lies beyond is not read: it is another's */
+    Stream stream(a);
+    Piece piece[UNROLL];
 #pragma unroll
     for (int u = 0; u < UNROLL; u++)
-        if (block + u < blocks)
-            next[u] = load(a, (block + u) * 32 + lane);
+        if (start < stop)
+            piece[u] = load(stream, min((block + u) * 32 + lane, final));
     Ends ends;
     ends.know(a, row);
     int begin = row < a.rows ? a.row_index[row] * PIECES : start;
@@ -473,25 +525,26 @@ extern "C" __global__ void __launch_bounds__(THREADS) group_gemm(const __grid_co
         pending.count = 0;
     };
     float sum[TOKENS] = {};
+    u32 base = (u32)__cvta_generic_to_shared(shared);
     for (; block < blocks; block += UNROLL) {
-        Piece piece[UNROLL];
+        float values[UNROLL][TOKENS];
 #pragma unroll
         for (int u = 0; u < UNROLL; u++) {
-            piece[u] = next[u];
-            if (block + UNROLL + u < blocks)
-                next[u] = load(a, (block + UNROLL + u) * 32 + lane);
-        }
+            int at = (block + u) * 32 + lane;
+            multiply(piece[u], base, column_of(piece[u], at, dense), across, values[u]);
+            piece[u] = load(stream, min(at + UNROLL * 32, final));
+            bool mine = (u32)(at - start) < (u32)(stop - start);
 #pragma unroll
-        for (int u = 0; u < UNROLL; u++) {
-            if (block + u >= blocks)
-                break;
-            int first = (block + u) * 32, at = first + lane;
-            float value[TOKENS] = {};
-            if (at >= start && at < stop)
-                multiply(piece[u], column_of(piece[u], at, dense), across, value);
+            for (int i = 0; i < TOKENS; i++)
+                values[u][i] = mine ? values[u][i] : 0;
             if (DENSE)
                 for (dense += 32; dense >= across;)
                     dense -= across;
+        }
+#pragma unroll
+        for (int u = 0; u < UNROLL; u++) {
+            int first = (block + u) * 32, at = first + lane;
+            float *value = values[u];
 #pragma unroll 1
             while (end <= first + 32) { /* the same for the whole warp */
                 bool mine = at < end;
@@ -577,13 +630,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) dequantize(const __grid_co
     int lane = threadIdx.x % 32, worker = blockIdx.x * WARPS + threadIdx.x / 32;
     int start = a.cuts[worker], stop = a.cuts[worker + 1], row = a.finished[worker];
     int across = a.columns / PIECE;
+    Stream stream(a);
     for (int first = start; first < stop; first += 32) {
         int at = first + lane;
         if (at >= stop)
             return;
         while (row < a.rows && a.row_index[row + 1] * PIECES <= at)
             row++;
-        Piece piece = load(a, at);
+        Piece piece = load(stream, at);
         u32 zero = zero_of(piece);
         float scale = bits_float(piece.meta & 0xffff0000);
         u64 to = (u64)row * a.columns + (u64)column_of(piece, at, at - row * across) * PIECE;

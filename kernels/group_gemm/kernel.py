@@ -24,8 +24,8 @@ SOURCE = Path(__file__).with_name("kernel.cu")
 SMALL = 16
 PASSES = (1, 2, 4)
 """Tokens of a launch: the fewest that do."""
-WARPS = 24
-UNROLL = 2
+WARPS = 28
+UNROLL = {1: 3, 2: 3, 4: 2}
 HELD = 4
 """Chunks of 8 activations that a thread holds in registers."""
 OVERLAPPING_SINCE = (9, 0)
@@ -139,7 +139,7 @@ class _Launches:
         constants = {
             "SIZE": spec.size, "BITS": spec.bits, "TOKENS": tokens, "INT8": int(spec.activation_bits == 8),
             "X": KINDS[dtype], "OUT": KINDS[dtype], "BIAS": KINDS[bias], "DENSE": int(layout.dense),
-            "ZERO": layout.zero_mode, "WARPS": layout.warps, "UNROLL": UNROLL,
+            "ZERO": layout.zero_mode, "WARPS": layout.warps, "UNROLL": UNROLL[tokens],
             "HELD": held if held * tokens <= HELD and spec.size > 4 else 0,
         }  # fmt: skip
         module = _module(tuple(constants.items()), device)

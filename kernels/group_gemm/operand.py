@@ -1,8 +1,7 @@
 """How kernel.cu wants a grouped weight to lie: one run of bytes, made once from the tensors of a checkpoint and back.
 
     values     the stored codes of the groups, row after row, as they are in a checkpoint
-    meta       4 bytes a group: scale << 16 | zero << 12 | index, the zero point in it where it fits; where every group
-               exists only the scale, 2 bytes
+    meta       4 bytes a group: scale << 16 | zero << 12 | index, the zero point in it where it fits
     zero       zero points that are not in meta: of 4 bits two a byte
     row_index  int32 [N+1]
     cuts       int32 [workers+1]: at which piece each warp begins; pieces are groups, or 16 bytes of large ones
@@ -68,7 +67,7 @@ class Layout:
         """ZERO of kernel.cu."""
         if self.spec.symmetric:
             return 0
-        return 1 if self.spec.bits == 4 and self.spec.across <= 1 << 12 and not self.dense else 2
+        return 1 if self.spec.bits == 4 and self.spec.across <= 1 << 12 else 2
 
     @property
     def whole_rows(self) -> bool:
@@ -83,7 +82,7 @@ class Layout:
         workers = self.blocks * self.warps
         sizes = {
             "values": padded * spec.size * spec.bits // 8,
-            "meta": padded * (2 if self.dense else 4),
+            "meta": padded * 4,
             "zero": padded * spec.bits // 8 if self.zero_mode == 2 else 0,
             "row_index": 4 * (spec.rows + 1),
             "cuts": 4 * (workers + 1),
@@ -108,16 +107,15 @@ class Layout:
             stored = (codes.short().view(-1, spec.size) + zero.view(-1, 1)).to(torch.uint8)
             values, scale, zero = packed_bytes(stored, spec.bits), scale.flatten(), zero.flatten()
             row_index = torch.arange(spec.rows + 1, dtype=torch.int32, device=scale.device) * spec.across
+            index = torch.zeros(spec.kept, dtype=torch.int32, device=scale.device)  # not read
         else:
             check(weight, spec)
             order = self._order(places(weight, spec))
             values, scale, zero = weight.values[order], weight.scale[order], zero_points(weight, spec)[order]
             index, row_index = weight.groups[order].int(), weight.row_index
         operand = torch.zeros(self.sections["all"][1], dtype=torch.uint8, device=scale.device)
-        meta = scale
-        if not self.dense:
-            low = index | (zero.int() << 12 if self.zero_mode == 1 else 0)
-            meta = scale.view(torch.int16).int() << 16 | low
+        low = index | (zero.int() << 12 if self.zero_mode == 1 else 0)
+        meta = scale.view(torch.int16).int() << 16 | low
         cuts, finished = self._cuts(row_index)
         filled = {"values": values, "meta": meta, "row_index": row_index, "cuts": cuts, "finished": finished}
         if self.zero_mode == 2:
@@ -130,7 +128,9 @@ class Layout:
         """What `build` was given, to the bit."""
         spec = self.spec
         values = self.part(operand, "values").view(-1, spec.size * spec.bits // 8)[: spec.kept]
-        zero = None
+        meta = self.part(operand, "meta").view(torch.int32)[: spec.kept]
+        scale = (meta >> 16).short().view(torch.bfloat16)
+        zero = (meta >> 12 & 15).to(torch.uint8) if self.zero_mode == 1 else None
         if self.zero_mode == 2:
             zero = unpacked_bytes(self.part(operand, "zero"), spec.bits)[: spec.kept]
         if self.dense:
@@ -139,18 +139,13 @@ class Layout:
             zeros = torch.full(small, spec.middle, dtype=torch.uint8, device=operand.device)
             zeros = zeros if zero is None else zero.view(small)
             codes = (stored.short() - zeros[..., None]).to(spec.codes_dtype).flatten(1)
-            scale = self.part(operand, "meta").view(torch.bfloat16)[: spec.kept].view(small)
-            return pack_dense(codes, scale, zeros, spec)
-        meta = self.part(operand, "meta").view(torch.int32)[: spec.kept]
+            return pack_dense(codes, scale.view(small), zeros, spec)
         row_index = self.part(operand, "row_index").view(torch.int32)
         index = meta & (0xFFF if self.zero_mode == 1 else 0xFFFF)
         rows = torch.arange(spec.rows, device=operand.device).repeat_interleave(row_index.diff().long())
         order = (rows * spec.across + index).argsort()
-        if self.zero_mode == 1:
-            zero = (meta >> 12 & 15).to(torch.uint8)
         packed = None if zero is None else packed_bytes(zero[order], spec.bits)
-        scale = (meta[order] >> 16).short().view(torch.bfloat16)
-        return Groups(row_index.clone(), index[order].short(), values[order], scale, packed)
+        return Groups(row_index.clone(), index[order].short(), values[order], scale[order], packed)
 
     def _order(self, there: Tensor) -> Tensor:
         """there [n]: row * K/G + index -> the order of groups: rows stay together, and within each the banks of the
