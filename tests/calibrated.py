@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
+from slideconvert.calibrate.settings import PRESETS, Preset
 from slideconvert.plan import Plan, make_plan
 from slideconvert.quantize import QuantizedWeight, Weight
 from slideconvert.recipe import parse_recipe
@@ -97,6 +99,12 @@ def plan_for(
     common = {"scheme": "int8", "pattern": "2:8", "layout": "dense", "calibration": calibration}
     said = {word: value for word, value in {**common, **words}.items() if value is not None}
     return make_plan(resolve(str(source)), parse_recipe(said, "test"))
+
+
+def quality(block_epochs: int, end_epochs: int, **words: Any) -> Preset:
+    """Preset quality with so many epochs of training, and other words of it."""
+    whole = PRESETS["quality"]
+    return replace(whole, recovery=replace(whole.recovery, block_epochs=block_epochs, end_epochs=end_epochs), **words)
 
 
 def numbers(weight: Weight) -> Tensor:

@@ -12,10 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from slideconvert.patterns import LENGTHS
+from slideconvert.schemes import SCHEMES
 
 LENGTH = st.sampled_from(LENGTHS)
 BYTE_DTYPES = [torch.int8, torch.float8_e4m3fn, torch.bfloat16]
 """What slides and packs: weights of one and two bytes."""
+UNGROUPED = {name: scheme for name, scheme in SCHEMES.items() if not scheme.grouped}
+"""The schemes whose scale, if any, belongs to a whole row. The others have tests of their own: test_groups_*.py."""
 
 
 def examples(count: int) -> settings:

@@ -334,7 +334,7 @@ def test_an_allocation_reads_well_in_a_recipe(tmp_path: Path) -> None:
     groups = model(3)
     chosen = dict.fromkeys(groups, Pattern(8)) | {groups[0]: DENSE, groups[10]: Pattern(4)}
     linears = [linear for group in groups for linear in group.linears]
-    recipe = Recipe(make_choice("int8", "2:16", "magnitude"))
+    recipe = Recipe(make_choice(scheme="int8", pattern="2:16", method="magnitude"))
     rules = with_allocation(recipe, chosen, linears).rules
     assert [rule.describe() for rule in rules] == [
         {"match": "*.layers.0.self_attn.[qkv]_proj", "pattern": "2:inf"},

@@ -18,7 +18,6 @@ from transformers.integrations import bitnet as theirs
 from slideconvert.calibrate.engine import LayerResult
 from slideconvert.calibrate.folding import masters_of
 from slideconvert.calibrate.run import RunSettings
-from slideconvert.calibrate.settings import PRESETS
 from slideconvert.calibrate.store import LayerStore
 from slideconvert.checkpoint.config import describe_linear, read_record
 from slideconvert.checkpoint.reader import Checkpoint
@@ -33,17 +32,18 @@ from slideconvert.quantize import QuantizedWeight, quantize
 from slideconvert.recover.trainable import SurvivorLinear
 from slideconvert.report import Report
 from slideconvert.runtime.load import load_model
-from slideconvert.schemes import FP8, INT8, SCHEMES
+from slideconvert.schemes import FP8, INT8
 from slideconvert.ternary import ternarize, unpack_ternary
 from slideconvert.verify import verify_checkpoint
 from tests import bitnet, pico
-from tests.calibrated import FLAGS, plan_for, write_model, write_text
+from tests.calibrated import FLAGS, plan_for, quality, write_model, write_text
 from tests.conftest import MAGNITUDE, Cli
+from tests.matrices import UNGROUPED
 from tests.test_bad_input import refused
 from tests.test_verify import edit_tensors
 from tests.twins import ternary
 
-CALIBRATED = [name for name, method in METHODS.items() if method.calibrated and method.prunes]
+CALIBRATED = [name for name, method in METHODS.items() if method.calibrated and method.prunes and not method.grouped]
 TOKENS = torch.randint(2, pico.VOCABULARY, (2, 40), generator=torch.Generator().manual_seed(0))
 
 
@@ -137,7 +137,7 @@ def test_every_form_gives_the_same_model(cli: Cli, tmp_path: Path, form: str) ->
 # ---- nothing is lost where nothing is pruned
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", UNGROUPED)
 def test_unpruned_it_is_the_model_that_was_trained(cli: Cli, tmp_path: Path, model: Path, scheme: str) -> None:
     """Stored in any scheme, with unquantized activations: the logits of transformers' own BitNet, which ternarizes its
     masters as it runs. bf16 keeps the digits of bfloat16 of each scale, 2⁻⁸ of it."""
@@ -378,8 +378,7 @@ def test_masters_cannot_be_kept(cli: Cli, tmp_path: Path, model: Path) -> None:
 def test_quality_trains_ternary_weights(cli: Cli, tmp_path: Path, model: Path, text: Path, scheme: str) -> None:
     """Channels permuted, the norms between them along; codes and scales trained; the copy sound against its source."""
     plan = plan_for(model, text, preset="quality", scheme=scheme)
-    short = replace(PRESETS["quality"], block_epochs=2, end_epochs=2)
-    plan = replace(plan, recipe=replace(plan.recipe, preset=short))
+    plan = replace(plan, recipe=replace(plan.recipe, preset=quality(2, 2)))
     report = convert(plan, tmp_path / "out", settings=RunSettings(precision="float32"))
     assert len(report.training) == pico.LAYERS + 1
     for weight in weights(tmp_path / "out").values():
@@ -399,8 +398,7 @@ def test_what_is_not_pruned_stays_ternary_in_training(tmp_path: Path, model: Pat
     """Linears that no method solves train as codes, too, when they are stored as floats."""
     rules = [{"match": "*.self_attn.*", "pattern": "2:inf"}]
     plan = plan_for(model, text, preset="quality", scheme="bf16", rules=rules)
-    preset = replace(PRESETS["quality"], block_epochs=4, end_epochs=4)
-    plan = replace(plan, recipe=replace(plan.recipe, preset=preset))
+    plan = replace(plan, recipe=replace(plan.recipe, preset=quality(4, 4)))
     convert(plan, tmp_path / "out", settings=RunSettings(precision="float32"))  # which verifies
     assert all(weight.codes.unique().tolist() == [-1, 0, 1] for weight in weights(tmp_path / "out").values())
 
@@ -418,7 +416,7 @@ def test_a_ternary_linear_starts_at_what_is_served_and_stays_ternary(scheme: Any
     linear = SurvivorLinear(weight, None, masters if known else None)
     x = torch.randn(7, 40, generator=torch.Generator().manual_seed(1))
     assert torch.equal(linear(x), nn.functional.linear(x, floats(weight)))
-    optimizer = torch.optim.Adam(linear.trained, lr=0.05)
+    optimizer = torch.optim.Adam([parameter for parameter, _ in linear.trained], lr=0.05)
     for _ in range(20):
         optimizer.zero_grad()
         (linear(x) - 1).square().mean().backward()

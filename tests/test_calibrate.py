@@ -43,6 +43,7 @@ from tests.calibrated import (
     STAGES,
     numbers,
     plan_for,
+    quality,
     weights,
     write_model,
     write_text,
@@ -306,7 +307,7 @@ def test_one_window_in_eight_is_held_out(windows: int, held: int) -> None:
 
 
 def test_where_hidden_states_lie_changes_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(PRESETS, "quality", replace(PRESETS["quality"], block_epochs=2, end_epochs=2))
+    monkeypatch.setitem(PRESETS, "quality", quality(2, 2))
     source, text = write_model(tmp_path / "source", num_hidden_layers=2), write_text(tmp_path / "text.jsonl")
     plan = plan_for(source, text, preset="quality", pattern="2:4")
     outs = []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from slideconvert.prune.statistics import Statistics
 from slideconvert.recover import training
 from slideconvert.report import Report
 from slideconvert.runtime.load import load_model, load_tokenizer
-from slideconvert.schemes import SCHEMES
 from slideconvert.text import read_documents, token_windows
 from tests import pico
 from tests.calibrated import (
@@ -34,13 +32,14 @@ from tests.calibrated import (
     LENGTH,
     SAMPLES,
     plan_for,
+    quality,
     weights,
     write_model,
     write_text,
     write_tokenizer,
 )
 from tests.conftest import Cli
-from tests.matrices import raw
+from tests.matrices import UNGROUPED, raw
 from tests.test_bad_input import refused
 from tests.test_verify import edit_tensors
 
@@ -97,7 +96,7 @@ def assert_pattern(stored: Tensor, pattern: str) -> None:
 # ---- every method, scheme and pattern
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", UNGROUPED)
 @pytest.mark.parametrize("method", ["magnitude", "wanda", "hessian", "obs", "alps"])
 def test_every_method_prunes_to_every_pattern_in_every_scheme(
     cli: Cli, tmp_path: Path, layered: Path, text: Path, method: str, scheme: str
@@ -140,7 +139,7 @@ def test_presets_choose_the_method_by_the_pattern(
     assert recipe["calibration"] == {"text": str(text), "samples": SAMPLES, "length": LENGTH, "seed": 0}
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", UNGROUPED)
 @pytest.mark.parametrize("method", ["rtn", "gptq"])
 def test_methods_that_only_quantize_keep_the_mask_of_the_source(
     cli: Cli, tmp_path: Path, sparse: Path, text: Path, method: str, scheme: str
@@ -230,7 +229,7 @@ def test_other_float_sources_keep_their_dtype_when_only_pruned(
 @pytest.fixture
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """Preset quality with few epochs."""
-    monkeypatch.setitem(PRESETS, "quality", replace(PRESETS["quality"], block_epochs=2, end_epochs=2))
+    monkeypatch.setitem(PRESETS, "quality", quality(2, 2))
 
 
 QUALITY: dict[str, dict[str, Any]] = {
@@ -268,7 +267,7 @@ def gains(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, flo
     found = {}
     for word in ("magnitude", "wanda", "hessian", "obs", "alps", "quality"):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setitem(PRESETS, "quality", replace(PRESETS["quality"], block_epochs=4, end_epochs=3))
+            patch.setitem(PRESETS, "quality", quality(4, 3))
             words = {"preset": word} if word in PRESETS else {"method": word}
             plan = plan_for(DEMO, DEMO_TEXT / "calibration.jsonl", 32, 128, scheme="bf16", pattern="2:4", **words)
         convert(plan, folder / word)

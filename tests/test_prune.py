@@ -221,7 +221,10 @@ def test_check_takes_minus_zero_for_a_zero(dtype: torch.dtype) -> None:
 
 
 def test_methods() -> None:
-    assert tuple(METHODS) == ("magnitude", "wanda", "hessian", "obs", "alps", "rtn", "gptq")
+    assert tuple(METHODS) == (
+        "magnitude", "wanda", "hessian", "obs", "alps", "gqsa", "saliency", "rtn", "gptq"
+    )  # fmt: skip
+    assert [name for name, method in METHODS.items() if method.grouped] == ["gqsa", "saliency"]
     assert METHODS["magnitude"].mask is magnitude
     assert [parse_method(name) for name in METHODS] == list(METHODS)
     with pytest.raises(InputError, match=r"unknown method 'magnitud' \(did you mean magnitude\?"):

@@ -56,7 +56,14 @@ def test_every_word_of_a_recipe(tmp_path: Path) -> None:
 
 def test_what_is_not_said_is_not_chosen(tmp_path: Path) -> None:
     assert load("{}", tmp_path) == Recipe(
-        Choice(None, None, None, keep=False), (), None, None, Calibration(), 5_000_000_000
+        choice=Choice(None, None, None, None, False, None, None, None, None),
+        rules=(),
+        layout=None,
+        preset=None,
+        block_epochs=None,
+        end_epochs=None,
+        calibration=Calibration(),
+        shard_bytes=5_000_000_000,
     )
     assert load("rules: []", tmp_path) == Recipe()
 
@@ -86,8 +93,11 @@ def test_rule_fills_up_from_the_recipe(tmp_path: Path) -> None:
 
 
 def test_first_match_wins() -> None:
-    rules = Rule("*.down_proj", make_choice(pattern="2:4")), Rule("*.layers.1.*", make_choice("bf16", "2:6"))
-    recipe = Recipe(make_choice("int8", "2:16"), rules)
+    rules = (
+        Rule("*.down_proj", make_choice(pattern="2:4")),
+        Rule("*.layers.1.*", make_choice(scheme="bf16", pattern="2:6")),
+    )
+    recipe = Recipe(make_choice(scheme="int8", pattern="2:16"), rules)
     assert recipe.for_linear(DOWN) == Choice(INT8, Pattern(4))  # nothing of the second rule
     assert recipe.for_linear(UP) == Choice(BF16, Pattern(6))
     assert Recipe(recipe.choice, rules[::-1]).for_linear(DOWN) == Choice(BF16, Pattern(6))

@@ -33,7 +33,8 @@ from slideconvert.recover.trainable import SurvivorLinear, make_trainable
 from slideconvert.recover.training import Curve, Schedule, train
 from slideconvert.schemes import SCHEMES, Scheme
 from tests import pico
-from tests.calibrated import DEMO, DEMO_TEXT, STAGES, numbers, plan_for, write_model, write_text
+from tests.calibrated import DEMO, DEMO_TEXT, STAGES, numbers, plan_for, quality, write_model, write_text
+from tests.matrices import UNGROUPED
 
 
 def start(scheme: Scheme, rows: int = 24, columns: int = 40) -> Weight:
@@ -51,7 +52,7 @@ def inputs(tokens: int = 50, columns: int = 40) -> Tensor:
 
 
 @pytest.mark.parametrize("biased", [True, False])
-@pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
+@pytest.mark.parametrize("scheme", UNGROUPED.values(), ids=UNGROUPED)
 def test_it_starts_at_what_is_served(scheme: Scheme, biased: bool) -> None:
     weight, bias = start(scheme), torch.linspace(-1, 1, 24) if biased else None
     linear = SurvivorLinear(weight, bias)
@@ -59,7 +60,7 @@ def test_it_starts_at_what_is_served(scheme: Scheme, biased: bool) -> None:
     assert_same_weight(linear.weight(), weight)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
+@pytest.mark.parametrize("scheme", UNGROUPED.values(), ids=UNGROUPED)
 def test_wherever_it_goes_it_computes_with_what_would_be_stored(scheme: Scheme) -> None:
     """Exactly: what the rounding takes off is itself a float32 number, so adding it gives the rounded weight."""
     linear = SurvivorLinear(start(scheme), None)
@@ -79,7 +80,7 @@ def assert_same_weight(made: Weight, expected: Weight) -> None:
         assert isinstance(made, Tensor) and isinstance(expected, Tensor) and torch.equal(made, expected)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
+@pytest.mark.parametrize("scheme", UNGROUPED.values(), ids=UNGROUPED)
 def test_gradients_pass_the_rounding_and_stop_at_the_mask(scheme: Scheme) -> None:
     """Straight through: dL/dlatent = (dL/dy)ᵀ x on the mask. Sums of 50 terms in float32: 1e-5 is generous."""
     linear, x = SurvivorLinear(start(scheme), None), inputs()
@@ -128,6 +129,11 @@ class Line:
         return (self.x[windows] @ self.weight - self.y[windows]).square().mean()
 
 
+def sized(parameter: nn.Parameter) -> list[tuple[nn.Parameter, float]]:
+    """What trains, with its size: the root mean square."""
+    return [(parameter, math.sqrt(parameter.detach().double().square().mean()))]
+
+
 FITTED, HELD = torch.arange(10), torch.arange(10, 12)
 SCHEDULE = Schedule(epochs=6, rate=0.1, batch=4)
 
@@ -173,7 +179,7 @@ def test_training_is_adam_over_shuffled_batches(words: dict[str, Any]) -> None:
     line = Line()
     expected, losses, _ = twin_train(line, SCHEDULE)
     told: list[tuple[int, int]] = []
-    curve = train([line.weight], line.loss, FITTED, HELD, SCHEDULE, tell=lambda *step: told.append(step), **words)
+    curve = train(sized(line.weight), line.loss, FITTED, HELD, SCHEDULE, tell=lambda *step: told.append(step), **words)
     np.testing.assert_allclose(line.weight.detach().numpy(), expected, rtol=1e-5)
     np.testing.assert_allclose(curve.losses, losses, rtol=1e-5)
     assert curve.best == int(np.argmin(losses)) > 0 and curve.skipped == 0
@@ -183,18 +189,33 @@ def test_training_is_adam_over_shuffled_batches(words: dict[str, Any]) -> None:
 def test_the_rate_is_a_share_of_the_weights_own_size() -> None:
     small, large = Line(), Line(scale=1024.0)
     for line in (small, large):
-        train([line.weight], line.loss, FITTED, HELD, SCHEDULE)
+        train(sized(line.weight), line.loss, FITTED, HELD, SCHEDULE)
     torch.testing.assert_close(large.weight / 1024, small.weight, rtol=1e-5, atol=0)
 
 
 def test_zeros_do_not_count_in_the_size_of_a_weight() -> None:
+    """A layer of one row of which two weights survive trains as the two alone would."""
     line = Line()
-    wide = nn.Parameter(torch.cat([line.weight.detach(), torch.zeros(6)]))
+    wide = SurvivorLinear(torch.cat([line.weight.detach(), torch.zeros(6)])[None], None)
+    padded = torch.cat([line.x, torch.ones(12, 6)], 1)
     train(
-        [wide], lambda windows: (line.x[windows] @ wide[:2] - line.y[windows]).square().mean(), FITTED, HELD, SCHEDULE
+        wide.trained,
+        lambda windows: (wide(padded[windows])[:, 0] - line.y[windows]).square().mean(),
+        FITTED,
+        HELD,
+        SCHEDULE,
     )
-    train([line.weight], line.loss, FITTED, HELD, SCHEDULE)
-    assert torch.equal(wide[:2], line.weight) and not wide[2:].any()
+    train(sized(line.weight), line.loss, FITTED, HELD, SCHEDULE)
+    torch.testing.assert_close(wide.latent[0, :2], line.weight, rtol=1e-6, atol=0)
+    assert not wide.latent[0, 2:].any()
+
+
+def test_a_rate_that_is_not_relative_is_taken_as_it_is() -> None:
+    """The size plays no part, and without it twice the rate takes twice the steps."""
+    lines = Line(), Line(), Line()
+    for line, size, rate in zip(lines, (1.0, 9.0, 1.0), (0.1, 0.1, 0.2), strict=True):
+        train([(line.weight, size)], line.loss, FITTED, HELD, replace(SCHEDULE, rate=rate, relative=False, epochs=1))
+    assert torch.equal(lines[0].weight, lines[1].weight) and not torch.equal(lines[0].weight, lines[2].weight)
 
 
 def away(goal: float, held_goal: float) -> tuple[nn.Parameter, Callable[[Tensor], Tensor]]:
@@ -210,13 +231,13 @@ def away(goal: float, held_goal: float) -> tuple[nn.Parameter, Callable[[Tensor]
 
 def test_training_that_hurts_is_undone() -> None:
     number, loss = away(2.0, 1.0)
-    curve = train([number], loss, FITTED, HELD, SCHEDULE)
+    curve = train(sized(number), loss, FITTED, HELD, SCHEDULE)
     assert number.detach().item() == 1 and curve.best == 0 and curve.losses[0] == 0 and min(curve.losses[1:]) > 0
 
 
 def test_the_best_epoch_is_kept_and_not_the_last() -> None:
     number, loss = away(9.0, 1.5)
-    curve = train([number], loss, FITTED, HELD, replace(SCHEDULE, rate=0.15, floor=1.0))
+    curve = train(sized(number), loss, FITTED, HELD, replace(SCHEDULE, rate=0.15, floor=1.0))
     assert 0 < curve.best < SCHEDULE.epochs and curve.losses[curve.best] == min(curve.losses)
     assert (
         float(loss(HELD).detach()) == pytest.approx(curve.losses[curve.best])
@@ -233,7 +254,7 @@ def test_steps_whose_loss_is_not_finite_are_left_out_and_counted(value: float) -
     def loss(windows: Tensor) -> Tensor:
         return line.loss(windows) * (value if 3 in windows else 1.0)
 
-    curve = train([line.weight], loss, FITTED, HELD, SCHEDULE, micro=2)
+    curve = train(sized(line.weight), loss, FITTED, HELD, SCHEDULE, micro=2)
     assert curve.skipped == skipped
     np.testing.assert_allclose(line.weight.detach().numpy(), expected, rtol=1e-5)
     np.testing.assert_allclose(curve.losses, losses, rtol=1e-5)
@@ -247,7 +268,7 @@ def test_a_gradient_that_is_not_finite_is_as_bad_as_a_loss() -> None:
     def loss(windows: Tensor) -> Tensor:
         return line.loss(windows) + ((line.weight * 0).sum().sqrt() if 3 in windows else 0)
 
-    curve = train([line.weight], loss, FITTED, HELD, SCHEDULE)
+    curve = train(sized(line.weight), loss, FITTED, HELD, SCHEDULE)
     assert curve.skipped == skipped
     np.testing.assert_allclose(line.weight.detach().numpy(), expected, rtol=1e-5)
 
@@ -255,7 +276,7 @@ def test_a_gradient_that_is_not_finite_is_as_bad_as_a_loss() -> None:
 def test_a_state_whose_held_out_loss_is_not_a_number_is_never_the_best() -> None:
     number, loss = away(2.0, 2.0)
     finite = lambda windows: loss(windows) * (math.nan if number.item() > 1.4 and windows[0] >= 10 else 1)  # noqa: E731
-    curve = train([number], finite, FITTED, HELD, SCHEDULE)
+    curve = train(sized(number), finite, FITTED, HELD, SCHEDULE)
     assert math.inf in curve.losses and number.item() <= 1.4 and math.isfinite(curve.losses[curve.best])
 
 
@@ -265,7 +286,7 @@ def test_a_state_whose_held_out_loss_is_not_a_number_is_never_the_best() -> None
 @pytest.fixture
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """Preset quality with few epochs, the channels in the order of the source."""
-    monkeypatch.setitem(PRESETS, "quality", replace(PRESETS["quality"], permute=False, block_epochs=3, end_epochs=2))
+    monkeypatch.setitem(PRESETS, "quality", quality(3, 2, permute=False))
 
 
 def stock(source: Path, results: list[dict[str, Weight]]) -> Any:
@@ -346,7 +367,7 @@ def test_the_published_model_has_the_loss_that_was_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """Everything that quality does, permuted channels and biases included, read back by stock transformers."""
-    monkeypatch.setitem(PRESETS, "quality", replace(PRESETS["quality"], block_epochs=2, end_epochs=2))
+    monkeypatch.setitem(PRESETS, "quality", quality(2, 2))
     source, text = write_model(tmp_path / "source", kind), write_text(tmp_path / "text.jsonl", documents=60)
     plan = plan_for(source, text, samples=48, preset="quality", scheme="bf16", pattern="2:4")
     report = convert(plan, tmp_path / "out", settings=RunSettings(precision="float32"))

@@ -32,12 +32,12 @@ from slideconvert.prune.sweep import Damped, Grid, column_order, damp, group_ord
 from slideconvert.prune.wanda import wanda
 from slideconvert.quantize import QuantizedWeight, Weight, channel_scale
 from slideconvert.schemes import INT8, SCHEMES, Scheme
-from tests.matrices import raw
+from tests.matrices import UNGROUPED, raw
 from tests.twins import prune, pruning
 
 CLOSE = 1e-5
 """How far float32 may be from the twins, as a share of a row's largest weight."""
-SOLVERS = [method for method in METHODS.values() if method.calibrated]
+SOLVERS = [method for method in METHODS.values() if method.calibrated and not method.grouped]
 
 
 class Layer(NamedTuple):
@@ -110,7 +110,7 @@ def all_zeros_plain(weight: Weight) -> bool:
 # ---- the sweep
 
 
-@pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
+@pytest.mark.parametrize("scheme", UNGROUPED.values(), ids=UNGROUPED)
 @pytest.mark.parametrize("length", [4, 6, 8, 10, 12])
 def test_sweep_equals_brute_force(length: int, scheme: Scheme) -> None:
     """K = 12: the inverse of what is still free, taken anew for every column, gives the same weights and mask."""
@@ -130,7 +130,7 @@ def test_sweep_equals_brute_force(length: int, scheme: Scheme) -> None:
     assert compared >= 20, "of 24 rows"
 
 
-@pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
+@pytest.mark.parametrize("scheme", UNGROUPED.values(), ids=UNGROUPED)
 @pytest.mark.parametrize("columns", [64, 77])
 @pytest.mark.parametrize("length", LENGTHS)
 def test_sweep_over_blocks_and_tails_equals_the_twin(length: int, columns: int, scheme: Scheme) -> None:
@@ -144,7 +144,7 @@ def test_sweep_over_blocks_and_tails_equals_the_twin(length: int, columns: int, 
     assert_near(numbers(made)[sure], expected[sure])
 
 
-@pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
+@pytest.mark.parametrize("scheme", UNGROUPED.values(), ids=UNGROUPED)
 def test_sweep_on_a_mask_equals_the_twin(scheme: Scheme) -> None:
     """GPTQ with zeros forced: what cannot be kept off the mask is paid back, in any order of columns."""
     one = layer(8, 70, 3)
@@ -193,7 +193,7 @@ def test_dead_inputs_go_first(length: int) -> None:
         assert (~keep[:, length : 2 * length]).nonzero()[:, 1].tolist() == [1, 3] * 6
 
 
-@pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
+@pytest.mark.parametrize("scheme", UNGROUPED.values(), ids=UNGROUPED)
 def test_sweep_leaves_plain_zeros(scheme: Scheme) -> None:
     """A pruned negative weight is +0, and so is a small negative one that rounds to zero."""
     one = layer(20, 40)
@@ -261,7 +261,7 @@ def statistics(inputs: Tensor, dense: Tensor | None = None, *, held: int = 0) ->
     return parts[1].statistics(parts[0].statistics() if held else None)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
+@pytest.mark.parametrize("scheme", UNGROUPED.values(), ids=UNGROUPED)
 @pytest.mark.parametrize("pattern", ALL, ids=str)
 @pytest.mark.parametrize("method", SOLVERS, ids=lambda method: method.name)
 def test_every_method_gives_legal_weights(method: Method, pattern: Pattern, scheme: Scheme) -> None:
@@ -298,7 +298,7 @@ def test_wanda_weighs_by_the_size_of_inputs() -> None:
     np.testing.assert_array_equal(wanda(one.weight, known.whole.norms, Pattern(6)).numpy(), expected)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
+@pytest.mark.parametrize("scheme", UNGROUPED.values(), ids=UNGROUPED)
 @pytest.mark.parametrize("length", LENGTHS)
 def test_the_more_a_method_does_the_less_it_loses(length: int, scheme: Scheme) -> None:
     """On the tokens it was calibrated on, rounding included."""
