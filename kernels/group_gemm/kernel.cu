@@ -3,8 +3,8 @@
    The weight is a stream of pieces: a group, or 16 bytes of a large one, row after row. A lane takes a piece, a warp 32
    that follow one another, so that everything is read in whole lines; the activations lie in shared memory and are
    gathered. A worker (warp) takes the pieces from cuts[w] to cuts[w + 1] whatever row they are of: Stream-K. Where a row
-   is cut, what each worker has of it is added up in the order of the workers: through shared memory within a block,
-   by `complete` between blocks. Nothing depends on who comes first.
+   is cut, what each worker has of it is added up in the order of the workers, through shared memory: blocks begin where
+   rows do. Nothing depends on who comes first.
 
    Float activations are scaled by a power of two per token into float16 (exact for bfloat16 but for what is 2^-30 of
    the largest), multiplied with the integers of the weight and added up in float16 over at most 8 products, small
@@ -45,8 +45,7 @@ struct Arguments {
     const int *finished;  /* [workers + 1] rows that end in the workers before */
     const void *bias;     /* [rows] */
     void *out;            /* [tokens, rows] */
-    float *partial;       /* [blocks, 2, TOKENS]: of the row cut at a block's begin, and at its end */
-    int rows, columns, tokens, blocks;
+    int rows, columns, tokens;
 };
 
 struct alignas(16) Four { u32 word[4]; };
@@ -583,45 +582,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) group_gemm(const __grid_co
         for (int w = from; w < warp; w++)
             total += tail[w][lane];
         total += head[warp][lane];
-        if (starts[0] > begin)
-            a.partial[blockIdx.x * 2 * TOKENS + lane] = total;
-        else if (lane < a.tokens)
+        if (lane < a.tokens)
             finish(a, first_row, lane, total);
     }
-    /* What the block has of a row that goes on after it. */
-    if (a.partial && warp == WARPS - 1 && lane < TOKENS) {
-        int begins = last < a.rows ? a.row_index[last] * PIECES : stop;
-        if (begins < stop) {
-            int from = WARPS - 1;
-            while (from > 0 && starts[from] > begins)
-                from--;
-            float total = 0;
-            for (int w = from; w < WARPS; w++)
-                total += tail[w][lane];
-            a.partial[(blockIdx.x * 2 + 1) * TOKENS + lane] = total;
-        }
-    }
-}
-
-/* The rows that blocks cut: a thread for each block and token, where such a row ends. */
-extern "C" __global__ void complete(const __grid_constant__ Arguments a)
-{
-    int t = blockIdx.x % TOKENS, block = blockIdx.x / TOKENS * blockDim.x + threadIdx.x;
-    if (block >= a.blocks || t >= a.tokens)
-        return;
-    int row = a.finished[block * WARPS], first = a.cuts[block * WARPS];
-    if (row >= a.rows)
-        return;
-    int begin = a.row_index[row] * PIECES, end = a.row_index[row + 1] * PIECES;
-    if (begin >= first || end > a.cuts[(block + 1) * WARPS])
-        return;
-    int from = block;
-    while (a.cuts[from * WARPS] > begin)
-        from--;
-    float total = 0;
-    for (int b = from; b < block; b++)
-        total += a.partial[(b * 2 + 1) * TOKENS + t];
-    finish(a, row, t, total + a.partial[block * 2 * TOKENS + t]);
 }
 
 /* out [rows, columns] = the weight, where groups exist. */

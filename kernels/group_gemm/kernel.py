@@ -18,19 +18,22 @@ from ..groups import DenseGroups, GroupSpec, Weight
 from ..launch import aligned, stream_of
 from ..nvrtc import Launch, Module
 from ..quantize.reference import quantize
-from .operand import WARP, Layout
+from .operand import WARP, Layout, piece_of
 
 SOURCE = Path(__file__).with_name("kernel.cu")
 SMALL = 16
 PASSES = (1, 2, 4)
 """Tokens of a launch: the fewest that do."""
-WARPS = 28
+WARPS = (24, 32)
+"""Of a block, for small weights and others: with few pieces for each, more warps only take longer to start."""
+SMALL_WEIGHT = 200
+"""Times 32 pieces a multiprocessor: less is small."""
 UNROLL = {1: 3, 2: 3, 4: 2}
+"""Times 32 pieces that a warp has in flight, by the tokens of a pass."""
 HELD = 4
 """Chunks of 8 activations that a thread holds in registers."""
 OVERLAPPING_SINCE = (9, 0)
-COMPLETE_THREADS = 64
-STATIC_SHARED = 2048 + WARPS * 8 * 36 * 4
+STATIC_SHARED = 2048 + WARPS[1] * 8 * 36 * 4
 """Bytes of shared memory that the kernel takes beside the activations, at most."""
 KINDS = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2, None: 3}
 
@@ -42,10 +45,10 @@ class Arguments(ctypes.Structure):
         *(
             (name, c_uint64)
             for name in (
-                "x", "values", "meta", "zero", "row_index", "cuts", "finished", "bias", "out", "partial",
+                "x", "values", "meta", "zero", "row_index", "cuts", "finished", "bias", "out",
             )
         ),
-        *((name, c_int) for name in ("rows", "columns", "tokens", "blocks")),
+        *((name, c_int) for name in ("rows", "columns", "tokens")),
     )  # fmt: skip
 
 
@@ -58,7 +61,9 @@ class GroupGemm:
     def __init__(self, spec: GroupSpec, device: torch.device, *, dense: bool = False, division: str = "stream") -> None:
         self.spec, self.device = spec, device
         properties = torch.cuda.get_device_properties(device)
-        self.layout = Layout(spec, dense, properties.multi_processor_count, WARPS, division)
+        blocks = properties.multi_processor_count
+        few = spec.kept * spec.size // piece_of(spec) < SMALL_WEIGHT * WARP * blocks
+        self.layout = Layout(spec, dense, blocks, WARPS[0] if few else WARPS[1], division)
         token = spec.columns * (2 if spec.activation_bits == 16 else 1) * (2 if spec.size == 4 else 1)
         room = properties.shared_memory_per_block_optin - STATIC_SHARED  # type: ignore[attr-defined]
         self.passes = [tokens for tokens in PASSES if tokens * token <= room]
@@ -144,7 +149,7 @@ class _Launches:
         }  # fmt: skip
         module = _module(tuple(constants.items()), device)
         self._gemm = module.kernel("group_gemm", shared)
-        self._complete, self._dequantize = module.kernel("complete"), module.kernel("dequantize")
+        self._dequantize = module.kernel("dequantize")
         self._threads = layout.warps * WARP
         self._overlapping = torch.cuda.get_device_capability(device) >= OVERLAPPING_SINCE
         self._idle: dict[tuple[int, int], list[Launch]] = {}
@@ -153,7 +158,7 @@ class _Launches:
         spec, layout = self.layout.spec, self.layout
         names = ("values", "meta", "zero", "row_index", "cuts", "finished")
         addresses = {name: operand + layout.sections[name][0] for name in names}
-        return Arguments(**addresses, bias=bias, rows=spec.rows, columns=spec.columns, blocks=layout.blocks)
+        return Arguments(**addresses, bias=bias, rows=spec.rows, columns=spec.columns)
 
     def start(self, x: int, operand: int, bias: int, out: int, tokens: int, stream: int) -> None:
         """Addresses of x [tokens, K], a multiple of 16, of the operand, bias [N] or 0, and out [tokens, N]."""
@@ -165,15 +170,7 @@ class _Launches:
             launch = Launch(self._gemm, self.layout.blocks, self._threads, arguments, overlapping=self._overlapping)
         argument = launch.argument
         argument.x, argument.out, argument.tokens = x, out, tokens
-        if self.layout.whole_rows:
-            launch.start(stream)
-        else:
-            count = self.layout.blocks * 2 * self.tokens
-            partial = torch.empty(count, dtype=torch.float32, device=self.device)
-            argument.partial = partial.data_ptr()
-            launch.start(stream)
-            blocks = -(-self.layout.blocks // COMPLETE_THREADS) * self.tokens
-            Launch(self._complete, blocks, COMPLETE_THREADS, argument).start(stream)
+        launch.start(stream)
         idle.append(launch)
 
     def start_dequantize(self, operand: int, out: int, stream: int) -> None:

@@ -8,7 +8,8 @@
     finished   int32 [workers+1]: how many rows end in the warps before it
 
 The groups of a row are put in an order in which neighbours gather activations from other banks of shared memory.
-Division "stream" gives every warp the same number of pieces, "slice" the same number of rows.
+Division "stream" gives every block the same number of pieces, but for half a row, and every warp of a block the same;
+"slice" gives every warp the same number of rows.
 """
 
 from __future__ import annotations
@@ -38,8 +39,11 @@ BANKS = {16: 8, 8: 16}
 """Gathers that shared memory answers at a time, by the bits of activations: 16 or 8 bytes each."""
 ALIGNMENT = 256
 DIVISIONS = ("stream", "slice")
-LEAST_ROWS = 4
-"""Full rows that a block must have at least for blocks to begin where rows do: the imbalance is half of one."""
+
+
+def piece_of(spec: GroupSpec) -> int:
+    """Columns of a piece: a group, or 16 bytes of a large one."""
+    return min(spec.size, 128 // spec.bits)
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class Layout:
     @property
     def piece(self) -> int:
         """Columns of a piece."""
-        return min(self.spec.size, 128 // self.spec.bits)
+        return piece_of(self.spec)
 
     @property
     def pieces(self) -> int:
@@ -68,11 +72,6 @@ class Layout:
         if self.spec.symmetric:
             return 0
         return 1 if self.spec.bits == 4 and self.spec.across <= 1 << 12 else 2
-
-    @property
-    def whole_rows(self) -> bool:
-        """Whether no row is cut between blocks."""
-        return self.division == "slice" or self.spec.kept >= LEAST_ROWS * self.blocks * self.spec.across
 
     @cached_property
     def sections(self) -> dict[str, tuple[int, int]]:
@@ -168,12 +167,11 @@ class Layout:
             cuts = starts[self.spec.rows * workers // (self.blocks * self.warps)]
         else:
             blocks = total * torch.arange(self.blocks + 1, device=starts.device) // self.blocks
-            if self.whole_rows:
-                above = torch.searchsorted(starts, blocks).clamp(min=1)
-                high, low = starts[above], starts[above - 1]
-                blocks = torch.where(high - blocks <= blocks - low, high, low)
-            else:
-                blocks = blocks // WARP * WARP
+            # To where a row begins: half a row more or less takes a fraction of what completing cut rows by a second
+            # kernel does.
+            above = torch.searchsorted(starts, blocks).clamp(min=1)
+            high, low = starts[above], starts[above - 1]
+            blocks = torch.where(high - blocks <= blocks - low, high, low)
             blocks[0], blocks[-1] = 0, total
             block, warp = workers // self.warps, workers % self.warps
             begin, end = blocks[block], blocks[(block + 1).clamp(max=self.blocks)]

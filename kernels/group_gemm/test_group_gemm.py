@@ -168,12 +168,11 @@ def test_the_error_is_that_of_a_product_in_bfloat16() -> None:
 
 def test_both_divisions_agree_and_every_run_gives_the_same_bits() -> None:
     torch.manual_seed(5)
-    for rows, columns in [(300, 4096), (9000, 1024)]:  # rows cut between blocks, and not
+    for rows, columns in [(300, 4096), (9000, 1024)]:  # more warps than rows, and fewer
         spec = GroupSpec(rows, columns, 16, 4, 0, False)
         spec, made = weight(spec, random_keep(spec, 0.5))
         x = torch.randn(4, columns, device="cuda")
         op = kernel.GroupGemm(spec, x.device)
-        assert op.layout.whole_rows == (rows == 9000)
         operand = op.prepare(made)
         first = op(x, operand, None)
         assert all(torch.equal(op(x, operand, None), first) for _ in range(50))
