@@ -122,15 +122,15 @@ class Generation:
         return self.out[PROMPT:]
 
 
-def measure(model: Any, tokens: int) -> tuple[float, float]:
-    """Seconds from the prompt to the last token (the best of three), and the peak of memory in GB."""
+def measure(model: Any, tokens: int, repeats: int) -> tuple[float, float]:
+    """Seconds from the prompt to the last token, the best of several, and the peak of memory in GB."""
     prompt = torch.randint(0, model.config.vocab_size, (1, PROMPT), device="cuda")
     generation = Generation(model, tokens)
     generation.capture(prompt)
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     seconds = []
-    for _ in range(3):
+    for _ in range(repeats):
         started = time.perf_counter()
         generation.generate(prompt)
         torch.cuda.synchronize()
@@ -143,15 +143,19 @@ def measure(model: Any, tokens: int) -> tuple[float, float]:
 @click.option("--setting", "settings", multiple=True, type=click.Choice(list(SETTINGS)), default=tuple(SETTINGS))
 @click.option("--group-size", default=16)
 @click.option("--layers", default=LLAMA_7B["num_hidden_layers"], help="Fewer, to try it out.")
+@click.option("--repeats", default=3)
 @click.option("--out", type=click.Path(path_type=Path), help="JSON.")
-def main(lengths: tuple[int, ...], settings: tuple[str, ...], group_size: int, layers: int, out: Path | None) -> None:
+def main(
+    lengths: tuple[int, ...], settings: tuple[str, ...], group_size: int, layers: int, repeats: int, out: Path | None
+) -> None:
     click.echo(header())
     torch.manual_seed(0)
     rows: list[dict[str, Any]] = []
     for setting in settings:
         model = model_of(SETTINGS[setting], {**LLAMA_7B, "num_hidden_layers": layers}, group_size)
         for tokens in lengths:
-            seconds, memory = measure(model, tokens)
+            seconds, memory = measure(model, tokens, repeats)
+            click.echo(f"{setting} {tokens}: {1000 * seconds:.1f} ms, {memory:.2f} GB", err=True)
             rows.append({"setting": setting, "tokens": tokens, "seconds": seconds, "gigabytes": memory})
         del model
         torch.cuda.empty_cache()
