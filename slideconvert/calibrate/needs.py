@@ -72,8 +72,23 @@ def needs(plan: Plan) -> Needs:
         solving=solving,
         batch=min(settings.tokens_at_once, tokens) * of_token,
         block_training=4 * 5 * layer + recovery.batch * length * of_token if recovery else 0,
-        # Teacher, latent weights, masks, gradients, two moments and the best state so far; codes; logits.
-        end_training=4 * (7 * plan.weights + 2 * vocabulary * hidden + logits) + plan.weights
+        end_training=_end_training(plan, settings) + 4 * (2 * vocabulary * hidden + logits)
         if recovery and recovery.end_epochs
         else 0,
     )
+
+
+def _end_training(plan: Plan, settings: RunSettings) -> int:
+    """Bytes of the linears of teacher and student, trained end to end."""
+    total = torch.bfloat16.itemsize * plan.weights  # the teacher's
+    for linear in plan.linears:
+        if linear.kept:
+            total += torch.bfloat16.itemsize * linear.weights
+        elif linear.scheme.grouped:
+            # Packed codes and an index of each group; scale and zero point, each with gradient, moments and best state.
+            size, trained = linear.scheme.group, 1 if linear.scheme.symmetric else 2
+            groups = int(linear.weights / size * linear.pattern.density)
+            total += groups * (size * linear.scheme.bits // 8 + 8 + 4 * 5 * trained)
+        else:
+            total += (4 * 6 + 1) * linear.weights  # latent weights, masks, gradients, moments, best state; codes
+    return total

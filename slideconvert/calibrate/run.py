@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -160,8 +161,8 @@ def train_end_to_end(
     """
     schedule = _schedule(recovery, recovery.end_epochs, recovery.end_rate)
     assert schedule is not None
-    student = load_model(plan.source, activations="float", device=settings.device)
-    teacher = load_model(plan.source, activations="float", device=settings.device) if recovery.loss == KL else None
+    load = partial(load_model, plan.source, activations="float", device=settings.device, weights=settings.dtype)
+    student, teacher = load(), load() if recovery.loss == KL else None
     for number, result in enumerate(found):
         fold(student.get_submodule(f"{LAYER_PREFIX}.{number}"), result.orders, attention_heads(plan.source.config))
     weights = {

@@ -60,7 +60,8 @@ class Recovery:
 
 
 GROUPS = Recovery(block_rate=0.02, end_rate=0.01, batch=4, patience=2, attempts=2)
-"""Of linears that lost whole groups: more is to be made up for, and end to end only scales and zero points train."""
+"""Of grouped schemes, and where whole groups went: more is to be made up for than in 8 bits, and end to end only scales
+and zero points train."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,9 @@ class Preset:
     """How much time is spent for accuracy.
 
     shorter, longer: the method for 2:4 and 2:6, and for milder patterns: ADMM finds better masks where many weights
-    go, and hardly any where few do. permute: fold channel permutations in. recovery: of 2:L patterns. groups,
-    group_recovery: the method for group patterns (GQSA), and their recovery.
+    go, and hardly any where few do; "" if it is not for them. permute: fold channel permutations in. recovery: of
+    2:L patterns in 8 bits and more. groups: the method for group patterns (GQSA). group_recovery: their recovery, and
+    that of all grouped schemes.
     """
 
     name: str

@@ -83,10 +83,10 @@ def train(
     that did best on the held-out windows, the start included. The curve is that of the last attempt.
 
     loss(windows): mean loss of windows with these numbers [n] int64. fitted, held: numbers of windows. micro: windows
-    that are computed at once, the whole batch if None. offload: keep
-    the optimizer's state and master weights in CPU memory. dtype: in which models run (precision.py); parameters,
-    their gradients and the optimizer are float32. keep: where the state after each epoch is held (a file of this name
-    for each attempt); from what is there training goes on, to the same result. SlideConvertError if MOST_SKIPPED steps in a row are not finite.
+    that are computed at once, the whole batch if None. offload: keep the optimizer's state and master weights in CPU
+    memory. dtype: in which models run (precision.py); parameters, their gradients and the optimizer are float32. keep:
+    where the state after each epoch is held (a file of this name for each attempt); from what is there training goes
+    on, to the same result. SlideConvertError if MOST_SKIPPED steps in a row are not finite.
     """
     skipped = 0
     for attempt in range(schedule.attempts):
