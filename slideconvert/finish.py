@@ -92,9 +92,11 @@ def _measure(plan: Plan, folder: Path, measurement: Measurement, device: str, pr
     before, after = measure(
         checkpoints, measurement.text, windows=measurement.windows, device=device, progress=progress
     )
+    quantized = any(not one.kept and one.scheme.quantized and one.scheme.activation_bits == 8 for one in plan.linears)
+    activations = "quantized per token" if quantized else "not quantized"
     protocol = (
         f"the first {after['windows']} windows of {LENGTH} tokens of {Path(measurement.text).name}, "
-        "exp(mean next-token cross-entropy inside the windows), float32, activations quantized per token"
+        f"exp(mean next-token cross-entropy inside the windows), float32, activations {activations}"
     )
     perplexity = {"source": before["perplexity"], "output": after["perplexity"]}
     return {"perplexity": perplexity, "perplexity_protocol": protocol}

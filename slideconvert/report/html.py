@@ -165,7 +165,8 @@ def _training(report: Report) -> str:
     about = (
         "Survivors were trained against the dense model; what is kept is the epoch that did best on calibration "
         "windows that were not trained on. By layer: squared error of the layer's output over the energy of what the "
-        "dense layer adds. End to end: Kullback-Leibler divergence per token, in nats."
+        "dense layer adds. End to end: Kullback-Leibler divergence per token, in nats"
+        + (" (preset paper: cross-entropy)." if report.recipe.get("preset") == "paper" else ".")
     )
     return _figure("Training", about, training_plot(report.training) + training_table(report.training))
 
