@@ -20,7 +20,7 @@ from .checkpoint.reader import Checkpoint, read_json
 from .errors import InputError
 from .layers import HEADS, MLP_INNER, ORDERED, attention_heads, head_dim
 from .permute import check_order, query_columns
-from .quantize import Weight
+from .quantize import QuantizedWeight, Weight
 
 AGAIN = "get the checkpoint again"
 
@@ -39,15 +39,21 @@ def rows(part: str, order: Tensor) -> Tensor:
 
 
 def move(weight: Weight, order: Tensor, dimension: int) -> Weight:
-    """Rows (0) or columns (1) of a weight in another order. InputError if it does not fit."""
+    """Rows (0) or columns (1) of a weight in another order; as floats where columns leave the groups that share a
+    scale. InputError if it does not fit."""
     matrix = weight if isinstance(weight, Tensor) else weight.codes
     if len(order) != matrix.shape[dimension]:
         raise InputError(f"an order of {len(order)} channels does not fit a weight {list(matrix.shape)}")
     order = order.to(matrix.device)
+    if isinstance(weight, QuantizedWeight) and weight.scheme.grouped and dimension == 1:
+        return weight.dequantize().index_select(1, order)
     moved = matrix.index_select(dimension, order)
     if isinstance(weight, Tensor):
         return moved
-    return replace(weight, codes=moved, scale=weight.scale.index_select(0, order) if dimension == 0 else weight.scale)
+    if dimension == 1:
+        return replace(weight, codes=moved)
+    zero = None if weight.zero is None else weight.zero.index_select(0, order)
+    return replace(weight, codes=moved, scale=weight.scale.index_select(0, order), zero=zero)
 
 
 def folded(place: str, weight: Weight, orders: Orders, heads: tuple[int, int]) -> Weight:

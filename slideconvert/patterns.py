@@ -117,13 +117,15 @@ class Pattern:
 
 
 KEPT_MULTIPLE = 8
+DIGITS = 6
+"""Decimals of a sparsity and of a row cap: records have both in words, from which follows how many groups there are."""
 LEAST_SPARSITY, MOST_SPARSITY = 0.0, 0.9
 """Of group patterns: beyond, a model is nothing but its embeddings."""
 
 
 @dataclass(frozen=True)
 class GroupPattern:
-    """Of all groups of `size` consecutive columns of a linear, the share `sparsity` is zero, at whole percents of one.
+    """Of all groups of `size` consecutive columns of a linear, the share `sparsity` is zero, in DIGITS decimals.
 
     Which groups go is decided for all rows of a linear at once, so that rows may keep more or fewer; none is left
     without. row_cap: no row keeps more than so many times the mean; None: as many as it likes.
@@ -141,8 +143,10 @@ class GroupPattern:
                 f"sparsity {self.sparsity:g} is out of range",
                 hint=f"the share of groups that go: {LEAST_SPARSITY:g} to {MOST_SPARSITY:g}",
             )
-        if self.row_cap is not None and not self.row_cap >= 1:
+        if self.row_cap is not None and not 1 <= self.row_cap < math.inf:
             raise PatternError(f"row cap {self.row_cap:g}", hint="times the mean number of groups of a row: 1 or more")
+        object.__setattr__(self, "sparsity", round(self.sparsity, DIGITS))
+        object.__setattr__(self, "row_cap", self.row_cap and round(self.row_cap, DIGITS))
 
     @classmethod
     def parse(cls, text: str) -> GroupPattern:
@@ -154,8 +158,8 @@ class GroupPattern:
         return cls(int(found[1]), round(float(found[2]) / 100, 10), cap)
 
     def __str__(self) -> str:
-        cap = "" if self.row_cap is None else f":{self.row_cap:g}"
-        return f"1x{self.size}:{100 * self.sparsity:.6g}%{cap}"
+        cap = "" if self.row_cap is None else f":{_decimals(self.row_cap)}"
+        return f"1x{self.size}:{_decimals(100 * self.sparsity)}%{cap}"
 
     @property
     def slug(self) -> str:
@@ -220,6 +224,10 @@ def parse_pattern(text: str) -> AnyPattern:
 
 ALL = (*(Pattern(length) for length in LENGTHS), Pattern(None))
 """Every supported pattern, densest pruning first."""
+
+
+def _decimals(number: float) -> str:
+    return f"{number:.{DIGITS}f}".rstrip("0").rstrip(".")
 
 
 def _names() -> list[str]:
