@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..kernels.groups import packed_bytes, unpacked_bytes
 from ..quantize import QuantizedWeight
-from ..schemes import Scheme
 
 LEAST_SCALE = 1e-8
 """Scales stay above: they train, and a weight must not change its sign by them."""
@@ -137,10 +137,10 @@ class FrozenGroups(GroupedLinear):
         super().__init__(weight, bias)
         groups = weight.codes.view(-1, self.scheme.group)[self.groups].int()
         zero = self.scheme.middle if weight.zero is None else weight.zero.int().flatten()[self.groups][:, None]
-        self.register_buffer("packed", pack_codes(groups + zero, self.scheme))
+        self.register_buffer("packed", packed_bytes((groups + zero).to(torch.uint8), self.scheme.bits))
 
     def stored_codes(self) -> Tensor:
-        return unpack_codes(self.packed, self.scheme)
+        return unpacked_bytes(self.packed, self.scheme.bits).float()
 
     def forward(self, inputs: Tensor) -> Tensor:
         scale, zero = bfloat16_scale(self.scale), self.rounded_zero()
@@ -186,17 +186,3 @@ class _FromCodes(torch.autograd.Function):
         of_scale = (of_groups * codes).sum(1, keepdim=True)
         of_zero = of_groups.sum(1, keepdim=True) * -scale
         return of_inputs, of_scale, of_zero, None, None
-
-
-def pack_codes(codes: Tensor, scheme: Scheme) -> Tensor:
-    """codes [n, G] integers from 0 to the scheme's top -> [n, G · bits / 8] uint8, the lower column in the low bits."""
-    if scheme.bits == 8:
-        return codes.to(torch.uint8)
-    return (codes[:, ::2] | codes[:, 1::2] << 4).to(torch.uint8)
-
-
-def unpack_codes(packed: Tensor, scheme: Scheme) -> Tensor:
-    """The inverse of `pack_codes`, float32."""
-    if scheme.bits == 8:
-        return packed.float()
-    return torch.stack([packed & 15, packed >> 4], dim=2).flatten(1).float()
