@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from ..kernels.groups import packed_bytes, unpacked_bytes
 from ..quantize import QuantizedWeight
 
-LEAST_SCALE = 1e-8
-"""Scales stay above: they train, and a weight must not change its sign by them."""
+LEAST_SCALE = 1e-15
+"""Scales stay above: they train, and a weight must not change its sign by them. Not less: a slope has their square as
+divisor."""
 SCALE_RATE, ZERO_RATE = 1.0, 1.0
 """Step of scales and zero points, as multiples of the schedule's rate: of the scales' size, and of one code."""
 
