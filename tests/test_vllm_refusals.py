@@ -95,13 +95,13 @@ DAMAGE: dict[str, tuple[str, Any, Any, str]] = {
         "slide",
         None,
         unrecorded,
-        "model.layers.1.mlp.gate_up_proj: quantization_config says int, slidesparse_config has 1 of model",
+        "model.layers.1.mlp.gate_up_proj: quantization_config says int8, slidesparse_config has 1 of model",
     ),
     "scheme": (
         "slide",
         None,
         reworded,
-        "model.layers.1.mlp.gate_up_proj: quantization_config says int, slidesparse_config says fp8",
+        "model.layers.1.mlp.gate_up_proj: quantization_config says int8, slidesparse_config says fp8",
     ),
 }
 """By name: layout, what is done to a tensor of layer 1's down_proj, what is done to config.json, what vLLM must say."""

@@ -50,6 +50,11 @@ class QuantizedLinear:
     scheme: str
     layout: str
 
+    @property
+    def numbers(self) -> str:
+        """Its kind of numbers, in words."""
+        return self.scheme
+
 
 @dataclass(frozen=True)
 class GroupedLinear:
@@ -75,6 +80,11 @@ class GroupedLinear:
         return GROUPED[self.scheme][1]
 
     @property
+    def numbers(self) -> str:
+        """Its kind of numbers, in words."""
+        return group_numbers(self.scheme, self.size, symmetric=self.symmetric)
+
+    @property
     def whole(self) -> int:
         """All groups."""
         return self.rows * self.columns // self.size
@@ -83,6 +93,11 @@ class GroupedLinear:
     def stored(self) -> int:
         """The groups that its tensors hold: in the dense layout all of them."""
         return self.kept if self.layout == "gqs" else self.whole
+
+
+def group_numbers(scheme: str, size: int, *, symmetric: bool) -> str:
+    """A scheme with a scale for `size` columns, in words."""
+    return f"{scheme} in {'symmetric' if symmetric else 'asymmetric'} groups of {size}"
 
 
 AnyLinear = QuantizedLinear | GroupedLinear

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -19,11 +20,11 @@ from vllm.model_executor.parameter import ChannelQuantScaleParameter
 
 from ..errors import InputError
 from ..kernels.backends.base import Backend, Codes, LinearSpec
-from ..kernels.backends.choose import choose
+from ..kernels.backends.choose import BACKENDS, choose
 from ..patterns import Pattern
 from ..schemes import SCHEMES
 from .shards import Shard
-from .slidesparse_record import AGAIN, SETTINGS, QuantizedLinear
+from .slidesparse_record import AGAIN, SETTINGS, AnyLinear, QuantizedLinear, backend_for
 from .vllm_parameter import StoredParameter
 
 logger = init_logger(f"vllm.{__name__}")  # only what is below "vllm" comes out of vLLM's logging
@@ -42,7 +43,8 @@ class SlideSparseLinearMethod(LinearMethodBase):
     def __init__(
         self, name: str, parts: list[QuantizedLinear], layout: str, wanted: str, stock: LinearMethodBase
     ) -> None:
-        self.name, self.parts, self.layout, self.wanted, self.stock = name, parts, layout, wanted, stock
+        self.name, self.parts, self.layout, self.stock = name, parts, layout, stock
+        self.wanted = backend_for(wanted, BACKENDS)
         self.dtype = getattr(torch, SCHEMES[parts[0].scheme].dtype)
         self.shards: list[Shard] = []
         self.backend: Backend | None = None
@@ -59,7 +61,7 @@ class SlideSparseLinearMethod(LinearMethodBase):
         **extra: Any,
     ) -> None:
         """Empty parameters for what the checkpoint holds, in the layer. InputError if it cannot be this layer's."""
-        self._check_shapes(layer, input_size, output_partition_sizes)
+        check_shapes(self.name, self.parts, layer, input_size, output_partition_sizes)
         ranks = input_size // input_size_per_partition
         rank = layer.tp_rank if ranks > 1 else 0
         self.shards = [Shard.of_rank(Pattern(part.length), input_size, rank, ranks) for part in self.parts]
@@ -106,18 +108,6 @@ class SlideSparseLinearMethod(LinearMethodBase):
         if isinstance(config.additional_config, dict):
             config.additional_config.setdefault("slidesparse", {})[self.name] = choice.backend.name
 
-    def _check_shapes(self, layer: Any, columns: int, widths: list[int]) -> None:
-        """InputError unless the record's shapes are what config.json makes of this layer."""
-        for part, width in zip(self.parts, widths, strict=True):
-            ranks = part.rows // width  # among which its rows are divided; the others hold copies
-            fits = part.rows % width == 0 and ranks > 0 and layer.tp_size % ranks == 0
-            if part.columns != columns or not fits:
-                raise InputError(
-                    f"{self.name}: its record says {[part.rows, part.columns]}, the model of config.json needs "
-                    f"{columns} columns and {width} rows for each of {layer.tp_size} tensor-parallel ranks",
-                    hint="config.json was changed, or belongs to another checkpoint",
-                )
-
     def _obstacle(self, layer: Any, ranks: int) -> str:
         """Why our backends cannot run this layer, with the way out; "" if they can."""
         patterns = sorted({str(shard.pattern) for shard in self.shards})
@@ -150,9 +140,9 @@ class SlideSparseLinearMethod(LinearMethodBase):
         if self.backend or self.layout == "slide":
             for name in ("weight", "weight_packed", "weight_meta"):
                 layer._parameters.pop(name, None)
-            _own(layer, "operand" if self.backend else "weight", operand)
+            own(layer, "operand" if self.backend else "weight", operand)
         if self.backend:
-            _own(layer, "weight_scale", layer.weight_scale.data.view(-1))
+            own(layer, "weight_scale", layer.weight_scale.data.view(-1))
         else:
             self.stock.process_weights_after_loading(layer)
 
@@ -179,6 +169,19 @@ class SlideSparseLinearMethod(LinearMethodBase):
         return out.view(*x.shape[:-1], out.shape[-1])
 
 
-def _own(layer: Any, name: str, tensor: Tensor) -> None:
+def check_shapes(name: str, parts: Sequence[AnyLinear], layer: Any, columns: int, widths: list[int]) -> None:
+    """InputError unless the record's shapes are what config.json makes of layer `name`."""
+    for part, width in zip(parts, widths, strict=True):
+        ranks = part.rows // width  # among which its rows are divided; the others hold copies
+        fits = part.rows % width == 0 and ranks > 0 and layer.tp_size % ranks == 0
+        if part.columns != columns or not fits:
+            raise InputError(
+                f"{name}: its record says {[part.rows, part.columns]}, the model of config.json needs {columns} "
+                f"columns and {width} rows for each of {layer.tp_size} tensor-parallel ranks",
+                hint="config.json was changed, or belongs to another checkpoint",
+            )
+
+
+def own(layer: Any, name: str, tensor: Tensor) -> None:
     """A plain parameter: torch.compile takes no subclasses, and vLLM counts, offloads and puts to sleep parameters."""
     layer.register_parameter(name, nn.Parameter(tensor, requires_grad=False))

@@ -20,21 +20,27 @@ from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tenso
 
 from ..errors import InputError
 from ..kernels.backends.choose import BACKENDS
-from ..schemes import SCHEMES
+from ..kernels.group_backends import GROUP_BACKENDS
+from ..schemes import PACK, SCHEMES
 from .bundle import check_bundle
 from .slidesparse_record import (
     AGAIN,
+    GQS_FORMAT,
     RECORD,
     SETTINGS,
     SLIDE_FORMAT,
+    AnyLinear,
+    GroupedLinear,
     QuantizedLinear,
+    group_numbers,
     read_linears,
     read_settings,
 )
+from .vllm_grouped import GroupedLinearMethod
 from .vllm_linear import SlideSparseLinearMethod
 from .vllm_plugin import NAME
 
-FORMATS = {scheme.ct_type: scheme.ct_format for scheme in SCHEMES.values() if scheme.quantized}
+DENSE = {scheme.ct_type: scheme.ct_format for scheme in SCHEMES.values() if scheme.quantized and not scheme.grouped}
 """compressed-tensors number type -> its dense format, by which vLLM finds the scheme of a slide group."""
 
 
@@ -45,7 +51,7 @@ class SlideSparseConfig(CompressedTensorsConfig):
     model_type: of config.json.
     """
 
-    linears: dict[str, QuantizedLinear]
+    linears: dict[str, AnyLinear]
     layout: str
     backend: str
     model_type: str
@@ -57,8 +63,11 @@ class SlideSparseConfig(CompressedTensorsConfig):
     def from_config(cls, config: dict[str, Any]) -> SlideSparseConfig:
         config = copy.deepcopy(config)
         for group in (config.get("config_groups") or {}).values():
-            if group.get("format", config.get("format")) == SLIDE_FORMAT:
-                group["format"] = FORMATS[group["weights"]["type"]]
+            stored = group.get("format", config.get("format"))
+            if stored == SLIDE_FORMAT:
+                group["format"] = DENSE[group["weights"]["type"]]
+            elif stored == GQS_FORMAT:
+                group["format"] = PACK
         return super().from_config(config)
 
     def maybe_update_config(self, model_name: str, hf_config: Any = None, revision: str | None = None) -> None:
@@ -70,7 +79,9 @@ class SlideSparseConfig(CompressedTensorsConfig):
         record, settings = getattr(hf_config, RECORD, None), getattr(hf_config, SETTINGS, None)
         try:
             self.layout, self.linears = read_linears(record, hf_config.quantization_config, model_name)
-            self.backend = read_settings(settings, [BACKENDS], model_name)
+            kinds = {isinstance(linear, GroupedLinear) for linear in self.linears.values()}
+            families = [GROUP_BACKENDS if grouped else BACKENDS for grouped in sorted(kinds)]
+            self.backend = read_settings(settings, families, model_name)
             self.model_type = str(getattr(hf_config, "model_type", ""))
         except ValueError as error:
             raise InputError(str(error)) from error
@@ -99,9 +110,22 @@ class SlideSparseConfig(CompressedTensorsConfig):
         recorded = [self.linears[name] for name in names if name in self.linears]
         if not recorded and self.layout == "dense":
             return method  # quantized by others, and none of our business
-        number = self.get_scheme_dict(layer, prefix)["weights"].type
-        wrong = [linear.scheme for linear in recorded if SCHEMES[linear.scheme].ct_type != number]
+        said = numbers(self.get_scheme_dict(layer, prefix))
+        wrong = [linear.numbers for linear in recorded if linear.numbers != said]
         if wrong or len(recorded) < len(names):
-            said = f"says {wrong[0]}" if wrong else f"has {len(recorded)} of {', '.join(names)}"
-            raise InputError(f"{prefix}: quantization_config says {number}, {RECORD} {said}", hint=AGAIN)
-        return SlideSparseLinearMethod(prefix, recorded, self.layout, self.backend, method)
+            found = f"says {wrong[0]}" if wrong else f"has {len(recorded)} of {', '.join(names)}"
+            raise InputError(f"{prefix}: quantization_config says {said}, {RECORD} {found}", hint=AGAIN)
+        grouped = [linear for linear in recorded if isinstance(linear, GroupedLinear)]
+        if grouped:
+            return GroupedLinearMethod(prefix, names, grouped, self.backend)
+        parts = [linear for linear in recorded if isinstance(linear, QuantizedLinear)]
+        return SlideSparseLinearMethod(prefix, parts, parts[0].layout, self.backend, method)
+
+
+def numbers(scheme: Any) -> str:
+    """What vLLM has read of a config group, in the words of the record."""
+    weights, kind = scheme["weights"], {"int": "int", "float": "fp"}[scheme["weights"].type]
+    if not weights.group_size:
+        return f"{kind}{weights.num_bits}"
+    activations = 8 if scheme["input_activations"] else 16
+    return group_numbers(f"w{weights.num_bits}a{activations}", weights.group_size, symmetric=weights.symmetric)
