@@ -14,10 +14,14 @@ from . import __version__
 from .checkpoint.config import describe_linear, read_record
 from .checkpoint.reader import Checkpoint
 from .kernels.backends.base import LinearSpec
-from .kernels.backends.choose import BACKENDS, choose
+from .kernels.backends.choose import BACKENDS, Choice, choose
 from .kernels.backends.cusparselt import SPARSE_SINCE
+from .kernels.group_backends import GROUP_BACKENDS, GroupChoice, choose_groups
+from .kernels.groups import GroupSpec
 from .layers import decoder_linears
+from .layout import StoredLinear
 from .patterns import Pattern
+from .runtime.load import group_spec_of
 from .workers import count
 
 PACKAGES = (
@@ -54,31 +58,51 @@ def explain(checkpoint: Checkpoint, device: str) -> list[dict[str, Any]]:
     import torch
 
     record = read_record(checkpoint.config, str(checkpoint.path))
-    kinds: Counter[LinearSpec] = Counter()
-    places: dict[LinearSpec, list[str]] = {}
+    numbers: Counter[Kind] = Counter()
+    places: dict[Kind, list[str]] = {}
     for linear in decoder_linears(checkpoint.config):
         stored = describe_linear(checkpoint, record, linear.name)
-        if stored.scheme.quantized and isinstance(stored.pattern, Pattern):
-            spec = LinearSpec(*stored.shape, stored.pattern.length, getattr(torch, stored.scheme.dtype))
-            kinds[spec] += 1
-            if linear.kind not in places.setdefault(spec, []):
-                places[spec].append(linear.kind)
+        if stored.scheme.quantized:
+            kind = _kind(stored)
+            numbers[kind] += 1
+            if linear.kind not in places.setdefault(kind, []):
+                places[kind].append(linear.kind)
     rows = []
-    for spec, number in kinds.items():
-        choice = choose(spec, torch.device(device))
+    for (spec, layout), number in numbers.items():
+        if isinstance(spec, GroupSpec):
+            choice: Choice | GroupChoice = choose_groups(spec, layout, torch.device(device))
+        else:
+            choice = choose(spec, torch.device(device))
         chosen = {"backend": choice.backend.name, "why": choice.why}
-        rows.append({"linears": places[spec], "number": number, "kind": str(spec), **chosen})
+        rows.append({"linears": places[spec, layout], "number": number, "kind": str(spec), **chosen})
     return rows
 
 
+Kind = tuple[LinearSpec | GroupSpec, str]
+"""What linears have in common that run alike: their spec, and the layout of grouped ones."""
+
+
+def _kind(stored: StoredLinear) -> Kind:
+    import torch
+
+    if stored.scheme.grouped:
+        return group_spec_of(stored), stored.layout
+    assert isinstance(stored.pattern, Pattern)
+    return LinearSpec(*stored.shape, stored.pattern.length, getattr(torch, stored.scheme.dtype)), ""
+
+
 def _backends() -> dict[str, dict[str, str]]:
-    """Device -> backend -> why it cannot run a typical INT8 linear there, "" where it can."""
+    """Device -> backend -> why it cannot run a typical linear of its kind there, "" where it can."""
     import torch
 
     devices = [torch.device("cuda", number) for number in range(torch.cuda.device_count())] or [torch.device("cpu")]
     typical = LinearSpec(4096, 4096, 8, torch.int8)
+    by_groups = GroupSpec(4096, 4096, 16, 4, 4096 * 128, symmetric=False)
     return {
-        str(device): {name: backend.refusal(typical, device) for name, backend in BACKENDS.items()}
+        str(device): {
+            **{name: backend.refusal(by_groups, device) for name, backend in GROUP_BACKENDS.items()},
+            **{name: backend.refusal(typical, device) for name, backend in BACKENDS.items()},
+        }
         for device in devices
     }
 

@@ -12,6 +12,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ from slideconvert.verify import verify_checkpoint
 from tests import pico
 from tests.conftest import Cli
 from tests.demo import DEMO, DOWN_2_6, FP8_LATE, KEEP_FIRST, converted, text_windows
+from tests.serving import grouped
 
 CODES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 
@@ -269,6 +271,80 @@ def test_slide_layout_is_refused_not_misread(tmp_path: Path, words: dict[str, An
     folder = converted(DEMO, tmp_path / "out", pattern="2:8", layout="slide", **words)
     with pytest.raises(ValueError, match="slide-packed"):
         AutoModelForCausalLM.from_pretrained(folder)
+
+
+# ---- scales for groups of columns
+
+WHOLE_GROUPS = {"match": "*.down_proj", "keep": "true"}
+"""K = 352 is no multiple of 128."""
+GROUPED = [(scheme, size, symmetric) for scheme in ("w4a16", "w8a16", "w4a8") for size in (16, 128) for symmetric in
+           ("true", "false")]  # fmt: skip
+
+
+def in_groups(folder: Path, scheme: str, size: int, symmetric: str, **words: Any) -> Path:
+    rules = [WHOLE_GROUPS] if size == 128 else []
+    return converted(DEMO, folder, scheme=scheme, group_size=str(size), symmetric=symmetric, rules=rules, **words)
+
+
+def unpacked(folder: Path) -> dict[str, Tensor]:
+    """The weights [N, K] of a dense checkpoint in float32, by a reading of compressed-tensors' format in numpy: codes
+    with the lowest column in the lowest bits, zero points with the lowest row, or the middle code."""
+    config, tensors, found = json.loads((folder / "config.json").read_text()), pico.read(folder), {}
+    weights = config["quantization_config"]["config_groups"]["group_0"]["weights"]
+    bits, size = weights["num_bits"], weights["group_size"]
+
+    def numbers(words: Tensor) -> np.ndarray:
+        shifts = np.arange(0, 32, bits, dtype=np.uint32)
+        return (words.numpy().view(np.uint32)[:, :, None] >> shifts & (2**bits - 1)).reshape(len(words), -1)
+
+    for name, scale in tensors.items():
+        name, found_scale, _ = name.partition(".weight_scale")
+        if found_scale:
+            rows, columns = tensors[f"{name}.weight_shape"].tolist()
+            packed_zero = tensors.get(f"{name}.weight_zero_point")
+            zero = np.full(scale.shape, 2 ** (bits - 1))
+            if packed_zero is not None:
+                zero = numbers(packed_zero.T.contiguous()).T[:rows]
+            codes = numbers(tensors[f"{name}.weight_packed"])[:, :columns].astype(np.float32)
+            scales, zeros = scale.float().numpy().repeat(size, 1), zero.astype(np.float32).repeat(size, 1)
+            found[name] = torch.from_numpy((codes - zeros) * scales)
+    return found
+
+
+@pytest.mark.parametrize(("scheme", "size", "symmetric"), GROUPED)
+def test_weights_in_groups_are_unpacked_as_they_were_meant(
+    tmp_path: Path, scheme: str, size: int, symmetric: str
+) -> None:
+    """In float32 to the last bit: one product of a bfloat16 with an integer, exact. In bfloat16 compressed-tensors
+    computes that product in bfloat16, which rounds once, as rounding our float32 does. Zeros are exact in both."""
+    folder = in_groups(tmp_path / "out", scheme, size, symmetric, pattern="2:8")
+    meant, ours = unpacked(folder), load_model(Checkpoint.open(folder), activations="float")
+    assert len(meant) == (24 if size == 128 else 28)
+    for dtype in (torch.float32, torch.bfloat16):
+        found = decoder_linears(stock(folder, dtype))
+        for name, weight in meant.items():
+            assert found[name].weight.dtype == dtype and torch.equal(found[name].weight, weight.to(dtype)), name
+            assert torch.equal(found[name].weight == 0, weight == 0) and group_zeros(weight, "2:8") >= 2, name
+            assert torch.equal(ours.get_submodule(name).weight, weight), name
+
+
+@pytest.mark.parametrize("symmetric", ["true", "false"])
+def test_logits_of_weights_in_groups(tmp_path: Path, windows: Tensor, symmetric: str) -> None:
+    """W4A16 as our loader computes it; of W4A8, stock transformers rounds the activations as well (in its own way)."""
+    folder = in_groups(tmp_path / "a16", "w4a16", 16, symmetric, pattern="2:8")
+    model = stock(folder)
+    assert_same_logits(load_model(Checkpoint.open(folder)), model, windows)
+    eight = stock(in_groups(tmp_path / "a8", "w4a8", 16, symmetric, pattern="2:8"))
+    assert_same_logits(unquantized_activations(eight), unquantized_activations(model), windows)
+    moved = (logits(eight, windows) - logits(model, windows)).abs().mean()
+    ours = load_model(Checkpoint.open(tmp_path / "a8"))
+    assert 0 < moved < 2 * (logits(ours, windows) - logits(model, windows)).abs().mean()
+
+
+def test_the_layout_for_groups_is_refused_not_misread(tmp_path: Path) -> None:
+    for name, recipe in (("alone", "w4a16"), ("beside INT8", "mixed")):
+        with pytest.raises(ValueError, match="gqs-packed"):
+            AutoModelForCausalLM.from_pretrained(grouped(tmp_path / name, recipe))
 
 
 # ---- other architectures

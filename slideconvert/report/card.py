@@ -44,7 +44,7 @@ def render_card(report: Report, *, repo: str | None = None, branch: str | None =
         f"# {_text(report.source)}, {_what(report)}\n\n{_about(report)}",
         f"## Measured\n\n{_measured(report)}",
         f"## Recipe\n\n{_fenced(_yaml(report.recipe), 'yaml')}",
-        f"## Load\n\n{how_to_load(report.layout, quantized=bool(_quantized(report)), repo=repo, branch=branch)}",
+        f"## Load\n\n{_loading(report, repo, branch)}",
         f"## Check\n\n{_verdict(report)} {how_to_check(repo, branch)}",
         f"## Limits\n\n{_limits(report)}",
     ]
@@ -79,6 +79,11 @@ def _front_matter(report: Report) -> str:
 def _quantized(report: Report) -> list[str]:
     """The quantized schemes in use."""
     return [name for name in schemes(report) if name in SCHEMES and SCHEMES[name].quantized]
+
+
+def _loading(report: Report, repo: str | None, branch: str | None) -> str:
+    by_groups = any(isinstance(parse_pattern(name), GroupPattern) for name in patterns(report))
+    return how_to_load(report.layout, _quantized(report), by_groups=by_groups, repo=repo, branch=branch)
 
 
 def _sparse(report: Report) -> bool:

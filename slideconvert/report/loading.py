@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Collection
+
+from ..schemes import SCHEMES
 
 TRANSFORMERS = """\
 ```python
@@ -43,8 +46,17 @@ are some. Without slideconvert, `trust_remote_code=True` does the same by the co
 slideconvert is installed beside vLLM, vLLM finds its plugin by itself and does so too.
 """
 
-SLIDE = f"""\
-The weights are stored in the slide layout: re-laid into overlapping 2:4 windows, as sparse kernels want them. Stock
+DENSE_GROUPS = """
+In 4 or 8 bits with a scale for every group of weights, they are in the format that compressed-tensors calls
+pack-quantized. Stock transformers unpacks them. Stock vLLM (0.32) has kernels for some: on NVIDIA GPUs for groups of
+32, 64 and 128 weights (8 bits with zero points: of 64 and 128, on Hopper), for smaller groups only without zero points
+and with `--dtype float16`; on CPUs for 4 bits in bfloat16 or float16. It does not round the activations of W4A8. With
+slideconvert (`pip install slideconvert`; for transformers `import slideconvert` before the model is loaded, or without
+it `trust_remote_code=True`) both run all of them, on kernels made for groups.
+"""
+
+PACKED = f"""\
+The weights are stored in the LAYOUT layout: DESCRIPTION. Stock
 transformers and stock vLLM refuse this layout on purpose, because they would compute nonsense from it. slideconvert
 teaches both of them to run it.
 
@@ -65,6 +77,11 @@ slideconvert relayout CKPT OUT --layout dense
 ```
 """
 
+DESCRIPTIONS = {
+    "slide": "re-laid into overlapping 2:4 windows, as sparse kernels want them",
+    "gqs": "block sparse rows of the groups of weights that are there, the others take no room",
+}
+
 CHECK = """\
 To check a copy:
 
@@ -74,9 +91,18 @@ slideconvert verify CKPT
 """
 
 
-def how_to_load(layout: str, *, quantized: bool, repo: str | None = None, branch: str | None = None) -> str:
-    """The section on loading a checkpoint in `layout`. repo: its Hub id, if it has one; branch: where, if not main."""
-    return _named(SLIDE if layout == "slide" else DENSE + (DENSE_QUANTIZED if quantized else ""), repo, branch)
+def how_to_load(
+    layout: str, schemes: Collection[str], *, by_groups: bool, repo: str | None = None, branch: str | None = None
+) -> str:
+    """The section on loading a checkpoint in `layout`, whose quantized linears have these schemes. by_groups: whether
+    whole groups are absent from some. repo: its Hub id, if it has one; branch: where, if not main."""
+    grouped = [name for name in schemes if SCHEMES[name].grouped]
+    packed = {"slide": len(grouped) < len(schemes), "gqs": bool(grouped) and by_groups}
+    if packed.get(layout):
+        text = PACKED.replace("LAYOUT", layout).replace("DESCRIPTION", DESCRIPTIONS[layout])
+    else:
+        text = DENSE + DENSE_QUANTIZED * (len(grouped) < len(schemes)) + DENSE_GROUPS * bool(grouped)
+    return _named(text, repo, branch)
 
 
 def how_to_check(repo: str | None = None, branch: str | None = None) -> str:
