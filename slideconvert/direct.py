@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from .measure import values
+from .measure import floats, values
 from .patterns import AnyPattern, Pattern
 from .prune import METHODS
 from .prune.select import apply_mask
@@ -27,7 +27,7 @@ def compress_directly(
     mask = METHODS[method].mask if method else None
     if mask:
         assert isinstance(pattern, Pattern)
-        keep = mask(values(source) if masters is None else masters, pattern)
+        keep = mask(_sizes(source) if masters is None else masters, pattern)
         survivors = apply_mask(values(source), keep)
         pruned = weight = survivors if isinstance(source, Tensor) else replace(source, codes=survivors)
     if isinstance(weight, QuantizedWeight) and weight.scheme.ternary:
@@ -35,3 +35,10 @@ def compress_directly(
     elif scheme.quantized and isinstance(weight, Tensor):
         weight = quantize(weight, scheme)
     return pruned, weight
+
+
+def _sizes(source: Weight) -> Tensor:
+    """What is compared among the weights of a row: the floats, or codes that have the row's scale in common."""
+    if isinstance(source, QuantizedWeight) and source.scheme.grouped:
+        return floats(source)
+    return values(source)

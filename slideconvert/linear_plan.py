@@ -51,6 +51,11 @@ class LinearPlan:
         return bool(self.method) and not self.calibrated and self.stored.scheme.quantized
 
     @property
+    def zeros_stay(self) -> bool:
+        """Whether every weight that is zero must be so after training: of a 2:L pattern, not of whole groups."""
+        return isinstance(self.pattern, Pattern) and self.pattern.prunes
+
+    @property
     def whole(self) -> bool:
         """Whether its rows are chosen or stored together."""
         grouped = self.scheme.grouped or self.stored.scheme.grouped

@@ -137,6 +137,11 @@ def make_plan(snapshot: Snapshot, recipe: Recipe, source: Checkpoint | None = No
     layout = recipe.layout or (before.layout if before else "dense")
     linears: list[LinearPlan] = []
     problems: list[InputError] = []
+    if recipe.preset is None and (recipe.block_epochs or recipe.end_epochs):
+        raise InputError(
+            "block_epochs and end_epochs say how long a preset trains, and there is no preset",
+            hint="name one as well: --preset quality goes with --method",
+        )
     choices = {linear: recipe.for_linear(linear.name) for linear in decoder_linears(source.config)}
     trained = recipe.recovery(groups=any(choice.by_groups for choice in choices.values())) is not None
     for linear, choice in choices.items():

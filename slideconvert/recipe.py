@@ -166,7 +166,10 @@ class Recipe:
             general = replace(general, sparsity=None, row_cap=None)
         elif "sparsity" in said or isinstance(said.get("pattern"), GroupPattern):
             general = replace(general, pattern=None)
-        return replace(general, **said)
+        choice = replace(general, **said)
+        if "scheme" in said and not choice.by_groups:  # the recipe's words for groups are not meant for this linear
+            choice = replace(choice, group_size=said.get("group_size"), symmetric=said.get("symmetric"))
+        return choice
 
     def recovery(self, *, groups: bool) -> Recovery | None:
         """How what is left is trained, None if it is not. groups: whether groups of weights share a scale or have gone

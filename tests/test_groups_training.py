@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from slideconvert.kernels.groups import canonical
 from slideconvert.layout import group_spec
-from slideconvert.patterns import GroupPattern
+from slideconvert.patterns import GroupPattern, Pattern
 from slideconvert.prune.groups import in_columns, keep_groups
+from slideconvert.prune.select import keep_mask
 from slideconvert.quantize import QuantizedWeight, quantize
 from slideconvert.recover.grouped import LEAST_SCALE, FrozenGroups, GroupedLinear, TrainedGroups
 from slideconvert.recover.trainable import SurvivorLinear, make_trainable, trained_of
@@ -293,10 +294,52 @@ def test_linears_are_put_in_place_by_kind_and_stage() -> None:
     masked = start().dequantize()
     weights = {"a": start(), "b": start(8, symmetric=True), "c": quantize(masked, INT8)}
     for frozen, stage in ((False, TrainedGroups), (True, FrozenGroups)):
-        made = make_trainable(parent, weights, {}, frozen=frozen)
+        made = make_trainable(parent, weights, {}, frozen=frozen, masked={"b", "c"})
+        for name in "ab":
+            linear = made[name]
+            assert isinstance(linear, GroupedLinear) and (linear.mask is None) == (name == "a")
         assert {name: type(linear) for name, linear in made.items()} == {"a": stage, "b": stage, "c": SurvivorLinear}
         assert all(made[name].bias is biases[name] and parent.get_submodule(name) is made[name] for name in "abc")
         assert len(trained_of(made)) == (6 if stage is TrainedGroups else 4)
+
+
+@SYMMETRIC
+@BITS
+@STAGES
+def test_zeros_of_two_in_l_stay_zeros(stage: type[GroupedLinear], bits: int, symmetric: bool) -> None:
+    """Where single weights were pruned, zero points that move must not wake them, and scales not learn from them."""
+    dense = torch.randn(ROWS, COLUMNS, generator=torch.Generator().manual_seed(1))
+    keep = keep_mask(dense.abs(), Pattern(8))
+    weight, x = quantize(dense * keep, scheme_of(bits, SIZE, symmetric=symmetric)), inputs()
+    linear, plain = stage(weight, None, masked=True), stage(weight, None)
+    assert torch.equal(linear(x), plain(x)) and torch.equal(linear.weight().codes, weight.codes)
+    gone = weight.codes == 0
+    within = weight.dequantize()[~gone]
+    sizes = {id(parameter): size for parameter, size in linear.trained}
+    if isinstance(linear, TrainedGroups):
+        assert sizes[id(linear.latent)] == pytest.approx(float(within.square().mean()) ** 0.5)
+    slope = torch.randn(3, 10, ROWS, generator=torch.Generator().manual_seed(3))
+    (linear(x) * slope).sum().backward()
+    flat = (slope.flatten(0, 1).T @ x.flatten(0, 1)).masked_fill(gone, 0).view(-1, SIZE)
+    if stage is FrozenGroups and linear.zero is not None:
+        assert linear.zero.grad is not None
+        expected = -flat.sum(1, keepdim=True) * linear.scale.detach()
+        torch.testing.assert_close(linear.zero.grad, expected, rtol=1e-4, atol=1e-4)
+    target = nn.functional.linear(x, torch.randn(ROWS, COLUMNS, generator=torch.Generator().manual_seed(5)))
+    every = torch.arange(3)
+    linear.zero_grad()
+    curve = train(
+        linear.trained,
+        lambda windows: (linear(x[windows]) - target[windows]).square().mean(),
+        every,
+        every,
+        Schedule(20, 0.05, batch=1),
+    )
+    made = linear.weight()
+    assert curve.best and not made.codes[gone].any()
+    assert symmetric or (made.zero is not None and weight.zero is not None and not torch.equal(made.zero, weight.zero))
+    assert int(stored(made).min()) >= 0 and int(stored(made).max()) <= weight.scheme.top
+    assert torch.equal(linear(x), nn.functional.linear(x, made.dequantize()))
 
 
 def test_a_linear_of_which_nothing_is_left() -> None:

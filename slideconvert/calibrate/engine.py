@@ -216,6 +216,7 @@ def recover(
         stream.fitted,
         stream.held,
         schedule,
+        {place for place, plan in plans.items() if plan.zeros_stay},
     )
     stream.lane.enter(stream.decoder.layer(stream.number))
     fold(stream.layer.module, result.orders, stream.decoder.heads)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..layers import attention_heads, head_dim
+from ..patterns import GroupPattern
 from ..plan import Plan
 from ..prune import METHODS
 from .decoder import STAGES
@@ -87,8 +88,11 @@ def _end_training(plan: Plan, settings: RunSettings) -> int:
         elif linear.scheme.grouped:
             # Packed codes and an index of each group; scale and zero point, each with gradient, moments and best state.
             size, trained = linear.scheme.group, 1 if linear.scheme.symmetric else 2
-            groups = int(linear.weights / size * linear.pattern.density)
-            total += groups * (size * linear.scheme.bits // 8 + 8 + 4 * 5 * trained)
+            groups = linear.weights // size
+            if isinstance(linear.pattern, GroupPattern):
+                groups = linear.pattern.kept(linear.stored.shape)
+            mask = size if linear.zeros_stay else 0
+            total += groups * (size * linear.scheme.bits // 8 + 8 + 4 * 5 * trained + mask)
         else:
             total += (4 * 6 + 1) * linear.weights  # latent weights, masks, gradients, moments, best state; codes
     return total

@@ -186,6 +186,7 @@ def train_end_to_end(
         fitted,
         held,
         schedule,
+        masked={linear.linear.name for linear in plan.linears if linear.zeros_stay},
         micro=max(1, settings.micro_tokens // tokens.shape[1]),
         offload=settings.offload,
         dtype=settings.dtype,

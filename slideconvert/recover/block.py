@@ -6,7 +6,7 @@ that each layer also undoes what those before it did (EfficientQAT's Block-AP, a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 import torch
 from torch import Tensor
@@ -26,13 +26,14 @@ def recover_block(
     fitted: Tensor,
     held: Tensor,
     schedule: Schedule,
+    masked: Container[str] = (),
 ) -> tuple[dict[str, Weight], Curve]:
     """weights and masters (see SurvivorLinear) by place -> the trained weights, and the held-out loss relative to the
-    energy of the targets' change.
+    energy of the targets' change. masked: see make_trainable.
 
     inputs, targets: numbers of windows [n] int64 -> [n, length, hidden] float32.
     """
-    trained = make_trainable(layer.module, weights, masters)
+    trained = make_trainable(layer.module, weights, masters, masked=masked)
     energy = sum(
         float((targets(part) - inputs(part)).square().mean()) * len(part) for part in held.split(schedule.batch)
     )

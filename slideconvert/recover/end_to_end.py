@@ -5,7 +5,7 @@ Of grouped schemes only scales and zero points train, the codes being frozen and
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ def recover_end_to_end(
     held: Tensor,
     schedule: Schedule,
     *,
+    masked: Container[str] = (),
     micro: int | None = None,
     offload: bool = False,
     dtype: torch.dtype = torch.float32,
@@ -37,10 +38,11 @@ def recover_end_to_end(
     in nats: the Kullback-Leibler divergence from the teacher, without one the cross-entropy of the next token.
 
     student, teacher: causal language models of the same architecture; the student's linears named in `weights` are
-    replaced. keep: see training.train. tokens [windows, length]. Gradient checkpointing keeps one layer's activations.
+    replaced. masked: see make_trainable. keep: see training.train. tokens [windows, length]. Gradient checkpointing
+    keeps one layer's activations.
     """
     student.requires_grad_(False)
-    trained = make_trainable(student, weights, masters, frozen=True)
+    trained = make_trainable(student, weights, masters, masked=masked, frozen=True)
     student.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
     student.train()  # checkpointing works in no other mode; whatever is random in it is turned off
     module: Any

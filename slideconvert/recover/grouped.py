@@ -11,7 +11,6 @@ Zero points stay integers, as they are stored: they train as floats whose roundi
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -48,20 +47,21 @@ class GroupedLinear(nn.Module):
     """y = x Wᵀ + bias, W from its surviving groups; what the two stages share.
 
     groups [n] int64: which of the N · K / G groups, row by row, are there. scale, zero [n, 1] float32 train; zero is
-    None for symmetric schemes.
+    None for symmetric schemes. mask [n, G] bool: of linears pruned to 2:L, which weights are there; None of others,
+    where a zero of a group that stays is a weight like any other.
     """
 
     groups: Tensor
-    before: Tensor
+    mask: Tensor | None
 
-    def __init__(self, weight: QuantizedWeight, bias: Tensor | None) -> None:
+    def __init__(self, weight: QuantizedWeight, bias: Tensor | None, *, masked: bool = False) -> None:
         super().__init__()
         self.shape, self.scheme = weight.codes.shape, weight.scheme
         groups = kept_groups(weight)
         self.register_buffer("groups", groups)
         self.scale = nn.Parameter(weight.scale.float().flatten()[groups][:, None])
         self.zero = None if weight.zero is None else nn.Parameter(weight.zero.float().flatten()[groups][:, None])
-        self.grid = weight.grid
+        self.register_buffer("mask", weight.codes.view(-1, self.scheme.group)[groups] != 0 if masked else None)
         self.bias = bias
 
     @property
@@ -82,13 +82,17 @@ class GroupedLinear(nn.Module):
         """[n, G] float32, from 0 to the scheme's top."""
         raise NotImplementedError
 
+    def masked(self, weights: Tensor) -> Tensor:
+        """Weights or codes [n, G], zero where the mask is False."""
+        return weights if self.mask is None else weights * self.mask
+
     @torch.no_grad()
     def weight(self) -> QuantizedWeight:
         """What would be stored now."""
         rows, columns = self.shape
         zero, count = self.rounded_zero(), columns // self.scheme.group
         codes = torch.zeros(rows * count, self.scheme.group, device=self.scale.device)
-        codes[self.groups] = self.stored_codes() - zero
+        codes[self.groups] = self.masked(self.stored_codes() - zero)
         scale = torch.ones(rows * count, dtype=torch.bfloat16, device=self.scale.device)
         scale[self.groups] = bfloat16_scale(self.scale).to(torch.bfloat16)[:, 0]
         points = None
@@ -103,13 +107,14 @@ class GroupedLinear(nn.Module):
 class TrainedGroups(GroupedLinear):
     """Of BQPO: the surviving weights train, and their grid."""
 
-    def __init__(self, weight: QuantizedWeight, bias: Tensor | None) -> None:
-        super().__init__(weight, bias)
+    def __init__(self, weight: QuantizedWeight, bias: Tensor | None, *, masked: bool = False) -> None:
+        super().__init__(weight, bias, masked=masked)
         self.latent = nn.Parameter(weight.dequantize().view(-1, self.scheme.group)[self.groups])
 
     @property
     def trained(self) -> list[tuple[nn.Parameter, float]]:
-        size = float(self.latent.detach().square().mean()) ** 0.5 if len(self.groups) else 1.0
+        there = self.latent.numel() if self.mask is None else int(self.mask.sum())
+        size = (float(self.latent.detach().square().sum()) / there) ** 0.5 if there else 1.0
         return [(self.latent, size), *super().trained]
 
     def _codes(self, scale: Tensor, zero: Tensor | float) -> Tensor:
@@ -124,7 +129,7 @@ class TrainedGroups(GroupedLinear):
 
     def forward(self, inputs: Tensor) -> Tensor:
         scale, zero = bfloat16_scale(self.scale), self.rounded_zero()
-        weights = (self._codes(scale, zero) - zero) * scale
+        weights = self.masked((self._codes(scale, zero) - zero) * scale)
         whole = weights.new_zeros(self.shape[0] * self.shape[1] // self.scheme.group, self.scheme.group)
         return nn.functional.linear(inputs, whole.index_copy(0, self.groups, weights).view(self.shape), self.bias)
 
@@ -134,8 +139,8 @@ class FrozenGroups(GroupedLinear):
 
     packed: Tensor
 
-    def __init__(self, weight: QuantizedWeight, bias: Tensor | None) -> None:
-        super().__init__(weight, bias)
+    def __init__(self, weight: QuantizedWeight, bias: Tensor | None, *, masked: bool = False) -> None:
+        super().__init__(weight, bias, masked=masked)
         groups = weight.codes.view(-1, self.scheme.group)[self.groups].int()
         zero = self.scheme.middle if weight.zero is None else weight.zero.int().flatten()[self.groups][:, None]
         self.register_buffer("packed", packed_bytes((groups + zero).to(torch.uint8), self.scheme.bits))
@@ -147,12 +152,12 @@ class FrozenGroups(GroupedLinear):
         scale, zero = bfloat16_scale(self.scale), self.rounded_zero()
         if not isinstance(zero, Tensor):
             zero = torch.full_like(scale, zero)
-        out: Tensor = _FromCodes.apply(inputs, scale, zero, self._whole, self.groups)
+        out: Tensor = _FromCodes.apply(inputs, scale, zero, self)
         return out if self.bias is None else out + self.bias.to(out.dtype)
 
-    def _whole(self, scale: Tensor, zero: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def whole(self, scale: Tensor, zero: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Codes minus zero points [n, G] float32, and the weight [N, K] that they make."""
-        codes = self.stored_codes() - zero
+        codes = self.masked(self.stored_codes() - zero)
         whole = torch.zeros(
             self.shape[0] * self.shape[1] // self.scheme.group, self.scheme.group, dtype=dtype, device=scale.device
         )
@@ -164,26 +169,24 @@ class _FromCodes(torch.autograd.Function):
     """x Wᵀ with W made of packed codes when it is needed, forwards and backwards, and never kept."""
 
     @staticmethod
-    def forward(
-        ctx: Any, inputs: Tensor, scale: Tensor, zero: Tensor, whole: Callable[..., Any], groups: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, inputs: Tensor, scale: Tensor, zero: Tensor, linear: FrozenGroups) -> Tensor:
         dtype = (
             torch.get_autocast_dtype(inputs.device.type)
             if torch.is_autocast_enabled(inputs.device.type)
             else inputs.dtype
         )
-        ctx.save_for_backward(inputs, scale, zero, groups)
-        ctx.whole, ctx.dtype = whole, dtype
-        return inputs.to(dtype) @ whole(scale, zero, dtype)[1].T
+        ctx.save_for_backward(inputs, scale, zero)
+        ctx.linear, ctx.dtype = linear, dtype
+        return inputs.to(dtype) @ linear.whole(scale, zero, dtype)[1].T
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> Any:
-        inputs, scale, zero, groups = ctx.saved_tensors
-        codes, weight = ctx.whole(scale, zero, ctx.dtype)
+        inputs, scale, zero = ctx.saved_tensors
+        codes, weight = ctx.linear.whole(scale, zero, ctx.dtype)
         slope = slope.to(ctx.dtype)
         of_inputs = (slope @ weight).to(inputs.dtype) if ctx.needs_input_grad[0] else None
         flat = slope.flatten(0, -2).T @ inputs.to(ctx.dtype).flatten(0, -2)
-        of_groups = flat.view(-1, codes.shape[1])[groups].float()
+        of_groups = flat.view(-1, codes.shape[1])[ctx.linear.groups].float()
         of_scale = (of_groups * codes).sum(1, keepdim=True)
-        of_zero = of_groups.sum(1, keepdim=True) * -scale
-        return of_inputs, of_scale, of_zero, None, None
+        of_zero = ctx.linear.masked(of_groups).sum(1, keepdim=True) * -scale
+        return of_inputs, of_scale, of_zero, None

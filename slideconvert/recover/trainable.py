@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import replace
 
 import torch
@@ -89,17 +89,23 @@ Trainable = SurvivorLinear | GroupedLinear
 
 
 def make_trainable(
-    parent: nn.Module, weights: dict[str, Weight], masters: Mapping[str, Tensor | None], *, frozen: bool = False
+    parent: nn.Module,
+    weights: dict[str, Weight],
+    masters: Mapping[str, Tensor | None],
+    *,
+    masked: Container[str] = (),
+    frozen: bool = False,
 ) -> dict[str, Trainable]:
     """Put a Trainable at each path of `weights` below `parent`; give them by path.
 
-    frozen: the codes of grouped schemes stay, and only their scales and zero points train.
+    masked: paths of linears of which all zeros stay, by a 2:L pattern; those that are not in grouped schemes are so
+    anyway. frozen: the codes of grouped schemes stay, and only their scales and zero points train.
     """
     made: dict[str, Trainable] = {}
     for path, weight in weights.items():
         bias = getattr(parent.get_submodule(path), "bias", None)
         if isinstance(weight, QuantizedWeight) and weight.scheme.grouped:
-            made[path] = (FrozenGroups if frozen else TrainedGroups)(weight, bias)
+            made[path] = (FrozenGroups if frozen else TrainedGroups)(weight, bias, masked=path in masked)
         else:
             made[path] = SurvivorLinear(weight, bias, masters.get(path))
         parent.set_submodule(path, made[path])
