@@ -6,7 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from slideconvert import doctor
+from slideconvert.kernels.group_backends import GroupChoice, choose_groups
+from slideconvert.kernels.groups import GroupSpec
 from slideconvert.report.loading import how_to_load
 from tests.conftest import Cli
 from tests.serving import grouped
@@ -29,6 +33,19 @@ def test_doctor_explains_how_linears_in_groups_are_run(cli: Cli, tmp_path: Path)
     assert mixed["64x64 int8 2:8"] == (["q_proj", "o_proj"], 4)
     assert mixed["64x64 W4A16 g8 asymmetric S50.0%"] == (["q_proj", "o_proj"], 2)
     assert "W4A16 g8" in cli("doctor", tmp_path / "mixed" / "out", "--device", "cpu").out
+
+
+def test_doctor_asks_for_the_layout_that_is_stored(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which the choice on a GPU depends on."""
+    asked: list[tuple[str, int]] = []
+
+    def choose(spec: GroupSpec, layout: str, device: torch.device) -> GroupChoice:
+        asked.append((layout, spec.kept))
+        return choose_groups(spec, layout, device)
+
+    monkeypatch.setattr(doctor, "choose_groups", choose)
+    told(cli, grouped(tmp_path / "mixed", "mixed"))
+    assert ("gqs", 256) in asked and ("dense", 64 * 88 // 4) in asked
 
 
 def test_in_the_dense_layout_every_group_is_there(cli: Cli, tmp_path: Path) -> None:

@@ -105,6 +105,14 @@ def test_tensors_are_those_of_the_file_whatever_the_dtype(tmp_path: Path, layout
         assert torch.equal(logits(model), logits(load_model(Checkpoint.open(out))))
 
 
+def test_biases_may_be_stored_in_another_float(tmp_path: Path) -> None:
+    out = grouped(tmp_path, biases=True)
+    expected = logits(load(out))
+    tensors = {name: (t.float() if name.endswith("bias") else t) for name, t in pico.read(out).items()}
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    assert torch.equal(logits(load(out)), expected) and logits(load(out, "auto")).dtype == torch.bfloat16
+
+
 def test_saved_again_it_is_the_same(folder: Path, tmp_path: Path) -> None:
     model = load(folder, "auto")
     model.save_pretrained(tmp_path, max_shard_size="50KB")
