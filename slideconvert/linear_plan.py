@@ -111,7 +111,7 @@ def plan_linear(
         if scheme.grouped and scheme.group != pattern.size:
             raise InputError(
                 f"{name}: groups of {pattern.size} are pruned, those of {scheme.name} have {scheme.group} weights",
-                hint=f"use a group size of {pattern.size}",
+                hint=f"use a group size of {pattern.size if choice.scheme else scheme.group}",
             )
     else:
         pattern.check_columns(stored.shape[1], name)

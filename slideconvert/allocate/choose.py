@@ -92,9 +92,10 @@ def choose_patterns(plan: Plan, target: Target, settings: RunSettings, progress:
     every = fuse({linear: own.stored.shape for linear, own in first.items()})
     # Fused linears are treated alike, so the first speaks for its group.
     plans = {group: first[group.linears[0]] for group in every}
+    by_rule = {group: _fixed(plan.recipe, group) for group in every if not plans[group].kept}
     times = _times(plans, target) if isinstance(target, SpeedTarget) else None
-    groups = [group for group in every if not plans[group].kept and (times is None or group in times)]
-    fixed = {group: _fixed(plan.recipe, group) for group in groups}
+    groups = [group for group in by_rule if times is None or group in times]
+    fixed = {group: by_rule[group] for group in groups}
     free = [group for group, pattern in fixed.items() if pattern is None]
     tried = ALL if times is None else (*worth_trying([times[group] for group in free]), DENSE)
     candidates = {group: tried if pattern is None else (pattern,) for group, pattern in fixed.items()}
