@@ -196,7 +196,14 @@ def _check_against(
         )
     assert pattern is not None
     if isinstance(pattern, GroupPattern):
-        return measured  # how many groups may be gone was checked without the source
+        # How many may be gone was checked without the source.
+        lost, there = (part.unflatten(1, (-1, pattern.size)).ne(0).any(2) for part in (off, new))
+        if bool((lost & there).any()):
+            row, group = (int(index) for index in (lost & there).nonzero()[0])
+            raise InputError(
+                f"{where}: row {row}, group {group} lost some of its weights, {pattern} takes whole groups"
+            )
+        return measured
     taken = -to_planes(off.to(torch.int8), pattern.group).sum(0, dtype=torch.int8)
     if int(taken.amax()) > ZEROS:
         row, group = (int(index) for index in (taken > ZEROS).nonzero()[0])
@@ -210,7 +217,8 @@ def _rounding(stored: StoredLinear, before: Weight, weight: Weight, old: Tensor)
     """The largest error that rounding to the scheme can make, per weight; 0 where nothing was to be rounded."""
     if not isinstance(weight, QuantizedWeight):
         return torch.zeros_like(old)
-    if isinstance(before, QuantizedWeight) and before.scheme.ternary >= weight.scheme.ternary:
+    regrouped = weight.scheme.grouped and isinstance(before, QuantizedWeight) and not before.scheme.grouped
+    if isinstance(before, QuantizedWeight) and before.scheme.ternary >= weight.scheme.ternary and not regrouped:
         # Codes stay codes. The scale of ternary ones stored as floats has the digits of bfloat16.
         return old.abs() * (2**-8 * ROUNDING_SLACK) if stored.coding else torch.zeros_like(old)
     scale = weight.scale.float()
