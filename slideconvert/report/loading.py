@@ -48,11 +48,12 @@ slideconvert is installed beside vLLM, vLLM finds its plugin by itself and does 
 
 DENSE_GROUPS = """
 In 4 or 8 bits with a scale for every group of weights, they are in the format that compressed-tensors calls
-pack-quantized. Stock transformers unpacks them. Stock vLLM (0.32) has kernels for some: on NVIDIA GPUs for groups of
-32, 64 and 128 weights (8 bits with zero points: of 64 and 128, on Hopper), for smaller groups only without zero points
-and with `--dtype float16`; on CPUs for 4 bits in bfloat16 or float16. It does not round the activations of W4A8. With
-slideconvert (`pip install slideconvert`; for transformers `import slideconvert` before the model is loaded, or without
-it `trust_remote_code=True`) both run all of them, on kernels made for groups.
+pack-quantized. Stock transformers unpacks them; zero points, in version 5.23, only when it is loaded with
+`quantization_config=CompressedTensorsConfig(dequantize=True)`. Stock vLLM (0.32) has kernels for some: on NVIDIA GPUs
+for groups of 32, 64 and 128 weights (8 bits with zero points: of 64 and 128, on Hopper), for smaller groups only
+without zero points and with `--dtype float16`; on CPUs for 4 bits in bfloat16 or float16. It does not round the
+activations of W4A8. With slideconvert (`pip install slideconvert`; for transformers `import slideconvert` before the
+model is loaded, or without it `trust_remote_code=True`) both run all of them, on kernels made for groups.
 """
 
 PACKED = f"""\
