@@ -26,13 +26,14 @@ from torch import Tensor
 
 from slideconvert import __version__
 from slideconvert.checkpoint.reader import Checkpoint
+from slideconvert.choice import make_choice
 from slideconvert.cli.common import choose_device
 from slideconvert.errors import SlideConvertError
 from slideconvert.evaluate import perplexity
 from slideconvert.patterns import Pattern
 from slideconvert.pipeline import convert
 from slideconvert.plan import make_plan
-from slideconvert.recipe import Recipe, make_choice
+from slideconvert.recipe import Recipe
 from slideconvert.report import Report
 from slideconvert.runtime.load import ACTIVATIONS, load_model, load_tokenizer
 from slideconvert.snapshot import open_folder

@@ -11,12 +11,12 @@ from .calibrate.settings import Preset
 from .checkpoint.config import LinearRecord, Record, describe_linear
 from .checkpoint.format import TensorSpec
 from .checkpoint.reader import Checkpoint
+from .choice import FULL, Choice, describe_choice
 from .errors import InputError
 from .layers import ORDERED, Linear, siblings
 from .layout import StoredLinear, layout_of, stored_specs
 from .patterns import AnyPattern, GroupPattern, Pattern
 from .prune import METHODS
-from .recipe import FULL, Choice, describe_choice
 from .schemes import Scheme
 
 

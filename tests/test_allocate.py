@@ -21,12 +21,13 @@ from slideconvert.allocate.expected import expected_speedup
 from slideconvert.allocate.fused import fuse, group_times, worth_trying
 from slideconvert.allocate.knapsack import Option, least_error
 from slideconvert.allocate.speed import SpeedTable
+from slideconvert.choice import make_choice
 from slideconvert.errors import InputError
 from slideconvert.layers import LINEARS
 from slideconvert.linear_plan import LinearPlan
 from slideconvert.patterns import ALL, Pattern
 from slideconvert.plan import make_plan
-from slideconvert.recipe import Recipe, load_recipe, make_choice, parse_recipe
+from slideconvert.recipe import Recipe, load_recipe, parse_recipe
 from slideconvert.source import resolve
 from tests.fused_models import HEAD, LAYERS, model, patterns, random_errors, table_of
 from tests.matrices import examples

@@ -18,13 +18,14 @@ from slideconvert.calibrate.settings import PRESETS, Calibration, Preset
 from slideconvert.calibrate.stream import Runs
 from slideconvert.checkpoint.files import ORDERS
 from slideconvert.checkpoint.reader import Checkpoint
+from slideconvert.choice import make_choice
 from slideconvert.layers import attention_heads
 from slideconvert.measure import floats
 from slideconvert.patterns import Pattern
 from slideconvert.pipeline import convert
 from slideconvert.plan import Plan, make_plan
 from slideconvert.prune.select import check_pattern
-from slideconvert.recipe import Recipe, make_choice
+from slideconvert.recipe import Recipe
 from slideconvert.runtime.load import load_model
 from slideconvert.snapshot import open_folder
 from tests import pico

@@ -44,6 +44,7 @@ LAYERS = (
     ("prune.methods", "recover.trainable", "recover.training"),
     ("prune", "pack", "checkpoint.writer", "hub", "report"),
     ("layout", "source", "direct"),
+    ("choice",),
     ("recipe", "checkpoint.config", "text"),
     ("linear_plan",),
     ("plan", "verify", "inspect", "runtime", "doctor", "sketch"),

@@ -8,9 +8,10 @@ import pytest
 import yaml
 
 from slideconvert.calibrate.settings import Calibration
+from slideconvert.choice import Choice, make_choice
 from slideconvert.errors import InputError
 from slideconvert.patterns import Pattern
-from slideconvert.recipe import Choice, Recipe, Rule, load_recipe, make_choice, parse_recipe
+from slideconvert.recipe import Recipe, Rule, load_recipe, parse_recipe
 from slideconvert.schemes import BF16, FP8, INT8
 
 FULL = """

@@ -11,10 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
+from ..choice import Choice
 from ..errors import InputError
 from ..layers import Linear
 from ..patterns import ALL, Pattern
-from ..recipe import Choice, Recipe, Rule
+from ..recipe import Recipe, Rule
 from .fused import FusedGroup
 from .knapsack import Solution, least_error
 from .speed import Times

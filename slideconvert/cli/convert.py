@@ -40,7 +40,8 @@ from .targets import (
 
 if TYPE_CHECKING:
     from ..allocate.choose import Target
-    from ..recipe import Choice, Recipe
+    from ..choice import Choice
+    from ..recipe import Recipe
 
 METHOD_WORDS = "magnitude|wanda|hessian|obs|alps|gqsa|saliency|rtn|gptq"
 
@@ -108,8 +109,9 @@ def full_recipe(
 ) -> Recipe:
     """The recipe file (if any), overruled by the flags, filled up with defaults: for 2:L patterns, and for groups."""
     from ..calibrate.settings import parse_preset
+    from ..choice import describe_choice, make_choice
     from ..patterns import GroupPattern
-    from ..recipe import Recipe, describe_choice, load_recipe, make_choice, parse_recipe
+    from ..recipe import Recipe, load_recipe, parse_recipe
 
     recipe = load_recipe(path) if path else Recipe()
     calibration = calibration_words(said)
@@ -135,9 +137,9 @@ def full_recipe(
 
 def _compatible(choice: Choice, flags: Choice) -> dict[str, Any]:
     """The words of a recipe's choice, without those that only go with the other kind of pattern than the flags'."""
+    from ..choice import describe_choice
     from ..patterns import Pattern
     from ..prune import METHODS
-    from ..recipe import describe_choice
 
     words = describe_choice(choice)
     grouped = choice.method is not None and METHODS[choice.method].grouped

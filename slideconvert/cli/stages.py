@@ -75,8 +75,9 @@ def sparsify_command(source: str, out: Path, revision: str | None, **said: Any) 
 def quantize_command(source: str, out: Path, method: str, revision: str | None, **said: Any) -> None:
     """Quantize the float weights of SOURCE per output channel, or in 4 bits per group. Zeros stay, and the pattern."""
     from ..calibrate.settings import parse_calibration
+    from ..choice import make_choice
     from ..errors import InputError, pick
-    from ..recipe import Recipe, make_choice
+    from ..recipe import Recipe
 
     by_data = pick(method, ("rtn", "gptq"), "method of quantizing") == "gptq"
     words = take(said, ("scheme", "bits", "group_size", "symmetric"))
@@ -97,7 +98,8 @@ def quantize_command(source: str, out: Path, method: str, revision: str | None, 
 @run_options
 def slide_command(source: str, out: Path, pattern: str | None, revision: str | None, **run: Any) -> None:
     """Re-lay the quantized weights of SOURCE into 2:4 windows (the slide layout)."""
-    from ..recipe import Recipe, make_choice
+    from ..choice import make_choice
+    from ..recipe import Recipe
 
     carry_out(source, out, Recipe(make_choice(pattern=pattern), layout="slide"), revision, **run)
 
