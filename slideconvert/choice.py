@@ -8,7 +8,7 @@ from typing import Any
 from .errors import InputError, pick
 from .patterns import AnyPattern, GroupPattern, parse_pattern
 from .prune import METHODS, parse_method
-from .schemes import GROUP, SCHEMES, W4A16, W8A16, Scheme, parse_scheme
+from .schemes import GROUP, W4A16, W8A16, Scheme, parse_scheme
 
 CHOICE_WORDS = ("scheme", "group_size", "symmetric", "pattern", "sparsity", "row_cap", "method", "codes")
 """The words of a recipe that a rule may say as well."""
@@ -134,7 +134,7 @@ def make_choice(
     )
     # Whatever else is chosen, these must be possible; a scheme of the right kind may come from elsewhere.
     size = PRUNED_GROUP if choice.group_size is None else choice.group_size
-    SCHEMES[W4A16.name].in_groups(size, symmetric=False)
+    W4A16.in_groups(size, symmetric=False)
     GroupPattern(size, choice.sparsity or 0.0, choice.row_cap)
     return choice
 

@@ -1,4 +1,4 @@
-"""The two ways a linear lies in a checkpoint, and every form in which one can be read.
+"""The ways a linear lies in a checkpoint, and every form in which one can be read.
 
     dense   weight [out, in]                                              loads in stock vLLM and transformers
     slide   weight_packed [out, K'/2], weight_meta [out, K'/8] uint8      2:4 windows; stock loaders refuse it

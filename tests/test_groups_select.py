@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -21,9 +20,10 @@ from slideconvert.prune.groups import group_losses, in_columns, keep_groups, sal
 from slideconvert.prune.refit import refit
 from slideconvert.prune.select import check_pattern
 from slideconvert.prune.statistics import Accumulator, Statistics
-from slideconvert.prune.sweep import Damped, column_order, damp, sweep
+from slideconvert.prune.sweep import column_order, damp, sweep
 from slideconvert.quantize import QuantizedWeight, grid_of
 from slideconvert.schemes import BF16
+from tests.correlated import Layer, layer
 from tests.matrices import examples
 from tests.test_groups_grid import scheme_of
 from tests.twins import groups as twin
@@ -178,32 +178,6 @@ def test_too_many_groups_are_found() -> None:
 
 
 # ---- scores, on layers like those of test_solvers.py
-
-
-class Layer(NamedTuple):
-    """weight [rows, columns] float32 and the damped Gram matrix of inputs that correlate."""
-
-    weight: Tensor
-    inputs: Tensor
-    damped: Damped
-
-    @property
-    def gram(self) -> NDArray[np.float64]:
-        return self.damped.gram.double().numpy()
-
-    @property
-    def wide(self) -> NDArray[np.float64]:
-        return self.weight.double().numpy()
-
-
-def layer(rows: int, columns: int, seed: int = 0) -> Layer:
-    rng = np.random.default_rng(seed)
-    mix = np.eye(columns) + rng.normal(size=(columns, columns)) / np.sqrt(2 * columns)
-    inputs = rng.normal(size=(4 * columns, columns)) @ mix
-    inputs[:, columns // 2] *= 3
-    made = torch.from_numpy(inputs.astype(np.float32))
-    weight = torch.from_numpy(rng.normal(size=(rows, columns)).astype(np.float32))
-    return Layer(weight, made, damp(made.T @ made / len(made)))
 
 
 @pytest.mark.parametrize("size", [4, 8, 16])

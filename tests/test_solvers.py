@@ -9,7 +9,7 @@ compared; the tests say how many may be.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,43 +28,17 @@ from slideconvert.prune.obs import on_mask
 from slideconvert.prune.refit import asymmetric_target, refit, refit_steps, steps_to_take
 from slideconvert.prune.select import apply_mask, check_pattern, keep_mask
 from slideconvert.prune.statistics import Accumulator, Statistics
-from slideconvert.prune.sweep import Damped, Grid, column_order, damp, group_order, sweep
+from slideconvert.prune.sweep import Grid, column_order, damp, group_order, sweep
 from slideconvert.prune.wanda import wanda
 from slideconvert.quantize import QuantizedWeight, Weight, channel_scale
 from slideconvert.schemes import INT8, SCHEMES, Scheme
+from tests.correlated import Layer, layer
 from tests.matrices import UNGROUPED, raw
 from tests.twins import prune, pruning
 
 CLOSE = 1e-5
 """How far float32 may be from the twins, as a share of a row's largest weight."""
 SOLVERS = [method for method in METHODS.values() if method.calibrated and not method.grouped]
-
-
-class Layer(NamedTuple):
-    """weight [rows, columns] float32, inputs [tokens, columns] float32 and their damped Gram matrix."""
-
-    weight: Tensor
-    inputs: Tensor
-    damped: Damped
-
-    @property
-    def gram(self) -> NDArray[np.float64]:
-        return self.damped.gram.double().numpy()
-
-    @property
-    def wide(self) -> NDArray[np.float64]:
-        return self.weight.double().numpy()
-
-
-def layer(rows: int, columns: int, seed: int = 0) -> Layer:
-    """Inputs that correlate, one of them three times as large as the rest."""
-    rng = np.random.default_rng(seed)
-    mix = np.eye(columns) + rng.normal(size=(columns, columns)) / np.sqrt(2 * columns)
-    inputs = rng.normal(size=(4 * columns, columns)) @ mix
-    inputs[:, columns // 2] *= 3
-    made = torch.from_numpy(inputs.astype(np.float32))
-    weight = torch.from_numpy(rng.normal(size=(rows, columns)).astype(np.float32))
-    return Layer(weight, made, damp(made.T @ made / len(made)))
 
 
 def grid_of(weight: Tensor, scheme: Scheme) -> Grid | None:

@@ -1,7 +1,8 @@
 """Linears of grouped schemes in training: what is there of them are the groups that stay, nothing else.
 
 Both stages of GQSA (sections 3.3 and 3.4) build the weight from its surviving groups alone, [n, G] of them, each with a
-scale s and a zero point z. No mask is in the graph, and pruned groups have no gradients, moments or memory.
+scale s and a zero point z. Pruned groups have no gradients, moments or memory, and no mask is in the graph, but for
+linears pruned to 2:L, whose zeros lie within groups.
 
     BQPO      latent weights w, s and z train; codes = clamp(round(w / s) + z), the rounding straight through
     E2E-OQP   the codes are frozen, packed as they are stored, and s and z train
