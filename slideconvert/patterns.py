@@ -25,6 +25,7 @@ import re
 from dataclasses import dataclass
 
 from .errors import PatternError, pick
+from .schemes import fitting_sizes
 
 WINDOW = 4
 """Lanes of a window: the hardware's 2:4 unit."""
@@ -200,10 +201,9 @@ class GroupPattern:
         without any."""
         rows, columns = shape
         if columns % self.size:
-            fits = [size for size in (4, 8, 16, 32, 64, 128) if columns % size == 0]
             raise PatternError(
                 f"{where}: {columns} input columns are no multiple of the group size {self.size}",
-                hint=f"use a group size of {', '.join(map(str, fits))}" if fits else "keep this linear (keep: true)",
+                hint=fitting_sizes(columns),
             )
         if self.kept(shape) < rows:
             raise PatternError(

@@ -24,6 +24,12 @@ GROUP = 128
 """How many do unless said otherwise: what is usual for 4 bits."""
 
 
+def fitting_sizes(columns: int) -> str:
+    """The way out where groups do not divide rows of so many columns, in words."""
+    fits = [str(size) for size in GROUP_SIZES if columns % size == 0]
+    return f"use a group size of {', '.join(fits)}" if fits else "keep this linear (keep: true)"
+
+
 @dataclass(frozen=True)
 class Scheme:
     """One number scheme.
@@ -91,10 +97,9 @@ class Scheme:
     def check_columns(self, columns: int, where: str) -> None:
         """Raise InputError if groups do not divide rows of `columns` weights."""
         if self.grouped and columns % self.group:
-            fits = [size for size in GROUP_SIZES if columns % size == 0]
             raise InputError(
                 f"{where}: {columns} input columns are no multiple of the group size {self.group}",
-                hint=f"use a group size of {', '.join(map(str, fits))}" if fits else "keep this linear (keep: true)",
+                hint=fitting_sizes(columns),
             )
 
     def describe(self) -> dict[str, Any]:
