@@ -36,7 +36,7 @@ $(NEXT)/.ready: pyproject.toml constraints.txt Makefile
 	touch $@
 
 test-next: $(NEXT)/.ready
-	$(NEXT)/bin/python -m pytest -q -p no:cacheprovider tests/test_transformers*.py tests/test_stock_transformers.py
+	$(NEXT)/bin/python -m pytest -q -p no:cacheprovider tests/runtime/test_transformers*.py tests/runtime/test_stock_transformers.py
 
 # One environment with vLLM alone, and one with slideconvert on top of it, which finds vLLM in the first. vLLM for the
 # CPU pulls in packages that only load beside a CUDA torch.

@@ -20,10 +20,10 @@ from typing import Any
 import click
 import torch
 
-from slideconvert.pipeline import convert
-from slideconvert.plan import make_plan
-from slideconvert.recipe import parse_recipe
-from slideconvert.snapshot import open_folder
+from slideconvert.convert.pipeline import convert
+from slideconvert.hub.snapshot import open_folder
+from slideconvert.plan.plan import make_plan
+from slideconvert.plan.recipe import parse_recipe
 
 TOKENS = (1, 16, 64, 256, 1024, 4096, 16384)
 RUNS = 9

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from slideconvert.kernels.bench_common import header, table
 from slideconvert.kernels.group_gemm.bench_group_gemm import random_weight
 from slideconvert.kernels.group_linear import GroupLinear
-from slideconvert.layers import LINEARS
+from slideconvert.models.architecture import LINEARS
 
 PROMPT = 15
 LLAMA_7B = {

@@ -26,18 +26,18 @@ from torch import Tensor
 
 from slideconvert import __version__
 from slideconvert.checkpoint.reader import Checkpoint
-from slideconvert.choice import make_choice
 from slideconvert.cli.common import choose_device
+from slideconvert.convert.pipeline import convert
+from slideconvert.core.patterns import Pattern
 from slideconvert.errors import SlideConvertError
-from slideconvert.evaluate import perplexity
-from slideconvert.patterns import Pattern
-from slideconvert.pipeline import convert
-from slideconvert.plan import make_plan
-from slideconvert.recipe import Recipe
+from slideconvert.evaluate.perplexity import perplexity
+from slideconvert.evaluate.text import read_documents, token_windows
+from slideconvert.hub.snapshot import open_folder
+from slideconvert.models.load import ACTIVATIONS, load_model, load_tokenizer
+from slideconvert.plan.linear_config import make_choice
+from slideconvert.plan.plan import make_plan
+from slideconvert.plan.recipe import Recipe
 from slideconvert.report import Report
-from slideconvert.runtime.load import ACTIVATIONS, load_model, load_tokenizer
-from slideconvert.snapshot import open_folder
-from slideconvert.text import read_documents, token_windows
 
 PATTERNS = ("2:4", "2:6", "2:8", "2:10", "2:inf")
 

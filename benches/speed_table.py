@@ -19,8 +19,8 @@ from typing import Any
 import click
 
 from slideconvert.allocate.rows import WORDS
+from slideconvert.core.patterns import ALL
 from slideconvert.kernels.bench_common import MODELS
-from slideconvert.patterns import ALL
 
 
 def speed_table(gpu: str, results: list[dict[str, Any]]) -> str:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from slideconvert.cli import main
-from tests import pico
+from tests.helpers import pico
 
 
 class Outcome(NamedTuple):

@@ -31,16 +31,16 @@ from torch import Tensor
 from windows import NAME, draw
 
 from slideconvert import __version__
-from slideconvert.checkpoint.config import describe_linear, read_record
 from slideconvert.checkpoint.reader import Checkpoint
+from slideconvert.core.patterns import Pattern
+from slideconvert.core.schemes import parse_scheme
+from slideconvert.core.weights import values
 from slideconvert.errors import SlideConvertError
-from slideconvert.evaluate import perplexity
-from slideconvert.layers import decoder_linears
-from slideconvert.measure import values
-from slideconvert.patterns import Pattern
-from slideconvert.runtime.load import load_model, load_tokenizer
-from slideconvert.schemes import parse_scheme
-from slideconvert.text import read_documents, token_windows
+from slideconvert.evaluate.perplexity import perplexity
+from slideconvert.evaluate.text import read_documents, token_windows
+from slideconvert.formats.record import describe_linear, read_record
+from slideconvert.models.architecture import decoder_linears
+from slideconvert.models.load import load_model, load_tokenizer
 
 PEER = "llm-compressor SparseGPT"
 PEER_SCRIPT = Path(__file__).with_name("llmcompressor_sparsegpt.py")

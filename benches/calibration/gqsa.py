@@ -27,16 +27,16 @@ from torch import Tensor
 from slideconvert.calibrate.engine import LayerResult, compress_layers
 from slideconvert.calibrate.run import RunSettings, block_schedule, train_end_to_end
 from slideconvert.calibrate.tokens import calibration_tokens
-from slideconvert.evaluate import perplexity
-from slideconvert.measure import floats
-from slideconvert.patterns import GroupPattern, parse_pattern
-from slideconvert.plan import Plan, make_plan
+from slideconvert.core.patterns import GroupPattern, parse_pattern
+from slideconvert.core.quantize import Weight
+from slideconvert.core.weights import floats
+from slideconvert.evaluate.perplexity import perplexity
+from slideconvert.evaluate.text import read_documents, token_windows
+from slideconvert.hub.source import resolve
+from slideconvert.models.load import load_model, load_tokenizer
+from slideconvert.plan.plan import Plan, make_plan
+from slideconvert.plan.recipe import parse_recipe
 from slideconvert.progress import silent
-from slideconvert.quantize import Weight
-from slideconvert.recipe import parse_recipe
-from slideconvert.runtime.load import load_model, load_tokenizer
-from slideconvert.source import resolve
-from slideconvert.text import read_documents, token_windows
 
 LENGTH, WINDOWS = 512, 160
 

@@ -20,9 +20,9 @@ import click
 import torch
 
 from slideconvert.checkpoint.reader import Checkpoint
-from slideconvert.evaluate import perplexity
-from slideconvert.runtime.load import load_model, load_tokenizer
-from slideconvert.text import read_documents, token_windows
+from slideconvert.evaluate.perplexity import perplexity
+from slideconvert.evaluate.text import read_documents, token_windows
+from slideconvert.models.load import load_model, load_tokenizer
 
 LENGTH, WINDOWS = 512, 160
 

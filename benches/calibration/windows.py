@@ -17,8 +17,8 @@ from torch import Tensor
 
 from slideconvert.checkpoint.reader import Checkpoint
 from slideconvert.errors import InputError, SlideConvertError
-from slideconvert.runtime.load import load_tokenizer
-from slideconvert.text import read_documents, token_windows
+from slideconvert.evaluate.text import read_documents, token_windows
+from slideconvert.models.load import load_tokenizer
 
 NAME = "windows"
 """The tensor's name in the file."""

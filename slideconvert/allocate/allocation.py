@@ -11,11 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
-from ..choice import Choice
+from ..core.patterns import ALL, Pattern
 from ..errors import InputError
-from ..layers import Linear
-from ..patterns import ALL, Pattern
-from ..recipe import Recipe, Rule
+from ..models.architecture import Linear
+from ..plan.linear_config import Choice
+from ..plan.recipe import Recipe, Rule
 from .fused import FusedGroup
 from .knapsack import Solution, least_error
 from .speed import Times

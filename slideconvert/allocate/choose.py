@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..calibrate.run import RunSettings
+from ..core.patterns import ALL, Pattern
 from ..errors import InputError
-from ..linear_plan import LinearPlan
-from ..patterns import ALL, Pattern
-from ..plan import Plan
+from ..plan.linear import LinearPlan
+from ..plan.plan import Plan
+from ..plan.recipe import Recipe
 from ..progress import Progress, silent
 from ..prune import METHODS
-from ..recipe import Recipe
 from .allocation import Allocation, Errors, allocate_for_density, allocate_for_speedup, with_allocation
 from .fused import FusedGroup, fuse, group_times, worth_trying
 from .measure import measure_errors

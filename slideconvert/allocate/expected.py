@@ -11,8 +11,8 @@ from .fused import fuse, group_times
 from .speed import DEFAULT_TOKENS, SpeedTable
 
 if TYPE_CHECKING:
-    from ..linear_plan import LinearPlan
-from ..patterns import Pattern
+    from ..plan.linear import LinearPlan
+from ..core.patterns import Pattern
 
 
 @dataclass(frozen=True)

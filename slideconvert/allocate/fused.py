@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..layers import LINEARS, SIBLINGS, Linear
-from ..patterns import ALL, Pattern
+from ..core.patterns import ALL, Pattern
+from ..models.architecture import LINEARS, SIBLINGS, Linear
 from .rows import Shape
 from .speed import DEFAULT_TOKENS, SpeedTable, Times
 

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 from ..calibrate.activations import Activations
-from ..calibrate.decoder import STAGES, Decoder
 from ..calibrate.engine import LayerResult, compress_stage
 from ..calibrate.run import RunSettings
 from ..calibrate.stream import Runs, Stream, embedded, held_out
 from ..calibrate.tokens import calibration_tokens
+from ..core.patterns import ALL, Pattern
 from ..errors import InputError
-from ..layers import Linear
-from ..linear_plan import LinearPlan
-from ..patterns import ALL, Pattern
-from ..plan import Plan, make_plan
+from ..models.architecture import Linear
+from ..models.decoder import STAGES, Decoder
+from ..plan.linear import LinearPlan
+from ..plan.plan import Plan, make_plan
 from ..progress import Progress, silent
 from ..prune.statistics import Statistics
 from .allocation import with_allocation

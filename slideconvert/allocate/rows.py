@@ -19,9 +19,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..core.patterns import ALL, Pattern
+from ..core.schemes import SCHEMES
 from ..errors import InputError, pick
-from ..patterns import ALL, Pattern
-from ..schemes import SCHEMES
 
 WORDS = ("gpu", "scheme", "model", "linears", "tokens", "dense")
 """The columns before those of the patterns."""

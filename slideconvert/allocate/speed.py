@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..core.patterns import Pattern
 from ..errors import InputError, pick
-from ..patterns import Pattern
 from .rows import Row, Shape, read_rows
 
 DEFAULT_TOKENS = 4096

@@ -8,7 +8,7 @@ from pathlib import Path
 from .. import __version__
 from ..checkpoint.staging import writing
 from ..errors import InputError
-from ..recipe import recipe_text
+from ..plan.recipe import recipe_text
 from .choose import Chosen, SpeedTarget
 from .speed import SpeedTable
 

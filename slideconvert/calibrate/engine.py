@@ -15,24 +15,24 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.reader import TORCH_DTYPES
-from ..direct import compress_directly
+from ..core.patterns import AnyPattern, GroupPattern, Pattern
+from ..core.precision import full_precision
+from ..core.quantize import Weight
+from ..core.schemes import Scheme
+from ..core.weights import floats, take_rows
 from ..errors import InputError, SlideConvertError
-from ..layers import ORDERED
-from ..linear_plan import LinearPlan
-from ..measure import floats, take_rows
-from ..orders import Orders, columns, folded, move, rows
-from ..patterns import AnyPattern, GroupPattern, Pattern
-from ..plan import Plan
-from ..precision import full_precision
+from ..models.architecture import ORDERED
+from ..models.decoder import STAGES, Decoder
+from ..permute.fold import find_order, fold, in_order
+from ..permute.orders import Orders, columns, folded, move, rows
+from ..plan.linear import LinearPlan
+from ..plan.plan import Plan
 from ..progress import Progress, silent
 from ..prune import METHODS
+from ..prune.direct import compress_directly
 from ..prune.statistics import Statistics
-from ..quantize import Weight
 from ..recover.block import recover_block
 from ..recover.training import Curve, Schedule
-from ..schemes import Scheme
-from .decoder import STAGES, Decoder
-from .folding import find_order, fold, in_order, masters_of
 from .stream import Runs, Stream
 
 
@@ -151,7 +151,7 @@ def put(stream: Stream, weights: dict[str, Weight]) -> None:
 
 def _masters(plan: LinearPlan, stream: Stream, result: LayerResult) -> Tensor | None:
     """A linear's masters, if it stays ternary, as they stand in the layer that is being compressed."""
-    return masters_of(plan, stream.decoder.source, result.orders, str(stream.runs.device))
+    return plan.latent_weights(stream.decoder.source, result.orders, str(stream.runs.device))
 
 
 def _solve(plans: list[LinearPlan], stream: Stream, statistics: Statistics, result: LayerResult) -> None:

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from ..layers import attention_heads, head_dim
-from ..patterns import GroupPattern
-from ..plan import Plan
+from ..core.patterns import GroupPattern
+from ..models.architecture import attention_heads, head_dim
+from ..models.decoder import STAGES
+from ..plan.plan import Plan
 from ..prune import METHODS
-from .decoder import STAGES
 from .run import RunSettings
 from .tokens import window_length
 

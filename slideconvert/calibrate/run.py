@@ -11,20 +11,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..core.precision import PRECISIONS, running_dtype
+from ..core.quantize import Weight
 from ..errors import OutputError, pick
-from ..layers import LAYER_PREFIX, attention_heads
-from ..plan import Plan
-from ..precision import PRECISIONS, running_dtype
+from ..models.architecture import LAYER_PREFIX, attention_heads
+from ..models.load import load_model
+from ..permute.fold import fold
+from ..plan.plan import Plan
+from ..plan.presets import KL, Recovery
 from ..progress import Progress
-from ..quantize import Weight
 from ..recover import end_to_end
 from ..recover.training import Curve, Schedule
 from ..report import Training
-from ..runtime.load import load_model
 from .activations import PLACES
 from .engine import LayerResult, compress_layers
-from .folding import fold, masters_of
-from .settings import KL, Recovery
 from .store import LayerStore
 from .stream import Runs, held_out
 
@@ -172,7 +172,7 @@ def train_end_to_end(
     }
     masters = {
         # In CPU memory: each goes to the device with its linear, and not all of them at once.
-        linear.linear.name: masters_of(linear, plan.source, found[linear.linear.layer].orders, "cpu")
+        linear.linear.name: linear.latent_weights(plan.source, found[linear.linear.layer].orders, "cpu")
         for linear in plan.linears
         if linear.linear.name in weights
     }

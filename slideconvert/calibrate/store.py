@@ -15,9 +15,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..checkpoint.staging import write_file, writing
-from ..quantize import QuantizedWeight, Weight
+from ..core.quantize import QuantizedWeight, Weight
+from ..core.schemes import read_scheme
 from ..recover.training import Curve
-from ..schemes import read_scheme
 from .engine import LayerResult
 
 SCHEME = "scheme:"

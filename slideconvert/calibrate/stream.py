@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..models.decoder import STAGES, Decoder, Layer
 from ..prune.statistics import Accumulator, Statistics
 from .activations import Activations
-from .decoder import STAGES, Decoder, Layer
 
 HELD_SHARE = 8
 """One window in so many is held out of what is fitted, to decide on."""

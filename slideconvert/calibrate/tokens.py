@@ -7,9 +7,9 @@ from torch import Tensor
 
 from ..checkpoint.reader import Checkpoint
 from ..errors import InputError
-from ..runtime.load import load_tokenizer
-from ..text import is_file, read_documents, token_windows
-from .settings import LENGTH, Calibration
+from ..evaluate.text import is_file, read_documents, token_windows
+from ..models.load import load_tokenizer
+from ..plan.presets import LENGTH, Calibration
 
 POOL = 16
 """Of a data set, which may not end, the first so many times the wanted windows are drawn from."""

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from .container import Placed, TensorSpec, read_header
 from .files import CONFIG, INDEX, PICKLES, SINGLE, STAGING
-from .format import Placed, TensorSpec, read_header
-from .shelf import Folder, Shelf
+from .shard_store import Folder, Shelf
 
 PIECE_ELEMENTS = 1 << 25
 

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from .format import TensorSpec, header_bytes
+from .container import TensorSpec, header_bytes
 from .staging import JOURNAL, write_file, writing
 
 CHUNK = 1 << 24

@@ -63,7 +63,7 @@ def allocate_command(
     from ..allocate.written import check_recipe_path, write_recipe
     from ..calibrate.run import RunSettings
     from ..errors import InputError
-    from ..plan import make_plan
+    from ..plan.plan import make_plan
     from .choices import chosen_json, chosen_summary, chosen_table, uniform_table
 
     target = parse_target(**take(said, TARGETS))

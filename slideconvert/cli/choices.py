@@ -8,7 +8,7 @@ from rich.markup import escape
 
 from ..allocate.choose import SpeedTarget
 from ..allocate.written import summary, times_lines
-from ..patterns import ALL
+from ..core.patterns import ALL
 from .tables import table
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ import click
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from ..hub.snapshot import Snapshot
     from ..progress import Progress, Stopwatch
-    from ..snapshot import Snapshot
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -174,7 +174,7 @@ def echo_json(value: Any) -> None:
 
 def resolve_source(source: str, revision: str | None, quiet: bool) -> Snapshot:
     """A folder as it is, a Hub id downloaded, with a progress bar."""
-    from ..source import resolve
+    from ..hub.source import resolve
 
     with progress_bar(not quiet) as tell:
         return resolve(source, revision=revision, progress=tell)

@@ -28,20 +28,12 @@ from .common import (
 )
 from .push import Attempt, check_push, public_option
 from .sources import opened, source_options
-from .targets import (
-    TARGETS,
-    TIMES,
-    expect,
-    parse_target,
-    take,
-    target_options,
-    times_options,
-)
+from .targets import TARGETS, TIMES, expect, parse_target, take, target_options, times_options
 
 if TYPE_CHECKING:
     from ..allocate.choose import Target
-    from ..choice import Choice
-    from ..recipe import Recipe
+    from ..plan.linear_config import Choice
+    from ..plan.recipe import Recipe
 
 METHOD_WORDS = "magnitude|wanda|hessian|obs|alps|gqsa|saliency|rtn|gptq"
 
@@ -108,10 +100,10 @@ def full_recipe(
     path: Path | None, *, defaults: tuple[dict[str, Any], dict[str, Any]] = (DEFAULTS, GROUP_DEFAULTS), **said: Any
 ) -> Recipe:
     """The recipe file (if any), overruled by the flags, filled up with defaults: for 2:L patterns, and for groups."""
-    from ..calibrate.settings import parse_preset
-    from ..choice import describe_choice, make_choice
-    from ..patterns import GroupPattern
-    from ..recipe import Recipe, load_recipe, parse_recipe
+    from ..core.patterns import GroupPattern
+    from ..plan.linear_config import describe_choice, make_choice
+    from ..plan.presets import parse_preset
+    from ..plan.recipe import Recipe, load_recipe, parse_recipe
 
     recipe = load_recipe(path) if path else Recipe()
     calibration = calibration_words(said)
@@ -137,8 +129,8 @@ def full_recipe(
 
 def _compatible(choice: Choice, flags: Choice) -> dict[str, Any]:
     """The words of a recipe's choice, without those that only go with the other kind of pattern than the flags'."""
-    from ..choice import describe_choice
-    from ..patterns import Pattern
+    from ..core.patterns import Pattern
+    from ..plan.linear_config import describe_choice
     from ..prune import METHODS
 
     words = describe_choice(choice)
@@ -220,14 +212,14 @@ def plan_command(
     SOURCE may be a folder with nothing but config.json. Of a Hub id no weights are fetched. With --gpu or --speed-table
     also how fast the linears should become.
     """
-    from ..plan import make_plan
-    from ..sketch import survey
+    from ..hub.source import open_for_planning
+    from ..plan.plan import make_plan
     from .choices import expected_json, expected_summary
     from .machine import plan_json
     from .tables import plan_summary, plan_table
 
     times = take(words, TIMES)
-    snapshot, known = survey(source, revision=revision)
+    snapshot, known = open_for_planning(source, revision=revision)
     made = make_plan(snapshot, full_recipe(recipe, **words), known)
     expected = expect(made.linears, **times)
     if as_json:
@@ -270,8 +262,8 @@ def carry_out(
     from ..allocate.choose import choose_patterns
     from ..calibrate.run import RunSettings
     from ..checkpoint.staging import check_free
-    from ..pipeline import convert
-    from ..plan import make_plan
+    from ..convert.pipeline import convert
+    from ..plan.plan import make_plan
     from .choices import chosen_json, chosen_summary, chosen_table
     from .machine import result_json
     from .tables import report_summary, report_table

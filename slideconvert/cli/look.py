@@ -63,7 +63,7 @@ def verify_command(
 @verbosity_options
 def inspect_command(ckpt: Path, as_json: bool, verbose: bool, quiet: bool) -> None:
     """Show the pattern, zeros, error and bytes of every linear of the checkpoint CKPT."""
-    from ..inspect import inspect_checkpoint
+    from ..report.inspect import inspect_checkpoint
     from .tables import inspect_summary, inspect_table
 
     with progress_bar(not (quiet or as_json)) as tell:
@@ -85,7 +85,7 @@ def doctor_command(ckpt: Path | None, device: str, as_json: bool) -> None:
     With a checkpoint CKPT: which backend runs its linears on this machine, and why.
     """
     from ..checkpoint.reader import Checkpoint
-    from ..doctor import examine, explain
+    from .doctor import examine, explain
     from .tables import backends_table, doctor_table
 
     found = examine()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoint.files import REPORT_JSON
 
 if TYPE_CHECKING:
-    from ..plan import Plan
+    from ..plan.plan import Plan
     from ..progress import Stopwatch
     from ..report import Report
 

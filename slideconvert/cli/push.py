@@ -23,8 +23,8 @@ from .common import (
 if TYPE_CHECKING:
     from ..errors import SlideConvertError
     from ..hub.account import Target
+    from ..hub.publish import Pushed
     from ..hub.upload import Upload
-    from ..publish import Pushed
 
 public_option = click.option("--public", is_flag=True, help="Make a new repository public; one that is there stays.")
 
@@ -60,7 +60,7 @@ def push_command(
     """
     from ..errors import InputError
     from ..hub.account import find_target
-    from ..publish import carry_out, check_target, plan_push, read_folder
+    from ..hub.publish import carry_out, check_target, plan_push, read_folder
 
     if message is not None and not message.strip():
         raise InputError("--message is empty", hint="leave it out, or say something")
@@ -142,7 +142,7 @@ def check_push(repo: str | None, *, public: bool, no_verify: bool) -> None:
     """Before hours of work: whether their result may be pushed to `repo`. InputError or HubError if not."""
     from ..errors import InputError
     from ..hub.account import find_target
-    from ..publish import check_target
+    from ..hub.publish import check_target
 
     if repo is None:
         if public:
@@ -165,7 +165,7 @@ class Attempt:
         """Push the folder `out`, and say what came of it if `shown`."""
         from ..errors import SlideConvertError
         from ..hub.account import find_target
-        from ..publish import carry_out, plan_push, read_folder
+        from ..hub.publish import carry_out, plan_push, read_folder
 
         try:
             target = find_target(repo)

@@ -15,8 +15,8 @@ from .common import options, revision_option
 
 if TYPE_CHECKING:
     from ..checkpoint.reader import Checkpoint
+    from ..hub.snapshot import Snapshot
     from ..progress import Progress
-    from ..snapshot import Snapshot
 
 source_options = options(
     revision_option,
@@ -41,7 +41,7 @@ def opened(
 ) -> Iterator[tuple[Snapshot, Checkpoint]]:
     """The source of a conversion into `out`. Shards of --low-disk stay as long as the conversion can be resumed."""
     from ..checkpoint.files import STAGING
-    from ..source import open_source
+    from ..hub.source import open_source
 
     shards = shards_folder(out, source_cache) if low_disk else None
     try:

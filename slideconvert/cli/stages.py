@@ -16,15 +16,7 @@ from .common import (
     run_options,
     source_argument,
 )
-from .convert import (
-    EPOCHS,
-    carry_out,
-    epochs_options,
-    full_recipe,
-    group_options,
-    preset_option,
-    sparsity_options,
-)
+from .convert import EPOCHS, carry_out, epochs_options, full_recipe, group_options, preset_option, sparsity_options
 from .sources import source_options
 from .targets import take
 
@@ -74,10 +66,10 @@ def sparsify_command(source: str, out: Path, revision: str | None, **said: Any) 
 @run_options
 def quantize_command(source: str, out: Path, method: str, revision: str | None, **said: Any) -> None:
     """Quantize the float weights of SOURCE per output channel, or in 4 bits per group. Zeros stay, and the pattern."""
-    from ..calibrate.settings import parse_calibration
-    from ..choice import make_choice
     from ..errors import InputError, pick
-    from ..recipe import Recipe
+    from ..plan.linear_config import make_choice
+    from ..plan.presets import parse_calibration
+    from ..plan.recipe import Recipe
 
     by_data = pick(method, ("rtn", "gptq"), "method of quantizing") == "gptq"
     words = take(said, ("scheme", "bits", "group_size", "symmetric"))
@@ -98,8 +90,8 @@ def quantize_command(source: str, out: Path, method: str, revision: str | None, 
 @run_options
 def slide_command(source: str, out: Path, pattern: str | None, revision: str | None, **run: Any) -> None:
     """Re-lay the quantized weights of SOURCE into 2:4 windows (the slide layout)."""
-    from ..choice import make_choice
-    from ..recipe import Recipe
+    from ..plan.linear_config import make_choice
+    from ..plan.recipe import Recipe
 
     carry_out(source, out, Recipe(make_choice(pattern=pattern), layout="slide"), revision, **run)
 
@@ -111,7 +103,7 @@ def slide_command(source: str, out: Path, pattern: str | None, revision: str | N
 @run_options
 def relayout_command(ckpt: Path, out: Path, layout: str, **run: Any) -> None:
     """Write the same weights in the other layout, exactly. The dense one loads in stock vLLM and transformers."""
-    from ..layout import parse_layout
-    from ..recipe import Recipe
+    from ..formats.stored import parse_layout
+    from ..plan.recipe import Recipe
 
     carry_out(str(ckpt), out, Recipe(layout=parse_layout(layout)), None, **run)

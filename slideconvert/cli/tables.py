@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.table import Table
 
-from ..patterns import Pattern
+from ..core.patterns import Pattern
 from ..report.summary import legal_share, size
 
 if TYPE_CHECKING:
-    from ..inspect import Inspection
-    from ..linear_plan import LinearPlan
-    from ..plan import Plan
+    from ..plan.linear import LinearPlan
+    from ..plan.plan import Plan
     from ..progress import Stage
     from ..report import Report
+    from ..report.inspect import Inspection
     from ..verify import LinearVerdict, Verdict
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..allocate.choose import Target
     from ..allocate.expected import Expected
     from ..allocate.speed import SpeedTable
-    from ..linear_plan import LinearPlan
+    from ..plan.linear import LinearPlan
 
 target_options = options(
     click.option(

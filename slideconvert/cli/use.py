@@ -33,7 +33,7 @@ def download_command(
 
     Run again after an interruption, it keeps the files that arrived whole.
     """
-    from ..source import download
+    from ..hub.source import download
 
     with progress_bar(not (quiet or as_json)) as tell:
         snapshot = download(hub_id, directory, revision=revision, progress=tell)
@@ -87,8 +87,8 @@ def eval_command(
     """
     from ..checkpoint.reader import Checkpoint
     from ..errors import InputError
-    from ..evaluate import measure
-    from ..tasks import load_tasks, measure_tasks
+    from ..evaluate.perplexity import measure
+    from ..evaluate.tasks import load_tasks, measure_tasks
     from .tables import eval_table, tasks_table
 
     names = [name.strip() for name in (tasks or "").split(",") if name.strip()]
@@ -143,7 +143,7 @@ def generate_command(
 ) -> None:
     """Continue a prompt greedily with the checkpoint CKPT: on a GPU by its kernels, on a CPU in plain torch."""
     from ..checkpoint.reader import Checkpoint
-    from ..evaluate import continue_text
+    from ..evaluate.perplexity import continue_text
 
     checkpoint = Checkpoint.open(resolve_source(ckpt, None, quiet or as_json).path)
     text = continue_text(checkpoint, prompt, most=max_new_tokens, activations=activations, device=choose_device(device))

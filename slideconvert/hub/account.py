@@ -14,10 +14,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from .. import __version__
+from ..core.hub_id import valid_id
 from ..errors import HubError, InputError
-from ..snapshot import COMMIT
 from .errors import endpoint, host
-from .listing import RemoteFile, remote_file, valid_id
+from .listing import RemoteFile, remote_file
+from .snapshot import COMMIT
 from .upload_errors import TOKENS, upload_errors
 
 MAIN = "main"

@@ -13,7 +13,7 @@ from pathlib import Path
 from ..checkpoint.files import CONFIG
 from ..errors import HubError
 from ..runtime.slidesparse_record import RECORD, misplaced
-from ..snapshot import FileFacts
+from .snapshot import FileFacts
 from .transfer import Transfer, discard
 
 

@@ -19,10 +19,10 @@ from pathlib import Path
 from ..checkpoint.files import CONFIG, INDEX
 from ..errors import InputError
 from ..progress import Progress
-from ..snapshot import COMMIT, FileFacts, Record, Snapshot, claim, open_folder, release, repo_cache, write_whole
 from .code import fetch_code
 from .errors import NOT_WRITABLE, hub_errors, offline
 from .listing import Listing, RemoteFile, list_files
+from .snapshot import COMMIT, FileFacts, Record, Snapshot, claim, open_folder, release, repo_cache, write_whole
 from .transfer import Transfer, cache_folder, cached_folder, check_shards
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from .. import __version__
+from ..checkpoint.container import MAX_HEADER, Placed, header_length, parse_header
 from ..checkpoint.files import SINGLE
-from ..checkpoint.format import MAX_HEADER, Placed, header_length, parse_header
 from ..checkpoint.reader import by_index, read_index
 from ..errors import HubError
 from .errors import AGAIN, endpoint, hub_errors

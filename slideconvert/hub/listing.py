@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -11,16 +10,16 @@ from typing import Any
 
 from .. import __version__
 from ..checkpoint.files import COMPANIONS, CONFIG, INDEX, NEVER, ORDERS, PICKLES, SINGLE
+from ..core.hub_id import valid_id
 from ..errors import HubError, InputError
 from ..runtime.slidesparse_record import SOURCES, misplaced
-from ..snapshot import COMMIT
 from .errors import endpoint, hub_errors
+from .snapshot import COMMIT
 
 WANTED = (CONFIG, INDEX, ORDERS, "*.safetensors", *COMPANIONS, "README.md")
 """What is fetched, from the top folder only: weights, tokenizer, and what a derived model must carry on."""
 CODE = (*SOURCES, ".md")
 """What a checkpoint's code consists of."""
-_HUB_ID = re.compile(r"\w([\w.-]*\w)?(/\w([\w.-]*\w)?)?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -57,12 +56,6 @@ class Listing:
     def file(self, name: str) -> RemoteFile:
         """The file of that name, which must be one of `names`."""
         return next(file for file in self.files if file.name == name)
-
-
-def valid_id(hub_id: str) -> bool:
-    """Whether the Hub could have a model of this name: "org/name" or "name"."""
-    fits = bool(_HUB_ID.fullmatch(hub_id)) and len(hub_id) <= 96
-    return fits and not any(bad in hub_id for bad in ("--", "..")) and not hub_id.endswith(".git")
 
 
 def list_files(hub_id: str, *, revision: str | None = None) -> Listing:

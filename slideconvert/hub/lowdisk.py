@@ -10,17 +10,17 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from ..checkpoint.container import Placed, read_header
 from ..checkpoint.files import CONFIG, INDEX
-from ..checkpoint.format import Placed, read_header
 from ..checkpoint.reader import Checkpoint, read_json
-from ..checkpoint.rotation import ROOM, Rotation
+from ..checkpoint.shard_cache import ROOM, Rotation
 from ..errors import HubError
 from ..progress import Progress
-from ..snapshot import Snapshot, interrupted_transfers
 from .download import find, remember_branch
 from .errors import AGAIN, hub_errors
 from .headers import remote_tensors
 from .listing import is_weight
+from .snapshot import Snapshot, interrupted_transfers
 from .transfer import Transfer, cache_folder, discard
 
 

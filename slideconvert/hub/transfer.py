@@ -15,9 +15,9 @@ from .. import __version__
 from ..checkpoint.files import INDEX
 from ..errors import HubError
 from ..progress import Progress
-from ..snapshot import FileFacts, repo_cache
 from .errors import AGAIN, endpoint
 from .listing import Listing, RemoteFile
+from .snapshot import FileFacts, repo_cache
 
 _CHUNK = 8 << 20
 

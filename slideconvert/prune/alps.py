@@ -22,8 +22,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..core.patterns import AnyPattern
 from ..errors import InputError
-from ..patterns import AnyPattern
 from .groups import largest
 
 START = 0.1

@@ -12,10 +12,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ..patterns import Pattern
-from ..quantize import to_codes
-from ..schemes import Scheme
-from .select import keep_mask
+from ..core.patterns import Pattern
+from ..core.quantize import to_codes
+from ..core.schemes import Scheme
+from ..core.select import keep_mask
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ from itertools import combinations, product
 import torch
 from torch import Tensor
 
-from ..patterns import Pattern
-from ..planes import blocks
+from ..core.patterns import Pattern
+from ..core.planes import blocks
 
 ROUNDS = 3
 """Passes over all groups, the scales fitted before each and after the last."""

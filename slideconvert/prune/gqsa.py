@@ -10,13 +10,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..patterns import AnyPattern, GroupPattern
-from ..quantize import quantize
-from ..schemes import Scheme
+from ..core.patterns import AnyPattern, GroupPattern
+from ..core.quantize import quantize
+from ..core.schemes import Scheme
+from ..core.select import apply_mask
 from .groups import in_columns, keep_groups
 from .groups import saliency as group_saliency
 from .obs import Solved
-from .select import apply_mask
 from .statistics import Statistics
 from .sweep import damp
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..patterns import AnyPattern, GroupPattern, Pattern
-from .select import keep_mask
+from ..core.patterns import AnyPattern, GroupPattern, Pattern
+from ..core.select import keep_mask
 from .sweep import Damped
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..patterns import Pattern
-from .select import keep_mask
+from ..core.patterns import Pattern
+from ..core.select import keep_mask
 
 
 def magnitude(weight: Tensor, pattern: Pattern) -> Tensor:

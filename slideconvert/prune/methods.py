@@ -9,14 +9,14 @@ from typing import Protocol
 
 from torch import Tensor
 
+from ..core.patterns import AnyPattern, Pattern
+from ..core.quantize import quantize
+from ..core.schemes import Scheme
+from ..core.select import apply_mask
 from ..errors import pick
-from ..patterns import AnyPattern, Pattern
-from ..quantize import quantize
-from ..schemes import Scheme
 from .gqsa import saliency
 from .magnitude import magnitude
 from .obs import Solved, gptq, hessian, obs
-from .select import apply_mask
 from .statistics import Statistics
 from .wanda import wanda
 

@@ -18,14 +18,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..patterns import AnyPattern, GroupPattern, Pattern
-from ..quantize import Grid, QuantizedWeight, Weight, channel_scale, grid_of, to_codes
-from ..schemes import Scheme
+from ..core.patterns import AnyPattern, GroupPattern, Pattern
+from ..core.quantize import Grid, QuantizedWeight, Weight, channel_scale, grid_of, to_codes
+from ..core.schemes import Scheme
+from ..core.select import apply_mask
 from .alps import alps_mask
 from .descent import descend
 from .groups import group_losses, in_columns, keep_groups
 from .refit import asymmetric_target, refit, steps_to_take
-from .select import apply_mask
 from .statistics import Statistics
 from .sweep import Damped, column_order, damp, group_order, sweep
 

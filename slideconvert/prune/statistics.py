@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..precision import exact_for_bfloat16, full_precision
+from ..core.precision import exact_for_bfloat16, full_precision
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..patterns import Pattern
-from ..quantize import Grid, QuantizedWeight, Weight
+from ..core.patterns import Pattern
+from ..core.quantize import Grid, QuantizedWeight, Weight
+from ..core.select import keep_mask
 from .block import Block, prune_block, replay
-from .select import keep_mask
 
 BLOCK = 32
 """Columns that are updated at once, at most: short enough that updates within a block stay cheap."""

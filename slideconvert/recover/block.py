@@ -11,8 +11,8 @@ from collections.abc import Callable, Container
 import torch
 from torch import Tensor
 
-from ..calibrate.decoder import Layer
-from ..quantize import Weight
+from ..core.quantize import Weight
+from ..models.decoder import Layer
 from .trainable import make_trainable, trained_of
 from .training import Curve, Schedule, train
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..quantize import Weight
+from ..core.quantize import Weight
 from .trainable import make_trainable, trained_of
 from .training import Curve, Schedule, train
 

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.quantize import QuantizedWeight
 from ..kernels.groups import packed_bytes, unpacked_bytes
-from ..quantize import QuantizedWeight
 
 LEAST_SCALE = 1e-15
 """Scales stay above: they train, and a weight must not change its sign by them. Not less: a slope has their square as

@@ -8,9 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ..measure import floats
-from ..quantize import QuantizedWeight, Weight, to_codes
-from ..ternary import ternarize
+from ..core.quantize import QuantizedWeight, Weight, to_codes
+from ..core.ternary import ternarize
+from ..core.weights import floats
 from .grouped import FrozenGroups, GroupedLinear, TrainedGroups
 
 MARGIN = 0.02

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.precision import model_precision, running
 from ..errors import SlideConvertError
-from ..precision import model_precision, running
 from .kept import load_state, save_state
 
 MOST_SKIPPED = 8

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from .. import __version__
-from ..hub.listing import valid_id
-from ..patterns import AnyPattern, GroupPattern, parse_pattern
-from ..schemes import SCHEMES
+from ..core.hub_id import valid_id
+from ..core.patterns import AnyPattern, GroupPattern, parse_pattern
+from ..core.schemes import SCHEMES
 from .loading import how_to_check, how_to_load
 from .record import LayerReport, Report
 from .source_card import CARRIED

@@ -11,7 +11,7 @@ import math
 from html import escape
 
 from .. import __version__
-from ..patterns import Pattern, parse_pattern
+from ..core.patterns import Pattern, parse_pattern
 from .record import LayerReport, Report
 from .style import STYLE
 from .summary import converted, errors, legal_share, notes, patterns, percent, printable, schemes, size, zero_share

@@ -9,7 +9,7 @@ import json
 import shlex
 from collections.abc import Collection
 
-from ..schemes import SCHEMES
+from ..core.schemes import SCHEMES
 
 TRANSFORMERS = """\
 ```python

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .. import __version__
-from ..patterns import parse_pattern
+from ..core.patterns import parse_pattern
 
 
 @dataclass(frozen=True)

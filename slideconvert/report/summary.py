@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ..layers import LINEARS
+from ..models.architecture import LINEARS
 from .record import LayerReport, Report
 
 KINDS = tuple(place.rpartition(".")[2] for place in LINEARS)

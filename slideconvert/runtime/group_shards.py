@@ -13,16 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..kernels.groups import (
-    Groups,
-    GroupSpec,
-    Weight,
-    kept_groups,
-    pack,
-    pack_dense,
-    unpack,
-    unpack_dense,
-)
+from ..kernels.groups import Groups, GroupSpec, Weight, kept_groups, pack, pack_dense, unpack, unpack_dense
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ..core.patterns import Pattern
+from ..formats.pack import EMPTY_BYTE
 from ..kernels.backends.base import Codes, LinearSpec
-from ..pack import EMPTY_BYTE
-from ..patterns import Pattern
 
 
 @dataclass(frozen=True)

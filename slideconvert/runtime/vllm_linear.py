@@ -18,11 +18,11 @@ from vllm.model_executor.layers.quantization.compressed_tensors.schemes import (
 )
 from vllm.model_executor.parameter import ChannelQuantScaleParameter
 
+from ..core.patterns import Pattern
+from ..core.schemes import SCHEMES
 from ..errors import InputError
 from ..kernels.backends.base import Backend, Codes, LinearSpec
 from ..kernels.backends.choose import BACKENDS, choose
-from ..patterns import Pattern
-from ..schemes import SCHEMES
 from .shards import Shard
 from .slidesparse_record import AGAIN, SETTINGS, AnyLinear, QuantizedLinear, backend_for
 from .vllm_parameter import StoredParameter

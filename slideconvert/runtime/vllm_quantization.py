@@ -18,10 +18,10 @@ from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tenso
     CompressedTensorsLinearMethod,
 )
 
+from ..core.schemes import PACK, SCHEMES
 from ..errors import InputError
 from ..kernels.backends.choose import BACKENDS
 from ..kernels.group_backends import GROUP_BACKENDS
-from ..schemes import PACK, SCHEMES
 from .bundle import check_bundle
 from .slidesparse_record import (
     AGAIN,

@@ -17,18 +17,18 @@ from functools import partial
 
 import torch
 
-from ..checkpoint.config import Record, quantization_config, read_record
+from ..checkpoint.container import TensorSpec
 from ..checkpoint.files import CONFIG, INDEX, ORDERS
-from ..checkpoint.format import TensorSpec
 from ..checkpoint.reader import Checkpoint, read_json
 from ..checkpoint.staging import file_sha256
+from ..core.planes import bits
+from ..core.workers import in_order
 from ..errors import InputError
-from ..layers import LAYER_PREFIX, attention_heads, decoder_linears, layer_of
-from ..orders import between, folded_vector, read_orders
-from ..planes import bits
+from ..formats.record import Record, quantization_config, read_record
+from ..models.architecture import LAYER_PREFIX, attention_heads, decoder_linears, layer_of
+from ..permute.orders import between, folded_vector, read_orders
 from ..progress import Progress, silent
 from ..runtime.slidesparse_record import bundle_faults
-from ..workers import in_order
 from .linear import LinearVerdict, Side, verify_linear
 
 __all__ = ["UNHASHED", "LinearVerdict", "Verdict", "config_faults", "verify_checkpoint"]

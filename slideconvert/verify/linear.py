@@ -10,18 +10,18 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..checkpoint.config import Record, describe_linear
 from ..checkpoint.reader import Checkpoint
+from ..core.patterns import ZEROS, AnyPattern, GroupPattern
+from ..core.planes import bits, blocks, negative, nonzero, to_planes
+from ..core.quantize import QuantizedWeight, Weight
+from ..core.select import check_pattern
+from ..core.weights import Tally, check_finite, energy, floats, nonzeros, ratio, take_rows, values
 from ..errors import InputError, SlideConvertError
+from ..formats.record import Record, describe_linear
+from ..formats.stored import StoredLinear, layout_of, stored_tensors
 from ..kernels.sparse_gemm.reference import code_floats
-from ..layers import Linear, attention_heads
-from ..layout import StoredLinear, layout_of, stored_tensors
-from ..measure import Tally, check_finite, energy, floats, nonzeros, ratio, take_rows, values
-from ..orders import Orders, folded
-from ..patterns import ZEROS, AnyPattern, GroupPattern
-from ..planes import bits, blocks, negative, nonzero, to_planes
-from ..prune.select import check_pattern
-from ..quantize import QuantizedWeight, Weight
+from ..models.architecture import Linear, attention_heads
+from ..permute.orders import Orders, folded
 
 LEAST_LIKENESS = 0.1
 """Cosine between a linear that lost groups and its source, at least. What makes up for half of all groups may differ

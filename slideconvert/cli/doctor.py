@@ -1,0 +1,150 @@
+"""What this machine can do: versions, GPUs and their 2:4 units, room, what would help; and how it runs a checkpoint."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..checkpoint.reader import Checkpoint
+from ..core.patterns import Pattern
+from ..core.workers import count
+from ..formats.record import describe_linear, read_record
+from ..formats.stored import StoredLinear
+from ..kernels.backends.base import LinearSpec
+from ..kernels.backends.choose import BACKENDS, Choice, choose
+from ..kernels.backends.cusparselt import SPARSE_SINCE
+from ..kernels.group_backends import GROUP_BACKENDS, GroupChoice, choose_groups
+from ..kernels.groups import GroupSpec
+from ..models.architecture import decoder_linears
+from ..models.load import group_spec_of
+
+PACKAGES = (
+    "torch", "triton", "transformers", "safetensors", "compressed-tensors", "accelerate", "huggingface_hub", "datasets",
+    "vllm",
+)  # fmt: skip
+
+
+def examine() -> dict[str, Any]:
+    """Everything as plain values, ready for a table or JSON. Never fails for what is not installed."""
+    import torch
+
+    gpus = [_gpu(torch.cuda.get_device_properties(number)) for number in range(torch.cuda.device_count())]
+    cache = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
+    return {
+        "slideconvert": __version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "packages": {name: _version(name) for name in PACKAGES},
+        "cores_used": count(),
+        "gpus": gpus,
+        "backends": _backends(),
+        "huggingface_cache": {"path": str(cache), "free_bytes": _free(cache)},
+        "huggingface_token": _has_token(),
+        "advice": _advice(gpus),
+    }
+
+
+def explain(checkpoint: Checkpoint, device: str) -> list[dict[str, Any]]:
+    """Which backend runs the quantized linears of a checkpoint on `device`, and why; one entry per kind of linear.
+
+    On a GPU with 2:4 units sparse and dense ways are measured against each other: seconds per kind the first time.
+    """
+    import torch
+
+    record = read_record(checkpoint.config, str(checkpoint.path))
+    numbers: Counter[Kind] = Counter()
+    places: dict[Kind, list[str]] = {}
+    for linear in decoder_linears(checkpoint.config):
+        stored = describe_linear(checkpoint, record, linear.name)
+        if stored.scheme.quantized:
+            kind = _kind(stored)
+            numbers[kind] += 1
+            if linear.kind not in places.setdefault(kind, []):
+                places[kind].append(linear.kind)
+    rows = []
+    for (spec, layout), number in numbers.items():
+        if isinstance(spec, GroupSpec):
+            choice: Choice | GroupChoice = choose_groups(spec, layout, torch.device(device))
+        else:
+            choice = choose(spec, torch.device(device))
+        chosen = {"backend": choice.backend.name, "why": choice.why}
+        rows.append({"linears": places[spec, layout], "number": number, "kind": str(spec), **chosen})
+    return rows
+
+
+Kind = tuple[LinearSpec | GroupSpec, str]
+"""What linears have in common that run alike: their spec, and the layout of grouped ones."""
+
+
+def _kind(stored: StoredLinear) -> Kind:
+    import torch
+
+    if stored.scheme.grouped:
+        return group_spec_of(stored), stored.layout
+    assert isinstance(stored.pattern, Pattern)
+    return LinearSpec(*stored.shape, stored.pattern.length, getattr(torch, stored.scheme.dtype)), ""
+
+
+def _backends() -> dict[str, dict[str, str]]:
+    """Device -> backend -> why it cannot run a typical linear of its kind there, "" where it can."""
+    import torch
+
+    devices = [torch.device("cuda", number) for number in range(torch.cuda.device_count())] or [torch.device("cpu")]
+    typical = LinearSpec(4096, 4096, 8, torch.int8)
+    by_groups = GroupSpec(4096, 4096, 16, 4, 4096 * 128, symmetric=False)
+    return {
+        str(device): {
+            **{name: backend.refusal(by_groups, device) for name, backend in GROUP_BACKENDS.items()},
+            **{name: backend.refusal(typical, device) for name, backend in BACKENDS.items()},
+        }
+        for device in devices
+    }
+
+
+def _gpu(properties: Any) -> dict[str, Any]:
+    import torch
+
+    capability = (properties.major, properties.minor)
+    return {
+        "name": properties.name,
+        "memory_bytes": properties.total_memory,
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "sparse_int8": capability >= SPARSE_SINCE[torch.int8],
+        "sparse_fp8": capability >= SPARSE_SINCE[torch.float8_e4m3fn],
+    }
+
+
+def _advice(gpus: list[dict[str, Any]]) -> list[str]:
+    advice = []
+    if not gpus:
+        advice.append("no CUDA GPU: converting, verifying and measuring run on the CPU; serving fast needs a GPU")
+    for gpu in gpus:
+        if not gpu["sparse_int8"]:
+            advice.append(f"{gpu['name']} has no 2:4 units: use the dense layout on it")
+    return advice
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _free(path: Path) -> int:
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def _has_token() -> bool:
+    """Whether huggingface_hub would find a token; the token itself is not kept."""
+    from huggingface_hub import get_token
+
+    return get_token() is not None

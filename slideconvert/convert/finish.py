@@ -1,0 +1,102 @@
+"""Everything of an output besides its weights: config, index, tokenizer, kernels, verification, reports."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint.files import CONFIG, INDEX, ORDERS, companions
+from ..checkpoint.reader import Checkpoint
+from ..checkpoint.staging import file_sha256, write_file, writing
+from ..errors import VerificationError
+from ..evaluate.perplexity import LENGTH, measure
+from ..formats.record import output_config
+from ..permute.orders import Orders, to_json
+from ..plan.plan import Plan, index_json
+from ..progress import Progress
+from ..report import Report
+from ..report.render import render_reports
+from ..report.source_card import source_card
+from ..verify import verify_checkpoint
+from .bundle import bundle_kernels
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Perplexity to be measured in this run: on which text, how many windows."""
+
+    text: str
+    windows: int
+
+
+def finish(
+    plan: Plan,
+    folder: Path,
+    weight_files: dict[str, str],
+    orders: dict[int, Orders],
+    report: Report,
+    *,
+    verify: bool,
+    device: str,
+    measurement: Measurement | None,
+    progress: Progress,
+) -> Report:
+    """Complete the output in `folder`, whose weight files are written already (sha256 by name), and check it.
+
+    orders: by layer, how channels stand in the output, counted from the first source.
+
+    Returns the report with hashes and verdict. VerificationError names the first fault if there is any.
+    """
+    files = dict(weight_files)
+    with writing(folder):
+        index = index_json(plan)
+        if index:
+            files[INDEX] = write_file(folder / INDEX, (json.dumps(index, indent=1) + "\n").encode())
+        if orders:
+            files[ORDERS] = write_file(folder / ORDERS, to_json(orders).encode())
+        for path in companions(plan.snapshot.path):
+            shutil.copyfile(path, folder / path.name)
+            files[path.name] = file_sha256(folder / path.name)
+        kernels = (
+            bundle_kernels(folder)
+            if any(not linear.kept and linear.scheme.quantized for linear in plan.linears)
+            else {}
+        )
+        record = replace(plan.record, files=dict(sorted(files.items())), kernels=kernels)
+        config = output_config(plan.source.config, record, plan.kept)
+        write_file(folder / CONFIG, (json.dumps(config, indent=1, ensure_ascii=False) + "\n").encode())
+    verified = None
+    if verify:
+        verdict = verify_checkpoint(Checkpoint.open(folder), source=plan.source, device=device, progress=progress)
+        if verdict.faults:
+            raise VerificationError(
+                f"the output is not what it should be: {verdict.faults[0]} ({len(verdict.faults)} faults)",
+                hint="nothing was published; the disk may be failing: delete the folder and convert again",
+            )
+        verified = verdict.tensors
+    report = replace(report, files=record.files, verified=verified, source_card=source_card(plan.snapshot.path))
+    if measurement:
+        report = replace(report, **_measure(plan, folder, measurement, device, progress))
+    with writing(folder):
+        for name, text in render_reports(report).items():
+            write_file(folder / name, text)
+    return report
+
+
+def _measure(plan: Plan, folder: Path, measurement: Measurement, device: str, progress: Progress) -> dict[str, Any]:
+    """The perplexity of the source and of the output, as fields of the report."""
+    checkpoints = {"source": plan.source, "output": Checkpoint.open(folder)}
+    before, after = measure(
+        checkpoints, measurement.text, windows=measurement.windows, device=device, progress=progress
+    )
+    quantized = any(not one.kept and one.scheme.quantized and one.scheme.activation_bits == 8 for one in plan.linears)
+    activations = "quantized per token" if quantized else "not quantized"
+    protocol = (
+        f"the first {after['windows']} windows of {LENGTH} tokens of {Path(measurement.text).name}, "
+        f"exp(mean next-token cross-entropy inside the windows), float32, activations {activations}"
+    )
+    perplexity = {"source": before["perplexity"], "output": after["perplexity"]}
+    return {"perplexity": perplexity, "perplexity_protocol": protocol}

@@ -1,0 +1,1 @@
+"""What every stage works on: patterns, number schemes, quantized weights, masks."""

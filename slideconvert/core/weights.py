@@ -1,0 +1,107 @@
+"""Measures of a weight, whatever form it has: float [out, in], or codes with their scale."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from .planes import bits, row_blocks
+from .quantize import Weight
+
+
+def values(weight: Weight) -> Tensor:
+    """The matrix that is stored: the floats themselves, or the codes."""
+    return weight if isinstance(weight, Tensor) else weight.codes
+
+
+def floats(weight: Weight) -> Tensor:
+    """What a weight stands for, float32."""
+    return weight.float() if isinstance(weight, Tensor) else weight.dequantize()
+
+
+def take_rows(weight: Weight, rows: slice) -> Weight:
+    """Some rows of a weight."""
+    if isinstance(weight, Tensor):
+        return weight[rows]
+    grid = weight.grid.take_rows(rows)
+    return replace(weight, codes=weight.codes[rows], scale=grid.scale, zero=grid.zero)
+
+
+def nonzeros(weight: Weight) -> int:
+    """How many weights are not zero (-0 is zero)."""
+    stored = bits(values(weight))
+    sign = int(values(weight).is_floating_point())  # shifted out, so that -0 counts as the zero it is
+    return sum(int(torch.count_nonzero(stored[rows] << sign)) for rows in row_blocks(stored))
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Sums over some rows of a weight before and after conversion; tallies of disjoint rows add up.
+
+    energy, prune_loss, loss: squared Frobenius norms of the source, of what pruning alone took away, and of all
+    that changed. nonzeros: of the source, after pruning, and as stored. product: of the source with what is stored,
+    weight by weight, and energy of the latter, where somebody asks how alike the two are.
+    """
+
+    energy: float = 0.0
+    prune_loss: float = 0.0
+    loss: float = 0.0
+    nonzeros: tuple[int, int, int] = (0, 0, 0)
+    product: tuple[float, float] = (0.0, 0.0)
+
+    @property
+    def likeness(self) -> float:
+        """Cosine between source and stored weight, from -1 to 1; of unrelated ones it is near 0."""
+        both = (self.energy * self.product[1]) ** 0.5
+        return self.product[0] / both if both else 0.0
+
+    def __add__(self, other: Tally) -> Tally:
+        counts = tuple(mine + theirs for mine, theirs in zip(self.nonzeros, other.nonzeros, strict=True))
+        return Tally(
+            self.energy + other.energy,
+            self.prune_loss + other.prune_loss,
+            self.loss + other.loss,
+            (counts[0], counts[1], counts[2]),
+            (self.product[0] + other.product[0], self.product[1] + other.product[1]),
+        )
+
+
+def tally(before: Weight, pruned: Weight, after: Weight) -> Tally:
+    """Measure some rows of a weight: as they were, with the pruned weights gone, and as stored."""
+    old = floats(before)
+    prune_loss = 0.0 if pruned is before else energy(old - floats(pruned))
+    loss = prune_loss if after is pruned else energy(old - floats(after))
+    first = nonzeros(before)
+    second = first if pruned is before else nonzeros(pruned)
+    third = second if after is pruned else nonzeros(after)
+    return Tally(energy(old), prune_loss, loss, (first, second, third))
+
+
+def energy(matrix: Tensor) -> float:
+    """The squared Frobenius norm."""
+    return float(torch.linalg.vector_norm(matrix)) ** 2
+
+
+def ratio(loss: float, whole: float) -> float:
+    """sqrt(loss / whole) of two energies, a relative Frobenius error, with six digits; 0 for a weight of zeros."""
+    return float(f"{(loss / whole) ** 0.5:.6g}") if whole else 0.0
+
+
+def check_finite(weight: Weight, name: str) -> None:
+    """Raise InputError with the place of the first NaN or infinity."""
+    parts = {"weight": weight} if isinstance(weight, Tensor) else {"weight": weight.codes, "weight_scale": weight.scale}
+    for part, values in parts.items():
+        if not values.is_floating_point():
+            continue
+        for rows in row_blocks(values):
+            block = values[rows].float() if values.element_size() == 1 else values[rows]
+            if block.abs().amax().isfinite():
+                continue
+            row, column = (int(index) for index in block.isfinite().logical_not().nonzero()[0])
+            raise InputError(
+                f"{name}.{part}: {float(block[row, column])} at row {rows.start + row}, column {column}",
+                hint="the source is damaged: download it again or ask its author",
+            )

@@ -1,0 +1,99 @@
+"""Perplexity over fixed windows of tokens: exp of the mean next-token cross-entropy inside the windows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checkpoint.reader import Checkpoint
+from ..errors import InputError, SlideConvertError
+from ..models.load import load_model, load_tokenizer
+from ..progress import Progress, silent
+from .text import read_documents, token_windows
+
+BATCH_TOKENS = 4096
+LENGTH = 512
+"""Tokens of a window, unless the caller says otherwise."""
+
+
+def perplexity(model: torch.nn.Module, windows: Tensor, progress: Progress = silent) -> float:
+    """windows [n, length] int64 -> exp(mean cross-entropy of tokens 2 … length of each window given those before).
+
+    The model runs in its own dtype and on its own device; the losses are summed in float64. SlideConvertError if
+    a loss is not finite: such a model is broken, and a number would hide it.
+    """
+    device = next(model.parameters()).device
+    batch = max(1, BATCH_TOKENS // windows.shape[1])
+    total = 0.0
+    with torch.inference_mode():
+        for start in range(0, len(windows), batch):
+            progress("evaluate", start, len(windows))
+            tokens = windows[start : start + batch].to(device)
+            logits = model(input_ids=tokens, use_cache=False).logits[:, :-1].float()
+            losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+            total += float(losses.double().sum())
+            if not math.isfinite(total):
+                raise SlideConvertError(
+                    f"the loss is not finite in windows {start} … {start + len(tokens) - 1}",
+                    hint="the checkpoint is damaged or its scales overflow: run slideconvert verify on it",
+                )
+    progress("evaluate", len(windows), len(windows))
+    return math.exp(total / (windows.shape[0] * (windows.shape[1] - 1)))
+
+
+def measure(
+    checkpoints: Mapping[str, Checkpoint],
+    text: str,
+    *,
+    windows: int = 160,
+    length: int = LENGTH,
+    activations: str = "quantized",
+    device: str = "cpu",
+    progress: Progress = silent,
+) -> list[dict[str, Any]]:
+    """The perplexity of each checkpoint on the first windows of `text`, with its tokenizer, one after another.
+
+    Returns per checkpoint its name, perplexity, number of windows, bytes of its weight files, and the ratio of
+    its perplexity to the first one's.
+    """
+    rows: list[dict[str, Any]] = []
+    for name, checkpoint in checkpoints.items():
+        tokens = token_windows(load_tokenizer(checkpoint), read_documents(text), length, windows)
+        model = load_model(checkpoint, activations=activations, device=device)
+        value = perplexity(model, tokens, partial(_named, progress, name))
+        first = rows[0]["perplexity"] if rows else value
+        rows.append(
+            {
+                "ckpt": name,
+                "perplexity": value,
+                "windows": len(tokens),
+                "bytes": checkpoint.bytes,
+                "ratio": value / first,
+            }
+        )
+    return rows
+
+
+def _named(progress: Progress, name: str, _stage: str, done: int, total: int) -> None:
+    progress(name, done, total)
+
+
+def continue_text(
+    checkpoint: Checkpoint, prompt: str, *, most: int, activations: str = "quantized", device: str = "cpu"
+) -> str:
+    """The greedy continuation of `prompt` by at most `most` tokens. InputError for a prompt without a token."""
+    tokenizer = load_tokenizer(checkpoint)
+    encoded = tokenizer(prompt, return_tensors="pt")
+    if not encoded["input_ids"].numel():
+        raise InputError("the prompt has no tokens", hint="give at least a word")
+    model: Any = load_model(checkpoint, activations=activations, device=device, backend="auto")
+    inputs = {name: tensor.to(device) for name, tensor in encoded.items() if name in ("input_ids", "attention_mask")}
+    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    with torch.inference_mode():
+        tokens = model.generate(**inputs, max_new_tokens=most, do_sample=False, pad_token_id=padding)
+    return str(tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))

@@ -1,0 +1,153 @@
+"""What lm-eval may do in our process: run no code but its own, print nothing, start no process.
+
+A task of lm-eval is a YAML file. Those of its own collection are trusted as lm-eval itself is, which brought them;
+any other is read here before lm-eval loads it, and its templates cannot reach into Python.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from ..errors import InputError
+
+ALONE = "DISABLE_MULTIPROC"
+"""Environment variable of lm-eval. Without it, it forks this process, threads and all, for every bootstrap."""
+
+
+class _Reader(yaml.SafeLoader):
+    """Reads a definition without doing what it says."""
+
+
+def _refuse_function(loader: yaml.SafeLoader, node: yaml.Node) -> NoReturn:
+    raise _brings(Path(loader.name), f"the Python function {node.value} in line {node.start_mark.line + 1}")
+
+
+_Reader.add_constructor("!function", _refuse_function)
+
+
+def _brings(path: Path, what: str) -> InputError:
+    hint = "no code of a task is run: prepare its data beforehand and use lm-eval's own metrics, or run lm-eval itself"
+    return InputError(f"{path} asks for {what}", hint=hint)
+
+
+def parts(index: Mapping[str, Any], name: str) -> set[str]:
+    """`name` and the names of all that it is made of: members of groups, and of groups in groups; tasks with a tag.
+
+    index: the task_index of lm-eval's TaskManager. A name that it lacks is of another index, or defined in its group.
+    """
+    found, todo = set(), [name]
+    while todo:
+        name = todo.pop()
+        if name in found:
+            continue
+        found.add(name)
+        entry = index.get(name)
+        if entry is not None:
+            todo += entry.tags if entry.yaml_path is None else _members(entry.cfg.get("task"))
+    return found
+
+
+def refuse_code(index: Mapping[str, Any], name: str) -> None:
+    """InputError if the task, group or tag `name`, or any file that it is made of, brings code or is no YAML."""
+    for part in parts(index, name) & index.keys():
+        if index[part].yaml_path is not None:
+            _refuse_in_file(Path(index[part].yaml_path), set())
+
+
+def _members(node: Any) -> Iterator[str]:
+    """The names of tasks and groups in what a group lists, which may hold groups of its own."""
+    if isinstance(node, str):
+        yield node
+    elif isinstance(node, list):
+        for member in node:
+            yield from _members(member)
+    elif isinstance(node, dict):
+        yield from _members([node.get("group"), node.get("task")])
+
+
+def _refuse_in_file(path: Path, seen: set[Path]) -> None:
+    import lm_eval.tasks
+
+    path = path.resolve()
+    if path in seen or path.is_relative_to(Path(lm_eval.tasks.__file__).resolve().parent):
+        return
+    seen.add(path)
+    try:
+        with path.open(encoding="utf-8") as file:
+            found = yaml.load(file, Loader=_Reader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: not a readable YAML file ({error})") from error
+    if isinstance(found, dict):
+        _refuse_scripts(path, found)
+        includes = found.get("include", [])
+        for include in includes if isinstance(includes, list) else [includes]:
+            _refuse_in_file(path.parent / include, seen)
+
+
+def _refuse_scripts(path: Path, node: Any) -> None:
+    """A metric that lm-eval does not know is a script, which it would fetch from the Hub or the disk and run."""
+    import lm_eval.api.metrics  # noqa: F401 (fills the registry)
+    from lm_eval.api.registry import metric_registry
+
+    if isinstance(node, dict):
+        metric = node.get("metric")
+        if node.get("hf_evaluate") or (isinstance(metric, str) and metric not in metric_registry):
+            raise _brings(path, f"the metric {metric}, which is a script of the evaluate library")
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        _refuse_scripts(path, child)
+
+
+class _Listener(logging.Handler):
+    """Keeps the first warning from each place in lm-eval's code: the others differ in numbers only."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.heard: dict[tuple[str, int], str] = {}
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        place = (record.pathname, record.lineno)
+        if place not in self.heard:
+            self.heard[place] = record.getMessage()
+            self.lines.append(self.heard[place])
+
+
+@contextmanager
+def fenced() -> Iterator[list[str]]:
+    """lm-eval with its templates in a sandbox, without bars, prints and processes.
+
+    Yields what it warns of, as a list that grows.
+    """
+    from jinja2.sandbox import SandboxedEnvironment
+    from lm_eval import utils
+    from tqdm import tqdm
+
+    plain, start_bar, logger, listener = utils.env, tqdm.__init__, logging.getLogger("lm_eval"), _Listener()
+    propagate, level, alone = logger.propagate, logger.level, os.environ.get(ALONE)
+    sandbox = SandboxedEnvironment(undefined=plain.undefined, keep_trailing_newline=plain.keep_trailing_newline)
+    sandbox.filters.update(plain.filters)
+
+    def start_hidden(bar: Any, *args: Any, **words: Any) -> None:
+        start_bar(bar, *args, **{**words, "disable": True})
+
+    utils.env, tqdm.__init__, logger.propagate, os.environ[ALONE] = sandbox, start_hidden, False, "1"
+    logger.addHandler(listener)
+    logger.setLevel(logging.WARNING)
+    try:
+        with redirect_stdout(StringIO()):
+            yield listener.lines
+    finally:
+        utils.env, tqdm.__init__, logger.propagate = plain, start_bar, propagate
+        logger.removeHandler(listener)
+        logger.setLevel(level)
+        os.environ.pop(ALONE)
+        if alone is not None:
+            os.environ[ALONE] = alone

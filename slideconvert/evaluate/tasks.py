@@ -1,0 +1,224 @@
+"""Zero-shot tasks of EleutherAI's lm-eval, an optional extra: what checkpoints get right, side by side.
+
+lm-eval reads the tasks, asks and scores; the model and its tokenizer are loaded by us, as they are for perplexity.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint.reader import Checkpoint
+from ..errors import InputError, SlideConvertError
+from ..models.load import load_model, load_tokenizer
+from ..progress import Progress, silent
+from .perplexity import BATCH_TOKENS
+from .task_sandbox import fenced, parts, refuse_code
+
+DRAWS = 1000
+"""Of the bootstrap for metrics that are not means: it knows their standard error to 1/√(2·1000), 2 %."""
+
+SEED = 1234
+"""Chooses the examples before a question; lm-eval's own default."""
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """Tasks with their data, ready to run.
+
+    loaded: what lm-eval made of each name that was asked for. notes: what it warned of.
+    """
+
+    loaded: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TaskResults:
+    """rows: one per task and checkpoint, see measure_tasks. notes: what lm-eval warned of, loading and running.
+
+    library: the version of lm-eval, on which scores depend as on the versions of the tasks.
+    """
+
+    rows: list[dict[str, Any]]
+    notes: tuple[str, ...]
+    library: str
+
+
+def load_tasks(
+    names: Sequence[str], *, folder: Path | None = None, shots: int | None = None, progress: Progress = silent
+) -> Tasks:
+    """The tasks, groups of tasks or tags of these names, from lm-eval's collection and the YAML files in `folder`.
+
+    shots: examples before each question; None leaves it to the task.
+    InputError if lm-eval cannot be imported, a name is unknown, a file of `folder` brings code, data are out of
+    reach, or a task does not work or does not take `shots`.
+    """
+    try:
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        hint = "pip install 'slideconvert[lm-eval]'"
+        raise InputError(f"tasks need lm-eval, which cannot be imported: {error}", hint=hint) from error
+
+    loaded: dict[str, Any] = {}
+    progress("tasks", 0, len(names))
+    with fenced() as notes:
+        manager = TaskManager(include_path=folder, include_defaults=False)
+        if not all(parts(manager.task_index, name) <= manager.task_index.keys() for name in names):
+            manager = TaskManager(include_path=folder)  # reads more than ten thousand files, which takes seconds
+        for number, name in enumerate(names, 1):
+            if name not in manager.task_index:
+                close = difflib.get_close_matches(name, manager.all_tasks, n=1, cutoff=0.5)
+                nearest = f"did you mean {close[0]}? " if close else ""
+                raise InputError(f"unknown task '{name}'", hint=f"{nearest}lm-eval ls tasks lists those of lm-eval")
+            refuse_code(manager.task_index, name)
+            loaded[name] = _load(manager, name)
+            for task in loaded[name]["tasks"].values():
+                _prepare(task, shots)
+            progress("tasks", number, len(names))
+    return Tasks(loaded, tuple(notes))
+
+
+def _load(manager: Any, name: str) -> Any:
+    try:
+        return manager.load([name])
+    except OSError as error:
+        raise InputError(
+            f"task {name}: its data cannot be read: {_reason(error)}",
+            hint="connect to the network, fill the Hugging Face cache, or define a task over a local file",
+        ) from error
+    except Exception as error:  # a definition can be wrong in any way
+        raise InputError(f"task {name} cannot be loaded: {_reason(error)}") from error
+
+
+def _prepare(task: Any, shots: int | None) -> None:
+    own = task.get_config("num_fewshot")
+    if shots and own == 0:
+        raise InputError(f"task {task.task_name} is defined with no examples, not {shots}", hint="leave --shots out")
+    if getattr(task, "UNSAFE_CODE", False):
+        raise InputError(f"task {task.task_name} runs the code that a model writes", hint="run lm-eval in a sandbox")
+    task.set_config("num_fewshot", (own or 0) if shots is None else shots)
+
+
+def measure_tasks(
+    checkpoints: Mapping[str, Checkpoint],
+    tasks: Tasks,
+    *,
+    limit: int | None = None,
+    activations: str = "quantized",
+    device: str = "cpu",
+    progress: Progress = silent,
+) -> TaskResults:
+    """Run every task on every checkpoint, with its own tokenizer, one after another.
+
+    limit: of each task only the first so many questions.
+    A row has the ckpt, the task, its version, the group that it was asked for in (part_of; None if by its own name),
+    the number of samples and of shots, and its metrics, each with metric, filter, value, stderr (None if lm-eval
+    knows none), higher_is_better, and the difference to the first checkpoint. The main one is the first: acc if any.
+    InputError if a task fails on its questions. SlideConvertError if a log-likelihood is not finite: such a model is
+    broken, and a score would hide it.
+    """
+    import lm_eval
+    from jinja2 import TemplateError
+
+    faults = (ValueError, TypeError, LookupError, ArithmeticError, AssertionError, TemplateError)
+    rows: list[dict[str, Any]] = []
+    notes = [*tasks.notes]
+    for ckpt, checkpoint in checkpoints.items():
+        tokenizer = load_tokenizer(checkpoint)
+        model = load_model(checkpoint, activations=activations, device=device)
+        with fenced():  # it warns of every model that it did not load itself
+            wrapped = _wrap(model, tokenizer)
+        for name, loaded in tasks.loaded.items():
+            for task in loaded["tasks"].values():
+                task.set_fewshot_seed(seed=SEED)
+            wrapped.set_cache_hook(_Watcher(f"{ckpt}, {name}", progress))
+            with fenced() as said:
+                try:
+                    found = lm_eval.evaluate(wrapped, loaded, limit=limit, bootstrap_iters=DRAWS, log_samples=False)
+                except faults as error:
+                    raise InputError(f"task {name} on {ckpt}: {_reason(error)}") from error
+            notes += [f"{ckpt}, {name}: {line}" for line in said]
+            rows += _rows(ckpt, name, found)
+        del model, wrapped  # before the next one is loaded
+    first: dict[tuple[str, str | None], list[dict[str, Any]]] = {}
+    for row in rows:
+        start = first.setdefault((row["task"], row["part_of"]), row["metrics"])
+        for metric, other in zip(row["metrics"], start, strict=True):
+            metric["difference"] = metric["value"] - other["value"]
+    order = list(first)
+    rows.sort(key=lambda row: order.index((row["task"], row["part_of"])))
+    return TaskResults(rows, tuple(notes), lm_eval.__version__)
+
+
+def _rows(ckpt: str, name: str, found: Any) -> list[dict[str, Any]]:
+    """What lm-eval found for one name: a row for a group that has a value of its own, and one for each task."""
+    rows = []
+    for task, values in found["results"].items():
+        metrics = []
+        for key, value in values.items():
+            metric, comma, chosen = key.partition(",")
+            if not comma or metric.endswith("_stderr"):
+                continue
+            stderr = values.get(f"{metric}_stderr,{chosen}", "N/A")
+            higher = found["higher_is_better"].get(task, {}).get(metric)
+            about = {"metric": metric, "filter": chosen, "value": float(value), "higher_is_better": higher}
+            metrics.append({**about, "stderr": None if stderr == "N/A" else float(stderr)})
+        if metrics:
+            metrics.sort(key=lambda metric: metric["metric"] != "acc")
+            group = name if name != task and name in found.get("groups", {}) else None
+            where = {"ckpt": ckpt, "task": task, "version": found["versions"].get(task), "part_of": group}
+            counts = {"samples": values["sample_len"], "shots": found["n-shot"].get(task)}
+            rows.append({**where, **counts, "metrics": metrics})
+    return sorted(rows, key=lambda row: row["part_of"] is not None)
+
+
+class _Watcher:
+    """Stands where lm-eval expects a cache, which it tells every answer: counts them, refuses what is not finite."""
+
+    def __init__(self, stage: str, progress: Progress) -> None:
+        self.stage, self.progress, self.done, self.total = stage, progress, 0, 0
+
+    def add_partial(self, _kind: str, _request: Any, answer: Any) -> None:
+        score = answer[0] if isinstance(answer, tuple) else answer
+        if isinstance(score, float) and not math.isfinite(score):
+            raise SlideConvertError(
+                f"{self.stage}: the log-likelihood of an answer is {score}",
+                hint="the checkpoint is damaged or its scales overflow: run slideconvert verify on it",
+            )
+        self.done += 1
+        self.progress(self.stage, self.done, self.total)
+
+
+def _wrap(model: Any, tokenizer: Any) -> Any:
+    """The model as lm-eval takes it, running batches of BATCH_TOKENS tokens or less, but of one text at least."""
+    from lm_eval.models.huggingface import HFLM
+
+    class Batched(HFLM):
+        def expect(self, requests: list[Any], generated: int = 0) -> None:
+            texts = ["".join(part for part in request.args if isinstance(part, str)) for request in requests]
+            longest = max(map(len, self.tokenizer(texts, verbose=False)["input_ids"])) + generated
+            self.batch_size_per_gpu = max(1, BATCH_TOKENS // max(1, min(longest, self.max_length)))
+            self.cache_hook.total += len(requests)
+
+        def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> Any:
+            self.expect(requests)
+            return super().loglikelihood(requests, disable_tqdm)
+
+        def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> Any:
+            self.expect(requests)
+            return super().loglikelihood_rolling(requests, disable_tqdm)
+
+        def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> Any:
+            self.expect(requests, generated=self.max_gen_toks)
+            return super().generate_until(requests, disable_tqdm)
+
+    return Batched(pretrained=model, tokenizer=tokenizer, backend="causal")
+
+
+def _reason(error: Exception) -> str:
+    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])

@@ -1,0 +1,126 @@
+"""Text for measuring and calibrating: documents from files or data sets, cut into windows of tokens.
+
+Documents are tokenized without special tokens, each wrapped in the tokenizer's begin and end tokens (those that
+it has), concatenated and cut into windows of a fixed length; the ragged rest is dropped. No padding anywhere.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+
+SUFFIXES = (".txt", ".jsonl", ".parquet")
+COLUMN = "text"
+TOGETHER = 64
+"""Documents that are tokenized at once, on all cores."""
+
+
+def read_documents(source: str) -> Iterator[str]:
+    """The documents of a .txt (one), .jsonl or .parquet file (its "text" column), or of a `datasets` name.
+
+    A data set is named as NAME, NAME:SPLIT or NAME:CONFIG:SPLIT; the split is "test" if not given.
+    InputError for a file that is missing, of another kind or without text, and for a data set out of reach.
+    """
+    return _from_file(Path(source)) if is_file(source) else _from_dataset(source)
+
+
+def is_file(source: str) -> bool:
+    """Whether `source` names a file and not a data set."""
+    path = Path(source)
+    return path.suffix.lower() in SUFFIXES or path.exists()
+
+
+def _from_file(path: Path) -> Iterator[str]:
+    if not path.is_file():
+        raise InputError(f"text {path}: no such file", hint=f"give a {', '.join(SUFFIXES)} file or a data set's name")
+    suffix = path.suffix.lower()
+    if suffix == ".txt":
+        yield _decoded(path)
+    elif suffix == ".jsonl":
+        for number, line in enumerate(_decoded(path).splitlines(), 1):
+            if line.strip():
+                yield _text_of_line(line, f"{path}, line {number}")
+    elif suffix == ".parquet":
+        yield from _from_parquet(path)
+    else:
+        raise InputError(f"text {path}: unknown kind of file", hint=f"give one of {', '.join(SUFFIXES)}")
+
+
+def _from_parquet(path: Path) -> Iterator[str]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+        if COLUMN not in file.schema_arrow.names:
+            raise InputError(f"{path}: no column '{COLUMN}'", hint=f"its columns are {file.schema_arrow.names}")
+        for batch in file.iter_batches(columns=[COLUMN]):
+            yield from (text for text in batch.column(0).to_pylist() if text)
+    except pyarrow.ArrowException as error:
+        raise InputError(f"{path}: not a readable parquet file ({error})") from error
+
+
+def _from_dataset(name: str) -> Iterator[str]:
+    import datasets
+
+    parts = name.split(":")
+    config, split = (parts[1] if len(parts) > 2 else None), (parts[-1] if len(parts) > 1 else "test")
+    try:
+        rows = datasets.load_dataset(parts[0], config, split=split, streaming=True)
+        for row in rows:
+            if COLUMN not in row:
+                raise InputError(f"data set {name}: no column '{COLUMN}'", hint=f"its columns are {sorted(row)}")
+            if row[COLUMN]:
+                yield row[COLUMN]
+    except (OSError, ValueError, ConnectionError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"data set {name} cannot be read: {reason}", hint=f"pass a local {', '.join(SUFFIXES)} file instead"
+        ) from error
+
+
+def _decoded(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text ({error})") from error
+
+
+def _text_of_line(line: str, where: str) -> str:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise InputError(f"{where}: not JSON ({error})") from error
+    if not isinstance(row, dict) or not isinstance(row.get(COLUMN), str):
+        raise InputError(f'{where}: an object with a "{COLUMN}" string was expected')
+    return row[COLUMN]
+
+
+def token_windows(tokenizer: Any, documents: Iterable[str], length: int, most: int | None = None) -> Tensor:
+    """[windows, length] int64: the first `most` windows (all if None) of the documents' tokens.
+
+    Stops reading as soon as it has enough. InputError if there is not even one window.
+    """
+    begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    tokens: list[int] = []
+    rest = iter(documents)
+    while batch := list(islice(rest, TOGETHER if most is None else 1)):
+        for document in tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"]:
+            tokens += [*begin, *document, *end]
+        if most is not None and len(tokens) >= most * length:
+            break
+    count = len(tokens) // length if most is None else min(most, len(tokens) // length)
+    if not count:
+        raise InputError(
+            f"the text has {len(tokens)} tokens, one window needs {length}", hint="give more text or a shorter --length"
+        )
+    return torch.tensor(tokens[: count * length]).view(count, length)

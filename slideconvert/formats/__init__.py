@@ -1,0 +1,1 @@
+"""How a linear is stored in a checkpoint: layouts, bytes, config.json."""

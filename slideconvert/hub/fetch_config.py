@@ -1,0 +1,30 @@
+"""A Hub model as far as a plan must know it: its config.json.
+
+The snapshot in the cache does not count as complete then: that is for `download` to say.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..checkpoint.files import CONFIG
+from .download import find, remember_branch
+from .errors import hub_errors
+from .snapshot import Snapshot
+from .transfer import Transfer, cache_folder
+
+
+def fetch_config(hub_id: str, *, revision: str | None = None, cache: Path | None = None) -> Snapshot:
+    """The snapshot of `hub_id` at `revision`: all of it if it is complete in `cache`, else with config.json at least.
+
+    Raises what `download` does.
+    """
+    where = cache_folder(cache)
+    found = find(hub_id, revision, where, weights=False)
+    if isinstance(found, Snapshot):
+        return found
+    transfer = Transfer(found, where)
+    with hub_errors(hub_id, revision):
+        transfer.get(found.file(CONFIG))
+        remember_branch(found, revision, where)
+    return Snapshot(transfer.target, hub_id, found.revision)

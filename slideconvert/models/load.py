@@ -1,0 +1,161 @@
+"""Load any checkpoint we can read (BF16, W8A8 of others, ours in any layout) into a transformers model.
+
+No code from the checkpoint runs: the architecture is transformers' own, chosen by model_type, and the weights are
+put in by us, so that the numbers do not depend on which loaders are installed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..checkpoint.reader import Checkpoint
+from ..core.patterns import Pattern
+from ..core.quantize import QuantizedWeight
+from ..errors import InputError, pick
+from ..formats.record import RECORD, Record, check_quantization, describe_linear, read_record
+from ..formats.stored import StoredLinear, group_spec
+from ..kernels.backends.base import Codes, LinearSpec
+from ..kernels.group_linear import GroupLinear
+from ..kernels.groups import GroupSpec, weight_of
+from ..kernels.linear import SlideLinear
+from ..runtime.slidesparse_record import SETTINGS
+from .architecture import decoder_linears
+
+ACTIVATIONS = ("quantized", "float")
+"""How the input of a quantized linear is treated: per token in 8 bits, as served, or not rounded at all."""
+
+NOT_ARCHITECTURE = (
+    "quantization_config",
+    RECORD,
+    SETTINGS,
+    "auto_map",
+    "architectures",
+    "dtype",
+    "torch_dtype",
+    "model_type",
+)
+
+
+def load_model(
+    checkpoint: Checkpoint,
+    *,
+    activations: str = "quantized",
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    weights: torch.dtype | None = None,
+    backend: str = "reference",
+) -> nn.Module:
+    """The checkpoint as a transformers causal language model in eval mode, computing in `dtype`.
+
+    weights: in which decoder linears that are not quantized lie, `dtype` unless given: where a model runs in bfloat16
+    (precision.running), its linears may lie so. backend: of the quantized linears; the reference measures the
+    checkpoint and not the machine, auto is fast.
+
+    InputError if tensors are missing or left over, or the architecture is unknown.
+    """
+    pick(activations, ACTIVATIONS, "kind of activations")
+    check_quantization(checkpoint.config, str(checkpoint.path))
+    record = read_record(checkpoint.config, str(checkpoint.path))
+    linears = [linear.name for linear in decoder_linears(checkpoint.config)]
+    model = empty_model(checkpoint, dtype)
+    used = set()
+    for name in linears:
+        linear, tensors = _linear(checkpoint, record, name, activations, device, weights or dtype, backend)
+        model.set_submodule(name, linear)
+        used |= tensors
+    rest = {name: checkpoint.read(name) for name in checkpoint.tensors if name not in used}
+    floats = {
+        name: (tensor.to(dtype) if tensor.is_floating_point() else tensor).to(device) for name, tensor in rest.items()
+    }
+    _, unexpected = model.load_state_dict(floats, strict=False, assign=True)
+    model.tie_weights()
+    absent = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if absent or unexpected:
+        name, why = (absent[0], "is missing") if absent else (unexpected[0], "has no place in the architecture")
+        raise InputError(f"{checkpoint.path}: tensor {name} {why}", hint="the checkpoint and its config.json disagree")
+    return model.to(device).eval()
+
+
+def empty_model(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> Any:
+    """The checkpoint's architecture as transformers' causal language model, its parameters on the meta device."""
+    import accelerate
+    import transformers
+
+    words = {key: value for key, value in checkpoint.config.items() if key not in NOT_ARCHITECTURE}
+    config = transformers.AutoConfig.for_model(checkpoint.config["model_type"], **words)
+    with accelerate.init_empty_weights(include_buffers=False):
+        return transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+
+
+def _linear(
+    checkpoint: Checkpoint,
+    record: Record | None,
+    name: str,
+    activations: str,
+    device: str,
+    dtype: torch.dtype,
+    backend: str,
+) -> tuple[nn.Module, set[str]]:
+    """One decoder linear as a module, and the names of the tensors it was made of."""
+    stored = describe_linear(checkpoint, record, name)
+    parts = {spec.name: checkpoint.read(spec.name) for spec in stored.tensors}
+    used = set(parts)
+    bias = None
+    if f"{name}.bias" in checkpoint.tensors:
+        bias = checkpoint.read(f"{name}.bias")
+        used.add(f"{name}.bias")
+    term = None if bias is None else bias.to(device)
+    try:
+        if stored.scheme.grouped and activations == "quantized":
+            own = {part.removeprefix(f"{name}."): tensor.to(device) for part, tensor in parts.items()}
+            groups = weight_of(own, stored.layout)
+            return GroupLinear.of(group_spec_of(stored), groups, term, backend=backend), used
+        weight = stored.decode(parts, name)
+        if isinstance(weight, QuantizedWeight) and activations == "quantized":
+            assert isinstance(stored.pattern, Pattern)
+            spec = LinearSpec(*stored.shape, stored.pattern.length, weight.codes.dtype)
+            codes = Codes(spec, dense=weight.codes.to(device))
+            return SlideLinear.of(codes, weight.scale.to(device), term, backend=backend), used
+    except ValueError as error:
+        raise InputError(f"{checkpoint.path}: {name}: {error}", hint="convert the model again") from error
+    floats = weight.dequantize() if isinstance(weight, QuantizedWeight) else weight
+    return float_linear(floats, bias, dtype).to(device), used
+
+
+def group_spec_of(stored: StoredLinear) -> GroupSpec:
+    """A linear of a grouped scheme as GroupLinear takes it: the dense layout holds all groups, whatever the pattern."""
+    spec = group_spec(stored.shape, stored.scheme, stored.pattern)
+    return spec if stored.layout == "gqs" else replace(spec, kept=spec.whole)
+
+
+def float_linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> nn.Linear:
+    """A plain linear holding `weight` [out, in] and `bias` [out] in `dtype`."""
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    linear.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
+    return linear
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> Any:
+    """The checkpoint's tokenizer, as its tokenizer.json stands if it has one.
+
+    AutoTokenizer is only asked where there is none: for some architectures (qwen2) it rebuilds the tokenizer with a
+    splitting rule of its own, and gives other tokens than the file, without a word.
+    InputError if there is none that transformers can load without running the checkpoint's code.
+    """
+    import transformers
+
+    try:
+        if (checkpoint.path / "tokenizer.json").is_file():
+            return transformers.PreTrainedTokenizerFast.from_pretrained(checkpoint.path)
+        return transformers.AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"{checkpoint.path}: no usable tokenizer ({reason})", hint="add the tokenizer files"
+        ) from error

@@ -1,0 +1,85 @@
+"""Checkpoints without weights: what a plan needs to know of a model, from a few kilobytes of it.
+
+From config.json alone: the architecture is transformers' own, built without memory for its parameters; it knows every
+tensor's name and shape, and config.json tells their dtype. How quantized weights are stored it does not know.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint.container import Placed, TensorSpec
+from ..checkpoint.files import CONFIG, PICKLES, SINGLE, STAGING
+from ..checkpoint.reader import Checkpoint, read_json
+from ..checkpoint.shard_store import NoWeights
+from ..core.ternary import MASTERS
+from ..errors import InputError, pick
+from ..formats.record import RECORD, bitnet_coding
+from .architecture import decoder_linears
+from .load import empty_model
+
+DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+"""dtype of a config.json -> the container's."""
+NEEDED = ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
+"""What decides shapes, and what transformers would fill up with those of another model if it were missing."""
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether anything in `folder` claims to be weights, whole or not: then they are what a plan is made from."""
+    weights = (".safetensors", *PICKLES)
+    return (folder / STAGING).exists() or any(path.name.endswith(weights) for path in folder.iterdir())
+
+
+def open_or_describe(folder: Path) -> Checkpoint:
+    """The checkpoint in `folder`, described by config.json if no weights are there. InputError for all that is wrong with either."""
+    return (
+        meta_checkpoint(folder) if (folder / CONFIG).is_file() and not has_weights(folder) else Checkpoint.open(folder)
+    )
+
+
+def meta_checkpoint(folder: Path) -> Checkpoint:
+    """The checkpoint that config.json in `folder` describes; reading a tensor of it raises InputError.
+
+    InputError for an unknown architecture, one that is not fully described, and one whose weights are quantized.
+    """
+    config, where = read_json(folder / CONFIG), folder / CONFIG
+    decoder_linears(config)
+    if _is_quantized(config):
+        raise InputError(
+            f"{where}: the weights are quantized already, and config.json does not tell how they are stored",
+            hint="plan the BF16 model; sparsify, slide and relayout take quantized weights, once they are downloaded",
+        )
+    bad = [name for name in NEEDED if not isinstance(config.get(name), int) or config[name] < 1]
+    if bad:
+        raise InputError(f"{where}: no {', no '.join(bad)}", hint="take config.json from the model's repository again")
+    dtype = DTYPES[pick(_dtype(config), DTYPES, f"dtype in {where}:")]
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        model = empty_model(Checkpoint(folder, config, {}))
+    except (StrictDataclassError, ValueError, TypeError, KeyError, ZeroDivisionError) as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise InputError(
+            f"{where}: transformers cannot build this model: {reason}",
+            hint="take config.json from the model's repository",
+        ) from error
+    tied = bool(model.config.tie_word_embeddings)
+    specs = [
+        TensorSpec(name, dtype, tuple(tensor.shape))
+        for name, tensor in model.state_dict().items()
+        if not (tied and name == "lm_head.weight")
+    ]
+    return Checkpoint(folder, config, {spec.name: Placed(folder / SINGLE, 0, spec) for spec in specs}, NoWeights())
+
+
+def _is_quantized(config: dict[str, Any]) -> bool:
+    """Whether weights are stored as something else than the architecture's parameters; BitNet's masters are not."""
+    if config.get("quantization_config") is None:
+        return config.get(RECORD) is not None
+    return bitnet_coding(config) != MASTERS
+
+
+def _dtype(config: dict[str, Any]) -> str:
+    """The word after the last dot, as in torch.bfloat16. bfloat16 where config.json does not say."""
+    return str(config.get("dtype") or config.get("torch_dtype") or "bfloat16").rpartition(".")[2]

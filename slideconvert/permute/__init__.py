@@ -1,0 +1,1 @@
+"""Channel permutations: found, folded into the weights, recorded."""

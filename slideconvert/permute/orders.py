@@ -1,0 +1,154 @@
+"""Channel orders: which permutations a conversion has folded into the weights of each layer (permute.py).
+
+They are kept beside the weights in channel_orders.json, so that a weight can be found again in the source:
+{"0": {"heads": [[…], …], "inner": […]}, …}, by decoder layer; new channel i is old channel order[i]. A chain of
+conversions composes them: the file counts from the first source.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checkpoint.files import ORDERS
+from ..checkpoint.reader import Checkpoint, read_json
+from ..core.quantize import QuantizedWeight, Weight
+from ..errors import InputError
+from ..models.architecture import HEADS, MLP_INNER, ORDERED, attention_heads, head_dim
+from .search import check_order, query_columns
+
+AGAIN = "get the checkpoint again"
+
+Orders = dict[str, Tensor]
+"""The order of each part of a layer, int64: HEADS [key-value heads, head_dim], MLP_INNER [inner]; empty if none."""
+
+
+def columns(part: str, order: Tensor, heads: tuple[int, int]) -> Tensor:
+    """What an order makes of the input columns of o_proj or down_proj, [K] int64."""
+    return query_columns(order, heads[0]) if part == HEADS else order
+
+
+def rows(part: str, order: Tensor) -> Tensor:
+    """What an order makes of the rows of the linears that produce the channels, int64."""
+    return query_columns(order, len(order)) if part == HEADS else order
+
+
+def move(weight: Weight, order: Tensor, dimension: int) -> Weight:
+    """Rows (0) or columns (1) of a weight in another order; as floats where columns leave the groups that share a
+    scale. InputError if it does not fit."""
+    matrix = weight if isinstance(weight, Tensor) else weight.codes
+    if len(order) != matrix.shape[dimension]:
+        raise InputError(f"an order of {len(order)} channels does not fit a weight {list(matrix.shape)}")
+    order = order.to(matrix.device)
+    if isinstance(weight, QuantizedWeight) and weight.scheme.grouped and dimension == 1:
+        return weight.dequantize().index_select(1, order)
+    moved = matrix.index_select(dimension, order)
+    if isinstance(weight, Tensor):
+        return moved
+    if dimension == 1:
+        return replace(weight, codes=moved)
+    zero = None if weight.zero is None else weight.zero.index_select(0, order)
+    return replace(weight, codes=moved, scale=weight.scale.index_select(0, order), zero=zero)
+
+
+def folded(place: str, weight: Weight, orders: Orders, heads: tuple[int, int]) -> Weight:
+    """The weight of the linear at `place` as it stands in the folded layer. heads: query and key-value heads."""
+    for part, order in orders.items():
+        channels = ORDERED[part]
+        if place in channels.producers:
+            weight = move(weight, rows(part, order), 0)
+        elif place == channels.consumer:
+            weight = move(weight, columns(part, order, heads), 1)
+    return weight
+
+
+def folded_vector(name: str, vector: Tensor, orders: Orders, heads: tuple[int, int]) -> Tensor:
+    """A tensor [n] of a layer, self_attn.v_proj.bias or mlp.ffn_sub_norm.weight, as it stands in the folded layer."""
+    place = name.rpartition(".")[0]
+    for part, order in orders.items():
+        if place in ORDERED[part].producers:
+            vector = vector.index_select(0, rows(part, order).to(vector.device))
+        elif place == ORDERED[part].norm:
+            vector = vector.index_select(0, columns(part, order, heads).to(vector.device))
+    return vector
+
+
+def vectors_beside(place: str) -> tuple[str, ...]:
+    """The tensors [n] of a layer that move with the linear at `place`, where the layer has them."""
+    norms = [channels.norm for channels in ORDERED.values() if place == channels.consumer]
+    return (f"{place}.bias", *(f"{norm}.weight" for norm in norms))
+
+
+def compose(first: Orders, then: Orders) -> Orders:
+    """One order for two, the second found on what the first had made."""
+    both = {part: first[part].gather(-1, then[part]) for part in first.keys() & then.keys()}
+    return {part: both.get(part, (first | then)[part]) for part in ORDERED if part in first or part in then}
+
+
+def compose_all(first: Mapping[int, Orders], then: Mapping[int, Orders]) -> dict[int, Orders]:
+    """`compose` for every layer that either orders."""
+    layers = sorted(first.keys() | then.keys())
+    found = {layer: compose(first.get(layer, {}), then.get(layer, {})) for layer in layers}
+    return {layer: orders for layer, orders in found.items() if orders}
+
+
+def between(theirs: Mapping[int, Orders], ours: Mapping[int, Orders]) -> dict[int, Orders]:
+    """The orders that lead from one checkpoint to another, by layer; of both those since the first source are given."""
+    back = {layer: {part: order.argsort(-1) for part, order in parts.items()} for layer, parts in theirs.items()}
+    return compose_all(back, ours)
+
+
+def to_json(orders: Mapping[int, Orders]) -> str:
+    """The content of channel_orders.json, a line for each layer."""
+    lines = [
+        f'"{layer}": {json.dumps({part: order.tolist() for part, order in parts.items()}, separators=(",", ":"))}'
+        for layer, parts in sorted(orders.items())
+    ]
+    return "{" + ",\n".join(lines) + "}\n"
+
+
+def read_orders(checkpoint: Checkpoint) -> dict[int, Orders]:
+    """The orders of a checkpoint by layer, {} if it has no such file. InputError for one that cannot be right."""
+    path = checkpoint.path / ORDERS
+    if not path.is_file():
+        return {}
+    found = read_json(path)
+    numbers = {str(number) for number in range(checkpoint.config["num_hidden_layers"])}
+    if found.keys() - numbers:
+        raise InputError(f"{path}: the model has no layer {min(found.keys() - numbers)}", hint=AGAIN)
+    orders = {int(layer): parse_orders(parts, f"{path}: layer {layer}") for layer, parts in found.items()}
+    shapes = _shapes(checkpoint.config)
+    for layer, parts in orders.items():
+        for part, order in parts.items():
+            if order.shape != shapes[part]:
+                raise InputError(
+                    f"{path}: layer {layer}: {list(order.shape)} channels of {part}, "
+                    f"the model has {list(shapes[part])}",
+                    hint=AGAIN,
+                )
+    return orders
+
+
+def _shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The shape of an order of each part, by config.json."""
+    return {HEADS: (attention_heads(config)[1], head_dim(config)), MLP_INNER: (int(config["intermediate_size"]),)}
+
+
+def parse_orders(parts: Any, where: str) -> Orders:
+    """The orders of a layer from JSON. InputError for what is none."""
+    dimensions = {HEADS: 2, MLP_INNER: 1}
+    try:
+        orders = {part: torch.tensor(order) for part, order in parts.items()}
+        fits = all(order.dtype == torch.int64 and order.dim() == dimensions[part] for part, order in orders.items())
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{where}: unreadable orders ({error!r})", hint=AGAIN) from error
+    if not fits:
+        raise InputError(f"{where}: orders are lists of whole numbers", hint=AGAIN)
+    for part, order in orders.items():
+        check_order(order, f"{where}: the order of {part}")
+    return orders

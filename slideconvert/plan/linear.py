@@ -1,0 +1,216 @@
+"""What becomes of one linear: its scheme, pattern and method, by the recipe's choice and by what the source has.
+
+And what linears must agree on: those that are fused when served, and those that share channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from ..checkpoint.container import TensorSpec
+from ..checkpoint.reader import Checkpoint
+from ..core.patterns import AnyPattern, GroupPattern, Pattern
+from ..core.schemes import Scheme
+from ..errors import InputError
+from ..formats.record import LinearRecord, Record, describe_linear
+from ..formats.stored import StoredLinear, layout_of, stored_specs
+from ..models.architecture import ORDERED, Linear, attention_heads, siblings
+from ..permute.orders import Orders
+from ..permute.orders import folded as permute_linear
+from ..prune import METHODS
+from .linear_config import FULL, Choice, describe_choice
+from .presets import Preset
+
+
+@dataclass(frozen=True)
+class LinearPlan:
+    """What becomes of one linear. method "" prunes nothing here; record is None for a kept linear. moves: survivors
+    will differ from the source's by more than rounding, by a calibrated method or by training. permuted: rows or
+    columns will stand in another order."""
+
+    linear: Linear
+    stored: StoredLinear
+    scheme: Scheme
+    pattern: AnyPattern
+    method: str
+    outputs: tuple[TensorSpec, ...]
+    record: LinearRecord | None
+    moves: bool = False
+    permuted: bool = False
+
+    @property
+    def kept(self) -> bool:
+        return self.record is None
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether its method needs to see what the linear is given."""
+        return bool(self.method) and METHODS[self.method].calibrated
+
+    @property
+    def on_codes(self) -> bool:
+        """Whether codes that lost what they were rounded from are pruned as they are."""
+        return bool(self.method) and not self.calibrated and self.stored.scheme.quantized
+
+    @property
+    def zeros_stay(self) -> bool:
+        """Whether every weight that is zero must be so after training: of a 2:L pattern, not of whole groups."""
+        return isinstance(self.pattern, Pattern) and self.pattern.prunes
+
+    @property
+    def whole(self) -> bool:
+        """Whether its rows are chosen or stored together."""
+        grouped = self.scheme.grouped or self.stored.scheme.grouped
+        return grouped or isinstance(self.pattern, GroupPattern)
+
+    @property
+    def weights(self) -> int:
+        return self.stored.shape[0] * self.stored.shape[1]
+
+    def slid_columns(self, layout: str) -> int:
+        """K' of this linear in that layout; 0 where it is not slid."""
+        slid = not self.kept and layout_of(layout, self.scheme, self.pattern) == "slide"
+        return self.pattern.slid_columns(self.stored.shape[1]) if slid and isinstance(self.pattern, Pattern) else 0
+
+    def latent_weights(self, source: Checkpoint, orders: Orders, device: str) -> Tensor | None:
+        """What a weight that stays ternary was rounded from [out, in] float32, its channels in these orders; None for
+        other weights, and where it is not known."""
+        found = self.stored.read_masters(source) if self.scheme.ternary else None
+        if found is None:
+            return None
+        moved = permute_linear(self.linear.place, found.to(device).float(), orders, attention_heads(source.config))
+        assert isinstance(moved, Tensor)
+        return moved
+
+
+def plan_linear(
+    source: Checkpoint,
+    linear: Linear,
+    choice: Choice,
+    preset: Preset | None,
+    record: Record | None,
+    layout: str,
+    *,
+    trained: bool,
+) -> LinearPlan:
+    """trained: whether what is left will train. record: of the source. InputError for what cannot be done."""
+    name = linear.name
+    choice = choice if choice.keep else choice.resolved(name)
+    stored = describe_linear(source, record, name)
+    before = record.linears.get(name) if record else None
+    kept_before = record is not None and before is None and not describe_choice(choice)
+    if choice.keep and stored.coding:
+        raise InputError(
+            f"{name}: keep leaves weights as they are, but these mean something only once they are ternarized",
+            hint="give the linear pattern 2:inf and scheme bf16 instead",
+        )
+    if choice.keep or kept_before:
+        if stored.scheme.quantized:
+            raise InputError(f"{name}: keep leaves float weights alone, these are {stored.scheme.name} codes already")
+        return LinearPlan(linear, stored, stored.scheme, Pattern(None), "", stored.tensors, None)
+    scheme = _scheme(choice, stored)
+    if stored.scheme.quantized and choice.scheme:
+        raise InputError(
+            f"{name}: already quantized to {stored.scheme.name}",
+            hint="quantize takes float weights; sparsify, slide and relayout take quantized ones",
+        )
+    pattern = choice.pattern or stored.pattern
+    # Ternary weights are codes of every scheme already.
+    finds_codes = scheme.quantized and not stored.scheme.ternary
+    method = _method(choice.method or (preset.method(pattern) if preset else None), pattern, finds_codes)
+    if isinstance(pattern, GroupPattern):
+        pattern.check_shape(stored.shape, name)
+        if scheme.grouped and scheme.group != pattern.size:
+            raise InputError(
+                f"{name}: groups of {pattern.size} are pruned, those of {scheme.name} have {scheme.group} weights",
+                hint=f"use a group size of {pattern.size if choice.scheme else scheme.group}",
+            )
+    else:
+        pattern.check_columns(stored.shape[1], name)
+    scheme.check_columns(stored.shape[1], name)
+    floats = "BF16" if stored.coding or stored.scheme.quantized else stored.tensors[0].dtype
+    solved = bool(method) and METHODS[method].calibrated  # finds codes and scales of its own
+    scale = stored.tensors[-1].dtype if stored.scheme.quantized and not solved else "F32"
+    done = LinearRecord(
+        shape=stored.shape,
+        scheme=scheme,
+        pattern=pattern,
+        method=method or (before.method if before else ""),
+        on_codes=(bool(method) and not solved and stored.scheme.quantized) or (before.on_codes if before else False),
+        moved=(solved or trained) + (before.moved if before else 0),
+        permuted=before is not None and before.permuted,
+        ternary=scheme.ternary,
+    )
+    outputs = stored_specs(name, stored.shape, scheme, pattern, layout, floats=floats, scale=scale)
+    return LinearPlan(linear, stored, scheme, pattern, method, outputs, done, solved or trained)
+
+
+def _scheme(choice: Choice, stored: StoredLinear) -> Scheme:
+    """In which scheme a linear will be stored: ternary weights stay ternary unless full codes are asked for."""
+    scheme = choice.scheme or stored.scheme
+    if choice.codes and not stored.scheme.ternary:
+        raise InputError(
+            f"{stored.name}: codes: {choice.codes}, but its weights are not ternary",
+            hint="only BitNet models have ternary weights: leave --codes out",
+        )
+    if stored.scheme.ternary and scheme.grouped and choice.codes != FULL:
+        raise InputError(
+            f"{stored.name}: its weights are ternary, and {scheme.name} has a scale for every group",
+            hint="use int8 or fp8, or codes: full",
+        )
+    if not stored.scheme.ternary or scheme.ternary:
+        return scheme if choice.codes != FULL else replace(scheme, ternary=False)
+    return scheme if choice.codes == FULL else scheme.as_ternary
+
+
+def _method(name: str | None, pattern: AnyPattern, finds_codes: bool) -> str:
+    """The method if it has something to do here, a pattern to prune to or codes to find by calibration; else ""."""
+    if name is None:
+        return ""
+    method = METHODS[name]
+    return name if (method.prunes and pattern.prunes) or (method.calibrated and finds_codes) else ""
+
+
+def permuted(linears: list[LinearPlan]) -> list[LinearPlan]:
+    """The same, with those marked whose channels will be ordered: the one that reads them is pruned by calibration,
+    and none of those that make them is kept."""
+    by_name = {plan.linear.name: plan for plan in linears}
+    for plan in linears:
+        for channels in ORDERED.values():
+            windows = isinstance(plan.pattern, Pattern) and plan.pattern.prunes
+            if plan.linear.place != channels.consumer or not (plan.calibrated and windows):
+                continue
+            prefix = plan.linear.name.removesuffix(channels.consumer)
+            together = [by_name[prefix + place] for place in (*channels.producers, channels.consumer)]
+            if any(one.record is None for one in together):
+                continue
+            for one in together:
+                assert one.record is not None
+                by_name[one.linear.name] = replace(one, permuted=True, record=replace(one.record, permuted=True))
+    return list(by_name.values())
+
+
+def _scheme_words(scheme: Scheme) -> list[str]:
+    return [scheme.name, *(f"{word} {value}" for word, value in scheme.describe().items())]
+
+
+def sibling_problems(linears: list[LinearPlan]) -> list[InputError]:
+    """Fused siblings with different choices: a server could not run them as one matrix."""
+    by_name = {plan.linear.name: plan for plan in linears}
+    problems = []
+    for group in siblings(plan.linear for plan in linears):
+        said = {
+            plan.linear.kind: "kept" if plan.kept else " ".join([*_scheme_words(plan.scheme), str(plan.pattern)])
+            for plan in (by_name[linear.name] for linear in group)
+        }
+        if len(set(said.values())) > 1:
+            what = ", ".join(f"{kind}: {words}" for kind, words in said.items())
+            problems.append(
+                InputError(
+                    f"layer {group[0].layer}: {what}; they are fused when served and must agree",
+                    hint="write the rule for all of them, as match: '*.self_attn.[qkv]_proj'",
+                )
+            )
+    return problems

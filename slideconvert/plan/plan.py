@@ -1,0 +1,225 @@
+"""Plan a conversion on shapes alone: what becomes of every tensor, into which file it goes, what it will need.
+
+Everything that can be known to be wrong before the first weight is read is found here, and told at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from ..checkpoint.container import ITEM_BYTES, TensorSpec
+from ..checkpoint.files import ORDERS, SINGLE
+from ..checkpoint.reader import Checkpoint
+from ..checkpoint.writer import Shard, Unit
+from ..core import workers
+from ..errors import InputError
+from ..formats.record import Record, check_quantization, read_record
+from ..formats.stored import layout_of
+from ..hub.snapshot import Snapshot
+from ..models.architecture import decoder_linears, layer_norms, layer_of
+from .linear import LinearPlan, permuted, plan_linear, sibling_problems
+from .presets import Recovery
+from .recipe import WORDS, Recipe
+
+BASE_MEMORY = 450_000_000
+"""Bytes that Python, torch and the row blocks take whatever the model (measured, see BENCHMARKS.md)."""
+
+PRUNED_CODES = (
+    "The weights were already quantized, so their codes were pruned and the scales kept. Pruning the BF16 model "
+    "first and quantizing after keeps more accuracy."
+)
+
+TERNARY = (
+    "Every weight of a linear is -1, 0 or 1 times the scale of its row, as the model was trained, and stays so "
+    "(codes: ternary): groups that have two zeros already lose nothing. With codes: full those that are left could "
+    "take any code of the scheme, which keeps more accuracy at the same size and speed."
+)
+
+FULL_CODES = (
+    "The model was trained with ternary weights. Those that are left may take any code of the scheme (codes: full), "
+    "which makes up for more of what was pruned; the result is no BitNet model any more, only as fast and as large."
+)
+
+PERMUTED = (
+    "Inner channels of the MLPs and of the value heads stand in another order than in the source, so that pruning "
+    f"loses less. The model computes the same; {ORDERS} says which channel stood where."
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole conversion, before anything is read or written."""
+
+    source: Checkpoint
+    snapshot: Snapshot
+    recipe: Recipe
+    layout: str
+    linears: tuple[LinearPlan, ...]
+    shards: tuple[Shard, ...]
+    before: Record | None
+    """The source's own record, if it is a checkpoint of ours."""
+    dropped: tuple[str, ...]
+    """Tensors not written: a tied head that the source stores twice."""
+
+    @property
+    def record(self) -> Record:
+        """The checkpoint's own record, files and kernels still empty. A chain of commands keeps the first source."""
+        before = self.before
+        origin = {"id": self.snapshot.id, "revision": self.snapshot.revision}
+        words = {**(before.recipe if before else {}), **self.recipe.describe(), "layout": self.layout}
+        return Record(
+            layout=self.layout,
+            source=before.source if before else origin,
+            recipe={word: words[word] for word in WORDS if word in words},
+            linears={plan.linear.name: plan.record for plan in self.linears if plan.record},
+        )
+
+    @property
+    def recovery(self) -> Recovery | None:
+        """How what is left is trained, None if it is not."""
+        return self.recipe.recovery(groups=any(plan.whole for plan in self.linears if not plan.kept))
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether text must go through the model: for some method, or for training."""
+        return any(plan.moves for plan in self.linears)
+
+    @property
+    def kept(self) -> list[str]:
+        return [plan.linear.name for plan in self.linears if plan.kept]
+
+    @property
+    def weights(self) -> int:
+        """Weights in the decoder linears."""
+        return sum(plan.weights for plan in self.linears)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know before trusting the result."""
+        said = []
+        if any(plan.on_codes for plan in self.linears):
+            said.append(PRUNED_CODES)
+        ternary = {plan.scheme.ternary for plan in self.linears if plan.stored.scheme.ternary}
+        said += [note for note, stays in ((TERNARY, True), (FULL_CODES, False)) if stays in ternary]
+        if any(plan.permuted for plan in self.linears):
+            said.append(PERMUTED)
+        if self.before:
+            said.append(
+                f"Made from the checkpoint {self.snapshot.id}, itself made from {self.before.source['id']}: errors and "
+                f"sizes here are against {self.snapshot.id}."
+            )
+        return tuple(said)
+
+    @property
+    def bytes_before(self) -> int:
+        return sum(placed.spec.bytes for placed in self.source.tensors.values())
+
+    @property
+    def bytes_after(self) -> int:
+        return sum(unit.bytes for shard in self.shards for unit in shard.units)
+
+    @property
+    def peak_memory(self) -> int:
+        """Bytes of memory that the conversion is expected to need on this machine: the base, the linears that are
+        worked on at once (one more waits for its turn), and a layer being written while the next is collected."""
+        layers = [unit for shard in self.shards for unit in shard.units if layer_of(unit.tensors[0].name) is not None]
+        largest = max(plan.stored.bytes + sum(spec.bytes for spec in plan.outputs) for plan in self.linears)
+        return BASE_MEMORY + (workers.count() + 1) * largest + 2 * max(unit.bytes for unit in layers)
+
+
+def make_plan(snapshot: Snapshot, recipe: Recipe, source: Checkpoint | None = None) -> Plan:
+    """Decide for every tensor of the source, which is opened unless given. InputError lists all that is wrong."""
+    source = source or Checkpoint.open(snapshot.path)
+    check_quantization(source.config, str(source.path))
+    before = read_record(source.config, str(source.path))
+    layout = recipe.layout or (before.layout if before else "dense")
+    linears: list[LinearPlan] = []
+    problems: list[InputError] = []
+    if recipe.preset is None and (recipe.block_epochs or recipe.end_epochs):
+        raise InputError(
+            "block_epochs and end_epochs say how long a preset trains, and there is no preset",
+            hint="name one as well: --preset quality goes with --method",
+        )
+    choices = {linear: recipe.for_linear(linear.name) for linear in decoder_linears(source.config)}
+    trained = recipe.recovery(groups=any(choice.by_groups for choice in choices.values())) is not None
+    for linear, choice in choices.items():
+        try:
+            linears.append(plan_linear(source, linear, choice, recipe.preset, before, layout, trained=trained))
+        except InputError as error:
+            problems.append(error)
+    problems += sibling_problems(linears)
+    problems += [
+        InputError(f"{source.path}: tensor {name} is missing", hint="the checkpoint is incomplete")
+        for name in layer_norms(source.config)
+        if name not in source.tensors
+    ]
+    if recipe.preset and recipe.preset.permute:
+        linears = permuted(linears)
+    if layout != "dense" and linears and not any(_lies_in(layout, plan) for plan in linears):
+        made_for = (
+            "int8 and fp8 weights" if layout == "slide" else "w4a16, w4a8 and w8a16 weights that lost whole groups"
+        )
+        problems.append(InputError(f"the {layout} layout is for {made_for}, here are none", hint="use --layout dense"))
+    if problems:
+        more = f" (and {len(problems) - 1} more like it)" if len(problems) > 1 else ""
+        raise InputError(problems[0].what + more, hint=problems[0].hint)
+    unused = [rule.match for rule in recipe.rules if not _matches(rule.match, linears)]
+    if unused:
+        raise InputError(
+            f"rule '{unused[0]}' matches no linear",
+            hint=f"names look like {linears[0].linear.name}; * matches any part",
+        )
+    dropped = _tied_copies(source)
+    shards = _shards(source, linears, dropped, recipe.shard_bytes)
+    return Plan(source, snapshot, recipe, layout, tuple(linears), shards, before, dropped)
+
+
+def _lies_in(layout: str, plan: LinearPlan) -> bool:
+    return not plan.kept and layout_of(layout, plan.scheme, plan.pattern) == layout
+
+
+def _matches(pattern: str, linears: list[LinearPlan]) -> bool:
+    return any(fnmatchcase(plan.linear.name, pattern) for plan in linears)
+
+
+def _tied_copies(source: Checkpoint) -> tuple[str, ...]:
+    """A head that config.json ties to the embedding but the file stores again."""
+    tied = bool(source.config.get("tie_word_embeddings"))
+    both = {"lm_head.weight", "model.embed_tokens.weight"} <= source.tensors.keys()
+    return ("lm_head.weight",) if tied and both else ()
+
+
+def _shards(source: Checkpoint, linears: list[LinearPlan], dropped: tuple[str, ...], limit: int) -> tuple[Shard, ...]:
+    """Put all tensors in order of unit (outside the layers first) and cut them into files of at most `limit`."""
+    replaced = {spec.name for plan in linears for spec in plan.stored.tensors} | set(dropped)
+    specs = [placed.spec for name, placed in source.tensors.items() if name not in replaced]
+    specs += [spec for plan in linears for spec in plan.outputs]
+    by_unit: dict[int | None, list[TensorSpec]] = {}
+    for spec in specs:
+        by_unit.setdefault(layer_of(spec.name), []).append(spec)
+    units = []
+    for layer in sorted(by_unit, key=lambda number: -1 if number is None else number):
+        # Widest items first, so that every tensor starts at a multiple of its item size.
+        ordered = sorted(by_unit[layer], key=lambda spec: (-ITEM_BYTES[spec.dtype], spec.name))
+        units.append(Unit("outside" if layer is None else f"layer {layer}", tuple(ordered)))
+    files: list[list[Unit]] = [[]]
+    for unit in units:
+        size = sum(held.bytes for held in files[-1])
+        misaligned = size % max(ITEM_BYTES[spec.dtype] for spec in unit.tensors)
+        if files[-1] and (size + unit.bytes > limit or misaligned):
+            files.append([])
+        files[-1].append(unit)
+    names = [f"model-{number:05}-of-{len(files):05}.safetensors" for number in range(1, len(files) + 1)]
+    return tuple(
+        Shard(name, tuple(units)) for name, units in zip(names if len(files) > 1 else [SINGLE], files, strict=True)
+    )
+
+
+def index_json(plan: Plan) -> dict[str, Any] | None:
+    """The content of model.safetensors.index.json; None when one file holds everything."""
+    if len(plan.shards) == 1:
+        return None
+    weight_map = {spec.name: shard.file for shard in plan.shards for spec in shard.tensors}
+    return {"metadata": {"total_size": plan.bytes_after}, "weight_map": dict(sorted(weight_map.items()))}

@@ -1,0 +1,113 @@
+"""What a checkpoint holds, linear by linear: of ours in either layout, of others, or a plain BF16 model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint.files import REPORT_JSON
+from ..checkpoint.reader import Checkpoint
+from ..core.patterns import Pattern
+from ..core.weights import nonzeros
+from ..core.workers import in_order
+from ..formats.record import Record, describe_linear, read_record
+from ..formats.stored import StoredLinear
+from ..models.architecture import decoder_linears
+from ..progress import Progress, silent
+from . import Report
+
+
+@dataclass(frozen=True)
+class LinearFacts:
+    """One linear. ternary: its weights are -1, 0 or 1 times a scale. pattern "" if the checkpoint declares none; error
+    from its report, None if there is none."""
+
+    name: str
+    shape: tuple[int, int]
+    scheme: str
+    ternary: bool
+    pattern: str
+    method: str
+    layout: str
+    zeros: int
+    error: float | None
+    bytes: int
+
+    @property
+    def weights(self) -> int:
+        return self.shape[0] * self.shape[1]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A whole checkpoint. layout and source are "" and {} for those that are not ours; hashed: the number of files
+    with a recorded sha256, 0 where transformers saved a checkpoint of ours again."""
+
+    path: str
+    model_type: str
+    layout: str
+    source: dict[str, Any]
+    recipe: dict[str, Any]
+    verified: int | None
+    bytes: int
+    hashed: int
+    linears: tuple[LinearFacts, ...]
+
+
+def inspect_checkpoint(path: Path, progress: Progress = silent) -> Inspection:
+    """Read every linear of the checkpoint in `path` and count. InputError for what cannot be read."""
+    checkpoint = Checkpoint.open(path)
+    record = read_record(checkpoint.config, str(path))
+    errors, verified = _from_report(path)
+    names = [linear.name for linear in decoder_linears(checkpoint.config)]
+    linears = []
+    for number, facts in enumerate(in_order(partial(_facts, checkpoint, record, errors), names)):
+        progress("inspect", number + 1, len(names))
+        linears.append(facts)
+    return Inspection(
+        path=str(path),
+        model_type=checkpoint.config["model_type"],
+        layout=record.layout if record else "",
+        source=record.source if record else {},
+        recipe=record.recipe if record else {},
+        verified=verified,
+        bytes=checkpoint.bytes,
+        hashed=len(record.files) + len(record.kernels) if record else 0,
+        linears=tuple(linears),
+    )
+
+
+def _facts(checkpoint: Checkpoint, record: Record | None, errors: dict[str, float], name: str) -> LinearFacts:
+    entry = record.linears.get(name) if record else None
+    stored = describe_linear(checkpoint, record, name)
+    return LinearFacts(
+        name=name,
+        shape=stored.shape,
+        scheme=_named(stored),
+        ternary=stored.scheme.ternary,
+        pattern=str(entry.pattern) if entry and entry.pattern != Pattern(None) else "",
+        method=entry.method if entry else "",
+        layout=stored.layout,
+        zeros=stored.shape[0] * stored.shape[1] - nonzeros(stored.read(checkpoint)),
+        error=errors.get(name),
+        bytes=stored.bytes,
+    )
+
+
+def _named(stored: StoredLinear) -> str:
+    """Its scheme in words, with the group size if it has one."""
+    scheme = stored.scheme
+    if not scheme.grouped:
+        return scheme.name
+    return f"{scheme.name} g{scheme.group}" + (" symmetric" if scheme.symmetric else "")
+
+
+def _from_report(path: Path) -> tuple[dict[str, float], int | None]:
+    """Errors by linear and the number of verified tensors, from report.json if there is a readable one."""
+    try:
+        report = Report.from_json((path / REPORT_JSON).read_text(encoding="utf-8"))
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}, None
+    return {layer.name: layer.error for layer in report.layers}, report.verified

@@ -1,0 +1,91 @@
+"""What `plan` says of the memory that calibration needs, for models that no test could hold."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Cli
+from tests.helpers import pico
+
+LLAMA_70B = {
+    "hidden_size": 8192,
+    "intermediate_size": 28672,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 128256,
+    "max_position_embeddings": 131072,
+    "tie_word_embeddings": False,
+}
+
+
+def without_weights(folder: Path) -> Path:
+    """A checkpoint of 70 billion weights whose files are headers and holes: 141 GB to look at, nothing on the disk."""
+    hidden, inner, narrow, words = 8192, 28672, 1024, 128256
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (words, hidden), "model.norm.weight": (hidden,)}
+    shapes["lm_head.weight"] = (words, hidden)
+    for layer in range(80):
+        prefix = f"model.layers.{layer}."
+        for name, shape in {
+            "self_attn.q_proj": (hidden, hidden),
+            "self_attn.k_proj": (narrow, hidden),
+            "self_attn.v_proj": (narrow, hidden),
+            "self_attn.o_proj": (hidden, hidden),
+            "mlp.gate_proj": (inner, hidden),
+            "mlp.up_proj": (inner, hidden),
+            "mlp.down_proj": (hidden, inner),
+            "input_layernorm": (hidden,),
+            "post_attention_layernorm": (hidden,),
+        }.items():
+            shapes[f"{prefix}{name}.weight"] = shape
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        size = 2 * math.prod(shape)
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [end, end + size]}
+        end += size
+    data = json.dumps(header).encode()
+    data += b" " * (-len(data) % 8)
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({**pico.CONFIG, **LLAMA_70B}))
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(data).to_bytes(8, "little") + data)
+        file.truncate(8 + len(data) + end)
+    return folder
+
+
+def test_the_plan_of_a_70b_model_states_the_memory(cli: Cli, tmp_path: Path) -> None:
+    model = without_weights(tmp_path / "70b")
+    made = cli("plan", model, "--json")
+    assert made.code == 0, made.err
+    told = json.loads(made.out)
+    need = told["calibration_memory"]
+    tokens, hidden = 128 * 2048, 8192
+    # Two lanes (compressed and dense) of hidden states, float32, and of attention's outputs, bfloat16.
+    assert need["hidden"] == 2 * tokens * (4 + 2) * hidden
+    linears = 2 * hidden * hidden + 2 * hidden * 1024 + 3 * hidden * 28672
+    assert told["weights"] == 80 * linears
+    assert need["layer"] == 2 * 4 * linears  # one layer in each lane, never more
+    assert need["end_training"] == need["block_training"] == 0
+    # One layer, its largest Gram matrices (28672²) and a batch: an 80 GB GPU does it, hidden states elsewhere.
+    assert 4 * 28672**2 * 10 < need["device"] < 80e9
+    said = cli("plan", model).out.replace("\n", " ")
+    assert "128 windows of 2048 tokens of allenai/c4:en:train" in said and "25.8 GB" in said
+
+
+@pytest.mark.parametrize(("words", "least"), [((), 0), (("--preset", "quality"), 2 + 6 * 4)])
+def test_training_end_to_end_needs_the_whole_model(
+    cli: Cli, tmp_path: Path, words: tuple[str, ...], least: int
+) -> None:
+    """The dense model in bfloat16, and of the other weight, mask, slope, two moments and the best state so far, in
+    float32."""
+    told = json.loads(cli("plan", without_weights(tmp_path / "70b"), *words, "--json").out)
+    assert told["calibration_memory"]["end_training"] >= least * told["weights"]
+
+
+def test_nothing_is_said_without_calibration(cli: Cli, source: Path) -> None:
+    assert json.loads(cli("plan", source, "--method", "magnitude", "--json").out)["calibration_memory"] is None

@@ -1,0 +1,62 @@
+"""Compiles the Triton kernels for GPUs that need not be here, down to machine code.
+
+    python -m tests.helpers.compiled_kernels
+
+As they are launched: addresses that are multiples of 16, integers not specialized, nothing fused.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from slideconvert.kernels.dense_gemm import kernel as dense_gemm
+from slideconvert.kernels.dequant import kernel as dequant
+from slideconvert.kernels.lift_quant import kernel as lift_quant
+from slideconvert.kernels.quantize import kernel as quantize
+from slideconvert.kernels.windows import slid_columns
+
+CAPABILITIES = (80, 90, 100)
+WITH_FP8 = 89
+
+
+def compiled(capability: int, function: Any, types: list[str], constants: tuple[Any, ...], warps: int) -> Any:
+    names = function.arg_names
+    signature = {name: types[place] if place < len(types) else "constexpr" for place, name in enumerate(names)}
+    values = {(len(types) + place,): constant for place, constant in enumerate(constants)}
+    assert len(types) + len(constants) == len(names)
+    aligned = {(place,): [["tt.divisibility", 16]] for place, kind in enumerate(types) if kind.startswith("*")}
+    source = ASTSource(fn=function, signature=signature, constexprs=values, attrs=aligned)
+    options = {"num_warps": warps, "enable_fp_fusion": False}
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+def check_parameters(kernel: Any, ours: int) -> None:
+    """native.c gives a kernel its parameters and up to four of Triton's own after them."""
+    ptx = kernel.asm["ptx"]
+    entry = ptx[ptx.index(".entry") : ptx.index("{", ptx.index(".entry"))]
+    assert ours <= entry.count(".param") <= ours + 4, entry
+
+
+def main() -> None:
+    for capability in CAPABILITIES:
+        for fp8 in (False, True) if capability >= WITH_FP8 else (False,):
+            qmax = 448.0 if fp8 else 127.0
+            for kind, steps, pairs in (("*bf16", 1, True), ("*fp32", 2, False))[: 2 if capability == 90 else 1]:
+                types = [kind, "*i8", "*fp32", "i32"]
+                for windows, length in ((3, 8), (0, None)):
+                    constants = (512, slid_columns(512, length), windows, qmax, fp8, steps, pairs, True, 256, 512)
+                    check_parameters(compiled(capability, lift_quant.lift_quant_kernel, types, constants, 4), 4)
+                compiled(capability, quantize.quantize_kernel, types, (512, qmax, fp8, steps, 512), 4)
+        types = ["*i32", "*fp32", "*fp32", "*bf16", "*bf16", "i32"]
+        check_parameters(compiled(capability, dequant.dequant_kernel, types, (4608, 4608, True, 1024, 8), 4), 6)
+        types = ["*i8", "*i8", "*fp32", "*fp32", "*fp32", "*bf16", "i32", "i32", "i32"]
+        for *shape, warps, stages in dense_gemm.TILES[:: 1 if capability == 90 else 4]:
+            compiled(capability, dense_gemm.dense_gemm_kernel, types, (True, False, *shape, stages, 8), warps)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""Small SlideSparse checkpoints for tests of the loaders: every scheme, layout and mixture, in pico size."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from slideconvert.kernels.group_linear import GroupLinear
+from slideconvert.kernels.linear import SlideLinear
+from tests.helpers import pico
+from tests.helpers.demo import DOWN_2_6, KEEP_FIRST, converted
+
+FP8_LAST = {"match": "model.layers.2.*", "scheme": "fp8"}
+RECIPES: dict[str, dict[str, Any]] = {
+    "int8": {"scheme": "int8", "pattern": "2:8"},
+    "fp8": {"scheme": "fp8", "pattern": "2:6"},
+    "2:inf": {"scheme": "int8", "pattern": "2:inf"},
+    "mixed": {"scheme": "int8", "pattern": "2:8", "rules": [KEEP_FIRST, DOWN_2_6, FP8_LAST]},
+}
+LAYOUTS = ("slide", "dense")
+HALF: dict[str, Any] = {"scheme": "w4a16", "group_size": "8", "pattern": "1x8:50%", "method": "rtn"}
+GROUPED: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "w4a16": (HALF, ("gqs", "dense")),
+    "w4a8 symmetric": ({**HALF, "scheme": "w4a8", "symmetric": "true"}, ("gqs", "dense")),
+    "w8a16 in fours": ({**HALF, "scheme": "w8a16", "group_size": "4", "pattern": "1x4:40%"}, ("gqs", "dense")),
+    "w4a16 2:8": ({"scheme": "w4a16", "group_size": "8", "pattern": "2:8"}, ("dense",)),
+    "mixed": (
+        {
+            "scheme": "int8",
+            "pattern": "2:8",
+            "rules": [
+                {"match": "model.layers.0.mlp.*", "keep": "true"},
+                {"match": "model.layers.1.*", **HALF},
+                {"match": "*.down_proj", "scheme": "w4a8", "group_size": "4", "pattern": "2:8"},
+            ],
+        },
+        ("slide", "gqs", "dense"),
+    ),
+}
+"""Recipes with scales for groups of columns, and the layouts in which they make a difference."""
+QWEN2 = {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}
+TOKENS = torch.randint(2, pico.VOCABULARY, (2, 24), generator=torch.Generator().manual_seed(0))
+
+
+def checkpoint(folder: Path, recipe: str = "int8", layout: str = "slide", *, biases: bool = False) -> Path:
+    """A conversion of the pico model by one of RECIPES into `folder`/out; with biases, of a Qwen2 of that size."""
+    source = pico.write(folder / "source", pico.weights(bias=biases), QWEN2 if biases else None)
+    return converted(source, folder / "out", layout=layout, **RECIPES[recipe])
+
+
+def grouped(folder: Path, recipe: str = "w4a16", layout: str = "gqs", *, biases: bool = False) -> Path:
+    """A conversion by one of GROUPED into `folder`/out, of the pico model with half of all groups zero."""
+    tensors = pico.weights(bias=biases)
+    for name, tensor in tensors.items():
+        if name.endswith("_proj.weight"):
+            groups = tensor.view(-1, 8)
+            groups[groups.float().norm(dim=1).argsort()[: len(groups) // 2]] = 0
+    source = pico.write(folder / "source", tensors, QWEN2 if biases else None)
+    return converted(source, folder / "out", layout=layout, **GROUPED[recipe][0])
+
+
+def logits(model: Any) -> Tensor:
+    with torch.no_grad():
+        return model(input_ids=TOKENS, use_cache=False).logits
+
+
+def slide_linears(model: Any) -> dict[str, SlideLinear]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, SlideLinear)}
+
+
+def group_linears(model: Any) -> dict[str, GroupLinear]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, GroupLinear)}
+
+
+def edit_config(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    change(config)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def same_bytes(ours: Tensor, theirs: Tensor) -> bool:
+    """Same dtype, shape and bits."""
+    return (
+        ours.dtype == theirs.dtype
+        and ours.shape == theirs.shape
+        and torch.equal(ours.contiguous().view(torch.uint8), theirs.contiguous().view(torch.uint8))
+    )

@@ -1,0 +1,70 @@
+"""Run a model in vLLM on the CPU and write down what came out and what ran. A script for vLLM's own environment.
+
+    python vllm_job.py JOB OUT
+
+JOB: a JSON file, the fields of `Job` in vllm_runner.py. OUT: a folder; outcome.json appears in it once all is done.
+Stands alone: it needs vLLM; whether slideconvert is installed beside it is the environment's matter.
+"""
+
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+
+SETTINGS = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # GB
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+}
+
+
+def main(job: str, out: str) -> None:
+    task = json.loads(Path(job).read_text())
+    os.environ.update({**SETTINGS, **task["environment"]})
+    if task["stock"] and importlib.util.find_spec("slideconvert"):
+        raise SystemExit("slideconvert is installed here: this would not be stock vLLM")
+    sys.path.insert(0, str(Path(__file__).parent))  # the workers' path, too: they import vllm_worker
+    from vllm import LLM, SamplingParams
+
+    prompts = [{"prompt_token_ids": ids} for ids in task["prompts"]]
+    length = max(map(len, task["prompts"])) + task["greedy"]
+    llm = LLM(
+        model=task["model"],
+        max_model_len=length,
+        max_num_seqs=len(prompts),
+        seed=0,
+        skip_tokenizer_init=True,
+        worker_extension_cls="vllm_worker.Worker",
+        **task["engine"],
+    )
+    told = {"pid": os.getpid(), "ranks": llm.collective_rpc("describe")}
+    if task["capture"]:
+        llm.collective_rpc("capture")
+    parameters = SamplingParams(max_tokens=task["greedy"], temperature=0, ignore_eos=True, prompt_logprobs=0)
+
+    def generate() -> dict:
+        answers = llm.generate(prompts, parameters, use_tqdm=False)
+        places = [
+            zip(ids[1:], answer.prompt_logprobs[1:], strict=True)
+            for ids, answer in zip(task["prompts"], answers, strict=True)
+        ]
+        return {
+            "greedy": [list(answer.outputs[0].token_ids) for answer in answers],
+            "logprobs": [[place[token].logprob for token, place in prompt] for prompt in places],
+        }
+
+    told |= generate()
+    if task["capture"]:
+        llm.collective_rpc("save_captured", args=(task["capture"], out))
+    inputs = out if task["capture"] else task["inputs"]
+    if inputs:
+        llm.collective_rpc("replay", args=(inputs, out))
+    if task["reload"]:
+        llm.collective_rpc("reload_weights")
+        told["reloaded"] = generate()
+    (Path(out) / "outcome.json").write_text(json.dumps(told))
+
+
+if __name__ == "__main__":  # vLLM may start processes that import this file again
+    main(*sys.argv[1:])

@@ -1,0 +1,147 @@
+"""The commands as people and scripts meet them: help, JSON, quiet and verbose, exit codes, speed of --help."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from slideconvert.cli import COMMANDS
+from tests.conftest import MAGNITUDE, Cli
+from tests.helpers import pico
+
+
+def test_every_command_explains_itself_without_loading_torch() -> None:
+    script = (
+        "import sys\nfrom slideconvert.cli import COMMANDS, group\n"
+        "import click\n"
+        "context = click.Context(group, info_name='slideconvert')\n"
+        "pages = [group.get_help(context)]\n"
+        "pages += [group.get_command(context, n).get_help(click.Context(group.get_command(context, n))) "
+        "for n in COMMANDS]\n"
+        "assert all(len(page) > 100 for page in pages)\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'huggingface_hub', 'datasets', 'rich'} & set(sys.modules)\n"
+        "sys.exit(f'loaded {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_lists_every_command_and_unknown_words_fail(cli: Cli) -> None:
+    assert not [name for name in COMMANDS if f"  {name}" not in cli("--help").out]
+    for words in (("convrt",), ("convert", "--no-such-option"), ("convert",)):
+        assert cli(*words).code == 2
+
+
+def test_version(cli: Cli) -> None:
+    from slideconvert import __version__
+
+    assert cli("--version").out.strip() == f"slideconvert, version {__version__}"
+
+
+def test_plan_counts_without_writing(cli: Cli, source: Path, tmp_path: Path) -> None:
+    before = pico.files(tmp_path)
+    plan = json.loads(cli("plan", *MAGNITUDE, source, "--pattern", "2_6", "--json").out)
+    down = next(linear for linear in plan["linears"] if linear["name"] == "model.layers.0.mlp.down_proj")
+    # 88 columns are 15 groups of 6 (the last ragged), 2 windows of 4 lanes each: 120, padded to 128.
+    assert down["slid_columns"] == 128 and down["bytes_before"] == 2 * 64 * 88
+    assert down["bytes_after"] == 64 * (64 + 16) + 4 * 64
+    assert plan["bytes_before"] == sum(tensor.nbytes for tensor in pico.weights().values())
+    text = cli("plan", *MAGNITUDE, source, "--pattern", "2_6").out
+    assert "1.50×" in text and "down_proj" in text
+    assert "model.layers.2.mlp.down_proj" in cli("plan", *MAGNITUDE, source, "--pattern", "2_6", "-v").out
+    assert pico.files(tmp_path) == before
+
+
+def test_plan_promises_what_convert_does(cli: Cli, source: Path, tmp_path: Path) -> None:
+    words = ("--scheme", "fp8", "--pattern", "2_10")
+    plan = json.loads(cli("plan", *MAGNITUDE, source, *words, "--json").out)
+    assert cli("convert", *MAGNITUDE, source, tmp_path / "out", *words).code == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    for promised, made in zip(plan["linears"], report["layers"], strict=True):
+        for key in ("name", "shape", "scheme", "pattern", "bytes_before", "bytes_after", "slid_columns"):
+            assert promised[key] == made[key]
+    assert plan["bytes_after"] == report["totals"]["file_bytes_after"]
+
+
+def test_convert_speaks_to_people_and_machines(cli: Cli, source: Path, tmp_path: Path) -> None:
+    talkative = cli("convert", *MAGNITUDE, source, tmp_path / "a", "-v")
+    assert "convert" in talkative.err and "verify" in talkative.err  # the progress bars
+    assert "model.layers.2.mlp.down_proj" in talkative.out and "re-read and sound" in talkative.out
+    quiet = cli("convert", *MAGNITUDE, source, tmp_path / "b", "-q")
+    assert quiet.code == 0 and not quiet.out and not quiet.err
+    machine = cli("convert", *MAGNITUDE, source, tmp_path / "c", "--json")
+    told = json.loads(machine.out)
+    assert not machine.err and told["verified_tensors"] == len(pico.read(tmp_path / "c"))
+    assert told["totals"]["weights"] == sum(t.numel() for n, t in pico.weights().items() if "_proj" in n)
+
+
+def test_inspect_shows_ours_and_any_model(cli: Cli, source: Path, tmp_path: Path) -> None:
+    assert cli("convert", *MAGNITUDE, source, tmp_path / "out", "--pattern", "2_4").code == 0
+    ours = json.loads(cli("inspect", tmp_path / "out", "--json").out)
+    assert ours["layout"] == "slide" and ours["recipe"]["pattern"] == "2:4" and ours["source"]["id"] == "source"
+    first = ours["linears"][0]
+    assert first["pattern"] == "2:4" and first["zeros"] >= 64 * 64 // 2 and first["error"] > 0.1
+    plain = json.loads(cli("inspect", source, "--json").out)
+    assert plain["layout"] == "" and plain["linears"][0]["scheme"] == "bf16" and plain["linears"][0]["zeros"] < 10
+    assert "50.0%" in cli("inspect", tmp_path / "out").out
+    assert cli("inspect", tmp_path / "absent").code == 2
+
+
+def test_doctor_reports_this_machine(cli: Cli) -> None:
+    import torch
+
+    told = json.loads(cli("doctor", "--json").out)
+    assert told["packages"]["torch"] == torch.__version__ and len(told["gpus"]) == torch.cuda.device_count()
+    assert told["advice"] or told["gpus"]
+    assert "transformers" in cli("doctor").out
+
+
+def test_doctor_explains_how_a_checkpoint_is_run(cli: Cli, source: Path, tmp_path: Path) -> None:
+    rules = tmp_path / "recipe.yaml"
+    rules.write_text(
+        "scheme: int8\npattern: '2:8'\nmethod: magnitude\nrules:\n  - {match: '*.down_proj', pattern: '2:6'}\n"
+    )
+    assert cli("convert", source, tmp_path / "out", "--recipe", rules).code == 0
+    told = json.loads(cli("doctor", tmp_path / "out", "--device", "cpu", "--json").out)["linears"]
+    assert {row["kind"]: (row["linears"], row["number"]) for row in told} == {
+        "64x64 int8 2:8": (["q_proj", "o_proj"], 6),
+        "32x64 int8 2:8": (["k_proj", "v_proj"], 6),
+        "88x64 int8 2:8": (["gate_proj", "up_proj"], 6),
+        "64x88 int8 2:6": (["down_proj"], 3),
+    }
+    assert {(row["backend"], row["why"]) for row in told} == {("reference", "plain torch: the device is cpu")}
+    shown = cli("doctor", tmp_path / "out", "--device", "cpu").out
+    assert "64x88 int8 2:6" in shown and "reference" in shown
+
+
+def test_doctor_says_what_can_run_where(cli: Cli) -> None:
+    told = json.loads(cli("doctor", "--json").out)["backends"]
+    if "cpu" in told:
+        assert told["cpu"]["reference"] == "" and "needs a CUDA device" in told["cpu"]["cusparselt"]
+    else:
+        assert told["cuda:0"]["reference"] == ""
+
+
+def test_doctor_never_prints_the_token(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secretsecretsecret")
+    assert json.loads(cli("doctor", "--json").out)["huggingface_token"] is True
+    assert "secret" not in cli("doctor").out
+
+
+def test_interruption_says_how_to_go_on(
+    cli: Cli, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from slideconvert.convert import pipeline
+
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "convert_linear", interrupted)
+        outcome = cli("convert", *MAGNITUDE, source, tmp_path / "out", "-q")
+    assert outcome.code == 130 and "--resume" in outcome.err
+    assert cli("convert", *MAGNITUDE, source, tmp_path / "out", "-q", "--resume").code == 0

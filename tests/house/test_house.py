@@ -1,0 +1,210 @@
+"""The rules of the house: who may import whom, who may print, that recipes work and documents do not rot."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from slideconvert.cli import COMMANDS
+from slideconvert.plan.recipe import load_recipe
+from slideconvert.runtime.slidesparse_record import CODE_FILES
+from tests.conftest import MAGNITUDE, Cli
+from tests.helpers import pico
+from tests.helpers.demo import DEMO, TEXT
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "slideconvert"
+
+ROWS = (
+    ("errors", "progress"),
+    ("kernels",),
+    ("core",),
+    ("runtime",),
+    ("checkpoint",),
+    ("formats",),
+    ("models", "prune"),
+    ("permute", "recover", "report", "evaluate"),
+    ("verify",),
+    ("hub",),
+    ("plan",),
+    ("calibrate",),
+    ("allocate",),
+    ("convert",),
+    ("cli",),
+)
+"""The packages of slideconvert, lowest first. A module imports from its own package and from rows above it, and from
+nothing else: packages of one row do not know of each other."""
+
+
+def row_of(package: str) -> int:
+    for number, row in enumerate(ROWS):
+        if package in row:
+            return number
+    pytest.fail(f"{package} is in no row: give it its place in ROWS")
+
+
+def modules() -> dict[str, Path]:
+    """The modules of slideconvert by dotted name, without those of the kernels and the two that start everything."""
+    out = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        name = ".".join(part for part in parts if part != "__init__")
+        if name and parts[0] not in ("kernels", "__main__"):
+            out[name] = path
+    return out
+
+
+def imports(name: str, path: Path) -> set[str]:
+    """The modules and packages of slideconvert that a module imports when it runs, as dotted names without the first
+    part; those that it only needs for its types are left out."""
+    package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+    known = modules().keys() | {package for row in ROWS for package in row}
+    found = set()
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    guarded = [
+        node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+    ]
+    for_types = {id(node) for block in guarded for node in ast.walk(block)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.removeprefix("slideconvert.") for alias in node.names if "slideconvert." in alias.name}
+        if not isinstance(node, ast.ImportFrom) or id(node) in for_types:
+            continue
+        if node.level:
+            base = package[: len(package) - node.level + 1]
+        elif (node.module or "").split(".")[0] == "slideconvert":
+            base = []
+        else:
+            continue
+        target = ".".join([*base, *(node.module or "").removeprefix("slideconvert").split(".")]).strip(".")
+        found |= {f"{target}.{alias.name}".strip(".") for alias in node.names} & known or {target}
+    return {target for target in found if target}
+
+
+def forbidden(name: str, path: Path) -> list[str]:
+    """The imports of a module that the rows do not allow."""
+    own = name.split(".")[0]
+    targets = {target.split(".")[0]: target for target in imports(name, path)}
+    return [
+        f"{name} imports {target}"
+        for package, target in targets.items()
+        if package != own and row_of(package) >= row_of(own)
+    ]
+
+
+def test_nothing_imports_upwards() -> None:
+    assert [fault for name, path in modules().items() for fault in forbidden(name, path)] == []
+
+
+def test_an_import_upwards_is_found(tmp_path: Path) -> None:
+    """Of the kernels too, in every spelling."""
+    for line in (
+        "from .kernels.linear import x",
+        "from . import kernels",
+        "import slideconvert.cli.common",
+        "from slideconvert.plan import x",
+    ):
+        (tmp_path / "errors.py").write_text(line)
+        assert forbidden("errors", tmp_path / "errors.py"), line
+
+
+def test_few_modules_stand_outside_the_packages() -> None:
+    assert len(list(PACKAGE.glob("*.py"))) <= 8
+
+
+def test_kernels_know_nothing_of_the_package() -> None:
+    known = {"torch", "triton"} | sys.stdlib_module_names
+    for path in (ROOT / "kernels").rglob("*.py"):
+        if path.name.startswith(("test_", "bench_")):
+            continue  # not part of what travels
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            assert {name.split(".")[0] for name in names} <= known, path
+
+
+def test_bundled_code_knows_nothing_of_the_package() -> None:
+    known = {"torch", "transformers", "safetensors"} | sys.stdlib_module_names
+    for name in CODE_FILES:
+        for node in ast.walk(ast.parse((PACKAGE / "runtime" / name).read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                assert not node.level or f"{node.module}.py" in CODE_FILES, name
+                names += [node.module or ""] if not node.level else []
+            assert {imported.split(".")[0] for imported in names} <= known, name
+
+
+def test_only_the_plugin_knows_vllm() -> None:
+    """It is imported by vLLM alone: nothing else may, nor need it be installed for anything else."""
+    for name, path in modules().items():
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+        names += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom) and not node.level]
+        plugin = name.startswith("runtime.vllm_")
+        assert plugin or "vllm" not in {imported.split(".")[0] for imported in names}, name
+        assert plugin or not [target for target in imports(name, path) if target.startswith("runtime.vllm_")], name
+
+
+def test_only_the_command_line_prints_or_exits() -> None:
+    for name, path in modules().items():
+        if name.split(".")[0] == "cli":
+            continue
+        calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        assert not [f for f in calls if isinstance(f, ast.Name) and f.id in ("print", "exit")], name
+        assert not [f for f in calls if isinstance(f, ast.Attribute) and ast.unparse(f) == "sys.exit"], name
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_recipes_are_short_documented_and_work(cli: Cli, tmp_path: Path, recipe: Path) -> None:
+    assert len(recipe.read_text().splitlines()) <= 20
+    assert recipe.name in (ROOT / "recipes" / "README.md").read_text()
+    load_recipe(recipe)
+    words = ("--calibration", TEXT.with_name("calibration.jsonl"), "--samples", "8", "--length", "64")
+    assert cli("convert", DEMO, tmp_path / "out", "--recipe", recipe, *words).code == 0
+    assert cli("verify", tmp_path / "out", "--source", DEMO).code == 0
+
+
+def test_readme_names_every_command_and_option() -> None:
+    import click
+
+    from slideconvert.cli import group
+
+    readme = (ROOT / "README.md").read_text()
+    for name in COMMANDS:
+        assert f"slideconvert {name}" in readme, f"README.md does not show slideconvert {name}"
+    context = click.Context(group)
+    known = {option for name in COMMANDS for p in group.get_command(context, name).params for option in p.opts}
+    shown = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", readme))
+    foreign = {"--scheme", "--help", "--tensor-parallel-size", "--hf-overrides"} | {
+        line for line in shown if f"pip install {line}" in readme
+    }
+    assert shown - known - foreign == set(), "README.md shows options that no command has"
+
+
+def test_readme_commands_run(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every slideconvert line of the README's quick start, pasted as it stands, on the bundled model."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    block = (ROOT / "README.md").read_text().split("<!-- tested -->")[1].split("```")[1]
+    commands = [line.split() for line in block.splitlines() if line.startswith("slideconvert ")]
+    assert len(commands) >= 8
+    for words in commands:
+        outcome = cli(*[word.strip("'\"") for word in words[1:]])
+        assert outcome.code == 0, (words, outcome.err)
+
+
+def test_published_kernels_are_those_of_the_repository(cli: Cli, source: Path, tmp_path: Path) -> None:
+    assert cli("convert", *MAGNITUDE, source, tmp_path / "out").code == 0
+    record = json.loads((tmp_path / "out" / "config.json").read_text())["slidesparse_config"]
+    assert record["kernels"]
+    assert set(CODE_FILES) <= record["kernels"].keys()
+    for name in record["kernels"]:
+        origin = PACKAGE / "runtime" / name if name in CODE_FILES else ROOT / name
+        assert (tmp_path / "out" / name).read_bytes() == origin.read_bytes()
+    assert not [name for name in pico.files(tmp_path / "out") if "test_" in name or "__pycache__" in name]

@@ -1,0 +1,122 @@
+"""GroupLinear on a CPU: its life from an empty checkpoint to a saved one, and its products."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from slideconvert.kernels.group_backends import choose_groups
+from slideconvert.kernels.group_gemm import reference
+from slideconvert.kernels.group_gemm.operand import DIVISIONS, Layout
+from slideconvert.kernels.group_linear import GroupLinear
+from slideconvert.kernels.groups import BITS, LAYOUTS, SIZES, GroupSpec, Weight, decode, pack, pack_dense
+from tests.unit.test_groups import random_weight
+
+SPEC = GroupSpec(37, 16 * 19, 16, 4, 0, False)
+
+
+def made(spec: GroupSpec, layout: str, share: float = 0.5) -> tuple[GroupSpec, Weight]:
+    spec, *weight = random_weight(spec, share)
+    if layout == "gqs":
+        return spec, pack(*weight, spec)
+    spec = replace(spec, kept=spec.whole)
+    return spec, pack_dense(*weight[:3], spec)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_the_life_of_a_linear(layout: str, symmetric: bool) -> None:
+    spec, weight = made(replace(SPEC, symmetric=symmetric), layout)
+    linear = GroupLinear(spec, layout, bias=True, dtype=torch.float32, device="meta").to_empty(device="cpu")
+    with pytest.raises(RuntimeError, match="has not been prepared"):
+        linear(torch.randn(1, spec.columns))
+    bias = torch.randn(spec.rows)
+    linear.load_state_dict({**weight.named(), "bias": bias})
+    linear.half()  # casts the bias alone
+    linear.prepare()
+    linear.prepare()
+    assert dict(linear.named_parameters()).keys() == {"bias"}
+    assert linear.bias is not None and linear.bias.dtype == torch.float16
+    assert linear.why == "plain torch: the device is cpu" and "backend=reference" in linear.extra_repr()
+    x = torch.randn(2, 3, spec.columns)
+    expected = reference.group_gemm(x.view(6, -1), weight, bias.half(), spec).view(2, 3, -1)
+    assert torch.allclose(linear(x), expected, rtol=2**-20, atol=2**-18 * float(expected.abs().max()))
+    saved = linear.bfloat16().state_dict()
+    assert saved.keys() == {*weight.named(), "bias"}
+    for name, tensor in weight.named().items():
+        assert saved[name].dtype == tensor.dtype and torch.equal(saved[name], tensor)
+    with pytest.raises(ValueError, match=r"an input of 8 columns, 304 were expected"):
+        linear(torch.randn(1, 8))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_activations_of_every_kind(dtype: torch.dtype) -> None:
+    for activation in (16, 8):
+        spec, weight = made(replace(SPEC, activation_bits=activation), "gqs")
+        x = torch.randn(5, spec.columns).to(dtype)
+        linear = GroupLinear.of(spec, weight, None)
+        expected = reference.group_gemm(x, weight, None, spec).float()
+        codes, scale = decode(weight, spec)
+        magnitudes = x.float().abs() @ (codes.float() * scale.float().repeat_interleave(spec.size, 1)).abs().T
+        found = linear(x)
+        assert found.dtype == dtype  # weights and results are rounded
+        assert ((found.float() - expected).abs() <= 2 * torch.finfo(dtype).eps * magnitudes + 1e-6).all()
+
+
+def test_eight_bit_activations_are_exact_before_the_scales() -> None:
+    """Powers of two as scales: nothing is rounded, and the result is that of integers."""
+    spec, codes, scale, zero, keep = random_weight(replace(SPEC, activation_bits=8), 0.5)
+    weight = pack(codes, scale.sign().clamp(min=0.5), zero, keep, spec)
+    whole = torch.randint(-127, 128, (4, spec.columns))
+    whole[:, 0] = 127
+    found = reference.group_gemm(whole.float(), weight, None, spec)
+    decoded, scales = decode(weight, spec)
+    exact = whole.double() @ (decoded.double() * scales.double().repeat_interleave(spec.size, 1)).T
+    assert torch.equal(found.double(), exact)
+
+
+@pytest.mark.parametrize("division", DIVISIONS)
+def test_the_operand_of_the_kernel_gives_the_tensors_back(division: str) -> None:
+    for size in SIZES:
+        for bits in BITS:
+            for symmetric in (False, True):
+                for layout in LAYOUTS:
+                    spec, weight = made(GroupSpec(50, size * 19, size, bits, 0, symmetric), layout)
+                    lay = Layout(spec, layout == "dense", 3, 4, division)
+                    back = lay.weight(lay.build(weight)).named()
+                    for name, tensor in weight.named().items():
+                        assert back[name].dtype == tensor.dtype and torch.equal(back[name], tensor)
+
+
+@pytest.mark.parametrize("rows", [2, 9, 500])
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.5])
+@pytest.mark.parametrize("division", DIVISIONS)
+def test_warps_share_the_groups(rows: int, share: float, division: str) -> None:
+    """Blocks begin where rows do, every row is finished by the warp that it ends in; and with many rows the shares of
+    warps are as even as 32 pieces and half a row allow."""
+    spec, codes, scale, zero, keep = random_weight(GroupSpec(rows, 16 * 256, 16, 4, 0, False), share)
+    keep[:1] = False  # a row without groups before all others has to be written, too
+    spec = replace(spec, kept=int(keep.sum()))
+    codes = codes.view(rows, -1, 16).mul(keep[..., None]).flatten(1)
+    lay = Layout(spec, False, 4, 8, division)
+    operand = lay.build(pack(codes, scale, zero, keep, spec))
+    cuts, finished = (lay.part(operand, name).view(torch.int32) for name in ("cuts", "finished"))
+    starts = lay.part(operand, "row_index").view(torch.int32)
+    assert set(cuts[::8].tolist()) <= set(starts.tolist())
+    assert [int(cuts[0]), int(cuts[-1])] == [0, spec.kept] and (cuts.diff() >= 0).all()
+    assert [int(finished[0]), int(finished[-1])] == [0, rows]
+    assert torch.equal(finished[1:], (starts[1:, None] <= cuts[1:]).sum(0).int())
+    if division == "stream":
+        assert (cuts.diff() - spec.kept / 32).abs().max() <= 32 + spec.across / 8
+
+
+def test_a_backend_that_cannot_run_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"cannot run 37x304 .* on cpu: it needs a CUDA device, not cpu"):
+        choose_groups(SPEC, "gqs", torch.device("cpu"), "group_gemm")
+    with pytest.raises(ValueError, match="unknown backend 'fast', known: auto, group_gemm, reference"):
+        choose_groups(SPEC, "gqs", torch.device("cpu"), "fast")
+    spec, weight = made(SPEC, "gqs")
+    with pytest.raises(ValueError, match="goes from 1 to"):
+        GroupLinear.of(spec, replace(weight, row_index=weight.row_index + 1), None)  # type: ignore[union-attr]

@@ -1,0 +1,284 @@
+"""from_pretrained of transformers with slideconvert imported: ours run on SlideLinear, others are left alone.
+
+Logits are compared to the last bit with our own loader, which reads the files itself: both run the same operations.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    CompressedTensorsConfig,
+    modeling_utils,
+)
+from transformers.quantizers.quantizer_compressed_tensors import CompressedTensorsHfQuantizer
+
+from slideconvert.checkpoint.reader import Checkpoint
+from slideconvert.models.load import load_model
+from slideconvert.verify import verify_checkpoint
+from tests.conftest import Cli
+from tests.helpers import pico
+from tests.helpers.serving import LAYOUTS, RECIPES, TOKENS, checkpoint, edit_config, logits, same_bytes, slide_linears
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, "auto")
+
+
+def load(folder: Path, dtype: Any = torch.float32, **words: Any) -> Any:
+    """As a user loads it, every tensor accounted for."""
+    model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True, **words)
+    assert not any(info.values()), info
+    return model
+
+
+@pytest.fixture(scope="module", params=[(recipe, layout) for recipe in RECIPES for layout in LAYOUTS], ids="-".join)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoint(tmp_path_factory.mktemp("made"), *request.param)
+
+
+@pytest.fixture(scope="module", params=LAYOUTS)
+def biased(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoint(tmp_path_factory.mktemp("made"), "mixed", request.param, biases=True)
+
+
+# ---- what a model is made of
+
+
+def test_quantized_linears_are_slide_linears_and_all_else_is_stock(folder: Path) -> None:
+    model = load(folder)
+    record = json.loads((folder / "config.json").read_text())["slidesparse_config"]
+    ours = slide_linears(model)
+    assert ours.keys() == record["layers"].keys() and len(ours) in (14, 21)
+    for name, linear in ours.items():
+        entry = record["layers"][name]
+        assert [linear.spec.rows, linear.spec.columns] == entry["shape"] and linear.layout == record["layout"]
+        assert f"2:{linear.spec.length or 'inf'}" == entry["pattern"]
+        assert linear.spec.dtype == {"int8": torch.int8, "fp8": torch.float8_e4m3fn}[entry["scheme"]]
+        assert linear.backend is not None and not [p for p in linear.parameters() if p.requires_grad]
+    others = {name for name, module in model.named_modules() if type(module) is torch.nn.Linear}
+    assert len(others) == 1 + 21 - len(ours) and "lm_head" in others
+    assert type(model).__module__ == "transformers.models.llama.modeling_llama"
+
+
+def test_logits_are_those_of_our_loader(folder: Path) -> None:
+    assert torch.equal(logits(load(folder)), logits(load_model(Checkpoint.open(folder))))
+
+
+def test_biases(biased: Path) -> None:
+    model = load(biased)
+    assert sum(linear.bias is not None for linear in slide_linears(model).values()) == 6
+    assert torch.equal(logits(model), logits(load_model(Checkpoint.open(biased))))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_codes_and_scales_are_those_of_the_file_whatever_the_dtype(biased: Path, dtype: Any) -> None:
+    model, stored = load(biased, dtype), pico.read(biased)
+    wanted = torch.bfloat16 if dtype == "auto" else dtype
+    state = model.state_dict()
+    assert stored.keys() == state.keys() - {"lm_head.weight"}
+    for name, tensor in stored.items():
+        own = name.rpartition(".")[0] in slide_linears(model) and not name.endswith(".bias")
+        assert same_bytes(state[name], tensor if own else tensor.to(wanted)), name
+        assert not name.endswith("scale") or tensor.dtype == torch.float32
+    assert model.dtype == wanted and logits(model).dtype == wanted
+
+
+def test_dtype_auto_without_a_word_in_config(tmp_path: Path) -> None:
+    """transformers then takes the first floating tensor of the file, which must not be a code or a scale."""
+    out = checkpoint(tmp_path, "fp8")
+    edit_config(out, lambda config: config.pop("dtype"))
+    assert load(out, "auto").dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_shards(tmp_path: Path, layout: str) -> None:
+    source = pico.write(tmp_path / "source")
+    from tests.helpers.demo import converted
+
+    whole = converted(source, tmp_path / "whole", layout=layout, **RECIPES["int8"])
+    parts = converted(source, tmp_path / "parts", layout=layout, shard_gb="0.00004", **RECIPES["int8"])
+    assert len(list(parts.glob("model-*.safetensors"))) > 2
+    assert torch.equal(logits(load(parts)), logits(load(whole)))
+
+
+def test_without_a_head_and_with_another(tmp_path: Path) -> None:
+    out = checkpoint(tmp_path)
+    whole = load(out)
+    body = AutoModel.from_pretrained(out, dtype=torch.float32)
+    assert slide_linears(body).keys() == {name.removeprefix("model.") for name in slide_linears(whole)}
+    with torch.no_grad():
+        hidden = body(input_ids=TOKENS, use_cache=False).last_hidden_state
+        assert torch.equal(whole.lm_head(hidden), logits(whole))
+    classifier = AutoModelForSequenceClassification.from_pretrained(out, dtype=torch.float32, num_labels=3)
+    assert slide_linears(classifier).keys() == slide_linears(whole).keys()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_generate(tmp_path: Path, layout: str) -> None:
+    out = checkpoint(tmp_path, layout=layout)
+    expected = TOKENS
+    reference = load_model(Checkpoint.open(out))
+    for _ in range(8):
+        with torch.no_grad():
+            following = reference(input_ids=expected, use_cache=False).logits[:, -1].argmax(-1, keepdim=True)
+        expected = torch.cat([expected, following], dim=1)
+    found = load(out).generate(TOKENS, max_new_tokens=8, min_new_tokens=8, do_sample=False, eos_token_id=None)
+    assert torch.equal(found, expected)
+
+
+# ---- saved again
+
+
+def test_saved_again_it_is_the_same(folder: Path, tmp_path: Path, cli: Cli) -> None:
+    model = load(folder, "auto")
+    model.save_pretrained(tmp_path)
+    before, after = pico.read(folder), pico.read(tmp_path)
+    assert before.keys() == after.keys()
+    assert not [name for name in before if not same_bytes(after[name], before[name])]
+    was, now = (json.loads((path / "config.json").read_text()) for path in (folder, tmp_path))
+    assert now["quantization_config"] == was["quantization_config"]
+    record = was["slidesparse_config"]
+    assert now["slidesparse_config"] == {key: record[key] for key in record if key not in ("files", "kernels")}
+    assert "auto_map" not in now and not list(tmp_path.glob("*.py"))
+    assert torch.equal(logits(load(tmp_path)), logits(load(folder)))
+    assert torch.equal(logits(load_model(Checkpoint.open(tmp_path))), logits(load(folder)))
+
+
+def test_saved_again_in_shards_and_from_another_dtype(tmp_path: Path) -> None:
+    out = checkpoint(tmp_path)
+    load(out, torch.float32).save_pretrained(tmp_path / "again", max_shard_size="50KB")
+    before, after = pico.read(out), pico.read(tmp_path / "again")
+    for name, tensor in before.items():
+        own = name.endswith(("weight_packed", "weight_meta", "weight_scale"))
+        assert same_bytes(after[name], tensor if own else tensor.float()), name
+    assert torch.equal(logits(load(tmp_path / "again")), logits(load(out)))
+
+
+def test_saved_again_verify_and_inspect_say_that_hashes_are_gone(tmp_path: Path, cli: Cli) -> None:
+    out = checkpoint(tmp_path)
+    load(out, "auto").save_pretrained(tmp_path / "again")
+    assert not verify_checkpoint(Checkpoint.open(out)).notes
+    outcome = cli("verify", tmp_path / "again", "--source", tmp_path / "source")
+    assert outcome.code == 0 and "no sha256" in outcome.err and "note" in outcome.err
+    told = json.loads(cli("verify", tmp_path / "again", "--json").out)
+    assert told["sound"] and "no sha256" in told["notes"][0]
+    assert "sha256   of no files" in cli("inspect", tmp_path / "again").out
+    assert json.loads(cli("inspect", tmp_path / "again", "--json").out)["hashed"] == 0
+    hashed = json.loads(cli("inspect", out, "--json").out)["hashed"]
+    assert hashed > 10 and f"sha256   of {hashed} files" in cli("inspect", out).out
+    assert cli("relayout", tmp_path / "again", tmp_path / "dense", "--layout", "dense").code == 0
+    assert not verify_checkpoint(Checkpoint.open(tmp_path / "dense")).notes
+
+
+def test_a_loaded_config_loads_again(tmp_path: Path) -> None:
+    """The config of a loaded model holds a quantization config that is no dict any more, and no hashes."""
+    out = checkpoint(tmp_path)
+    model = load(out)
+    assert torch.equal(logits(load(out, config=model.config)), logits(model))
+
+
+# ---- where it runs
+
+
+@pytest.mark.parametrize("device_map", ["cpu", "auto", {"": "cpu"}, {"model": "cpu", "lm_head": "cpu"}], ids=str)
+def test_device_map(tmp_path: Path, device_map: Any) -> None:
+    out = checkpoint(tmp_path)
+    assert torch.equal(logits(load(out, device_map=device_map)), logits(load(out)))
+
+
+OFFLOADS: dict[str, tuple[dict[str, Any], str]] = {
+    "a layer on disk": (
+        {"device_map": {"model.embed_tokens": "cpu", "model.layers": "cpu", "model.layers.1": "disk", "": "cpu"}},
+        "model.layers.1.self_attn.q_proj would be offloaded to disk",
+    ),
+    "a layer on the CPU beside a GPU": (
+        {"device_map": {"": 0, "model.layers.2": "cpu"}},
+        "model.layers.2.self_attn.q_proj would be offloaded to cpu",
+    ),
+    "what auto makes of too little memory": (
+        {"device_map": "auto", "max_memory": {"cpu": 60_000}},
+        "would be offloaded to disk",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OFFLOADS)
+def test_offloading_is_refused(tmp_path: Path, case: str) -> None:
+    words, message = OFFLOADS[case]
+    with pytest.raises(ValueError, match=message):
+        load(checkpoint(tmp_path), offload_folder=tmp_path / "offload", **words)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_backend_from_the_config(tmp_path: Path, backend: str) -> None:
+    out = checkpoint(tmp_path)
+    edit_config(out, lambda config: config.update(slidesparse_runtime={"backend": backend}))
+    model = load(out)
+    said = {linear.why for linear in slide_linears(model).values()}
+    assert ("asked for" in said) == (backend == "reference") and len(said) == 1
+    config = AutoConfig.from_pretrained(out)
+    config.slidesparse_runtime = {"backend": "reference"}
+    assert {linear.why for linear in slide_linears(load(out, config=config)).values()} == {"asked for"}
+    model.save_pretrained(tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["slidesparse_runtime"] == {"backend": backend}
+
+
+# ---- others, and the way in
+
+
+def test_checkpoints_of_others_go_to_the_stock_quantizer(tmp_path: Path) -> None:
+    """The same classes, tensors and logits as with transformers' own function, which we stand before."""
+    folder = pico.w8a8(tmp_path / "others")
+    model = load(folder)
+    assert type(model.hf_quantizer) is CompressedTensorsHfQuantizer
+    assert type(model.config.quantization_config) is CompressedTensorsConfig and not slide_linears(model)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(modeling_utils, "get_hf_quantizer", modeling_utils.get_hf_quantizer.__wrapped__)
+        stock = load(folder)
+    assert torch.equal(logits(model), logits(stock))
+    plain = load(pico.write(tmp_path / "plain"))
+    assert not hasattr(plain, "hf_quantizer") and not slide_linears(plain)
+
+
+def test_pruned_bfloat16_is_a_plain_checkpoint(tmp_path: Path, cli: Cli) -> None:
+    pico.write(tmp_path / "source")
+    out = tmp_path / "out"
+    assert cli("sparsify", tmp_path / "source", out, "--pattern", "2_8", "--method", "magnitude").code == 0
+    assert not slide_linears(load(out)) and "auto_map" not in json.loads((out / "config.json").read_text())
+
+
+def test_who_asks_for_the_stock_quantizer_gets_it_in_the_dense_layout(tmp_path: Path) -> None:
+    wanted = CompressedTensorsConfig(dequantize=True)
+    model = load(checkpoint(tmp_path / "dense", layout="dense"), quantization_config=wanted)
+    assert not slide_linears(model) and model.model.layers[0].mlp.up_proj.weight.dtype == torch.float32
+    with pytest.raises(ValueError, match=r"slide layout takes no quantization_config .*relayout"):
+        load(checkpoint(tmp_path / "slide"), quantization_config=wanted)
+
+
+ORDER = """
+import sys
+{first}
+import slideconvert
+assert {light} or not {{"torch", "transformers"}} & sys.modules.keys()
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained({folder!r})
+print(type(model.model.layers[0].mlp.up_proj).__name__)
+import transformers.quantizers.auto as auto, inspect
+assert "def get_hf_quantizer" in inspect.getsource(auto) and auto.__loader__ is auto.__spec__.loader
+"""
+
+
+@pytest.mark.parametrize("first", ["", "import transformers", "from transformers import modeling_utils"])
+def test_imported_before_or_after_transformers(tmp_path: Path, first: str) -> None:
+    script = ORDER.format(first=first, light=bool(first), folder=str(checkpoint(tmp_path)))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stdout == "SlideLinear\n", done.stderr
