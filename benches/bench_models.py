@@ -34,7 +34,7 @@ from slideconvert.evaluate.perplexity import perplexity
 from slideconvert.evaluate.text import read_documents, token_windows
 from slideconvert.hub.snapshot import open_folder
 from slideconvert.models.load import ACTIVATIONS, load_model, load_tokenizer
-from slideconvert.plan.linear_config import make_choice
+from slideconvert.plan.linear_config import parse_linear_config
 from slideconvert.plan.plan import make_plan
 from slideconvert.plan.recipe import Recipe
 from slideconvert.report import Report
@@ -102,7 +102,7 @@ def measure_model(
 
 
 def _convert(folder: Path, scheme: str, pattern: Pattern, device: str, layout: str, out: Path) -> Report:
-    recipe = Recipe(make_choice(scheme, str(pattern), "magnitude"), layout=layout)
+    recipe = Recipe(parse_linear_config(scheme, str(pattern), "magnitude"), layout=layout)
     return convert(make_plan(open_folder(folder), recipe), out, device=device)
 
 

@@ -18,6 +18,8 @@ from torch import Tensor
 
 WINDOW = 4
 SLID_MULTIPLE = 32
+EMPTY_BYTE = 0x44
+"""weight_meta of two empty windows: positions 0 and 1 in each."""
 BLOCK = 1 << 24
 """Weights that are re-laid at a time: bounds the temporaries."""
 

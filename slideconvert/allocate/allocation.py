@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from ..core.patterns import ALL, Pattern
 from ..errors import InputError
 from ..models.architecture import Linear
-from ..plan.linear_config import Choice
+from ..plan.linear_config import LinearConfig
 from ..plan.recipe import Recipe, Rule
 from .fused import FusedGroup
 from .knapsack import Solution, least_error
@@ -131,21 +131,21 @@ def _tried(errors: Sequence[Errors]) -> str:
 
 def with_allocation(recipe: Recipe, patterns: Mapping[FusedGroup, Pattern], linears: Iterable[Linear]) -> Recipe:
     """The recipe, and before its rules those that give groups their patterns: layers that differ first, then the usual
-    choice of each place.
+    choice of each submodule.
 
     linears: all of the model. Those allocated keep what the recipe says of them but the pattern, which is 2:inf for
-    what runs dense; the others keep everything. A place in the layer has no usual choice if some layer's was not
+    what runs dense; the others keep everything. A submodule in the layer has no usual choice if some layer's was not
     allocated.
     """
     chosen = {group: _own(recipe, group, pattern) for group, pattern in patterns.items()}
-    places: dict[str, list[Choice]] = {}
+    submodules: dict[str, list[LinearConfig]] = {}
     for group, choice in chosen.items():
-        places.setdefault(group.match, []).append(choice)
+        submodules.setdefault(group.match, []).append(choice)
     allocated = {linear.name for group in chosen for linear in group.linears}
     others = [linear.name for linear in linears if linear.name not in allocated]
     usual = {
         match: max(dict.fromkeys(choices), key=choices.count)
-        for match, choices in places.items()
+        for match, choices in submodules.items()
         if not any(fnmatchcase(name, f"*.{match}") for name in others)
     }
     special = [
@@ -157,8 +157,8 @@ def with_allocation(recipe: Recipe, patterns: Mapping[FusedGroup, Pattern], line
     return replace(recipe, rules=(*special, *general, *recipe.rules))
 
 
-def _own(recipe: Recipe, group: FusedGroup, pattern: Pattern) -> Choice:
+def _own(recipe: Recipe, group: FusedGroup, pattern: Pattern) -> LinearConfig:
     """The recipe's choice for these linears with another pattern, without what it has from the recipe as a whole."""
     said = recipe.for_linear(group.linears[0].name)
-    words = {word: value for word, value in vars(said).items() if value != getattr(recipe.choice, word)}
-    return Choice(**{**words, "pattern": pattern})
+    words = {word: value for word, value in vars(said).items() if value != getattr(recipe.config, word)}
+    return LinearConfig(**{**words, "pattern": pattern})

@@ -140,7 +140,7 @@ def _fixed(recipe: Recipe, group: FusedGroup) -> Pattern | None:
             hint="leave the target out, or sparsity and method gqsa",
         )
     rule = recipe.rule_for(name)
-    pattern = rule.choice.pattern if rule else None
+    pattern = rule.config.pattern if rule else None
     return pattern if isinstance(pattern, Pattern) else None
 
 

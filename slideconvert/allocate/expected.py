@@ -51,8 +51,8 @@ def expected_speedup(linears: Sequence[LinearPlan], table: SpeedTable, tokens: i
         raise InputError("no linear is quantized, so there is nothing to expect", hint="--scheme int8 or fp8")
     by_scheme = {scheme: group_times(groups, table, scheme, tokens) for scheme in schemes}
     found = [
-        (by_scheme[plan.scheme.name][place], plan.pattern)
-        for place, plan in enumerate(first)
+        (by_scheme[plan.scheme.name][submodule], plan.pattern)
+        for submodule, plan in enumerate(first)
         if _timed(plan) and isinstance(plan.pattern, Pattern)
     ]
     return Expected(

@@ -11,8 +11,8 @@ from .rows import Shape
 from .speed import DEFAULT_TOKENS, SpeedTable, Times
 
 PLACES = sorted(
-    [*SIBLINGS, *((place,) for place in LINEARS if not any(place in places for places in SIBLINGS))],
-    key=lambda places: LINEARS.index(places[0]),
+    [*SIBLINGS, *((submodule,) for submodule in LINEARS if not any(submodule in members for members in SIBLINGS))],
+    key=lambda submodules: LINEARS.index(submodules[0]),
 )
 """The fused groups of a decoder layer, in its order: q/k/v, o, gate/up, down."""
 
@@ -39,10 +39,10 @@ class FusedGroup:
 
     @property
     def match(self) -> str:
-        """The place in the layer as a rule of a recipe matches it: self_attn.[qkv]_proj, mlp.[gu]*_proj."""
+        """The submodule in the layer as a rule of a recipe matches it: self_attn.[qkv]_proj, mlp.[gu]*_proj."""
         if len(self.linears) == 1:
-            return self.linears[0].place
-        module = self.linears[0].place.rpartition(".")[0]
+            return self.linears[0].submodule
+        module = self.linears[0].submodule.rpartition(".")[0]
         letters = "".join(kind[0] for kind in self.kinds)
         rest = "" if all(len(kind) == 1 for kind in self.kinds) else "*"
         return f"{module}.[{letters}]{rest}_proj"
@@ -53,11 +53,11 @@ class FusedGroup:
 
 def fuse(shapes: Mapping[Linear, Shape]) -> list[FusedGroup]:
     """Linears with their shapes (out, in) -> their fused groups, layer after layer, in the order of the layer."""
-    by_place = {(linear.layer, linear.place): linear for linear in shapes}
+    by_place = {(linear.layer, linear.submodule): linear for linear in shapes}
     groups = []
     for layer in sorted({linear.layer for linear in shapes}):
-        for places in PLACES:
-            members = tuple(by_place[layer, place] for place in places if (layer, place) in by_place)
+        for submodules in PLACES:
+            members = tuple(by_place[layer, submodule] for submodule in submodules if (layer, submodule) in by_place)
             if members:
                 rows = sum(shapes[member][0] for member in members)
                 groups.append(FusedGroup(members, (rows, shapes[members[0]][1])))
@@ -88,6 +88,6 @@ def worth_trying(times: Sequence[Times]) -> tuple[Pattern, ...]:
     timed = [pattern for pattern in ALL if pattern.prunes and all(pattern in time.sparse for time in times)]
     return tuple(
         pattern
-        for place, pattern in enumerate(timed)
-        if any(time.of(pattern) < min(map(time.of, [*timed[place + 1 :], Pattern(None)])) for time in times)
+        for submodule, pattern in enumerate(timed)
+        if any(time.of(pattern) < min(map(time.of, [*timed[submodule + 1 :], Pattern(None)])) for time in times)
     )

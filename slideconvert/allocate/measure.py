@@ -105,7 +105,7 @@ def _measured(plan: Plan, tokens: Tensor, runs: Runs, candidates: Candidates) ->
             outputs.append(stream.layer.run(hidden))
         for group in (group for group in candidates if group.layer == number):
             for pattern in candidates[group]:
-                chosen = {linear.place: plans[pattern][linear] for linear in group.linears}
+                chosen = {linear.submodule: plans[pattern][linear] for linear in group.linears}
                 yield group, pattern, _error(stream, chosen, inputs, outputs)
         stream.leave()
         inputs = outputs
@@ -124,17 +124,17 @@ def _plans(plan: Plan, candidates: Candidates) -> dict[Pattern, dict[Linear, Lin
 
 
 def _error(stream: Stream, plans: dict[str, LinearPlan], inputs: Activations, outputs: Activations) -> float:
-    """The error of the layer with these linears, by place, compressed as planned; it is dense again afterwards.
+    """The error of the layer with these linears, by submodule, compressed as planned; it is dense again afterwards.
 
     inputs, outputs: of the dense layer, on the windows that are measured on.
     """
-    dense = {place: stream.layer.linear(place).weight.data for place in plans}
-    stage = next(number for number, places in enumerate(STAGES) if plans.keys() <= set(places))
+    dense = {submodule: stream.layer.linear(submodule).weight.data for submodule in plans}
+    stage = next(number for number, submodules in enumerate(STAGES) if plans.keys() <= set(submodules))
     compress_stage(stream, stage, plans, LayerResult())
     pairs = zip(inputs, outputs, strict=True)
     changes = torch.cat([_changes(stream.layer.run(hidden), before) for hidden, before in pairs])
-    for place, weight in dense.items():
-        stream.layer.set_weight(place, weight)
+    for submodule, weight in dense.items():
+        stream.layer.set_weight(submodule, weight)
     return float(changes.mean())
 
 

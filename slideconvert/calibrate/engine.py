@@ -21,10 +21,10 @@ from ..core.quantize import Weight
 from ..core.schemes import Scheme
 from ..core.weights import floats, take_rows
 from ..errors import InputError, SlideConvertError
-from ..models.architecture import ORDERED
+from ..models.architecture import FREE_CHANNELS
 from ..models.decoder import STAGES, Decoder
 from ..permute.fold import find_order, fold, in_order
-from ..permute.orders import Orders, columns, folded, move, rows
+from ..permute.permutations import Permutations, columns, move, permute_weight, rows
 from ..plan.linear import LinearPlan
 from ..plan.plan import Plan
 from ..progress import Progress, silent
@@ -38,18 +38,18 @@ from .stream import Runs, Stream
 
 @dataclass
 class LayerResult:
-    """One layer's linears after compression, by place; those that are kept are not in it.
+    """One layer's linears after compression, by submodule; those that are kept are not in it.
 
     weights: as stored, ternary ones as codes whatever their scheme. errors: relative error of a linear's output on the
     calibration tokens, of calibrated methods; on the inputs for which it was solved.
-    notes: anything degraded or unusual, in words. orders: how channels were permuted;
+    notes: anything degraded or unusual, in words. permutations: how channels were permuted;
     weights and errors are those of the permuted layer. curve: of block recovery, if there was any.
     """
 
     weights: dict[str, Weight] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
     notes: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    orders: Orders = field(default_factory=dict)
+    permutations: Permutations = field(default_factory=dict)
     curve: Curve | None = None
     end: Curve | None = None
 
@@ -72,7 +72,7 @@ def compress_layers(
     decoder.record_passed(tokens.shape[1])
     layers: dict[int, dict[str, LinearPlan]] = {}
     for linear in plan.linears:
-        layers.setdefault(linear.linear.layer, {})[linear.linear.place] = linear
+        layers.setdefault(linear.linear.layer, {})[linear.linear.submodule] = linear
     asymmetric = any(METHODS[linear.method].asymmetric for linear in plan.linears if linear.method)
     stream = Stream(decoder, tokens, runs, dense=asymmetric or recovery is not None)
     progress("calibrate", 0, len(layers))
@@ -82,14 +82,14 @@ def compress_layers(
         if result is None:
             result = LayerResult()
             grams: dict[str, Tensor] = {}
-            for stage, places in enumerate(STAGES):
-                gram = compress_stage(stream, stage, {place: plans[place] for place in places}, result)
+            for stage, submodules in enumerate(STAGES):
+                gram = compress_stage(stream, stage, {submodule: plans[submodule] for submodule in submodules}, result)
                 if gram is not None and recovery:
-                    grams |= dict.fromkeys(places, gram)
+                    grams |= dict.fromkeys(submodules, gram)
             if recovery and result.weights:
                 recover(stream, plans, result, grams, recovery)
         else:
-            fold(stream.layer.module, result.orders, decoder.heads)
+            fold(stream.layer.module, result.permutations, decoder.heads)
             put(stream, result.weights)
         progress("calibrate", number + 1, len(layers))
         yield number, result
@@ -104,26 +104,28 @@ def compress_stage(stream: Stream, stage: int, plans: dict[str, LinearPlan], res
     """
     statistics = None
     together: dict[tuple[str, AnyPattern, Scheme, str], list[str]] = {}
-    for place, plan in plans.items():
+    for submodule, plan in plans.items():
         if plan.kept:
             continue
         if plan.method and METHODS[plan.method].calibrated:
             # Which groups go is decided for each linear by itself.
-            alone = place if isinstance(plan.pattern, GroupPattern) else ""
-            together.setdefault((plan.method, plan.pattern, plan.scheme, alone), []).append(place)
+            alone = submodule if isinstance(plan.pattern, GroupPattern) else ""
+            together.setdefault((plan.method, plan.pattern, plan.scheme, alone), []).append(submodule)
         else:
             source = plan.stored.read(stream.decoder.source).to(str(stream.runs.device))
-            masters = _masters(plan, stream, result) if plan.method else None
-            result.weights[place] = compress_directly(source, plan.method, plan.pattern, plan.scheme.grid, masters)[1]
+            latent = _latent(plan, stream, result) if plan.method else None
+            result.weights[submodule] = compress_directly(source, plan.method, plan.pattern, plan.scheme.grid, latent)[
+                1
+            ]
     if together:
         diagonal = all(METHODS[method].diagonal for method, *_ in together)
         statistics = stream.statistics(stage, diagonal=diagonal)
-        for part, channels in ORDERED.items():
+        for part, channels in FREE_CHANNELS.items():
             if channels.consumer in plans and plans[channels.consumer].permuted:
                 statistics = _permute(part, plans[channels.consumer], stage, stream, statistics, result)
         for members in together.values():
-            _solve([plans[place] for place in members], stream, statistics, result)
-    put(stream, {place: result.weights[place] for place in plans if place in result.weights})
+            _solve([plans[submodule] for submodule in members], stream, statistics, result)
+    put(stream, {submodule: result.weights[submodule] for submodule in plans if submodule in result.weights})
     return statistics.judging if statistics else None
 
 
@@ -133,42 +135,42 @@ def _permute(
     """Order the channels that a linear reads, in the layer and in what is solved of it; the statistics likewise."""
     heads = stream.decoder.heads
     assert isinstance(plan.pattern, Pattern)
-    order = find_order(part, stream.layer.linear(plan.linear.place).weight.data, statistics, plan.pattern, heads)
-    result.orders[part] = order
+    order = find_order(part, stream.layer.linear(plan.linear.submodule).weight.data, statistics, plan.pattern, heads)
+    result.permutations[part] = order
     fold(stream.layer.module, {part: order}, heads)
-    for place in ORDERED[part].producers:
-        result.weights[place] = move(result.weights[place], rows(part, order), 0)
+    for submodule in FREE_CHANNELS[part].producers:
+        result.weights[submodule] = move(result.weights[submodule], rows(part, order), 0)
     read = columns(part, order, heads)
     stream.lane.reorder(stage, read)
     return in_order(statistics, read)
 
 
 def put(stream: Stream, weights: dict[str, Weight]) -> None:
-    """Weights by place into the layer that is being compressed."""
-    for place, weight in weights.items():
-        stream.layer.set_weight(place, floats(weight).to(stream.runs.device))
+    """Weights by submodule into the layer that is being compressed."""
+    for submodule, weight in weights.items():
+        stream.layer.set_weight(submodule, floats(weight).to(stream.runs.device))
 
 
-def _masters(plan: LinearPlan, stream: Stream, result: LayerResult) -> Tensor | None:
-    """A linear's masters, if it stays ternary, as they stand in the layer that is being compressed."""
-    return plan.latent_weights(stream.decoder.source, result.orders, str(stream.runs.device))
+def _latent(plan: LinearPlan, stream: Stream, result: LayerResult) -> Tensor | None:
+    """A linear's latent, if it stays ternary, as they stand in the layer that is being compressed."""
+    return plan.latent_weights(stream.decoder.source, result.permutations, str(stream.runs.device))
 
 
 def _solve(plans: list[LinearPlan], stream: Stream, statistics: Statistics, result: LayerResult) -> None:
     """Linears with the same input and the same choices, as one matrix: their rows do not know of each other."""
-    plan, places = plans[0], [plan.linear.place for plan in plans]
-    weights = [stream.layer.linear(place).weight.data for place in places]
-    known = [own for own in (_masters(plan, stream, result) for plan in plans) if own is not None]
-    masters = torch.cat(known) if known else None
+    plan, submodules = plans[0], [plan.linear.submodule for plan in plans]
+    weights = [stream.layer.linear(submodule).weight.data for submodule in submodules]
+    known = [own for own in (_latent(plan, stream, result) for plan in plans) if own is not None]
+    latent = torch.cat(known) if known else None
     solve = METHODS[plan.method].solve
     assert solve is not None
     try:
         with full_precision():
-            solved = solve(torch.cat(weights), statistics, plan.pattern, plan.scheme.grid, masters)
+            solved = solve(torch.cat(weights), statistics, plan.pattern, plan.scheme.grid, latent)
     except ArithmeticError as error:
         raise SlideConvertError(f"{plan.linear.name}: {error}", hint="use more calibration samples") from error
     gram, row = statistics.judging, 0
-    for own, place, weight in zip(plans, places, weights, strict=True):
+    for own, submodule, weight in zip(plans, submodules, weights, strict=True):
         rows = slice(row, row + len(weight))
         row = rows.stop
         made = take_rows(solved.weight, rows)
@@ -179,9 +181,9 @@ def _solve(plans: list[LinearPlan], stream: Stream, statistics: Statistics, resu
                 f"{own.linear.name}: what {own.method} made of it is not finite",
                 hint="weights and inputs of this linear are too large for float32: keep it (rule with keep: true)",
             )
-        result.weights[place] = made
-        result.notes[place] = solved.notes
-        result.errors[place] = output_error(weight, floats(made), gram)
+        result.weights[submodule] = made
+        result.notes[submodule] = solved.notes
+        result.errors[submodule] = output_error(weight, floats(made), gram)
 
 
 def output_error(before: Tensor, after: Tensor, gram: Tensor) -> float:
@@ -201,27 +203,29 @@ def recover(
 ) -> None:
     """Train the layer's survivors against the dense lane; layer and errors are then those of what came of it.
 
-    grams: of the inputs, by place, as the linears were solved: training moves the inputs within the layer as well.
+    grams: of the inputs, by submodule, as the linears were solved: training moves the inputs within the layer as well.
     """
     dense = stream.dense
     assert dense is not None
     dense.leave()
-    masters = {place: _masters(plans[place], stream, result) for place in result.weights}
+    latent = {submodule: _latent(plans[submodule], stream, result) for submodule in result.weights}
     result.weights, result.curve = recover_block(
         stream.layer,
         result.weights,
-        masters,
+        latent,
         stream.lane.hidden.windows,
         dense.hidden.windows,
         stream.fitted,
         stream.held,
         schedule,
-        {place for place, plan in plans.items() if plan.zeros_stay},
+        {submodule for submodule, plan in plans.items() if plan.zeros_stay},
     )
     stream.lane.enter(stream.decoder.layer(stream.number))
-    fold(stream.layer.module, result.orders, stream.decoder.heads)
+    fold(stream.layer.module, result.permutations, stream.decoder.heads)
     put(stream, result.weights)
-    for place in result.errors:
-        before = folded(place, dense.layer.linear(place).weight.data, result.orders, stream.decoder.heads)
+    for submodule in result.errors:
+        before = permute_weight(
+            submodule, dense.layer.linear(submodule).weight.data, result.permutations, stream.decoder.heads
+        )
         assert isinstance(before, Tensor)
-        result.errors[place] = output_error(before, stream.layer.linear(place).weight.data, grams[place])
+        result.errors[submodule] = output_error(before, stream.layer.linear(submodule).weight.data, grams[submodule])

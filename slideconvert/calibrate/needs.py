@@ -58,8 +58,8 @@ def needs(plan: Plan) -> Needs:
     asymmetric = any(METHODS[linear.method].asymmetric for linear in plan.linears if linear.method)
     lanes = 2 if asymmetric or recovery else 1
     shapes = {linear.linear.name: linear.stored.shape for linear in plan.linears}
-    first = {linear.linear.place: shapes[linear.linear.name] for linear in plan.linears if linear.linear.layer == 0}
-    stacks = [(sum(first[place][0] for place in places), first[places[0]][1]) for places in STAGES]
+    first = {linear.linear.submodule: shapes[linear.linear.name] for linear in plan.linears if linear.linear.layer == 0}
+    stacks = [(sum(first[submodule][0] for submodule in submodules), first[submodules[0]][1]) for submodules in STAGES]
     diagonal = all(METHODS[linear.method].diagonal for linear in plan.linears if linear.calibrated)
     square, wide = (DIAGONAL_MATRICES, DIAGONAL_ROWS) if diagonal else (MATRICES, ROWS)
     solving = max(4 * (square * columns * columns + wide * rows * columns) for rows, columns in stacks)

@@ -164,15 +164,17 @@ def train_end_to_end(
     load = partial(load_model, plan.source, activations="float", device=settings.device, weights=settings.dtype)
     student, teacher = load(), load() if recovery.loss == KL else None
     for number, result in enumerate(found):
-        fold(student.get_submodule(f"{LAYER_PREFIX}.{number}"), result.orders, attention_heads(plan.source.config))
+        fold(
+            student.get_submodule(f"{LAYER_PREFIX}.{number}"), result.permutations, attention_heads(plan.source.config)
+        )
     weights = {
-        f"{LAYER_PREFIX}.{number}.{place}": weight.to(settings.device)
+        f"{LAYER_PREFIX}.{number}.{submodule}": weight.to(settings.device)
         for number, result in enumerate(found)
-        for place, weight in result.weights.items()
+        for submodule, weight in result.weights.items()
     }
-    masters = {
+    latent = {
         # In CPU memory: each goes to the device with its linear, and not all of them at once.
-        linear.linear.name: linear.latent_weights(plan.source, found[linear.linear.layer].orders, "cpu")
+        linear.linear.name: linear.latent_weights(plan.source, found[linear.linear.layer].permutations, "cpu")
         for linear in plan.linears
         if linear.linear.name in weights
     }
@@ -181,7 +183,7 @@ def train_end_to_end(
         student,
         teacher.requires_grad_(False) if teacher else None,
         weights,
-        masters,
+        latent,
         tokens.to(settings.device),
         fitted,
         held,

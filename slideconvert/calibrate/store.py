@@ -21,7 +21,7 @@ from ..recover.training import Curve
 from .engine import LayerResult
 
 SCHEME = "scheme:"
-"""Before a place in the metadata: the scheme of its codes."""
+"""Before a submodule in the metadata: the scheme of its codes."""
 ORDER = "order:"
 """Before what is ordered, in the names of the tensors."""
 CURVES = ("curve", "end")
@@ -38,21 +38,21 @@ class LayerStore:
 
     def save(self, number: int, result: LayerResult) -> None:
         """Keep a layer. OutputError if the disk does not take it."""
-        tensors: dict[str, Tensor] = {ORDER + part: order for part, order in result.orders.items()}
+        tensors: dict[str, Tensor] = {ORDER + part: order for part, order in result.permutations.items()}
         said = {"errors": json.dumps(result.errors), "notes": json.dumps(result.notes)}
         for part in CURVES:
             curve = getattr(result, part)
             if curve:
                 said[part] = json.dumps(asdict(curve))
-        for place, weight in result.weights.items():
+        for submodule, weight in result.weights.items():
             if isinstance(weight, QuantizedWeight):
-                tensors |= {f"{place}.codes": weight.codes.cpu(), f"{place}.scale": weight.scale.cpu()}
+                tensors |= {f"{submodule}.codes": weight.codes.cpu(), f"{submodule}.scale": weight.scale.cpu()}
                 if weight.zero is not None:
-                    tensors[f"{place}.zero"] = weight.zero.cpu()
+                    tensors[f"{submodule}.zero"] = weight.zero.cpu()
                 scheme = {"name": weight.scheme.name, "ternary": weight.scheme.ternary, **weight.scheme.describe()}
-                said[SCHEME + place] = json.dumps(scheme)
+                said[SCHEME + submodule] = json.dumps(scheme)
             else:
-                tensors[place] = weight.cpu()
+                tensors[submodule] = weight.cpu()
         with writing(self.folder):
             self.folder.mkdir(exist_ok=True)
             write_file(self.path(number), save({name: tensor.contiguous() for name, tensor in tensors.items()}, said))
@@ -63,23 +63,23 @@ class LayerStore:
             return None
         with safe_open(self.path(number), "pt") as file:
             said, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        orders = {name.removeprefix(ORDER): tensors.pop(name) for name in list(tensors) if name.startswith(ORDER)}
+        permutations = {name.removeprefix(ORDER): tensors.pop(name) for name in list(tensors) if name.startswith(ORDER)}
         weights: dict[str, Weight] = {}
         for name, tensor in tensors.items():
-            place, _, part = name.rpartition(".")
-            if SCHEME + name not in said and SCHEME + place not in said:
+            submodule, _, part = name.rpartition(".")
+            if SCHEME + name not in said and SCHEME + submodule not in said:
                 weights[name] = tensor
             elif part == "codes":
-                words = json.loads(said[SCHEME + place])
+                words = json.loads(said[SCHEME + submodule])
                 scheme = read_scheme(words["name"], words)
                 scheme = scheme.as_ternary if words["ternary"] else scheme
-                weights[place] = QuantizedWeight(
-                    tensor, tensors[f"{place}.scale"], scheme, tensors.get(f"{place}.zero")
+                weights[submodule] = QuantizedWeight(
+                    tensor, tensors[f"{submodule}.scale"], scheme, tensors.get(f"{submodule}.zero")
                 )
         return LayerResult(
             weights=weights,
-            orders=orders,
+            permutations=permutations,
             errors=json.loads(said["errors"]),
-            notes={place: tuple(notes) for place, notes in json.loads(said["notes"]).items()},
+            notes={submodule: tuple(notes) for submodule, notes in json.loads(said["notes"]).items()},
             **{part: Curve.from_dict(json.loads(said[part])) for part in CURVES if part in said},
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-ORDERS = "channel_orders.json"
+CHANNEL_ORDERS = "channel_orders.json"
 """Where each channel stood in the source, if a conversion has permuted any."""
 REPORT_JSON, REPORT_HTML, CARD = "report.json", "report.html", "README.md"
 STAGING = ".slideconvert-partial"

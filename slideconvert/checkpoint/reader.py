@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import InputError
 from .container import Placed, TensorSpec, read_header
 from .files import CONFIG, INDEX, PICKLES, SINGLE, STAGING
-from .shard_store import Folder, Shelf
+from .shard_store import Folder, ShardStore
 
 PIECE_ELEMENTS = 1 << 25
 
@@ -31,13 +31,13 @@ DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 class Checkpoint:
     """An opened folder: its config.json and where each tensor lies. Nothing is kept in memory.
 
-    shelf: gives out the files that tensors lie in; they need not be in the folder.
+    shard_store: gives out the files that tensors lie in; they need not be in the folder.
     """
 
     path: Path
     config: dict[str, Any]
     tensors: dict[str, Placed]
-    shelf: Shelf = field(default_factory=Folder)
+    shard_store: ShardStore = field(default_factory=Folder)
 
     @classmethod
     def open(cls, path: Path) -> Checkpoint:
@@ -91,7 +91,7 @@ class Checkpoint:
         out = torch.empty(stop - start, dtype=dtype)
         view = out.view(torch.uint8).numpy().data
         try:
-            with self.shelf.lend(placed.file) as file:
+            with self.shard_store.open_shard(placed.file) as file:
                 file.seek(placed.offset + start * dtype.itemsize)
                 done = 0
                 while done < len(view):

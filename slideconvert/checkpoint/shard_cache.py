@@ -1,4 +1,4 @@
-"""A shelf with room for a few weight files: each is brought when it is read, and makes way for the next ones.
+"""A shard_store with room for a few weight files: each is brought when it is read, and makes way for the next ones.
 
     idle        there and read by nobody; the one that was read longest ago goes first
     lent        there and being read: stays
@@ -25,8 +25,8 @@ ROOM = 3
 """Weight files at a time: readers are at one or two, and what lies outside the layers is often in the last."""
 
 
-class Rotation:
-    """A Shelf over `folder`, in which `bring` puts files. Deletes no files but those that have a name in `sizes`.
+class ShardCache:
+    """A ShardStore over `folder`, in which `bring` puts files. Deletes no files but those that have a name in `sizes`.
 
     sizes: bytes of each weight file, by name. fetched: bytes fetched so far. deleted: files that made way.
     """
@@ -38,13 +38,13 @@ class Rotation:
         self._sizes, self._bring = dict(sizes), bring
         self._turn = threading.Condition()
         self._idle: dict[str, None] = {}  # in the order in which they were read
-        self._lent: Counter[str] = Counter()
+        self._in_use: Counter[str] = Counter()
         self._coming: set[str] = set()
         self._leftover = [name for name in sorted(sizes) if (folder / name).is_file()]
         self._failure: BaseException | None = None
 
     @property
-    def rents(self) -> tuple[Path, int]:
+    def disk_use(self) -> tuple[Path, int]:
         """The folder, and the most bytes that its files will have at a time."""
         return self.folder, sum(sorted(self._sizes.values())[-self.room :])
 
@@ -52,7 +52,7 @@ class Rotation:
         return [self._sizes[file.name]]
 
     @contextmanager
-    def lend(self, file: Path) -> Iterator[FileIO]:
+    def open_shard(self, file: Path) -> Iterator[FileIO]:
         """A weight file, open for reading inside the block. Raises what `bring` does; from then on, at every call."""
         self._take(file.name)
         try:
@@ -64,7 +64,7 @@ class Rotation:
     def _take(self, name: str) -> None:
         """Make sure that the file is there and stays."""
         with self._turn:
-            while name not in self._lent and name not in self._idle:
+            while name not in self._in_use and name not in self._idle:
                 if self._failure:
                     raise self._failure
                 if name not in self._coming and self._make_room(name):
@@ -73,7 +73,7 @@ class Rotation:
                 self._turn.wait()
             else:
                 self._idle.pop(name, None)
-                self._lent[name] += 1
+                self._in_use[name] += 1
                 return
         failure: BaseException | None = None
         fetched = 0
@@ -88,14 +88,14 @@ class Rotation:
                 self._failure = self._failure or failure
                 self.fetched += fetched
                 if failure is None:
-                    self._lent[name] += 1
+                    self._in_use[name] += 1
                 self._turn.notify_all()
 
     def _give_back(self, name: str) -> None:
         with self._turn:
-            self._lent[name] -= 1
-            if not self._lent[name]:
-                del self._lent[name]
+            self._in_use[name] -= 1
+            if not self._in_use[name]:
+                del self._in_use[name]
                 self._idle[name] = None
             self._turn.notify_all()
 
@@ -104,7 +104,7 @@ class Rotation:
         if name in self._leftover:
             self._leftover.remove(name)  # it has a place already
             return True
-        while len(self._idle) + len(self._lent) + len(self._coming) + len(self._leftover) >= self.room:
+        while len(self._idle) + len(self._in_use) + len(self._coming) + len(self._leftover) >= self.room:
             if self._leftover:
                 gone = self._leftover.pop(0)  # the first in order of name: work goes on from there
             elif self._idle:

@@ -12,7 +12,7 @@ from typing import Protocol
 from ..errors import InputError
 
 
-class Shelf(Protocol):
+class ShardStore(Protocol):
     """Gives weight files out for reading. Several threads may read at once."""
 
     @property
@@ -24,13 +24,13 @@ class Shelf(Protocol):
         """Bytes that were fetched to give files out."""
 
     @property
-    def rents(self) -> tuple[Path, int] | None:
+    def disk_use(self) -> tuple[Path, int] | None:
         """The folder where files will be put, and the most bytes there; None if they are where they stay."""
 
     def identity(self, file: Path) -> list[object]:
         """By what a file is known again in a resumed run."""
 
-    def lend(self, file: Path) -> AbstractContextManager[FileIO]:
+    def open_shard(self, file: Path) -> AbstractContextManager[FileIO]:
         """A weight file, open for unbuffered reading inside the block. OSError if it cannot be read."""
 
 
@@ -39,14 +39,14 @@ class Folder:
     """The files lie where they are said to be."""
 
     known_by: str = "weights"
-    rents: tuple[Path, int] | None = None
+    disk_use: tuple[Path, int] | None = None
     fetched: int = 0
 
     def identity(self, file: Path) -> list[object]:
         return [file.stat().st_size, file.stat().st_mtime_ns]
 
     @contextmanager
-    def lend(self, file: Path) -> Iterator[FileIO]:
+    def open_shard(self, file: Path) -> Iterator[FileIO]:
         with file.open("rb", buffering=0) as opened:
             yield opened
 
@@ -56,13 +56,13 @@ class NoWeights:
     """There are no files: config.json alone is known, which is enough for a plan."""
 
     known_by: str = "config.json"
-    rents: tuple[Path, int] | None = None
+    disk_use: tuple[Path, int] | None = None
     fetched: int = 0
 
     def identity(self, file: Path) -> list[object]:
         raise self._refusal(file)
 
-    def lend(self, file: Path) -> AbstractContextManager[FileIO]:
+    def open_shard(self, file: Path) -> AbstractContextManager[FileIO]:
         raise self._refusal(file)
 
     def _refusal(self, file: Path) -> InputError:

@@ -32,7 +32,7 @@ from .targets import TARGETS, TIMES, expect, parse_target, take, target_options,
 
 if TYPE_CHECKING:
     from ..allocate.choose import Target
-    from ..plan.linear_config import Choice
+    from ..plan.linear_config import LinearConfig
     from ..plan.recipe import Recipe
 
 METHOD_WORDS = "magnitude|wanda|hessian|obs|alps|gqsa|saliency|rtn|gptq"
@@ -101,7 +101,7 @@ def full_recipe(
 ) -> Recipe:
     """The recipe file (if any), overruled by the flags, filled up with defaults: for 2:L patterns, and for groups."""
     from ..core.patterns import GroupPattern
-    from ..plan.linear_config import describe_choice, make_choice
+    from ..plan.linear_config import describe_config, parse_linear_config
     from ..plan.presets import parse_preset
     from ..plan.recipe import Recipe, load_recipe, parse_recipe
 
@@ -109,33 +109,33 @@ def full_recipe(
     calibration = calibration_words(said)
     words: dict[str, Any] = {word: str(value) for word, value in said.items() if value is not None}
     flags = parse_recipe({**words, "calibration": calibration}, "flags")
-    words_chosen = {**_compatible(recipe.choice, flags.choice), **describe_choice(flags.choice)}
-    groups = make_choice(**words_chosen).takes_groups
-    if isinstance(flags.choice.pattern or recipe.choice.pattern, GroupPattern):
+    words_chosen = {**_compatible(recipe.config, flags.config), **describe_config(flags.config)}
+    groups = parse_linear_config(**words_chosen).takes_groups
+    if isinstance(flags.config.pattern or recipe.config.pattern, GroupPattern):
         defaults = ({}, {word: value for word, value in defaults[1].items() if word != "sparsity"})
-    choice = make_choice(**{**defaults[groups], **words_chosen})
-    named = bool(choice.method) and not groups  # a method of groups comes with the preset's training
+    config = parse_linear_config(**{**defaults[groups], **words_chosen})
+    named = bool(config.method) and not groups  # a method of groups comes with the preset's training
     return replace(
         recipe,
-        choice=choice,
+        config=config,
         preset=flags.preset or recipe.preset or (None if named else parse_preset(PRESET)),
         block_epochs=recipe.block_epochs if flags.block_epochs is None else flags.block_epochs,
         end_epochs=recipe.end_epochs if flags.end_epochs is None else flags.end_epochs,
         calibration=replace(recipe.calibration, **{word: getattr(flags.calibration, word) for word in calibration}),
-        layout=flags.layout or recipe.layout or _usual_layout([choice, *(rule.choice for rule in recipe.rules)]),
+        layout=flags.layout or recipe.layout or _usual_layout([config, *(rule.config for rule in recipe.rules)]),
         shard_bytes=flags.shard_bytes if "shard_gb" in words else recipe.shard_bytes,
     )
 
 
-def _compatible(choice: Choice, flags: Choice) -> dict[str, Any]:
-    """The words of a recipe's choice, without those that only go with the other kind of pattern than the flags'."""
+def _compatible(config: LinearConfig, flags: LinearConfig) -> dict[str, Any]:
+    """The words of a recipe's config, without those that only go with the other kind of pattern than the flags'."""
     from ..core.patterns import Pattern
-    from ..plan.linear_config import describe_choice
+    from ..plan.linear_config import describe_config
     from ..prune import METHODS
 
-    words = describe_choice(choice)
-    grouped = choice.method is not None and METHODS[choice.method].grouped
-    if flags.takes_groups and not choice.takes_groups:
+    words = describe_config(config)
+    grouped = config.method is not None and METHODS[config.method].grouped
+    if flags.takes_groups and not config.takes_groups:
         words.pop("pattern", None)
         if not grouped:
             words.pop("method", None)
@@ -145,13 +145,13 @@ def _compatible(choice: Choice, flags: Choice) -> dict[str, Any]:
     return words
 
 
-def _usual_layout(choices: Sequence[Choice]) -> str:
+def _usual_layout(choices: Sequence[LinearConfig]) -> str:
     """The layout that kernels of the chosen schemes read."""
-    slid = any(choice.scheme.quantized and not choice.scheme.grouped for choice in choices if choice.scheme)
-    grouped = any(choice.scheme.grouped for choice in choices if choice.scheme)
+    slid = any(config.scheme.quantized and not config.scheme.grouped for config in choices if config.scheme)
+    grouped = any(config.scheme.grouped for config in choices if config.scheme)
     if slid:
         return "slide"
-    return "gqs" if grouped and any(choice.takes_groups for choice in choices) else "dense"
+    return "gqs" if grouped and any(config.takes_groups for config in choices) else "dense"
 
 
 @click.command("convert")
@@ -298,10 +298,10 @@ def carry_out(
         if chosen:
             show(chosen_table(chosen, every_error=verbose))
             show(chosen_summary(chosen))
-        show(report_summary(report, out, seconds, watch.stages, known.shelf.fetched))
+        show(report_summary(report, out, seconds, watch.stages, known.shard_store.fetched))
     attempt = Attempt.make(out, push, public=public, shown=not (quiet or as_json)) if push else None
     if as_json:
-        result = {**result_json(report, out, seconds, watch), "fetched_bytes": known.shelf.fetched}
+        result = {**result_json(report, out, seconds, watch), "fetched_bytes": known.shard_store.fetched}
         allocation = {"allocation": chosen_json(chosen)} if chosen else {}
         published = {"pushed": attempt.to_json()} if attempt else {}
         echo_json({**result, **allocation, **published})

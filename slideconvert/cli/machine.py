@@ -44,7 +44,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
     return {
         "source": plan.snapshot.id,
         "revision": plan.snapshot.revision,
-        "known_by": plan.source.shelf.known_by,
+        "known_by": plan.source.shard_store.known_by,
         "layout": plan.layout,
         "recipe": plan.record.recipe,
         "weights": plan.weights,

@@ -67,7 +67,7 @@ def sparsify_command(source: str, out: Path, revision: str | None, **said: Any) 
 def quantize_command(source: str, out: Path, method: str, revision: str | None, **said: Any) -> None:
     """Quantize the float weights of SOURCE per output channel, or in 4 bits per group. Zeros stay, and the pattern."""
     from ..errors import InputError, pick
-    from ..plan.linear_config import make_choice
+    from ..plan.linear_config import parse_linear_config
     from ..plan.presets import parse_calibration
     from ..plan.recipe import Recipe
 
@@ -75,11 +75,11 @@ def quantize_command(source: str, out: Path, method: str, revision: str | None, 
     words = take(said, ("scheme", "bits", "group_size", "symmetric"))
     if words["bits"] is None and words["scheme"] is None:
         words["scheme"] = "int8"
-    choice = make_choice(**words, method=method if by_data else None)
+    config = parse_linear_config(**words, method=method if by_data else None)
     calibration = parse_calibration(calibration_words(said), "flags")
-    if choice.scheme and not choice.scheme.quantized:
-        raise InputError(f"scheme {choice.scheme.name} does not quantize", hint="use int8, fp8 or w4a16")
-    carry_out(source, out, Recipe(choice, layout="dense", calibration=calibration), revision, **said)
+    if config.scheme and not config.scheme.quantized:
+        raise InputError(f"scheme {config.scheme.name} does not quantize", hint="use int8, fp8 or w4a16")
+    carry_out(source, out, Recipe(config, layout="dense", calibration=calibration), revision, **said)
 
 
 @click.command("slide")
@@ -90,10 +90,10 @@ def quantize_command(source: str, out: Path, method: str, revision: str | None, 
 @run_options
 def slide_command(source: str, out: Path, pattern: str | None, revision: str | None, **run: Any) -> None:
     """Re-lay the quantized weights of SOURCE into 2:4 windows (the slide layout)."""
-    from ..plan.linear_config import make_choice
+    from ..plan.linear_config import parse_linear_config
     from ..plan.recipe import Recipe
 
-    carry_out(source, out, Recipe(make_choice(pattern=pattern), layout="slide"), revision, **run)
+    carry_out(source, out, Recipe(parse_linear_config(pattern=pattern), layout="slide"), revision, **run)
 
 
 @click.command("relayout")

@@ -70,7 +70,7 @@ def plan_summary(plan: Plan) -> str:
         *_calibration_lines(plan),
         *([f"ideal speed-up over dense of the same precision: {ideal} (an upper bound, see README)"] if ideal else []),
         *[f"note     {note}" for note in plan.notes],
-        *([] if plan.source.shelf.known_by == "weights" else [f"note     {UNSEEN}"]),
+        *([] if plan.source.shard_store.known_by == "weights" else [f"note     {UNSEEN}"]),
     ]
     return "\n".join(lines)
 

@@ -13,10 +13,10 @@ BESIDE = 64_000_000
 """Bytes for what an output has beside its weights: tokenizer, reports, kernels."""
 
 
-def check_room(plan: Plan, out: Path) -> None:
+def check_disk_space(plan: Plan, out: Path) -> None:
     """Raise InputError if a disk has no room for the output in `out`, or for the source's shards that are fetched."""
     wanted = {out: plan.bytes_after + BESIDE}
-    if rented := plan.source.shelf.rents:
+    if rented := plan.source.shard_store.disk_use:
         wanted[rented[0]] = rented[1]
     by_disk: defaultdict[int, list[Path]] = defaultdict(list)
     for folder in wanted:

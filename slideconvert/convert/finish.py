@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.files import CONFIG, INDEX, ORDERS, companions
+from ..checkpoint.files import CHANNEL_ORDERS, CONFIG, INDEX, companions
 from ..checkpoint.reader import Checkpoint
 from ..checkpoint.staging import file_sha256, write_file, writing
 from ..errors import VerificationError
 from ..evaluate.perplexity import LENGTH, measure
 from ..formats.record import output_config
-from ..permute.orders import Orders, to_json
+from ..permute.permutations import Permutations, to_json
 from ..plan.plan import Plan, index_json
 from ..progress import Progress
 from ..report import Report
@@ -36,7 +36,7 @@ def finish(
     plan: Plan,
     folder: Path,
     weight_files: dict[str, str],
-    orders: dict[int, Orders],
+    permutations: dict[int, Permutations],
     report: Report,
     *,
     verify: bool,
@@ -46,7 +46,7 @@ def finish(
 ) -> Report:
     """Complete the output in `folder`, whose weight files are written already (sha256 by name), and check it.
 
-    orders: by layer, how channels stand in the output, counted from the first source.
+    permutations: by layer, how channels stand in the output, counted from the first source.
 
     Returns the report with hashes and verdict. VerificationError names the first fault if there is any.
     """
@@ -55,8 +55,8 @@ def finish(
         index = index_json(plan)
         if index:
             files[INDEX] = write_file(folder / INDEX, (json.dumps(index, indent=1) + "\n").encode())
-        if orders:
-            files[ORDERS] = write_file(folder / ORDERS, to_json(orders).encode())
+        if permutations:
+            files[CHANNEL_ORDERS] = write_file(folder / CHANNEL_ORDERS, to_json(permutations).encode())
         for path in companions(plan.snapshot.path):
             shutil.copyfile(path, folder / path.name)
             files[path.name] = file_sha256(folder / path.name)

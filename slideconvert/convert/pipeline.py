@@ -36,14 +36,22 @@ from ..core.workers import in_order
 from ..errors import HubError, InputError, OutputError
 from ..formats.stored import stored_tensors
 from ..models.architecture import attention_heads, layer_of
-from ..permute.orders import Orders, compose_all, folded, folded_vector, parse_orders, read_orders, vectors_beside
+from ..permute.permutations import (
+    Permutations,
+    compose_all,
+    parse_permutations,
+    permute_vector,
+    permute_weight,
+    read_permutations,
+    vectors_beside,
+)
 from ..plan.linear import LinearPlan
 from ..plan.plan import Plan
 from ..progress import Progress, silent
 from ..prune import METHODS
 from ..prune.direct import compress_directly
 from ..report import LayerReport, Report, Training, totals
-from .disk_space import check_room
+from .disk_space import check_disk_space
 from .finish import Measurement, finish
 
 
@@ -67,7 +75,7 @@ def convert(
     """
     settings = settings or RunSettings()
     device = settings.device
-    check_room(plan, out)
+    check_disk_space(plan, out)
     check_free(out, resume=resume)
     tokens = calibration_tokens(plan.recipe.calibration, plan.source) if plan.calibrated else None
     staging = Staging(out, job_state(plan, settings, tokens), resume=resume)
@@ -86,7 +94,7 @@ def convert(
         raise
     layers = [LayerReport.from_dict(layer) for note in writer.notes for layer in note["layers"]]
     trained = [Training.from_dict(part) for note in writer.notes for part in note["training"]]
-    orders = compose_all(read_orders(plan.source), _orders(writer))
+    permutations = compose_all(read_permutations(plan.source), _permutations(writer))
     record = plan.record
     report = Report(
         source=record.source["id"],
@@ -104,7 +112,7 @@ def convert(
         plan,
         staging.path,
         writer.digests,
-        orders,
+        permutations,
         report,
         verify=verify,
         device=device,
@@ -117,7 +125,7 @@ def convert(
 
 def job_state(plan: Plan, settings: RunSettings, tokens: Tensor | None) -> dict[str, object]:
     """What must be the same for a resumed run to continue this one."""
-    files = {path.name: plan.source.shelf.identity(path) for path in plan.source.shards}
+    files = {path.name: plan.source.shard_store.identity(path) for path in plan.source.shards}
     return {
         "source": str(plan.source.path.resolve()),
         "revision": plan.snapshot.revision,
@@ -147,11 +155,11 @@ def convert_linear(
     source: Weight,
     layout: str,
     solved: LayerResult | None = None,
-    masters: Tensor | None = None,
+    latent: Tensor | None = None,
 ) -> tuple[dict[str, Tensor], LayerReport]:
     """One linear, from its source weight to the tensors that are stored, and what was done to it.
 
-    solved: what calibration made of its layer; without it the linear is pruned and rounded here. masters: what a
+    solved: what calibration made of its layer; without it the linear is pruned and rounded here. latent: what a
     ternary source weight was rounded from, where that decides.
 
     Rows do not know of each other, so they are taken through all steps a block at a time: what lies between the
@@ -159,7 +167,7 @@ def convert_linear(
     """
     name = plan.linear.name
     check_finite(source, name)
-    made = solved.weights.get(plan.linear.place) if solved else None
+    made = solved.weights.get(plan.linear.submodule) if solved else None
     if not (plan.method and METHODS[plan.method].prunes):
         check_pattern(values(source), plan.pattern, name)
     blocks = [
@@ -168,7 +176,7 @@ def convert_linear(
             take_rows(source, rows),
             layout,
             None if made is None else take_rows(made, rows),
-            None if masters is None else masters[rows],
+            None if latent is None else latent[rows],
         )
         for rows in ([slice(None)] if plan.whole else row_blocks(values(source)))
     ]
@@ -190,8 +198,8 @@ def convert_linear(
         bytes_before=plan.stored.bytes,
         bytes_after=sum(spec.bytes for spec in plan.outputs),
         slid_columns=plan.slid_columns(layout),
-        output_error=solved.errors.get(plan.linear.place) if solved else None,
-        notes=solved.notes.get(plan.linear.place, ()) if solved else (),
+        output_error=solved.errors.get(plan.linear.submodule) if solved else None,
+        notes=solved.notes.get(plan.linear.submodule, ()) if solved else (),
         legal_groups=legal_groups(values(source), plan.pattern)
         if plan.stored.scheme.ternary and isinstance(plan.pattern, Pattern)
         else None,
@@ -200,11 +208,11 @@ def convert_linear(
 
 
 def _convert_rows(
-    plan: LinearPlan, source: Weight, layout: str, solved: Weight | None, masters: Tensor | None
+    plan: LinearPlan, source: Weight, layout: str, solved: Weight | None, latent: Tensor | None
 ) -> tuple[dict[str, Tensor], Tally]:
     """Some rows of a linear: prune, quantize, slide, pack; and what that cost. solved: pruned and quantized already."""
     if solved is None:
-        pruned, weight = compress_directly(source, plan.method, plan.pattern, plan.scheme, masters)
+        pruned, weight = compress_directly(source, plan.method, plan.pattern, plan.scheme, latent)
     else:
         survivors = apply_mask(floats(source), floats(solved) != 0)
         pruned, weight = survivors, recode(solved, plan.scheme) if plan.scheme.ternary else solved
@@ -237,7 +245,7 @@ def _write_all(
                 note["layers"].append(vars(report))
             if solved:
                 note["training"] = [vars(part) for part in trainings(_layer(unit), solved)]
-                note["orders"] = {part: order.tolist() for part, order in solved.orders.items()}
+                note["orders"] = {part: order.tolist() for part, order in solved.permutations.items()}
             if writing:
                 writing.result()
             writing = writes.submit(writer.write, unit, partial(_contents, plan.source, tensors), note)
@@ -277,19 +285,19 @@ def _calibrated(
 def _read_and_convert(
     plan: Plan, device: str, linear: LinearPlan, solved: LayerResult | None = None
 ) -> tuple[dict[str, Tensor], LayerReport]:
-    place, source = linear.linear.place, linear.stored.read(plan.source).to(device)
-    masters = linear.latent_weights(plan.source, {}, device) if linear.method and not solved else None
+    submodule, source = linear.linear.submodule, linear.stored.read(plan.source).to(device)
+    latent = linear.latent_weights(plan.source, {}, device) if linear.method and not solved else None
     tensors: dict[str, Tensor] = {}
-    if solved and place in solved.weights:
+    if solved and submodule in solved.weights:
         heads = attention_heads(plan.source.config)
-        solved = replace(solved, weights={place: solved.weights[place].to(device)})
-        source = folded(place, source, solved.orders, heads)
-        prefix = linear.linear.name.removesuffix(place)
-        for name in vectors_beside(place):
+        solved = replace(solved, weights={submodule: solved.weights[submodule].to(device)})
+        source = permute_weight(submodule, source, solved.permutations, heads)
+        prefix = linear.linear.name.removesuffix(submodule)
+        for name in vectors_beside(submodule):
             if linear.permuted and prefix + name in plan.source.tensors:
                 vector = plan.source.read(prefix + name)
-                tensors[prefix + name] = folded_vector(name, vector, solved.orders, heads)
-    made, report = convert_linear(linear, source, plan.layout, solved, masters)
+                tensors[prefix + name] = permute_vector(name, vector, solved.permutations, heads)
+    made, report = convert_linear(linear, source, plan.layout, solved, latent)
     tensors |= made
     return {name: tensor.cpu() for name, tensor in tensors.items()}, report
 
@@ -311,12 +319,12 @@ def _check_tied(plan: Plan) -> None:
             )
 
 
-def _orders(writer: WeightWriter) -> dict[int, Orders]:
+def _permutations(writer: WeightWriter) -> dict[int, Permutations]:
     """How channels were permuted, by layer, as it was noted with the units."""
     found = {}
     for note in writer.notes:
         if note.get("orders"):
-            found[note["layers"][0]["layer"]] = parse_orders(note["orders"], f"{writer.folder}: journal")
+            found[note["layers"][0]["layer"]] = parse_permutations(note["orders"], f"{writer.folder}: journal")
     return found
 
 

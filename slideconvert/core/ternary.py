@@ -2,7 +2,7 @@
 
 A checkpoint holds them in one of three forms, which all become codes with a scale per row:
 
-    masters          the floats that were trained: codes = clamp(round-half-even(w / mean |w|), -1, 1), per tensor
+    latent           the floats that were trained: codes = clamp(round-half-even(w / mean |w|), -1, 1), per tensor
     packed           [out/4, in] uint8, four codes a byte, and one scale; row n lies in bits 2 (n div out/4) of byte row
                      n mod (out/4), plus one. `packed` multiplies by its scale, `packed-inverse` divides (older models)
     floats           what we write for scheme bf16: code times scale of the row
@@ -17,7 +17,7 @@ from .planes import row_blocks
 from .quantize import QuantizedWeight, Weight, quantize
 from .schemes import INT8, Scheme
 
-MASTERS, PACKED, PACKED_INVERSE, FLOATS = "masters", "packed", "packed-inverse", "floats"
+LATENT, PACKED, PACKED_INVERSE, FLOATS = "latent", "packed", "packed-inverse", "floats"
 PER_BYTE = 4
 LEAST_MEAN = 1e-5
 """Of |w|, below which the scale does not follow it (BitNet's own code)."""
@@ -34,7 +34,7 @@ def ternarize(master: Tensor) -> QuantizedWeight:
     inverse = mean.reciprocal().to(master.device)
     codes = torch.empty(master.shape, dtype=torch.int8, device=master.device)
     for rows in row_blocks(master):
-        scaled = master[rows].to(torch.float32, copy=True).mul_(inverse)  # a copy: the masters are not ours
+        scaled = master[rows].to(torch.float32, copy=True).mul_(inverse)  # a copy: the latent weights are not ours
         codes[rows] = scaled.round_().clamp_(-1, 1).to(torch.int8)
     scale = inverse.reciprocal().expand(len(master), 1).clone()
     return QuantizedWeight(codes, scale, INT8.as_ternary)
@@ -46,11 +46,11 @@ def unpack_ternary(packed: Tensor) -> Tensor:
 
 
 def decode_ternary(coding: str, stored: Tensor, scale: Tensor | None) -> QuantizedWeight:
-    """A ternary weight from what is stored of it: whole for masters and packed codes, any rows of floats.
+    """A ternary weight from what is stored of it: whole for latent weights and packed codes, any rows of floats.
 
     scale: of packed codes, one element.
     """
-    if coding == MASTERS:
+    if coding == LATENT:
         return ternarize(stored)
     if coding == FLOATS:
         rows = stored.float()

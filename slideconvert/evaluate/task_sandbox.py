@@ -121,7 +121,7 @@ class _Listener(logging.Handler):
 
 
 @contextmanager
-def fenced() -> Iterator[list[str]]:
+def sandboxed() -> Iterator[list[str]]:
     """lm-eval with its templates in a sandbox, without bars, prints and processes.
 
     Yields what it warns of, as a list that grows.

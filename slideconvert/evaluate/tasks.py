@@ -17,7 +17,7 @@ from ..errors import InputError, SlideConvertError
 from ..models.load import load_model, load_tokenizer
 from ..progress import Progress, silent
 from .perplexity import BATCH_TOKENS
-from .task_sandbox import fenced, parts, refuse_code
+from .task_sandbox import parts, refuse_code, sandboxed
 
 DRAWS = 1000
 """Of the bootstrap for metrics that are not means: it knows their standard error to 1/√(2·1000), 2 %."""
@@ -66,7 +66,7 @@ def load_tasks(
 
     loaded: dict[str, Any] = {}
     progress("tasks", 0, len(names))
-    with fenced() as notes:
+    with sandboxed() as notes:
         manager = TaskManager(include_path=folder, include_defaults=False)
         if not all(parts(manager.task_index, name) <= manager.task_index.keys() for name in names):
             manager = TaskManager(include_path=folder)  # reads more than ten thousand files, which takes seconds
@@ -131,13 +131,13 @@ def measure_tasks(
     for ckpt, checkpoint in checkpoints.items():
         tokenizer = load_tokenizer(checkpoint)
         model = load_model(checkpoint, activations=activations, device=device)
-        with fenced():  # it warns of every model that it did not load itself
+        with sandboxed():  # it warns of every model that it did not load itself
             wrapped = _wrap(model, tokenizer)
         for name, loaded in tasks.loaded.items():
             for task in loaded["tasks"].values():
                 task.set_fewshot_seed(seed=SEED)
             wrapped.set_cache_hook(_Watcher(f"{ckpt}, {name}", progress))
-            with fenced() as said:
+            with sandboxed() as said:
                 try:
                     found = lm_eval.evaluate(wrapped, loaded, limit=limit, bootstrap_iters=DRAWS, log_samples=False)
                 except faults as error:

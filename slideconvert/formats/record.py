@@ -14,7 +14,7 @@ from .. import __version__
 from ..checkpoint.reader import Checkpoint
 from ..core.patterns import AnyPattern, GroupPattern, parse_pattern
 from ..core.schemes import Scheme, read_scheme
-from ..core.ternary import FLOATS, MASTERS, PACKED, PACKED_INVERSE
+from ..core.ternary import FLOATS, LATENT, PACKED, PACKED_INVERSE
 from ..errors import InputError
 from ..runtime.slidesparse_record import AUTO_MAP, FORMAT_VERSION, RECORD
 from .stored import Declared, StoredLinear, describe, format_of
@@ -120,13 +120,13 @@ def bitnet_coding(config: dict[str, Any]) -> str | None:
         return None
     quantization = config.get("quantization_config")
     if quantization is None:
-        return MASTERS
+        return LATENT
     if quantization.get("quant_method") != "bitnet":
         return None
     # The defaults are transformers' own.
     if quantization.get("linear_class", "bitlinear") != "autobitlinear":
         return PACKED_INVERSE
-    return MASTERS if quantization.get("quantization_mode", "offline") == "online" else PACKED
+    return LATENT if quantization.get("quantization_mode", "offline") == "online" else PACKED
 
 
 def _read_linear(entry: dict[str, Any]) -> LinearRecord:

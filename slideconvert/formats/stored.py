@@ -29,7 +29,7 @@ from ..checkpoint.reader import DTYPE_NAMES, Checkpoint
 from ..core.patterns import AnyPattern, GroupPattern, Pattern
 from ..core.quantize import QuantizedWeight, Weight
 from ..core.schemes import BF16, FP8, INT8, Scheme
-from ..core.ternary import MASTERS, PACKED, PACKED_INVERSE, PER_BYTE, decode_ternary
+from ..core.ternary import LATENT, PACKED, PACKED_INVERSE, PER_BYTE, decode_ternary
 from ..errors import InputError, PatternError, pick
 from ..kernels.groups import DenseGroups, Groups, GroupSpec, canonical, kept_groups, pack, pack_dense, unpack_dense
 from ..kernels.groups import unpack as unpack_groups
@@ -101,9 +101,9 @@ class StoredLinear:
         """The weight as float [out, in], or as its codes and scale, which it always is if it is ternary."""
         return self.decode({spec.name: checkpoint.read(spec.name) for spec in self.tensors}, self.name)
 
-    def read_masters(self, checkpoint: Checkpoint) -> Tensor | None:
+    def read_latent(self, checkpoint: Checkpoint) -> Tensor | None:
         """The floats [out, in] that a ternary weight was rounded from, where the checkpoint has them."""
-        return checkpoint.read(self.tensors[0].name) if self.coding == MASTERS else None
+        return checkpoint.read(self.tensors[0].name) if self.coding == LATENT else None
 
     def decode(self, parts: dict[str, Tensor], where: str) -> Weight:
         """The weight from its tensors, or from the same rows of each of them (not of what BitNet stores, nor of grouped

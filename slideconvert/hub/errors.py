@@ -33,8 +33,8 @@ XET = re.compile(
 """How the texts of hf_xet's errors begin (xet_pkg/src/error.rs in huggingface/xet-core)."""
 _CREDENTIALS = re.compile(r"\b(hf_|api_org_)\w+|(?<=Bearer )\S+|(?<=://)[^/@\s]+(?=@)")
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
-AGAIN = "run the same command again"
-_AGAIN = f"{AGAIN}: finished files are kept"
+REINSTALL_HINT = "run the same command again"
+_AGAIN = f"{REINSTALL_HINT}: finished files are kept"
 
 
 def endpoint() -> str:

@@ -9,7 +9,7 @@ from ..checkpoint.container import MAX_HEADER, Placed, header_length, parse_head
 from ..checkpoint.files import SINGLE
 from ..checkpoint.reader import by_index, read_index
 from ..errors import HubError
-from .errors import AGAIN, endpoint, hub_errors
+from .errors import REINSTALL_HINT, endpoint, hub_errors
 from .listing import Listing, RemoteFile
 from .transfer import check_shards
 
@@ -57,6 +57,6 @@ def _beginning(listing: Listing, file: RemoteFile, count: int) -> bytes:
     if len(body) < count:
         raise HubError(
             f"{listing.id}: {file.name} ends after {len(body):,} bytes, {count:,} were asked for",
-            hint=f"{AGAIN}; if it happens again, suspect a proxy",
+            hint=f"{REINSTALL_HINT}; if it happens again, suspect a proxy",
         )
     return body

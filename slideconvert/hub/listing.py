@@ -9,14 +9,14 @@ from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 from .. import __version__
-from ..checkpoint.files import COMPANIONS, CONFIG, INDEX, NEVER, ORDERS, PICKLES, SINGLE
+from ..checkpoint.files import CHANNEL_ORDERS, COMPANIONS, CONFIG, INDEX, NEVER, PICKLES, SINGLE
 from ..core.hub_id import valid_id
 from ..errors import HubError, InputError
 from ..runtime.slidesparse_record import SOURCES, misplaced
 from .errors import endpoint, hub_errors
 from .snapshot import COMMIT
 
-WANTED = (CONFIG, INDEX, ORDERS, "*.safetensors", *COMPANIONS, "README.md")
+WANTED = (CONFIG, INDEX, CHANNEL_ORDERS, "*.safetensors", *COMPANIONS, "README.md")
 """What is fetched, from the top folder only: weights, tokenizer, and what a derived model must carry on."""
 CODE = (*SOURCES, ".md")
 """What a checkpoint's code consists of."""

@@ -13,11 +13,11 @@ from pathlib import Path
 from ..checkpoint.container import Placed, read_header
 from ..checkpoint.files import CONFIG, INDEX
 from ..checkpoint.reader import Checkpoint, read_json
-from ..checkpoint.shard_cache import ROOM, Rotation
+from ..checkpoint.shard_cache import ROOM, ShardCache
 from ..errors import HubError
 from ..progress import Progress
 from .download import find, remember_branch
-from .errors import AGAIN, hub_errors
+from .errors import REINSTALL_HINT, hub_errors
 from .headers import remote_tensors
 from .listing import is_weight
 from .snapshot import Snapshot, interrupted_transfers
@@ -53,8 +53,8 @@ def open_remote(
     used = sorted({placed.file.name for placed in tensors.values()})
     # A cache of its own: what lies in the shared one is neither copied nor, if it is damaged, deleted.
     fetch = Fetch(replace(transfer, cache=folder, folder=folder), tensors)
-    shelf = Rotation(folder, {name: found.file(name).size for name in used}, fetch, room)
-    return Snapshot(path, hub_id, found.revision), Checkpoint(path, read_json(path / CONFIG), tensors, shelf)
+    shard_store = ShardCache(folder, {name: found.file(name).size for name in used}, fetch, room)
+    return Snapshot(path, hub_id, found.revision), Checkpoint(path, read_json(path / CONFIG), tensors, shard_store)
 
 
 class Fetch:
@@ -80,8 +80,8 @@ class Fetch:
                 discard(path)
                 raise HubError(
                     f"{listing.id}: the header of {name} was another when it was read alone",
-                    hint=f"suspect a proxy; {AGAIN}",
+                    hint=f"suspect a proxy; {REINSTALL_HINT}",
                 )
         except HubError as error:
-            raise HubError(error.what, hint=error.hint.replace(AGAIN, "go on with --resume")) from error
+            raise HubError(error.what, hint=error.hint.replace(REINSTALL_HINT, "go on with --resume")) from error
         return 0 if there else file.size

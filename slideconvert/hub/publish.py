@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from .. import __version__
-from ..checkpoint.files import CONFIG, INDEX, ORDERS, REPORT_JSON, SINGLE
+from ..checkpoint.files import CHANNEL_ORDERS, CONFIG, INDEX, REPORT_JSON, SINGLE
 from ..checkpoint.reader import Checkpoint, read_json
 from ..errors import InputError, VerificationError
 from ..formats.record import Record, read_record
@@ -27,7 +27,7 @@ from ..verify import config_faults, verify_checkpoint
 from .account import MAIN, Target
 from .upload import LocalFile, Upload, create, plan_upload, send
 
-AGAIN = "convert again, or get the folder again"
+REINSTALL_HINT = "convert again, or get the folder again"
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 
 
@@ -88,7 +88,8 @@ def read_folder(path: Path, *, verify: bool = False, device: str = "cpu", progre
         verdict = verify_checkpoint(checkpoint, device=device, progress=progress)
         if verdict.faults:
             raise VerificationError(
-                f"{path}: {verdict.faults[0]} ({len(verdict.faults)} faults)", hint=f"nothing was published: {AGAIN}"
+                f"{path}: {verdict.faults[0]} ({len(verdict.faults)} faults)",
+                hint=f"nothing was published: {REINSTALL_HINT}",
             )
         report = replace(report, verified=verdict.tensors)
         report_json = report.to_json().encode()
@@ -144,7 +145,7 @@ def describe(folder: Folder) -> str:
 
 def is_checkpoints(name: str) -> bool:
     """Whether a file of this name in a repository is part of a checkpoint as we write them: weights, index, code."""
-    if name in (SINGLE, INDEX, ORDERS, *CODE_FILES) or _SHARD.fullmatch(name):
+    if name in (SINGLE, INDEX, CHANNEL_ORDERS, *CODE_FILES) or _SHARD.fullmatch(name):
         return True
     return name.startswith(f"{KERNELS}/") and name.endswith((*SOURCES, ".md"))
 
@@ -156,10 +157,10 @@ def _read_report(path: Path, record: Record) -> tuple[Report, bytes]:
         report = Report.from_json(text.decode())
     except FileNotFoundError:
         raise InputError(
-            f"{path / REPORT_JSON} is missing: what was done and verified is not known", hint=AGAIN
+            f"{path / REPORT_JSON} is missing: what was done and verified is not known", hint=REINSTALL_HINT
         ) from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path / REPORT_JSON}: not a report ({error!r})", hint=AGAIN) from error
+        raise InputError(f"{path / REPORT_JSON}: not a report ({error!r})", hint=REINSTALL_HINT) from error
     told = {layer.name: (layer.scheme, layer.pattern) for layer in report.layers if not layer.kept}
     known = {name: (linear.scheme.name, str(linear.pattern)) for name, linear in record.linears.items()}
     origin = {"id": report.source, "revision": report.revision}
@@ -169,11 +170,12 @@ def _read_report(path: Path, record: Record) -> tuple[Report, bytes]:
         )
         raise InputError(
             f"{path / REPORT_JSON} belongs to another conversion: its sha256 of {wrong[0]} is not that of {CONFIG}",
-            hint=AGAIN,
+            hint=REINSTALL_HINT,
         )
     if (told, report.layout, report.recipe, origin) != (known, record.layout, record.recipe, record.source):
         raise InputError(
-            f"{path / REPORT_JSON} belongs to another conversion: it contradicts the record in {CONFIG}", hint=AGAIN
+            f"{path / REPORT_JSON} belongs to another conversion: it contradicts the record in {CONFIG}",
+            hint=REINSTALL_HINT,
         )
     return report, text
 
@@ -228,5 +230,5 @@ def _check_files(checkpoint: Checkpoint, record: Record, progress: Progress) -> 
 def _refuse(path: Path, faults: list[str]) -> None:
     if faults:
         raise InputError(
-            f"{path}: {faults[0]} ({len(faults)} faults)", hint=f"`slideconvert verify` tells all; {AGAIN}"
+            f"{path}: {faults[0]} ({len(faults)} faults)", hint=f"`slideconvert verify` tells all; {REINSTALL_HINT}"
         )

@@ -15,7 +15,7 @@ from .. import __version__
 from ..checkpoint.files import INDEX
 from ..errors import HubError
 from ..progress import Progress
-from .errors import AGAIN, endpoint
+from .errors import REINSTALL_HINT, endpoint
 from .listing import Listing, RemoteFile
 from .snapshot import FileFacts, repo_cache
 
@@ -66,7 +66,7 @@ class Transfer:
         raise HubError(
             f"{self.listing.id}: {file.name} is damaged: expected {file.size:,} bytes with {kind} {file.etag}, "
             f"found {facts.size:,} bytes with {etag}",
-            hint=f"the bad copy is deleted: {AGAIN}; if it happens again, suspect the disk or a proxy",
+            hint=f"the bad copy is deleted: {REINSTALL_HINT}; if it happens again, suspect the disk or a proxy",
         )
 
     def _fetch(self, file: RemoteFile) -> Path:

@@ -27,7 +27,7 @@ from ..progress import Progress, silent
 from .account import MAIN, Target, hub_api, read_commit, read_target
 from .listing import RemoteFile
 from .transfers import Tell, addition, silence, xet_told
-from .upload_errors import AGAIN, upload_errors
+from .upload_errors import REINSTALL_HINT, upload_errors
 
 IN_GIT = 16 << 20
 """Bytes of a file from which on the Hub surely keeps it outside git, in storage."""
@@ -239,5 +239,5 @@ def _check_remote(found: Sequence[RemoteFile], upload: Upload, commit: str) -> N
         raise VerificationError(
             f"{upload.target.id} at {commit}: what lies on the Hub is not what was sent: {faults[0]} "
             f"({len(faults)} of {len(upload.files)} files)",
-            hint=f"nobody should use this commit; {AGAIN}",
+            hint=f"nobody should use this commit; {REINSTALL_HINT}",
         )

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 TOKENS = "https://huggingface.co/settings/tokens"
 LOGIN = "then `hf auth login` or set HF_TOKEN"
-AGAIN = "run the same command again: what has arrived is not sent again"
+REINSTALL_HINT = "run the same command again: what has arrived is not sent again"
 _FULL = re.compile(r"quota|storage|billing|payment|too large|limit (reached|exceeded)|exceed", re.IGNORECASE)
 """What the Hub says when an account has no room left."""
 _NO_HUB = ("Malformed response", "preupload_info is", "lfs_", "Invalid server response", "Invalid etag")
@@ -69,14 +69,16 @@ def _explain_answer(error: HfHubHTTPError, repo: str) -> HubError:
         wait = error.response.headers.get("Retry-After", "")
         return HubError(
             f"{host()} says that there were too many requests (429)",
-            hint=f"wait {f'{wait} seconds' if wait.isdigit() else 'some minutes'}, then {AGAIN}",
+            hint=f"wait {f'{wait} seconds' if wait.isdigit() else 'some minutes'}, then {REINSTALL_HINT}",
         )
     if status in (402, 413, 507) or (status == 403 and _FULL.search(said)):
         return _full(repo, said)
     if status >= 500:
-        return HubError(f"{host()} has trouble (HTTP {status})", hint=f"wait a little, then {AGAIN}")
+        return HubError(f"{host()} has trouble (HTTP {status})", hint=f"wait a little, then {REINSTALL_HINT}")
     if status == 403 and error.response.request.url.host != host():
-        return HubError(f"{repo}: the Hub's storage refuses a file (HTTP 403)", hint=f"the link was too old: {AGAIN}")
+        return HubError(
+            f"{repo}: the Hub's storage refuses a file (HTTP 403)", hint=f"the link was too old: {REINSTALL_HINT}"
+        )
     if status == 401:
         return HubError("the Hub refuses the token: it is wrong or expired", hint=f"get a new one on {TOKENS}, {LOGIN}")
     if status in (409, 412):
@@ -116,7 +118,11 @@ def _explain_words(error: Exception, repo: str) -> HubError | None:
         return HubError(f"{host()} does not answer like a Hugging Face Hub", hint="check HF_ENDPOINT and the proxy")
     if words.startswith("LFS batch API returned errors"):
         said = clean(words.partition("\n")[2])
-        return _full(repo, said) if _FULL.search(said) else HubError(f"{repo}: the Hub refuses: {said}", hint=AGAIN)
+        return (
+            _full(repo, said)
+            if _FULL.search(said)
+            else HubError(f"{repo}: the Hub refuses: {said}", hint=REINSTALL_HINT)
+        )
     if words.startswith("Invalid metadata in README.md"):
         return HubError(
             f"{repo}: the Hub refuses the card's metadata: {clean(words.partition(chr(10))[2])}",
@@ -130,11 +136,11 @@ def _explain_words(error: Exception, repo: str) -> HubError | None:
 
 
 def _broken_off(repo: str, more: str = "") -> HubError:
-    return HubError(f"{repo}: the upload broke off: nothing was published", hint=f"{AGAIN}{more}")
+    return HubError(f"{repo}: the upload broke off: nothing was published", hint=f"{REINSTALL_HINT}{more}")
 
 
 def _full(repo: str, said: str) -> HubError:
     return HubError(
         f"{repo}: the account has no room for this on the Hub: {said}",
-        hint=f"make room or get more (https://huggingface.co/settings/billing), then {AGAIN}",
+        hint=f"make room or get more (https://huggingface.co/settings/billing), then {REINSTALL_HINT}",
     )

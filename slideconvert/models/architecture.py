@@ -29,7 +29,7 @@ class Channels:
     consumer: str
 
 
-ORDERED = {
+FREE_CHANNELS = {
     HEADS: Channels(("self_attn.v_proj",), "self_attn.attn_sub_norm", "self_attn.o_proj"),
     MLP_INNER: Channels(("mlp.gate_proj", "mlp.up_proj"), "mlp.ffn_sub_norm", "mlp.down_proj"),
 }
@@ -40,16 +40,16 @@ ARCHITECTURES = frozenset({"bitnet", "llama", "mistral", "qwen2", "qwen3"})
 
 @dataclass(frozen=True)
 class Linear:
-    """One decoder linear: its module name (…layers.3.mlp.down_proj), decoder layer and place in the layer."""
+    """One decoder linear: its module name (…layers.3.mlp.down_proj), decoder layer and submodule in the layer."""
 
     name: str
     layer: int
-    place: str
+    submodule: str
 
     @property
     def kind(self) -> str:
         """The last part of the name: down_proj."""
-        return self.place.rpartition(".")[2]
+        return self.submodule.rpartition(".")[2]
 
 
 def decoder_linears(config: dict[str, Any]) -> list[Linear]:
@@ -66,15 +66,19 @@ def decoder_linears(config: dict[str, Any]) -> list[Linear]:
     count = config.get("num_hidden_layers")
     if not isinstance(count, int) or count < 1:
         raise InputError(f"config.json has num_hidden_layers = {count!r}", hint="it must be a positive integer")
-    return [Linear(f"{LAYER_PREFIX}.{layer}.{place}", layer, place) for layer in range(count) for place in LINEARS]
+    return [
+        Linear(f"{LAYER_PREFIX}.{layer}.{submodule}", layer, submodule)
+        for layer in range(count)
+        for submodule in LINEARS
+    ]
 
 
 def layer_norms(config: dict[str, Any]) -> list[str]:
     """The norm weights that every decoder layer of a supported model has, in order of layer."""
-    own = [channels.norm for channels in ORDERED.values()] if config["model_type"] == "bitnet" else []
-    places = ["input_layernorm", "post_attention_layernorm", *own]
+    own = [channels.norm for channels in FREE_CHANNELS.values()] if config["model_type"] == "bitnet" else []
+    submodules = ["input_layernorm", "post_attention_layernorm", *own]
     layers = range(config["num_hidden_layers"])
-    return [f"{LAYER_PREFIX}.{layer}.{place}.weight" for layer in layers for place in places]
+    return [f"{LAYER_PREFIX}.{layer}.{submodule}.weight" for layer in layers for submodule in submodules]
 
 
 def attention_heads(config: dict[str, Any]) -> tuple[int, int]:
@@ -99,5 +103,5 @@ def siblings(linears: Iterable[Linear]) -> list[tuple[Linear, ...]]:
     """The groups of linears that are fused at serving time, layer after layer."""
     by_name = {linear.name: linear for linear in linears}
     layers = sorted({linear.layer for linear in by_name.values()})
-    names = [[f"{LAYER_PREFIX}.{layer}.{place}" for place in group] for layer in layers for group in SIBLINGS]
+    names = [[f"{LAYER_PREFIX}.{layer}.{submodule}" for submodule in group] for layer in layers for group in SIBLINGS]
     return [tuple(by_name[name] for name in group if name in by_name) for group in names]

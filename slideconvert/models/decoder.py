@@ -58,7 +58,7 @@ class Decoder:
         """Decoder layer `number` with the source's weights."""
         module = copy.deepcopy(self._skeleton.model.layers[number])
         prefix = f"{LAYER_PREFIX}.{number}."
-        weights = {f"{place}.weight": self.weight(prefix + place) for place in LINEARS}
+        weights = {f"{submodule}.weight": self.weight(prefix + submodule) for submodule in LINEARS}
         for name in module.state_dict():
             if name not in weights:
                 weights[name] = self.tensor(prefix + name)
@@ -125,15 +125,15 @@ class Layer:
         shared = {id(tensor): tensor for tensor in (*self.module.parameters(), *self.module.buffers())}
         return Layer(copy.deepcopy(self.module, shared), self.passed, self.dtype)
 
-    def linear(self, place: str) -> nn.Linear:
-        """The linear at a place like mlp.down_proj."""
-        linear = self.module.get_submodule(place)
+    def linear(self, submodule: str) -> nn.Linear:
+        """The linear at a submodule like mlp.down_proj."""
+        linear = self.module.get_submodule(submodule)
         assert isinstance(linear, nn.Linear)
         return linear
 
-    def set_weight(self, place: str, weight: Tensor) -> None:
-        """Put a weight [out, in] float32 into the linear at `place`."""
-        self.linear(place).weight = nn.Parameter(weight, requires_grad=False)
+    def set_weight(self, submodule: str, weight: Tensor) -> None:
+        """Put a weight [out, in] float32 into the linear at `submodule`."""
+        self.linear(submodule).weight = nn.Parameter(weight, requires_grad=False)
 
     def run(self, hidden: Tensor) -> Tensor:
         """hidden [windows, length, hidden] -> the layer's output, the same shape; with gradients, and in float32 unless

@@ -75,7 +75,7 @@ def load_model(
     model.tie_weights()
     absent = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if absent or unexpected:
-        name, why = (absent[0], "is missing") if absent else (unexpected[0], "has no place in the architecture")
+        name, why = (absent[0], "is missing") if absent else (unexpected[0], "has no submodule in the architecture")
         raise InputError(f"{checkpoint.path}: tensor {name} {why}", hint="the checkpoint and its config.json disagree")
     return model.to(device).eval()
 

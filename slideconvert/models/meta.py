@@ -13,7 +13,7 @@ from ..checkpoint.container import Placed, TensorSpec
 from ..checkpoint.files import CONFIG, PICKLES, SINGLE, STAGING
 from ..checkpoint.reader import Checkpoint, read_json
 from ..checkpoint.shard_store import NoWeights
-from ..core.ternary import MASTERS
+from ..core.ternary import LATENT
 from ..errors import InputError, pick
 from ..formats.record import RECORD, bitnet_coding
 from .architecture import decoder_linears
@@ -32,10 +32,9 @@ def has_weights(folder: Path) -> bool:
 
 
 def open_or_describe(folder: Path) -> Checkpoint:
-    """The checkpoint in `folder`, described by config.json if no weights are there. InputError for all that is wrong with either."""
-    return (
-        meta_checkpoint(folder) if (folder / CONFIG).is_file() and not has_weights(folder) else Checkpoint.open(folder)
-    )
+    """The checkpoint in `folder`, without weights a meta checkpoint. InputError as both raise it."""
+    without_weights = (folder / CONFIG).is_file() and not has_weights(folder)
+    return meta_checkpoint(folder) if without_weights else Checkpoint.open(folder)
 
 
 def meta_checkpoint(folder: Path) -> Checkpoint:
@@ -74,10 +73,10 @@ def meta_checkpoint(folder: Path) -> Checkpoint:
 
 
 def _is_quantized(config: dict[str, Any]) -> bool:
-    """Whether weights are stored as something else than the architecture's parameters; BitNet's masters are not."""
+    """Whether weights are stored as something else than the parameters; latent weights of BitNet are not."""
     if config.get("quantization_config") is None:
         return config.get(RECORD) is not None
-    return bitnet_coding(config) != MASTERS
+    return bitnet_coding(config) != LATENT
 
 
 def _dtype(config: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..core.patterns import Pattern
 from ..models.architecture import HEADS
 from ..prune.statistics import Statistics
-from .orders import Orders
+from .permutations import Permutations
 from .search import head_order, mlp_order, permute_heads, permute_mlp
 
 
@@ -29,13 +29,13 @@ def find_order(part: str, weight: Tensor, statistics: Statistics, pattern: Patte
     return mlp_order(weight, norms, pattern).cpu()
 
 
-def fold(module: nn.Module, orders: Orders, heads: tuple[int, int]) -> None:
-    """Permute the tensors of a decoder layer, in place of those that it has. Nothing to do without orders."""
+def fold(module: nn.Module, permutations: Permutations, heads: tuple[int, int]) -> None:
+    """Permute the tensors of a decoder layer, in place of those that it has. Nothing to do without permutations."""
     tensors = dict(module.state_dict())
-    for part, order in orders.items():
+    for part, order in permutations.items():
         order = order.to(next(iter(tensors.values())).device)
         tensors = permute_heads(tensors, order, heads[0]) if part == HEADS else permute_mlp(tensors, order)
-    if orders:
+    if permutations:
         module.load_state_dict(tensors, assign=True)
 
 

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ..core.patterns import Pattern
 from ..errors import InputError
-from ..models.architecture import HEADS, MLP_INNER, ORDERED
+from ..models.architecture import FREE_CHANNELS, HEADS, MLP_INNER
 
 SWEEPS = 3
 """Times that each place of the groups is visited."""
@@ -98,7 +98,7 @@ def head_order(weight: Tensor, norms: Tensor, pattern: Pattern, heads: int, key_
 
 
 def check_order(order: Tensor, what: str) -> None:
-    """InputError, with `what` it orders, unless every row of order [..., n] is a permutation of 0 … n - 1."""
+    """InputError, with `what` it permutations, unless every row of order [..., n] is a permutation of 0 … n - 1."""
     natural = torch.arange(order.shape[-1], device=order.device).expand_as(order)
     if not torch.equal(order.sort(dim=-1).values, natural):
         raise InputError(f"{what} {list(order.shape)} is no permutation of 0 … {order.shape[-1] - 1}")
@@ -107,7 +107,7 @@ def check_order(order: Tensor, what: str) -> None:
 def _moved(tensors: dict[str, Tensor], part: str, produced: Tensor, read: Tensor) -> dict[str, Tensor]:
     """Rows of all tensors of the part's producers in order `produced`, the norm and its consumer's columns in order
     `read`."""
-    channels = ORDERED[part]
+    channels = FREE_CHANNELS[part]
     needed = [f"{place}.weight" for place in (*channels.producers, channels.consumer)]
     missing = [name for name in needed if name not in tensors]
     if missing:

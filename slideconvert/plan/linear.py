@@ -1,4 +1,4 @@
-"""What becomes of one linear: its scheme, pattern and method, by the recipe's choice and by what the source has.
+"""What becomes of one linear: its scheme, pattern and method, by the recipe's config and by what the source has.
 
 And what linears must agree on: those that are fused when served, and those that share channels.
 """
@@ -16,11 +16,10 @@ from ..core.schemes import Scheme
 from ..errors import InputError
 from ..formats.record import LinearRecord, Record, describe_linear
 from ..formats.stored import StoredLinear, layout_of, stored_specs
-from ..models.architecture import ORDERED, Linear, attention_heads, siblings
-from ..permute.orders import Orders
-from ..permute.orders import folded as permute_linear
+from ..models.architecture import FREE_CHANNELS, Linear, attention_heads, siblings
+from ..permute.permutations import Permutations, permute_weight
 from ..prune import METHODS
-from .linear_config import FULL, Choice, describe_choice
+from .linear_config import FULL, LinearConfig, describe_config
 from .presets import Preset
 
 
@@ -74,13 +73,15 @@ class LinearPlan:
         slid = not self.kept and layout_of(layout, self.scheme, self.pattern) == "slide"
         return self.pattern.slid_columns(self.stored.shape[1]) if slid and isinstance(self.pattern, Pattern) else 0
 
-    def latent_weights(self, source: Checkpoint, orders: Orders, device: str) -> Tensor | None:
+    def latent_weights(self, source: Checkpoint, permutations: Permutations, device: str) -> Tensor | None:
         """What a weight that stays ternary was rounded from [out, in] float32, its channels in these orders; None for
         other weights, and where it is not known."""
-        found = self.stored.read_masters(source) if self.scheme.ternary else None
+        found = self.stored.read_latent(source) if self.scheme.ternary else None
         if found is None:
             return None
-        moved = permute_linear(self.linear.place, found.to(device).float(), orders, attention_heads(source.config))
+        moved = permute_weight(
+            self.linear.submodule, found.to(device).float(), permutations, attention_heads(source.config)
+        )
         assert isinstance(moved, Tensor)
         return moved
 
@@ -88,7 +89,7 @@ class LinearPlan:
 def plan_linear(
     source: Checkpoint,
     linear: Linear,
-    choice: Choice,
+    config: LinearConfig,
     preset: Preset | None,
     record: Record | None,
     layout: str,
@@ -97,35 +98,35 @@ def plan_linear(
 ) -> LinearPlan:
     """trained: whether what is left will train. record: of the source. InputError for what cannot be done."""
     name = linear.name
-    choice = choice if choice.keep else choice.resolved(name)
+    config = config if config.keep else config.resolved(name)
     stored = describe_linear(source, record, name)
     before = record.linears.get(name) if record else None
-    kept_before = record is not None and before is None and not describe_choice(choice)
-    if choice.keep and stored.coding:
+    kept_before = record is not None and before is None and not describe_config(config)
+    if config.keep and stored.coding:
         raise InputError(
             f"{name}: keep leaves weights as they are, but these mean something only once they are ternarized",
             hint="give the linear pattern 2:inf and scheme bf16 instead",
         )
-    if choice.keep or kept_before:
+    if config.keep or kept_before:
         if stored.scheme.quantized:
             raise InputError(f"{name}: keep leaves float weights alone, these are {stored.scheme.name} codes already")
         return LinearPlan(linear, stored, stored.scheme, Pattern(None), "", stored.tensors, None)
-    scheme = _scheme(choice, stored)
-    if stored.scheme.quantized and choice.scheme:
+    scheme = _scheme(config, stored)
+    if stored.scheme.quantized and config.scheme:
         raise InputError(
             f"{name}: already quantized to {stored.scheme.name}",
             hint="quantize takes float weights; sparsify, slide and relayout take quantized ones",
         )
-    pattern = choice.pattern or stored.pattern
+    pattern = config.pattern or stored.pattern
     # Ternary weights are codes of every scheme already.
     finds_codes = scheme.quantized and not stored.scheme.ternary
-    method = _method(choice.method or (preset.method(pattern) if preset else None), pattern, finds_codes)
+    method = _method(config.method or (preset.method(pattern) if preset else None), pattern, finds_codes)
     if isinstance(pattern, GroupPattern):
         pattern.check_shape(stored.shape, name)
         if scheme.grouped and scheme.group != pattern.size:
             raise InputError(
                 f"{name}: groups of {pattern.size} are pruned, those of {scheme.name} have {scheme.group} weights",
-                hint=f"use a group size of {pattern.size if choice.scheme else scheme.group}",
+                hint=f"use a group size of {pattern.size if config.scheme else scheme.group}",
             )
     else:
         pattern.check_columns(stored.shape[1], name)
@@ -147,22 +148,22 @@ def plan_linear(
     return LinearPlan(linear, stored, scheme, pattern, method, outputs, done, solved or trained)
 
 
-def _scheme(choice: Choice, stored: StoredLinear) -> Scheme:
+def _scheme(config: LinearConfig, stored: StoredLinear) -> Scheme:
     """In which scheme a linear will be stored: ternary weights stay ternary unless full codes are asked for."""
-    scheme = choice.scheme or stored.scheme
-    if choice.codes and not stored.scheme.ternary:
+    scheme = config.scheme or stored.scheme
+    if config.codes and not stored.scheme.ternary:
         raise InputError(
-            f"{stored.name}: codes: {choice.codes}, but its weights are not ternary",
+            f"{stored.name}: codes: {config.codes}, but its weights are not ternary",
             hint="only BitNet models have ternary weights: leave --codes out",
         )
-    if stored.scheme.ternary and scheme.grouped and choice.codes != FULL:
+    if stored.scheme.ternary and scheme.grouped and config.codes != FULL:
         raise InputError(
             f"{stored.name}: its weights are ternary, and {scheme.name} has a scale for every group",
             hint="use int8 or fp8, or codes: full",
         )
     if not stored.scheme.ternary or scheme.ternary:
-        return scheme if choice.codes != FULL else replace(scheme, ternary=False)
-    return scheme if choice.codes == FULL else scheme.as_ternary
+        return scheme if config.codes != FULL else replace(scheme, ternary=False)
+    return scheme if config.codes == FULL else scheme.as_ternary
 
 
 def _method(name: str | None, pattern: AnyPattern, finds_codes: bool) -> str:
@@ -178,12 +179,12 @@ def permuted(linears: list[LinearPlan]) -> list[LinearPlan]:
     and none of those that make them is kept."""
     by_name = {plan.linear.name: plan for plan in linears}
     for plan in linears:
-        for channels in ORDERED.values():
+        for channels in FREE_CHANNELS.values():
             windows = isinstance(plan.pattern, Pattern) and plan.pattern.prunes
-            if plan.linear.place != channels.consumer or not (plan.calibrated and windows):
+            if plan.linear.submodule != channels.consumer or not (plan.calibrated and windows):
                 continue
             prefix = plan.linear.name.removesuffix(channels.consumer)
-            together = [by_name[prefix + place] for place in (*channels.producers, channels.consumer)]
+            together = [by_name[prefix + submodule] for submodule in (*channels.producers, channels.consumer)]
             if any(one.record is None for one in together):
                 continue
             for one in together:

@@ -23,7 +23,7 @@ CODES = ("ternary", FULL)
 
 
 @dataclass(frozen=True)
-class Choice:
+class LinearConfig:
     """What is to be done to one linear. None means: as the source has it (method None: prune nothing)."""
 
     scheme: Scheme | None = None
@@ -47,7 +47,7 @@ class Choice:
         """Whether groups of weights share a scale or go together."""
         return self.takes_groups or (self.scheme is not None and self.scheme.grouped)
 
-    def resolved(self, where: str) -> Choice:
+    def resolved(self, where: str) -> LinearConfig:
         """The same with the group size in the scheme, and sparsity and row cap as a pattern. InputError, which names
         `where`, for words that contradict each other."""
         scheme, pattern, size = self.scheme, self.pattern, self.group_size
@@ -90,17 +90,17 @@ class Choice:
         return GroupPattern(size, self.sparsity, self.row_cap), size
 
 
-def describe_choice(choice: Choice) -> dict[str, Any]:
-    """A choice as the words of a recipe."""
+def describe_config(config: LinearConfig) -> dict[str, Any]:
+    """A config as the words of a recipe."""
     words = {
-        **{word: getattr(choice, word) for word in CHOICE_WORDS},
-        "scheme": choice.scheme and choice.scheme.name,
-        "pattern": choice.pattern and str(choice.pattern),
+        **{word: getattr(config, word) for word in CHOICE_WORDS},
+        "scheme": config.scheme and config.scheme.name,
+        "pattern": config.pattern and str(config.pattern),
     }
     return {key: value for key, value in words.items() if value is not None}
 
 
-def make_choice(
+def parse_linear_config(
     *,
     scheme: str | None = None,
     bits: str | None = None,
@@ -111,8 +111,8 @@ def make_choice(
     row_cap: str | float | None = None,
     method: str | None = None,
     codes: str | None = None,
-) -> Choice:
-    """Words to a checked choice. InputError names the nearest word for an unknown one.
+) -> LinearConfig:
+    """Words to a checked config. InputError names the nearest word for an unknown one.
 
     bits: 4 or 8, the weight-only schemes of that name.
     """
@@ -122,7 +122,7 @@ def make_choice(
         if found and found.bits != by_bits.bits:
             raise InputError(f"scheme {found.name} has {found.bits} bits, --bits {bits} are asked for")
         found = found or by_bits
-    choice = Choice(
+    config = LinearConfig(
         scheme=found,
         group_size=None if group_size is None else parse_number(group_size, "group_size", int),
         symmetric=None if symmetric is None else parse_flag(str(symmetric), "symmetric"),
@@ -133,10 +133,10 @@ def make_choice(
         codes=pick(codes, CODES, "kind of codes") if codes else None,
     )
     # Whatever else is chosen, these must be possible; a scheme of the right kind may come from elsewhere.
-    size = PRUNED_GROUP if choice.group_size is None else choice.group_size
+    size = PRUNED_GROUP if config.group_size is None else config.group_size
     W4A16.in_groups(size, symmetric=False)
-    GroupPattern(size, choice.sparsity or 0.0, choice.row_cap)
-    return choice
+    GroupPattern(size, config.sparsity or 0.0, config.row_cap)
+    return config
 
 
 def parse_number(value: Any, word: str, kind: type) -> Any:

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from ..checkpoint.container import ITEM_BYTES, TensorSpec
-from ..checkpoint.files import ORDERS, SINGLE
+from ..checkpoint.files import CHANNEL_ORDERS, SINGLE
 from ..checkpoint.reader import Checkpoint
 from ..checkpoint.writer import Shard, Unit
 from ..core import workers
@@ -44,7 +44,7 @@ FULL_CODES = (
 
 PERMUTED = (
     "Inner channels of the MLPs and of the value heads stand in another order than in the source, so that pruning "
-    f"loses less. The model computes the same; {ORDERS} says which channel stood where."
+    f"loses less. The model computes the same; {CHANNEL_ORDERS} says which channel stood where."
 )
 
 
@@ -143,10 +143,10 @@ def make_plan(snapshot: Snapshot, recipe: Recipe, source: Checkpoint | None = No
             hint="name one as well: --preset quality goes with --method",
         )
     choices = {linear: recipe.for_linear(linear.name) for linear in decoder_linears(source.config)}
-    trained = recipe.recovery(groups=any(choice.by_groups for choice in choices.values())) is not None
-    for linear, choice in choices.items():
+    trained = recipe.recovery(groups=any(config.by_groups for config in choices.values())) is not None
+    for linear, config in choices.items():
         try:
-            linears.append(plan_linear(source, linear, choice, recipe.preset, before, layout, trained=trained))
+            linears.append(plan_linear(source, linear, config, recipe.preset, before, layout, trained=trained))
         except InputError as error:
             problems.append(error)
     problems += sibling_problems(linears)

@@ -18,7 +18,7 @@
       - {match: "*.layers.0.*", keep: true}
       - {match: "*.down_proj", pattern: "2:6"}
 
-What a rule does not say it takes from the recipe. A choice that nobody makes (None) stays as the source has it.
+What a rule does not say it takes from the recipe. A config that nobody makes (None) stays as the source has it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from ..core.patterns import GroupPattern
 from ..errors import InputError, pick
 from ..formats.stored import parse_layout
 from ..prune import METHODS
-from .linear_config import CHOICE_WORDS, Choice, describe_choice, make_choice, parse_flag, parse_number
+from .linear_config import CHOICE_WORDS, LinearConfig, describe_config, parse_flag, parse_linear_config, parse_number
 from .presets import Calibration, Preset, Recovery, parse_calibration, parse_preset
 
 GIGA = 1e9
@@ -48,12 +48,12 @@ class Rule:
     """Choices for the linears whose module name matches; keep leaves them byte for byte as they are."""
 
     match: str
-    choice: Choice
+    config: LinearConfig
 
     def describe(self) -> dict[str, Any]:
-        if self.choice.keep:
+        if self.config.keep:
             return {"match": self.match, "keep": True}
-        return {"match": self.match, **describe_choice(self.choice)}
+        return {"match": self.match, **describe_config(self.config)}
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Recipe:
     file.
     """
 
-    choice: Choice = field(default_factory=Choice)
+    config: LinearConfig = field(default_factory=LinearConfig)
     rules: tuple[Rule, ...] = ()
     layout: str | None = None
     preset: Preset | None = None
@@ -78,20 +78,20 @@ class Recipe:
         """The first rule that matches the linear, None if none does."""
         return next((rule for rule in self.rules if fnmatchcase(name, rule.match)), None)
 
-    def for_linear(self, name: str) -> Choice:
-        """The choice for one linear: of its rule, filled up from the recipe's own."""
+    def for_linear(self, name: str) -> LinearConfig:
+        """The config for one linear: of its rule, filled up from the recipe's own."""
         rule = self.rule_for(name)
-        own = vars(rule.choice) if rule else {}
+        own = vars(rule.config) if rule else {}
         said = {key: value for key, value in own.items() if value is not None}
-        general = self.choice
+        general = self.config
         if "pattern" in said and not isinstance(said["pattern"], GroupPattern):  # of the other kind than the recipe's
             general = replace(general, sparsity=None, row_cap=None)
         elif "sparsity" in said or isinstance(said.get("pattern"), GroupPattern):
             general = replace(general, pattern=None)
-        choice = replace(general, **said)
-        if "scheme" in said and not choice.by_groups:  # the recipe's words for groups are not meant for this linear
-            choice = replace(choice, group_size=said.get("group_size"), symmetric=said.get("symmetric"))
-        return choice
+        config = replace(general, **said)
+        if "scheme" in said and not config.by_groups:  # the recipe's words for groups are not meant for this linear
+            config = replace(config, group_size=said.get("group_size"), symmetric=said.get("symmetric"))
+        return config
 
     def recovery(self, *, groups: bool) -> Recovery | None:
         """How what is left is trained, None if it is not. groups: whether groups of weights share a scale or have gone
@@ -106,7 +106,7 @@ class Recipe:
     @property
     def calibrates(self) -> bool:
         """Whether any of its choices may need calibration text."""
-        methods = [choice.method for choice in (self.choice, *(rule.choice for rule in self.rules)) if choice.method]
+        methods = [config.method for config in (self.config, *(rule.config for rule in self.rules)) if config.method]
         return self.preset is not None or any(METHODS[method].calibrated for method in methods)
 
     def describe(self) -> dict[str, Any]:
@@ -116,7 +116,7 @@ class Recipe:
         preset |= {word: getattr(self, word) for word in EPOCHS if getattr(self, word) is not None}
         calibration = {"calibration": self.calibration.describe()} if self.calibrates else {}
         rules = {"rules": [rule.describe() for rule in self.rules]} if self.rules else {}
-        return {**describe_choice(self.choice), **preset, **calibration, **layout, **rules}
+        return {**describe_config(self.config), **preset, **calibration, **layout, **rules}
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -170,7 +170,7 @@ def parse_recipe(words: Any, where: str) -> Recipe:
         raise InputError(f"{where}: shard_gb is '{shard_gb}', it must be positive")
     layout, preset = words.get("layout"), words.get("preset")
     return Recipe(
-        choice=make_choice(**{word: words.get(word) for word in ("bits", *CHOICE_WORDS)}),
+        config=parse_linear_config(**{word: words.get(word) for word in ("bits", *CHOICE_WORDS)}),
         rules=tuple(_parse_rule(rule, f"{where}, rule {number}") for number, rule in enumerate(rules, 1)),
         layout=parse_layout(layout) if layout else None,
         preset=parse_preset(preset) if preset else None,
@@ -192,10 +192,10 @@ def _parse_rule(words: Any, where: str) -> Rule:
     if "match" not in words:
         raise InputError(f"{where}: no match", hint="say which linears it is for, as match: '*.down_proj'")
     keep = parse_flag(words.get("keep", "false"), f"{where}: keep")
-    choice = make_choice(**{word: words.get(word) for word in ("bits", *CHOICE_WORDS)})
-    if keep and describe_choice(choice):
+    config = parse_linear_config(**{word: words.get(word) for word in ("bits", *CHOICE_WORDS)})
+    if keep and describe_config(config):
         raise InputError(f"{where}: keep leaves the linear alone, so nothing else can be asked of it")
-    return Rule(words["match"], replace(choice, keep=keep))
+    return Rule(words["match"], replace(config, keep=keep))
 
 
 def _check_words(words: Any, known: set[str], where: str) -> None:

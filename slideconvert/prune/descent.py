@@ -9,10 +9,10 @@ target w* and damped Gram matrix H the loss is
 and changing codes i and j by a and b changes it by Δ(i, a) + Δ(j, b) + 2 a b s² H_ij with
 Δ(i, a) = 2 a s g_i + a² s² H_ii + the change of the second term, g = (s q - w*) H. Every pair of a group is tried,
 and the best that keeps the pattern is taken if it lowers f, so f never rises; a zero that moves within its group is a
-pair. Between passes each row's scale is fitted to the first term alone: s = w* H qᵀ / q H qᵀ (masters are wider spread
-than their codes, and would pull it off: see LOG.md).
+pair. Between passes each row's scale is fitted to the first term alone: s = w* H qᵀ / q H qᵀ (latent weights are wider
+spread than their codes, and would pull it off: see LOG.md).
 
-m are the masters, the floats that the codes were trained as. They say nothing of the layer's function, but a weight
+m are the latent, the floats that the codes were trained as. They say nothing of the layer's function, but a weight
 that training left near the edge between two codes matters less than one far from it (measured, see BENCHMARKS.md).
 """
 
@@ -37,18 +37,18 @@ CODES = (-1.0, 0.0, 1.0)
 
 
 def descend(
-    codes: Tensor, scale: Tensor, target: Tensor, gram: Tensor, pattern: Pattern, masters: Tensor | None
+    codes: Tensor, scale: Tensor, target: Tensor, gram: Tensor, pattern: Pattern, latent: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """codes [N, K] of -1, 0, 1 that follow the pattern, scale [N, 1] -> better ones, float32 both.
 
-    target [N, K] float32: w*. gram [K, K] float32: H, damped. masters [N, K] float32, None if they are not known.
+    target [N, K] float32: w*. gram [K, K] float32: H, damped. latent [N, K] float32, None if they are not known.
     """
-    prior = 0.0 if masters is None else PRIOR * float(gram.diagonal().mean())
+    prior = 0.0 if latent is None else PRIOR * float(gram.diagonal().mean())
     codes, pairs = codes.clone(), len(_pairs(pattern.group, codes.device)[0])
     scale = fit_scale(codes, scale, target, gram)
     for _ in range(ROUNDS):
         for rows in blocks(len(codes), pairs, codes.device.type):
-            own = None if masters is None else masters[rows]
+            own = None if latent is None else latent[rows]
             sweep_groups(codes[rows], scale[rows], target[rows], gram, pattern, own, prior)
         scale = fit_scale(codes, scale, target, gram)
     return codes, scale
@@ -83,7 +83,7 @@ def sweep_groups(
     target: Tensor,
     gram: Tensor,
     pattern: Pattern,
-    masters: Tensor | None,
+    latent: Tensor | None,
     prior: float,
 ) -> None:
     """Once over all groups of some rows: `codes` [N, K] is changed in place. prior: λ, the rest as for `descend`."""
@@ -95,7 +95,7 @@ def sweep_groups(
         for first in range(block.start, block.stop, pattern.group):
             group = slice(first, min(first + pattern.group, columns))
             inside = slice(group.start - start, group.stop - start)
-            own = None if masters is None else masters[:, group]
+            own = None if latent is None else latent[:, group]
             change = best_change(codes[:, group], scale, slope[:, inside], gram[group, group], pattern, own, prior)
             codes[:, group] += change
             change = change * scale
@@ -109,7 +109,7 @@ def best_change(
     slope: Tensor,
     gram: Tensor,
     pattern: Pattern,
-    masters: Tensor | None,
+    latent: Tensor | None,
     prior: float,
 ) -> Tensor:
     """codes [N, L] of one group -> what to add to them, zero where nothing helps.
@@ -121,8 +121,8 @@ def best_change(
     change = values - codes[:, :, None]  # [N, L, 3]
     step = change * scale[:, :, None]
     cost = 2 * slope[:, :, None] * step + gram.diagonal()[None, :, None] * step.square()
-    if masters is not None and prior:
-        wanted = masters[:, :, None]
+    if latent is not None and prior:
+        wanted = latent[:, :, None]
         before = (codes * scale)[:, :, None]
         cost += prior * ((before + step - wanted).square() - (before - wanted).square())
     taken = codes.count_nonzero(1)[:, None]

@@ -16,18 +16,18 @@ from . import METHODS
 
 
 def compress_directly(
-    source: Weight, method: str, pattern: AnyPattern, scheme: Scheme, masters: Tensor | None = None
+    source: Weight, method: str, pattern: AnyPattern, scheme: Scheme, latent: Tensor | None = None
 ) -> tuple[Weight, Weight]:
     """Some rows of a weight -> pruned, and as stored. method "" prunes nothing.
 
-    Codes stay codes, with their scale, but ternary ones, which become those of `scheme`. masters: the same rows of what
-    ternary codes were rounded from: of codes of equal size those with the smallest masters go.
+    Codes stay codes, with their scale, but ternary ones, which become those of `scheme`. latent: the same rows of what
+    ternary codes were rounded from: of codes of equal size those with the smallest latent weights go.
     """
     pruned = weight = source
     mask = METHODS[method].mask if method else None
     if mask:
         assert isinstance(pattern, Pattern)
-        keep = mask(_sizes(source) if masters is None else masters, pattern)
+        keep = mask(_sizes(source) if latent is None else latent, pattern)
         survivors = apply_mask(values(source), keep)
         pruned = weight = survivors if isinstance(source, Tensor) else replace(source, codes=survivors)
     if isinstance(weight, QuantizedWeight) and weight.scheme.ternary:

@@ -22,7 +22,7 @@ from .sweep import damp
 
 
 def saliency(
-    weight: Tensor, statistics: Statistics, pattern: AnyPattern, scheme: Scheme, masters: Tensor | None = None
+    weight: Tensor, statistics: Statistics, pattern: AnyPattern, scheme: Scheme, latent: Tensor | None = None
 ) -> Solved:
     """weight [N, K] float32 -> its salient groups (GQSA, section 3.1 and 3.2), to nearest codes of the scheme."""
     assert isinstance(pattern, GroupPattern)

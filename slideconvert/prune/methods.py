@@ -22,7 +22,7 @@ from .wanda import wanda
 
 
 class Solver(Protocol):
-    """weight [out, in] float32 -> Solved. masters [out, in] float32: what a ternary weight was rounded from, None for
+    """weight [out, in] float32 -> Solved. latent [out, in] float32: what a ternary weight was rounded from, None for
     others and where it is not known."""
 
     def __call__(
@@ -31,7 +31,7 @@ class Solver(Protocol):
         statistics: Statistics,
         pattern: AnyPattern,
         scheme: Scheme,
-        masters: Tensor | None = None,
+        latent: Tensor | None = None,
     ) -> Solved: ...
 
 
@@ -61,11 +61,11 @@ class Method:
 
 
 def _wanda(
-    weight: Tensor, statistics: Statistics, pattern: AnyPattern, scheme: Scheme, masters: Tensor | None = None
+    weight: Tensor, statistics: Statistics, pattern: AnyPattern, scheme: Scheme, latent: Tensor | None = None
 ) -> Solved:
-    """Wanda's mask, survivors rounded to nearest. Ternary weights are weighed by their masters."""
+    """Wanda's mask, survivors rounded to nearest. Ternary weights are weighed by their latent."""
     assert isinstance(pattern, Pattern)
-    pruned = apply_mask(weight, wanda(weight if masters is None else masters, statistics.whole.norms, pattern))
+    pruned = apply_mask(weight, wanda(weight if latent is None else latent, statistics.whole.norms, pattern))
     return Solved(quantize(pruned, scheme) if scheme.quantized else pruned)
 
 

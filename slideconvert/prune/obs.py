@@ -44,7 +44,7 @@ class Solved:
 
 
 def hessian(
-    weight: Tensor, statistics: Statistics, pattern: AnyPattern, scheme: Scheme, masters: Tensor | None = None
+    weight: Tensor, statistics: Statistics, pattern: AnyPattern, scheme: Scheme, latent: Tensor | None = None
 ) -> Solved:
     """SparseGPT, joint with rounding in one sweep. weight [N, K] float32."""
     assert isinstance(pattern, Pattern)
@@ -55,7 +55,7 @@ def hessian(
 
 
 def gptq(
-    weight: Tensor, statistics: Statistics, pattern: AnyPattern, scheme: Scheme, masters: Tensor | None = None
+    weight: Tensor, statistics: Statistics, pattern: AnyPattern, scheme: Scheme, latent: Tensor | None = None
 ) -> Solved:
     """Quantization alone: the sweep with the mask that the weight has already. weight [N, K] float32."""
     damped, weight = _prepared(weight, statistics.whole)
@@ -67,7 +67,7 @@ def obs(
     statistics: Statistics,
     pattern: AnyPattern,
     scheme: Scheme,
-    masters: Tensor | None = None,
+    latent: Tensor | None = None,
     *,
     admm: bool = False,
 ) -> Solved:
@@ -89,7 +89,7 @@ def obs(
     assert isinstance(pattern, Pattern)
     rounded = on_mask(fitted, keep, damped, scheme, Grid(scheme, channel_scale(weight, scheme)))
     assert isinstance(rounded, QuantizedWeight)
-    codes, scale = descend(rounded.codes.float(), rounded.scale, target, damped.gram, pattern, masters)
+    codes, scale = descend(rounded.codes.float(), rounded.scale, target, damped.gram, pattern, latent)
     return Solved(QuantizedWeight(to_codes(codes, scheme), scale, scheme), notes)
 
 

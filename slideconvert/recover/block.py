@@ -20,7 +20,7 @@ from .training import Curve, Schedule, train
 def recover_block(
     layer: Layer,
     weights: dict[str, Weight],
-    masters: dict[str, Tensor | None],
+    latent: dict[str, Tensor | None],
     inputs: Callable[[Tensor], Tensor],
     targets: Callable[[Tensor], Tensor],
     fitted: Tensor,
@@ -28,12 +28,12 @@ def recover_block(
     schedule: Schedule,
     masked: Container[str] = (),
 ) -> tuple[dict[str, Weight], Curve]:
-    """weights and masters (see SurvivorLinear) by place -> the trained weights, and the held-out loss relative to the
-    energy of the targets' change. masked: see make_trainable.
+    """weights and latent weights (see SurvivorLinear) by submodule -> the trained ones, and the held-out loss relative to
+    the energy of the targets' change. masked: see make_trainable.
 
     inputs, targets: numbers of windows [n] int64 -> [n, length, hidden] float32.
     """
-    trained = make_trainable(layer.module, weights, masters, masked=masked)
+    trained = make_trainable(layer.module, weights, latent, masked=masked)
     energy = sum(
         float((targets(part) - inputs(part)).square().mean()) * len(part) for part in held.split(schedule.batch)
     )
@@ -43,4 +43,4 @@ def recover_block(
         return torch.nn.functional.mse_loss(layer.run(inputs(windows)), targets(windows)) / energy
 
     curve = train(trained_of(trained), loss, fitted, held, schedule, dtype=layer.dtype)
-    return {place: linear.weight() for place, linear in trained.items()}, curve
+    return {submodule: linear.weight() for submodule, linear in trained.items()}, curve

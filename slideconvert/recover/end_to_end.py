@@ -21,7 +21,7 @@ def recover_end_to_end(
     student: nn.Module,
     teacher: nn.Module | None,
     weights: dict[str, Weight],
-    masters: dict[str, Tensor | None],
+    latent: dict[str, Tensor | None],
     tokens: Tensor,
     fitted: Tensor,
     held: Tensor,
@@ -34,15 +34,15 @@ def recover_end_to_end(
     keep: Path | None = None,
     tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[dict[str, Weight], Curve]:
-    """weights and masters (see SurvivorLinear) by module name -> the trained weights, and the held-out loss per token,
-    in nats: the Kullback-Leibler divergence from the teacher, without one the cross-entropy of the next token.
+    """weights and latent weights (see SurvivorLinear) by module name -> the trained weights, and the held-out loss per
+    token in nats: the Kullback-Leibler divergence from the teacher, without one the cross-entropy of the next token.
 
     student, teacher: causal language models of the same architecture; the student's linears named in `weights` are
     replaced. masked: see make_trainable. keep: see training.train. tokens [windows, length]. Gradient checkpointing
     keeps one layer's activations.
     """
     student.requires_grad_(False)
-    trained = make_trainable(student, weights, masters, masked=masked, frozen=True)
+    trained = make_trainable(student, weights, latent, masked=masked, frozen=True)
     student.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
     student.train()  # checkpointing works in no other mode; whatever is random in it is turned off
     module: Any

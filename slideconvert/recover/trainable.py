@@ -24,19 +24,17 @@ class SurvivorLinear(nn.Module):
     `weight` exactly: codes are the latent weights' nearest codes. Scales stay as they are, but those of ternary
     weights, of which three codes leave little else to train: their gain does.
 
-    masters [out, in]: what ternary weights were rounded from. As latent weights they know which codes are about to
-    flip; those that were solved since begin just inside their code. Without masters all begin at their codes.
+    latent [out, in]: what ternary weights were rounded from. As latent weights they know which codes are about to
+    flip; those that were solved since begin just inside their code. Without latent weights all begin at their codes.
     """
 
     mask: Tensor
     scale: Tensor
 
-    def __init__(self, weight: Weight, bias: Tensor | None, masters: Tensor | None = None) -> None:
+    def __init__(self, weight: Weight, bias: Tensor | None, latent: Tensor | None = None) -> None:
         super().__init__()
         start = floats(weight)
-        self.latent = nn.Parameter(
-            start.clone() if masters is None else latent_weight(weight, masters.to(start.device))
-        )
+        self.latent = nn.Parameter(start.clone() if latent is None else latent_weight(weight, latent.to(start.device)))
         self.register_buffer("mask", (start != 0).float())
         self.start = weight
         self.gain: nn.Parameter | None = None
@@ -76,11 +74,11 @@ class SurvivorLinear(nn.Module):
         return nn.functional.linear(inputs, weight, self.bias)
 
 
-def latent_weight(weight: Weight, masters: Tensor) -> Tensor:
-    """masters [out, in] -> what rounds to the codes of ternary `weight` [out, in], float32, in units of the weight."""
+def latent_weight(weight: Weight, latent: Tensor) -> Tensor:
+    """latent [out, in] -> what rounds to the codes of ternary `weight` [out, in], float32, in units of the weight."""
     assert isinstance(weight, QuantizedWeight)
     sign = weight.codes.float()
-    size = (masters.float() / ternarize(masters).scale * sign).clamp(min=0.5 + MARGIN)
+    size = (latent.float() / ternarize(latent).scale * sign).clamp(min=0.5 + MARGIN)
     return size * sign * weight.scale.float()
 
 
@@ -91,7 +89,7 @@ Trainable = SurvivorLinear | GroupedLinear
 def make_trainable(
     parent: nn.Module,
     weights: dict[str, Weight],
-    masters: Mapping[str, Tensor | None],
+    latent: Mapping[str, Tensor | None],
     *,
     masked: Container[str] = (),
     frozen: bool = False,
@@ -107,7 +105,7 @@ def make_trainable(
         if isinstance(weight, QuantizedWeight) and weight.scheme.grouped:
             made[path] = (FrozenGroups if frozen else TrainedGroups)(weight, bias, masked=path in masked)
         else:
-            made[path] = SurvivorLinear(weight, bias, masters.get(path))
+            made[path] = SurvivorLinear(weight, bias, latent.get(path))
         parent.set_submodule(path, made[path])
     return made
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ..models.architecture import LINEARS
 from .record import LayerReport, Report
 
-KINDS = tuple(place.rpartition(".")[2] for place in LINEARS)
+KINDS = tuple(submodule.rpartition(".")[2] for submodule in LINEARS)
 """The linear kinds in the order they are shown."""
 
 _UNITS = ("B", "KB", "MB", "GB", "TB")
@@ -42,7 +42,7 @@ def by_kind(layers: Iterable[LayerReport]) -> dict[str, list[LayerReport]]:
     found: dict[str, list[LayerReport]] = {}
     for layer in layers:
         found.setdefault(layer.kind, []).append(layer)
-    order = {kind: place for place, kind in enumerate(KINDS)}
+    order = {kind: rank for rank, kind in enumerate(KINDS)}
     return {kind: found[kind] for kind in sorted(found, key=lambda kind: (order.get(kind, len(order)), kind))}
 
 

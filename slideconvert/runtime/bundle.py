@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import InputError
-from .slidesparse_record import AGAIN, bundle_faults
+from .slidesparse_record import REINSTALL_HINT, bundle_faults
 
 
 def check_bundle(folder: Path, hashes: Mapping[str, str]) -> None:
     """InputError if code in the checkpoint `folder` is changed, missing or not listed in its record's kernels."""
     for fault in bundle_faults(folder, hashes):
-        raise InputError(f"{folder}: {fault}", hint=AGAIN)
+        raise InputError(f"{folder}: {fault}", hint=REINSTALL_HINT)

@@ -25,10 +25,10 @@ from transformers.utils import cached_file
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .slidesparse_record import (
-    AGAIN,
     KERNELS,
     METHOD,
     RECORD,
+    REINSTALL_HINT,
     SETTINGS,
     AnyLinear,
     GroupedLinear,
@@ -127,7 +127,7 @@ class SlideSparseQuantizer(HfQuantizer):
         # The folder itself, or a snapshot in the Hub's cache, which holds what was asked for so far.
         folder = Path(checkpoint_files[0]).parent
         for fault in bundle_faults(folder, record.get("kernels") or {}, complete=Path(where).is_dir()):
-            raise ValueError(f"{where}: {fault} ({AGAIN})")
+            raise ValueError(f"{where}: {fault} ({REINSTALL_HINT})")
 
         # A model without a head calls its linears layers.0…, its checkpoint model.layers.0….
         prefix = f"{model.base_model_prefix}." if model.base_model is model else ""
@@ -137,7 +137,9 @@ class SlideSparseQuantizer(HfQuantizer):
             old, shape = _find(model, name), [linear.out_features, linear.in_features]
             if not isinstance(old, nn.Linear) or list(old.weight.shape) != shape:
                 found = f"one of {list(old.weight.shape)}" if isinstance(old, nn.Linear) else "no such linear"
-                raise ValueError(f"{where}: {RECORD} names {prefix}{name} {shape}, the model has {found} ({AGAIN})")
+                raise ValueError(
+                    f"{where}: {RECORD} names {prefix}{name} {shape}, the model has {found} ({REINSTALL_HINT})"
+                )
             if old.bias is not None:
                 linear.bias = old.bias
             model.set_submodule(name, linear)
@@ -145,7 +147,7 @@ class SlideSparseQuantizer(HfQuantizer):
         _refuse_offload(device_map, self.linears)
         stored, made = _stored(checkpoint_files), {f"{prefix}{name}": linear for name, linear in self.linears.items()}
         for fault in _tensor_faults(stored, made, _needed(model, prefix)):
-            raise ValueError(f"{where}: {fault} ({AGAIN})")
+            raise ValueError(f"{where}: {fault} ({REINSTALL_HINT})")
 
     def _kernels(self, name: str) -> Any:
         return importlib.import_module(f"{self.package}.{name}")
@@ -165,7 +167,7 @@ class SlideSparseQuantizer(HfQuantizer):
         try:
             spec = self._group_spec(entry, entry.stored)
         except ValueError as error:
-            raise ValueError(f"{where}: {error} ({AGAIN})") from error
+            raise ValueError(f"{where}: {error} ({REINSTALL_HINT})") from error
         module = self._kernels("group_linear")
         return module.GroupLinear(spec, entry.layout, bias=False, dtype=torch.float32, device="meta")
 
@@ -187,7 +189,11 @@ class SlideSparseQuantizer(HfQuantizer):
         for name, dtype in self.dtypes.items():
             parameter = model.get_parameter(name)
             parameter.data = parameter.data.to(dtype)
-        way_out = AGAIN if self.backend == "auto" else f'{AGAIN}, or set {SETTINGS} to {{"backend": "auto"}}'
+        way_out = (
+            REINSTALL_HINT
+            if self.backend == "auto"
+            else f'{REINSTALL_HINT}, or set {SETTINGS} to {{"backend": "auto"}}'
+        )
         for name, linear in self.linears.items():
             linear.requires_grad_(False)  # transformers loads floats as trainable
             try:
@@ -250,17 +256,19 @@ def bundled_kernels(path: str, record: Any, hub: Mapping[str, Any]) -> str:
     """
     hashes = (record or {}).get(KERNELS)
     if not hashes:
-        raise ValueError(f"{path}: config.json has no sha256 of the kernels (install slideconvert, or {AGAIN})")
+        raise ValueError(
+            f"{path}: config.json has no sha256 of the kernels (install slideconvert, or {REINSTALL_HINT})"
+        )
     files = {}
     for name, digest in sorted(hashes.items()):
         if fault := misplaced(name):
-            raise ValueError(f"{path}: {fault} ({AGAIN})")
+            raise ValueError(f"{path}: {fault} ({REINSTALL_HINT})")
         try:
             data = Path(cached_file(path, name, **hub)).read_bytes()
         except OSError as error:
-            raise ValueError(f"{path}: {name}: file is missing ({AGAIN})") from error
+            raise ValueError(f"{path}: {name}: file is missing ({REINSTALL_HINT})") from error
         for fault in changed(data, name, digest):
-            raise ValueError(f"{path}: {fault} ({AGAIN})")
+            raise ValueError(f"{path}: {fault} ({REINSTALL_HINT})")
         files[name] = data
     return _package(files)
 

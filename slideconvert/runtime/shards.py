@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..core.patterns import Pattern
-from ..formats.pack import EMPTY_BYTE
 from ..kernels.backends.base import Codes, LinearSpec
+from ..kernels.windows import EMPTY_BYTE
 
 
 @dataclass(frozen=True)

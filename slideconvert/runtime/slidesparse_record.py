@@ -36,7 +36,7 @@ SOURCES = (".py", ".c", ".h", ".cu", ".cuh")
 """What can become code in the folder of kernels."""
 CODE_FILES = ("modeling_slidesparse.py", "slidesparse_record.py")
 AUTO_MAP = {"AutoModelForCausalLM": "modeling_slidesparse.SlideSparseForCausalLM"}
-AGAIN = "get the checkpoint again, or convert the model again"
+REINSTALL_HINT = "get the checkpoint again, or convert the model again"
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def read_linears(record: Any, quantization: Mapping[str, Any], where: str) -> tu
         layout = record["layout"]
         linears = {name: _linear(entry, layout) for name, entry in layers.items() if entry["scheme"] != "bf16"}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{where}: unreadable {RECORD} ({error!r}) ({AGAIN})") from error
+        raise ValueError(f"{where}: unreadable {RECORD} ({error!r}) ({REINSTALL_HINT})") from error
     if version > FORMAT_VERSION:
         raise ValueError(
             f"{where}: format version {version}, this code reads up to {FORMAT_VERSION} (upgrade slideconvert)"
@@ -142,7 +142,7 @@ def read_linears(record: Any, quantization: Mapping[str, Any], where: str) -> tu
     if layout not in LAYOUTS or stored - {"dense"} != set(packed):
         unknown.append(f"layout {layout!r} with format {quantization.get('format')!r}")
     if unknown:
-        raise ValueError(f"{where}: {RECORD} says {unknown[0]}, which cannot be ({AGAIN})")
+        raise ValueError(f"{where}: {RECORD} says {unknown[0]}, which cannot be ({REINSTALL_HINT})")
     return layout, linears
 
 

@@ -19,7 +19,7 @@ from ..errors import InputError
 from ..kernels.group_backends import GROUP_BACKENDS, GroupBackend, GroupReference, choose_groups
 from ..kernels.groups import SIZES, GroupSpec, Weight, weight_of
 from .group_shards import Piece, cut, join
-from .slidesparse_record import AGAIN, SETTINGS, GroupedLinear, backend_for
+from .slidesparse_record import REINSTALL_HINT, SETTINGS, GroupedLinear, backend_for
 from .vllm_linear import check_shapes, own
 
 logger = init_logger(f"vllm.{__name__}")
@@ -78,7 +78,7 @@ class GroupedLinearMethod(LinearMethodBase):
         try:
             return GroupSpec(*words)
         except ValueError as error:
-            raise InputError(f"{self.name}: {error}", hint=AGAIN) from error
+            raise InputError(f"{self.name}: {error}", hint=REINSTALL_HINT) from error
 
     def create_weights(
         self,
@@ -149,7 +149,7 @@ class GroupedLinearMethod(LinearMethodBase):
         try:
             self.pieces[number] = cut(weight_of(arrived, part.layout), spec, self.rows[number], self.columns)
         except ValueError as error:
-            raise InputError(f"{self.names[number]}: {error}", hint=f"the file is damaged: {AGAIN}") from error
+            raise InputError(f"{self.names[number]}: {error}", hint=f"the file is damaged: {REINSTALL_HINT}") from error
         self.arrived[number] = {}
         complete = [piece for piece in self.pieces if piece is not None]
         if len(complete) == len(self.pieces):
@@ -166,7 +166,7 @@ class GroupedLinearMethod(LinearMethodBase):
                 for kind in self._tensors(number)
                 if kind not in arrived
             ]
-            raise InputError(f"{self.name}: the checkpoint has no {', '.join(missing)}", hint=AGAIN)
+            raise InputError(f"{self.name}: the checkpoint has no {', '.join(missing)}", hint=REINSTALL_HINT)
         (spec, weight), self.weight = self.weight, None
         layout = "dense" if spec.kept == spec.whole else "gqs"
         choice = choose_groups(spec, layout, weight.scale.device, self.wanted)

@@ -24,7 +24,7 @@ from ..errors import InputError
 from ..kernels.backends.base import Backend, Codes, LinearSpec
 from ..kernels.backends.choose import BACKENDS, choose
 from .shards import Shard
-from .slidesparse_record import AGAIN, SETTINGS, AnyLinear, QuantizedLinear, backend_for
+from .slidesparse_record import REINSTALL_HINT, SETTINGS, AnyLinear, QuantizedLinear, backend_for
 from .vllm_parameter import StoredParameter
 
 logger = init_logger(f"vllm.{__name__}")  # only what is below "vllm" comes out of vLLM's logging
@@ -136,7 +136,7 @@ class SlideSparseLinearMethod(LinearMethodBase):
             elif self.layout == "slide":
                 operand = self._dense(layer)
         except ValueError as error:
-            raise InputError(f"{self.name}: {error}", hint=f"the file is damaged: {AGAIN}") from error
+            raise InputError(f"{self.name}: {error}", hint=f"the file is damaged: {REINSTALL_HINT}") from error
         if self.backend or self.layout == "slide":
             for name in ("weight", "weight_packed", "weight_meta"):
                 layer._parameters.pop(name, None)

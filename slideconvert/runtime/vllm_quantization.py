@@ -24,9 +24,9 @@ from ..kernels.backends.choose import BACKENDS
 from ..kernels.group_backends import GROUP_BACKENDS
 from .bundle import check_bundle
 from .slidesparse_record import (
-    AGAIN,
     GQS_FORMAT,
     RECORD,
+    REINSTALL_HINT,
     SETTINGS,
     SLIDE_FORMAT,
     AnyLinear,
@@ -114,7 +114,7 @@ class SlideSparseConfig(CompressedTensorsConfig):
         wrong = [linear.numbers for linear in recorded if linear.numbers != said]
         if wrong or len(recorded) < len(names):
             found = f"says {wrong[0]}" if wrong else f"has {len(recorded)} of {', '.join(names)}"
-            raise InputError(f"{prefix}: quantization_config says {said}, {RECORD} {found}", hint=AGAIN)
+            raise InputError(f"{prefix}: quantization_config says {said}, {RECORD} {found}", hint=REINSTALL_HINT)
         grouped = [linear for linear in recorded if isinstance(linear, GroupedLinear)]
         if grouped:
             return GroupedLinearMethod(prefix, names, grouped, self.backend)

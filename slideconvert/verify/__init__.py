@@ -18,7 +18,7 @@ from functools import partial
 import torch
 
 from ..checkpoint.container import TensorSpec
-from ..checkpoint.files import CONFIG, INDEX, ORDERS
+from ..checkpoint.files import CHANNEL_ORDERS, CONFIG, INDEX
 from ..checkpoint.reader import Checkpoint, read_json
 from ..checkpoint.staging import file_sha256
 from ..core.planes import bits
@@ -26,7 +26,7 @@ from ..core.workers import in_order
 from ..errors import InputError
 from ..formats.record import Record, quantization_config, read_record
 from ..models.architecture import LAYER_PREFIX, attention_heads, decoder_linears, layer_of
-from ..permute.orders import between, folded_vector, read_orders
+from ..permute.permutations import between, permute_vector, read_permutations
 from ..progress import Progress, silent
 from ..runtime.slidesparse_record import bundle_faults
 from .linear import LinearVerdict, Side, verify_linear
@@ -111,14 +111,18 @@ def verify_checkpoint(
 def _source_side(ours: Side, source: Checkpoint) -> Side:
     """The source to compare with. InputError if one of the two does not tell in which order its channels stand."""
     theirs = Side(source, read_record(source.config, str(source.path / CONFIG)))
-    known, wanted = read_orders(source), read_orders(ours.checkpoint)
-    lost = [side.checkpoint.path for side, orders in ((theirs, known), (ours, wanted)) if side.permuted and not orders]
+    known, wanted = read_permutations(source), read_permutations(ours.checkpoint)
+    lost = [
+        side.checkpoint.path
+        for side, permutations in ((theirs, known), (ours, wanted))
+        if side.permuted and not permutations
+    ]
     if len(lost) == 1:  # lost on the way to both: one was made of the other, whose order it has
         raise InputError(
-            f"{lost[0] / ORDERS} is missing: in which order the channels stand is not known",
+            f"{lost[0] / CHANNEL_ORDERS} is missing: in which order the channels stand is not known",
             hint="get the file again, or verify without a source",
         )
-    return replace(theirs, orders=between(known, wanted))
+    return replace(theirs, permutations=between(known, wanted))
 
 
 def _file_faults(checkpoint: Checkpoint, record: Record) -> Iterator[str]:
@@ -159,7 +163,7 @@ def _copy_fault(checkpoint: Checkpoint, spec: TensorSpec, source: Side) -> str:
     layer = layer_of(spec.name)
     if layer is not None:
         name, heads = spec.name.removeprefix(f"{LAYER_PREFIX}.{layer}."), attention_heads(theirs.config)
-        vector = folded_vector(name, theirs.read(spec.name), source.orders.get(layer, {}), heads)
+        vector = permute_vector(name, theirs.read(spec.name), source.permutations.get(layer, {}), heads)
         same = torch.equal(bits(checkpoint.read(spec.name)), bits(vector))
     else:
         pairs = zip(checkpoint.pieces(spec.name), theirs.pieces(spec.name), strict=True)

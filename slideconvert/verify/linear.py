@@ -21,7 +21,7 @@ from ..formats.record import Record, describe_linear
 from ..formats.stored import StoredLinear, layout_of, stored_tensors
 from ..kernels.sparse_gemm.reference import code_floats
 from ..models.architecture import Linear, attention_heads
-from ..permute.orders import Orders, folded
+from ..permute.permutations import Permutations, permute_weight
 
 LEAST_LIKENESS = 0.1
 """Cosine between a linear that lost groups and its source, at least. What makes up for half of all groups may differ
@@ -48,12 +48,12 @@ class LinearVerdict:
 
 @dataclass(frozen=True)
 class Side:
-    """A checkpoint with its record: the output's, or the source's (which may have none). orders: by layer, in which
-    order the source's channels stand in the output."""
+    """A checkpoint with its record: the output's, or the source's (which may have none). permutations: by layer, in
+    which order the source's channels stand in the output."""
 
     checkpoint: Checkpoint
     record: Record | None
-    orders: dict[int, Orders] = field(default_factory=dict)
+    permutations: dict[int, Permutations] = field(default_factory=dict)
 
     @property
     def permuted(self) -> bool:
@@ -62,8 +62,8 @@ class Side:
 
     def weight(self, linear: Linear, stored: StoredLinear) -> Weight:
         """The source's weight as it should stand in the output, rows and columns in its order."""
-        orders, heads = self.orders.get(linear.layer, {}), attention_heads(self.checkpoint.config)
-        return folded(linear.place, stored.read(self.checkpoint), orders, heads)
+        permutations, heads = self.permutations.get(linear.layer, {}), attention_heads(self.checkpoint.config)
+        return permute_weight(linear.submodule, stored.read(self.checkpoint), permutations, heads)
 
 
 def verify_linear(ours: Side, source: Side | None, device: str, linear: Linear) -> LinearVerdict:

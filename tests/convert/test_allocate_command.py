@@ -256,7 +256,7 @@ def test_rules_of_the_user_win(cli: Cli, tmp_path: Path, table: Path) -> None:
 
 
 def by_place() -> list[str]:
-    return [linear.linear.place for linear in demo_plan(method="magnitude").linears if linear.linear.layer == 0]
+    return [linear.linear.submodule for linear in demo_plan(method="magnitude").linears if linear.linear.layer == 0]
 
 
 def test_schemes_have_their_own_times(cli: Cli, tmp_path: Path, table: Path) -> None:

@@ -28,7 +28,7 @@ from slideconvert.core.weights import floats
 from slideconvert.formats.record import describe_linear, read_record
 from slideconvert.models.architecture import HEADS, MLP_INNER, decoder_linears
 from slideconvert.models.load import load_model
-from slideconvert.permute.orders import folded
+from slideconvert.permute.permutations import permute_weight
 from slideconvert.prune import METHODS
 from slideconvert.prune.statistics import Statistics
 from slideconvert.recover.trainable import SurvivorLinear
@@ -69,7 +69,7 @@ def weights(folder: Path) -> dict[str, QuantizedWeight]:
 
 
 def twins(tensors: dict[str, Tensor]) -> dict[str, tuple[np.ndarray, np.float32]]:
-    """Codes and scale of every linear of the masters, by the twin."""
+    """Codes and scale of every linear of the latent, by the twin."""
     return {
         name.removesuffix(".weight"): ternary.ternarize(tensor.float().numpy())
         for name, tensor in tensors.items()
@@ -120,7 +120,7 @@ def test_every_form_gives_the_same_model(cli: Cli, tmp_path: Path, form: str) ->
     out = tmp_path / "out"
     assert cli("convert", source, out, "--pattern", "2_inf", "--layout", "dense").code == 0
     assert cli("verify", out, "--source", source).code == 0
-    for name, (codes, scale) in twins(bitnet.masters()).items():
+    for name, (codes, scale) in twins(bitnet.latent()).items():
         made = weights(out)[name]
         assert np.array_equal(made.codes.numpy(), codes)
         off = np.abs(made.scale.numpy() / scale - 1).max()
@@ -139,10 +139,10 @@ def test_every_form_gives_the_same_model(cli: Cli, tmp_path: Path, form: str) ->
 @pytest.mark.parametrize("scheme", UNGROUPED)
 def test_unpruned_it_is_the_model_that_was_trained(cli: Cli, tmp_path: Path, model: Path, scheme: str) -> None:
     """Stored in any scheme, with unquantized activations: the logits of transformers' own BitNet, which ternarizes its
-    masters as it runs. bf16 keeps the digits of bfloat16 of each scale, 2⁻⁸ of it."""
+    latent weights as it runs. bf16 keeps the digits of bfloat16 of each scale, 2⁻⁸ of it."""
     out = tmp_path / "out"
     assert cli("convert", model, out, "--scheme", scheme, "--pattern", "2_inf", "--layout", "dense").code == 0
-    for name, (codes, scale) in twins(bitnet.masters()).items():
+    for name, (codes, scale) in twins(bitnet.latent()).items():
         made = weights(out)[name]
         assert np.array_equal(made.codes.float().numpy(), codes)
         assert np.abs(made.scale.numpy() / scale - 1).max() <= (2**-8 if scheme == "bf16" else 0)
@@ -174,7 +174,7 @@ def test_as_served_it_predicts_what_the_trained_one_predicts(tmp_path: Path, mod
     targets = TOKENS[:, 1:, None]
     both = [-part[:, :-1].gather(-1, targets).mean().item() for part in (made, expected)]
     assert math.exp(both[0]) == pytest.approx(math.exp(both[1]), rel=1e-3)
-    plain = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)  # the masters as they are
+    plain = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)  # the latent weights as they are
     other = -logits(plain).log_softmax(-1)[:, :-1].gather(-1, targets).mean().item()
     assert abs(math.exp(other) / math.exp(both[1]) - 1) > 0.01
 
@@ -211,7 +211,7 @@ def test_pruned_weights_stay_ternary(
     assert cli("convert", model, out, "--pattern", "2_6", *words).code == 0
     assert cli("verify", out, "--source", model).code == 0
     report = Report.from_json((out / "report.json").read_text())
-    dense = twins(bitnet.masters())
+    dense = twins(bitnet.latent())
     for layer in report.layers:
         assert layer.legal_groups == ternary.legal_groups(dense[layer.name][0], 6)
         assert layer.groups == layer.shape[0] * -(-layer.shape[1] // 6)
@@ -228,7 +228,7 @@ def test_pruned_weights_stay_ternary(
 def test_of_equal_codes_those_with_the_smallest_masters_go(cli: Cli, tmp_path: Path, model: Path) -> None:
     """And of groups that have their zeros, none."""
     assert cli("convert", model, tmp_path / "out", *MAGNITUDE, "--pattern", "2_8", "--layout", "dense").code == 0
-    tensors = bitnet.masters()
+    tensors = bitnet.latent()
     for name, (codes, _) in twins(tensors).items():
         size = tensors[f"{name}.weight"].float().abs().numpy()
         expected = codes.copy()
@@ -283,7 +283,7 @@ def test_bfloat16_stays_ternary_and_goes_on(cli: Cli, tmp_path: Path, model: Pat
 
 
 def test_codes_of_a_checkpoint_are_pruned_further(cli: Cli, tmp_path: Path, model: Path, text: Path) -> None:
-    """Quantized first, with no masters left: still ternary, and told so."""
+    """Quantized first, with no latent weights left: still ternary, and told so."""
     quantized, pruned = tmp_path / "quantized", tmp_path / "pruned"
     assert cli("quantize", model, quantized, "--scheme", "int8").code == 0
     assert cli("sparsify", quantized, pruned, "--pattern", "2_8", "--calibration", text, *FLAGS).code == 0
@@ -292,31 +292,31 @@ def test_codes_of_a_checkpoint_are_pruned_further(cli: Cli, tmp_path: Path, mode
 
 
 def test_wanda_weighs_masters_by_their_inputs() -> None:
-    masters = torch.randn(16, 24, generator=torch.Generator().manual_seed(0))
+    latent = torch.randn(16, 24, generator=torch.Generator().manual_seed(0))
     norms = torch.linspace(0.2, 3, 24)[torch.randperm(24, generator=torch.Generator().manual_seed(1))]
-    dense = ternarize(masters)
+    dense = ternarize(latent)
     solve = METHODS["wanda"].solve
     assert solve is not None
     statistics = Statistics(norms.square().diag(), None, 100)
-    made = solve(dense.dequantize(), statistics, Pattern(8), INT8.as_ternary, masters).weight
+    made = solve(dense.dequantize(), statistics, Pattern(8), INT8.as_ternary, latent).weight
     assert isinstance(made, QuantizedWeight)
-    goes = (masters.abs() * norms).view(16, 3, 8).argsort(2)[:, :, :2]
+    goes = (latent.abs() * norms).view(16, 3, 8).argsort(2)[:, :, :2]
     expected = dense.codes.view(16, 3, 8).scatter(2, goes, 0).view(16, 24)
     assert torch.equal(made.codes, expected) and torch.equal(made.scale, dense.scale)
 
 
 def test_masters_follow_their_channels(model: Path) -> None:
-    """In the layer that was permuted the masters round to the codes that stand there."""
+    """In the layer that was permuted the latent weights round to the codes that stand there."""
     plan, source = plan_for(model), Checkpoint.open(model)
     generator = torch.Generator().manual_seed(0)
     heads = torch.stack([torch.randperm(16, generator=generator) for _ in range(pico.KV_HEADS)])
     orders = {HEADS: heads, MLP_INNER: torch.randperm(pico.INNER, generator=generator)}
     moved = 0
     for linear in plan.linears[:7]:
-        masters, dense = linear.latent_weights(source, orders, "cpu"), linear.stored.read(source)
-        stands = folded(linear.linear.place, dense, orders, (pico.HEADS, pico.KV_HEADS))
-        assert masters is not None and isinstance(stands, QuantizedWeight) and isinstance(dense, QuantizedWeight)
-        assert torch.equal(ternarize(masters).codes, stands.codes)
+        latent, dense = linear.latent_weights(source, orders, "cpu"), linear.stored.read(source)
+        stands = permute_weight(linear.linear.submodule, dense, orders, (pico.HEADS, pico.KV_HEADS))
+        assert latent is not None and isinstance(stands, QuantizedWeight) and isinstance(dense, QuantizedWeight)
+        assert torch.equal(ternarize(latent).codes, stands.codes)
         moved += not torch.equal(stands.codes, dense.codes)
     assert moved == 5  # all but q_proj and k_proj
 
@@ -342,7 +342,7 @@ def test_full_codes_unpruned_are_the_same_weights(cli: Cli, tmp_path: Path, mode
     out = tmp_path / "out"
     assert cli("convert", model, out, "--pattern", "2_inf", "--codes", "full", "--layout", "dense").code == 0
     assert cli("verify", out, "--source", model).code == 0
-    for name, (codes, scale) in twins(bitnet.masters()).items():
+    for name, (codes, scale) in twins(bitnet.latent()).items():
         made = weights(out)[name]
         assert np.array_equal(made.codes.numpy(), 127 * codes)
         torch.testing.assert_close(made.dequantize(), torch.from_numpy(codes * scale), rtol=1e-6, atol=0)
@@ -402,17 +402,17 @@ def test_what_is_not_pruned_stays_ternary_in_training(tmp_path: Path, model: Pat
     assert all(weight.codes.unique().tolist() == [-1, 0, 1] for weight in weights(tmp_path / "out").values())
 
 
-@pytest.mark.parametrize("known", [True, False], ids=["masters", "no masters"])
+@pytest.mark.parametrize("known", [True, False], ids=["latent", "no latent weights"])
 @pytest.mark.parametrize("scheme", [INT8, FP8], ids=str)
 def test_a_ternary_linear_starts_at_what_is_served_and_stays_ternary(scheme: Any, known: bool) -> None:
-    masters = torch.randn(24, 40, generator=torch.Generator().manual_seed(0))
-    weight = ternarize(masters)
+    latent = torch.randn(24, 40, generator=torch.Generator().manual_seed(0))
+    weight = ternarize(latent)
     codes = weight.codes.clone()
     codes[:, ::5] = 0  # pruned
-    codes[:, 1::5] *= -1  # flipped by the solver: their masters are on the other side
-    codes[:, 2::5] = 1  # and woken by it, from masters near zero
+    codes[:, 1::5] *= -1  # flipped by the solver: their latent weights are on the other side
+    codes[:, 2::5] = 1  # and woken by it, from latent weights near zero
     weight = QuantizedWeight(codes.to(getattr(torch, scheme.dtype)), weight.scale * 1.5, scheme.as_ternary)
-    linear = SurvivorLinear(weight, None, masters if known else None)
+    linear = SurvivorLinear(weight, None, latent if known else None)
     x = torch.randn(7, 40, generator=torch.Generator().manual_seed(1))
     assert torch.equal(linear(x), nn.functional.linear(x, floats(weight)))
     optimizer = torch.optim.Adam([parameter for parameter, _ in linear.trained], lr=0.05)
@@ -428,10 +428,10 @@ def test_a_ternary_linear_starts_at_what_is_served_and_stays_ternary(scheme: Any
 
 
 def test_the_gain_learns_by_the_rounded_weights() -> None:
-    """dL/dgain of y = gain Ŵ x is the sum of Ŵ dL/dy xᵀ over the row, with what is served, not with the masters."""
-    masters = torch.randn(6, 16, generator=torch.Generator().manual_seed(0))
-    weight = ternarize(masters)
-    linear = SurvivorLinear(weight, None, masters)
+    """dL/dgain of y = gain Ŵ x is the sum of Ŵ dL/dy xᵀ over the row, with what is served, not with the latent."""
+    latent = torch.randn(6, 16, generator=torch.Generator().manual_seed(0))
+    weight = ternarize(latent)
+    linear = SurvivorLinear(weight, None, latent)
     x = torch.randn(5, 16, generator=torch.Generator().manual_seed(1))
     linear(x).sum().backward()
     assert linear.gain is not None and linear.gain.grad is not None

@@ -152,9 +152,9 @@ def follow(
     fitted = slice(None, SAMPLES - held)
     farthest, calls = 0.0, iter(shown)
     for layer, result in enumerate(results):
-        if result.orders:
+        if result.permutations:
             for model in (source, dense):
-                put_in_order(model.model.layers[layer], result.orders["heads"], result.orders["inner"])
+                put_in_order(model.model.layers[layer], result.permutations["heads"], result.permutations["inner"])
         for places in STAGES:
             names = [f"model.layers.{layer}.{place}" for place in places]
             before, wanted = inputs_of(source, names, tokens), inputs_of(dense, names, tokens)
@@ -204,8 +204,8 @@ def test_permuted_channels_are_shown_in_their_order(
     source = write_model(tmp_path / "source", kind)
     results = compressed(plan_for(source, preset="balanced", pattern="2:4"), tokens, tmp_path)
     for result in results:
-        assert not torch.equal(result.orders["heads"][0], torch.arange(pico.HIDDEN // pico.HEADS))
-        assert not torch.equal(result.orders["inner"], torch.arange(pico.INNER))
+        assert not torch.equal(result.permutations["heads"][0], torch.arange(pico.HIDDEN // pico.HEADS))
+        assert not torch.equal(result.permutations["inner"], torch.arange(pico.INNER))
     follow(stock(source), stock(source), tokens, results, shown, asymmetric=True)
 
 

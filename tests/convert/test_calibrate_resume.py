@@ -48,15 +48,17 @@ from pathlib import Path
 import torch
 import torch._dynamo  # what Adam would import in every child
 import transformers.models.qwen2.modeling_qwen2
-from slideconvert import cli, pipeline
-from slideconvert.calibrate import engine, run, settings, store
+from slideconvert import cli
+from slideconvert.calibrate import store
 from slideconvert.checkpoint import writer
+from slideconvert.convert import pipeline
+from slideconvert.plan import presets
 from slideconvert.prune import METHODS
 from slideconvert.recover import training
 from tests.helpers.calibrated import quality
 
 torch.set_num_threads(1)
-settings.PRESETS["quality"] = quality(2, 2)
+presets.PRESETS["quality"] = quality(2, 2)
 
 def dying(after, function):
     calls = 0

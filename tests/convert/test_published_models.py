@@ -64,7 +64,7 @@ def test_fused_shapes_are_the_published_ones(model: Published) -> None:
         assert model.hub_id.startswith("Qwen/") and model.parameters < 4e9  # of which no times were published
         return
     shapes = {linear.linear: linear.stored.shape for linear in plan_of(model, recipe_of("int8", "2of8")).linears}
-    first = {linear.place: shape for linear, shape in shapes.items() if linear.layer == 0}
+    first = {linear.submodule: shape for linear, shape in shapes.items() if linear.layer == 0}
     qkv, gate_up = (
         (sum(shapes[linear][0] for linear in group), shapes[group[0]][1])
         for group in siblings(linear for linear in shapes if linear.layer == 0)

@@ -23,7 +23,7 @@ from tokenizers import Tokenizer
 
 from slideconvert.checkpoint.reader import Checkpoint
 from slideconvert.errors import InputError, SlideConvertError
-from slideconvert.evaluate.task_sandbox import fenced, refuse_code
+from slideconvert.evaluate.task_sandbox import refuse_code, sandboxed
 from slideconvert.evaluate.tasks import load_tasks, measure_tasks
 from tests.conftest import Cli
 
@@ -568,7 +568,7 @@ def test_the_fence_leaves_no_trace(monkeypatch: pytest.MonkeyPatch, capsys: pyte
         if setting is not None:
             monkeypatch.setenv("DISABLE_MULTIPROC", setting)
         before = state()
-        with pytest.raises(KeyError), fenced() as notes:
+        with pytest.raises(KeyError), sandboxed() as notes:
             for number in range(3):
                 logger.getChild("api").warning("number %d", number)
             list(tqdm(range(3), disable=False))

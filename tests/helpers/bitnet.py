@@ -13,7 +13,7 @@ from tests.twins import ternary
 
 CONFIG = {"model_type": "bitnet", "architectures": ["BitNetForCausalLM"], "hidden_act": "relu2"}
 QUANTIZATION: dict[str, dict[str, Any]] = {
-    "masters": {},
+    "latent": {},
     "online": {"linear_class": "autobitlinear", "quantization_mode": "online"},
     "packed": {"linear_class": "autobitlinear", "quantization_mode": "offline"},
     "packed-inverse": {"linear_class": "bitlinear", "quantization_mode": "offline"},
@@ -21,7 +21,7 @@ QUANTIZATION: dict[str, dict[str, Any]] = {
 """The forms, and what their config.json says of it."""
 
 
-def masters(layers: int = pico.LAYERS) -> dict[str, Tensor]:
+def latent(layers: int = pico.LAYERS) -> dict[str, Tensor]:
     """All tensors of a BitNet: the pico model with norms before o_proj and down_proj, none of them plain ones."""
     tensors = calibrated.weights(layers=layers)
     for layer in range(layers):
@@ -47,9 +47,9 @@ def stored(tensors: dict[str, Tensor], form: str) -> dict[str, Tensor]:
     return out
 
 
-def write(folder: Path, form: str = "masters", tensors: dict[str, Tensor] | None = None, **config: Any) -> Path:
+def write(folder: Path, form: str = "latent", tensors: dict[str, Tensor] | None = None, **config: Any) -> Path:
     """A model with its tokenizer, in one of the forms."""
     quantization = {"quant_method": "bitnet", **QUANTIZATION[form]}
-    words = {**CONFIG, **({} if form == "masters" else {"quantization_config": quantization}), **config}
-    pico.write(folder, stored(masters() if tensors is None else tensors, form), words)
+    words = {**CONFIG, **({} if form == "latent" else {"quantization_config": quantization}), **config}
+    pico.write(folder, stored(latent() if tensors is None else tensors, form), words)
     return calibrated.write_tokenizer(folder)

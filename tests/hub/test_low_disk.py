@@ -203,7 +203,7 @@ def test_room_for_output_and_shards(
     commit = hub.add_repo(ID, pico.files(model))
     sizes = sorted(len(data) for name, data in hub.repos[ID].commits[commit].items() if name.endswith(".safetensors"))
     _, known = open_remote(ID, tmp_path / "shards")
-    assert known.shelf.rents == (tmp_path / "shards", sum(sizes[-MOST:]))
+    assert known.shard_store.disk_use == (tmp_path / "shards", sum(sizes[-MOST:]))
 
     output = json.loads(cli("plan", model, *MAGNITUDE, "--json").out)["bytes_after"]
 
@@ -423,7 +423,7 @@ def test_leftovers_are_used_but_not_trusted(hub: HubServer, model: Path, tmp_pat
         """A run that needs this one tensor."""
         hub.requests.clear()
         _, known = open_remote(ID, tmp_path / "shards")
-        return known.read(tensor), known.shelf.fetched
+        return known.read(tensor), known.shard_store.fetched
 
     read, size = again()
     [path] = (tmp_path / "shards").glob("*.safetensors")

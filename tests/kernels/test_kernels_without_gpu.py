@@ -20,7 +20,7 @@ def test_kernels(script: str, tmp_path: Path) -> None:
     settings = {"TRITON_INTERPRET": "1"} if script == "interpreted_kernels" else {}
     settings["TRITON_CACHE_DIR"] = str(tmp_path)
     run = subprocess.run(
-        [sys.executable, "-m", f"tests.{script}"],
+        [sys.executable, "-m", f"tests.helpers.{script}"],
         cwd=ROOT, env={**os.environ, **settings}, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-3000:]

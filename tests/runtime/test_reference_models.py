@@ -66,7 +66,7 @@ def test_converts_verifies_and_loads_in_stock_transformers(
 @pytest.mark.parametrize("scheme", ["int8", "fp8"])
 @pytest.mark.parametrize("model", [path for path in models() if path.name == "bitnet"], ids=lambda path: path.name)
 def test_bitnet_loses_nothing_unpruned(cli: Cli, tmp_path: Path, model: Path, scheme: str) -> None:
-    """Perplexity within 0.01 of transformers' BitNet that ternarizes its masters as it runs. INT8 also with activations
+    """Perplexity within 0.01 of transformers' BitNet that ternarizes as it runs. INT8 also with activations
     rounded on both sides; FP8 rounds them to other numbers than it was trained with."""
     text = model.parent.parent / "text" / "evaluation.jsonl"
     source = Checkpoint.open(model)

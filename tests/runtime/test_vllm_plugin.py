@@ -225,7 +225,7 @@ def test_served_compiled_and_in_half_precision(
 
 
 def demo_as_bitnet(folder: Path) -> Path:
-    """The demo model's weights as masters of a BitNet, norms before o_proj and down_proj and all."""
+    """The demo model's weights as latent weights of a BitNet, norms before o_proj and down_proj and all."""
     shutil.copytree(DEMO, folder)
     words = {"model_type": "bitnet", "architectures": ["BitNetForCausalLM"], "hidden_act": "relu2"}
     edit_config(folder, lambda config: config.update(words))

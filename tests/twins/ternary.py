@@ -38,10 +38,10 @@ def legal_groups(codes: NDArray[np.int8], length: int) -> int:
     return count
 
 
-def loss(codes: Floats, scale: float, target: Floats, gram: Floats, masters: Floats | None, prior: float) -> float:
+def loss(codes: Floats, scale: float, target: Floats, gram: Floats, latent: Floats | None, prior: float) -> float:
     """f of descent.py for one row."""
     off = scale * codes - target
-    away = 0.0 if masters is None else prior * float(((scale * codes - masters) ** 2).sum())
+    away = 0.0 if latent is None else prior * float(((scale * codes - latent) ** 2).sum())
     return float(off @ gram @ off) + away
 
 
@@ -52,11 +52,11 @@ def best_change(
     scale: float,
     target: Floats,
     gram: Floats,
-    masters: Floats | None,
+    latent: Floats | None,
     prior: float,
 ) -> float:
     """The least loss of a row [K] once at most two codes of a group are changed, at most `most` of them non-zero."""
-    found = loss(codes, scale, target, gram, masters, prior)
+    found = loss(codes, scale, target, gram, latent, prior)
     inside = codes[group]
     for values in product((-1.0, 0.0, 1.0), repeat=len(inside)):
         changed = np.array(values)
@@ -64,5 +64,5 @@ def best_change(
             continue
         tried = codes.copy()
         tried[group] = changed
-        found = min(found, loss(tried, scale, target, gram, masters, prior))
+        found = min(found, loss(tried, scale, target, gram, latent, prior))
     return found

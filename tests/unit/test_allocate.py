@@ -26,7 +26,7 @@ from slideconvert.errors import InputError
 from slideconvert.hub.source import resolve
 from slideconvert.models.architecture import LINEARS
 from slideconvert.plan.linear import LinearPlan
-from slideconvert.plan.linear_config import make_choice
+from slideconvert.plan.linear_config import parse_linear_config
 from slideconvert.plan.plan import make_plan
 from slideconvert.plan.recipe import Recipe, load_recipe, parse_recipe
 from tests.helpers.fused_models import HEAD, LAYERS, model, patterns, random_errors, table_of
@@ -321,7 +321,7 @@ def test_the_recipe_gives_every_linear_its_pattern_and_changes_nothing_else(
     again = parse_recipe({word: strings(value) for word, value in recipe.describe().items()}, "again")
     for read in (recipe, again):
         assert {linear.name: read.for_linear(linear.name) for linear in linears} == expected
-    assert (recipe.choice, recipe.layout) == (before.choice, before.layout)
+    assert (recipe.config, recipe.layout) == (before.config, before.layout)
 
 
 def strings(words: object) -> object:
@@ -335,7 +335,7 @@ def test_an_allocation_reads_well_in_a_recipe(tmp_path: Path) -> None:
     groups = model(3)
     chosen = dict.fromkeys(groups, Pattern(8)) | {groups[0]: DENSE, groups[10]: Pattern(4)}
     linears = [linear for group in groups for linear in group.linears]
-    recipe = Recipe(make_choice(scheme="int8", pattern="2:16", method="magnitude"))
+    recipe = Recipe(parse_linear_config(scheme="int8", pattern="2:16", method="magnitude"))
     rules = with_allocation(recipe, chosen, linears).rules
     assert [rule.describe() for rule in rules] == [
         {"match": "*.layers.0.self_attn.[qkv]_proj", "pattern": "2:inf"},
@@ -345,7 +345,7 @@ def test_an_allocation_reads_well_in_a_recipe(tmp_path: Path) -> None:
         {"match": "*.mlp.[gu]*_proj", "pattern": "2:8"},
         {"match": "*.mlp.down_proj", "pattern": "2:8"},
     ]
-    lines = [f"  - {{match: '{rule.match}', pattern: '{rule.choice.pattern}'}}" for rule in rules]
+    lines = [f"  - {{match: '{rule.match}', pattern: '{rule.config.pattern}'}}" for rule in rules]
     (tmp_path / "recipe.yaml").write_text("\n".join(["scheme: int8", "rules:", *lines]))
     assert load_recipe(tmp_path / "recipe.yaml").rules == rules
 

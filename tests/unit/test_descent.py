@@ -16,23 +16,23 @@ ROWS = 12
 
 
 def problem(columns: int, pattern: Pattern, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """codes, scale, target, gram and masters: codes that follow the pattern, and a target that they miss."""
+    """codes, scale, target, gram and latent: codes that follow the pattern, and a target that they miss."""
     generator = torch.Generator().manual_seed(seed)
-    masters = torch.randn(ROWS, columns, generator=generator)
+    latent = torch.randn(ROWS, columns, generator=generator)
     inputs = torch.randn(4 * columns, columns, generator=generator)
     inputs += 0.7 * inputs.roll(1, 1)
     gram = inputs.T @ inputs / len(inputs) + 0.1 * torch.eye(columns)
-    dense = masters.round().clamp(-1, 1)
+    dense = latent.round().clamp(-1, 1)
     codes = dense * keep_mask(torch.rand(ROWS, columns, generator=generator), pattern)
     scale = 0.5 + torch.rand(ROWS, 1, generator=generator)
     target = (dense + 0.2 * torch.randn(ROWS, columns, generator=generator)) * scale
-    return codes, scale, target, gram, masters * scale
+    return codes, scale, target, gram, latent * scale
 
 
 def losses(
-    codes: Tensor, scale: Tensor, target: Tensor, gram: Tensor, masters: Tensor | None, prior: float
+    codes: Tensor, scale: Tensor, target: Tensor, gram: Tensor, latent: Tensor | None, prior: float
 ) -> list[float]:
-    own = masters.double().numpy() if masters is not None else [None] * len(codes)
+    own = latent.double().numpy() if latent is not None else [None] * len(codes)
     rows = zip(codes.double().numpy(), scale[:, 0].tolist(), target.double().numpy(), own, strict=True)
     return [ternary.loss(row, s, wanted, gram.double().numpy(), m, prior) for row, s, wanted, m in rows]
 
@@ -44,24 +44,24 @@ def change_group(
     target: Tensor,
     gram: Tensor,
     pattern: Pattern,
-    masters: Tensor | None,
+    latent: Tensor | None,
     prior: float,
 ) -> None:
     """One group in place, by gradients taken anew."""
     slope = (codes * scale - target) @ gram[:, group]
-    own = None if masters is None else masters[:, group]
+    own = None if latent is None else latent[:, group]
     codes[:, group] += best_change(codes[:, group], scale, slope, gram[group, group], pattern, own, prior)
 
 
-@pytest.mark.parametrize("known", [True, False], ids=["masters", "no masters"])
+@pytest.mark.parametrize("known", [True, False], ids=["latent", "no latent weights"])
 @pytest.mark.parametrize("columns", [8, 11])
 @pytest.mark.parametrize("length", [4, 6, 8])
 def test_each_group_takes_the_best_of_all_changes(length: int, columns: int, known: bool) -> None:
     """Group after group, the loss is what exhaustive search finds possible. Losses are near 1; sums of a hundred
     float32 products are off by 1e-5 at most."""
     pattern = Pattern(length)
-    codes, scale, target, gram, masters = problem(columns, pattern, seed=length)
-    own, prior = (masters, 0.3) if known else (None, 0.0)
+    codes, scale, target, gram, latent = problem(columns, pattern, seed=length)
+    own, prior = (latent, 0.3) if known else (None, 0.0)
     improved = 0
     for start in range(0, columns, length):
         group = slice(start, min(start + length, columns))
@@ -92,12 +92,12 @@ def test_each_group_takes_the_best_of_all_changes(length: int, columns: int, kno
 def test_the_loss_falls_and_the_pattern_stays(length: int) -> None:
     """Through blocks of several groups, ragged ends included: at one scale no row gets worse by a pass."""
     pattern = Pattern(length)
-    codes, scale, target, gram, masters = problem(75, pattern)
-    before = losses(codes, scale, target, gram, masters, 0.3)
-    sweep_groups(codes, scale, target, gram, pattern, masters, 0.3)
+    codes, scale, target, gram, latent = problem(75, pattern)
+    before = losses(codes, scale, target, gram, latent, 0.3)
+    sweep_groups(codes, scale, target, gram, pattern, latent, 0.3)
     check_pattern(codes, pattern, "codes")
     assert codes.unique().tolist() == [-1.0, 0.0, 1.0]
-    after = losses(codes, scale, target, gram, masters, 0.3)
+    after = losses(codes, scale, target, gram, latent, 0.3)
     assert all(new <= old + 1e-4 for old, new in zip(before, after, strict=True)) and sum(after) < sum(before) - 1
 
 
@@ -116,24 +116,24 @@ def test_without_masters_all_steps_serve_one_loss(length: int) -> None:
 
 
 def test_masters_hold_their_codes() -> None:
-    """Of the codes that descent changes, more agree with their masters when these are known."""
+    """Of the codes that descent changes, more agree with their latent weights when these are known."""
     pattern = Pattern(8)
-    codes, scale, target, gram, masters = problem(160, pattern)
+    codes, scale, target, gram, latent = problem(160, pattern)
     away = {}
     for known in (True, False):
-        made, fitted = descend(codes, scale, target, gram, pattern, masters if known else None)
-        away[known] = float((made * fitted - masters).square().sum())
+        made, fitted = descend(codes, scale, target, gram, pattern, latent if known else None)
+        away[known] = float((made * fitted - latent).square().sum())
     assert away[True] < 0.99 * away[False]
 
 
 def test_gradients_kept_by_blocks_are_those_of_the_whole() -> None:
     """A pass over 96 columns is that of one group after another, each with gradients taken anew."""
     pattern = Pattern(8)
-    codes, scale, target, gram, masters = problem(96, pattern)
+    codes, scale, target, gram, latent = problem(96, pattern)
     together, singly = codes.clone(), codes.clone()
-    sweep_groups(together, scale, target, gram, pattern, masters, 0.2)
+    sweep_groups(together, scale, target, gram, pattern, latent, 0.2)
     for start in range(0, 96, 8):
-        change_group(singly, slice(start, start + 8), scale, target, gram, pattern, masters, 0.2)
+        change_group(singly, slice(start, start + 8), scale, target, gram, pattern, latent, 0.2)
     assert torch.equal(together, singly) and not torch.equal(together, codes)
 
 

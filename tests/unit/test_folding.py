@@ -14,7 +14,7 @@ import torch
 
 from slideconvert.calibrate.engine import LayerResult, compress_layers
 from slideconvert.calibrate.stream import Runs
-from slideconvert.checkpoint.files import ORDERS
+from slideconvert.checkpoint.files import CHANNEL_ORDERS
 from slideconvert.checkpoint.reader import Checkpoint
 from slideconvert.convert.pipeline import convert
 from slideconvert.core.patterns import Pattern
@@ -24,7 +24,7 @@ from slideconvert.hub.snapshot import open_folder
 from slideconvert.models.architecture import attention_heads
 from slideconvert.models.load import load_model
 from slideconvert.permute.fold import fold
-from slideconvert.plan.linear_config import make_choice
+from slideconvert.plan.linear_config import parse_linear_config
 from slideconvert.plan.plan import Plan, make_plan
 from slideconvert.plan.presets import PRESETS, Calibration, Preset
 from slideconvert.plan.recipe import Recipe
@@ -37,7 +37,7 @@ CALIBRATION = ("--calibration", str(TEXT.with_name("calibration.jsonl")), "--sam
 
 
 def plan_of(source: Path, preset: Preset, **words: Any) -> Plan:
-    choice = make_choice(**{"scheme": "int8", "pattern": "2:8", **words})
+    choice = parse_linear_config(**{"scheme": "int8", "pattern": "2:8", **words})
     return make_plan(open_folder(source), Recipe(choice, layout="dense", preset=preset, calibration=Calibration()))
 
 
@@ -55,14 +55,16 @@ def test_nothing_but_the_order_changes_where_nothing_is_lost(tmp_path: Path, mod
     tokens = torch.randint(2, pico.VOCABULARY, (8, 32), generator=torch.Generator().manual_seed(0))
     plan = plan_of(source, PERMUTING)
     made = results(plan, tokens, tmp_path)
-    assert all(set(result.orders) == {"heads", "inner"} for result in made)
+    assert all(set(result.permutations) == {"heads", "inner"} for result in made)
     natural = torch.arange(pico.INNER)
-    assert any(not torch.equal(result.orders["inner"], natural) for result in made)
+    assert any(not torch.equal(result.permutations["inner"], natural) for result in made)
     model = load_model(Checkpoint.open(source)).double()
     with torch.no_grad():
         before, unmoved = model(input_ids=tokens).logits, model.model.layers[0].mlp.down_proj.weight.clone()
         for number, result in enumerate(made):
-            fold(model.get_submodule(f"model.layers.{number}"), result.orders, attention_heads(plan.source.config))
+            fold(
+                model.get_submodule(f"model.layers.{number}"), result.permutations, attention_heads(plan.source.config)
+            )
         after = model(input_ids=tokens).logits
     # Float64 but for transformers' norms and rotary embeddings, which compute in float32: 2**-24 of what they give.
     assert (before - after).abs().max() <= 2**-18 * before.abs().max()
@@ -77,7 +79,7 @@ def test_the_layer_computes_what_the_dense_one_nearly_does(tmp_path: Path, patte
     dense = load_model(Checkpoint.open(DEMO))
     for number, result in enumerate(results(plan, tokens, tmp_path)):
         layer = folded.get_submodule(f"model.layers.{number}")
-        fold(layer, result.orders, attention_heads(plan.source.config))
+        fold(layer, result.permutations, attention_heads(plan.source.config))
         for place, weight in result.weights.items():
             check_pattern(floats(weight), Pattern.parse(pattern), place)
             layer.get_submodule(place).weight.data = floats(weight)
@@ -106,7 +108,7 @@ def test_quality_writes_verifies_and_tells_it(cli: Cli, tmp_path: Path) -> None:
     # What is made of it takes the orders along: it can be compared with either source.
     dense = tmp_path / "dense"
     assert cli("relayout", out, dense, "--layout", "dense").code == 0
-    assert (dense / ORDERS).read_bytes() == (out / ORDERS).read_bytes()
+    assert (dense / CHANNEL_ORDERS).read_bytes() == (out / CHANNEL_ORDERS).read_bytes()
     for source in (out, DEMO):
         assert cli("verify", dense, "--source", source).code == 0
 
@@ -116,7 +118,7 @@ def test_orders_of_a_chain_add_up(cli: Cli, tmp_path: Path) -> None:
     once, twice = tmp_path / "once", tmp_path / "twice"
     assert cli("sparsify", DEMO, once, "--preset", "quality", *CALIBRATION).code == 0
     assert cli("convert", once, twice, "--preset", "quality", "--pattern", "2:4", *CALIBRATION).code == 0
-    first, second = (json.loads((folder / ORDERS).read_text())["1"]["inner"] for folder in (once, twice))
+    first, second = (json.loads((folder / CHANNEL_ORDERS).read_text())["1"]["inner"] for folder in (once, twice))
     assert first != second and sorted(first) == sorted(second)
     for source in (once, DEMO):
         assert cli("verify", twice, "--source", source).code == 0
@@ -141,9 +143,9 @@ def test_damaged_orders_are_named(
 ) -> None:
     out = tmp_path / "out"
     shutil.copytree(permuted, out)
-    orders = json.loads((out / ORDERS).read_text())
+    orders = json.loads((out / CHANNEL_ORDERS).read_text())
     damage(orders)
-    (out / ORDERS).write_text(json.dumps(orders))
+    (out / CHANNEL_ORDERS).write_text(json.dumps(orders))
     outcome = cli("verify", out, "--source", DEMO)
     assert outcome.code in (1, 2) and told in outcome.err and "Traceback" not in outcome.err
 
@@ -152,12 +154,12 @@ def test_lost_orders_are_missed(cli: Cli, permuted: Path, tmp_path: Path) -> Non
     """As where transformers has saved the model again, with our record and without this file."""
     out = tmp_path / "out"
     shutil.copytree(permuted, out)
-    (out / ORDERS).unlink()
+    (out / CHANNEL_ORDERS).unlink()
     config = json.loads((out / "config.json").read_text())
     config["slidesparse_config"]["files"] = {}
     (out / "config.json").write_text(json.dumps(config))
     outcome = cli("verify", out, "--source", DEMO)
-    assert outcome.code == 2 and f"{ORDERS} is missing" in outcome.err
+    assert outcome.code == 2 and f"{CHANNEL_ORDERS} is missing" in outcome.err
     assert cli("verify", out).code == 0
     again = tmp_path / "again"
     assert cli("relayout", out, again, "--layout", "dense").code == 0, "no less is known than before"

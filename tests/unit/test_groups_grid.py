@@ -15,7 +15,7 @@ from slideconvert.core.quantize import Grid, QuantizedWeight, group_grid, quanti
 from slideconvert.core.schemes import GROUP_SIZES, SCHEMES, Scheme
 from slideconvert.core.weights import floats
 from slideconvert.errors import InputError
-from slideconvert.permute.orders import move
+from slideconvert.permute.permutations import move
 from tests.helpers.matrices import examples
 from tests.twins import groups as twin
 

@@ -33,8 +33,8 @@ WORDS: tuple[dict[str, Any], ...] = (
     {"scheme": "bf16", "pattern": "2:4", "layout": "dense", "method": "magnitude"},
 )
 
-MASTERS = {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"}
-PACKED = MASTERS | {"quantization_mode": "offline"}
+LATENT = {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"}
+PACKED = LATENT | {"quantization_mode": "offline"}
 
 
 def bare(folder: Path, source: Path) -> Path:
@@ -68,7 +68,7 @@ def model(kind: str, folder: Path) -> Path:
             for number in range(pico.LAYERS)
             for name, size in norms.items()
         }
-        return pico.write(folder, pico.weights() | beside, {"model_type": "bitnet", "quantization_config": MASTERS})
+        return pico.write(folder, pico.weights() | beside, {"model_type": "bitnet", "quantization_config": LATENT})
     if kind == "mistral in shards, untied":
         return pico.write(
             folder, with_head(pico.weights()), {"model_type": "mistral", "tie_word_embeddings": False}, shards=3
@@ -91,7 +91,7 @@ def test_config_alone_tells_what_the_weights_tell(tmp_path: Path, kind: str) -> 
     assert {name: placed.spec for name, placed in drawn.tensors.items()} == {
         name: placed.spec for name, placed in opened.tensors.items()
     }
-    assert (drawn.shelf.known_by, opened.shelf.known_by) == ("config.json", "weights")
+    assert (drawn.shard_store.known_by, opened.shard_store.known_by) == ("config.json", "weights")
     for words in WORDS:
         recipe, snapshot = parse_recipe(words, "test"), Snapshot(whole, "model", None)
         by_config, by_weights = make_plan(snapshot, recipe, drawn), make_plan(snapshot, recipe)

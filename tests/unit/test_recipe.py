@@ -10,7 +10,7 @@ import yaml
 from slideconvert.core.patterns import Pattern
 from slideconvert.core.schemes import BF16, FP8, INT8
 from slideconvert.errors import InputError
-from slideconvert.plan.linear_config import Choice, make_choice
+from slideconvert.plan.linear_config import LinearConfig, parse_linear_config
 from slideconvert.plan.presets import Calibration
 from slideconvert.plan.recipe import Recipe, Rule, load_recipe, parse_recipe
 
@@ -44,11 +44,11 @@ def refused(text: str, tmp_path: Path) -> InputError:
 
 def test_every_word_of_a_recipe(tmp_path: Path) -> None:
     assert load(FULL, tmp_path) == Recipe(
-        choice=Choice(FP8, Pattern(8), "magnitude"),
+        config=LinearConfig(FP8, Pattern(8), "magnitude"),
         rules=(
-            Rule("*.layers.0.*", Choice(keep=True)),
-            Rule("*.down_proj", Choice(pattern=Pattern(6))),
-            Rule("*.layers.?.mlp.*", Choice(scheme=INT8, method="rtn")),
+            Rule("*.layers.0.*", LinearConfig(keep=True)),
+            Rule("*.down_proj", LinearConfig(pattern=Pattern(6))),
+            Rule("*.layers.?.mlp.*", LinearConfig(scheme=INT8, method="rtn")),
         ),
         layout="slide",
         shard_bytes=2_500_000_000,
@@ -57,7 +57,7 @@ def test_every_word_of_a_recipe(tmp_path: Path) -> None:
 
 def test_what_is_not_said_is_not_chosen(tmp_path: Path) -> None:
     assert load("{}", tmp_path) == Recipe(
-        choice=Choice(None, None, None, None, False, None, None, None, None),
+        config=LinearConfig(None, None, None, None, False, None, None, None, None),
         rules=(),
         layout=None,
         preset=None,
@@ -72,15 +72,15 @@ def test_what_is_not_said_is_not_chosen(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["2:8", "2_8", '"2:8"', "'2_8'", "2:8   # as published", "!!int 2:8"])
 def test_two_of_eight_means_that_however_it_is_quoted(text: str, tmp_path: Path) -> None:
     """YAML 1.1 reads a bare 2:8 as 128 (base 60) and 2_8 as 28."""
-    assert load(f"pattern: {text}", tmp_path).choice.pattern == Pattern(8)
-    assert load(f"rules: [{{match: x, pattern: {text.partition(' #')[0]}}}]", tmp_path).rules[0].choice == Choice(
+    assert load(f"pattern: {text}", tmp_path).config.pattern == Pattern(8)
+    assert load(f"rules: [{{match: x, pattern: {text.partition(' #')[0]}}}]", tmp_path).rules[0].config == LinearConfig(
         pattern=Pattern(8)
     )
 
 
 @pytest.mark.parametrize("text", ["2:inf", "2_inf", "2:INF"])
 def test_two_inf(text: str, tmp_path: Path) -> None:
-    assert load(f"pattern: {text}", tmp_path).choice.pattern == Pattern(None)
+    assert load(f"pattern: {text}", tmp_path).config.pattern == Pattern(None)
 
 
 # ---- what holds for a linear
@@ -88,20 +88,20 @@ def test_two_inf(text: str, tmp_path: Path) -> None:
 
 def test_rule_fills_up_from_the_recipe(tmp_path: Path) -> None:
     recipe = load(FULL, tmp_path)
-    assert recipe.for_linear(DOWN) == Choice(FP8, Pattern(6), "magnitude")
-    assert recipe.for_linear(UP) == Choice(INT8, Pattern(8), "rtn")
-    assert recipe.for_linear("lm_head") == Choice(FP8, Pattern(8), "magnitude")
+    assert recipe.for_linear(DOWN) == LinearConfig(FP8, Pattern(6), "magnitude")
+    assert recipe.for_linear(UP) == LinearConfig(INT8, Pattern(8), "rtn")
+    assert recipe.for_linear("lm_head") == LinearConfig(FP8, Pattern(8), "magnitude")
 
 
 def test_first_match_wins() -> None:
     rules = (
-        Rule("*.down_proj", make_choice(pattern="2:4")),
-        Rule("*.layers.1.*", make_choice(scheme="bf16", pattern="2:6")),
+        Rule("*.down_proj", parse_linear_config(pattern="2:4")),
+        Rule("*.layers.1.*", parse_linear_config(scheme="bf16", pattern="2:6")),
     )
-    recipe = Recipe(make_choice(scheme="int8", pattern="2:16"), rules)
-    assert recipe.for_linear(DOWN) == Choice(INT8, Pattern(4))  # nothing of the second rule
-    assert recipe.for_linear(UP) == Choice(BF16, Pattern(6))
-    assert Recipe(recipe.choice, rules[::-1]).for_linear(DOWN) == Choice(BF16, Pattern(6))
+    recipe = Recipe(parse_linear_config(scheme="int8", pattern="2:16"), rules)
+    assert recipe.for_linear(DOWN) == LinearConfig(INT8, Pattern(4))  # nothing of the second rule
+    assert recipe.for_linear(UP) == LinearConfig(BF16, Pattern(6))
+    assert Recipe(recipe.config, rules[::-1]).for_linear(DOWN) == LinearConfig(BF16, Pattern(6))
 
 
 def test_keep_rules_keep_and_only_those(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_ways_to_write_keep(keep: str, kept: bool, tmp_path: Path) -> None:
     ],
 )
 def test_wildcards(match: str, names: list[str]) -> None:
-    recipe = Recipe(rules=(Rule(match, Choice(keep=True)),))
+    recipe = Recipe(rules=(Rule(match, LinearConfig(keep=True)),))
     assert [name for name in (Q, DOWN, UP) if recipe.for_linear(name).keep] == names
 
 
@@ -140,7 +140,7 @@ def test_wildcards(match: str, names: list[str]) -> None:
 def test_described_recipes_say_the_same_when_read_again(text: str, tmp_path: Path) -> None:
     recipe = load(text, tmp_path)
     again = load(yaml.safe_dump(recipe.describe()), tmp_path)
-    assert (again.choice, again.rules, again.layout) == (recipe.choice, recipe.rules, recipe.layout)
+    assert (again.config, again.rules, again.layout) == (recipe.config, recipe.rules, recipe.layout)
 
 
 def test_description_by_hand(tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 def test_words_from_elsewhere_are_read_like_those_of_a_file() -> None:
     assert parse_recipe({"pattern": "2_8", "rules": [{"match": "*", "keep": "true"}]}, "here") == Recipe(
-        Choice(pattern=Pattern(8)), (Rule("*", Choice(keep=True)),)
+        LinearConfig(pattern=Pattern(8)), (Rule("*", LinearConfig(keep=True)),)
     )
     with pytest.raises(InputError, match="here, rule 1: no match"):
         parse_recipe({"rules": [{"keep": "true"}]}, "here")

@@ -1,4 +1,4 @@
-"""Channel orders: which permutations a conversion has folded into the weights of each layer (permute.py).
+"""Channel permutations: which permutations a conversion has folded into the weights of each layer (permute.py).
 
 They are kept beside the weights in channel_orders.json, so that a weight can be found again in the source:
 {"0": {"heads": [[…], …], "inner": […]}, …}, by decoder layer; new channel i is old channel order[i]. A chain of
@@ -15,16 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoint.files import ORDERS
+from ..checkpoint.files import CHANNEL_ORDERS
 from ..checkpoint.reader import Checkpoint, read_json
 from ..core.quantize import QuantizedWeight, Weight
 from ..errors import InputError
-from ..models.architecture import HEADS, MLP_INNER, ORDERED, attention_heads, head_dim
+from ..models.architecture import FREE_CHANNELS, HEADS, MLP_INNER, attention_heads, head_dim
 from .search import check_order, query_columns
 
-AGAIN = "get the checkpoint again"
+REINSTALL_HINT = "get the checkpoint again"
 
-Orders = dict[str, Tensor]
+Permutations = dict[str, Tensor]
 """The order of each part of a layer, int64: HEADS [key-value heads, head_dim], MLP_INNER [inner]; empty if none."""
 
 
@@ -56,82 +56,82 @@ def move(weight: Weight, order: Tensor, dimension: int) -> Weight:
     return replace(weight, codes=moved, scale=weight.scale.index_select(0, order), zero=zero)
 
 
-def folded(place: str, weight: Weight, orders: Orders, heads: tuple[int, int]) -> Weight:
-    """The weight of the linear at `place` as it stands in the folded layer. heads: query and key-value heads."""
-    for part, order in orders.items():
-        channels = ORDERED[part]
-        if place in channels.producers:
+def permute_weight(submodule: str, weight: Weight, permutations: Permutations, heads: tuple[int, int]) -> Weight:
+    """The weight of the linear at `submodule` as it stands in the folded layer. heads: query and key-value heads."""
+    for part, order in permutations.items():
+        channels = FREE_CHANNELS[part]
+        if submodule in channels.producers:
             weight = move(weight, rows(part, order), 0)
-        elif place == channels.consumer:
+        elif submodule == channels.consumer:
             weight = move(weight, columns(part, order, heads), 1)
     return weight
 
 
-def folded_vector(name: str, vector: Tensor, orders: Orders, heads: tuple[int, int]) -> Tensor:
+def permute_vector(name: str, vector: Tensor, permutations: Permutations, heads: tuple[int, int]) -> Tensor:
     """A tensor [n] of a layer, self_attn.v_proj.bias or mlp.ffn_sub_norm.weight, as it stands in the folded layer."""
-    place = name.rpartition(".")[0]
-    for part, order in orders.items():
-        if place in ORDERED[part].producers:
+    submodule = name.rpartition(".")[0]
+    for part, order in permutations.items():
+        if submodule in FREE_CHANNELS[part].producers:
             vector = vector.index_select(0, rows(part, order).to(vector.device))
-        elif place == ORDERED[part].norm:
+        elif submodule == FREE_CHANNELS[part].norm:
             vector = vector.index_select(0, columns(part, order, heads).to(vector.device))
     return vector
 
 
-def vectors_beside(place: str) -> tuple[str, ...]:
-    """The tensors [n] of a layer that move with the linear at `place`, where the layer has them."""
-    norms = [channels.norm for channels in ORDERED.values() if place == channels.consumer]
-    return (f"{place}.bias", *(f"{norm}.weight" for norm in norms))
+def vectors_beside(submodule: str) -> tuple[str, ...]:
+    """The tensors [n] of a layer that move with the linear at `submodule`, where the layer has them."""
+    norms = [channels.norm for channels in FREE_CHANNELS.values() if submodule == channels.consumer]
+    return (f"{submodule}.bias", *(f"{norm}.weight" for norm in norms))
 
 
-def compose(first: Orders, then: Orders) -> Orders:
+def compose(first: Permutations, then: Permutations) -> Permutations:
     """One order for two, the second found on what the first had made."""
     both = {part: first[part].gather(-1, then[part]) for part in first.keys() & then.keys()}
-    return {part: both.get(part, (first | then)[part]) for part in ORDERED if part in first or part in then}
+    return {part: both.get(part, (first | then)[part]) for part in FREE_CHANNELS if part in first or part in then}
 
 
-def compose_all(first: Mapping[int, Orders], then: Mapping[int, Orders]) -> dict[int, Orders]:
-    """`compose` for every layer that either orders."""
+def compose_all(first: Mapping[int, Permutations], then: Mapping[int, Permutations]) -> dict[int, Permutations]:
+    """`compose` for every layer that either permutations."""
     layers = sorted(first.keys() | then.keys())
     found = {layer: compose(first.get(layer, {}), then.get(layer, {})) for layer in layers}
-    return {layer: orders for layer, orders in found.items() if orders}
+    return {layer: permutations for layer, permutations in found.items() if permutations}
 
 
-def between(theirs: Mapping[int, Orders], ours: Mapping[int, Orders]) -> dict[int, Orders]:
+def between(theirs: Mapping[int, Permutations], ours: Mapping[int, Permutations]) -> dict[int, Permutations]:
     """The orders that lead from one checkpoint to another, by layer; of both those since the first source are given."""
     back = {layer: {part: order.argsort(-1) for part, order in parts.items()} for layer, parts in theirs.items()}
     return compose_all(back, ours)
 
 
-def to_json(orders: Mapping[int, Orders]) -> str:
+def to_json(permutations: Mapping[int, Permutations]) -> str:
     """The content of channel_orders.json, a line for each layer."""
     lines = [
         f'"{layer}": {json.dumps({part: order.tolist() for part, order in parts.items()}, separators=(",", ":"))}'
-        for layer, parts in sorted(orders.items())
+        for layer, parts in sorted(permutations.items())
     ]
     return "{" + ",\n".join(lines) + "}\n"
 
 
-def read_orders(checkpoint: Checkpoint) -> dict[int, Orders]:
+def read_permutations(checkpoint: Checkpoint) -> dict[int, Permutations]:
     """The orders of a checkpoint by layer, {} if it has no such file. InputError for one that cannot be right."""
-    path = checkpoint.path / ORDERS
+    path = checkpoint.path / CHANNEL_ORDERS
     if not path.is_file():
         return {}
     found = read_json(path)
     numbers = {str(number) for number in range(checkpoint.config["num_hidden_layers"])}
     if found.keys() - numbers:
-        raise InputError(f"{path}: the model has no layer {min(found.keys() - numbers)}", hint=AGAIN)
-    orders = {int(layer): parse_orders(parts, f"{path}: layer {layer}") for layer, parts in found.items()}
+        raise InputError(f"{path}: the model has no layer {min(found.keys() - numbers)}", hint=REINSTALL_HINT)
+    permutations = {int(layer): parse_permutations(parts, f"{path}: layer {layer}") for layer, parts in found.items()}
     shapes = _shapes(checkpoint.config)
-    for layer, parts in orders.items():
+    for layer, parts in permutations.items():
         for part, order in parts.items():
             if order.shape != shapes[part]:
                 raise InputError(
                     f"{path}: layer {layer}: {list(order.shape)} channels of {part}, "
                     f"the model has {list(shapes[part])}",
-                    hint=AGAIN,
+                    hint=REINSTALL_HINT,
                 )
-    return orders
+    return permutations
 
 
 def _shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -139,16 +139,18 @@ def _shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     return {HEADS: (attention_heads(config)[1], head_dim(config)), MLP_INNER: (int(config["intermediate_size"]),)}
 
 
-def parse_orders(parts: Any, where: str) -> Orders:
+def parse_permutations(parts: Any, where: str) -> Permutations:
     """The orders of a layer from JSON. InputError for what is none."""
     dimensions = {HEADS: 2, MLP_INNER: 1}
     try:
-        orders = {part: torch.tensor(order) for part, order in parts.items()}
-        fits = all(order.dtype == torch.int64 and order.dim() == dimensions[part] for part, order in orders.items())
+        permutations = {part: torch.tensor(order) for part, order in parts.items()}
+        fits = all(
+            order.dtype == torch.int64 and order.dim() == dimensions[part] for part, order in permutations.items()
+        )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{where}: unreadable orders ({error!r})", hint=AGAIN) from error
+        raise InputError(f"{where}: unreadable orders ({error!r})", hint=REINSTALL_HINT) from error
     if not fits:
-        raise InputError(f"{where}: orders are lists of whole numbers", hint=AGAIN)
-    for part, order in orders.items():
+        raise InputError(f"{where}: orders are lists of whole numbers", hint=REINSTALL_HINT)
+    for part, order in permutations.items():
         check_order(order, f"{where}: the order of {part}")
-    return orders
+    return permutations
