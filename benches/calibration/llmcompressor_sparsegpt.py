@@ -31,7 +31,7 @@ HEAD = "re:.*lm_head"
 @click.argument("windows", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--mask", required=True, metavar="2:L", help="Zeros : group.")
-@click.option("--scheme", type=click.LinearConfig(["bf16", *SCHEMES]), default="bf16", show_default=True)
+@click.option("--scheme", type=click.Choice(["bf16", *SCHEMES]), default="bf16", show_default=True)
 @click.option("--batch", default=1, show_default=True, type=click.IntRange(1), help="Windows of one forward pass.")
 @click.option("--block", default=128, show_default=True, type=click.IntRange(1), help="Columns of one SparseGPT block.")
 @click.option("--threads", type=click.IntRange(1), help="Of torch.  [default: torch's own choice]")

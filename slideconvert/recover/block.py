@@ -28,8 +28,8 @@ def recover_block(
     schedule: Schedule,
     masked: Container[str] = (),
 ) -> tuple[dict[str, Weight], Curve]:
-    """weights and latent weights (see SurvivorLinear) by submodule -> the trained ones, and the held-out loss relative to
-    the energy of the targets' change. masked: see make_trainable.
+    """weights and latent weights (see SurvivorLinear) by submodule -> the trained ones, and the held-out loss relative
+    to the energy of the targets' change. masked: see make_trainable.
 
     inputs, targets: numbers of windows [n] int64 -> [n, length, hidden] float32.
     """
