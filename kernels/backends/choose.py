@@ -9,14 +9,14 @@ from functools import cache
 import torch
 
 from .base import Backend, LinearSpec
-from .both import Both
+from .benchmark import compare
 from .cuda import CudaBackend, indexed, shared
 from .cusparselt import Cusparselt
 from .dense import Dense
-from .policy import compare
+from .dispatch import Dispatch
 from .reference import Reference
 
-BACKENDS: dict[str, type[Backend]] = {backend.name: backend for backend in (Cusparselt, Dense, Both, Reference)}
+BACKENDS: dict[str, type[Backend]] = {backend.name: backend for backend in (Cusparselt, Dense, Dispatch, Reference)}
 
 logger = logging.getLogger("slidesparse")
 
@@ -40,7 +40,7 @@ def choose(spec: LinearSpec, device: torch.device, wanted: str = "auto") -> Choi
         if refusal:
             raise ValueError(f"backend {wanted} cannot run {spec} on {device}: {refusal}; backend auto takes what can")
         why = "asked for"
-        if wanted == Both.name:
+        if wanted == Dispatch.name:
             why += f"; keeps the dense codes as well, {spec.rows * spec.columns / 1e6:.1f} MB more"
             logger.warning("%s runs on both: %s", spec, why)
         return _choice(BACKENDS[wanted], spec, device, why)

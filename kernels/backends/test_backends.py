@@ -9,11 +9,11 @@ from torch import Tensor
 from slideconvert.kernels.backends import choose as choosing
 from slideconvert.kernels.backends import native
 from slideconvert.kernels.backends.base import Backend, Codes, LinearSpec
-from slideconvert.kernels.backends.both import Both
+from slideconvert.kernels.backends.benchmark import Comparison
 from slideconvert.kernels.backends.choose import BACKENDS, choose
 from slideconvert.kernels.backends.cusparselt import Cusparselt
 from slideconvert.kernels.backends.dense import Dense
-from slideconvert.kernels.backends.policy import Comparison
+from slideconvert.kernels.backends.dispatch import Dispatch
 from slideconvert.kernels.linear import SlideLinear
 
 GPU = pytest.mark.gpu
@@ -359,4 +359,4 @@ def test_a_comparison_speaks_for_the_nearest_number_of_tokens() -> None:
 
 
 def test_both_is_a_backend_like_the_others() -> None:
-    assert BACKENDS["both"] is Both
+    assert BACKENDS["both"] is Dispatch

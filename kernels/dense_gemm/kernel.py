@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..fastest import Fastest
+from ..autotune import Autotuner
 from ..launch import Launcher, aligned, start, stream_of
 
 TILES = (
@@ -89,7 +89,7 @@ class DenseGemm:
         """rows, columns: N, K; K a multiple of 16."""
         self.rows, self.columns, self.bias, self.out, self.device = rows, columns, bias, out, device
         what = f"a dense {rows} x {columns} product"
-        self._fastest = Fastest(what, rows * out.itemsize + columns, device)
+        self._autotuner = Autotuner(what, rows * out.itemsize + columns, device)
         self._compiled: dict[int, tuple[object, tuple[object, ...]]] = {}
 
     def start(self, pointers: tuple[int, ...], tokens: int, stream: int) -> None:
@@ -97,7 +97,7 @@ class DenseGemm:
 
         RuntimeError if a tile would have to be timed while a CUDA graph is captured.
         """
-        tile = self._fastest.choose(tokens, lambda number: self._attempts(number, pointers[1]))
+        tile = self._autotuner.choose(tokens, lambda number: self._candidates(number, pointers[1]))
         self._start(tile, pointers, tokens, stream)
 
     def _start(self, tile: int, pointers: tuple[int, ...], tokens: int, stream: int) -> None:
@@ -117,7 +117,7 @@ class DenseGemm:
         sizes = (self.rows, self.columns)
         return LAUNCHER.compiled(key, (*like, 1, *sizes), constants, warps), (*sizes, *constants)
 
-    def _attempts(self, tokens: int, weight: int) -> Iterator[tuple[int, Callable[[int], None]]]:
+    def _candidates(self, tokens: int, weight: int) -> Iterator[tuple[int, Callable[[int], None]]]:
         codes = torch.randint(-100, 100, (tokens, self.columns), dtype=torch.int8, device=self.device)
         scale = torch.ones(max(tokens, self.rows), dtype=torch.float32, device=self.device)
         out = torch.empty(tokens, self.rows, dtype=self.out, device=self.device)

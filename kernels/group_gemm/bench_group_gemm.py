@@ -53,28 +53,28 @@ class Case:
     def __init__(self, spec: GroupSpec, weight: Weight, division: str = "stream") -> None:
         self.spec = spec
         self.op = GroupGemm(spec, DEVICE, dense=isinstance(weight, DenseGroups), division=division)
-        operand = self.op.prepare(weight)
-        self.check(weight, operand)
-        self.operands = [operand, *(operand.clone() for _ in range(copies(operand.numel()) - 1))]
+        prepared = self.op.prepare(weight)
+        self.check(weight, prepared)
+        self.prepared = [prepared, *(prepared.clone() for _ in range(copies(prepared.numel()) - 1))]
         torch.cuda.synchronize()
 
-    def check(self, weight: Weight, operand: Tensor) -> None:
+    def check(self, weight: Weight, prepared: Tensor) -> None:
         """Errors as of rounding the output to bfloat16, against the reference."""
         magnitudes = decode(weight, self.spec)[0].float().abs().mean() + 1e-6
         for tokens in (1, 4):
             x = torch.randn(tokens, self.spec.columns, device=DEVICE).bfloat16()
             expected = reference(x, weight, None, self.spec).float()
-            error = (self.op(x, operand, None).float() - expected).norm() / (expected.norm() + magnitudes)
+            error = (self.op(x, prepared, None).float() - expected).norm() / (expected.norm() + magnitudes)
             assert error < 2.0**-8, (str(self.spec), tokens, float(error))
 
     def microseconds(self, tokens: int, dtype: torch.dtype = torch.bfloat16) -> float:
         x = torch.randn(tokens, self.spec.columns, device=DEVICE).to(dtype)
-        return device_microseconds(lambda operand: self.op(x, operand, None), self.operands)
+        return device_microseconds(lambda prepared: self.op(x, prepared, None), self.prepared)
 
     def host(self) -> float:
         """Microseconds of the host for one call."""
         x = torch.randn(1, self.spec.columns, device=DEVICE).bfloat16()
-        return host_microseconds(lambda: self.op(x, self.operands[0], None))
+        return host_microseconds(lambda: self.op(x, self.prepared[0], None))
 
 
 def stock(rows: int, columns: int, tokens: Sequence[int]) -> dict[str, dict[int, float | None]]:

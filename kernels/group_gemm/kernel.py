@@ -18,7 +18,7 @@ from ..groups import DenseGroups, GroupSpec, Weight
 from ..launch import aligned, stream_of
 from ..nvrtc import Launch, Module
 from ..quantize.reference import quantize
-from .operand import WARP, Layout, piece_of
+from .prepared import WARP, Layout, piece_of
 
 SOURCE = Path(__file__).with_name("kernel.cu")
 SMALL = 16
@@ -53,9 +53,9 @@ class Arguments(ctypes.Structure):
 
 
 class GroupGemm:
-    """The products of linears of one shape on one device. Holds no weights: `prepare` makes the operand of a call.
+    """The products of linears of one shape on one device. Holds no weights: `prepare` makes what a call reads.
 
-    dense: for weights of layout dense. division: how warps share the weight, see operand.py.
+    dense: for weights of layout dense. division: how warps share the weight, see prepared.py.
     """
 
     def __init__(self, spec: GroupSpec, device: torch.device, *, dense: bool = False, division: str = "stream") -> None:
@@ -73,24 +73,24 @@ class GroupGemm:
         self._launches: dict[tuple[torch.dtype, torch.dtype | None, int], _Launches] = {}
 
     def prepare(self, weight: Weight) -> Tensor:
-        """The operand, uint8, on the device. ValueError if the weight is damaged."""
-        operand = self.layout.build(_on(weight, self.device))
+        """The prepared weight, uint8, on the device. ValueError if the weight is damaged."""
+        prepared = self.layout.build(_on(weight, self.device))
         torch.cuda.synchronize(self.device)  # overlapping kernels read it before they wait for anything
-        return operand
+        return prepared
 
-    def weight(self, operand: Tensor) -> Weight:
+    def weight(self, prepared: Tensor) -> Weight:
         """The tensors that `prepare` was given, to the bit."""
-        return self.layout.weight(operand)
+        return self.layout.weight(prepared)
 
-    def __call__(self, x: Tensor, operand: Tensor, bias: Tensor | None) -> Tensor:
+    def __call__(self, x: Tensor, prepared: Tensor, bias: Tensor | None) -> Tensor:
         """x [M, K] bfloat16, float16 or float32, on the current device -> [M, N] like x."""
         tokens = x.shape[0]
         if tokens > SMALL:
-            return self._many(x, operand, bias)
+            return self._many(x, prepared, bias)
         x = aligned(x)
         out = torch.empty(tokens, self.spec.rows, dtype=x.dtype, device=x.device)
         stream, wide, at = stream_of(self.device), x.element_size(), 0
-        weight, term = operand.data_ptr(), 0 if bias is None else bias.data_ptr()
+        weight, term = prepared.data_ptr(), 0 if bias is None else bias.data_ptr()
         while at < tokens:
             many = next((one for one in self.passes if one >= tokens - at), self.passes[-1])
             launch = self._launch(x.dtype, None if bias is None else bias.dtype, many)
@@ -100,16 +100,16 @@ class GroupGemm:
             at += done
         return out
 
-    def dequantized(self, operand: Tensor, dtype: torch.dtype) -> Tensor:
+    def dequantized(self, prepared: Tensor, dtype: torch.dtype) -> Tensor:
         """The weight [N, K]."""
         make = torch.empty if self.layout.dense else torch.zeros
         out = make(self.spec.rows, self.spec.columns, dtype=dtype, device=self.device)
         launch = self._launch(dtype, None, self.passes[0])
-        launch.start_dequantize(operand.data_ptr(), out.data_ptr(), stream_of(self.device))
+        launch.start_dequantize(prepared.data_ptr(), out.data_ptr(), stream_of(self.device))
         return out
 
-    def _many(self, x: Tensor, operand: Tensor, bias: Tensor | None) -> Tensor:
-        weight = self.dequantized(operand, x.dtype)
+    def _many(self, x: Tensor, prepared: Tensor, bias: Tensor | None) -> Tensor:
+        weight = self.dequantized(prepared, x.dtype)
         if self.spec.activation_bits == 16:
             return torch.nn.functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
         codes, scale = quantize(x, torch.int8)  # integers up to 127: exact in every dtype
@@ -154,28 +154,28 @@ class _Launches:
         self._overlapping = torch.cuda.get_device_capability(device) >= OVERLAPPING_SINCE
         self._idle: dict[tuple[int, int], list[Launch]] = {}
 
-    def _arguments(self, operand: int, bias: int) -> Arguments:
+    def _arguments(self, prepared: int, bias: int) -> Arguments:
         spec, layout = self.layout.spec, self.layout
         names = ("values", "meta", "zero", "row_index", "cuts", "finished")
-        addresses = {name: operand + layout.sections[name][0] for name in names}
+        addresses = {name: prepared + layout.sections[name][0] for name in names}
         return Arguments(**addresses, bias=bias, rows=spec.rows, columns=spec.columns)
 
-    def start(self, x: int, operand: int, bias: int, out: int, tokens: int, stream: int) -> None:
-        """Addresses of x [tokens, K], a multiple of 16, of the operand, bias [N] or 0, and out [tokens, N]."""
-        idle = self._idle.setdefault((operand, bias), [])
+    def start(self, x: int, prepared: int, bias: int, out: int, tokens: int, stream: int) -> None:
+        """Addresses of x [tokens, K], a multiple of 16, of the prepared weight, bias [N] or 0, and out [tokens, N]."""
+        idle = self._idle.setdefault((prepared, bias), [])
         try:
             launch = idle.pop()  # another thread finds another one
         except IndexError:
-            arguments = self._arguments(operand, bias)
+            arguments = self._arguments(prepared, bias)
             launch = Launch(self._gemm, self.layout.blocks, self._threads, arguments, overlapping=self._overlapping)
         argument = launch.argument
         argument.x, argument.out, argument.tokens = x, out, tokens
         launch.start(stream)
         idle.append(launch)
 
-    def start_dequantize(self, operand: int, out: int, stream: int) -> None:
-        """Addresses of the operand and of out [N, K]."""
-        argument = self._arguments(operand, 0)
+    def start_dequantize(self, prepared: int, out: int, stream: int) -> None:
+        """Addresses of the prepared weight and of out [N, K]."""
+        argument = self._arguments(prepared, 0)
         argument.out = out
         Launch(self._dequantize, self.layout.blocks, self._threads, argument).start(stream)
 
@@ -193,7 +193,7 @@ def _on(weight: Weight, device: torch.device) -> Weight:
 def group_gemm(x: Tensor, groups: Weight, bias: Tensor | None, spec: GroupSpec) -> Tensor:
     """x [M, K] bfloat16, float16 or float32 on a CUDA device; bias [N] -> [M, N] like x: the reference's signature.
 
-    Lays the weight out anew at every call; whoever calls again keeps a GroupGemm and its operand.
+    Lays the weight out anew at every call; whoever calls again keeps a GroupGemm and its prepared weight.
     """
     op = GroupGemm(spec, x.device, dense=isinstance(groups, DenseGroups))
     return op(x, op.prepare(groups), bias)

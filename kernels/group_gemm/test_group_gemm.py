@@ -69,13 +69,13 @@ def _magnitudes(x: Tensor, made: Weight, spec: GroupSpec) -> Tensor:
 
 def run(x: Tensor, made: Weight, bias: Tensor | None, spec: GroupSpec, division: str = "stream") -> Tensor:
     op = kernel.GroupGemm(spec, x.device, dense=isinstance(made, DenseGroups), division=division)
-    operand = op.prepare(made)
-    back, given = op.weight(operand).named(), made.named()
+    prepared = op.prepare(made)
+    back, given = op.weight(prepared).named(), made.named()
     assert back.keys() == given.keys()
     for name, tensor in given.items():
         assert back[name].dtype == tensor.dtype and torch.equal(back[name], tensor), (str(spec), name)
     poisoned()
-    return op(x, operand, bias)
+    return op(x, prepared, bias)
 
 
 def specs() -> Iterator[GroupSpec]:
@@ -173,9 +173,9 @@ def test_both_divisions_agree_and_every_run_gives_the_same_bits() -> None:
         spec, made = weight(spec, random_keep(spec, 0.5))
         x = torch.randn(4, columns, device="cuda")
         op = kernel.GroupGemm(spec, x.device)
-        operand = op.prepare(made)
-        first = op(x, operand, None)
-        assert all(torch.equal(op(x, operand, None), first) for _ in range(50))
+        prepared = op.prepare(made)
+        first = op(x, prepared, None)
+        assert all(torch.equal(op(x, prepared, None), first) for _ in range(50))
         # The same products, added up in another order: 12 additions, each of them off by 2^-24 at most.
         other = run(x, made, None, spec, "slice")
         assert ((first - other).abs() <= 2.0**-19 * _magnitudes(x, made, spec)).all()
@@ -187,14 +187,14 @@ def test_a_cuda_graph_replays_it() -> None:
         spec = GroupSpec(rows, 1024, 16, 4, 0, False)
         spec, made = weight(spec, random_keep(spec, 0.5))
         op = kernel.GroupGemm(spec, torch.device("cuda", 0))
-        operand, x = op.prepare(made), torch.randn(3, 1024, device="cuda")
-        op(x, operand, None)
+        prepared, x = op.prepare(made), torch.randn(3, 1024, device="cuda")
+        op(x, prepared, None)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            out = op(x, operand, None)
+            out = op(x, prepared, None)
         x.normal_()
         graph.replay()
-        assert torch.equal(out, op(x, operand, None))
+        assert torch.equal(out, op(x, prepared, None))
 
 
 def test_a_module_compiled_saved_and_moved() -> None:

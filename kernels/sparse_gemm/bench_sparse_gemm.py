@@ -26,13 +26,13 @@ def main() -> None:
         for layer, (n, k) in MODELS[model].items():
             for name in options.codes:
                 for length in options.lengths:
-                    operand = prepare(slide(random_codes(n, k, length, CODES[name]), length))
+                    prepared = prepare(slide(random_codes(n, k, length, CODES[name]), length))
                     for tokens in options.tokens:
                         codes = random_codes(tokens, slid_columns(k, length), None, CODES[name])
-                        turns = [operand.clone() for _ in range(copies(operand.numel()) if tokens <= 256 else 1)]
+                        turns = [prepared.clone() for _ in range(copies(prepared.numel()) if tokens <= 256 else 1)]
                         for sums in SUMS[name]:
                             started = time.perf_counter()
-                            sparse_gemm(codes, operand, n, sums)
+                            sparse_gemm(codes, prepared, n, sums)
                             torch.cuda.synchronize()
                             planning = time.perf_counter() - started
                             taken = device_microseconds(lambda turn: sparse_gemm(codes, turn, n, sums), turns)

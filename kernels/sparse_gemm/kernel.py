@@ -14,7 +14,7 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
-from ..fastest import Fastest
+from ..autotune import Autotuner
 from . import library
 from .library import LibraryError, Plan
 
@@ -47,7 +47,7 @@ def sums_dtype(codes: torch.dtype, x: torch.dtype, tokens: int) -> torch.dtype:
 
 
 def prepare(slid: Tensor) -> Tensor:
-    """slid [N, K'] codes on a CUDA device -> the operand that `sparse_gemm` multiplies with, uint8 [bytes].
+    """slid [N, K'] codes on a CUDA device -> the prepared weight that `sparse_gemm` multiplies with, uint8 [bytes].
 
     LibraryError if a window holds more than two non-zeros.
     """
@@ -64,18 +64,18 @@ class SparseGemm:
         self.device, self.slid, self.dtype, self.out = device, slid, dtype, out
         self.width = padded_rows(rows)
         what = f"a sparse {self.width} x {slid} product"
-        self._fastest = Fastest(what, self.width * out.itemsize + slid, device)
+        self._autotuner = Autotuner(what, self.width * out.itemsize + slid, device)
 
-    def plan(self, tokens: int, operand: Tensor) -> Plan:
+    def plan(self, tokens: int, prepared: Tensor) -> Plan:
         """The plan for bucket(tokens) rows; made, and its algorithm chosen, on first use.
 
-        operand: any weight of this shape, to time with. RuntimeError if it would have to be timed while a CUDA
+        prepared: any weight of this shape, to time with. RuntimeError if it would have to be timed while a CUDA
         graph is captured.
         """
         key = (self, bucket(tokens))
         plan = _PLANS.get(key)
         if plan is None:
-            algorithm = self._fastest.choose(key[1], lambda rows: self._attempts(rows, operand))
+            algorithm = self._autotuner.choose(key[1], lambda rows: self._candidates(rows, prepared))
             plan = self._plan(key[1], algorithm)
             _PLANS[key] = plan
             if len(_PLANS) > MOST_PLANS:
@@ -87,14 +87,14 @@ class SparseGemm:
     def _plan(self, rows: int, algorithm: int | None) -> Plan:
         return Plan(self.device.index, self.width, self.slid, rows, self.dtype, self.out, algorithm)
 
-    def _attempts(self, rows: int, operand: Tensor) -> Iterator[tuple[int, Callable[[int], None]]]:
+    def _candidates(self, rows: int, prepared: Tensor) -> Iterator[tuple[int, Callable[[int], None]]]:
         codes = torch.randint(-100, 100, (rows, self.slid), dtype=torch.int8, device=self.device)
         sums = torch.empty(rows, self.width, dtype=self.out, device=self.device)
         for algorithm in range(self._plan(rows, None).algorithms):
             try:
                 plan = self._plan(rows, algorithm)
                 workspace = torch.empty(plan.workspace, dtype=torch.uint8, device=self.device)
-                start = partial(plan.run, operand.data_ptr(), codes.data_ptr(), sums.data_ptr(), workspace.data_ptr())
+                start = partial(plan.run, prepared.data_ptr(), codes.data_ptr(), sums.data_ptr(), workspace.data_ptr())
                 start(torch.cuda.current_stream(self.device).cuda_stream)
             except LibraryError:
                 continue  # an algorithm that this shape is none for
@@ -110,8 +110,8 @@ def gemm_for(device: torch.device, rows: int, slid: int, dtype: torch.dtype, out
     return SparseGemm(device, rows, slid, dtype, out)
 
 
-def sparse_gemm(codes: Tensor, operand: Tensor, rows: int, out: torch.dtype | None = None) -> Tensor:
-    """codes [R, K'] int8 or float8 on a CUDA device, operand from `prepare` -> sums [R, N].
+def sparse_gemm(codes: Tensor, prepared: Tensor, rows: int, out: torch.dtype | None = None) -> Tensor:
+    """codes [R, K'] int8 or float8 on a CUDA device, prepared weight from `prepare` -> sums [R, N].
 
     rows: N. out: int32 (exact) or bfloat16 for INT8, float32 or bfloat16 for FP8; the first of them unless said. The
     sums of FP8 products are accumulated as the tensor cores do, with less than float32 has.
@@ -121,11 +121,11 @@ def sparse_gemm(codes: Tensor, operand: Tensor, rows: int, out: torch.dtype | No
     gemm = gemm_for(codes.device, rows, codes.shape[1], codes.dtype, out)
     sums = torch.empty(bucket(max(tokens, 1)), gemm.width, dtype=gemm.out, device=codes.device)
     if tokens:
-        plan = gemm.plan(tokens, operand)
+        plan = gemm.plan(tokens, prepared)
         if sums.shape[0] > tokens:
             padding = (0, 0, 0, sums.shape[0] - tokens)
             codes = torch.nn.functional.pad(codes.view(torch.int8), padding).view(codes.dtype)
         workspace = torch.empty(plan.workspace, dtype=torch.uint8, device=codes.device)
         stream = torch.cuda.current_stream(codes.device).cuda_stream
-        plan.run(operand.data_ptr(), codes.contiguous().data_ptr(), sums.data_ptr(), workspace.data_ptr(), stream)
+        plan.run(prepared.data_ptr(), codes.contiguous().data_ptr(), sums.data_ptr(), workspace.data_ptr(), stream)
     return sums[:tokens, :rows]

@@ -100,7 +100,7 @@ def dense_descriptor(device: int, rows: int, columns: int, dtype: torch.dtype) -
 
 
 def compress(slid: torch.Tensor) -> torch.Tensor:
-    """slid [N, K'] 2:4 codes on a CUDA device, N and K' multiples of 32 -> the library's operand, uint8 [bytes].
+    """slid [N, K'] 2:4 codes on a CUDA device, N and K' multiples of 32 -> the library's form of it, uint8 [bytes].
 
     LibraryError if a window holds more than two non-zeros.
     """
@@ -115,11 +115,11 @@ def compress(slid: torch.Tensor) -> torch.Tensor:
             raise LibraryError("a window holds more than two non-zeros")
         size, buffer_size = c_size_t(), c_size_t()
         check("cusparseLtSpMMACompressedSize2", own, descriptor, byref(size), byref(buffer_size))
-        operand = torch.zeros(size.value, dtype=torch.uint8, device=slid.device)
+        prepared = torch.zeros(size.value, dtype=torch.uint8, device=slid.device)
         buffer = torch.empty(max(1, buffer_size.value), dtype=torch.uint8, device=slid.device)
         check("cusparseLtSpMMACompress2", own, descriptor, c_int(1), c_int(NO_TRANSPOSE), c_void_p(slid.data_ptr()),
-              c_void_p(operand.data_ptr()), c_void_p(buffer.data_ptr()), stream)  # fmt: skip
-    return operand
+              c_void_p(prepared.data_ptr()), c_void_p(buffer.data_ptr()), stream)  # fmt: skip
+    return prepared
 
 
 class Plan:
@@ -181,10 +181,10 @@ class Plan:
         check("cusparseLtMatmulAlgGetAttribute", self._own, selection, c_int(CONFIG_MAX_ID), byref(number), c_size_t(4))
         return number.value
 
-    def run(self, operand: int, codes: int, sums: int, workspace: int, stream: int) -> None:
+    def run(self, prepared: int, codes: int, sums: int, workspace: int, stream: int) -> None:
         """Start the product; all are addresses on the device, `stream` a CUDA stream's. LibraryError if refused."""
         own, plan, one, zero = self._arguments
-        status = self._matmul(own, plan, one, operand, codes, zero, sums, sums, workspace, byref(c_void_p(stream)), 1)
+        status = self._matmul(own, plan, one, prepared, codes, zero, sums, sums, workspace, byref(c_void_p(stream)), 1)
         if status:
             raise LibraryError(f"cusparseLtMatmul: {load().cusparseLtGetErrorString(status).decode()} ({status})")
 

@@ -14,16 +14,16 @@ EXACT_COLUMNS = 1024
 
 
 def prepare(slid: Tensor) -> Tensor:
-    """slid [N, K'] codes -> the operand that `sparse_gemm` multiplies with: here the same."""
+    """slid [N, K'] codes -> the prepared weight that `sparse_gemm` multiplies with: here the same."""
     return slid.contiguous()
 
 
-def sparse_gemm(codes: Tensor, operand: Tensor, rows: int) -> Tensor:
-    """codes [R, K'], operand of slid [N, K'], both int8 or both float8 -> sums [R, N], int32 or float32. rows: N."""
-    assert operand.shape[0] == rows
+def sparse_gemm(codes: Tensor, prepared: Tensor, rows: int) -> Tensor:
+    """codes [R, K'], prepared from slid [N, K'], both int8 or both float8 -> sums [R, N], int32 or float32. rows: N."""
+    assert prepared.shape[0] == rows
     if codes.dtype == torch.int8:
-        return integer_product(codes, operand)
-    return code_floats(codes) @ code_floats(operand).T
+        return integer_product(codes, prepared)
+    return code_floats(codes) @ code_floats(prepared).T
 
 
 def integer_product(codes: Tensor, weight: Tensor) -> Tensor:

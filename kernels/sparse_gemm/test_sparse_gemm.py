@@ -53,9 +53,9 @@ def test_sums_are_those_of_the_reference(length: int | None, dtype: torch.dtype)
 @CODES
 def test_bfloat16_sums_are_rounded_once(dtype: torch.dtype) -> None:
     slid = slid_codes(256, 1024, 8, dtype)
-    codes, operand = random_codes(100, slid.shape[1], dtype), kernel.prepare(slid)
-    exact = kernel.sparse_gemm(codes, operand, 256)
-    rounded = kernel.sparse_gemm(codes, operand, 256, torch.bfloat16)
+    codes, prepared = random_codes(100, slid.shape[1], dtype), kernel.prepare(slid)
+    exact = kernel.sparse_gemm(codes, prepared, 256)
+    rounded = kernel.sparse_gemm(codes, prepared, 256, torch.bfloat16)
     assert (rounded.double() - exact.double()).norm() <= 2**-9 * exact.double().norm()
 
 
@@ -77,17 +77,17 @@ def test_plans_are_kept_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel, "MOST_PLANS", 3)
     monkeypatch.setattr(kernel, "_PLANS", kernel.OrderedDict())
     slid = slid_codes(64, 128, 8, torch.int8)
-    operand = kernel.prepare(slid)
+    prepared = kernel.prepare(slid)
     gemm = kernel.SparseGemm(slid.device, 64, slid.shape[1], torch.int8, torch.int32)
-    first = gemm.plan(5, operand)
-    assert gemm.plan(16, operand) is first and gemm.plan(17, operand) is not first
+    first = gemm.plan(5, prepared)
+    assert gemm.plan(16, prepared) is first and gemm.plan(17, prepared) is not first
     for tokens in (40, 60, 80):
-        gemm.plan(tokens, operand)
-    assert len(kernel._PLANS) == 3 and gemm.plan(5, operand) is not first
+        gemm.plan(tokens, prepared)
+    assert len(kernel._PLANS) == 3 and gemm.plan(5, prepared) is not first
 
 
 def test_timing_is_refused_while_a_graph_is_captured() -> None:
     slid = slid_codes(96, 192, 6, torch.int8)
-    operand, codes = kernel.prepare(slid), random_codes(16, slid.shape[1], torch.int8)
+    prepared, codes = kernel.prepare(slid), random_codes(16, slid.shape[1], torch.int8)
     with pytest.raises(RuntimeError, match="run the model once"), torch.cuda.graph(torch.cuda.CUDAGraph()):
-        kernel.sparse_gemm(codes, operand, 96)
+        kernel.sparse_gemm(codes, prepared, 96)

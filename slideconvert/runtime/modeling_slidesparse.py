@@ -301,7 +301,7 @@ def _find(model: nn.Module, name: str) -> nn.Module | None:
 
 
 def _refuse_offload(device_map: Any, linears: Mapping[str, Any]) -> None:
-    """ValueError if a linear would not live where it computes: its operand cannot be brought in for every call."""
+    """ValueError if a linear would be offloaded: its prepared weight cannot be moved to the device for every call."""
     if not isinstance(device_map, Mapping):
         return
     beside_gpu = not {str(device) for device in device_map.values()} <= {"cpu", "disk"}

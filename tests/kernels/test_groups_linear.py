@@ -9,7 +9,7 @@ import torch
 
 from slideconvert.kernels.group_backends import choose_groups
 from slideconvert.kernels.group_gemm import reference
-from slideconvert.kernels.group_gemm.operand import DIVISIONS, Layout
+from slideconvert.kernels.group_gemm.prepared import DIVISIONS, Layout
 from slideconvert.kernels.group_linear import GroupLinear
 from slideconvert.kernels.groups import BITS, LAYOUTS, SIZES, GroupSpec, Weight, decode, pack, pack_dense
 from tests.unit.test_groups import random_weight

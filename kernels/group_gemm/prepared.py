@@ -93,13 +93,13 @@ class Layout:
             at += -(-size // ALIGNMENT) * ALIGNMENT
         return {**out, "all": (0, at)}
 
-    def part(self, operand: Tensor, name: str) -> Tensor:
+    def part(self, prepared: Tensor, name: str) -> Tensor:
         """The bytes of a section."""
         begin, size = self.sections[name]
-        return operand[begin : begin + size]
+        return prepared[begin : begin + size]
 
     def build(self, weight: Weight) -> Tensor:
-        """The operand, uint8, where the weight is. ValueError if it is damaged."""
+        """The prepared weight, uint8, where the weight is. ValueError if it is damaged."""
         spec = self.spec
         if isinstance(weight, DenseGroups):
             codes, scale, zero = unpack_dense(weight, spec)
@@ -112,7 +112,7 @@ class Layout:
             order = self._order(places(weight, spec))
             values, scale, zero = weight.values[order], weight.scale[order], zero_points(weight, spec)[order]
             index, row_index = weight.groups[order].int(), weight.row_index
-        operand = torch.zeros(self.sections["all"][1], dtype=torch.uint8, device=scale.device)
+        prepared = torch.zeros(self.sections["all"][1], dtype=torch.uint8, device=scale.device)
         low = index | (zero.int() << 12 if self.zero_mode == 1 else 0)
         meta = scale.view(torch.int16).int() << 16 | low
         cuts, finished = self._cuts(row_index)
@@ -120,28 +120,28 @@ class Layout:
         if self.zero_mode == 2:
             filled["zero"] = packed_bytes(zero, spec.bits)
         for name, tensor in filled.items():
-            self.part(operand, name)[: tensor.nbytes] = tensor.contiguous().view(-1).view(torch.uint8)
-        return operand
+            self.part(prepared, name)[: tensor.nbytes] = tensor.contiguous().view(-1).view(torch.uint8)
+        return prepared
 
-    def weight(self, operand: Tensor) -> Weight:
+    def weight(self, prepared: Tensor) -> Weight:
         """What `build` was given, to the bit."""
         spec = self.spec
-        values = self.part(operand, "values").view(-1, spec.size * spec.bits // 8)[: spec.kept]
-        meta = self.part(operand, "meta").view(torch.int32)[: spec.kept]
+        values = self.part(prepared, "values").view(-1, spec.size * spec.bits // 8)[: spec.kept]
+        meta = self.part(prepared, "meta").view(torch.int32)[: spec.kept]
         scale = (meta >> 16).short().view(torch.bfloat16)
         zero = (meta >> 12 & 15).to(torch.uint8) if self.zero_mode == 1 else None
         if self.zero_mode == 2:
-            zero = unpacked_bytes(self.part(operand, "zero"), spec.bits)[: spec.kept]
+            zero = unpacked_bytes(self.part(prepared, "zero"), spec.bits)[: spec.kept]
         if self.dense:
             small = (spec.rows, spec.across)
             stored = unpacked_bytes(values, spec.bits).view(*small, spec.size)
-            zeros = torch.full(small, spec.middle, dtype=torch.uint8, device=operand.device)
+            zeros = torch.full(small, spec.middle, dtype=torch.uint8, device=prepared.device)
             zeros = zeros if zero is None else zero.view(small)
             codes = (stored.short() - zeros[..., None]).to(spec.codes_dtype).flatten(1)
             return pack_dense(codes, scale.view(small), zeros, spec)
-        row_index = self.part(operand, "row_index").view(torch.int32)
+        row_index = self.part(prepared, "row_index").view(torch.int32)
         index = meta & (0xFFF if self.zero_mode == 1 else 0xFFFF)
-        rows = torch.arange(spec.rows, device=operand.device).repeat_interleave(row_index.diff().long())
+        rows = torch.arange(spec.rows, device=prepared.device).repeat_interleave(row_index.diff().long())
         order = (rows * spec.across + index).argsort()
         packed = None if zero is None else packed_bytes(zero[order], spec.bits)
         return Groups(row_index.clone(), index[order].short(), values[order], scale[order], packed)

@@ -11,7 +11,7 @@ SHARE_OF_MEMORY = 4
 """One part in so many of the free memory may be used to try with."""
 
 
-class Fastest:
+class Autotuner:
     """The fastest of several candidates for each power of two, found on first use.
 
     what: what is computed, for error messages. bytes_per_token: what trying takes, on `device`.
@@ -21,8 +21,8 @@ class Fastest:
         self.what, self.bytes_per_token, self.device = what, bytes_per_token, device
         self._chosen: dict[int, int] = {}
 
-    def choose(self, tokens: int, attempts: Callable[[int], Iterable[tuple[int, Callable[[int], None]]]]) -> int:
-        """attempts(tokens): candidates, each with what starts it on a stream. RuntimeError while a CUDA graph is
+    def choose(self, tokens: int, candidates: Callable[[int], Iterable[tuple[int, Callable[[int], None]]]]) -> int:
+        """candidates(tokens): candidates, each with what starts it on a stream. RuntimeError while a CUDA graph is
         captured, or if there is no candidate."""
         octave = (tokens - 1).bit_length()
         if octave not in self._chosen:
@@ -31,7 +31,7 @@ class Fastest:
                     f"the fastest way for {tokens} tokens of {self.what} is not known yet, and nothing can be timed "
                     "while a CUDA graph is captured: run the model once with this many tokens before"
                 )
-            self._chosen[octave] = self._time_all(attempts(1 << self._affordable(octave)))
+            self._chosen[octave] = self._time_all(candidates(1 << self._affordable(octave)))
         return self._chosen[octave]
 
     def _affordable(self, octave: int) -> int:
@@ -41,9 +41,9 @@ class Fastest:
             octave -= 1
         return octave
 
-    def _time_all(self, attempts: Iterable[tuple[int, Callable[[int], None]]]) -> int:
+    def _time_all(self, candidates: Iterable[tuple[int, Callable[[int], None]]]) -> int:
         best = (float("inf"), -1)
-        for candidate, start in attempts:
+        for candidate, start in candidates:
             best = min(best, (self._milliseconds(start, best[0]), candidate))
         if best[1] < 0:
             raise RuntimeError(f"nothing computes {self.what} on {torch.cuda.get_device_name(self.device)}")

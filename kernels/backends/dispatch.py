@@ -1,4 +1,4 @@
-"""Both operands in memory, sparse and dense, each used where it was measured to be the faster one."""
+"""Sparse and dense prepared weights in memory, each used where it was measured to be the faster one."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from .base import Codes, LinearSpec
+from .benchmark import compare
 from .cuda import CudaBackend, indexed, shared
 from .cusparselt import Cusparselt
 from .dense import Dense
-from .policy import compare
 
 
-class Both(CudaBackend):
+class Dispatch(CudaBackend):
     """Sparse or dense, call by call. Costs the bytes of the dense codes on top of those of the sparse ones."""
 
     name = "both"
