@@ -27,7 +27,6 @@ from ..checkpoint.reader import Checkpoint
 from ..checkpoint.staging import WORK, Staging, check_free
 from ..checkpoint.writer import Unit, WeightWriter
 from ..core.patterns import Pattern
-from ..core.planes import row_blocks
 from ..core.quantize import Weight
 from ..core.select import apply_mask, check_pattern, legal_groups
 from ..core.ternary import recode
@@ -35,6 +34,7 @@ from ..core.weights import Tally, check_finite, floats, ratio, take_rows, tally,
 from ..core.workers import in_order
 from ..errors import HubError, InputError, OutputError
 from ..formats.stored import stored_tensors
+from ..kernels.planes import row_blocks
 from ..models.architecture import attention_heads, layer_of
 from ..permute.permutations import (
     Permutations,

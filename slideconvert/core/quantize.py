@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..kernels.planes import row_blocks, without_negative_zero
 from ..kernels.sparse_gemm.reference import code_floats
-from .planes import row_blocks, without_negative_zero
 from .schemes import Scheme
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ..errors import PatternError
+from ..kernels.planes import bits, from_planes, negative, nonzero, row_blocks, to_planes, without_negative_zero
 from .patterns import ZEROS, AnyPattern, GroupPattern, Pattern
-from .planes import bits, from_planes, negative, nonzero, row_blocks, to_planes, without_negative_zero
 
 
 def keep_mask(score: Tensor, pattern: Pattern) -> Tensor:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .planes import row_blocks
+from ..kernels.planes import row_blocks
 from .quantize import QuantizedWeight, Weight, quantize
 from .schemes import INT8, Scheme
 

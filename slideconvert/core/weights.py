@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .planes import bits, row_blocks
+from ..kernels.planes import bits, row_blocks
 from .quantize import Weight
 
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ..core.patterns import WINDOW, Pattern
-from ..core.planes import bits, from_planes, nonzero, row_blocks, to_planes
 from ..errors import PatternError
+from ..kernels.planes import bits, from_planes, nonzero, row_blocks, to_planes
 from .slide import windows
 
 EMPTY_BYTE = 0x44

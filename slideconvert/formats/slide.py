@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from ..core.patterns import WINDOW, Pattern
-from ..core.planes import bits, from_planes, nonzero, row_blocks, to_planes
 from ..core.select import check_pattern
 from ..errors import PatternError
+from ..kernels.planes import bits, from_planes, nonzero, row_blocks, to_planes
 
 
 def lift_index(pattern: Pattern, columns: int) -> Tensor:

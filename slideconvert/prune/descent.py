@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ..core.patterns import Pattern
-from ..core.planes import blocks
+from ..kernels.planes import blocks
 
 ROUNDS = 3
 """Passes over all groups, the scales fitted before each and after the last."""

@@ -21,10 +21,10 @@ from ..checkpoint.container import TensorSpec
 from ..checkpoint.files import CHANNEL_ORDERS, CONFIG, INDEX
 from ..checkpoint.reader import Checkpoint, read_json
 from ..checkpoint.staging import file_sha256
-from ..core.planes import bits
 from ..core.workers import in_order
 from ..errors import InputError
 from ..formats.record import Record, quantization_config, read_record
+from ..kernels.planes import bits
 from ..models.architecture import LAYER_PREFIX, attention_heads, decoder_linears, layer_of
 from ..permute.permutations import between, permute_vector, read_permutations
 from ..progress import Progress, silent

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from ..checkpoint.reader import Checkpoint
 from ..core.patterns import ZEROS, AnyPattern, GroupPattern
-from ..core.planes import bits, blocks, negative, nonzero, to_planes
 from ..core.quantize import QuantizedWeight, Weight
 from ..core.select import check_pattern
 from ..core.weights import Tally, check_finite, energy, floats, nonzeros, ratio, take_rows, values
 from ..errors import InputError, SlideConvertError
 from ..formats.record import Record, describe_linear
 from ..formats.stored import StoredLinear, layout_of, stored_tensors
+from ..kernels.planes import bits, blocks, negative, nonzero, to_planes
 from ..kernels.sparse_gemm.reference import code_floats
 from ..models.architecture import Linear, attention_heads
 from ..permute.permutations import Permutations, permute_weight

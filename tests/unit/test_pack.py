@@ -10,11 +10,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slideconvert.core import planes
 from slideconvert.core.patterns import LENGTHS, Pattern
 from slideconvert.errors import PatternError
 from slideconvert.formats.pack import pack, slide_and_pack, unpack
 from slideconvert.formats.slide import slide
+from slideconvert.kernels import planes
 from tests.helpers.matrices import BYTE_DTYPES, as_dtype, codes_on, examples, legal_codes, masks, raw
 from tests.twins import pack as twin
 from tests.twins import slide as slide_twin

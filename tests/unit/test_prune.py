@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from slideconvert.core import planes
 from slideconvert.core.patterns import LENGTHS, Pattern
 from slideconvert.core.select import apply_mask, check_pattern, keep_mask
 from slideconvert.errors import InputError, PatternError
+from slideconvert.kernels import planes
 from slideconvert.prune import METHODS, magnitude, parse_method
 from tests.helpers.matrices import LENGTH, as_dtype, codes_on, examples, legal_codes, masks, raw
 from tests.twins import prune, quantize

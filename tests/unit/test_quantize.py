@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from slideconvert.core import planes
 from slideconvert.core.quantize import QuantizedWeight, channel_scale, quantize
 from slideconvert.core.schemes import BF16, FP8, INT8, Scheme, parse_scheme
 from slideconvert.errors import InputError
+from slideconvert.kernels import planes
 from slideconvert.kernels.sparse_gemm.reference import code_floats
 from tests.helpers.matrices import examples, raw
 from tests.twins import quantize as twin

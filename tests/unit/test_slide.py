@@ -9,10 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slideconvert.core import planes
 from slideconvert.core.patterns import LENGTHS, Pattern
 from slideconvert.errors import PatternError
 from slideconvert.formats.slide import lift_index, slide, unslide
+from slideconvert.kernels import planes
 from tests.helpers.matrices import BYTE_DTYPES, as_dtype, codes_on, examples, legal_codes, masks, raw
 from tests.twins import slide as twin
 

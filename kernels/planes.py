@@ -1,14 +1,14 @@
-"""Column planes and byte masks: the forms in which group-wise work is fast on CPUs and GPUs alike.
+"""Column planes and byte masks: the forms in which block-wise work is fast on CPUs and GPUs alike; plain torch.
 
-Pruning and sliding look at the L columns of a group together. Stored by rows those columns are neighbours,
-and no vector unit likes that. Turned into L planes (plane i holds column i of every group) each step becomes
-a handful of element-wise operations over long contiguous arrays.
+Pruning and sliding look at the L columns of a block together. Stored by rows those columns are neighbours, which
+vector units cannot use. Turned into L planes (plane i holds column i of every block) each step becomes a handful of
+element-wise operations over long contiguous arrays.
 
 Conditions are integers of the same width as the data, all ones or all zeros, made with shifts and combined with
-& | ~. Comparisons that yield torch.bool, `where` and `masked_fill` run 10 to 100 times slower on a CPU (measured,
-see BENCHMARKS.md), and this is the innermost loop of every conversion.
+& | ~. Comparisons that yield torch.bool, `where` and `masked_fill` run 10 to 100 times slower on a CPU (measured by
+benches/bench_elementwise.py), and these are the innermost loops of every conversion and of loading.
 
-Rows are handled in blocks that stay in the CPU's cache; a block's result does not depend on the blocking.
+Rows are processed in slices that stay in the CPU's cache; the result does not depend on the slicing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 BLOCK_WEIGHTS = {"cpu": 1 << 20, "cuda": 1 << 26}
-"""Weights handled at a time: about an L2 cache on a CPU, enough to fill a GPU."""
+"""Weights processed at a time: about an L2 cache on a CPU, enough to fill a GPU."""
 
 
 def blocks(rows: int, columns: int, device: str) -> Iterator[slice]:
@@ -30,26 +30,26 @@ def blocks(rows: int, columns: int, device: str) -> Iterator[slice]:
 
 
 def row_blocks(tensor: Tensor) -> Iterator[slice]:
-    """The same for a tensor [rows, columns], where it lies."""
+    """`blocks` of a tensor [rows, columns], for the device it is on."""
     return blocks(tensor.shape[0], tensor.shape[1], tensor.device.type)
 
 
-def to_planes(matrix: Tensor, group: int) -> Tensor:
-    """[rows, columns] -> [group, rows, groups]; missing columns of a ragged last group become zeros."""
+def to_planes(matrix: Tensor, length: int) -> Tensor:
+    """[rows, columns] -> [length, rows, blocks]; missing columns of a ragged last block become zeros."""
     rows, columns = matrix.shape
-    missing = -columns % group
+    missing = -columns % length
     if missing:
         matrix = torch.nn.functional.pad(matrix, (0, missing))
-    return matrix.reshape(rows, -1, group).permute(2, 0, 1).contiguous()
+    return matrix.reshape(rows, -1, length).permute(2, 0, 1).contiguous()
 
 
 def from_planes(planes: Sequence[Tensor]) -> Tensor:
-    """Planes of shape [rows, groups] each -> [rows, groups * len(planes)]."""
+    """Planes of shape [rows, blocks] each -> [rows, blocks * len(planes)]."""
     return torch.stack(list(planes), dim=-1).flatten(1)
 
 
 def bits(tensor: Tensor) -> Tensor:
-    """The same bytes as integers, so that moving values about never interprets (or rounds) them."""
+    """The same bytes as integers, so that moving values never interprets (or rounds) them."""
     if not tensor.is_floating_point():
         return tensor
     return tensor.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
