@@ -1,19 +1,12 @@
-"""Killed (kill -9) anywhere in a calibration or in training, and resumed, a conversion writes the very same bytes.
-
-One process loads everything once and forks a child for each place where to die: a child that dies costs no imports.
-"""
+"""Killed (kill -9) anywhere in a calibration or in training, and resumed, a conversion writes the very same bytes."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
-import signal
-import subprocess
-import sys
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,75 +22,11 @@ from slideconvert.core.quantize import QuantizedWeight, quantize
 from slideconvert.core.schemes import SCHEMES
 from slideconvert.errors import InputError
 from slideconvert.plan.presets import PRESETS
-from slideconvert.prune import METHODS
-from slideconvert.recover import training
 from slideconvert.recover.training import Curve
 from tests.conftest import Cli
 from tests.helpers import pico
 from tests.helpers.calibrated import FLAGS, plan_for, quality, write_model, write_text, write_tokenizer
-
-STAGING = Path(".slideconvert-partial")
-WORK = STAGING / "work"
-ROOT = Path(__file__).parents[2]
-
-MORTAL = """
-import json, os, signal, sys
-from dataclasses import replace
-from pathlib import Path
-
-import torch
-import torch._dynamo  # what Adam would import in every child
-import transformers.models.qwen2.modeling_qwen2
-from slideconvert import cli
-from slideconvert.calibrate import store
-from slideconvert.checkpoint import writer
-from slideconvert.convert import pipeline
-from slideconvert.plan import presets
-from slideconvert.prune import METHODS
-from slideconvert.recover import training
-from tests.helpers.calibrated import quality
-
-torch.set_num_threads(1)
-presets.PRESETS["quality"] = quality(2, 2)
-
-def dying(after, function):
-    calls = 0
-    def wrapped(*args, **kwargs):
-        nonlocal calls
-        if calls == after:
-            os.kill(os.getpid(), signal.SIGKILL)
-        calls += 1
-        return function(*args, **kwargs)
-    return wrapped
-
-def arm(where, after):
-    if where == "solve":
-        shared = dying(after, lambda solve, *args: solve(*args))
-        for name, method in METHODS.items():
-            if method.solve:
-                METHODS[name] = replace(method, solve=lambda *args, solve=method.solve: shared(solve, *args))
-    elif where == "rename":
-        Path.replace = dying(after, Path.replace)
-    else:
-        owner, name = {
-            "keep": (store.LayerStore, "save"),
-            "convert": (pipeline, "convert_linear"),
-            "write": (writer.WeightWriter, "_put"),
-            "journal": (writer.WeightWriter, "_journal"),
-            "train": (training, "_step"),
-        }[where]
-        setattr(owner, name, dying(after, getattr(owner, name)))
-
-for where, after, words in json.loads(sys.argv[1]):
-    child = os.fork()
-    if not child:
-        arm(where, after)
-        sys.argv = ["slideconvert", *words]
-        cli.main()
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    print(-os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status), flush=True)
-"""
+from tests.helpers.mortal import WORK, Death, die, watch
 
 Kill = tuple[str, int, str]
 KILLS: list[Kill] = [
@@ -134,15 +63,6 @@ class Job:
         ]
 
 
-def die(*deaths: tuple[str, int, list[str]]) -> None:
-    """Run these commands, each killing itself before the call of that number; fail if one survives."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    ran = subprocess.run(
-        [sys.executable, "-c", MORTAL, json.dumps(deaths)], capture_output=True, text=True, env=environment
-    )
-    assert ran.stdout.split() == [str(-signal.SIGKILL)] * len(deaths), ran.stderr
-
-
 @pytest.fixture(autouse=True)
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """Preset quality with as few epochs here as in the processes that die."""
@@ -159,8 +79,8 @@ def killed(job: Job, tmp_path_factory: pytest.TempPathFactory) -> dict[Kill, Pat
     """An output folder for each of KILLS and for TWICE, left by processes that died there."""
     folder = tmp_path_factory.mktemp("killed")
     outs = {kill: folder / f"{kill[2]} {kill[0]} {kill[1]}" for kill in (*KILLS, TWICE)}
-    deaths = [(where, after, job.words(out, preset)) for (where, after, preset), out in outs.items()]
-    die(*deaths, ("train", 5, job.words(outs[TWICE], "quality", "--resume")))
+    deaths = [Death(where, after, job.words(out, preset)) for (where, after, preset), out in outs.items()]
+    die(*deaths, Death("train", 5, job.words(outs[TWICE], "quality", "--resume")))
     return outs
 
 
@@ -218,21 +138,10 @@ def test_what_is_finished_is_not_done_again(
     solved: int,
     trained: int,
 ) -> None:
-    calls = {"solve": 0, "step": 0}
-
-    def counted(word: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any) -> Any:
-            calls[word] += 1
-            return function(*args)
-
-        return call
-
-    for name, method in METHODS.items():
-        if method.solve:
-            monkeypatch.setitem(METHODS, name, replace(method, solve=counted("solve", method.solve)))
-    monkeypatch.setattr(training, "_step", counted("step", training._step))
+    calls: Counter[str] = Counter()
+    watch(monkeypatch, lambda name, _: calls.update([name]))
     assert cli(*job.words(left(kill), kill[2], "--resume")).code == 0
-    assert calls == {"solve": solved, "step": trained}
+    assert (calls["solve"], calls["train"]) == (solved, trained)
 
 
 def test_a_layer_is_kept_before_the_next_is_begun(killed: dict[Kill, Path]) -> None:

@@ -3,47 +3,33 @@
 from __future__ import annotations
 
 import shutil
-import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import MAGNITUDE, Cli
 from tests.helpers import pico
+from tests.helpers.mortal import STAGING, Death, die, watch
 
-STAGING = ".slideconvert-partial"
-WORDS = (*MAGNITUDE, "--pattern", "2_8", "--shard-gb", "0.00005")
+WORDS = (*MAGNITUDE, "--pattern", "2_8", "--shard-gb", "0.00005", "-q")
 """Several shards, some of them with more than one unit."""
 
-KILLED_RUN = """
-import os, signal, sys
-from pathlib import Path
-from slideconvert.checkpoint import writer
-from slideconvert.cli import main
+Kill = tuple[str, int]
+KILLS: list[Kill] = [
+    *(("write", 0), ("write", 5), ("write", 40), ("write", 70)),
+    *(("journal", 0), ("journal", 1), ("journal", 2), ("journal", 3)),
+    *(("rename", calls) for calls in (0, 1, 2, 5, 9, 10, 12, 14, 16, 18)),
+]
+"""Where, before which call."""
+TWICE: Kill = ("write", 30)
+"""Resumed, and killed again between a unit's bytes and its line in the journal."""
 
-where, after = sys.argv[1], int(sys.argv[2])
-calls = 0
 
-def dying(function):
-    def wrapped(*args, **kwargs):
-        global calls
-        if calls == after:
-            os.kill(os.getpid(), signal.SIGKILL)
-        calls += 1
-        return function(*args, **kwargs)
-    return wrapped
-
-if where == "write":      # some bytes into a shard
-    writer.WeightWriter._put = dying(writer.WeightWriter._put)
-elif where == "journal":  # between a unit's bytes and its line in the journal
-    writer.WeightWriter._journal = dying(writer.WeightWriter._journal)
-else:                     # between two renames: small files of the staging folder, then publication
-    Path.replace = dying(Path.replace)
-sys.argv = ["slideconvert", "convert", *sys.argv[3:]]
-main()
-"""
+def command(model: Path, out: Path) -> list[object]:
+    return ["convert", model, out, *WORDS]
 
 
 @pytest.fixture(scope="module")
@@ -54,95 +40,85 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def uninterrupted(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     out = tmp_path_factory.mktemp("whole") / "out"
-    subprocess.run([sys.executable, "-m", "slideconvert", "convert", model, out, *WORDS, "-q"], check=True)
+    subprocess.run([sys.executable, "-m", "slideconvert", *command(model, out)], check=True)
     return pico.files(out)
 
 
-def kill(where: str, after: int, model: Path, out: Path) -> None:
-    """Run a conversion that kills itself before the call number `after`; fail if it survived."""
-    command = [sys.executable, "-c", KILLED_RUN, where, str(after), str(model), str(out), *WORDS, "-q"]
-    assert subprocess.run(command, capture_output=True).returncode == -signal.SIGKILL
+@pytest.fixture(scope="module")
+def killed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Kill, Path]:
+    """An output folder for each of KILLS and for TWICE, left by processes that died there."""
+    folder = tmp_path_factory.mktemp("killed")
+    outs = {kill: folder / "-".join(map(str, kill)) for kill in (*KILLS, TWICE)}
+    deaths = [Death(kill[0], kill[1], command(model, out)) for kill, out in outs.items()]
+    die(*deaths, Death("journal", 1, [*command(model, outs[TWICE]), "--resume"]))
+    return outs
 
 
-@pytest.mark.parametrize(
-    ("where", "after"),
-    [("write", 0), ("write", 5), ("write", 40), ("write", 70), ("journal", 0), ("journal", 1), ("journal", 3)]
-    + [("replace", calls) for calls in (0, 1, 2, 5, 9, 10, 12, 14, 16, 18)],
-)
+@pytest.fixture
+def left(killed: dict[Kill, Path], tmp_path: Path) -> Callable[[Kill], Path]:
+    """A copy of what a process left, to go on with."""
+    return lambda kill: shutil.copytree(killed[kill], tmp_path / "left", copy_function=shutil.copy2)
+
+
+@pytest.mark.parametrize("kill", [*KILLS, TWICE], ids=str)
 def test_resumed_run_writes_the_same_bytes(
-    cli: Cli, model: Path, uninterrupted: dict[str, bytes], tmp_path: Path, where: str, after: int
+    cli: Cli, model: Path, uninterrupted: dict[str, bytes], left: Callable[[Kill], Path], kill: Kill
 ) -> None:
-    out = tmp_path / "out"
-    kill(where, after, model, out)
+    out = left(kill)
     if (out / STAGING).exists():  # killed before the last rename: nobody takes it for finished
         assert cli("verify", out).code == 2
-        outcome = cli("convert", model, out, *WORDS)
+        outcome = cli(*command(model, out))
         assert outcome.code == 2 and "--resume" in outcome.err
-    assert cli("convert", model, out, *WORDS, "--resume").code == 0
-    assert pico.files(out) == uninterrupted
-
-
-def test_killed_twice(cli: Cli, model: Path, uninterrupted: dict[str, bytes], tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    kill("journal", 1, model, out)
-    command = [sys.executable, "-c", KILLED_RUN, "journal", "1", model, out, *WORDS, "--resume"]
-    assert subprocess.run(command, capture_output=True).returncode == -signal.SIGKILL
-    assert cli("convert", model, out, *WORDS, "--resume").code == 0
+    assert cli(*command(model, out), "--resume").code == 0
     assert pico.files(out) == uninterrupted
 
 
 def test_finished_layers_are_not_computed_again(
-    cli: Cli, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, model: Path, left: Callable[[Kill], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from slideconvert.convert import pipeline
-
-    kill("journal", 3, model, tmp_path / "out")
     done: list[str] = []
-    real = pipeline.convert_linear
-    monkeypatch.setattr(
-        pipeline, "convert_linear", lambda plan, *rest: done.append(plan.linear.name) or real(plan, *rest)
-    )
-    assert cli("convert", model, tmp_path / "out", *WORDS, "--resume").code == 0
+    watch(monkeypatch, lambda name, arguments: done.append(arguments[0].linear.name) if name == "convert" else None)
+    assert cli(*command(model, left(("journal", 3))), "--resume").code == 0
     assert {name.split(".")[2] for name in done} == {str(pico.LAYERS - 1)}
 
 
 def test_bytes_changed_on_disk_are_written_again(
-    cli: Cli, model: Path, uninterrupted: dict[str, bytes], tmp_path: Path
+    cli: Cli, model: Path, uninterrupted: dict[str, bytes], left: Callable[[Kill], Path]
 ) -> None:
-    out = tmp_path / "out"
-    kill("journal", 3, model, out)
+    out = left(("journal", 3))
     shard = out / STAGING / "model-00001-of-00003.safetensors"
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
-    assert cli("convert", model, out, *WORDS, "--resume").code == 0
+    assert cli(*command(model, out), "--resume").code == 0
     assert pico.files(out) == uninterrupted
 
 
 @pytest.mark.parametrize("change", [("--pattern", "2_6"), ("--scheme", "fp8"), ("--layout", "dense")])
-def test_changed_settings_are_refused(cli: Cli, model: Path, tmp_path: Path, change: tuple[str, str]) -> None:
-    out = tmp_path / "out"
-    kill("journal", 2, model, out)
+def test_changed_settings_are_refused(
+    cli: Cli, model: Path, left: Callable[[Kill], Path], change: tuple[str, str]
+) -> None:
+    out = left(("journal", 2))
     before = pico.files(out)
-    outcome = cli("convert", model, out, *WORDS, *change, "--resume")
+    outcome = cli(*command(model, out), *change, "--resume")
     assert outcome.code == 2 and "other settings" in outcome.err and change[1].replace("_", ":") in outcome.err
     assert pico.files(out) == before
 
 
-def test_changed_source_is_refused(cli: Cli, model: Path, tmp_path: Path) -> None:
-    source = shutil.copytree(model, tmp_path / "source")
-    kill("journal", 2, source, tmp_path / "out")
+def test_changed_source_is_refused(cli: Cli, tmp_path: Path) -> None:
+    source, out = pico.write(tmp_path / "source"), tmp_path / "out"
+    die(Death("journal", 2, command(source, out)))
     tensors = pico.weights()
     tensors["model.norm.weight"] += 1
     pico.write(source, tensors)
-    outcome = cli("convert", source, tmp_path / "out", *WORDS, "--resume")
+    outcome = cli(*command(source, out), "--resume")
     assert outcome.code == 2 and "source_files" in outcome.err
 
 
 def test_resume_of_nothing_starts_afresh_and_of_a_finished_folder_is_refused(
     cli: Cli, model: Path, uninterrupted: dict[str, bytes], tmp_path: Path
 ) -> None:
-    assert cli("convert", model, tmp_path / "out", *WORDS, "--resume").code == 0
+    assert cli(*command(model, tmp_path / "out"), "--resume").code == 0
     assert pico.files(tmp_path / "out") == uninterrupted
-    outcome = cli("convert", model, tmp_path / "out", *WORDS, "--resume")
+    outcome = cli(*command(model, tmp_path / "out"), "--resume")
     assert outcome.code == 2 and "not an empty folder" in outcome.err
