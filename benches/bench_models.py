@@ -28,7 +28,7 @@ from slideconvert import __version__
 from slideconvert.checkpoint.reader import Checkpoint
 from slideconvert.cli.common import choose_device
 from slideconvert.convert.pipeline import convert
-from slideconvert.core.patterns import Pattern
+from slideconvert.core.patterns import BlockPattern
 from slideconvert.errors import SlideConvertError
 from slideconvert.evaluate.perplexity import perplexity
 from slideconvert.evaluate.text import read_documents, token_windows
@@ -84,7 +84,7 @@ def measure_model(
     value = perplexity(load_model(source, device=device), tokens)
     yield Row(folder.name, "bf16", "", dict.fromkeys(ACTIVATIONS, value), 0.0, {}, 0)
     for scheme in schemes:
-        for pattern in map(Pattern.parse, patterns):
+        for pattern in map(BlockPattern.parse, patterns):
             with tempfile.TemporaryDirectory() as work:
                 made = partial(_convert, folder, scheme, pattern, device)
                 reports = {layout: made(layout, Path(work, layout)) for layout in ("slide", "dense")}
@@ -101,7 +101,7 @@ def measure_model(
             )
 
 
-def _convert(folder: Path, scheme: str, pattern: Pattern, device: str, layout: str, out: Path) -> Report:
+def _convert(folder: Path, scheme: str, pattern: BlockPattern, device: str, layout: str, out: Path) -> Report:
     recipe = Recipe(parse_linear_config(scheme, str(pattern), "magnitude"), layout=layout)
     return convert(make_plan(open_folder(folder), recipe), out, device=device)
 

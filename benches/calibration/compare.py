@@ -32,7 +32,7 @@ from windows import NAME, draw
 
 from slideconvert import __version__
 from slideconvert.checkpoint.reader import Checkpoint
-from slideconvert.core.patterns import Pattern
+from slideconvert.core.patterns import BlockPattern
 from slideconvert.core.schemes import parse_scheme
 from slideconvert.core.weights import values
 from slideconvert.errors import SlideConvertError
@@ -90,19 +90,19 @@ def timed(command: Sequence[str]) -> Run:
     return Run(working_seconds(told), wall, cpu, load, told)
 
 
-def broken_groups(checkpoint: Checkpoint, pattern: Pattern) -> int:
+def broken_groups(checkpoint: Checkpoint, pattern: BlockPattern) -> int:
     """Groups of the decoder linears with more non-zeros than the pattern allows, counted at absolute columns."""
     record, broken = read_record(checkpoint.config, str(checkpoint.path)), 0
     for linear in decoder_linears(checkpoint.config) if pattern.prunes else ():
         stored = values(describe_linear(checkpoint, record, linear.name).read(checkpoint)).float() != 0
-        padded = torch.nn.functional.pad(stored, (0, -stored.shape[1] % pattern.group))
-        taken = padded.unflatten(1, (-1, pattern.group)).sum(2)
+        padded = torch.nn.functional.pad(stored, (0, -stored.shape[1] % pattern.block))
+        taken = padded.unflatten(1, (-1, pattern.block)).sum(2)
         broken += int((taken > pattern.most_nonzeros).sum())
     return broken
 
 
 def peer_command(
-    python: str, model: Path, windows: Path, pattern: Pattern, scheme: str, options: dict[str, int]
+    python: str, model: Path, windows: Path, pattern: BlockPattern, scheme: str, options: dict[str, int]
 ) -> list[str]:
     """llm-compressor's command; the output folder follows. options: batch, block, threads."""
     words = [python, str(PEER_SCRIPT), str(model), str(windows), "--mask", str(pattern), "--scheme", scheme]
@@ -110,7 +110,7 @@ def peer_command(
 
 
 def our_command(
-    preset: str, model: Path, calibration: str, pattern: Pattern, scheme: str, drawing: dict[str, int]
+    preset: str, model: Path, calibration: str, pattern: BlockPattern, scheme: str, drawing: dict[str, int]
 ) -> list[str]:
     """Our command; the output folder follows."""
     words = [sys.executable, "-m", "slideconvert", "convert", str(model), "--preset", preset, "--layout", "dense"]
@@ -136,7 +136,7 @@ def measure(model: Path, tokens: Tensor) -> float:
 
 
 def compare(
-    ways: dict[str, list[str]], outputs: Path, pattern: Pattern, scheme: str, tokens: Tensor, repeats: int
+    ways: dict[str, list[str]], outputs: Path, pattern: BlockPattern, scheme: str, tokens: Tensor, repeats: int
 ) -> list[Row]:
     """Run every way (by name, a command without its output folder) `repeats` times; measure its last output."""
     runs: dict[str, list[Run]] = {way: [] for way in ways}
@@ -202,7 +202,7 @@ def main(
     cores = len(os.sched_getaffinity(0))
     peer = {"batch": peer_batch, "block": peer_block}
     try:
-        wanted = [(Pattern.parse(pattern), parse_scheme(scheme).name) for pattern, _, scheme in map(parts, cases)]
+        wanted = [(BlockPattern.parse(pattern), parse_scheme(scheme).name) for pattern, _, scheme in map(parts, cases)]
         tokens = token_windows(load_tokenizer(Checkpoint.open(model)), read_documents(text), drawing["length"], windows)
         protocol = {"model": model.name, "perplexity": measure(model, tokens), "windows": len(tokens), **drawing}
         protocol |= {"repeats": repeats, "peer": peer, "cores": cores, "machine": platform.machine()}

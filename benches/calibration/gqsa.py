@@ -76,7 +76,7 @@ def bits_per_weight(plan: Plan, weights: dict[str, Weight]) -> float:
         if isinstance(pattern, GroupPattern):
             stored += pattern.kept(linear.stored.shape) * (scheme.bits * scheme.group + of_group + 16) + 32 * rows
             continue
-        length, left = pattern.group, pattern.most_nonzeros
+        length, left = pattern.block, pattern.most_nonzeros
         ways = length * (length - 1) // 2 if pattern.prunes else 1
         stored += rows * columns / length * (scheme.bits * left + (ways - 1).bit_length())
         stored += rows * columns / scheme.group * of_group

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..calibrate.run import RunSettings
-from ..core.patterns import ALL, Pattern
+from ..core.patterns import ALL, BlockPattern
 from ..errors import InputError
 from ..plan.linear import LinearPlan
 from ..plan.plan import Plan
@@ -18,7 +18,7 @@ from .fused import FusedGroup, fuse, group_times, worth_trying
 from .measure import measure_errors
 from .speed import DEFAULT_TOKENS, SpeedTable, Times
 
-DENSE = Pattern(None)
+DENSE = BlockPattern(None)
 ROUNDING = 1e-9
 """What sums of times and weights may be off a target that they meet."""
 
@@ -46,7 +46,7 @@ Target = SpeedTarget | DensityTarget
 class Uniform:
     """What one pattern gives, had by all groups but those that a rule gives another. speedup: None without times."""
 
-    pattern: Pattern
+    pattern: BlockPattern
     error: float
     density: float
     speedup: float | None
@@ -131,7 +131,7 @@ def _times(plans: dict[FusedGroup, LinearPlan], target: SpeedTarget) -> dict[Fus
     return {group: by_scheme[scheme][group] for group, scheme in timed.items()}
 
 
-def _fixed(recipe: Recipe, group: FusedGroup) -> Pattern | None:
+def _fixed(recipe: Recipe, group: FusedGroup) -> BlockPattern | None:
     """The pattern that a rule of the recipe gives this group."""
     name = group.linears[0].name
     if recipe.for_linear(name).takes_groups:
@@ -141,10 +141,10 @@ def _fixed(recipe: Recipe, group: FusedGroup) -> Pattern | None:
         )
     rule = recipe.rule_for(name)
     pattern = rule.config.pattern if rule else None
-    return pattern if isinstance(pattern, Pattern) else None
+    return pattern if isinstance(pattern, BlockPattern) else None
 
 
-def _check_methods(recipe: Recipe, groups: Sequence[FusedGroup], tried: Sequence[Pattern]) -> None:
+def _check_methods(recipe: Recipe, groups: Sequence[FusedGroup], tried: Sequence[BlockPattern]) -> None:
     """A method that does not prune would make all patterns look alike."""
     for group in groups:
         method = recipe.for_linear(group.linears[0].name).method
@@ -165,7 +165,7 @@ def _allocate(
 
 
 def _uniform(
-    pattern: Pattern, groups: Sequence[FusedGroup], errors: Sequence[Errors], times: Sequence[Times] | None
+    pattern: BlockPattern, groups: Sequence[FusedGroup], errors: Sequence[Errors], times: Sequence[Times] | None
 ) -> Uniform:
     own = [pattern if pattern in error else next(iter(error)) for error in errors]
     speedup = None

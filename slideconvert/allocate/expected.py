@@ -12,7 +12,7 @@ from .speed import DEFAULT_TOKENS, SpeedTable
 
 if TYPE_CHECKING:
     from ..plan.linear import LinearPlan
-from ..core.patterns import Pattern
+from ..core.patterns import BlockPattern
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def expected_speedup(linears: Sequence[LinearPlan], table: SpeedTable, tokens: i
     found = [
         (by_scheme[plan.scheme.name][submodule], plan.pattern)
         for submodule, plan in enumerate(first)
-        if _timed(plan) and isinstance(plan.pattern, Pattern)
+        if _timed(plan) and isinstance(plan.pattern, BlockPattern)
     ]
     return Expected(
         gpu=table.gpu,
@@ -66,4 +66,6 @@ def expected_speedup(linears: Sequence[LinearPlan], table: SpeedTable, tokens: i
 
 
 def _timed(plan: LinearPlan) -> bool:
-    return plan.scheme.quantized and not plan.kept and isinstance(plan.pattern, Pattern) and not plan.scheme.grouped
+    return (
+        plan.scheme.quantized and not plan.kept and isinstance(plan.pattern, BlockPattern) and not plan.scheme.grouped
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..core.patterns import ALL, Pattern
+from ..core.patterns import ALL, BlockPattern
 from ..models.architecture import LINEARS, SIBLINGS, Linear
 from .rows import Shape
 from .speed import DEFAULT_TOKENS, SpeedTable, Times
@@ -80,7 +80,7 @@ def group_times(
     return [found[group] for group in groups]
 
 
-def worth_trying(times: Sequence[Times]) -> tuple[Pattern, ...]:
+def worth_trying(times: Sequence[Times]) -> tuple[BlockPattern, ...]:
     """The patterns that can be chosen for a speed-up, so that no error need be measured with any other.
 
     Some group is faster with it than dense and than with every milder pattern, and all groups have a time of it.
@@ -89,5 +89,5 @@ def worth_trying(times: Sequence[Times]) -> tuple[Pattern, ...]:
     return tuple(
         pattern
         for submodule, pattern in enumerate(timed)
-        if any(time.of(pattern) < min(map(time.of, [*timed[submodule + 1 :], Pattern(None)])) for time in times)
+        if any(time.of(pattern) < min(map(time.of, [*timed[submodule + 1 :], BlockPattern(None)])) for time in times)
     )

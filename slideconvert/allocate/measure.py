@@ -14,7 +14,7 @@ from ..calibrate.engine import LayerResult, compress_stage
 from ..calibrate.run import RunSettings
 from ..calibrate.stream import Runs, Stream, embedded, held_out
 from ..calibrate.tokens import calibration_tokens
-from ..core.patterns import ALL, Pattern
+from ..core.patterns import ALL, BlockPattern
 from ..errors import InputError
 from ..models.architecture import Linear
 from ..models.decoder import STAGES, Decoder
@@ -25,17 +25,17 @@ from ..prune.statistics import Statistics
 from .allocation import with_allocation
 from .fused import FusedGroup
 
-Candidates = Mapping[FusedGroup, Sequence[Pattern]]
+Candidates = Mapping[FusedGroup, Sequence[BlockPattern]]
 """The patterns that are tried for each group."""
 LEAST_WINDOWS = 3
 """One that is fitted to, one that decides (stream.held_out), one that errors are measured on."""
-Measured = tuple[FusedGroup, Pattern, float]
+Measured = tuple[FusedGroup, BlockPattern, float]
 """A group, a pattern that was tried, its error."""
 
 
 def measure_errors(
     plan: Plan, settings: RunSettings, candidates: Candidates, progress: Progress = silent
-) -> list[dict[Pattern, float]]:
+) -> list[dict[BlockPattern, float]]:
     """The error of each of these groups with each of its candidates, in the order of `candidates`.
 
     The linears of a group are pruned and rounded together, as the plan's recipe does it with that pattern, and put
@@ -55,7 +55,7 @@ def measure_errors(
             f"{len(tokens)} calibration windows: errors are measured with {LEAST_WINDOWS} at least",
             hint="take more --samples",
         )
-    errors: dict[FusedGroup, dict[Pattern, float]] = {group: {} for group in candidates}
+    errors: dict[FusedGroup, dict[BlockPattern, float]] = {group: {} for group in candidates}
     total = sum(len(tried) for tried in candidates.values())
     progress("allocate", 0, total)
     with tempfile.TemporaryDirectory(prefix="slideconvert-") as folder:
@@ -111,7 +111,7 @@ def _measured(plan: Plan, tokens: Tensor, runs: Runs, candidates: Candidates) ->
         inputs = outputs
 
 
-def _plans(plan: Plan, candidates: Candidates) -> dict[Pattern, dict[Linear, LinearPlan]]:
+def _plans(plan: Plan, candidates: Candidates) -> dict[BlockPattern, dict[Linear, LinearPlan]]:
     """By pattern what the recipe makes of all linears, those groups having it for which it is tried."""
     linears = [linear.linear for linear in plan.linears]
     found = {}

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..core.patterns import ALL, Pattern
+from ..core.patterns import ALL, BlockPattern
 from ..core.schemes import SCHEMES
 from ..errors import InputError, pick
 
@@ -43,7 +43,7 @@ class Row:
     linears: tuple[Shape, ...]
     tokens: int
     dense: float
-    speedups: Mapping[Pattern, float]
+    speedups: Mapping[BlockPattern, float]
 
 
 def read_rows(path: Path) -> tuple[tuple[str, ...], list[Row]]:
@@ -104,7 +104,7 @@ def _parse_row(cells: list[str], columns: list[str], where: str) -> Row:
         linears=tuple((outer, inner) for outer, inner in shapes),
         tokens=int(words["tokens"]),
         dense=_positive(words["dense"], "dense", where),
-        speedups={Pattern.parse(word): _positive(words[word], word, where) for word in patterns},
+        speedups={BlockPattern.parse(word): _positive(words[word], word, where) for word in patterns},
     )
 
 

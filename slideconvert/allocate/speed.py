@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..core.patterns import Pattern
+from ..core.patterns import BlockPattern
 from ..errors import InputError, pick
 from .rows import Row, Shape, read_rows
 
@@ -35,10 +35,10 @@ class Times:
     """
 
     dense: float
-    sparse: Mapping[Pattern, float]
+    sparse: Mapping[BlockPattern, float]
     measured: str
 
-    def of(self, pattern: Pattern) -> float:
+    def of(self, pattern: BlockPattern) -> float:
         """The time with that pattern. 2:inf runs dense: there is nothing to gain from sliding it.
 
         InputError if the table does not have it.

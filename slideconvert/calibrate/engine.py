@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.reader import TORCH_DTYPES
-from ..core.patterns import AnyPattern, GroupPattern, Pattern
+from ..core.patterns import BlockPattern, Pattern
 from ..core.precision import full_precision
 from ..core.quantize import Weight
 from ..core.schemes import Scheme
@@ -103,13 +103,13 @@ def compress_stage(stream: Stream, stage: int, plans: dict[str, LinearPlan], res
     Returns the Gram matrix of that input, None if nobody asked for it.
     """
     statistics = None
-    together: dict[tuple[str, AnyPattern, Scheme, str], list[str]] = {}
+    together: dict[tuple[str, Pattern, Scheme, str], list[str]] = {}
     for submodule, plan in plans.items():
         if plan.kept:
             continue
         if plan.method and METHODS[plan.method].calibrated:
             # Which groups go is decided for each linear by itself.
-            alone = submodule if isinstance(plan.pattern, GroupPattern) else ""
+            alone = "" if plan.pattern.rows_independent else submodule
             together.setdefault((plan.method, plan.pattern, plan.scheme, alone), []).append(submodule)
         else:
             source = plan.stored.read(stream.decoder.source).to(str(stream.runs.device))
@@ -134,7 +134,7 @@ def _permute(
 ) -> Statistics:
     """Order the channels that a linear reads, in the layer and in what is solved of it; the statistics likewise."""
     heads = stream.decoder.heads
-    assert isinstance(plan.pattern, Pattern)
+    assert isinstance(plan.pattern, BlockPattern)
     order = find_order(part, stream.layer.linear(plan.linear.submodule).weight.data, statistics, plan.pattern, heads)
     result.permutations[part] = order
     fold(stream.layer.module, {part: order}, heads)

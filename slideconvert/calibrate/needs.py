@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from ..core.patterns import GroupPattern
 from ..models.architecture import attention_heads, head_dim
 from ..models.decoder import STAGES
 from ..plan.plan import Plan
@@ -88,9 +87,7 @@ def _end_training(plan: Plan, settings: RunSettings) -> int:
         elif linear.scheme.grouped:
             # Packed codes and an index of each group; scale and zero point, each with gradient, moments and best state.
             size, trained = linear.scheme.group, 1 if linear.scheme.symmetric else 2
-            groups = linear.weights // size
-            if isinstance(linear.pattern, GroupPattern):
-                groups = linear.pattern.kept(linear.stored.shape)
+            groups = linear.pattern.kept_groups(linear.stored.shape, size)
             mask = size if linear.zeros_stay else 0
             total += groups * (size * linear.scheme.bits // 8 + 8 + 4 * 5 * trained + mask)
         else:

@@ -100,7 +100,6 @@ def full_recipe(
     path: Path | None, *, defaults: tuple[dict[str, Any], dict[str, Any]] = (DEFAULTS, GROUP_DEFAULTS), **said: Any
 ) -> Recipe:
     """The recipe file (if any), overruled by the flags, filled up with defaults: for 2:L patterns, and for groups."""
-    from ..core.patterns import GroupPattern
     from ..plan.linear_config import describe_config, parse_linear_config
     from ..plan.presets import parse_preset
     from ..plan.recipe import Recipe, load_recipe, parse_recipe
@@ -111,7 +110,8 @@ def full_recipe(
     flags = parse_recipe({**words, "calibration": calibration}, "flags")
     words_chosen = {**_compatible(recipe.config, flags.config), **describe_config(flags.config)}
     groups = parse_linear_config(**words_chosen).takes_groups
-    if isinstance(flags.config.pattern or recipe.config.pattern, GroupPattern):
+    pattern = flags.config.pattern or recipe.config.pattern
+    if pattern and pattern.whole_groups:
         defaults = ({}, {word: value for word, value in defaults[1].items() if word != "sparsity"})
     config = parse_linear_config(**{**defaults[groups], **words_chosen})
     named = bool(config.method) and not groups  # a method of groups comes with the preset's training
@@ -129,7 +129,6 @@ def full_recipe(
 
 def _compatible(config: LinearConfig, flags: LinearConfig) -> dict[str, Any]:
     """The words of a recipe's config, without those that only go with the other kind of pattern than the flags'."""
-    from ..core.patterns import Pattern
     from ..plan.linear_config import describe_config
     from ..prune import METHODS
 
@@ -139,7 +138,7 @@ def _compatible(config: LinearConfig, flags: LinearConfig) -> dict[str, Any]:
         words.pop("pattern", None)
         if not grouped:
             words.pop("method", None)
-    if isinstance(flags.pattern, Pattern) and not flags.takes_groups:
+    if flags.pattern and not flags.takes_groups:
         for word in ("sparsity", "row_cap", *(["method"] if grouped else [])):
             words.pop(word, None)
     return words

@@ -12,7 +12,7 @@ from typing import Any
 
 from .. import __version__
 from ..checkpoint.reader import Checkpoint
-from ..core.patterns import Pattern
+from ..core.patterns import BlockPattern
 from ..core.workers import count
 from ..formats.record import describe_linear, read_record
 from ..formats.stored import StoredLinear
@@ -87,7 +87,7 @@ def _kind(stored: StoredLinear) -> Kind:
 
     if stored.scheme.grouped:
         return group_spec_of(stored), stored.layout
-    assert isinstance(stored.pattern, Pattern)
+    assert isinstance(stored.pattern, BlockPattern)
     return LinearSpec(*stored.shape, stored.pattern.length, getattr(torch, stored.scheme.dtype)), ""
 
 

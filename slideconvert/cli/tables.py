@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.table import Table
 
-from ..core.patterns import Pattern
 from ..report.summary import legal_share, size
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ def plan_summary(plan: Plan) -> str:
     ideal = ", ".join(
         f"{name} {pattern.ideal_speedup:.2f}×"
         for name, pattern in patterns.items()
-        if isinstance(pattern, Pattern) and pattern.prunes
+        if pattern.prunes and pattern.ideal_speedup
     )
     lines = [
         f"source   {plan.snapshot.id}" + (f" at {plan.snapshot.revision}" if plan.snapshot.revision else ""),

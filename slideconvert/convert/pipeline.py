@@ -26,9 +26,9 @@ from ..checkpoint.container import TensorSpec
 from ..checkpoint.reader import Checkpoint
 from ..checkpoint.staging import WORK, Staging, check_free
 from ..checkpoint.writer import Unit, WeightWriter
-from ..core.patterns import Pattern
+from ..core.patterns import BlockPattern
 from ..core.quantize import Weight
-from ..core.select import apply_mask, check_pattern, legal_groups
+from ..core.select import apply_mask
 from ..core.ternary import recode
 from ..core.weights import Tally, check_finite, floats, ratio, take_rows, tally, values
 from ..core.workers import in_order
@@ -169,7 +169,7 @@ def convert_linear(
     check_finite(source, name)
     made = solved.weights.get(plan.linear.submodule) if solved else None
     if not (plan.method and METHODS[plan.method].prunes):
-        check_pattern(values(source), plan.pattern, name)
+        plan.pattern.check(values(source), name)
     blocks = [
         _convert_rows(
             plan,
@@ -200,8 +200,8 @@ def convert_linear(
         slid_columns=plan.slid_columns(layout),
         output_error=solved.errors.get(plan.linear.submodule) if solved else None,
         notes=solved.notes.get(plan.linear.submodule, ()) if solved else (),
-        legal_groups=legal_groups(values(source), plan.pattern)
-        if plan.stored.scheme.ternary and isinstance(plan.pattern, Pattern)
+        legal_groups=plan.pattern.legal_blocks(values(source))
+        if plan.stored.scheme.ternary and isinstance(plan.pattern, BlockPattern)
         else None,
     )
     return tensors, report

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..core.patterns import WINDOW, Pattern
+from ..core.patterns import WINDOW, BlockPattern
 from ..errors import PatternError
 from ..kernels.planes import bits, from_planes, nonzero, row_blocks, to_planes
 from .slide import windows
@@ -41,7 +41,7 @@ def pack(slid: Tensor, where: str = "weight") -> tuple[Tensor, Tensor]:
     return values.view(slid.dtype), meta
 
 
-def slide_and_pack(codes: Tensor, pattern: Pattern, where: str = "weight") -> tuple[Tensor, Tensor]:
+def slide_and_pack(codes: Tensor, pattern: BlockPattern, where: str = "weight") -> tuple[Tensor, Tensor]:
     """The same as pack(slide(codes)), without the slid weight in between, which is twice as large."""
     values, meta = _empty(codes, pattern.slid_columns(codes.shape[1]))
     raw = bits(codes)

@@ -12,12 +12,12 @@ from typing import Any
 
 from .. import __version__
 from ..checkpoint.reader import Checkpoint
-from ..core.patterns import AnyPattern, GroupPattern, parse_pattern
+from ..core.patterns import Pattern, parse_pattern
 from ..core.schemes import Scheme, read_scheme
 from ..core.ternary import FLOATS, LATENT, PACKED, PACKED_INVERSE
 from ..errors import InputError
 from ..runtime.slidesparse_record import AUTO_MAP, FORMAT_VERSION, RECORD
-from .stored import Declared, StoredLinear, describe, format_of
+from .stored import Declared, StoredLinear, describe, format_of, layout_of
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class LinearRecord:
 
     shape: tuple[int, int]
     scheme: Scheme
-    pattern: AnyPattern
+    pattern: Pattern
     method: str = ""
     on_codes: bool = False
     moved: int = 0
@@ -37,17 +37,13 @@ class LinearRecord:
     ternary: bool = False
 
     def to_json(self, layout: str) -> dict[str, Any]:
-        derived: dict[str, Any] = {}
-        if isinstance(self.pattern, GroupPattern):
-            derived = {"kept_groups": self.pattern.kept(self.shape)}
-        elif layout == "slide" and self.scheme.quantized and not self.scheme.grouped:
-            derived = {"slid_columns": self.pattern.slid_columns(self.shape[1])}
+        slid = layout_of(layout, self.scheme, self.pattern) == "slide"
         return {
             "shape": list(self.shape),
             "scheme": self.scheme.name,
             **self.scheme.describe(),
             "pattern": str(self.pattern),
-            **derived,
+            **self.pattern.record_fields(self.shape, slid=slid),
             **({"method": self.method} if self.method else {}),
             **({"pruned_on": "codes"} if self.on_codes else {}),
             **({"moved": self.moved} if self.moved else {}),

@@ -16,19 +16,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..core.patterns import WINDOW, Pattern
-from ..core.select import check_pattern
+from ..core.patterns import WINDOW, BlockPattern
 from ..errors import PatternError
 from ..kernels.planes import bits, from_planes, nonzero, row_blocks, to_planes
 
 
-def lift_index(pattern: Pattern, columns: int) -> Tensor:
+def lift_index(pattern: BlockPattern, columns: int) -> Tensor:
     """[K'] int64: the input column that each slid column multiplies; -1 where there is none (padding).
 
     lift(x)[..., o] = x[..., index[o]], or 0 where index[o] is -1.
     """
-    window = torch.arange(pattern.groups(columns) * pattern.windows)
-    start = window // pattern.windows * pattern.group + window % pattern.windows * 2
+    window = torch.arange(pattern.units(columns) * pattern.windows)
+    start = window // pattern.windows * pattern.block + window % pattern.windows * 2
     index = start[:, None] + torch.arange(WINDOW)
     if not pattern.prunes:
         index[:, 2:] = -1  # 2:inf: a window holds its own two columns only
@@ -38,7 +37,7 @@ def lift_index(pattern: Pattern, columns: int) -> Tensor:
     return padded
 
 
-def slide(values: Tensor, pattern: Pattern, where: str = "weight") -> Tensor:
+def slide(values: Tensor, pattern: BlockPattern, where: str = "weight") -> Tensor:
     """values [out, in], any dtype, zeros as zero bytes -> slid [out, K'] of the same dtype, 2:4 in every window.
 
     PatternError if a group has more non-zeros than its windows hold.
@@ -51,12 +50,12 @@ def slide(values: Tensor, pattern: Pattern, where: str = "weight") -> Tensor:
     return slid.view(values.dtype)
 
 
-def windows(raw: Tensor, rows: slice, pattern: Pattern, where: str) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+def windows(raw: Tensor, rows: slice, pattern: BlockPattern, where: str) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Some rows of raw [out, in] integers -> the four lane planes [rows, groups] of each window of a group.
 
     PatternError if a non-zero finds no window, which is so exactly where a group has more than L - 2 of them.
     """
-    columns = to_planes(raw[rows], pattern.group)
+    columns = to_planes(raw[rows], pattern.block)
     if not pattern.prunes:
         empty = torch.zeros_like(columns[0])
         return [(columns[0], columns[1], empty, empty)]
@@ -72,12 +71,12 @@ def windows(raw: Tensor, rows: slice, pattern: Pattern, where: str) -> list[tupl
         lane_a, lane_b, lane_c, lane_d = columns[first : first + WINDOW]
         out.append((lane_a & a, lane_b & b, lane_c & take_c, lane_d & take_d))
     if int((left[-2] | left[-1]).amin()) < 0:
-        check_pattern(raw, pattern, where)  # says where; the rows before these are in order
+        pattern.check(raw, where)  # says where; the rows before these are in order
         raise PatternError(f"{where}: sliding {pattern} left non-zeros behind", hint="this is a defect: report it")
     return out
 
 
-def unslide(slid: Tensor, pattern: Pattern, columns: int, where: str = "weight") -> Tensor:
+def unslide(slid: Tensor, pattern: BlockPattern, columns: int, where: str = "weight") -> Tensor:
     """slid [out, K'] -> values [out, in]: the inverse of `slide`.
 
     PatternError if a column holds a non-zero in two windows, or padding holds one: not a slid weight.
@@ -89,7 +88,7 @@ def unslide(slid: Tensor, pattern: Pattern, columns: int, where: str = "weight")
     raw = bits(slid)
     values = torch.empty(slid.shape[0], columns, dtype=raw.dtype, device=raw.device)
     width = WINDOW * pattern.windows
-    used = pattern.groups(columns) * width
+    used = pattern.units(columns) * width
     for rows in row_blocks(slid):
         block = raw[rows]
         lanes = block[:, :used].reshape(block.shape[0], -1, width).permute(2, 0, 1).contiguous()

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ..checkpoint.container import TensorSpec
 from ..checkpoint.reader import DTYPE_NAMES, Checkpoint
-from ..core.patterns import AnyPattern, GroupPattern, Pattern
+from ..core.patterns import BlockPattern, Pattern
 from ..core.quantize import QuantizedWeight, Weight
 from ..core.schemes import BF16, FP8, INT8, Scheme
 from ..core.ternary import LATENT, PACKED, PACKED_INVERSE, PER_BYTE, decode_ternary
@@ -48,22 +48,21 @@ def parse_layout(name: str) -> str:
     return pick(name, LAYOUTS, "layout")
 
 
-def layout_of(layout: str, scheme: Scheme, pattern: AnyPattern) -> str:
+def layout_of(layout: str, scheme: Scheme, pattern: Pattern) -> str:
     """In which layout a linear lies in a checkpoint of that layout."""
     if layout == "slide" and scheme.quantized and not scheme.grouped:
         return layout
-    return layout if layout == "gqs" and scheme.grouped and isinstance(pattern, GroupPattern) else "dense"
+    return layout if layout == "gqs" and scheme.grouped and pattern.whole_groups else "dense"
 
 
-def format_of(layout: str, scheme: Scheme, pattern: AnyPattern) -> str:
+def format_of(layout: str, scheme: Scheme, pattern: Pattern) -> str:
     """The compressed-tensors format word of a quantized linear in a checkpoint of that layout."""
     return {"slide": SLIDE_FORMAT, "gqs": GQS_FORMAT}.get(layout_of(layout, scheme, pattern), scheme.ct_format)
 
 
-def group_spec(shape: tuple[int, int], scheme: Scheme, pattern: AnyPattern) -> GroupSpec:
+def group_spec(shape: tuple[int, int], scheme: Scheme, pattern: Pattern) -> GroupSpec:
     """A linear of a grouped scheme as its kernels know it."""
-    groups = shape[0] * shape[1] // scheme.group
-    kept = pattern.kept(shape) if isinstance(pattern, GroupPattern) else groups
+    kept = pattern.kept_groups(shape, scheme.group)
     return GroupSpec(*shape, scheme.group, scheme.bits, kept, scheme.symmetric, scheme.activation_bits)
 
 
@@ -73,7 +72,7 @@ class Declared:
 
     shape: tuple[int, int]
     scheme: Scheme
-    pattern: AnyPattern
+    pattern: Pattern
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ class StoredLinear:
     name: str
     shape: tuple[int, int]
     scheme: Scheme
-    pattern: AnyPattern
+    pattern: Pattern
     layout: str
     tensors: tuple[TensorSpec, ...]
     coding: str = ""
@@ -116,7 +115,7 @@ class StoredLinear:
         if not self.scheme.quantized:
             return first
         if self.layout == "slide":
-            assert isinstance(self.pattern, Pattern)
+            assert isinstance(self.pattern, BlockPattern)
             slid = unpack(first, parts[f"{self.name}.weight_meta"], where)
             first = unslide(slid, self.pattern, self.shape[1], where)
         return QuantizedWeight(first, parts[f"{self.name}.weight_scale"].view(-1, 1), self.scheme)
@@ -158,7 +157,7 @@ def describe(
     shape = (spec.shape[0], spec.shape[1])
     if declared and declared.shape != shape:
         raise InputError(f"{weight}: shape {list(shape)}, the checkpoint's record says {list(declared.shape)}")
-    pattern = declared.pattern if declared else Pattern(None)
+    pattern = declared.pattern if declared else BlockPattern(None)
     if ternary in (PACKED, PACKED_INVERSE):
         return _describe_packed_ternary(checkpoint, spec, scale, ternary)
     if spec.dtype in FLOATS:
@@ -187,7 +186,7 @@ def _describe_packed_ternary(checkpoint: Checkpoint, spec: TensorSpec, scale: st
             hint="the checkpoint and the quantization_config in its config.json disagree",
         )
     shape = (spec.shape[0] * PER_BYTE, spec.shape[1])
-    return StoredLinear(name, shape, BF16.as_ternary, Pattern(None), "dense", (spec, scale_spec), coding)
+    return StoredLinear(name, shape, BF16.as_ternary, BlockPattern(None), "dense", (spec, scale_spec), coding)
 
 
 def _describe_groups(checkpoint: Checkpoint, name: str, declared: Declared) -> StoredLinear:
@@ -234,7 +233,7 @@ def stored_specs(
     name: str,
     shape: tuple[int, int],
     scheme: Scheme,
-    pattern: AnyPattern,
+    pattern: Pattern,
     layout: str,
     *,
     floats: str = "BF16",
@@ -253,7 +252,7 @@ def stored_specs(
     scale_spec = TensorSpec(f"{name}.weight_scale", scale, (rows, 1))
     if layout == "dense":
         return (TensorSpec(f"{name}.weight", dtype, shape), scale_spec)
-    assert isinstance(pattern, Pattern)
+    assert isinstance(pattern, BlockPattern)
     slid = pattern.slid_columns(columns)
     return (
         TensorSpec(f"{name}.weight_packed", dtype, (rows, slid // 2)),
@@ -262,7 +261,7 @@ def stored_specs(
     )
 
 
-def stored_tensors(name: str, weight: Weight, pattern: AnyPattern, layout: str) -> dict[str, Tensor]:
+def stored_tensors(name: str, weight: Weight, pattern: Pattern, layout: str) -> dict[str, Tensor]:
     """The tensors of `stored_specs`, filled. PatternError if the weight does not follow its pattern."""
     if isinstance(weight, Tensor):
         return {f"{name}.weight": weight}
@@ -271,12 +270,12 @@ def stored_tensors(name: str, weight: Weight, pattern: AnyPattern, layout: str) 
         return _stored_groups(name, weight, pattern, layout)
     if layout == "dense":
         return {f"{name}.weight": weight.codes, f"{name}.weight_scale": weight.scale}
-    assert isinstance(pattern, Pattern)
+    assert isinstance(pattern, BlockPattern)
     values, meta = slide_and_pack(weight.codes, pattern, name)
     return {f"{name}.weight_packed": values, f"{name}.weight_meta": meta, f"{name}.weight_scale": weight.scale}
 
 
-def _stored_groups(name: str, weight: QuantizedWeight, pattern: AnyPattern, layout: str) -> dict[str, Tensor]:
+def _stored_groups(name: str, weight: QuantizedWeight, pattern: Pattern, layout: str) -> dict[str, Tensor]:
     rows, columns = weight.codes.shape
     spec = group_spec((rows, columns), weight.scheme, pattern)
     scale, zero = canonical(weight.codes, weight.scale, weight.zero, spec)

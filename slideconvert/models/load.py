@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint.reader import Checkpoint
-from ..core.patterns import Pattern
+from ..core.patterns import BlockPattern
 from ..core.quantize import QuantizedWeight
 from ..errors import InputError, pick
 from ..formats.record import RECORD, Record, check_quantization, describe_linear, read_record
@@ -116,7 +116,7 @@ def _linear(
             return GroupLinear.of(group_spec_of(stored), groups, term, backend=backend), used
         weight = stored.decode(parts, name)
         if isinstance(weight, QuantizedWeight) and activations == "quantized":
-            assert isinstance(stored.pattern, Pattern)
+            assert isinstance(stored.pattern, BlockPattern)
             spec = LinearSpec(*stored.shape, stored.pattern.length, weight.codes.dtype)
             codes = Codes(spec, dense=weight.codes.to(device))
             return SlideLinear.of(codes, weight.scale.to(device), term, backend=backend), used

@@ -11,14 +11,16 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from ..core.patterns import Pattern
+from ..core.patterns import BlockPattern
 from ..models.architecture import HEADS
 from ..prune.statistics import Statistics
 from .permutations import Permutations
 from .search import head_order, mlp_order, permute_heads, permute_mlp
 
 
-def find_order(part: str, weight: Tensor, statistics: Statistics, pattern: Pattern, heads: tuple[int, int]) -> Tensor:
+def find_order(
+    part: str, weight: Tensor, statistics: Statistics, pattern: BlockPattern, heads: tuple[int, int]
+) -> Tensor:
     """The order of o_proj's (HEADS) or down_proj's (MLP_INNER) input channels that makes pruning lose least.
 
     weight [N, K] float32; heads: query heads and key-value heads. Of the CPU, whatever computes.

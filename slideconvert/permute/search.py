@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..core.patterns import Pattern
+from ..core.patterns import BlockPattern
 from ..errors import InputError
 from ..models.architecture import FREE_CHANNELS, HEADS, MLP_INNER
 
@@ -80,7 +80,7 @@ def query_columns(order: Tensor, heads: int) -> Tensor:
     return (order.repeat_interleave(heads // count, dim=0) + starts).flatten()
 
 
-def mlp_order(weight: Tensor, norms: Tensor, pattern: Pattern) -> Tensor:
+def mlp_order(weight: Tensor, norms: Tensor, pattern: BlockPattern) -> Tensor:
     """weight [N, K] of down_proj, norms [K] (||X_j||, in any unit) -> order [K] int64 of its columns.
 
     Both finite floats. The saliency lost is never more than in the order that stands. 2:inf: that order.
@@ -88,7 +88,7 @@ def mlp_order(weight: Tensor, norms: Tensor, pattern: Pattern) -> Tensor:
     return _search(weight, norms, pattern, 1, 1)[0]
 
 
-def head_order(weight: Tensor, norms: Tensor, pattern: Pattern, heads: int, key_value_heads: int) -> Tensor:
+def head_order(weight: Tensor, norms: Tensor, pattern: BlockPattern, heads: int, key_value_heads: int) -> Tensor:
     """weight [N, heads * head_dim] of o_proj, norms [heads * head_dim] -> order [key_value_heads, head_dim] int64.
 
     As mlp_order, with one order for all query heads of a key-value head. Groups count from the first column of the
@@ -132,8 +132,8 @@ def _moved(tensors: dict[str, Tensor], part: str, produced: Tensor, read: Tensor
 # ---- the search
 
 
-def _search(weight: Tensor, norms: Tensor, pattern: Pattern, heads: int, key_value_heads: int) -> Tensor:
-    columns, length = weight.shape[1], pattern.group
+def _search(weight: Tensor, norms: Tensor, pattern: BlockPattern, heads: int, key_value_heads: int) -> Tensor:
+    columns, length = weight.shape[1], pattern.block
     if columns % heads or heads % key_value_heads:
         raise InputError(
             f"{columns} columns, {heads} query heads, {key_value_heads} key-value heads: no whole number of each",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..checkpoint.container import TensorSpec
 from ..checkpoint.reader import Checkpoint
-from ..core.patterns import AnyPattern, GroupPattern, Pattern
+from ..core.patterns import BlockPattern, GroupPattern, Pattern
 from ..core.schemes import Scheme
 from ..errors import InputError
 from ..formats.record import LinearRecord, Record, describe_linear
@@ -32,7 +32,7 @@ class LinearPlan:
     linear: Linear
     stored: StoredLinear
     scheme: Scheme
-    pattern: AnyPattern
+    pattern: Pattern
     method: str
     outputs: tuple[TensorSpec, ...]
     record: LinearRecord | None
@@ -56,13 +56,13 @@ class LinearPlan:
     @property
     def zeros_stay(self) -> bool:
         """Whether every weight that is zero must be so after training: of a 2:L pattern, not of whole groups."""
-        return isinstance(self.pattern, Pattern) and self.pattern.prunes
+        return self.pattern.zeros_fixed
 
     @property
     def whole(self) -> bool:
         """Whether its rows are chosen or stored together."""
         grouped = self.scheme.grouped or self.stored.scheme.grouped
-        return grouped or isinstance(self.pattern, GroupPattern)
+        return grouped or not self.pattern.rows_independent
 
     @property
     def weights(self) -> int:
@@ -71,7 +71,7 @@ class LinearPlan:
     def slid_columns(self, layout: str) -> int:
         """K' of this linear in that layout; 0 where it is not slid."""
         slid = not self.kept and layout_of(layout, self.scheme, self.pattern) == "slide"
-        return self.pattern.slid_columns(self.stored.shape[1]) if slid and isinstance(self.pattern, Pattern) else 0
+        return self.pattern.slid_columns(self.stored.shape[1]) if slid and isinstance(self.pattern, BlockPattern) else 0
 
     def latent_weights(self, source: Checkpoint, permutations: Permutations, device: str) -> Tensor | None:
         """What a weight that stays ternary was rounded from [out, in] float32, its channels in these orders; None for
@@ -110,7 +110,7 @@ def plan_linear(
     if config.keep or kept_before:
         if stored.scheme.quantized:
             raise InputError(f"{name}: keep leaves float weights alone, these are {stored.scheme.name} codes already")
-        return LinearPlan(linear, stored, stored.scheme, Pattern(None), "", stored.tensors, None)
+        return LinearPlan(linear, stored, stored.scheme, BlockPattern(None), "", stored.tensors, None)
     scheme = _scheme(config, stored)
     if stored.scheme.quantized and config.scheme:
         raise InputError(
@@ -121,15 +121,12 @@ def plan_linear(
     # Ternary weights are codes of every scheme already.
     finds_codes = scheme.quantized and not stored.scheme.ternary
     method = _method(config.method or (preset.method(pattern) if preset else None), pattern, finds_codes)
-    if isinstance(pattern, GroupPattern):
-        pattern.check_shape(stored.shape, name)
-        if scheme.grouped and scheme.group != pattern.size:
-            raise InputError(
-                f"{name}: groups of {pattern.size} are pruned, those of {scheme.name} have {scheme.group} weights",
-                hint=f"use a group size of {pattern.size if config.scheme else scheme.group}",
-            )
-    else:
-        pattern.check_columns(stored.shape[1], name)
+    pattern.check_shape(stored.shape, name)
+    if isinstance(pattern, GroupPattern) and scheme.grouped and scheme.group != pattern.size:
+        raise InputError(
+            f"{name}: groups of {pattern.size} are pruned, those of {scheme.name} have {scheme.group} weights",
+            hint=f"use a group size of {pattern.size if config.scheme else scheme.group}",
+        )
     scheme.check_columns(stored.shape[1], name)
     floats = "BF16" if stored.coding or stored.scheme.quantized else stored.tensors[0].dtype
     solved = bool(method) and METHODS[method].calibrated  # finds codes and scales of its own
@@ -166,7 +163,7 @@ def _scheme(config: LinearConfig, stored: StoredLinear) -> Scheme:
     return scheme if config.codes == FULL else scheme.as_ternary
 
 
-def _method(name: str | None, pattern: AnyPattern, finds_codes: bool) -> str:
+def _method(name: str | None, pattern: Pattern, finds_codes: bool) -> str:
     """The method if it has something to do here, a pattern to prune to or codes to find by calibration; else ""."""
     if name is None:
         return ""
@@ -180,7 +177,7 @@ def permuted(linears: list[LinearPlan]) -> list[LinearPlan]:
     by_name = {plan.linear.name: plan for plan in linears}
     for plan in linears:
         for channels in FREE_CHANNELS.values():
-            windows = isinstance(plan.pattern, Pattern) and plan.pattern.prunes
+            windows = isinstance(plan.pattern, BlockPattern) and plan.pattern.prunes
             if plan.linear.submodule != channels.consumer or not (plan.calibrated and windows):
                 continue
             prefix = plan.linear.name.removesuffix(channels.consumer)

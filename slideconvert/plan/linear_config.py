@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..core.patterns import AnyPattern, GroupPattern, parse_pattern
+from ..core.patterns import GroupPattern, Pattern, parse_pattern
 from ..core.schemes import GROUP, W4A16, W8A16, Scheme, parse_scheme
 from ..errors import InputError, pick
 from ..prune import METHODS, parse_method
@@ -27,7 +27,7 @@ class LinearConfig:
     """What is to be done to one linear. None means: as the source has it (method None: prune nothing)."""
 
     scheme: Scheme | None = None
-    pattern: AnyPattern | None = None
+    pattern: Pattern | None = None
     method: str | None = None
     codes: str | None = None
     keep: bool = False
@@ -40,7 +40,8 @@ class LinearConfig:
     def takes_groups(self) -> bool:
         """Whether whole groups go, by the sparsity, the method or the pattern."""
         by_method = self.method is not None and METHODS[self.method].grouped
-        return self.sparsity is not None or by_method or isinstance(self.pattern, GroupPattern)
+        by_pattern = self.pattern is not None and self.pattern.whole_groups
+        return self.sparsity is not None or by_method or by_pattern
 
     @property
     def by_groups(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..core.patterns import AnyPattern, GroupPattern
+from ..core.patterns import GROUPS, MILD, SEVERE, Pattern
 from ..errors import InputError, pick
 
 DEFAULT_TEXT = "allenai/c4:en:train"
@@ -59,7 +59,7 @@ class Recovery:
         return bool(self.block_epochs or self.end_epochs)
 
 
-GROUPS = Recovery(block_rate=0.02, end_rate=0.01, batch=4, patience=2, attempts=2)
+GROUP_RECOVERY = Recovery(block_rate=0.02, end_rate=0.01, batch=4, patience=2, attempts=2)
 """Of grouped schemes, and where whole groups went: more is to be made up for than in 8 bits, and end to end only scales
 and zero points train."""
 
@@ -68,25 +68,23 @@ and zero points train."""
 class Preset:
     """How much time is spent for accuracy.
 
-    shorter, longer: the method for 2:4 and 2:6, and for milder patterns: ADMM finds better masks where many weights
+    severe, mild: the method for 2:4 and 2:6, and for milder patterns: ADMM finds better masks where many weights
     go, and hardly any where few do; "" if it is not for them. permute: fold channel permutations in. recovery: of
     2:L patterns in 8 bits and more. groups: the method for group patterns (GQSA). group_recovery: their recovery, and
     that of all grouped schemes.
     """
 
     name: str
-    shorter: str
-    longer: str
+    severe: str
+    mild: str
     permute: bool = False
     recovery: Recovery = Recovery()
     groups: str = "gqsa"
-    group_recovery: Recovery = GROUPS
+    group_recovery: Recovery = GROUP_RECOVERY
 
-    def method(self, pattern: AnyPattern) -> str:
+    def method(self, pattern: Pattern) -> str:
         """The word of the method for a pattern."""
-        if isinstance(pattern, GroupPattern):
-            return self.groups
-        found = self.shorter if pattern.length is not None and pattern.length <= 6 else self.longer
+        found = {SEVERE: self.severe, MILD: self.mild, GROUPS: self.groups}[pattern.severity]
         if not found:
             raise InputError(
                 f"preset {self.name} is GQSA's and takes whole groups, not pattern {pattern}",
@@ -99,14 +97,14 @@ PRESETS = {
     preset.name: preset
     for preset in (
         Preset("fast", "wanda", "wanda"),
-        Preset("balanced", "alps", "obs", group_recovery=replace(GROUPS, block_epochs=3, end_epochs=2)),
+        Preset("balanced", "alps", "obs", group_recovery=replace(GROUP_RECOVERY, block_epochs=3, end_epochs=2)),
         Preset(
             "quality",
             "alps",
             "obs",
             permute=True,
             recovery=Recovery(block_epochs=16, end_epochs=8),
-            group_recovery=replace(GROUPS, block_epochs=8, end_epochs=6),
+            group_recovery=replace(GROUP_RECOVERY, block_epochs=8, end_epochs=6),
         ),
         # GQSA's own procedure, section 4.1; batch and loss, which the paper does not tell, are EfficientQAT's.
         Preset(

@@ -30,7 +30,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from ..core.patterns import GroupPattern
 from ..errors import InputError, pick
 from ..formats.stored import parse_layout
 from ..prune import METHODS
@@ -84,9 +83,9 @@ class Recipe:
         own = vars(rule.config) if rule else {}
         said = {key: value for key, value in own.items() if value is not None}
         general = self.config
-        if "pattern" in said and not isinstance(said["pattern"], GroupPattern):  # of the other kind than the recipe's
+        if "pattern" in said and not said["pattern"].whole_groups:  # of the other kind than the recipe's
             general = replace(general, sparsity=None, row_cap=None)
-        elif "sparsity" in said or isinstance(said.get("pattern"), GroupPattern):
+        elif "sparsity" in said or "pattern" in said:
             general = replace(general, pattern=None)
         config = replace(general, **said)
         if "scheme" in said and not config.by_groups:  # the recipe's words for groups are not meant for this linear

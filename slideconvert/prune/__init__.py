@@ -6,8 +6,7 @@ moves the surviving weights and rounds them. methods.py knows them all by their 
 
 from __future__ import annotations
 
-from ..core.select import keep_mask
 from .magnitude import magnitude
 from .methods import METHODS, Method, parse_method
 
-__all__ = ["METHODS", "Method", "keep_mask", "magnitude", "parse_method"]
+__all__ = ["METHODS", "Method", "magnitude", "parse_method"]

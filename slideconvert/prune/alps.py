@@ -22,9 +22,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..core.patterns import AnyPattern
+from ..core.patterns import Pattern
 from ..errors import InputError
-from .groups import largest
 
 START = 0.1
 """The first ρ, where diag(H) = 1 …"""
@@ -42,9 +41,8 @@ SETTLED, SETTLED_AFTER = 0.0003, 30
 """After so many iterations, a mask of which a smaller share than this changes is taken as it is."""
 
 
-def alps_mask(weight: Tensor, gram: Tensor, pattern: AnyPattern) -> Tensor:
-    """weight [N, K] float32 -> keep mask [N, K] bool: two of every full group False (see keep_mask), or whole groups
-    (see keep_groups).
+def alps_mask(weight: Tensor, gram: Tensor, pattern: Pattern) -> Tensor:
+    """weight [N, K] float32 -> keep mask [N, K] bool: two of every full group False of a 2:L pattern, or whole groups.
 
     gram [K, K] float32: H, damped and so positive definite, on the weight's device. Everything is float32, TF32 must
     be off. The same mask in every run on one device. Raises InputError if gram is not positive definite.
@@ -55,14 +53,14 @@ def alps_mask(weight: Tensor, gram: Tensor, pattern: AnyPattern) -> Tensor:
     weight, gram = weight * norm, gram / norm / norm[:, None]
     unexplained = float(_inverse(gram, 0.0).diagonal().reciprocal().mean())
     rho = min(START, UNEXPLAINED * unexplained)
-    keep = largest(weight, pattern)
+    keep = pattern.select_largest(weight)
     kept = max(1, int(keep.sum()))
     pruned, rest = weight * keep, torch.zeros_like(weight)  # D and V/ρ
     for done in range(INTERVAL, MOST + 1, INTERVAL):
         before, pull = keep, _inverse(gram, rho).mul_(rho)
         for _ in range(INTERVAL):
             point = torch.addmm(weight + rest, pruned - rest - weight, pull)
-            keep = largest(point, pattern)
+            keep = pattern.select_largest(point)
             pruned = point * keep
             rest = point - pruned
         changed = int((keep != before).sum()) / kept

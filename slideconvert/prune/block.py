@@ -12,10 +12,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ..core.patterns import Pattern
+from ..core.patterns import BlockPattern
 from ..core.quantize import to_codes
 from ..core.schemes import Scheme
-from ..core.select import keep_mask
 
 
 @dataclass(frozen=True)
@@ -42,15 +41,15 @@ class Block:
             getattr(self, name).copy_(getattr(other, name))
 
 
-def prune_block(block: Block, choose: Pattern | None, scheme: Scheme | None) -> None:
+def prune_block(block: Block, choose: BlockPattern | None, scheme: Scheme | None) -> None:
     """Fill `made` and `errors`. choose: decide `kept` on the way, group after group. scheme: round to codes."""
     values, kept, errors, corner = block.values, block.kept, block.errors, block.corner
     diagonal = corner.diagonal()[:, None]
     for column in range(len(values)):
-        if choose and choose.prunes and column % choose.group == 0:
-            group = slice(column, min(column + choose.group, len(values)))
+        if choose and choose.prunes and column % choose.block == 0:
+            group = slice(column, min(column + choose.block, len(values)))
             score = (values[group] / diagonal[group]).square_()
-            kept[group] = keep_mask(score.T.contiguous(), choose).T
+            kept[group] = choose.select(score.T.contiguous()).T
         now = values[column]
         if scheme is None:
             rounded = now * kept[column] + 0
@@ -67,7 +66,7 @@ class Replay:
     """prune_block for blocks of one shape on a GPU: recorded once, replayed with other contents."""
 
     def __init__(
-        self, shape: tuple[int, int], choose: Pattern | None, scheme: Scheme | None, device: torch.device
+        self, shape: tuple[int, int], choose: BlockPattern | None, scheme: Scheme | None, device: torch.device
     ) -> None:
         columns = shape[0]
         dtype = getattr(torch, scheme.dtype) if scheme else torch.float32
@@ -97,6 +96,6 @@ class Replay:
 
 
 @lru_cache(maxsize=32)
-def replay(shape: tuple[int, int], choose: Pattern | None, scheme: Scheme | None, device: torch.device) -> Replay:
+def replay(shape: tuple[int, int], choose: BlockPattern | None, scheme: Scheme | None, device: torch.device) -> Replay:
     """The recording for blocks [columns, N] = shape; the layers of a model have but a few shapes."""
     return Replay(shape, choose, scheme, device)

@@ -24,7 +24,7 @@ from itertools import combinations, product
 import torch
 from torch import Tensor
 
-from ..core.patterns import Pattern
+from ..core.patterns import BlockPattern
 from ..kernels.planes import blocks
 
 ROUNDS = 3
@@ -37,14 +37,14 @@ CODES = (-1.0, 0.0, 1.0)
 
 
 def descend(
-    codes: Tensor, scale: Tensor, target: Tensor, gram: Tensor, pattern: Pattern, latent: Tensor | None
+    codes: Tensor, scale: Tensor, target: Tensor, gram: Tensor, pattern: BlockPattern, latent: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """codes [N, K] of -1, 0, 1 that follow the pattern, scale [N, 1] -> better ones, float32 both.
 
     target [N, K] float32: w*. gram [K, K] float32: H, damped. latent [N, K] float32, None if they are not known.
     """
     prior = 0.0 if latent is None else PRIOR * float(gram.diagonal().mean())
-    codes, pairs = codes.clone(), len(_pairs(pattern.group, codes.device)[0])
+    codes, pairs = codes.clone(), len(_pairs(pattern.block, codes.device)[0])
     scale = fit_scale(codes, scale, target, gram)
     for _ in range(ROUNDS):
         for rows in blocks(len(codes), pairs, codes.device.type):
@@ -82,18 +82,18 @@ def sweep_groups(
     scale: Tensor,
     target: Tensor,
     gram: Tensor,
-    pattern: Pattern,
+    pattern: BlockPattern,
     latent: Tensor | None,
     prior: float,
 ) -> None:
     """Once over all groups of some rows: `codes` [N, K] is changed in place. prior: λ, the rest as for `descend`."""
-    columns, step = codes.shape[1], max(1, BLOCK // pattern.group) * pattern.group
+    columns, step = codes.shape[1], max(1, BLOCK // pattern.block) * pattern.block
     off = codes * scale - target
     for start in range(0, columns, step):
         block = slice(start, min(start + step, columns))
         slope = off @ gram[:, block]
-        for first in range(block.start, block.stop, pattern.group):
-            group = slice(first, min(first + pattern.group, columns))
+        for first in range(block.start, block.stop, pattern.block):
+            group = slice(first, min(first + pattern.block, columns))
             inside = slice(group.start - start, group.stop - start)
             own = None if latent is None else latent[:, group]
             change = best_change(codes[:, group], scale, slope[:, inside], gram[group, group], pattern, own, prior)
@@ -108,7 +108,7 @@ def best_change(
     scale: Tensor,
     slope: Tensor,
     gram: Tensor,
-    pattern: Pattern,
+    pattern: BlockPattern,
     latent: Tensor | None,
     prior: float,
 ) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from ..core.patterns import AnyPattern, Pattern
+from ..core.patterns import BlockPattern, Pattern
 from ..core.quantize import QuantizedWeight, Weight, quantize
 from ..core.schemes import Scheme
 from ..core.select import apply_mask
@@ -16,7 +16,7 @@ from . import METHODS
 
 
 def compress_directly(
-    source: Weight, method: str, pattern: AnyPattern, scheme: Scheme, latent: Tensor | None = None
+    source: Weight, method: str, pattern: Pattern, scheme: Scheme, latent: Tensor | None = None
 ) -> tuple[Weight, Weight]:
     """Some rows of a weight -> pruned, and as stored. method "" prunes nothing.
 
@@ -26,7 +26,7 @@ def compress_directly(
     pruned = weight = source
     mask = METHODS[method].mask if method else None
     if mask:
-        assert isinstance(pattern, Pattern)
+        assert isinstance(pattern, BlockPattern)
         keep = mask(_sizes(source) if latent is None else latent, pattern)
         survivors = apply_mask(values(source), keep)
         pruned = weight = survivors if isinstance(source, Tensor) else replace(source, codes=survivors)

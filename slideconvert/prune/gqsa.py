@@ -10,11 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..core.patterns import AnyPattern, GroupPattern
+from ..core.patterns import GroupPattern, Pattern
 from ..core.quantize import quantize
 from ..core.schemes import Scheme
 from ..core.select import apply_mask
-from .groups import in_columns, keep_groups
 from .groups import saliency as group_saliency
 from .obs import Solved
 from .statistics import Statistics
@@ -22,12 +21,12 @@ from .sweep import damp
 
 
 def saliency(
-    weight: Tensor, statistics: Statistics, pattern: AnyPattern, scheme: Scheme, latent: Tensor | None = None
+    weight: Tensor, statistics: Statistics, pattern: Pattern, scheme: Scheme, latent: Tensor | None = None
 ) -> Solved:
     """weight [N, K] float32 -> its salient groups (GQSA, section 3.1 and 3.2), to nearest codes of the scheme."""
     assert isinstance(pattern, GroupPattern)
     damped = damp(statistics.whole.gram)
     weight = torch.where(damped.dead, torch.zeros_like(weight), weight)
-    keep = in_columns(keep_groups(group_saliency(weight, damped, pattern), pattern), pattern)
+    keep = pattern.select(group_saliency(weight, damped, pattern))
     pruned = apply_mask(weight, keep)
     return Solved(quantize(pruned, scheme) if scheme.quantized else pruned, damped.notes)

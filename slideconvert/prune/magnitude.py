@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..core.patterns import Pattern
-from ..core.select import keep_mask
+from ..core.patterns import BlockPattern
 
 
-def magnitude(weight: Tensor, pattern: Pattern) -> Tensor:
+def magnitude(weight: Tensor, pattern: BlockPattern) -> Tensor:
     """weight [out, in] float, or int8 / float8 codes -> keep mask [out, in] bool.
 
     Codes are compared by the value they stand for; the scale is one per row and cannot change the order.
     """
     score = weight if weight.dtype.itemsize > 1 else weight.half()  # every 8-bit code is exact in float16
-    return keep_mask(score.abs(), pattern)
+    return pattern.select(score.abs())

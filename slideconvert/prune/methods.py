@@ -9,7 +9,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from ..core.patterns import AnyPattern, Pattern
+from ..core.patterns import BlockPattern, Pattern
 from ..core.quantize import quantize
 from ..core.schemes import Scheme
 from ..core.select import apply_mask
@@ -29,7 +29,7 @@ class Solver(Protocol):
         self,
         weight: Tensor,
         statistics: Statistics,
-        pattern: AnyPattern,
+        pattern: Pattern,
         scheme: Scheme,
         latent: Tensor | None = None,
     ) -> Solved: ...
@@ -49,7 +49,7 @@ class Method:
 
     name: str
     prunes: bool
-    mask: Callable[[Tensor, Pattern], Tensor] | None = None
+    mask: Callable[[Tensor, BlockPattern], Tensor] | None = None
     solve: Solver | None = None
     asymmetric: bool = False
     diagonal: bool = False
@@ -61,10 +61,10 @@ class Method:
 
 
 def _wanda(
-    weight: Tensor, statistics: Statistics, pattern: AnyPattern, scheme: Scheme, latent: Tensor | None = None
+    weight: Tensor, statistics: Statistics, pattern: Pattern, scheme: Scheme, latent: Tensor | None = None
 ) -> Solved:
     """Wanda's mask, survivors rounded to nearest. Ternary weights are weighed by their latent."""
-    assert isinstance(pattern, Pattern)
+    assert isinstance(pattern, BlockPattern)
     pruned = apply_mask(weight, wanda(weight if latent is None else latent, statistics.whole.norms, pattern))
     return Solved(quantize(pruned, scheme) if scheme.quantized else pruned)
 

@@ -18,13 +18,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core.patterns import AnyPattern, GroupPattern, Pattern
+from ..core.patterns import BlockPattern, GroupPattern, Pattern
 from ..core.quantize import Grid, QuantizedWeight, Weight, channel_scale, grid_of, to_codes
 from ..core.schemes import Scheme
 from ..core.select import apply_mask
 from .alps import alps_mask
 from .descent import descend
-from .groups import group_losses, in_columns, keep_groups
+from .groups import group_losses
 from .refit import asymmetric_target, refit, steps_to_take
 from .statistics import Statistics
 from .sweep import Damped, column_order, damp, group_order, sweep
@@ -44,10 +44,10 @@ class Solved:
 
 
 def hessian(
-    weight: Tensor, statistics: Statistics, pattern: AnyPattern, scheme: Scheme, latent: Tensor | None = None
+    weight: Tensor, statistics: Statistics, pattern: Pattern, scheme: Scheme, latent: Tensor | None = None
 ) -> Solved:
     """SparseGPT, joint with rounding in one sweep. weight [N, K] float32."""
-    assert isinstance(pattern, Pattern)
+    assert isinstance(pattern, BlockPattern)
     damped, weight = _prepared(weight, statistics.whole)
     grid = grid_of(weight, scheme) if scheme.quantized else None
     made, _ = sweep(weight, damped.gram, group_order(weight, damped, pattern), choose=pattern, grid=grid)
@@ -55,7 +55,7 @@ def hessian(
 
 
 def gptq(
-    weight: Tensor, statistics: Statistics, pattern: AnyPattern, scheme: Scheme, latent: Tensor | None = None
+    weight: Tensor, statistics: Statistics, pattern: Pattern, scheme: Scheme, latent: Tensor | None = None
 ) -> Solved:
     """Quantization alone: the sweep with the mask that the weight has already. weight [N, K] float32."""
     damped, weight = _prepared(weight, statistics.whole)
@@ -65,7 +65,7 @@ def gptq(
 def obs(
     weight: Tensor,
     statistics: Statistics,
-    pattern: AnyPattern,
+    pattern: Pattern,
     scheme: Scheme,
     latent: Tensor | None = None,
     *,
@@ -86,21 +86,22 @@ def obs(
     fitted = refit(target, start, keep, damped.gram, steps)
     if not scheme.ternary:
         return Solved(on_mask(fitted, keep, damped, scheme), notes)
-    assert isinstance(pattern, Pattern)
+    assert isinstance(pattern, BlockPattern)
     rounded = on_mask(fitted, keep, damped, scheme, Grid(scheme, channel_scale(weight, scheme)))
     assert isinstance(rounded, QuantizedWeight)
     codes, scale = descend(rounded.codes.float(), rounded.scale, target, damped.gram, pattern, latent)
     return Solved(QuantizedWeight(to_codes(codes, scheme), scale, scheme), notes)
 
 
-def _mask(target: Tensor, damped: Damped, pattern: AnyPattern, *, admm: bool) -> tuple[Tensor, Tensor]:
+def _mask(target: Tensor, damped: Damped, pattern: Pattern, *, admm: bool) -> tuple[Tensor, Tensor]:
     """target [N, K] float32 -> the keep mask [N, K] bool, and where the refit begins."""
     if admm:
         keep = alps_mask(target, damped.gram, pattern)
         return keep, target * keep
     if isinstance(pattern, GroupPattern):
-        keep = in_columns(keep_groups(group_losses(target, damped, pattern), pattern), pattern)
+        keep = pattern.select(group_losses(target, damped, pattern))
         return keep, target * keep
+    assert isinstance(pattern, BlockPattern)
     swept, keep = sweep(target, damped.gram, group_order(target, damped, pattern), choose=pattern)
     assert isinstance(swept, Tensor)
     return keep, swept

@@ -17,9 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core.patterns import Pattern
+from ..core.patterns import BlockPattern
 from ..core.quantize import Grid, QuantizedWeight, Weight
-from ..core.select import keep_mask
 from .block import Block, prune_block, replay
 
 BLOCK = 32
@@ -89,20 +88,20 @@ def free_factor(gram: Tensor, order: Tensor) -> Tensor:
     return torch.linalg.solve_triangular(lower.flip(0, 1), eye, upper=True)
 
 
-def group_order(weight: Tensor, damped: Damped, pattern: Pattern) -> Tensor:
+def group_order(weight: Tensor, damped: Damped, pattern: BlockPattern) -> Tensor:
     """weight [N, K] -> order [K] int64 of the columns: groups of largest predicted pruning loss first.
 
     What is pruned early finds most columns still free to make up for it. A ragged last group stays last.
     """
     columns = weight.shape[1]
     score = weight.square() / damped.inverse_diagonal
-    lost = (score * ~keep_mask(score, pattern)).sum(0)
-    whole = columns // pattern.group
-    losses = lost[: whole * pattern.group].view(whole, pattern.group).sum(1)
+    lost = (score * ~pattern.select(score)).sum(0)
+    whole = columns // pattern.block
+    losses = lost[: whole * pattern.block].view(whole, pattern.block).sum(1)
     groups = losses.argsort(descending=True, stable=True)
-    inside = torch.arange(pattern.group, device=weight.device)
-    tail = torch.arange(whole * pattern.group, columns, device=weight.device)
-    return torch.cat([(groups[:, None] * pattern.group + inside).flatten(), tail])
+    inside = torch.arange(pattern.block, device=weight.device)
+    tail = torch.arange(whole * pattern.block, columns, device=weight.device)
+    return torch.cat([(groups[:, None] * pattern.block + inside).flatten(), tail])
 
 
 def column_order(damped: Damped) -> Tensor:
@@ -115,7 +114,7 @@ def sweep(
     gram: Tensor,
     order: Tensor,
     *,
-    choose: Pattern | None = None,
+    choose: BlockPattern | None = None,
     keep: Tensor | None = None,
     grid: Grid | None = None,
 ) -> tuple[Weight, Tensor]:
@@ -129,7 +128,7 @@ def sweep(
     upper = free_factor(gram, order)
     work = weight.T[order].contiguous()  # [K, N]: a column of the weight is contiguous
     kept = torch.ones_like(work) if keep is None else keep.T[order].float()
-    step = BLOCK // choose.group * choose.group if choose and choose.prunes else BLOCK
+    step = BLOCK // choose.block * choose.block if choose and choose.prunes else BLOCK
     scheme = grid.scheme if grid else None
     made = torch.zeros(columns, rows, dtype=getattr(torch, scheme.dtype) if scheme else work.dtype, device=work.device)
     scale, zero = grid.visited(order) if grid else (torch.ones(1, 1, device=work.device).expand_as(work),) * 2

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..core.patterns import Pattern
-from ..core.select import keep_mask
+from ..core.patterns import BlockPattern
 
 
-def wanda(weight: Tensor, norms: Tensor, pattern: Pattern) -> Tensor:
+def wanda(weight: Tensor, norms: Tensor, pattern: BlockPattern) -> Tensor:
     """weight [N, K] float32, norms [K] root mean square of each input -> keep mask [N, K] bool."""
-    return keep_mask(weight.abs() * norms, pattern)
+    return pattern.select(weight.abs() * norms)

@@ -13,7 +13,7 @@ from typing import Any
 
 from .. import __version__
 from ..core.hub_id import valid_id
-from ..core.patterns import AnyPattern, GroupPattern, parse_pattern
+from ..core.patterns import parse_pattern
 from ..core.schemes import SCHEMES
 from .loading import how_to_check, how_to_load
 from .record import LayerReport, Report
@@ -82,7 +82,7 @@ def _quantized(report: Report) -> list[str]:
 
 
 def _loading(report: Report, repo: str | None, branch: str | None) -> str:
-    by_groups = any(isinstance(parse_pattern(name), GroupPattern) for name in patterns(report))
+    by_groups = any(parse_pattern(name).whole_groups for name in patterns(report))
     return how_to_load(report.layout, _quantized(report), by_groups=by_groups, repo=repo, branch=branch)
 
 
@@ -121,7 +121,7 @@ def _about(report: Report) -> str:
     kept = len(report.layers) - count
     source = _code(report.source) + (f" (revision {_code(report.revision)})" if report.revision else "")
     rules = [
-        f"{_law(parse_pattern(name))} ({name}" + (f", {used:,} linears)" if len(patterns(report)) > 1 else ")")
+        f"{parse_pattern(name).describe()} ({name}" + (f", {used:,} linears)" if len(patterns(report)) > 1 else ")")
         for name, used in patterns(report).items()
         if parse_pattern(name).prunes
     ]
@@ -136,16 +136,6 @@ def _about(report: Report) -> str:
         "Everything else (embeddings, norms, head) is copied from the source.",
     ]
     return " ".join(sentence for sentence in sentences if sentence) + "\n"
-
-
-def _law(pattern: AnyPattern) -> str:
-    """What a pattern demands, in words."""
-    if isinstance(pattern, GroupPattern):
-        return (
-            f"{percent(pattern.sparsity, 0)} of the groups of {pattern.size} consecutive input weights are zero, in "
-            "each linear those that matter least"
-        )
-    return f"at least two of every {pattern.length} consecutive input weights are zero"
 
 
 def _storage(name: str, count: int) -> str:

@@ -11,7 +11,7 @@ import math
 from html import escape
 
 from .. import __version__
-from ..core.patterns import Pattern, parse_pattern
+from ..core.patterns import parse_pattern
 from .record import LayerReport, Report
 from .style import STYLE
 from .summary import converted, errors, legal_share, notes, patterns, percent, printable, schemes, size, zero_share
@@ -112,9 +112,7 @@ def _tiles(report: Report) -> str:
             _tile("Mean relative error", percent(all_errors.mean), of),
         ]
     found = {name: (count, parse_pattern(name)) for name, count in patterns(report).items()}
-    used = {
-        name: (count, pattern.ideal_speedup) for name, (count, pattern) in found.items() if isinstance(pattern, Pattern)
-    }
+    used = {name: (count, pattern.ideal_speedup) for name, (count, pattern) in found.items() if pattern.ideal_speedup}
     grouped = [name for name in found if name not in used]
     if grouped:
         title = "Group pattern" if len(grouped) == 1 else "Group patterns"

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..checkpoint.files import REPORT_JSON
 from ..checkpoint.reader import Checkpoint
-from ..core.patterns import Pattern
+from ..core.patterns import BlockPattern
 from ..core.weights import nonzeros
 from ..core.workers import in_order
 from ..formats.record import Record, describe_linear, read_record
@@ -87,7 +87,7 @@ def _facts(checkpoint: Checkpoint, record: Record | None, errors: dict[str, floa
         shape=stored.shape,
         scheme=_named(stored),
         ternary=stored.scheme.ternary,
-        pattern=str(entry.pattern) if entry and entry.pattern != Pattern(None) else "",
+        pattern=str(entry.pattern) if entry and entry.pattern != BlockPattern(None) else "",
         method=entry.method if entry else "",
         layout=stored.layout,
         zeros=stored.shape[0] * stored.shape[1] - nonzeros(stored.read(checkpoint)),

@@ -61,7 +61,7 @@ class LayerReport:
     @property
     def groups(self) -> int:
         """Groups of the pattern in all rows."""
-        return self.shape[0] * parse_pattern(self.pattern).groups(self.shape[1])
+        return self.shape[0] * parse_pattern(self.pattern).units(self.shape[1])
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> LayerReport:

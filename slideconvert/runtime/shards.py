@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..core.patterns import Pattern
+from ..core.patterns import BlockPattern
 from ..kernels.backends.base import Codes, LinearSpec
 from ..kernels.windows import EMPTY_BYTE
 
@@ -25,13 +25,13 @@ from ..kernels.windows import EMPTY_BYTE
 class Shard:
     """Columns start … stop - 1 of a linear with `columns` columns, packed by `pattern`."""
 
-    pattern: Pattern
+    pattern: BlockPattern
     columns: int
     start: int
     stop: int
 
     @classmethod
-    def of_rank(cls, pattern: Pattern, columns: int, rank: int, ranks: int) -> Shard:
+    def of_rank(cls, pattern: BlockPattern, columns: int, rank: int, ranks: int) -> Shard:
         """The columns of one rank; `ranks` divides `columns`."""
         width = columns // ranks
         return cls(pattern, columns, rank * width, (rank + 1) * width)
@@ -43,14 +43,14 @@ class Shard:
     @property
     def aligned(self) -> bool:
         """Whether it is made of whole groups (the last one may be ragged), so that it is a 2:L linear itself."""
-        return self.start % self.pattern.group == 0 and (
-            self.stop % self.pattern.group == 0 or self.stop == self.columns
+        return self.start % self.pattern.block == 0 and (
+            self.stop % self.pattern.block == 0 or self.stop == self.columns
         )
 
     @property
     def covering(self) -> Shard:
         """The smallest aligned shard that holds this one."""
-        group = self.pattern.group
+        group = self.pattern.block
         start, stop = self.start // group * group, min(-(-self.stop // group) * group, self.columns)
         return replace(self, start=start, stop=stop)
 
@@ -60,8 +60,8 @@ class Shard:
         if self.width == self.columns:
             return 0, self.pattern.slid_columns(self.columns) // 4
         return (
-            self.start // self.pattern.group * self.pattern.windows,
-            self.pattern.groups(self.stop) * self.pattern.windows,
+            self.start // self.pattern.block * self.pattern.windows,
+            self.pattern.units(self.stop) * self.pattern.windows,
         )
 
     @property

@@ -18,7 +18,7 @@ from vllm.model_executor.layers.quantization.compressed_tensors.schemes import (
 )
 from vllm.model_executor.parameter import ChannelQuantScaleParameter
 
-from ..core.patterns import Pattern
+from ..core.patterns import BlockPattern
 from ..core.schemes import SCHEMES
 from ..errors import InputError
 from ..kernels.backends.base import Backend, Codes, LinearSpec
@@ -64,7 +64,7 @@ class SlideSparseLinearMethod(LinearMethodBase):
         check_shapes(self.name, self.parts, layer, input_size, output_partition_sizes)
         ranks = input_size // input_size_per_partition
         rank = layer.tp_rank if ranks > 1 else 0
-        self.shards = [Shard.of_rank(Pattern(part.length), input_size, rank, ranks) for part in self.parts]
+        self.shards = [Shard.of_rank(BlockPattern(part.length), input_size, rank, ranks) for part in self.parts]
         obstacle = self._obstacle(layer, ranks)
         create_stock = {
             "input_size_per_partition": input_size_per_partition,
@@ -119,7 +119,7 @@ class SlideSparseLinearMethod(LinearMethodBase):
         if not shard.aligned:
             return (
                 f"tensor parallelism over {ranks} ranks cuts its K = {shard.columns} columns into {shard.width}, no "
-                f"multiple of L = {shard.pattern.group} of its pattern {shard.pattern}; use fewer ranks, or convert "
+                f"multiple of L = {shard.pattern.block} of its pattern {shard.pattern}; use fewer ranks, or convert "
                 "this layer with a pattern whose L divides it"
             )
         return ""

@@ -11,14 +11,13 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.reader import Checkpoint
-from ..core.patterns import ZEROS, AnyPattern, GroupPattern
+from ..core.patterns import Pattern
 from ..core.quantize import QuantizedWeight, Weight
-from ..core.select import check_pattern
 from ..core.weights import Tally, check_finite, energy, floats, nonzeros, ratio, take_rows, values
 from ..errors import InputError, SlideConvertError
 from ..formats.record import Record, describe_linear
 from ..formats.stored import StoredLinear, layout_of, stored_tensors
-from ..kernels.planes import bits, blocks, negative, nonzero, to_planes
+from ..kernels.planes import bits, blocks, negative, nonzero
 from ..kernels.sparse_gemm.reference import code_floats
 from ..models.architecture import Linear, attention_heads
 from ..permute.permutations import Permutations, permute_weight
@@ -78,7 +77,7 @@ def verify_linear(ours: Side, source: Side | None, device: str, linear: Linear) 
         parts = _read(ours, stored)
         theirs = source.weight(linear, original).to(device) if source and original else None
         whole = [stored.scheme, *([original.scheme] if original else [])]
-        together = any(scheme.grouped for scheme in whole) or isinstance(stored.pattern, GroupPattern)
+        together = any(scheme.grouped for scheme in whole) or not stored.pattern.rows_independent
         for rows in [slice(0, stored.shape[0])] if together else blocks(*stored.shape, device):
             where = name if not rows.start else f"{name} (rows counted from {rows.start})"
             block = {part: (tensor if together else tensor[rows]).to(device) for part, tensor in parts.items()}
@@ -93,10 +92,10 @@ def verify_linear(ours: Side, source: Side | None, device: str, linear: Linear) 
                     if _moved_since(ours, source, name)
                     else _check_against(stored, before, weight, None if kept else stored.pattern, where)
                 )
-        grouped = isinstance(stored.pattern, GroupPattern)
-        if source and found.energy and not grouped and found.loss >= found.energy:
+        whole_groups = stored.pattern.whole_groups
+        if source and found.energy and not whole_groups and found.loss >= found.energy:
             raise InputError(f"{name}: differs from the source by more than its size; it is not the same linear")
-        if source and found.product[1] and grouped and found.likeness < LEAST_LIKENESS:
+        if source and found.product[1] and whole_groups and found.likeness < LEAST_LIKENESS:
             raise InputError(
                 f"{name}: the cosine between it and the source is {found.likeness:.3f}; it is not the same linear"
             )
@@ -136,7 +135,7 @@ def _check_weight(stored: StoredLinear, block: dict[str, Tensor], weight: Weight
     """What must hold whatever the source was."""
     check_finite(weight, where)
     if stored.layout != "slide":
-        check_pattern(values(weight), stored.pattern, where)  # sliding again, below, checks it as well
+        stored.pattern.check(values(weight), where)  # sliding again, below, checks it as well
     if not isinstance(weight, QuantizedWeight):
         return
     if not float(weight.scale.amin()) > 0:
@@ -173,9 +172,7 @@ def _check_moved(before: Weight, weight: Weight) -> Tally:
     return Tally(energy=energy(old), loss=energy(old - new), product=product)
 
 
-def _check_against(
-    stored: StoredLinear, before: Weight, weight: Weight, pattern: AnyPattern | None, where: str
-) -> Tally:
+def _check_against(stored: StoredLinear, before: Weight, weight: Weight, pattern: Pattern | None, where: str) -> Tally:
     """Measure the loss; raise InputError at the first weight that is neither the source's (rounded) nor pruned.
 
     pattern: what may have been pruned by; None if nothing may.
@@ -195,21 +192,7 @@ def _check_against(
             f"{float(old[row, column]):.6g}: more than rounding"
         )
     assert pattern is not None
-    if isinstance(pattern, GroupPattern):
-        # How many may be gone was checked without the source.
-        lost, there = (part.unflatten(1, (-1, pattern.size)).ne(0).any(2) for part in (off, new))
-        if bool((lost & there).any()):
-            row, group = (int(index) for index in (lost & there).nonzero()[0])
-            raise InputError(
-                f"{where}: row {row}, group {group} lost some of its weights, {pattern} takes whole groups"
-            )
-        return measured
-    taken = -to_planes(off.to(torch.int8), pattern.group).sum(0, dtype=torch.int8)
-    if int(taken.amax()) > ZEROS:
-        row, group = (int(index) for index in (taken > ZEROS).nonzero()[0])
-        raise InputError(
-            f"{where}: row {row}, group {group} lost {int(taken[row, group])} weights, {pattern} takes {ZEROS}"
-        )
+    pattern.check_removed(off != 0, new != 0, where)
     return measured
 
 

@@ -26,7 +26,7 @@ from slideconvert.allocate.measure import measure_errors
 from slideconvert.allocate.speed import SpeedTable
 from slideconvert.calibrate.run import RunSettings
 from slideconvert.calibrate.tokens import calibration_tokens
-from slideconvert.core.patterns import ALL, Pattern
+from slideconvert.core.patterns import ALL, BlockPattern
 from slideconvert.hub.snapshot import open_folder
 from slideconvert.plan.plan import Plan, make_plan
 from slideconvert.plan.presets import Calibration
@@ -68,7 +68,9 @@ def groups_of(plan: Plan) -> list[FusedGroup]:
     return fuse({linear.linear: linear.stored.shape for linear in plan.linears})
 
 
-def measured(plan: Plan, groups: Sequence[FusedGroup], tried: Sequence[Pattern], **settings: Any) -> list[list[float]]:
+def measured(
+    plan: Plan, groups: Sequence[FusedGroup], tried: Sequence[BlockPattern], **settings: Any
+) -> list[list[float]]:
     found = measure_errors(plan, RunSettings(**settings), dict.fromkeys(groups, tried))
     return [list(errors.values()) for errors in found]
 
@@ -214,7 +216,7 @@ def test_a_density_is_met_with_less_error_than_one_pattern_for_all(cli: Cli, tmp
     found = json.loads(done.out)
     assert [group["layer"] for group in found["groups"]] == [0] * 4 + [1] * 4
     assert len(found["left_out"]) == 14
-    sizes = [(group["shape"][0] * group["shape"][1], Pattern.parse(group["pattern"])) for group in found["groups"]]
+    sizes = [(group["shape"][0] * group["shape"][1], BlockPattern.parse(group["pattern"])) for group in found["groups"]]
     kept = sum(weights * pattern.density for weights, pattern in sizes)
     assert found["density"] == pytest.approx(kept / sum(weights for weights, _ in sizes))
     assert found["density"] <= 0.75 and found["speedup"] is None
@@ -248,7 +250,7 @@ def test_rules_of_the_user_win(cli: Cli, tmp_path: Path, table: Path) -> None:
     recipe = load_recipe(out)
     assert recipe.for_linear("model.layers.0.mlp.up_proj").keep
     assert recipe.for_linear("model.layers.2.mlp.down_proj").scheme.name == "bf16"
-    assert recipe.for_linear("model.layers.2.mlp.down_proj").pattern == Pattern(10)
+    assert recipe.for_linear("model.layers.2.mlp.down_proj").pattern == BlockPattern(10)
     assert recipe.for_linear("model.layers.3.mlp.down_proj").method == "magnitude"
     assert recipe.rules[-4:] == load_recipe(mine).rules
     plan = json.loads(cli("plan", DEMO, "--recipe", out, "--speed-table", table, "--json").out)
@@ -376,8 +378,8 @@ def test_the_bench_becomes_a_table(tmp_path: Path) -> None:
     layer = [(3072, 2048), (2048, 2048), (16384, 2048), (2048, 8192)]
     times = read.times(layer, "int8", 64)
     assert sum(time.dense for time in times) == pytest.approx(60)
-    assert sum(time.of(Pattern(4)) for time in times) == pytest.approx(35, rel=1e-3)  # written with three decimals
-    assert sum(time.of(Pattern(8)) for time in times) == pytest.approx(40, rel=1e-3)
+    assert sum(time.of(BlockPattern(4)) for time in times) == pytest.approx(35, rel=1e-3)  # written with three decimals
+    assert sum(time.of(BlockPattern(8)) for time in times) == pytest.approx(40, rel=1e-3)
 
 
 def test_a_bench_that_was_cut_off_makes_no_table() -> None:

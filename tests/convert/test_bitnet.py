@@ -20,7 +20,7 @@ from slideconvert.calibrate.run import RunSettings
 from slideconvert.calibrate.store import LayerStore
 from slideconvert.checkpoint.reader import Checkpoint
 from slideconvert.convert.pipeline import convert
-from slideconvert.core.patterns import Pattern
+from slideconvert.core.patterns import BlockPattern
 from slideconvert.core.quantize import QuantizedWeight, quantize
 from slideconvert.core.schemes import FP8, INT8
 from slideconvert.core.ternary import ternarize, unpack_ternary
@@ -298,7 +298,7 @@ def test_wanda_weighs_masters_by_their_inputs() -> None:
     solve = METHODS["wanda"].solve
     assert solve is not None
     statistics = Statistics(norms.square().diag(), None, 100)
-    made = solve(dense.dequantize(), statistics, Pattern(8), INT8.as_ternary, latent).weight
+    made = solve(dense.dequantize(), statistics, BlockPattern(8), INT8.as_ternary, latent).weight
     assert isinstance(made, QuantizedWeight)
     goes = (latent.abs() * norms).view(16, 3, 8).argsort(2)[:, :, :2]
     expected = dense.codes.view(16, 3, 8).scatter(2, goes, 0).view(16, 24)

@@ -9,7 +9,7 @@ import numpy as np
 
 from slideconvert.allocate.fused import FusedGroup, fuse
 from slideconvert.allocate.speed import SpeedTable
-from slideconvert.core.patterns import Pattern
+from slideconvert.core.patterns import BlockPattern
 from slideconvert.models.architecture import LINEARS, Linear
 
 LAYERS = {
@@ -24,8 +24,8 @@ LAYERS = {
 LLAMA_70B = [(10240, 8192), (8192, 8192), (57344, 8192), (8192, 28672)]
 
 
-def patterns(*names: str) -> list[Pattern]:
-    return [Pattern.parse(name) for name in names]
+def patterns(*names: str) -> list[BlockPattern]:
+    return [BlockPattern.parse(name) for name in names]
 
 
 HEAD = "gpu,scheme,model,linears,tokens,dense,2:4,2:8\n"
@@ -49,7 +49,9 @@ def model(layers: int, layer: Sequence[tuple[int, int]] = LAYERS["Llama-3.2-1B"]
     return fuse(shapes)
 
 
-def random_errors(groups: Sequence[FusedGroup], tried: Sequence[Pattern], seed: int) -> list[dict[Pattern, float]]:
+def random_errors(
+    groups: Sequence[FusedGroup], tried: Sequence[BlockPattern], seed: int
+) -> list[dict[BlockPattern, float]]:
     """The fewer weights, the more error; some groups suffer more than others."""
     rng = np.random.default_rng(seed)
     return [

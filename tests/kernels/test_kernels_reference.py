@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from slideconvert.core.patterns import LENGTHS, Pattern
+from slideconvert.core.patterns import LENGTHS, BlockPattern
 from slideconvert.formats.pack import slide_and_pack
 from slideconvert.formats.pack import unpack as pack_unpack
 from slideconvert.formats.slide import slide as package_slide
@@ -143,7 +143,7 @@ def test_lift_quant_is_quantize_and_gather(dtype: torch.dtype, length: int | Non
 # ---- the product
 
 
-def product(x: Tensor, weight: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
+def product(x: Tensor, weight: Tensor, pattern: BlockPattern) -> tuple[Tensor, Tensor]:
     """The sums of lifted codes of x and slid codes of the weight, and the scale of x."""
     codes, scale = lift_quant(x, pattern.length, weight.dtype)
     return sparse_gemm(codes, prepare(unpack(*slide_and_pack(weight, pattern))), weight.shape[0]), scale
@@ -157,10 +157,10 @@ def test_int8_products_are_those_of_integers(length: int | None, columns: int) -
     x = rng.integers(-127, 128, (3, columns))
     x[:, 0] = 127
     weight = pruned_codes(torch.int8, 7, columns, length)
-    assert_product(x, weight, Pattern(length))
+    assert_product(x, weight, BlockPattern(length))
 
 
-def assert_product(x: NDArray[np.int64], weight: Tensor, pattern: Pattern) -> None:
+def assert_product(x: NDArray[np.int64], weight: Tensor, pattern: BlockPattern) -> None:
     sums, scale = product(torch.from_numpy(x).float(), weight, pattern)
     assert (scale == 1).all() and sums.dtype == torch.int32
     np.testing.assert_array_equal(sums.numpy(), x @ weight.long().numpy().T)
@@ -173,7 +173,7 @@ def test_int8_sums_beyond_float32_are_exact() -> None:
     x[:, 0] = 127
     weight = torch.from_numpy(rng.integers(100, 128, (64, 8192), dtype=np.int8))
     weight[:, ::4] = weight[:, 1::4] = 0
-    assert_product(x, weight, Pattern(4))
+    assert_product(x, weight, BlockPattern(4))
 
 
 def test_integer_products_of_devices_without_an_integer_gemm_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +190,7 @@ def test_integer_products_of_devices_without_an_integer_gemm_are_exact(monkeypat
 @pytest.mark.parametrize("columns", [16, 31, 100])
 def test_fp8_products_are_those_of_the_decoded_values(length: int | None, columns: int) -> None:
     """Products are exact; each of the at most K' additions rounds a sum of at most sum |x| |w| by 2^-24."""
-    pattern, weight = Pattern(length), pruned_codes(FP8, 7, columns, length)
+    pattern, weight = BlockPattern(length), pruned_codes(FP8, 7, columns, length)
     x = normal(3, columns)
     sums, _ = product(x, weight, pattern)
     assert sums.dtype == torch.float32
@@ -201,7 +201,7 @@ def test_fp8_products_are_those_of_the_decoded_values(length: int | None, column
 
 def test_an_identity_gives_the_weight_back() -> None:
     """Every weight at its own column and row: codes times 127, exactly."""
-    pattern, weight = Pattern(10), pruned_codes(torch.int8, 9, 33, 10)
+    pattern, weight = BlockPattern(10), pruned_codes(torch.int8, 9, 33, 10)
     sums, _ = product(torch.eye(33), weight, pattern)
     assert torch.equal(sums.T, 127 * weight.int())
 
@@ -226,11 +226,11 @@ def test_scales_and_bias_are_applied_per_token_and_channel_in_float32(with_bias:
 @pytest.mark.parametrize("columns", [16, 39, 98])
 def test_windows_equal_those_of_the_package(dtype: torch.dtype, length: int | None, columns: int) -> None:
     codes = pruned_codes(dtype, 6, columns, length)
-    expected = package_slide(codes, Pattern(length))
+    expected = package_slide(codes, BlockPattern(length))
     slid = slide(codes, length)
     assert slid.dtype == dtype
     np.testing.assert_array_equal(raw(slid), raw(expected))
-    for mine, theirs in zip(pack(slid), slide_and_pack(codes, Pattern(length)), strict=True):
+    for mine, theirs in zip(pack(slid), slide_and_pack(codes, BlockPattern(length)), strict=True):
         np.testing.assert_array_equal(raw(mine), raw(theirs))
     np.testing.assert_array_equal(raw(unslide(slid, columns, length)), raw(codes))
 
@@ -256,7 +256,7 @@ def test_windows_drop_nothing_and_invent_nothing() -> None:
 @BOTH
 @pytest.mark.parametrize("length", [*LENGTHS, None])
 def test_unpack_equals_that_of_the_package(dtype: torch.dtype, length: int | None) -> None:
-    packed = slide_and_pack(pruned_codes(dtype, 6, 39, length), Pattern(length))
+    packed = slide_and_pack(pruned_codes(dtype, 6, 39, length), BlockPattern(length))
     slid = unpack(*packed)
     assert slid.dtype == dtype
     np.testing.assert_array_equal(raw(slid), raw(pack_unpack(*packed)))

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from slideconvert.checkpoint.reader import Checkpoint
-from slideconvert.core.patterns import Pattern
+from slideconvert.core.patterns import BlockPattern
 from slideconvert.formats.pack import slide_and_pack, unpack
 from slideconvert.formats.slide import unslide
 from slideconvert.models.load import load_model
@@ -88,7 +88,7 @@ def assert_ours_ran(outcome: Outcome, model: Path, rank: int = 0, stock: tuple[s
         by_rows = name.endswith(("o_proj", "down_proj"))
         rows = sum(recorded[part]["shape"][0] for part in parts) // (1 if by_rows else ranks)
         columns = record["shape"][1] // (ranks if by_rows else 1)
-        operand = ["torch.int8", [rows, Pattern.parse(record["pattern"]).slid_columns(columns)]]
+        operand = ["torch.int8", [rows, BlockPattern.parse(record["pattern"]).slid_columns(columns)]]
         assert found["backend"] == "reference", name
         assert (found["tensors"].pop("bias", None) is not None) == (biases and "qkv" in name), name
         assert found["tensors"] == {"operand": operand, "weight_scale": ["torch.float32", [rows]]}, name
@@ -142,7 +142,7 @@ def up_proj_unlike_gate_proj(folder: Path) -> None:
     tensors = load_file(path)
     if f"{name}.weight_packed" in tensors:
         slid = unpack(tensors[f"{name}.weight_packed"], tensors[f"{name}.weight_meta"])
-        packed = slide_and_pack(unslide(slid, Pattern(8), 128), Pattern(None))
+        packed = slide_and_pack(unslide(slid, BlockPattern(8), 128), BlockPattern(None))
         tensors[f"{name}.weight_packed"], tensors[f"{name}.weight_meta"] = packed
     save_file(tensors, path, metadata={"format": "pt"})
 

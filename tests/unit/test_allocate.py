@@ -21,7 +21,7 @@ from slideconvert.allocate.expected import expected_speedup
 from slideconvert.allocate.fused import fuse, group_times, worth_trying
 from slideconvert.allocate.knapsack import Option, least_error
 from slideconvert.allocate.speed import SpeedTable
-from slideconvert.core.patterns import ALL, Pattern
+from slideconvert.core.patterns import ALL, BlockPattern
 from slideconvert.errors import InputError
 from slideconvert.hub.source import resolve
 from slideconvert.models.architecture import LINEARS
@@ -32,7 +32,7 @@ from slideconvert.plan.recipe import Recipe, load_recipe, parse_recipe
 from tests.helpers.fused_models import HEAD, LAYERS, model, patterns, random_errors, table_of
 from tests.helpers.matrices import examples
 
-DENSE = Pattern(None)
+DENSE = BlockPattern(None)
 
 
 # ---- the knapsack
@@ -184,7 +184,7 @@ def test_asking_for_more_costs_more(seed: int) -> None:
     smaller = [allocate_for_density(groups, errors, target).error for target in (1, 0.9, 0.75, 0.6, 0.5)]
     assert faster == sorted(faster)
     assert smaller == sorted(smaller)
-    assert faster[-1] == smaller[-1] == pytest.approx(sum(error[Pattern(4)] for error in errors))
+    assert faster[-1] == smaller[-1] == pytest.approx(sum(error[BlockPattern(4)] for error in errors))
 
 
 def test_a_density_that_a_pattern_has_can_be_met_exactly() -> None:
@@ -210,7 +210,7 @@ def test_of_patterns_that_cost_the_same_the_milder_one_is_taken(tmp_path: Path) 
     groups = model(1)
     errors = [dict.fromkeys(patterns("2:4", "2:8"), 1.0)] * 4
     times = group_times(groups, table, "int8", 64)
-    assert set(allocate_for_speedup(groups, errors, times, 1.5).patterns.values()) == {Pattern(8)}
+    assert set(allocate_for_speedup(groups, errors, times, 1.5).patterns.values()) == {BlockPattern(8)}
 
 
 def test_a_target_out_of_reach_is_refused_with_what_can_be_reached() -> None:
@@ -260,7 +260,7 @@ def test_a_density_must_be_a_share(target: float) -> None:
 def test_errors_that_cannot_be_compared_are_refused(value: float) -> None:
     groups = model(2)
     errors = random_errors(groups, patterns("2:8", "2:inf"), 0)
-    errors[6][Pattern(8)] = value
+    errors[6][BlockPattern(8)] = value
     with pytest.raises(InputError, match=r"layer 1 gate/up: the error with 2:8 is"):
         allocate_for_density(groups, errors, 0.9)
 
@@ -333,7 +333,7 @@ def strings(words: object) -> object:
 
 def test_an_allocation_reads_well_in_a_recipe(tmp_path: Path) -> None:
     groups = model(3)
-    chosen = dict.fromkeys(groups, Pattern(8)) | {groups[0]: DENSE, groups[10]: Pattern(4)}
+    chosen = dict.fromkeys(groups, BlockPattern(8)) | {groups[0]: DENSE, groups[10]: BlockPattern(4)}
     linears = [linear for group in groups for linear in group.linears]
     recipe = Recipe(parse_linear_config(scheme="int8", pattern="2:16", method="magnitude"))
     rules = with_allocation(recipe, chosen, linears).rules

@@ -7,15 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from slideconvert.core.patterns import LENGTHS, Pattern
-from slideconvert.core.select import check_pattern, keep_mask
+from slideconvert.core.patterns import LENGTHS, BlockPattern
 from slideconvert.prune.descent import best_change, descend, fit_scale, sweep_groups
 from tests.twins import ternary
 
 ROWS = 12
 
 
-def problem(columns: int, pattern: Pattern, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def problem(columns: int, pattern: BlockPattern, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """codes, scale, target, gram and latent: codes that follow the pattern, and a target that they miss."""
     generator = torch.Generator().manual_seed(seed)
     latent = torch.randn(ROWS, columns, generator=generator)
@@ -23,7 +22,7 @@ def problem(columns: int, pattern: Pattern, seed: int = 0) -> tuple[Tensor, Tens
     inputs += 0.7 * inputs.roll(1, 1)
     gram = inputs.T @ inputs / len(inputs) + 0.1 * torch.eye(columns)
     dense = latent.round().clamp(-1, 1)
-    codes = dense * keep_mask(torch.rand(ROWS, columns, generator=generator), pattern)
+    codes = dense * pattern.select(torch.rand(ROWS, columns, generator=generator))
     scale = 0.5 + torch.rand(ROWS, 1, generator=generator)
     target = (dense + 0.2 * torch.randn(ROWS, columns, generator=generator)) * scale
     return codes, scale, target, gram, latent * scale
@@ -43,7 +42,7 @@ def change_group(
     scale: Tensor,
     target: Tensor,
     gram: Tensor,
-    pattern: Pattern,
+    pattern: BlockPattern,
     latent: Tensor | None,
     prior: float,
 ) -> None:
@@ -59,7 +58,7 @@ def change_group(
 def test_each_group_takes_the_best_of_all_changes(length: int, columns: int, known: bool) -> None:
     """Group after group, the loss is what exhaustive search finds possible. Losses are near 1; sums of a hundred
     float32 products are off by 1e-5 at most."""
-    pattern = Pattern(length)
+    pattern = BlockPattern(length)
     codes, scale, target, gram, latent = problem(columns, pattern, seed=length)
     own, prior = (latent, 0.3) if known else (None, 0.0)
     improved = 0
@@ -83,7 +82,7 @@ def test_each_group_takes_the_best_of_all_changes(length: int, columns: int, kno
         change_group(codes, group, scale, target, gram, pattern, own, prior)
         after = losses(codes, scale, target, gram, own, prior)
         assert after == pytest.approx(expected, rel=1e-4, abs=1e-5)
-        check_pattern(codes, pattern, "codes")
+        pattern.check(codes, "codes")
         improved += sum(b - a > 1e-3 for b, a in zip(before, after, strict=True))
     assert improved > 2  # there was something to do
 
@@ -91,11 +90,11 @@ def test_each_group_takes_the_best_of_all_changes(length: int, columns: int, kno
 @pytest.mark.parametrize("length", LENGTHS)
 def test_the_loss_falls_and_the_pattern_stays(length: int) -> None:
     """Through blocks of several groups, ragged ends included: at one scale no row gets worse by a pass."""
-    pattern = Pattern(length)
+    pattern = BlockPattern(length)
     codes, scale, target, gram, latent = problem(75, pattern)
     before = losses(codes, scale, target, gram, latent, 0.3)
     sweep_groups(codes, scale, target, gram, pattern, latent, 0.3)
-    check_pattern(codes, pattern, "codes")
+    pattern.check(codes, "codes")
     assert codes.unique().tolist() == [-1.0, 0.0, 1.0]
     after = losses(codes, scale, target, gram, latent, 0.3)
     assert all(new <= old + 1e-4 for old, new in zip(before, after, strict=True)) and sum(after) < sum(before) - 1
@@ -104,7 +103,7 @@ def test_the_loss_falls_and_the_pattern_stays(length: int) -> None:
 @pytest.mark.parametrize("length", LENGTHS)
 def test_without_masters_all_steps_serve_one_loss(length: int) -> None:
     """Passes and scales together: no row ends worse than it began, and no other scale would do better."""
-    pattern = Pattern(length)
+    pattern = BlockPattern(length)
     codes, scale, target, gram, _ = problem(75, pattern)
     before = losses(codes, scale, target, gram, None, 0.0)
     made, fitted = descend(codes, scale, target, gram, pattern, None)
@@ -117,7 +116,7 @@ def test_without_masters_all_steps_serve_one_loss(length: int) -> None:
 
 def test_masters_hold_their_codes() -> None:
     """Of the codes that descent changes, more agree with their latent weights when these are known."""
-    pattern = Pattern(8)
+    pattern = BlockPattern(8)
     codes, scale, target, gram, latent = problem(160, pattern)
     away = {}
     for known in (True, False):
@@ -128,7 +127,7 @@ def test_masters_hold_their_codes() -> None:
 
 def test_gradients_kept_by_blocks_are_those_of_the_whole() -> None:
     """A pass over 96 columns is that of one group after another, each with gradients taken anew."""
-    pattern = Pattern(8)
+    pattern = BlockPattern(8)
     codes, scale, target, gram, latent = problem(96, pattern)
     together, singly = codes.clone(), codes.clone()
     sweep_groups(together, scale, target, gram, pattern, latent, 0.2)
@@ -147,10 +146,10 @@ def test_a_row_without_weights_keeps_its_scale() -> None:
 @pytest.mark.parametrize("length", [4, 8, 10])
 def test_a_gpu_descends_as_far(length: int) -> None:
     """Ties and sums may fall otherwise; the losses agree to a few parts in a thousand on average."""
-    pattern = Pattern(length)
+    pattern = BlockPattern(length)
     made = problem(256, pattern)
     here = descend(*made[:4], pattern, made[4])
     there = [part.cpu() for part in descend(*(part.cuda() for part in made[:4]), pattern, made[4].cuda())]
-    check_pattern(there[0], pattern, "codes")
+    pattern.check(there[0], "codes")
     both = [float(np.mean(losses(codes, scale, made[2], made[3], None, 0.0))) for codes, scale in (here, tuple(there))]
     assert both[1] == pytest.approx(both[0], rel=5e-3)

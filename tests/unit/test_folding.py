@@ -17,8 +17,7 @@ from slideconvert.calibrate.stream import Runs
 from slideconvert.checkpoint.files import CHANNEL_ORDERS
 from slideconvert.checkpoint.reader import Checkpoint
 from slideconvert.convert.pipeline import convert
-from slideconvert.core.patterns import Pattern
-from slideconvert.core.select import check_pattern
+from slideconvert.core.patterns import BlockPattern
 from slideconvert.core.weights import floats
 from slideconvert.hub.snapshot import open_folder
 from slideconvert.models.architecture import attention_heads
@@ -81,7 +80,7 @@ def test_the_layer_computes_what_the_dense_one_nearly_does(tmp_path: Path, patte
         layer = folded.get_submodule(f"model.layers.{number}")
         fold(layer, result.permutations, attention_heads(plan.source.config))
         for place, weight in result.weights.items():
-            check_pattern(floats(weight), Pattern.parse(pattern), place)
+            BlockPattern.parse(pattern).check(floats(weight), place)
             layer.get_submodule(place).weight.data = floats(weight)
     with torch.no_grad():
         wanted, found = (model(input_ids=tokens).logits.log_softmax(-1) for model in (dense, folded))

@@ -12,14 +12,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from slideconvert.core.patterns import AnyPattern, GroupPattern, Pattern, parse_pattern
+from slideconvert.core.patterns import BlockPattern, GroupPattern, Pattern, parse_pattern
 from slideconvert.core.quantize import QuantizedWeight, grid_of
 from slideconvert.core.schemes import BF16
-from slideconvert.core.select import check_pattern
 from slideconvert.errors import InputError, PatternError
 from slideconvert.prune import METHODS
 from slideconvert.prune.alps import alps_mask
-from slideconvert.prune.groups import group_losses, in_columns, keep_groups, saliency
+from slideconvert.prune.groups import group_losses, saliency
 from slideconvert.prune.refit import refit
 from slideconvert.prune.statistics import Accumulator, Statistics
 from slideconvert.prune.sweep import column_order, damp, sweep
@@ -134,7 +133,7 @@ def test_groups_that_stay_are_the_best_choice_there_is(
         *rng.integers(0, 3, (100, rows * across)),
     ]:
         score = scores.reshape(rows, across).astype(np.float64)
-        made = keep_groups(torch.from_numpy(score).float(), pattern)
+        made = pattern.select_groups(torch.from_numpy(score).float())
         np.testing.assert_array_equal(made.numpy(), twin.best(score.astype(np.float32).astype(np.float64), choices))
 
 
@@ -150,31 +149,31 @@ def test_laws_of_what_stays(rows: int, across: int, sparsity: float, cap: float 
     )
     if pattern.kept(shape) < rows:
         with pytest.raises(PatternError, match="with none"):
-            keep_groups(score.float(), pattern)
+            pattern.select_groups(score.float())
         return
-    keep = keep_groups(score.float(), pattern)
+    keep = pattern.select_groups(score.float())
     assert int(keep.sum()) == pattern.kept(shape)
     assert int(keep.sum(1).min()) >= 1 and int(keep.sum(1).max()) <= pattern.most_in_row(shape)
-    assert torch.equal(keep, keep_groups(score.float(), pattern))
-    weight = in_columns(keep, pattern).float()
+    assert torch.equal(keep, pattern.select_groups(score.float()))
+    weight = keep.repeat_interleave(pattern.size, 1).float()
     assert weight.shape == shape and torch.equal(
         weight.view(rows, across, 8).amin(2), weight.view(rows, across, 8).amax(2)
     )
-    check_pattern(weight, pattern, "w")
+    pattern.check(weight, "w")
 
 
 def test_too_many_groups_are_found() -> None:
     pattern = GroupPattern(4, 0.5, 1.25)
-    weight = in_columns(keep_groups(torch.arange(32.0).view(4, 8), pattern), pattern).to(torch.int8)
-    check_pattern(weight, pattern, "w")
+    weight = pattern.select(torch.arange(32.0).view(4, 8)).to(torch.int8)
+    pattern.check(weight, "w")
     more = weight.clone()
     more[0, 4 * int(weight[0, ::4].argmin())] = 1
     with pytest.raises(PatternError, match=r"w: 17 groups of 4 are not zero, 1x4:50%:1.25 allows 16"):
-        check_pattern(more, pattern, "w")
+        pattern.check(more, "w")
     crowded = torch.zeros(4, 32)
     crowded[2, ::4][:6] = 1
     with pytest.raises(PatternError, match=r"row 2 has 6 groups that are not zero, 1x4:50%:1.25 allows 5 in one row"):
-        check_pattern(crowded, pattern, "w")
+        pattern.check(crowded, "w")
 
 
 # ---- scores, on layers like those of test_solvers.py
@@ -205,7 +204,7 @@ def test_the_loss_of_a_group_is_not_that_of_its_weights_alone() -> None:
 def test_the_refit_on_groups_is_least_squares(size: int) -> None:
     """numpy's lstsq on the factor of the Gram matrix, row by row."""
     one, pattern = layer(8, 64, 3), GroupPattern(size, 0.5)
-    keep = in_columns(keep_groups(group_losses(one.weight, one.damped, pattern), pattern), pattern)
+    keep = pattern.select(group_losses(one.weight, one.damped, pattern))
     made = refit(one.weight, one.weight * keep, keep, one.damped.gram, 200).double().numpy()
     factor = np.linalg.cholesky(one.gram).T
     for row, there in enumerate(keep.numpy()):
@@ -230,10 +229,7 @@ def test_admm_takes_as_many_groups_and_loses_less(size: int, sparsity: float) ->
         assert torch.equal(groups.all(2), groups.any(2)) and int(mask.sum()) == size * pattern.kept((24, 96))
         assert int(groups.all(2).sum(1).min()) >= 1 and int(groups.all(2).sum(1).max()) <= pattern.most_in_row((24, 96))
         assert torch.equal(mask, alps_mask(one.weight, one.damped.gram, pattern))
-        shots = [
-            in_columns(keep_groups(score(one.weight, one.damped, pattern), pattern), pattern)
-            for score in (group_losses, saliency)
-        ]
+        shots = [pattern.select(score(one.weight, one.damped, pattern)) for score in (group_losses, saliency)]
         found = [refitted_loss(one, keep.numpy()) for keep in (mask, *shots)]
         assert found[0] <= found[1]
         lost += found
@@ -255,9 +251,8 @@ def test_sweep_on_a_grid_of_groups_is_gptq(size: int, columns: int, bits: int, s
     """Codes equal the twin's, in rows without a decision nearer to the next code than float32 can tell; columns come in
     an order of their own, over more than one block."""
     one, scheme = layer(12, columns, size + bits), scheme_of(bits, size, symmetric=symmetric)
-    keep = in_columns(
-        torch.rand(12, columns // size, generator=torch.Generator().manual_seed(1)) < 0.6, GroupPattern(size, 0)
-    )
+    groups = torch.rand(12, columns // size, generator=torch.Generator().manual_seed(1)) < 0.6
+    keep = groups.repeat_interleave(size, 1)
     grid, order = grid_of(one.weight * keep, scheme), column_order(one.damped)
     assert order.tolist() != list(range(columns))
     scale = grid.scale.float().numpy()
@@ -281,9 +276,9 @@ def test_sweep_prunes_and_rounds_to_groups_at_once(length: int) -> None:
     one, scheme = layer(8, 40, length), scheme_of(4, 8, symmetric=False)
     solve = METHODS["hessian"].solve
     assert solve is not None
-    made = solve(one.weight, statistics(one.inputs), Pattern(length), scheme).weight
+    made = solve(one.weight, statistics(one.inputs), BlockPattern(length), scheme).weight
     assert isinstance(made, QuantizedWeight) and made.scheme == scheme and made.zero is not None
-    check_pattern(made.codes, Pattern(length), "w")
+    BlockPattern(length).check(made.codes, "w")
     stored = made.codes.int() + made.zero.int().repeat_interleave(8, 1)
     assert int(stored.min()) >= 0 and int(stored.max()) <= 15
     lost = float((made.dequantize() - one.weight).square().sum() / one.weight.square().sum())
@@ -303,7 +298,7 @@ def statistics(inputs: Tensor, dense: Tensor | None = None, *, held: int = 0) ->
     return parts[1].statistics(parts[0].statistics() if held else None)
 
 
-PATTERNS: list[AnyPattern] = [
+PATTERNS: list[Pattern] = [
     GroupPattern(8, 0.5),
     GroupPattern(8, 0.0),
     GroupPattern(8, 0.8),
@@ -326,7 +321,7 @@ def test_every_method_takes_groups(method: object, pattern: GroupPattern, bits: 
     for known in (statistics(inputs), statistics(inputs, dense, held=40)):
         made = solve(one.weight, known, pattern, scheme).weight
         assert torch.equal(one.weight, before)
-        check_pattern(made.codes if isinstance(made, QuantizedWeight) else made, pattern, "w")
+        pattern.check(made.codes if isinstance(made, QuantizedWeight) else made, "w")
         weight = made.dequantize() if isinstance(made, QuantizedWeight) else made
         there = weight.view(10, 7, 8).ne(0).any(2)
         assert int(there.sum()) == pattern.kept((10, 56))

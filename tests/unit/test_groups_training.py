@@ -9,13 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from slideconvert.core.patterns import GroupPattern, Pattern
+from slideconvert.core.patterns import BlockPattern, GroupPattern
 from slideconvert.core.quantize import QuantizedWeight, quantize
 from slideconvert.core.schemes import GROUP_SIZES, INT8
-from slideconvert.core.select import keep_mask
 from slideconvert.formats.stored import group_spec
 from slideconvert.kernels.groups import canonical
-from slideconvert.prune.groups import in_columns, keep_groups
 from slideconvert.recover.grouped import LEAST_SCALE, FrozenGroups, GroupedLinear, TrainedGroups
 from slideconvert.recover.trainable import SurvivorLinear, make_trainable, trained_of
 from slideconvert.recover.training import Schedule, train
@@ -30,8 +28,7 @@ def start(bits: int = 4, *, symmetric: bool = False, size: int = SIZE, seed: int
     """Half of the groups of a random weight."""
     weight = torch.randn(ROWS, COLUMNS, generator=torch.Generator().manual_seed(seed))
     pattern = GroupPattern(size, 0.5)
-    keep = keep_groups(weight.square().unflatten(1, (-1, size)).sum(2), pattern)
-    return quantize(weight * in_columns(keep, pattern), scheme_of(bits, size, symmetric=symmetric))
+    return quantize(weight * pattern.select_largest(weight), scheme_of(bits, size, symmetric=symmetric))
 
 
 def inputs(seed: int = 2) -> Tensor:
@@ -228,7 +225,7 @@ def test_what_trains_and_what_does_not(stage: type[GroupedLinear], bits: int, sy
     assert curve.losses[curve.best] < 0.9 * curve.losses[0] and curve.best
     made = linear.weight()
     there = weight.codes.view(ROWS, -1, SIZE).ne(0).any(2)
-    absent = in_columns(~there, PATTERN)
+    absent = (~there).repeat_interleave(PATTERN.size, 1)
     assert not made.codes[absent].any()
     assert (made.scale[~there] == 1).all() and not torch.equal(made.scale[there], weight.scale[there])
     assert made.scale.dtype == torch.bfloat16 and float(made.scale.min()) > 0
@@ -309,7 +306,7 @@ def test_linears_are_put_in_place_by_kind_and_stage() -> None:
 def test_zeros_of_two_in_l_stay_zeros(stage: type[GroupedLinear], bits: int, symmetric: bool) -> None:
     """Where single weights were pruned, zero points that move must not wake them, and scales not learn from them."""
     dense = torch.randn(ROWS, COLUMNS, generator=torch.Generator().manual_seed(1))
-    keep = keep_mask(dense.abs(), Pattern(8))
+    keep = BlockPattern(8).select(dense.abs())
     weight, x = quantize(dense * keep, scheme_of(bits, SIZE, symmetric=symmetric)), inputs()
     linear, plain = stage(weight, None, masked=True), stage(weight, None)
     assert torch.equal(linear(x), plain(x)) and torch.equal(linear.weight().codes, weight.codes)

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slideconvert.core.patterns import LENGTHS, Pattern
+from slideconvert.core.patterns import LENGTHS, BlockPattern
 from slideconvert.errors import PatternError
 from slideconvert.formats.pack import pack, slide_and_pack, unpack
 from slideconvert.formats.slide import slide
@@ -43,7 +43,7 @@ def test_bytes_of_two_windows() -> None:
 
 def test_bytes_of_a_row_of_2_8_and_of_an_empty_one() -> None:
     """The example of slide.py: 7 -3 0 0 | 5 0 -9 0 | 0 0 4 6 | five empty windows."""
-    slid = slide(int8([7, -3, 5, 0, -9, 0, 4, 6], [0] * 8), Pattern(8))
+    slid = slide(int8([7, -3, 5, 0, -9, 0, 4, 6], [0] * 8), BlockPattern(8))
     values, meta = pack(slid)
     assert values.dtype == torch.int8 and values.shape == (2, 16)
     assert meta.dtype == torch.uint8 and meta.shape == (2, 4)
@@ -97,7 +97,7 @@ def test_every_legal_window_has_one_form(
 @given(data=st.data(), length=ANY_LENGTH)
 def test_packing_equals_the_twin_and_comes_back(dtype: torch.dtype, data: st.DataObject, length: int | None) -> None:
     weight = as_dtype(data.draw(legal_codes(length)), dtype)
-    slid = slide(weight, Pattern(length))
+    slid = slide(weight, BlockPattern(length))
     values, meta = pack(slid)
     expected_values, expected_meta = twin.pack(slide_twin.slide(raw(weight), length))
     np.testing.assert_array_equal(raw(values), expected_values)
@@ -108,8 +108,8 @@ def test_packing_equals_the_twin_and_comes_back(dtype: torch.dtype, data: st.Dat
 @pytest.mark.parametrize("length", LENGTHS[:5])
 def test_slide_and_pack_is_pack_of_slide_for_every_mask(length: int) -> None:
     codes = torch.from_numpy(codes_on(masks(length, legal=True)))
-    values, meta = slide_and_pack(codes, Pattern(length))
-    expected_values, expected_meta = pack(slide(codes, Pattern(length)))
+    values, meta = slide_and_pack(codes, BlockPattern(length))
+    expected_values, expected_meta = pack(slide(codes, BlockPattern(length)))
     assert torch.equal(values, expected_values) and torch.equal(meta, expected_meta)
 
 
@@ -117,7 +117,7 @@ def test_slide_and_pack_is_pack_of_slide_for_every_mask(length: int) -> None:
 @examples(40)
 @given(data=st.data(), length=ANY_LENGTH)
 def test_slide_and_pack_is_pack_of_slide(dtype: torch.dtype, data: st.DataObject, length: int | None) -> None:
-    weight, pattern = as_dtype(data.draw(legal_codes(length)), dtype), Pattern(length)
+    weight, pattern = as_dtype(data.draw(legal_codes(length)), dtype), BlockPattern(length)
     values, meta = slide_and_pack(weight, pattern)
     expected_values, expected_meta = pack(slide(weight, pattern))
     assert values.dtype == dtype
@@ -128,7 +128,7 @@ def test_slide_and_pack_is_pack_of_slide(dtype: torch.dtype, data: st.DataObject
 @pytest.mark.parametrize("length", [*LENGTHS, None])
 def test_identity_and_permutations_come_back(length: int | None) -> None:
     """One non-zero a row: the place of every column, alone."""
-    columns, pattern = 2 * (length or 8) + 1, Pattern(length)
+    columns, pattern = 2 * (length or 8) + 1, BlockPattern(length)
     identity = 77 * torch.eye(columns, dtype=torch.int8)
     index = torch.tensor(slide_twin.lift_index(length, columns))
     for matrix in (identity, identity.flip(1), identity[torch.arange(columns) * 5 % columns]):
@@ -140,7 +140,7 @@ def test_identity_and_permutations_come_back(length: int | None) -> None:
 
 @pytest.mark.parametrize("block", [1, 100])
 def test_blocks_of_rows_change_nothing(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    codes, pattern = torch.from_numpy(codes_on(masks(8, legal=True))), Pattern(8)
+    codes, pattern = torch.from_numpy(codes_on(masks(8, legal=True))), BlockPattern(8)
     slid = slide(codes, pattern)
     values, meta = pack(slid)
     monkeypatch.setitem(planes.BLOCK_WEIGHTS, "cpu", block)
@@ -172,7 +172,7 @@ def test_slide_and_pack_names_the_row_that_breaks_the_pattern(block: int, monkey
     codes = torch.zeros(5, 16, dtype=torch.int8)
     codes[3, 8:15] = 1
     with pytest.raises(PatternError, match="o_proj: row 3, columns 8 … 15 hold 7 non-zeros"):
-        slide_and_pack(codes, Pattern(8), "o_proj")
+        slide_and_pack(codes, BlockPattern(8), "o_proj")
 
 
 @pytest.mark.parametrize("half", [0, 1])

@@ -7,7 +7,7 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 
-from slideconvert.core.patterns import ALL, LENGTHS, Pattern
+from slideconvert.core.patterns import ALL, LENGTHS, BlockPattern
 from slideconvert.errors import InputError, PatternError
 
 NAMES = ["2:4", "2:6", "2:8", "2:10", "2:12", "2:14", "2:16", "2:inf"]
@@ -46,8 +46,8 @@ def test_the_table_covers_every_pattern_in_order() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_derived_numbers(name: str) -> None:
     group, windows, most, pruned_percent, expansion, speedup = DERIVED[name]
-    pattern = Pattern.parse(name)
-    assert (pattern.group, pattern.windows, pattern.most_nonzeros) == (group, windows, most)
+    pattern = BlockPattern.parse(name)
+    assert (pattern.block, pattern.windows, pattern.most_nonzeros) == (group, windows, most)
     assert round(100 * (1 - pattern.density), 1) == pruned_percent
     assert (round(pattern.expansion, 3), round(pattern.ideal_speedup, 3)) == (expansion, speedup)
     assert pattern.prunes == (name != "2:inf")
@@ -57,7 +57,7 @@ def test_derived_numbers(name: str) -> None:
 
 @pytest.mark.parametrize("columns", SLID_COLUMNS)
 def test_slid_columns_of_real_models(columns: int) -> None:
-    found = tuple(Pattern.parse(name).slid_columns(columns) for name in ("2:6", "2:8", "2:10"))
+    found = tuple(BlockPattern.parse(name).slid_columns(columns) for name in ("2:6", "2:8", "2:10"))
     assert found == SLID_COLUMNS[columns]
 
 
@@ -79,30 +79,30 @@ def test_slid_columns_of_real_models(columns: int) -> None:
     ],
 )
 def test_groups_and_slid_columns_of_ragged_rows(name: str, columns: int, groups: int, slid: int) -> None:
-    pattern = Pattern.parse(name)
-    assert (pattern.groups(columns), pattern.slid_columns(columns)) == (groups, slid)
+    pattern = BlockPattern.parse(name)
+    assert (pattern.units(columns), pattern.slid_columns(columns)) == (groups, slid)
 
 
 @pytest.mark.parametrize("text", ["2:8", "2_8", " 2:8\n", " 2_8 "])
 def test_ways_to_write_a_pattern(text: str) -> None:
-    assert Pattern.parse(text) == Pattern(8)
+    assert BlockPattern.parse(text) == BlockPattern(8)
 
 
 @pytest.mark.parametrize("text", ["2:inf", "2_inf", "2:INF", " 2_Inf "])
 def test_ways_to_write_the_pattern_that_prunes_nothing(text: str) -> None:
-    assert Pattern.parse(text) == Pattern(None)
+    assert BlockPattern.parse(text) == BlockPattern(None)
 
 
 @pytest.mark.parametrize(("text", "nearest"), [("2:7", "2:8"), ("3:8", "2:8"), ("2_in", "2:inf"), ("16", "2:16")])
 def test_a_wrong_pattern_is_refused_with_the_nearest_one(text: str, nearest: str) -> None:
     with pytest.raises(InputError, match=rf"did you mean {nearest}\?"):
-        Pattern.parse(text)
+        BlockPattern.parse(text)
 
 
 @pytest.mark.parametrize("text", ["", "2:2", "2:18", "2:08", "2:-8", "2:8:8", "1:4", "dense"])
 def test_what_is_no_pattern_is_refused_and_all_of_them_are_named(text: str) -> None:
     with pytest.raises(InputError) as error:
-        Pattern.parse(text)
+        BlockPattern.parse(text)
     assert f"unknown pattern '{text}'" in error.value.what
     assert ", ".join(NAMES) in error.value.hint
 
@@ -110,21 +110,21 @@ def test_what_is_no_pattern_is_refused_and_all_of_them_are_named(text: str) -> N
 @pytest.mark.parametrize("length", [-8, 0, 2, 3, 7, 18])
 def test_other_lengths_cannot_be_made(length: int) -> None:
     with pytest.raises(PatternError, match=f"pattern 2:{length} is not supported.*2:4, 2:6"):
-        Pattern(length)
+        BlockPattern(length)
 
 
 def test_a_pattern_cannot_be_changed_and_serves_as_a_key() -> None:
     with pytest.raises(FrozenInstanceError):
-        Pattern(8).length = 6  # type: ignore[misc]
-    assert {Pattern(8): 1}[Pattern.parse("2_8")] == 1
+        BlockPattern(8).length = 6  # type: ignore[misc]
+    assert {BlockPattern(8): 1}[BlockPattern.parse("2_8")] == 1
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_rows_must_hold_one_whole_group(name: str) -> None:
-    pattern = Pattern.parse(name)
+    pattern = BlockPattern.parse(name)
     group = DERIVED[name][0]
-    pattern.check_columns(group, "q_proj")
+    pattern.check_shape((1, group), "q_proj")
     with pytest.raises(PatternError) as error:
-        pattern.check_columns(group - 1, "layers.3.q_proj")
+        pattern.check_shape((1, group - 1), "layers.3.q_proj")
     assert error.value.what == f"layers.3.q_proj: {group - 1} input columns, {name} needs at least {group}"
     assert error.value.hint

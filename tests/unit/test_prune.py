@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from slideconvert.core.patterns import LENGTHS, Pattern
-from slideconvert.core.select import apply_mask, check_pattern, keep_mask
+from slideconvert.core.patterns import LENGTHS, BlockPattern
+from slideconvert.core.select import apply_mask
 from slideconvert.errors import InputError, PatternError
 from slideconvert.kernels import planes
 from slideconvert.prune import METHODS, magnitude, parse_method
@@ -49,7 +49,7 @@ def random_weight(dtype: torch.dtype, rows: int, columns: int, seed: int = 0) ->
 
 def assert_pruned_like_the_twin(weight: Tensor, length: int) -> None:
     expected = prune.magnitude(numbers(weight), length)
-    np.testing.assert_array_equal(magnitude(weight, Pattern(length)).numpy(), expected)
+    np.testing.assert_array_equal(magnitude(weight, BlockPattern(length)).numpy(), expected)
 
 
 # ---- which weights go
@@ -76,7 +76,7 @@ def test_magnitude_equals_the_twin_where_most_weights_tie(
 @pytest.mark.parametrize("length", LENGTHS)
 def test_of_equal_weights_the_lower_columns_go(dtype: torch.dtype, length: int) -> None:
     sign = torch.tensor([1, -1] * (length // 2)).repeat(3, 2)
-    keep = magnitude((3 * sign).to(dtype), Pattern(length))
+    keep = magnitude((3 * sign).to(dtype), BlockPattern(length))
     assert keep.tolist() == [([False] * 2 + [True] * (length - 2)) * 2] * 3
 
 
@@ -94,7 +94,7 @@ def test_of_equal_weights_the_lower_columns_go(dtype: torch.dtype, length: int) 
 )
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_two_of_one_group_by_hand(dtype: torch.dtype, row: list[int], gone: list[int]) -> None:
-    keep = magnitude(torch.tensor([row]).to(dtype), Pattern(8))
+    keep = magnitude(torch.tensor([row]).to(dtype), BlockPattern(8))
     assert [column for column, kept in enumerate(keep[0].tolist()) if not kept] == gone
 
 
@@ -102,7 +102,7 @@ def test_two_of_one_group_by_hand(dtype: torch.dtype, row: list[int], gone: list
 def test_zeros_of_both_signs_are_the_same_zero(dtype: torch.dtype) -> None:
     weight = torch.tensor([[3, -0.0, 1, 0, 2, 5, -0.0, 4], [3, 0, 1, 1, 2, 5, -0.0, 4]]).to(dtype)
     assert (raw(weight) == MINUS_ZERO[dtype]).sum() == 3
-    keep = magnitude(weight, Pattern(8))
+    keep = magnitude(weight, BlockPattern(8))
     assert (~keep).nonzero().tolist() == [[0, 1], [0, 3], [1, 1], [1, 6]]
 
 
@@ -111,7 +111,7 @@ def test_missing_columns_of_the_last_group_are_zeros(length: int) -> None:
     """A tail that lacks one column loses one weight, a shorter one none; the full group before it always two."""
     lost = {}
     for tail in range(length):
-        keep = magnitude(torch.ones(1, length + tail), Pattern(length))
+        keep = magnitude(torch.ones(1, length + tail), BlockPattern(length))
         lost[tail] = (int((~keep[:, :length]).sum()), int((~keep[:, length:]).sum()))
     assert lost == {tail: (2, 1 if tail == length - 1 else 0) for tail in range(length)}
 
@@ -120,30 +120,30 @@ def test_missing_columns_of_the_last_group_are_zeros(length: int) -> None:
 @given(length=LENGTH, rows=st.integers(1, 4), groups=st.integers(1, 4), seed=st.integers(0, 2**32))
 def test_exactly_two_of_every_full_group_go(length: int, rows: int, groups: int, seed: int) -> None:
     weight = random_weight(torch.bfloat16, rows, groups * length, seed)
-    gone = ~magnitude(weight, Pattern(length)).view(rows, groups, length)
+    gone = ~magnitude(weight, BlockPattern(length)).view(rows, groups, length)
     assert gone.sum(dim=2).unique().tolist() == [2]
 
 
 def test_pruning_again_takes_nothing_more() -> None:
-    pattern, weight = Pattern(10), random_weight(torch.float32, 20, 67)
+    pattern, weight = BlockPattern(10), random_weight(torch.float32, 20, 67)
     once = apply_mask(weight, magnitude(weight, pattern))
     assert torch.equal(apply_mask(once, magnitude(once, pattern)), once)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_two_inf_keeps_everything(dtype: torch.dtype) -> None:
-    assert magnitude(torch.zeros(3, 7).to(dtype), Pattern(None)).all()
+    assert magnitude(torch.zeros(3, 7).to(dtype), BlockPattern(None)).all()
 
 
 def test_scores_may_be_infinite_and_zeros_of_either_sign() -> None:
     """A method's scores are products: an infinite one stays, and -0 is no less than 0."""
-    keep = keep_mask(torch.tensor([[float("inf"), 1, float("inf"), 2], [0, 0, -0.0, 1]]), Pattern(4))
+    keep = BlockPattern(4).select(torch.tensor([[float("inf"), 1, float("inf"), 2], [0, 0, -0.0, 1]]))
     assert keep.tolist() == [[True, False, True, False], [False, False, True, True]]
 
 
 @pytest.mark.parametrize("block", [1, 40, 100])
 def test_blocks_of_rows_change_nothing(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    pattern, weight = Pattern(8), random_weight(torch.bfloat16, 9, 37)
+    pattern, weight = BlockPattern(8), random_weight(torch.bfloat16, 9, 37)
     keep = magnitude(weight, pattern)
     pruned = apply_mask(weight, keep)
     monkeypatch.setitem(planes.BLOCK_WEIGHTS, "cpu", block)
@@ -172,21 +172,21 @@ def test_mask_gives_plain_zeros_and_keeps_every_other_bit(dtype: torch.dtype) ->
 @pytest.mark.parametrize("length", [4, 6, 8, 10])
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn, torch.bfloat16])
 def test_check_passes_exactly_the_legal_masks(length: int, dtype: torch.dtype) -> None:
-    pattern = Pattern(length)
-    check_pattern(as_dtype(codes_on(masks(length, legal=True)), dtype), pattern, "w")
+    pattern = BlockPattern(length)
+    pattern.check(as_dtype(codes_on(masks(length, legal=True)), dtype), "w")
     for mask in masks(length, legal=False):
         with pytest.raises(PatternError):
-            check_pattern(as_dtype(codes_on(mask[None]), dtype), pattern, "w")
+            pattern.check(as_dtype(codes_on(mask[None]), dtype), "w")
 
 
 @examples(60)
 @given(data=st.data(), length=LENGTH)
 def test_check_passes_legal_rows_of_any_length(data: st.DataObject, length: int) -> None:
-    check_pattern(torch.from_numpy(data.draw(legal_codes(length))), Pattern(length), "w")
+    BlockPattern(length).check(torch.from_numpy(data.draw(legal_codes(length))), "w")
 
 
 def test_check_passes_everything_for_two_inf() -> None:
-    check_pattern(torch.ones(2, 9), Pattern(None), "w")
+    BlockPattern(None).check(torch.ones(2, 9), "w")
 
 
 @pytest.mark.parametrize("block", [1, 1 << 20])
@@ -196,10 +196,10 @@ def test_check_says_where_and_how_many(block: int, monkeypatch: pytest.MonkeyPat
     weight[3, 8:16] = 1
     weight[3, 9] = -0.0  # still seven
     with pytest.raises(PatternError) as error:
-        check_pattern(weight, Pattern(8), "layers.1.o_proj")
+        BlockPattern(8).check(weight, "layers.1.o_proj")
     assert error.value.what == (
         "layers.1.o_proj: row 3, columns 8 … 15 hold 7 non-zeros, 2:8 allows 6 (2 zeros in 8); "
-        "1 such groups in these rows"
+        "1 such blocks in these rows"
     )
     assert error.value.hint
 
@@ -208,13 +208,13 @@ def test_check_names_the_columns_of_a_ragged_tail_that_exist() -> None:
     weight = torch.ones(1, 15)
     weight[0, :2] = 0
     with pytest.raises(PatternError, match=re.escape("row 0, columns 8 … 14 hold 7 non-zeros, 2:8 allows 6")):
-        check_pattern(weight, Pattern(8), "w")
-    check_pattern(weight[:, :14], Pattern(8), "w")
+        BlockPattern(8).check(weight, "w")
+    BlockPattern(8).check(weight[:, :14], "w")
 
 
 @pytest.mark.parametrize("dtype", MINUS_ZERO)
 def test_check_takes_minus_zero_for_a_zero(dtype: torch.dtype) -> None:
-    check_pattern(torch.tensor([[-0.0, 1, -0.0, 1]]).to(dtype), Pattern(4), "w")
+    BlockPattern(4).check(torch.tensor([[-0.0, 1, -0.0, 1]]).to(dtype), "w")
 
 
 # ---- methods by name

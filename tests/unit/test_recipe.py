@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from slideconvert.core.patterns import Pattern
+from slideconvert.core.patterns import BlockPattern
 from slideconvert.core.schemes import BF16, FP8, INT8
 from slideconvert.errors import InputError
 from slideconvert.plan.linear_config import LinearConfig, parse_linear_config
@@ -44,10 +44,10 @@ def refused(text: str, tmp_path: Path) -> InputError:
 
 def test_every_word_of_a_recipe(tmp_path: Path) -> None:
     assert load(FULL, tmp_path) == Recipe(
-        config=LinearConfig(FP8, Pattern(8), "magnitude"),
+        config=LinearConfig(FP8, BlockPattern(8), "magnitude"),
         rules=(
             Rule("*.layers.0.*", LinearConfig(keep=True)),
-            Rule("*.down_proj", LinearConfig(pattern=Pattern(6))),
+            Rule("*.down_proj", LinearConfig(pattern=BlockPattern(6))),
             Rule("*.layers.?.mlp.*", LinearConfig(scheme=INT8, method="rtn")),
         ),
         layout="slide",
@@ -72,15 +72,15 @@ def test_what_is_not_said_is_not_chosen(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["2:8", "2_8", '"2:8"', "'2_8'", "2:8   # as published", "!!int 2:8"])
 def test_two_of_eight_means_that_however_it_is_quoted(text: str, tmp_path: Path) -> None:
     """YAML 1.1 reads a bare 2:8 as 128 (base 60) and 2_8 as 28."""
-    assert load(f"pattern: {text}", tmp_path).config.pattern == Pattern(8)
+    assert load(f"pattern: {text}", tmp_path).config.pattern == BlockPattern(8)
     assert load(f"rules: [{{match: x, pattern: {text.partition(' #')[0]}}}]", tmp_path).rules[0].config == LinearConfig(
-        pattern=Pattern(8)
+        pattern=BlockPattern(8)
     )
 
 
 @pytest.mark.parametrize("text", ["2:inf", "2_inf", "2:INF"])
 def test_two_inf(text: str, tmp_path: Path) -> None:
-    assert load(f"pattern: {text}", tmp_path).config.pattern == Pattern(None)
+    assert load(f"pattern: {text}", tmp_path).config.pattern == BlockPattern(None)
 
 
 # ---- what holds for a linear
@@ -88,9 +88,9 @@ def test_two_inf(text: str, tmp_path: Path) -> None:
 
 def test_rule_fills_up_from_the_recipe(tmp_path: Path) -> None:
     recipe = load(FULL, tmp_path)
-    assert recipe.for_linear(DOWN) == LinearConfig(FP8, Pattern(6), "magnitude")
-    assert recipe.for_linear(UP) == LinearConfig(INT8, Pattern(8), "rtn")
-    assert recipe.for_linear("lm_head") == LinearConfig(FP8, Pattern(8), "magnitude")
+    assert recipe.for_linear(DOWN) == LinearConfig(FP8, BlockPattern(6), "magnitude")
+    assert recipe.for_linear(UP) == LinearConfig(INT8, BlockPattern(8), "rtn")
+    assert recipe.for_linear("lm_head") == LinearConfig(FP8, BlockPattern(8), "magnitude")
 
 
 def test_first_match_wins() -> None:
@@ -99,9 +99,9 @@ def test_first_match_wins() -> None:
         Rule("*.layers.1.*", parse_linear_config(scheme="bf16", pattern="2:6")),
     )
     recipe = Recipe(parse_linear_config(scheme="int8", pattern="2:16"), rules)
-    assert recipe.for_linear(DOWN) == LinearConfig(INT8, Pattern(4))  # nothing of the second rule
-    assert recipe.for_linear(UP) == LinearConfig(BF16, Pattern(6))
-    assert Recipe(recipe.config, rules[::-1]).for_linear(DOWN) == LinearConfig(BF16, Pattern(6))
+    assert recipe.for_linear(DOWN) == LinearConfig(INT8, BlockPattern(4))  # nothing of the second rule
+    assert recipe.for_linear(UP) == LinearConfig(BF16, BlockPattern(6))
+    assert Recipe(recipe.config, rules[::-1]).for_linear(DOWN) == LinearConfig(BF16, BlockPattern(6))
 
 
 def test_keep_rules_keep_and_only_those(tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 def test_words_from_elsewhere_are_read_like_those_of_a_file() -> None:
     assert parse_recipe({"pattern": "2_8", "rules": [{"match": "*", "keep": "true"}]}, "here") == Recipe(
-        LinearConfig(pattern=Pattern(8)), (Rule("*", LinearConfig(keep=True)),)
+        LinearConfig(pattern=BlockPattern(8)), (Rule("*", LinearConfig(keep=True)),)
     )
     with pytest.raises(InputError, match="here, rule 1: no match"):
         parse_recipe({"rules": [{"keep": "true"}]}, "here")

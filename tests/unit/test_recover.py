@@ -23,7 +23,7 @@ from slideconvert.calibrate.run import RunSettings, compressed_layers
 from slideconvert.calibrate.store import LayerStore
 from slideconvert.calibrate.tokens import calibration_tokens
 from slideconvert.convert.pipeline import convert
-from slideconvert.core.patterns import Pattern
+from slideconvert.core.patterns import BlockPattern
 from slideconvert.core.quantize import QuantizedWeight, Weight, quantize
 from slideconvert.core.schemes import SCHEMES, Scheme
 from slideconvert.core.select import apply_mask
@@ -40,7 +40,7 @@ from tests.helpers.matrices import UNGROUPED
 def start(scheme: Scheme, rows: int = 24, columns: int = 40) -> Weight:
     """A pruned weight in a scheme."""
     weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(1)).bfloat16()
-    pruned = apply_mask(weight, magnitude(weight, Pattern(6)))
+    pruned = apply_mask(weight, magnitude(weight, BlockPattern(6)))
     return quantize(pruned, scheme) if scheme.quantized else pruned
 
 

@@ -17,10 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from slideconvert.core.patterns import ALL, LENGTHS, Pattern
+from slideconvert.core.patterns import ALL, LENGTHS, BlockPattern
 from slideconvert.core.quantize import QuantizedWeight, Weight, channel_scale
 from slideconvert.core.schemes import INT8, SCHEMES, Scheme
-from slideconvert.core.select import apply_mask, check_pattern, keep_mask
+from slideconvert.core.select import apply_mask
 from slideconvert.core.weights import floats
 from slideconvert.errors import InputError
 from slideconvert.prune import METHODS
@@ -66,13 +66,13 @@ def groups_shuffled(columns: int, length: int, seed: int = 0) -> Tensor:
     return torch.tensor(order + list(range(columns // length * length, columns)))
 
 
-def assert_law(keep: Tensor, pattern: Pattern) -> None:
+def assert_law(keep: Tensor, pattern: BlockPattern) -> None:
     """Two of every full group go; of a ragged last one as many as its missing columns leave to go."""
     gone = (~keep).int()
-    whole = keep.shape[1] // pattern.group * pattern.group
-    missing = pattern.group - keep.shape[1] + whole
-    assert gone[:, :whole].view(len(keep), -1, pattern.group).sum(2).unique().tolist() == [2]
-    assert gone[:, whole:].sum(1).unique().tolist() == [max(0, 2 - missing) if missing < pattern.group else 0]
+    whole = keep.shape[1] // pattern.block * pattern.block
+    missing = pattern.block - keep.shape[1] + whole
+    assert gone[:, :whole].view(len(keep), -1, pattern.block).sum(2).unique().tolist() == [2]
+    assert gone[:, whole:].sum(1).unique().tolist() == [max(0, 2 - missing) if missing < pattern.block else 0]
 
 
 def all_zeros_plain(weight: Weight) -> bool:
@@ -96,7 +96,7 @@ def test_sweep_equals_brute_force(length: int, scheme: Scheme) -> None:
         twin, twin_mask, margins = pruning.sweep(one.wide, one.gram, order.tolist(), length, None, for_twin(grid))
         np.testing.assert_allclose(twin, expected, atol=1e-12)
         np.testing.assert_array_equal(twin_mask, mask)
-        made, keep = sweep(one.weight, one.damped.gram, order, choose=Pattern(length), grid=grid)
+        made, keep = sweep(one.weight, one.damped.gram, order, choose=BlockPattern(length), grid=grid)
         sure = margins > CLOSE
         np.testing.assert_array_equal(keep.numpy()[sure], mask[sure])
         assert_near(numbers(made)[sure], expected[sure])
@@ -111,7 +111,7 @@ def test_sweep_over_blocks_and_tails_equals_the_twin(length: int, columns: int, 
     one = layer(8, columns, length)
     order, grid = groups_shuffled(columns, length), grid_of(one.weight, scheme)
     expected, mask, margins = pruning.sweep(one.wide, one.gram, order.tolist(), length, None, for_twin(grid))
-    made, keep = sweep(one.weight, one.damped.gram, order, choose=Pattern(length), grid=grid)
+    made, keep = sweep(one.weight, one.damped.gram, order, choose=BlockPattern(length), grid=grid)
     sure = margins > CLOSE
     assert sure.sum() >= 5
     np.testing.assert_array_equal(keep.numpy()[sure], mask[sure])
@@ -148,7 +148,7 @@ def test_natural_zeros_go_first(length: int) -> None:
     weight = one.weight.clone()
     weight[:, [length + 1, 2 * length - 1]] = 0
     order = torch.arange(3 * length).roll(-length)
-    keep = sweep(weight, one.damped.gram, order, choose=Pattern(length))[1]
+    keep = sweep(weight, one.damped.gram, order, choose=BlockPattern(length))[1]
     assert (~keep[:, length : 2 * length]).nonzero()[:, 1].tolist() == [1, length - 1] * 6
 
 
@@ -161,8 +161,8 @@ def test_dead_inputs_go_first(length: int) -> None:
     damped = damp(inputs.T @ inputs)
     assert damped.dead.nonzero()[:, 0].tolist() == dead
     for keep in (
-        sweep(weight, damped.gram, torch.arange(3 * length), choose=Pattern(length))[1],
-        alps_mask(weight, damped.gram, Pattern(length)),
+        sweep(weight, damped.gram, torch.arange(3 * length), choose=BlockPattern(length))[1],
+        alps_mask(weight, damped.gram, BlockPattern(length)),
     ):
         assert (~keep[:, length : 2 * length]).nonzero()[:, 1].tolist() == [1, 3] * 6
 
@@ -173,7 +173,7 @@ def test_sweep_leaves_plain_zeros(scheme: Scheme) -> None:
     one = layer(20, 40)
     weight = one.weight.clone()
     weight[:, 0] = 1e4  # so large a scale that most codes are zero
-    made, keep = sweep(weight, one.damped.gram, torch.arange(40), choose=Pattern(8), grid=grid_of(weight, scheme))
+    made, keep = sweep(weight, one.damped.gram, torch.arange(40), choose=BlockPattern(8), grid=grid_of(weight, scheme))
     rounded = on_mask(weight, keep, one.damped, scheme)
     for result in (made, rounded):
         assert not numbers(result)[~keep.numpy()].any()
@@ -183,7 +183,7 @@ def test_sweep_leaves_plain_zeros(scheme: Scheme) -> None:
 def test_groups_of_largest_loss_come_first_and_whole() -> None:
     """What a group loses alone: its two lowest w² / [H⁻¹]_cc, summed over rows. A ragged last group stays last."""
     one = layer(3, 123, 1)
-    order = group_order(one.weight, one.damped, Pattern(6))
+    order = group_order(one.weight, one.damped, BlockPattern(6))
     assert sorted(order.tolist()) == list(range(123))
     assert order[120:].tolist() == [120, 121, 122]
     assert torch.equal(order[:120].view(20, 6), order[:120:6, None] + torch.arange(6))
@@ -204,19 +204,19 @@ def test_sweep_keeps_the_pattern_at_the_widths_of_real_models(
     minutes at these widths; every column then pays all it loses back to all others."""
     monkeypatch.setattr("slideconvert.prune.sweep.free_factor", lambda gram, order: gram)
     weight = torch.randn(2, columns, generator=torch.Generator().manual_seed(0))
-    order, pattern = groups_shuffled(columns, length), Pattern(length)
+    order, pattern = groups_shuffled(columns, length), BlockPattern(length)
     ones = torch.ones(()).expand(columns, columns)
     made, keep = sweep(weight, ones, order, choose=pattern, grid=Grid(INT8, channel_scale(weight, INT8)))
     assert_law(keep, pattern)
     assert isinstance(made, QuantizedWeight)
-    check_pattern(made.codes, pattern, "w")
+    pattern.check(made.codes, "w")
     assert not made.codes[~keep].any()
 
 
 @pytest.mark.parametrize("length", [4, 6, 8, 10])
 def test_both_masks_keep_the_pattern_at_a_real_width(length: int) -> None:
     """Nothing replaced: 896 columns are not divisible by 6 and 10."""
-    one, pattern = layer(3, 896), Pattern(length)
+    one, pattern = layer(3, 896), BlockPattern(length)
     order = group_order(one.weight, one.damped, pattern)
     assert_law(sweep(one.weight, one.damped.gram, order, choose=pattern)[1], pattern)
     assert_law(alps_mask(one.weight, one.damped.gram, pattern), pattern)
@@ -238,14 +238,14 @@ def statistics(inputs: Tensor, dense: Tensor | None = None, *, held: int = 0) ->
 @pytest.mark.parametrize("scheme", UNGROUPED.values(), ids=UNGROUPED)
 @pytest.mark.parametrize("pattern", ALL, ids=str)
 @pytest.mark.parametrize("method", SOLVERS, ids=lambda method: method.name)
-def test_every_method_gives_legal_weights(method: Method, pattern: Pattern, scheme: Scheme) -> None:
+def test_every_method_gives_legal_weights(method: Method, pattern: BlockPattern, scheme: Scheme) -> None:
     one = layer(6, 44, 5)
     inputs = one.inputs.clone()
     inputs[:, 9] = 0
     dense = inputs + 0.1 * torch.randn(inputs.shape, generator=torch.Generator().manual_seed(1)) * (inputs != 0)
     weight = one.weight.to(torch.bfloat16).float()
     if not method.prunes:
-        weight = apply_mask(weight, keep_mask(weight.abs(), pattern))
+        weight = apply_mask(weight, pattern.select(weight.abs()))
     before = weight.clone()
     solve = method.solve
     assert solve is not None
@@ -254,7 +254,7 @@ def test_every_method_gives_legal_weights(method: Method, pattern: Pattern, sche
         assert torch.equal(weight, before), "the source is not the method's to change"
         stored = made.codes if isinstance(made, QuantizedWeight) else made
         assert stored.dtype == (getattr(torch, scheme.dtype) if scheme.quantized else torch.float32)
-        check_pattern(stored, pattern, method.name)
+        pattern.check(stored, method.name)
         assert all_zeros_plain(made)
         assert method.name == "wanda" or not numbers(made)[:, 9].any()  # weights of dead inputs mean nothing
         lost = float(((numbers(made) - before.numpy()) ** 2).sum() / (before.numpy() ** 2).sum())
@@ -269,14 +269,14 @@ def test_wanda_weighs_by_the_size_of_inputs() -> None:
     norms = known.whole.norms.numpy()
     np.testing.assert_allclose(norms, np.sqrt((one.inputs.double().numpy() ** 2).mean(0)), rtol=1e-6)
     expected = prune.magnitude(one.weight.numpy() * norms, 6)
-    np.testing.assert_array_equal(wanda(one.weight, known.whole.norms, Pattern(6)).numpy(), expected)
+    np.testing.assert_array_equal(wanda(one.weight, known.whole.norms, BlockPattern(6)).numpy(), expected)
 
 
 @pytest.mark.parametrize("scheme", UNGROUPED.values(), ids=UNGROUPED)
 @pytest.mark.parametrize("length", LENGTHS)
 def test_the_more_a_method_does_the_less_it_loses(length: int, scheme: Scheme) -> None:
     """On the tokens it was calibrated on, rounding included."""
-    one, pattern = layer(24, 96, 2), Pattern(length)
+    one, pattern = layer(24, 96, 2), BlockPattern(length)
     known = statistics(one.inputs)
     lost = {}
     for method in SOLVERS:
@@ -289,7 +289,7 @@ def test_the_more_a_method_does_the_less_it_loses(length: int, scheme: Scheme) -
 # ---- refit
 
 
-def swept(one: Layer, pattern: Pattern) -> tuple[Tensor, Tensor]:
+def swept(one: Layer, pattern: BlockPattern) -> tuple[Tensor, Tensor]:
     made, keep = sweep(one.weight, one.damped.gram, group_order(one.weight, one.damped, pattern), choose=pattern)
     assert isinstance(made, Tensor)
     return made, keep
@@ -298,7 +298,7 @@ def swept(one: Layer, pattern: Pattern) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("steps", [0, 1, 2, 3, 5])
 def test_refit_equals_textbook_conjugate_gradients(steps: int) -> None:
     one = layer(6, 40)
-    start, keep = swept(one, Pattern(6))
+    start, keep = swept(one, BlockPattern(6))
     expected = pruning.conjugate_gradients(one.wide, start.double().numpy(), one.gram, keep.numpy(), steps)
     assert_near(refit(one.weight, start, keep, one.damped.gram, steps).double().numpy(), expected)
 
@@ -308,7 +308,7 @@ def test_refit_goes_down_from_the_sweep_to_least_squares(length: int) -> None:
     """The loss of every row: never above that of the sweep, no step up, and in the end the least there is."""
     for seed, columns in enumerate((48, 61)):
         one = layer(8, columns, seed)
-        start, keep = swept(one, Pattern(length))
+        start, keep = swept(one, BlockPattern(length))
         exact = pruning.least_squares(one.wide, one.gram, keep.numpy())
         least = pruning.loss(one.wide, exact, one.gram)
         steps = [made.double().numpy() for made in refit_steps(one.weight, start, keep, one.damped.gram, 60)]
@@ -332,7 +332,7 @@ def test_refit_of_a_row_of_zeros_beside_others() -> None:
     one = layer(3, 16)
     weight = one.weight.clone()
     weight[1] = 0
-    keep = keep_mask(weight.abs(), Pattern(4))
+    keep = BlockPattern(4).select(weight.abs())
     made = refit(weight, weight * keep, keep, one.damped.gram, 40)
     assert_near(made[::2].double().numpy(), pruning.least_squares(one.wide, one.gram, keep.numpy())[::2])
     assert not made[1].any()
@@ -343,7 +343,7 @@ def test_refit_stops_where_held_out_tokens_say() -> None:
     one = layer(8, 48)
     few, held = one.inputs[:50], one.inputs[50:]
     damped = damp(few.T @ few / 50)
-    start = apply_mask(one.weight, keep := keep_mask(one.weight.abs(), Pattern(4)))
+    start = apply_mask(one.weight, keep := BlockPattern(4).select(one.weight.abs()))
     steps = list(refit_steps(one.weight, start, keep, damped.gram, 30))
     errors = [float(((step - one.weight) @ held.T).double().square().sum()) for step in steps]
     best = steps_to_take(one.weight, one.weight, start, keep, damped.gram, statistics(held), 30)
@@ -406,7 +406,7 @@ def test_alps_equals_the_twin() -> None:
     for seed, length in enumerate(LENGTHS):
         one = layer(16, 50 + seed, seed)
         expected = pruning.admm(one.wide, one.gram, length)
-        mask = alps_mask(one.weight, one.damped.gram, Pattern(length)).numpy()
+        mask = alps_mask(one.weight, one.damped.gram, BlockPattern(length)).numpy()
         assert (mask == expected).mean() > 0.99
         assert (expected != pruning.project(one.wide * np.sqrt(np.diag(one.gram)), length)).mean() > 0.02
 
@@ -417,11 +417,11 @@ def test_alps_moves_the_mask_where_inputs_are_nearly_copies(noise: float) -> Non
     rng = np.random.default_rng(0)
     inputs = torch.from_numpy((rng.normal(size=(400, 1)) + noise * rng.normal(size=(400, 64))).astype(np.float32))
     one = Layer(layer(24, 64).weight, inputs, damp(inputs.T @ inputs / 400, 0.001))
-    mask = alps_mask(one.weight, one.damped.gram, Pattern(4))
+    mask = alps_mask(one.weight, one.damped.gram, BlockPattern(4))
     assert (mask.numpy() == pruning.admm(one.wide, one.gram, 4)).mean() > 0.99
     lost = [
         pruning.loss(one.wide, pruning.least_squares(one.wide, one.gram, keep.numpy()), one.gram).sum()
-        for keep in (mask, swept(one, Pattern(4))[1])
+        for keep in (mask, swept(one, BlockPattern(4))[1])
     ]
     assert lost[0] < 0.97 * lost[1]
 
@@ -430,10 +430,10 @@ def test_alps_moves_the_mask_where_inputs_are_nearly_copies(noise: float) -> Non
 def test_alps_is_legal_and_loses_less_than_the_others(length: int) -> None:
     """After the exact refit, which every mask gets."""
     for seed, columns in enumerate((64, 77)):
-        one, pattern = layer(24, columns, seed), Pattern(length)
+        one, pattern = layer(24, columns, seed), BlockPattern(length)
         mask = alps_mask(one.weight, one.damped.gram, pattern)
         assert_law(mask, pattern)
-        first = keep_mask((one.weight * one.damped.gram.diagonal().sqrt()).abs(), pattern)
+        first = pattern.select((one.weight * one.damped.gram.diagonal().sqrt()).abs())
         lost = [
             pruning.loss(one.wide, pruning.least_squares(one.wide, one.gram, keep.numpy()), one.gram).sum()
             for keep in (mask, swept(one, pattern)[1], first)
@@ -456,8 +456,8 @@ def test_alps_comes_near_the_best_of_all_masks() -> None:
     alps, first_guess = (
         pruning.loss(one.wide, pruning.least_squares(one.wide, one.gram, mask.numpy()), one.gram)
         for mask in (
-            alps_mask(one.weight, one.damped.gram, Pattern(4)),
-            keep_mask((one.weight * one.damped.gram.diagonal().sqrt()).abs(), Pattern(4)),
+            alps_mask(one.weight, one.damped.gram, BlockPattern(4)),
+            BlockPattern(4).select((one.weight * one.damped.gram.diagonal().sqrt()).abs()),
         )
     )
     assert (alps >= best * (1 - 1e-9)).all()
@@ -466,7 +466,7 @@ def test_alps_comes_near_the_best_of_all_masks() -> None:
 
 def test_alps_does_not_depend_on_the_units_of_the_inputs() -> None:
     """Inputs times powers of two, weights divided by them: the same numbers after scaling, so the same mask."""
-    one, pattern = layer(8, 40), Pattern(8)
+    one, pattern = layer(8, 40), BlockPattern(8)
     factor = 2.0 ** torch.randint(-6, 7, (40,), generator=torch.Generator().manual_seed(0))
     mask = alps_mask(one.weight, one.damped.gram, pattern)
     assert torch.equal(mask, alps_mask(one.weight / factor, one.damped.gram * factor * factor[:, None], pattern))
@@ -475,14 +475,14 @@ def test_alps_does_not_depend_on_the_units_of_the_inputs() -> None:
 
 def test_alps_without_a_pattern_keeps_everything() -> None:
     one = layer(3, 9)
-    assert alps_mask(one.weight, one.damped.gram, Pattern(None)).all()
+    assert alps_mask(one.weight, one.damped.gram, BlockPattern(None)).all()
 
 
 def test_alps_refuses_a_gram_matrix_that_is_not_positive_definite() -> None:
     gram = torch.ones(8, 8) * 3 - 2 * torch.eye(8)
     gram[0, 1] = gram[1, 0] = -3
     with pytest.raises(InputError, match=r"Gram matrix \[8, 8\] .* is not positive definite"):
-        alps_mask(torch.randn(2, 8), gram, Pattern(4))
+        alps_mask(torch.randn(2, 8), gram, BlockPattern(4))
 
 
 # ---- on a GPU
@@ -500,10 +500,10 @@ def test_recorded_blocks_are_those_that_are_run(
     damped = damp(inputs.T @ inputs / 400)
     for rows in (48, 48, 64):
         weight = torch.randn(rows, 200, generator=generator).cuda()
-        words: dict[str, Any] = {"choose": Pattern(length)} if length else {"keep": weight > 0}
+        words: dict[str, Any] = {"choose": BlockPattern(length)} if length else {"keep": weight > 0}
         if scheme:
             words["grid"] = Grid(SCHEMES[scheme], channel_scale(weight, SCHEMES[scheme]))
-        order = group_order(weight, damped, Pattern(length)) if length else column_order(damped)
+        order = group_order(weight, damped, BlockPattern(length)) if length else column_order(damped)
         found = sweep(weight, damped.gram, order, **words)
         with monkeypatch.context() as patch:
             patch.setattr(

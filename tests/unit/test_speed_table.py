@@ -12,18 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slideconvert.allocate.speed import BUNDLED, PUBLISHED, SpeedTable, Times
-from slideconvert.core.patterns import ALL, Pattern
+from slideconvert.core.patterns import ALL, BlockPattern
 from slideconvert.errors import InputError
 from tests.helpers.fused_models import HEAD, LAYERS, LLAMA_70B, table_of
 from tests.helpers.matrices import examples
 
 ROOT = Path(__file__).parents[2]
-DENSE = Pattern(None)
+DENSE = BlockPattern(None)
 
 
 def whole(times: Sequence[Times], name: str) -> float:
     """The speed-up of a layer all of whose linears have this pattern."""
-    pattern = Pattern.parse(name)
+    pattern = BlockPattern.parse(name)
     return sum(time.dense for time in times) / sum(time.sparse[pattern] for time in times)
 
 
@@ -135,8 +135,8 @@ def test_large_linears_decide_which_layer_is_nearest(tmp_path: Path) -> None:
 def test_times_between_measured_tokens_lie_on_a_line_in_logarithms(tmp_path: Path) -> None:
     table = table_of(tmp_path, HEAD + "g,int8,m,64x64,1024,10,1.2,1\ng,int8,m,64x64,4096,90,1.8,\n")
     (time,) = table.times([(64, 64)], "int8", 2048)
-    assert (time.dense, time.of(Pattern(4))) == pytest.approx((30, 30 / math.sqrt(1.2 * 1.8)))
-    assert Pattern(8) not in time.sparse
+    assert (time.dense, time.of(BlockPattern(4))) == pytest.approx((30, 30 / math.sqrt(1.2 * 1.8)))
+    assert BlockPattern(8) not in time.sparse
     (third,) = table.times([(64, 64)], "int8", 1625)  # a third of the way from 1024 to 4096, 4 ** (1 / 3) = 1.587
     assert third.dense == pytest.approx(10 * 9 ** (1 / 3), rel=1e-3)
 
@@ -163,7 +163,7 @@ def test_in_a_table_of_linears_each_is_looked_up_by_itself(tmp_path: Path) -> No
     wide, long, small = table_of(tmp_path, HEAD + rows).times([(8192, 1024), (1024, 3000), (64, 128)], "int8", 64)
     assert (wide.measured, long.measured) == ("wide on g at 64 tokens", "long on g at 64 tokens")
     assert (wide.dense, long.dense) == (16, 16 * 3000 / 4096)
-    assert (wide.of(Pattern(4)), wide.of(Pattern(8)), wide.of(DENSE)) == (16 / 1.5, 16 / 1.1, 16)
+    assert (wide.of(BlockPattern(4)), wide.of(BlockPattern(8)), wide.of(DENSE)) == (16 / 1.5, 16 / 1.1, 16)
     assert small.measured.startswith("long")  # more columns than rows
 
 
@@ -178,7 +178,7 @@ def test_what_a_table_does_not_have_is_refused() -> None:
         SpeedTable.load("a100").times(LAYERS["Qwen2.5-7B"], "fp8")
     time = SpeedTable.load("a100").times(LAYERS["Qwen2.5-7B"], "int8")[0]
     with pytest.raises(InputError, match=r"no time of 2:16 for Qwen2.5-7B on a100 at 4096 tokens .*2:14"):
-        time.of(Pattern(16))
+        time.of(BlockPattern(16))
 
 
 @pytest.mark.parametrize(

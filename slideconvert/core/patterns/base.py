@@ -1,0 +1,98 @@
+"""What every sparsity pattern can tell and do."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+
+class Pattern(ABC):
+    """Which weights of a linear may be zero. `str` gives its name in recipes, records and on the command line."""
+
+    rows_independent: ClassVar[bool]
+    """Whether a row satisfies the pattern whatever the other rows hold."""
+    whole_groups: ClassVar[bool]
+    """Whether the pattern zeroes whole quantization groups, which then need neither codes nor a scale."""
+
+    @classmethod
+    @abstractmethod
+    def claims(cls, text: str) -> bool:
+        """Whether the text is written like a pattern of this family."""
+
+    @classmethod
+    @abstractmethod
+    def parse(cls, text: str) -> Pattern:
+        """The inverse of `str`. InputError for text that is no pattern of this family."""
+
+    @property
+    def slug(self) -> str:
+        """The pattern as it stands in file names."""
+        return str(self).replace(":", "_").replace("%", "")
+
+    @property
+    @abstractmethod
+    def prunes(self) -> bool:
+        """Whether any weight must be zero."""
+
+    @property
+    @abstractmethod
+    def density(self) -> float:
+        """Largest share of weights that may be non-zero."""
+
+    @property
+    @abstractmethod
+    def severity(self) -> str:
+        """The word by which a preset picks a method for the pattern: SEVERE, MILD or GROUPS."""
+
+    @property
+    @abstractmethod
+    def zeros_fixed(self) -> bool:
+        """Whether training must hold every zero: kept groups may have zeros anywhere, blocks may not lose one."""
+
+    @property
+    @abstractmethod
+    def ideal_speedup(self) -> float | None:
+        """Speed-up over dense on hardware that runs 2:4 exactly twice as fast; None if the pattern runs elsewhere."""
+
+    @abstractmethod
+    def units(self, columns: int) -> int:
+        """Blocks or groups in a row of `columns` weights."""
+
+    @abstractmethod
+    def kept_groups(self, shape: tuple[int, int], size: int) -> int:
+        """Groups of `size` consecutive weights that a linear [out, in] of this pattern stores."""
+
+    @abstractmethod
+    def check_shape(self, shape: tuple[int, int], where: str) -> None:
+        """Raise PatternError if a linear [out, in] cannot follow the pattern."""
+
+    @abstractmethod
+    def select(self, score: Tensor) -> Tensor:
+        """Keep mask [out, in] bool of the best scores, one score for each weight or group that may be removed."""
+
+    @abstractmethod
+    def select_largest(self, weight: Tensor) -> Tensor:
+        """weight [out, in] float -> keep mask [out, in] bool that preserves most of its sum of squares."""
+
+    @abstractmethod
+    def check(self, values: Tensor, where: str) -> None:
+        """Raise PatternError at the first place where values [out, in] violate the pattern."""
+
+    @abstractmethod
+    def check_removed(self, removed: Tensor, present: Tensor, where: str) -> None:
+        """Raise InputError if `removed` weights [out, in] bool, next to `present` ones, were not pruned by this
+        pattern."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """The rule in words, as a clause: "at least two of every 8 consecutive input weights are zero"."""
+
+    @abstractmethod
+    def record_fields(self, shape: tuple[int, int], *, slid: bool) -> dict[str, Any]:
+        """The derived sizes that a record of a linear [out, in] states. slid: whether the linear is stored slid."""
+
+
+SEVERE, MILD, GROUPS = "severe", "mild", "groups"
+"""2:4 and 2:6; milder 2:L patterns; patterns of whole groups."""
