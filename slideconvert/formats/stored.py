@@ -33,14 +33,14 @@ from ..core.ternary import LATENT, PACKED, PACKED_INVERSE, PER_BYTE, decode_tern
 from ..errors import InputError, PatternError, pick
 from ..kernels.groups import DenseGroups, Groups, GroupSpec, canonical, kept_groups, pack, pack_dense, unpack_dense
 from ..kernels.groups import unpack as unpack_groups
+from ..kernels.windows import slide_and_pack, unpack, unslide
 from ..runtime.slidesparse_record import GQS_FORMAT, SLIDE_FORMAT
-from .pack import slide_and_pack, unpack
-from .slide import unslide
 
 LAYOUTS = ("slide", "gqs", "dense")
 FLOATS = ("BF16", "F16", "F32")
 CODES = {"I8": INT8, "F8_E4M3": FP8}
 CODE_NAMES = {scheme.name: name for name, scheme in CODES.items()}
+DAMAGED = "the file is damaged: convert the model again"
 
 
 def parse_layout(name: str) -> str:
@@ -116,8 +116,11 @@ class StoredLinear:
             return first
         if self.layout == "slide":
             assert isinstance(self.pattern, BlockPattern)
-            slid = unpack(first, parts[f"{self.name}.weight_meta"], where)
-            first = unslide(slid, self.pattern, self.shape[1], where)
+            try:
+                slid = unpack(first, parts[f"{self.name}.weight_meta"])
+                first = unslide(slid, self.shape[1], self.pattern.length)
+            except ValueError as error:
+                raise PatternError(f"{where}: {error}", hint=DAMAGED) from error
         return QuantizedWeight(first, parts[f"{self.name}.weight_scale"].view(-1, 1), self.scheme)
 
 
@@ -130,7 +133,7 @@ def _decode_groups(stored: StoredLinear, parts: dict[str, Tensor], where: str) -
         else:
             codes, scale, zero = unpack_dense(DenseGroups.of(named), spec)
     except ValueError as error:
-        raise InputError(f"{where}: {error}", hint="the file is damaged: convert the model again") from error
+        raise InputError(f"{where}: {error}", hint=DAMAGED) from error
     return QuantizedWeight(codes, scale, stored.scheme, None if stored.scheme.symmetric else zero)
 
 
@@ -271,7 +274,11 @@ def stored_tensors(name: str, weight: Weight, pattern: Pattern, layout: str) -> 
     if layout == "dense":
         return {f"{name}.weight": weight.codes, f"{name}.weight_scale": weight.scale}
     assert isinstance(pattern, BlockPattern)
-    values, meta = slide_and_pack(weight.codes, pattern, name)
+    try:
+        values, meta = slide_and_pack(weight.codes, pattern.length)
+    except ValueError as error:
+        hint = "prune first (slideconvert sparsify) or name the pattern that the weights really have"
+        raise PatternError(f"{name}: {error}", hint=hint) from error
     return {f"{name}.weight_packed": values, f"{name}.weight_meta": meta, f"{name}.weight_scale": weight.scale}
 
 

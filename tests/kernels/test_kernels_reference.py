@@ -11,16 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from slideconvert.core.patterns import LENGTHS, BlockPattern
-from slideconvert.formats.pack import slide_and_pack
-from slideconvert.formats.pack import unpack as pack_unpack
-from slideconvert.formats.slide import slide as package_slide
 from slideconvert.kernels.dequant.reference import dequant
 from slideconvert.kernels.lift_quant.reference import lift_quant
 from slideconvert.kernels.quantize.reference import quantize
 from slideconvert.kernels.sparse_gemm import reference as reference_gemm
 from slideconvert.kernels.sparse_gemm.reference import prepare, sparse_gemm
-from slideconvert.kernels.windows import pack, slide, unpack, unslide
+from slideconvert.kernels.windows import pack, slide, slide_and_pack, unpack, unslide
 from tests.helpers.matrices import raw
+from tests.twins import pack as pack_twin
 from tests.twins import prune
 from tests.twins import quantize as twin
 from tests.twins import slide as slide_twin
@@ -146,7 +144,7 @@ def test_lift_quant_is_quantize_and_gather(dtype: torch.dtype, length: int | Non
 def product(x: Tensor, weight: Tensor, pattern: BlockPattern) -> tuple[Tensor, Tensor]:
     """The sums of lifted codes of x and slid codes of the weight, and the scale of x."""
     codes, scale = lift_quant(x, pattern.length, weight.dtype)
-    return sparse_gemm(codes, prepare(unpack(*slide_and_pack(weight, pattern))), weight.shape[0]), scale
+    return sparse_gemm(codes, prepare(unpack(*slide_and_pack(weight, pattern.length))), weight.shape[0]), scale
 
 
 @pytest.mark.parametrize("length", [*LENGTHS, None])
@@ -218,29 +216,30 @@ def test_scales_and_bias_are_applied_per_token_and_channel_in_float32(with_bias:
     assert out.shape == (5, 4) and torch.equal(out, torch.from_numpy(expected).to(dtype))
 
 
-# ---- windows: the plain re-laying that travels with the kernels, against the package's fast one
+# ---- windows
 
 
 @BOTH
 @pytest.mark.parametrize("length", [*LENGTHS, None])
 @pytest.mark.parametrize("columns", [16, 39, 98])
-def test_windows_equal_those_of_the_package(dtype: torch.dtype, length: int | None, columns: int) -> None:
+def test_windows_equal_the_twin(dtype: torch.dtype, length: int | None, columns: int) -> None:
     codes = pruned_codes(dtype, 6, columns, length)
-    expected = package_slide(codes, BlockPattern(length))
+    expected = slide_twin.slide(raw(codes), length)
     slid = slide(codes, length)
     assert slid.dtype == dtype
-    np.testing.assert_array_equal(raw(slid), raw(expected))
-    for mine, theirs in zip(pack(slid), slide_and_pack(codes, BlockPattern(length)), strict=True):
-        np.testing.assert_array_equal(raw(mine), raw(theirs))
+    np.testing.assert_array_equal(raw(slid), expected)
+    for packed in (pack(slid), slide_and_pack(codes, length)):
+        for mine, theirs in zip(packed, pack_twin.pack(expected), strict=True):
+            np.testing.assert_array_equal(mine.view(torch.uint8), theirs.view(np.uint8))
     np.testing.assert_array_equal(raw(unslide(slid, columns, length)), raw(codes))
 
 
 def test_windows_drop_nothing_and_invent_nothing() -> None:
-    with pytest.raises(ValueError, match="more than 8 - 2 non-zeros"):
+    with pytest.raises(ValueError, match="row 0, columns 0 … 7 hold 8 non-zeros, 2:8 allows 6"):
         slide(torch.ones(3, 16, dtype=torch.int8), 8)
     slid = slide(pruned_codes(torch.int8, 6, 16, 8), 8)
     slid[4, 2] = slid[4, 4] = 5  # column 2 in two windows
-    with pytest.raises(ValueError, match="two windows hold one column"):
+    with pytest.raises(ValueError, match="two windows hold the same input column"):
         unslide(slid, 16, 8)
     with pytest.raises(ValueError, match="32 slid columns"):
         unslide(slid, 64, 8)
@@ -255,11 +254,11 @@ def test_windows_drop_nothing_and_invent_nothing() -> None:
 
 @BOTH
 @pytest.mark.parametrize("length", [*LENGTHS, None])
-def test_unpack_equals_that_of_the_package(dtype: torch.dtype, length: int | None) -> None:
-    packed = slide_and_pack(pruned_codes(dtype, 6, 39, length), BlockPattern(length))
-    slid = unpack(*packed)
+def test_unpack_equals_the_twin(dtype: torch.dtype, length: int | None) -> None:
+    values, meta = slide_and_pack(pruned_codes(dtype, 6, 39, length), length)
+    slid = unpack(values, meta)
     assert slid.dtype == dtype
-    np.testing.assert_array_equal(raw(slid), raw(pack_unpack(*packed)))
+    np.testing.assert_array_equal(raw(slid), pack_twin.unpack(raw(values), meta.numpy()))
 
 
 @pytest.mark.parametrize("nibble", range(16))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from slideconvert.core.patterns import ALL, BlockPattern
-from slideconvert.formats.pack import slide_and_pack
+from slideconvert.kernels.windows import slide_and_pack
 from slideconvert.runtime.shards import Shard
 from tests.helpers.matrices import as_dtype, codes_on
 
@@ -33,7 +33,7 @@ def same(found: Tensor, expected: Tensor) -> bool:
 
 def read(codes: Tensor, shard: Shard) -> tuple[Tensor, Tensor]:
     """What the rank loads, as tensors of its own: nothing else can leak in."""
-    values, meta = slide_and_pack(codes, shard.pattern)
+    values, meta = slide_and_pack(codes, shard.pattern.length)
     return values[:, shard.values].clone(), meta[:, shard.meta].clone()
 
 
@@ -47,7 +47,7 @@ def test_every_rank_gets_its_columns_packed(pattern: BlockPattern, dtype: torch.
                 shard = Shard.of_rank(pattern, codes.shape[1], rank, ranks)
                 mine, loaded = codes[:, shard.start : shard.stop], read(codes, shard)
                 assert shard.aligned and shard.width == groups * pattern.block
-                for found, expected in zip(shard.cut(*loaded), slide_and_pack(mine, pattern), strict=True):
+                for found, expected in zip(shard.cut(*loaded), slide_and_pack(mine, pattern.length), strict=True):
                     assert same(found, expected), (ranks, groups, rank)
                 assert same(shard.dense(*loaded), mine)
 
@@ -70,7 +70,7 @@ def test_columns_that_cut_groups_come_out_dense(pattern: BlockPattern) -> None:
 def test_one_rank_reads_every_byte(pattern: BlockPattern) -> None:
     """Ragged rows and padding included, so that damage anywhere is seen."""
     for columns in range(pattern.block, 3 * pattern.block + 1):
-        values, meta = slide_and_pack(weight(pattern, columns), pattern)
+        values, meta = slide_and_pack(weight(pattern, columns), pattern.length)
         shard = Shard.of_rank(pattern, columns, 0, 1)
         assert shard.aligned
         assert same(values[:, shard.values], values) and same(meta[:, shard.meta], meta)

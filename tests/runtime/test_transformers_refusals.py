@@ -173,12 +173,12 @@ TENSORS: dict[str, tuple[str, Callable[[Tensors], Any], tuple[str, ...]]] = {
         lambda t: t.update({"lm_head.weight": torch.zeros(96, 64, dtype=torch.int8)}),
         ("lm_head.weight: I8 [96, 64]", "does not name"),
     ),
-    "a column in two windows": ("slide", double, (UP, "two windows hold one column")),
+    "a column in two windows": ("slide", double, (UP, "two windows hold the same input column")),
     "a position twice": ("slide", repeat, (UP, "row 7, window 7", "not ascending")),
     "more weights than the pattern leaves": (
         "dense",
         lambda t: t[f"{UP}.weight"].fill_(1),
-        (UP, "more than 8 - 2 non-zeros"),
+        (UP, "columns 0 … 7 hold 8 non-zeros"),
     ),
 }
 

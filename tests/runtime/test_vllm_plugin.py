@@ -15,8 +15,7 @@ from torch import Tensor
 
 from slideconvert.checkpoint.reader import Checkpoint
 from slideconvert.core.patterns import BlockPattern
-from slideconvert.formats.pack import slide_and_pack, unpack
-from slideconvert.formats.slide import unslide
+from slideconvert.kernels.windows import slide_and_pack, unpack, unslide
 from slideconvert.models.load import load_model
 from tests.helpers.demo import DEMO, DOWN_2_6, KEEP_FIRST, both_layouts, converted, text_windows
 from tests.helpers.serving import edit_config
@@ -142,7 +141,7 @@ def up_proj_unlike_gate_proj(folder: Path) -> None:
     tensors = load_file(path)
     if f"{name}.weight_packed" in tensors:
         slid = unpack(tensors[f"{name}.weight_packed"], tensors[f"{name}.weight_meta"])
-        packed = slide_and_pack(unslide(slid, BlockPattern(8), 128), BlockPattern(None))
+        packed = slide_and_pack(unslide(slid, 128, 8), None)
         tensors[f"{name}.weight_packed"], tensors[f"{name}.weight_meta"] = packed
     save_file(tensors, path, metadata={"format": "pt"})
 

@@ -58,7 +58,7 @@ DAMAGE: dict[str, tuple[str, Any, Any, str]] = {
         "slide",
         ("weight_meta", same_positions),
         None,
-        "model.layers.1.mlp.down_proj: row 3, window 14: the two positions are not ascending and distinct",
+        "model.layers.1.mlp.down_proj: row 3, window 14: positions",
     ),
     "shape": (
         "slide",
@@ -77,7 +77,7 @@ DAMAGE: dict[str, tuple[str, Any, Any, str]] = {
         "dense",
         ("weight", lambda codes: codes.fill_(1)),
         None,
-        "model.layers.1.mlp.down_proj: rows 0 … 63: a group of 8 has more than 8 - 2 non-zeros",
+        "model.layers.1.mlp.down_proj: row 0, columns 0 … 7 hold 8 non-zeros, 2:8 allows 6",
     ),
     "columns": (
         "slide",

@@ -10,11 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slideconvert.core.patterns import LENGTHS, BlockPattern
-from slideconvert.errors import PatternError
-from slideconvert.formats.pack import pack, slide_and_pack, unpack
-from slideconvert.formats.slide import slide
+from slideconvert.core.patterns import LENGTHS
 from slideconvert.kernels import planes
+from slideconvert.kernels.windows import pack, slide, slide_and_pack, unpack
 from tests.helpers.matrices import BYTE_DTYPES, as_dtype, codes_on, examples, legal_codes, masks, raw
 from tests.twins import pack as twin
 from tests.twins import slide as slide_twin
@@ -36,14 +34,14 @@ def int8(*rows: list[int]) -> torch.Tensor:
 
 
 def test_bytes_of_two_windows() -> None:
-    """The example of pack.py: 5 0 -9 0 | 0 0 0 6."""
+    """The second example of windows.py: 5 0 -9 0 | 0 0 0 6."""
     values, meta = pack(int8([5, 0, -9, 0, 0, 0, 0, 6]))
     assert (hex_of(values), hex_of(meta)) == ("05 f7 00 06", "c8")
 
 
 def test_bytes_of_a_row_of_2_8_and_of_an_empty_one() -> None:
-    """The example of slide.py: 7 -3 0 0 | 5 0 -9 0 | 0 0 4 6 | five empty windows."""
-    slid = slide(int8([7, -3, 5, 0, -9, 0, 4, 6], [0] * 8), BlockPattern(8))
+    """The first example of windows.py: 7 -3 0 0 | 5 0 -9 0 | 0 0 4 6 | five empty windows."""
+    slid = slide(int8([7, -3, 5, 0, -9, 0, 4, 6], [0] * 8), 8)
     values, meta = pack(slid)
     assert values.dtype == torch.int8 and values.shape == (2, 16)
     assert meta.dtype == torch.uint8 and meta.shape == (2, 4)
@@ -97,7 +95,7 @@ def test_every_legal_window_has_one_form(
 @given(data=st.data(), length=ANY_LENGTH)
 def test_packing_equals_the_twin_and_comes_back(dtype: torch.dtype, data: st.DataObject, length: int | None) -> None:
     weight = as_dtype(data.draw(legal_codes(length)), dtype)
-    slid = slide(weight, BlockPattern(length))
+    slid = slide(weight, length)
     values, meta = pack(slid)
     expected_values, expected_meta = twin.pack(slide_twin.slide(raw(weight), length))
     np.testing.assert_array_equal(raw(values), expected_values)
@@ -108,8 +106,8 @@ def test_packing_equals_the_twin_and_comes_back(dtype: torch.dtype, data: st.Dat
 @pytest.mark.parametrize("length", LENGTHS[:5])
 def test_slide_and_pack_is_pack_of_slide_for_every_mask(length: int) -> None:
     codes = torch.from_numpy(codes_on(masks(length, legal=True)))
-    values, meta = slide_and_pack(codes, BlockPattern(length))
-    expected_values, expected_meta = pack(slide(codes, BlockPattern(length)))
+    values, meta = slide_and_pack(codes, length)
+    expected_values, expected_meta = pack(slide(codes, length))
     assert torch.equal(values, expected_values) and torch.equal(meta, expected_meta)
 
 
@@ -117,9 +115,9 @@ def test_slide_and_pack_is_pack_of_slide_for_every_mask(length: int) -> None:
 @examples(40)
 @given(data=st.data(), length=ANY_LENGTH)
 def test_slide_and_pack_is_pack_of_slide(dtype: torch.dtype, data: st.DataObject, length: int | None) -> None:
-    weight, pattern = as_dtype(data.draw(legal_codes(length)), dtype), BlockPattern(length)
-    values, meta = slide_and_pack(weight, pattern)
-    expected_values, expected_meta = pack(slide(weight, pattern))
+    weight = as_dtype(data.draw(legal_codes(length)), dtype)
+    values, meta = slide_and_pack(weight, length)
+    expected_values, expected_meta = pack(slide(weight, length))
     assert values.dtype == dtype
     np.testing.assert_array_equal(raw(values), raw(expected_values))
     np.testing.assert_array_equal(meta.numpy(), expected_meta.numpy())
@@ -128,11 +126,11 @@ def test_slide_and_pack_is_pack_of_slide(dtype: torch.dtype, data: st.DataObject
 @pytest.mark.parametrize("length", [*LENGTHS, None])
 def test_identity_and_permutations_come_back(length: int | None) -> None:
     """One non-zero a row: the place of every column, alone."""
-    columns, pattern = 2 * (length or 8) + 1, BlockPattern(length)
+    columns = 2 * (length or 8) + 1
     identity = 77 * torch.eye(columns, dtype=torch.int8)
     index = torch.tensor(slide_twin.lift_index(length, columns))
     for matrix in (identity, identity.flip(1), identity[torch.arange(columns) * 5 % columns]):
-        slid = unpack(*slide_and_pack(matrix, pattern))
+        slid = unpack(*slide_and_pack(matrix, length))
         assert int((slid != 0).sum()) == columns
         row, place = slid.nonzero(as_tuple=True)
         assert torch.equal(matrix[row, index[place]], slid[row, place])
@@ -140,11 +138,11 @@ def test_identity_and_permutations_come_back(length: int | None) -> None:
 
 @pytest.mark.parametrize("block", [1, 100])
 def test_blocks_of_rows_change_nothing(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    codes, pattern = torch.from_numpy(codes_on(masks(8, legal=True))), BlockPattern(8)
-    slid = slide(codes, pattern)
+    codes = torch.from_numpy(codes_on(masks(8, legal=True)))
+    slid = slide(codes, 8)
     values, meta = pack(slid)
     monkeypatch.setitem(planes.BLOCK_WEIGHTS, "cpu", block)
-    for found_values, found_meta in (pack(slid), slide_and_pack(codes, pattern)):
+    for found_values, found_meta in (pack(slid), slide_and_pack(codes, 8)):
         assert torch.equal(found_values, values) and torch.equal(found_meta, meta)
     assert torch.equal(unpack(values, meta), slid)
 
@@ -160,10 +158,9 @@ def test_more_than_two_non_zeros_cannot_be_packed(
     monkeypatch.setitem(planes.BLOCK_WEIGHTS, "cpu", block)
     slid = torch.zeros(6, 32, dtype=torch.int8)
     slid[4, [12 + lane for lane in window]] = -128
-    with pytest.raises(PatternError) as error:
-        pack(slid, "layers.2.up_proj")
-    assert error.value.what == f"layers.2.up_proj: row 4, slid columns 12 … 15 hold {len(window)} non-zeros"
-    assert error.value.hint
+    with pytest.raises(ValueError) as error:
+        pack(slid)
+    assert str(error.value) == f"row 4, slid columns 12 … 15 hold {len(window)} non-zeros, a window takes 2"
 
 
 @pytest.mark.parametrize("block", [1, 1 << 20])
@@ -171,8 +168,8 @@ def test_slide_and_pack_names_the_row_that_breaks_the_pattern(block: int, monkey
     monkeypatch.setitem(planes.BLOCK_WEIGHTS, "cpu", block)
     codes = torch.zeros(5, 16, dtype=torch.int8)
     codes[3, 8:15] = 1
-    with pytest.raises(PatternError, match="o_proj: row 3, columns 8 … 15 hold 7 non-zeros"):
-        slide_and_pack(codes, BlockPattern(8), "o_proj")
+    with pytest.raises(ValueError, match="row 3, columns 8 … 15 hold 7 non-zeros"):
+        slide_and_pack(codes, 8)
 
 
 @pytest.mark.parametrize("half", [0, 1])
@@ -187,11 +184,10 @@ def test_every_nibble_is_read_or_refused(nibble: int, half: int, block: int, mon
         slid = unpack(values, meta)
         assert slid.tolist() == twin.unpack(values.numpy(), meta.numpy()).tolist()
     else:
-        with pytest.raises(PatternError) as error:
-            unpack(values, meta, "layers.0.k_proj")
-        assert error.value.what == (
-            f"layers.0.k_proj: row 2, window {2 + half}: positions {nibble & 3} and {nibble >> 2} "
-            "are not ascending and distinct"
+        with pytest.raises(ValueError) as error:
+            unpack(values, meta)
+        assert str(error.value) == (
+            f"row 2, window {2 + half}: positions {nibble & 3} and {nibble >> 2} are not ascending and distinct"
         )
 
 
@@ -200,5 +196,5 @@ def test_every_nibble_is_read_or_refused(nibble: int, half: int, block: int, mon
     [((2, 16), (2, 3), torch.uint8), ((2, 16), (3, 4), torch.uint8), ((2, 16), (2, 4), torch.int8)],
 )
 def test_parts_that_do_not_belong_together(values: tuple[int, int], meta: tuple[int, int], dtype: torch.dtype) -> None:
-    with pytest.raises(PatternError, match="do not belong together"):
+    with pytest.raises(ValueError, match="do not belong together"):
         unpack(torch.zeros(values, dtype=torch.int8), torch.full(meta, 0x44, dtype=dtype))
