@@ -6,15 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..core.patterns import ALL, BlockPattern
-from ..models.architecture import LINEARS, SIBLINGS, Linear
+from ..models.architecture import Linear, input_groups, rule_of
 from .rows import Shape
 from .speed import DEFAULT_TOKENS, SpeedTable, Times
-
-PLACES = sorted(
-    [*SIBLINGS, *((submodule,) for submodule in LINEARS if not any(submodule in members for members in SIBLINGS))],
-    key=lambda submodules: LINEARS.index(submodules[0]),
-)
-"""The fused groups of a decoder layer, in its order: q/k/v, o, gate/up, down."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +33,8 @@ class FusedGroup:
 
     @property
     def match(self) -> str:
-        """The submodule in the layer as a rule of a recipe matches it: self_attn.[qkv]_proj, mlp.[gu]*_proj."""
-        if len(self.linears) == 1:
-            return self.linears[0].submodule
-        module = self.linears[0].submodule.rpartition(".")[0]
-        letters = "".join(kind[0] for kind in self.kinds)
-        rest = "" if all(len(kind) == 1 for kind in self.kinds) else "*"
-        return f"{module}.[{letters}]{rest}_proj"
+        """The submodules in the layer as a rule of a recipe matches them: self_attn.[qkv]_proj, mlp.[gu]*_proj."""
+        return rule_of(linear.submodule for linear in self.linears)
 
     def __str__(self) -> str:
         return f"layer {self.layer} {'/'.join(self.kinds)}"
@@ -53,15 +42,10 @@ class FusedGroup:
 
 def fuse(shapes: Mapping[Linear, Shape]) -> list[FusedGroup]:
     """Linears with their shapes (out, in) -> their fused groups, layer after layer, in the order of the layer."""
-    by_place = {(linear.layer, linear.submodule): linear for linear in shapes}
-    groups = []
-    for layer in sorted({linear.layer for linear in shapes}):
-        for submodules in PLACES:
-            members = tuple(by_place[layer, submodule] for submodule in submodules if (layer, submodule) in by_place)
-            if members:
-                rows = sum(shapes[member][0] for member in members)
-                groups.append(FusedGroup(members, (rows, shapes[members[0]][1])))
-    return groups
+    return [
+        FusedGroup(members, (sum(shapes[member][0] for member in members), shapes[members[0]][1]))
+        for members in input_groups(shapes)
+    ]
 
 
 def group_times(

@@ -17,7 +17,7 @@ from ..calibrate.tokens import calibration_tokens
 from ..core.patterns import ALL, BlockPattern
 from ..errors import InputError
 from ..models.architecture import Linear
-from ..models.decoder import STAGES, Decoder
+from ..models.decoder import Decoder
 from ..plan.linear import LinearPlan
 from ..plan.plan import Plan, make_plan
 from ..progress import Progress, silent
@@ -129,8 +129,7 @@ def _error(stream: Stream, plans: dict[str, LinearPlan], inputs: Activations, ou
     inputs, outputs: of the dense layer, on the windows that are measured on.
     """
     dense = {submodule: stream.layer.linear(submodule).weight.data for submodule in plans}
-    stage = next(number for number, submodules in enumerate(STAGES) if plans.keys() <= set(submodules))
-    compress_stage(stream, stage, plans, LayerResult())
+    compress_stage(stream, next(iter(plans.values())).linear.group, plans, LayerResult())
     pairs = zip(inputs, outputs, strict=True)
     changes = torch.cat([_changes(stream.layer.run(hidden), before) for hidden, before in pairs])
     for submodule, weight in dense.items():

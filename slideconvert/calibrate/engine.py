@@ -1,7 +1,7 @@
 """Compress a model layer after layer, each with what its linears see behind the layers already compressed.
 
-Per layer, in the order in which data meets its linears (STAGES): run all tokens up to the input they share, collect
-its statistics, solve, put the result into the layer, go on. A second lane runs through the dense model where a
+Per layer, for each input group in order of data flow: run all tokens up to the input that its linears share, collect
+statistics, solve, put the result into the layer, go on. A second lane runs through the dense model where a
 method wants to know how far the first has moved, or training needs its outputs. One layer (two with the dense lane)
 and a handful of K × K matrices are in memory at a time.
 """
@@ -21,10 +21,10 @@ from ..core.quantize import Weight
 from ..core.schemes import Scheme
 from ..core.weights import floats, take_rows
 from ..errors import InputError, SlideConvertError
-from ..models.architecture import FREE_CHANNELS
-from ..models.decoder import STAGES, Decoder
-from ..permute.fold import find_order, fold, in_order
-from ..permute.permutations import Permutations, columns, move, permute_weight, rows
+from ..models.decoder import Decoder
+from ..permute.fold import find_permutation, fold, in_order
+from ..permute.permutations import Permutations, permute_weight
+from ..permute.search import query_columns
 from ..plan.linear import LinearPlan
 from ..plan.plan import Plan
 from ..progress import Progress, silent
@@ -82,14 +82,14 @@ def compress_layers(
         if result is None:
             result = LayerResult()
             grams: dict[str, Tensor] = {}
-            for stage, submodules in enumerate(STAGES):
+            for stage, submodules in enumerate(decoder.architecture.input_groups):
                 gram = compress_stage(stream, stage, {submodule: plans[submodule] for submodule in submodules}, result)
                 if gram is not None and recovery:
                     grams |= dict.fromkeys(submodules, gram)
             if recovery and result.weights:
                 recover(stream, plans, result, grams, recovery)
         else:
-            fold(stream.layer.module, result.permutations, decoder.heads)
+            fold(stream.layer.module, result.permutations, decoder.free)
             put(stream, result.weights)
         progress("calibrate", number + 1, len(layers))
         yield number, result
@@ -120,7 +120,7 @@ def compress_stage(stream: Stream, stage: int, plans: dict[str, LinearPlan], res
     if together:
         diagonal = all(METHODS[method].diagonal for method, *_ in together)
         statistics = stream.statistics(stage, diagonal=diagonal)
-        for part, channels in FREE_CHANNELS.items():
+        for part, channels in stream.decoder.free.items():
             if channels.consumer in plans and plans[channels.consumer].permuted:
                 statistics = _permute(part, plans[channels.consumer], stage, stream, statistics, result)
         for members in together.values():
@@ -133,14 +133,16 @@ def _permute(
     part: str, plan: LinearPlan, stage: int, stream: Stream, statistics: Statistics, result: LayerResult
 ) -> Statistics:
     """Order the channels that a linear reads, in the layer and in what is solved of it; the statistics likewise."""
-    heads = stream.decoder.heads
+    free, channels = stream.decoder.free, stream.decoder.free[part]
     assert isinstance(plan.pattern, BlockPattern)
-    order = find_order(part, stream.layer.linear(plan.linear.submodule).weight.data, statistics, plan.pattern, heads)
+    weight = stream.layer.linear(plan.linear.submodule).weight.data
+    order = find_permutation(channels, weight, statistics, plan.pattern)
     result.permutations[part] = order
-    fold(stream.layer.module, {part: order}, heads)
-    for submodule in FREE_CHANNELS[part].producers:
-        result.weights[submodule] = move(result.weights[submodule], rows(part, order), 0)
-    read = columns(part, order, heads)
+    fold(stream.layer.module, {part: order}, free)
+    for producer in channels.producers:
+        made = result.weights[producer.submodule]
+        result.weights[producer.submodule] = permute_weight(producer.submodule, made, {part: order}, free)
+    read = query_columns(order, channels.readers)
     stream.lane.reorder(stage, read)
     return in_order(statistics, read)
 
@@ -221,11 +223,11 @@ def recover(
         {submodule for submodule, plan in plans.items() if plan.zeros_stay},
     )
     stream.lane.enter(stream.decoder.layer(stream.number))
-    fold(stream.layer.module, result.permutations, stream.decoder.heads)
+    fold(stream.layer.module, result.permutations, stream.decoder.free)
     put(stream, result.weights)
     for submodule in result.errors:
         before = permute_weight(
-            submodule, dense.layer.linear(submodule).weight.data, result.permutations, stream.decoder.heads
+            submodule, dense.layer.linear(submodule).weight.data, result.permutations, stream.decoder.free
         )
         assert isinstance(before, Tensor)
         result.errors[submodule] = output_error(before, stream.layer.linear(submodule).weight.data, grams[submodule])

@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from ..models.architecture import attention_heads, head_dim
-from ..models.decoder import STAGES
+from ..models.families import architecture_of
 from ..plan.plan import Plan
 from ..prune import METHODS
 from .run import RunSettings
@@ -52,13 +51,17 @@ def needs(plan: Plan) -> Needs:
     length = window_length(calibration, plan.source)
     tokens, settings = calibration.samples * length, RunSettings("cuda")
     hidden, inner, vocabulary = (int(config[key]) for key in ("hidden_size", "intermediate_size", "vocab_size"))
-    attended = attention_heads(config)[0] * head_dim(config)
+    architecture = architecture_of(config)
+    attended = architecture.head_count(config) * architecture.head_size(config)
     recovery = plan.recovery
     asymmetric = any(METHODS[linear.method].asymmetric for linear in plan.linears if linear.method)
     lanes = 2 if asymmetric or recovery else 1
     shapes = {linear.linear.name: linear.stored.shape for linear in plan.linears}
     first = {linear.linear.submodule: shapes[linear.linear.name] for linear in plan.linears if linear.linear.layer == 0}
-    stacks = [(sum(first[submodule][0] for submodule in submodules), first[submodules[0]][1]) for submodules in STAGES]
+    stacks = [
+        (sum(first[submodule][0] for submodule in submodules), first[submodules[0]][1])
+        for submodules in architecture.input_groups
+    ]
     diagonal = all(METHODS[linear.method].diagonal for linear in plan.linears if linear.calibrated)
     square, wide = (DIAGONAL_MATRICES, DIAGONAL_ROWS) if diagonal else (MATRICES, ROWS)
     solving = max(4 * (square * columns * columns + wide * rows * columns) for rows, columns in stacks)

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..core.precision import PRECISIONS, running_dtype
 from ..core.quantize import Weight
 from ..errors import OutputError, pick
-from ..models.architecture import LAYER_PREFIX, attention_heads
+from ..models.families import architecture_of
 from ..models.load import load_model
 from ..permute.fold import fold
 from ..plan.plan import Plan
@@ -137,7 +137,7 @@ def _trained(
         keep = store.folder / "training.safetensors"
         made, curve = train_end_to_end(plan, found, tokens, settings, recovery, progress, keep)
         for number, result in enumerate(found):
-            prefix = f"{LAYER_PREFIX}.{number}."
+            prefix = f"{architecture_of(plan.source.config).layer(number)}."
             own = {name.removeprefix(prefix): weight for name, weight in made.items() if name.startswith(prefix)}
             trained.save(number, replace(result, weights=own, errors={}, end=curve))
     for number in range(count):
@@ -163,12 +163,12 @@ def train_end_to_end(
     assert schedule is not None
     load = partial(load_model, plan.source, activations="float", device=settings.device, weights=settings.dtype)
     student, teacher = load(), load() if recovery.loss == KL else None
+    architecture = architecture_of(plan.source.config)
+    free = architecture.free_channels(plan.source.config)
     for number, result in enumerate(found):
-        fold(
-            student.get_submodule(f"{LAYER_PREFIX}.{number}"), result.permutations, attention_heads(plan.source.config)
-        )
+        fold(student.get_submodule(architecture.layer(number)), result.permutations, free)
     weights = {
-        f"{LAYER_PREFIX}.{number}.{submodule}": weight.to(settings.device)
+        f"{architecture.layer(number)}.{submodule}": weight.to(settings.device)
         for number, result in enumerate(found)
         for submodule, weight in result.weights.items()
     }

@@ -10,14 +10,12 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..models.decoder import STAGES, Decoder, Layer
+from ..models.decoder import Decoder, Layer
 from ..prune.statistics import Accumulator, Statistics
 from .activations import Activations
 
 HELD_SHARE = 8
 """One window in so many is held out of what is fitted, to decide on."""
-ATTENDED, LAST = 1, len(STAGES) - 1
-"""The stage whose input attention gives, and the last."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +57,12 @@ class Lane:
 
     def inputs(self, stage: int, *, leaving: bool) -> Iterator[Tensor]:
         """The input of a stage, batch by batch. leaving: the weights are final, so go on to the layer's output."""
-        attended = self.runs.store(f"{self.name}-attended") if stage == ATTENDED else None
-        inner = self.runs.store(f"{self.name}-inner") if stage == LAST and not leaving and self._keeps_inner else None
+        after_attention, last = self._landmarks
+        attended = self.runs.store(f"{self.name}-attended") if stage == after_attention else None
+        inner = self.runs.store(f"{self.name}-inner") if stage == last and not leaving and self._keeps_inner else None
         for number in range(len(self.hidden)):
-            known = self._attended[number] if self._attended is not None and stage > ATTENDED else None
-            if stage == LAST and leaving:
+            known = self._attended[number] if self._attended is not None and stage > after_attention else None
+            if stage == last and leaving:
                 reached = self._inner[number] if self._inner is not None else None
                 output, inputs = self.layer.output(self.hidden[number], known, reached)
                 self.hidden.replace(number, output)
@@ -76,14 +75,20 @@ class Lane:
         if attended is not None:
             self._attended = attended
         self._inner = inner
-        self._passed = stage == LAST and leaving
+        self._passed = stage == last and leaving
 
     def reorder(self, stage: int, order: Tensor) -> None:
         """What was taken along of a stage's input is read in another order [K] of its channels from now on."""
-        store = self._attended if stage == ATTENDED else self._inner
+        store = self._attended if stage == self._landmarks[0] else self._inner
         for number in range(0 if store is None else len(store)):
             assert store is not None
             store.replace(number, store[number].index_select(-1, order.to(self.runs.device)))
+
+    @property
+    def _landmarks(self) -> tuple[int, int]:
+        """The index of the input group that reads what attention computes, and that of the last group."""
+        architecture = self.layer.architecture
+        return architecture.attended, len(architecture.input_groups) - 1
 
     @property
     def _keeps_inner(self) -> bool:
@@ -94,7 +99,7 @@ class Lane:
     def leave(self) -> None:
         """Everything through the layer as it now is."""
         if not self._passed:
-            for _ in self.inputs(LAST, leaving=True):
+            for _ in self.inputs(self._landmarks[1], leaving=True):
                 pass
         self._attended = self._inner = None
 
@@ -108,10 +113,10 @@ def held_out(windows: int) -> tuple[Tensor, Tensor]:
 
 def embedded(decoder: Decoder, parts: Sequence[Tensor], runs: Runs, name: str) -> Activations:
     """Tokens [windows, length], part by part, as hidden states before the first layer; batches end where parts do."""
-    hidden, embedding = runs.store(name), decoder.embedding()
+    hidden, embed = runs.store(name), decoder.embedding()
     for part in parts:
         for tokens in part.split(runs.windows(part.shape[1])):
-            hidden.append(torch.nn.functional.embedding(tokens, embedding).float().to(runs.device))
+            hidden.append(embed(tokens))
     return hidden
 
 
@@ -159,7 +164,7 @@ class Stream:
         found = fit.statistics(held.statistics())
         if not bool(found.whole.gram.isfinite().all()):
             raise InputError(
-                f"layer {self.number}: the input of {STAGES[stage][0]} is not finite",
+                f"layer {self.number}: the input of {self.decoder.architecture.input_groups[stage][0]} is not finite",
                 hint="the source model overflows on this text: check it with slideconvert eval",
             )
         return found

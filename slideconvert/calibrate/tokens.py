@@ -8,6 +8,7 @@ from torch import Tensor
 from ..checkpoint.reader import Checkpoint
 from ..errors import InputError
 from ..evaluate.text import is_file, read_documents, token_windows
+from ..models.families import architecture_of
 from ..models.load import load_tokenizer
 from ..plan.presets import LENGTH, Calibration
 
@@ -41,7 +42,7 @@ def calibration_tokens(calibration: Calibration, source: Checkpoint) -> Tensor:
             "are wanted",
             hint=f"give more text, --samples {len(windows)}, or a shorter --length",
         )
-    rows = source.spec("model.embed_tokens.weight").shape[0]
+    rows = source.spec(f"{architecture_of(source.config).embedding}.weight").shape[0]
     if int(windows.max()) >= rows:
         raise InputError(
             f"{source.path}: the tokenizer gives token {int(windows.max())}, the embedding has {rows} rows",

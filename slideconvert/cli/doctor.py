@@ -21,7 +21,7 @@ from ..kernels.backends.choose import BACKENDS, Choice, choose
 from ..kernels.backends.cusparselt import SPARSE_SINCE
 from ..kernels.group_backends import GROUP_BACKENDS, GroupChoice, choose_groups
 from ..kernels.groups import GroupSpec
-from ..models.architecture import decoder_linears
+from ..models.families import decoder_linears
 from ..models.load import group_spec_of
 
 PACKAGES = (

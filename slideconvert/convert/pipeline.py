@@ -35,7 +35,6 @@ from ..core.workers import in_order
 from ..errors import HubError, InputError, OutputError
 from ..formats.stored import stored_tensors
 from ..kernels.planes import row_blocks
-from ..models.architecture import attention_heads, layer_of
 from ..permute.permutations import (
     Permutations,
     compose_all,
@@ -227,7 +226,7 @@ def _write_all(
     for linear in plan.linears:
         by_layer.setdefault(linear.linear.layer, []).append(linear)
     remaining = writer.remaining
-    todo = [linear for unit in remaining for linear in by_layer.get(_layer(unit), [])]
+    todo = [linear for unit in remaining for linear in by_layer.get(_layer(plan, unit), [])]
     made = (
         _direct(plan, todo, settings, progress)
         if tokens is None
@@ -239,12 +238,12 @@ def _write_all(
             tensors: dict[str, Tensor] = {}
             note: dict[str, Any] = {"layers": [], "training": []}
             solved: LayerResult | None = None
-            for _ in by_layer.get(_layer(unit), []):
+            for _ in by_layer.get(_layer(plan, unit), []):
                 stored, report, solved = next(made)
                 tensors |= stored
                 note["layers"].append(vars(report))
             if solved:
-                note["training"] = [vars(part) for part in trainings(_layer(unit), solved)]
+                note["training"] = [vars(part) for part in trainings(_layer(plan, unit), solved)]
                 note["orders"] = {part: order.tolist() for part, order in solved.permutations.items()}
             if writing:
                 writing.result()
@@ -289,14 +288,14 @@ def _read_and_convert(
     latent = linear.latent_weights(plan.source, {}, device) if linear.method and not solved else None
     tensors: dict[str, Tensor] = {}
     if solved and submodule in solved.weights:
-        heads = attention_heads(plan.source.config)
+        free = plan.architecture.free_channels(plan.source.config)
         solved = replace(solved, weights={submodule: solved.weights[submodule].to(device)})
-        source = permute_weight(submodule, source, solved.permutations, heads)
+        source = permute_weight(submodule, source, solved.permutations, free)
         prefix = linear.linear.name.removesuffix(submodule)
-        for name in vectors_beside(submodule):
+        for name in vectors_beside(submodule, free):
             if linear.permuted and prefix + name in plan.source.tensors:
                 vector = plan.source.read(prefix + name)
-                tensors[prefix + name] = permute_vector(name, vector, solved.permutations, heads)
+                tensors[prefix + name] = permute_vector(name, vector, solved.permutations, free)
     made, report = convert_linear(linear, source, plan.layout, solved, latent)
     tensors |= made
     return {name: tensor.cpu() for name, tensor in tensors.items()}, report
@@ -310,7 +309,7 @@ def _contents(source: Checkpoint, made: dict[str, Tensor], spec: TensorSpec) -> 
 def _check_tied(plan: Plan) -> None:
     """A head stored beside the embedding it is tied to is left out only if it is the same."""
     for name in plan.dropped:
-        spec, tied = plan.source.spec(name), plan.source.spec("model.embed_tokens.weight")
+        spec, tied = plan.source.spec(name), plan.source.spec(f"{plan.architecture.embedding}.weight")
         pairs = zip(plan.source.pieces(spec.name), plan.source.pieces(tied.name), strict=False)
         if spec.shape != tied.shape or spec.dtype != tied.dtype or not all(torch.equal(a, b) for a, b in pairs):
             raise InputError(
@@ -328,6 +327,6 @@ def _permutations(writer: WeightWriter) -> dict[int, Permutations]:
     return found
 
 
-def _layer(unit: Unit) -> int:
-    layer = layer_of(unit.tensors[0].name)
+def _layer(plan: Plan, unit: Unit) -> int:
+    layer = plan.architecture.layer_of(unit.tensors[0].name)
     return -1 if layer is None else layer

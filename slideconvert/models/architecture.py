@@ -1,50 +1,31 @@
-"""Which tensors of a model are decoder linears, which of them a server fuses, and what is merely copied."""
+"""What slideconvert knows of a model family: which tensors are decoder linears, and how data flows through a layer.
+
+The families themselves are declared in families.py. Everything that a forward pass computes (norms, rotary embeddings,
+masks, multipliers) stays in transformers' own modules; nothing of it is repeated here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 from ..errors import InputError
 
-LAYER_PREFIX = "model.layers"
-ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
-MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
-LINEARS = ATTENTION + MLP
-SIBLINGS = (ATTENTION[:3], MLP[:2])
-"""Linears that serving engines fuse into one matrix: they share their input and so must share their choices."""
-
 HEADS, MLP_INNER = "heads", "inner"
-"""What of a layer can be ordered: the channels of its value heads, and the inner channels of its MLP."""
-
-
-@dataclass(frozen=True)
-class Channels:
-    """Channels that no other layer sees, so that their order is free: the linears that make them, the norm that they
-    pass (BitNet alone has one), and the linear that reads them."""
-
-    producers: tuple[str, ...]
-    norm: str
-    consumer: str
-
-
-FREE_CHANNELS = {
-    HEADS: Channels(("self_attn.v_proj",), "self_attn.attn_sub_norm", "self_attn.o_proj"),
-    MLP_INNER: Channels(("mlp.gate_proj", "mlp.up_proj"), "mlp.ffn_sub_norm", "mlp.down_proj"),
-}
-
-ARCHITECTURES = frozenset({"bitnet", "llama", "mistral", "qwen2", "qwen3"})
-"""model_type values whose decoder layers hold exactly LINEARS, under LAYER_PREFIX."""
+"""The channels of a layer that can be permuted: those of its value heads, and the inner ones of its MLP."""
 
 
 @dataclass(frozen=True)
 class Linear:
-    """One decoder linear: its module name (…layers.3.mlp.down_proj), decoder layer and submodule in the layer."""
+    """One decoder linear: its module name (…layers.3.mlp.down_proj), decoder layer, submodule in the layer, and the
+    index of its input group."""
 
     name: str
     layer: int
     submodule: str
+    group: int
 
     @property
     def kind(self) -> str:
@@ -52,56 +33,143 @@ class Linear:
         return self.submodule.rpartition(".")[2]
 
 
-def decoder_linears(config: dict[str, Any]) -> list[Linear]:
-    """config.json of a supported model -> its linears in order of layer.
+@dataclass(frozen=True)
+class Producer:
+    """A linear whose rows are free channels. blocks: how many times it has them all, one block after another: a fused
+    gate_up_proj twice. others_first: whether other rows come before them, as in a fused qkv_proj."""
 
-    InputError for an architecture whose tensors we do not know.
+    submodule: str
+    blocks: int = 1
+    others_first: bool = False
+
+
+@dataclass(frozen=True)
+class FreeChannels:
+    """Channels that nothing outside of a layer sees, so that they can be permuted.
+
+    consumer: the linear that reads them as columns. norm: the one that they pass in between, "" without one. shape: of
+    a permutation, (key-value heads, head_dim) or (inner,). readers: how many heads the consumer reads. shape and
+    readers depend on config.json: Architecture.free_channels fills them in.
     """
-    model_type = config.get("model_type")
-    if model_type not in ARCHITECTURES:
-        raise InputError(
-            f"unknown architecture: config.json has model_type '{model_type}'",
-            hint=f"supported: {', '.join(sorted(ARCHITECTURES))}",
-        )
-    count = config.get("num_hidden_layers")
-    if not isinstance(count, int) or count < 1:
-        raise InputError(f"config.json has num_hidden_layers = {count!r}", hint="it must be a positive integer")
-    return [
-        Linear(f"{LAYER_PREFIX}.{layer}.{submodule}", layer, submodule)
-        for layer in range(count)
-        for submodule in LINEARS
-    ]
+
+    producers: tuple[Producer, ...]
+    consumer: str
+    norm: str = ""
+    shape: tuple[int, ...] = ()
+    readers: int = 1
+
+    def producer(self, submodule: str) -> Producer | None:
+        """The producer at `submodule`, None if that linear is none."""
+        return next((one for one in self.producers if one.submodule == submodule), None)
 
 
-def layer_norms(config: dict[str, Any]) -> list[str]:
-    """The norm weights that every decoder layer of a supported model has, in order of layer."""
-    own = [channels.norm for channels in FREE_CHANNELS.values()] if config["model_type"] == "bitnet" else []
-    submodules = ["input_layernorm", "post_attention_layernorm", *own]
-    layers = range(config["num_hidden_layers"])
-    return [f"{LAYER_PREFIX}.{layer}.{submodule}.weight" for layer in layers for submodule in submodules]
+@dataclass(frozen=True)
+class Architecture:
+    """One family of dense decoder models.
+
+    attention, mlp: the linears of each part of a layer in groups that share an input, in order of data flow; the last
+    group holds the output projection, which gives what the part returns. Servers fuse a group into one matrix.
+    norms: every decoder layer has these. heads, inner: channels that can be permuted, None for none.
+    layers, embedding, final_norm, head: module names. tied, head_dim: what transformers assumes where config.json says
+    nothing (head_dim None: hidden_size / num_attention_heads).
+    """
+
+    attention: tuple[tuple[str, ...], ...]
+    mlp: tuple[tuple[str, ...], ...]
+    norms: tuple[str, ...]
+    heads: FreeChannels | None
+    inner: FreeChannels | None
+    layers: str
+    embedding: str
+    final_norm: str
+    head: str
+    tied: bool = False
+    head_dim: int | None = None
+
+    @property
+    def input_groups(self) -> tuple[tuple[str, ...], ...]:
+        """The linears of a layer by the input they share, in order of data flow."""
+        return self.attention + self.mlp
+
+    @property
+    def linears(self) -> tuple[str, ...]:
+        """The linears of a layer, in order of data flow."""
+        return tuple(submodule for group in self.input_groups for submodule in group)
+
+    @property
+    def attended(self) -> int:
+        """The index of the input group that reads what attention computes."""
+        return len(self.attention) - 1
+
+    def layer(self, number: int) -> str:
+        """The module name of a decoder layer."""
+        return f"{self.layers}.{number}"
+
+    def layer_of(self, tensor: str) -> int | None:
+        """The decoder layer of a tensor, None for embeddings, the final norm and the head."""
+        before, _, rest = tensor.partition(f"{self.layers}.")
+        number = rest.partition(".")[0]
+        return int(number) if not before and number.isdigit() else None
+
+    def decoder_linears(self, config: Mapping[str, Any]) -> list[Linear]:
+        """The linears of the model that config.json describes, in order of layer and data flow.
+
+        InputError if config.json does not say how many layers there are.
+        """
+        count = config.get("num_hidden_layers")
+        if not isinstance(count, int) or count < 1:
+            raise InputError(f"config.json has num_hidden_layers = {count!r}", hint="it must be a positive integer")
+        return [
+            Linear(f"{self.layer(number)}.{submodule}", number, submodule, group)
+            for number in range(count)
+            for group, submodules in enumerate(self.input_groups)
+            for submodule in submodules
+        ]
+
+    def layer_norms(self, config: Mapping[str, Any]) -> list[str]:
+        """The norm weights of all decoder layers, in order of layer."""
+        return [
+            f"{self.layer(number)}.{norm}.weight"
+            for number in range(config["num_hidden_layers"])
+            for norm in self.norms
+        ]
+
+    def is_tied(self, config: Mapping[str, Any]) -> bool:
+        """Whether the head shares the embedding's weight."""
+        return bool(config.get("tie_word_embeddings", self.tied))
+
+    def head_count(self, config: Mapping[str, Any]) -> int:
+        """Query heads."""
+        return int(config["num_attention_heads"])
+
+    def head_size(self, config: Mapping[str, Any]) -> int:
+        """Channels of one head."""
+        return int(config.get("head_dim") or self.head_dim or config["hidden_size"] // self.head_count(config))
+
+    def free_channels(self, config: Mapping[str, Any]) -> dict[str, FreeChannels]:
+        """The channels of a layer that can be permuted, by name."""
+        heads = self.head_count(config)
+        key_value_heads = int(config.get("num_key_value_heads") or heads)
+        found = {}
+        if self.heads:
+            found[HEADS] = replace(self.heads, shape=(key_value_heads, self.head_size(config)), readers=heads)
+        if self.inner:
+            found[MLP_INNER] = replace(self.inner, shape=(int(config["intermediate_size"]),))
+        return found
 
 
-def attention_heads(config: dict[str, Any]) -> tuple[int, int]:
-    """Query heads and key-value heads of a config.json."""
-    heads = int(config["num_attention_heads"])
-    return heads, int(config.get("num_key_value_heads") or heads)
+def input_groups(linears: Iterable[Linear]) -> list[tuple[Linear, ...]]:
+    """Linears by layer and the input they share, in order of layer and data flow: what servers fuse."""
+    key = lambda linear: (linear.layer, linear.group)  # noqa: E731
+    return [tuple(members) for _, members in groupby(sorted(linears, key=key), key)]
 
 
-def head_dim(config: dict[str, Any]) -> int:
-    """Channels of one head of a config.json."""
-    return int(config.get("head_dim") or config["hidden_size"] // attention_heads(config)[0])
-
-
-def layer_of(tensor: str) -> int | None:
-    """The decoder layer a tensor belongs to, None for embeddings, the final norm and the head."""
-    head, _, rest = tensor.partition(LAYER_PREFIX + ".")
-    number = rest.partition(".")[0]
-    return int(number) if not head and number.isdigit() else None
-
-
-def siblings(linears: Iterable[Linear]) -> list[tuple[Linear, ...]]:
-    """The groups of linears that are fused at serving time, layer after layer."""
-    by_name = {linear.name: linear for linear in linears}
-    layers = sorted({linear.layer for linear in by_name.values()})
-    names = [[f"{LAYER_PREFIX}.{layer}.{submodule}" for submodule in group] for layer in layers for group in SIBLINGS]
-    return [tuple(by_name[name] for name in group if name in by_name) for group in names]
+def rule_of(submodules: Iterable[str]) -> str:
+    """Submodules that share an input as a rule of a recipe matches them: self_attn.[qkv]_proj, mlp.[gu]*_proj."""
+    names = list(submodules)
+    if len(names) == 1:
+        return names[0]
+    module = names[0].rpartition(".")[0]
+    kinds = [name.rpartition(".")[2].removesuffix("_proj") for name in names]
+    rest = "" if all(len(kind) == 1 for kind in kinds) else "*"
+    return f"{module}.[{''.join(kind[0] for kind in kinds)}]{rest}_proj"

@@ -1,12 +1,14 @@
-"""A model taken apart: embedding, decoder layers one at a time, head. Nothing but the layer at hand is in memory.
+"""A model taken apart: its embedding, then its decoder layers one at a time. Only the layer at hand is in memory.
 
-The layers are transformers' own modules, so every detail of an architecture is theirs. What a model passes to its
-layers besides the hidden states (rotary embeddings, masks) is recorded once from the model's own forward pass.
+All modules are transformers' own, so every detail of an architecture is theirs: hidden states before the first layer
+are what the model's own forward pass makes of tokens, and each layer is called with what the model passes to it besides
+hidden states (rotary embeddings, masks).
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,11 +19,9 @@ from ..core.precision import model_precision, running
 from ..core.weights import check_finite, floats
 from ..errors import InputError
 from ..formats.record import Record, describe_linear, read_record
-from .architecture import ATTENTION, LAYER_PREFIX, LINEARS, MLP, attention_heads
+from .architecture import Architecture
+from .families import architecture_of
 from .load import empty_model
-
-STAGES = (ATTENTION[:3], ATTENTION[3:], MLP[:2], MLP[2:])
-"""The linears of a layer by the input they share, in the order in which data meets them."""
 
 
 class Decoder:
@@ -31,6 +31,8 @@ class Decoder:
         self.source = source
         self.device = device
         self.dtype = dtype
+        self.architecture = architecture_of(source.config)
+        self.free = self.architecture.free_channels(source.config)
         self._record: Record | None = read_record(source.config, str(source.path))
         self._skeleton = empty_model(source)
         self._passed: list[dict[str, Any]] = []
@@ -45,37 +47,52 @@ class Decoder:
         check_finite(weight, name)
         return floats(weight).to(self.device)
 
-    def embedding(self) -> Tensor:
-        """[vocabulary, hidden] the rows that tokens become, as stored, in CPU memory."""
-        return self.source.read("model.embed_tokens.weight")
+    def embedding(self) -> Callable[[Tensor], Tensor]:
+        """tokens [sequences, length] int64 -> the hidden states before the first layer [sequences, length, hidden].
 
-    @property
-    def heads(self) -> tuple[int, int]:
-        """Query heads and key-value heads."""
-        return attention_heads(self.source.config)
+        Float32, computed by the model's own forward pass in CPU memory, which holds the embedding in float32 as long as
+        the result of this function lives; the hidden states lie on the device.
+        """
+        first = _Recorder()
+        model = self._with_layers([first])
+        rows = self.source.read(f"{self.architecture.embedding}.weight").float()
+        model.get_submodule(self.architecture.embedding).weight = nn.Parameter(rows, requires_grad=False)
+
+        def embed(tokens: Tensor) -> Tensor:
+            with torch.no_grad():
+                model.base_model(input_ids=tokens, use_cache=False)
+            return first.hidden.to(self.device)
+
+        return embed
 
     def layer(self, number: int) -> Layer:
         """Decoder layer `number` with the source's weights."""
-        module = copy.deepcopy(self._skeleton.model.layers[number])
-        prefix = f"{LAYER_PREFIX}.{number}."
-        weights = {f"{submodule}.weight": self.weight(prefix + submodule) for submodule in LINEARS}
-        for name in module.state_dict():
-            if name not in weights:
-                weights[name] = self.tensor(prefix + name)
+        name = self.architecture.layer(number)
+        module = copy.deepcopy(self._skeleton.get_submodule(name))
+        weights = {f"{linear}.weight": self.weight(f"{name}.{linear}") for linear in self.architecture.linears}
+        for tensor in module.state_dict():
+            if tensor not in weights:
+                weights[tensor] = self.tensor(f"{name}.{tensor}")
         module.load_state_dict(weights, assign=True)
         module.requires_grad_(False)
-        return Layer(module.eval(), self._passed[number], self.dtype)
+        return Layer(module.eval(), self.architecture, self._passed[number], self.dtype)
 
     def record_passed(self, length: int) -> None:
-        """Learn what the model passes to its layers for windows of `length` tokens."""
-        model = copy.deepcopy(self._skeleton.model)
-        recorders = [_Recorder() for _ in model.layers]
-        model.layers = nn.ModuleList(recorders)
+        """Learn what the model passes to each of its layers for sequences of `length` tokens."""
+        recorders = [_Recorder() for _ in self._skeleton.get_submodule(self.architecture.layers)]
+        model = self._with_layers(recorders)
+        model.set_submodule(self.architecture.embedding, nn.Identity())
         hidden = torch.zeros(1, length, self.source.config["hidden_size"], device=self.device)
-        model.norm, model.embed_tokens = nn.Identity(), nn.Identity()
         with torch.no_grad():
-            model.to(self.device)(inputs_embeds=hidden, use_cache=False)
+            model.base_model.to(self.device)(inputs_embeds=hidden, use_cache=False)
         self._passed = [recorder.passed for recorder in recorders]
+
+    def _with_layers(self, layers: Sequence[nn.Module]) -> Any:
+        """The model without weights, with other layers and without its final norm."""
+        model = copy.deepcopy(self._skeleton)
+        model.set_submodule(self.architecture.layers, nn.ModuleList(layers))
+        model.set_submodule(self.architecture.final_norm, nn.Identity())
+        return model
 
 
 class _Recorder(nn.Module):
@@ -83,10 +100,11 @@ class _Recorder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.hidden: Tensor
         self.passed: dict[str, Any] = {}
 
     def forward(self, hidden: Tensor, **passed: Any) -> Tensor:
-        self.passed = passed
+        self.hidden, self.passed = hidden, passed
         return hidden
 
 
@@ -99,7 +117,7 @@ class _ReachedError(Exception):
 
 
 class _Known(nn.Module):
-    """Attention or MLP whose part before its last projection was computed already."""
+    """Attention or MLP whose part before its output projection was computed already."""
 
     def __init__(self, projection: nn.Module, inputs: Tensor, *, attention: bool) -> None:
         super().__init__()
@@ -115,15 +133,18 @@ class _Known(nn.Module):
 class Layer:
     """One decoder layer that can be run up to the input of any of its linears, in `dtype`."""
 
-    def __init__(self, module: nn.Module, passed: dict[str, Any], dtype: torch.dtype) -> None:
+    def __init__(
+        self, module: nn.Module, architecture: Architecture, passed: dict[str, Any], dtype: torch.dtype
+    ) -> None:
         self.module = module
+        self.architecture = architecture
         self.passed = passed
         self.dtype = dtype
 
     def twin(self) -> Layer:
         """The same layer once more, sharing its tensors until one of the two is given others."""
         shared = {id(tensor): tensor for tensor in (*self.module.parameters(), *self.module.buffers())}
-        return Layer(copy.deepcopy(self.module, shared), self.passed, self.dtype)
+        return Layer(copy.deepcopy(self.module, shared), self.architecture, self.passed, self.dtype)
 
     def linear(self, submodule: str) -> nn.Linear:
         """The linear at a submodule like mlp.down_proj."""
@@ -136,41 +157,42 @@ class Layer:
         self.linear(submodule).weight = nn.Parameter(weight, requires_grad=False)
 
     def run(self, hidden: Tensor) -> Tensor:
-        """hidden [windows, length, hidden] -> the layer's output, the same shape; with gradients, and in float32 unless
-        it is said otherwise around it (precision.running)."""
+        """hidden [sequences, length, hidden] -> the layer's output, the same shape; with gradients, and in float32
+        unless the caller is inside precision.running."""
         with model_precision():
             out = self.module(hidden, **self.passed)
         return out[0] if isinstance(out, tuple) else out
 
     @torch.no_grad()
-    def inputs(self, stage: int, hidden: Tensor, attended: Tensor | None = None) -> Tensor:
-        """The input [windows, length, K] of the linears of STAGES[stage], in `dtype`; nothing behind it is computed.
+    def inputs(self, group: int, hidden: Tensor, attended: Tensor | None = None) -> Tensor:
+        """The input [sequences, length, K] of an input group, in `dtype`; nothing behind it is computed.
 
-        attended: the input of the output projection (stage 1), if it is known; it saves the attention.
+        attended: the input of attention's output projection, if it is known; it saves the attention.
         """
+        first = self.architecture.input_groups[group][0]
 
         def reached(_: nn.Module, args: tuple[Tensor, ...]) -> None:
             raise _ReachedError(args[0])
 
-        handle = self.linear(STAGES[stage][0]).register_forward_pre_hook(reached)
+        handle = self.linear(first).register_forward_pre_hook(reached)
         try:
             self._run(hidden, attended)
         except _ReachedError as reached_linear:
             return reached_linear.inputs.to(self.dtype)
         finally:
             handle.remove()
-        raise InputError(f"{STAGES[stage][0]} is never reached", hint="this architecture is not supported")
+        raise InputError(f"{first} is never reached", hint="this architecture is not supported")
 
     @torch.no_grad()
     def output(
         self, hidden: Tensor, attended: Tensor | None = None, inner: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The layer's output [windows, length, hidden], and the input of its last linear met on the way.
+        """The layer's output [sequences, length, hidden], and the input of its last linear met on the way.
 
         attended, inner: the inputs of the output projections of attention and MLP, where they are known.
         """
         met: list[Tensor] = []
-        last = self.linear(STAGES[-1][0])
+        last = self.linear(self.architecture.linears[-1])
         handle = last.register_forward_pre_hook(lambda _, args: met.append(args[0]))
         try:
             return self._run(hidden, attended, inner), met[0].to(self.dtype)
@@ -178,14 +200,16 @@ class Layer:
             handle.remove()
 
     def _run(self, hidden: Tensor, attended: Tensor | None, inner: Tensor | None = None) -> Tensor:
-        module: Any = self.module
-        attention, mlp = module.self_attn, module.mlp
+        replaced = {}
         try:
-            if attended is not None:
-                module.self_attn = _Known(attention.o_proj, attended, attention=True)
-            if inner is not None:
-                module.mlp = _Known(mlp.down_proj, inner, attention=False)
+            for groups, known in ((self.architecture.attention, attended), (self.architecture.mlp, inner)):
+                if known is not None:
+                    projection, part = groups[-1][0], groups[-1][0].rpartition(".")[0]
+                    replaced[part] = self.module.get_submodule(part)
+                    attention = groups is self.architecture.attention
+                    self.module.set_submodule(part, _Known(self.linear(projection), known, attention=attention))
             with running(hidden.device, self.dtype):
                 return self.run(hidden)
         finally:
-            module.self_attn, module.mlp = attention, mlp
+            for part, module in replaced.items():
+                self.module.set_submodule(part, module)

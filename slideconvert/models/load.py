@@ -23,7 +23,7 @@ from ..kernels.group_linear import GroupLinear
 from ..kernels.groups import GroupSpec, weight_of
 from ..kernels.linear import SlideLinear
 from ..runtime.slidesparse_record import SETTINGS
-from .architecture import decoder_linears
+from .families import decoder_linears
 
 ACTIVATIONS = ("quantized", "float")
 """How the input of a quantized linear is treated: per token in 8 bits, as served, or not rounded at all."""

@@ -16,7 +16,7 @@ from ..checkpoint.shard_store import NoWeights
 from ..core.ternary import LATENT
 from ..errors import InputError, pick
 from ..formats.record import RECORD, bitnet_coding
-from .architecture import decoder_linears
+from .families import architecture_of
 from .load import empty_model
 
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
@@ -43,7 +43,8 @@ def meta_checkpoint(folder: Path) -> Checkpoint:
     InputError for an unknown architecture, one that is not fully described, and one whose weights are quantized.
     """
     config, where = read_json(folder / CONFIG), folder / CONFIG
-    decoder_linears(config)
+    architecture = architecture_of(config)
+    architecture.decoder_linears(config)
     if _is_quantized(config):
         raise InputError(
             f"{where}: the weights are quantized already, and config.json does not tell how they are stored",
@@ -63,11 +64,11 @@ def meta_checkpoint(folder: Path) -> Checkpoint:
             f"{where}: transformers cannot build this model: {reason}",
             hint="take config.json from the model's repository",
         ) from error
-    tied = bool(model.config.tie_word_embeddings)
+    tied = architecture.is_tied(config)
     specs = [
         TensorSpec(name, dtype, tuple(tensor.shape))
         for name, tensor in model.state_dict().items()
-        if not (tied and name == "lm_head.weight")
+        if not (tied and name == f"{architecture.head}.weight")
     ]
     return Checkpoint(folder, config, {spec.name: Placed(folder / SINGLE, 0, spec) for spec in specs}, NoWeights())
 

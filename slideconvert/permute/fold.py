@@ -1,42 +1,39 @@
 """Channel permutations in the running model: found when a layer's statistics are there, folded into its weights.
 
-A stage whose linear may read its input in another order (o_proj, down_proj) has its columns ordered before it is
-solved; the linears that make that input, solved already, only have their rows moved. The dense lane stays as it is: the
+The columns of a linear that may read its input in another order (o_proj, down_proj) are permuted before it is solved;
+the linears that produce that input, solved already, only have their rows moved. The dense stream stays as it is: the
 layer computes the same with either order.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from torch import Tensor, nn
 
 from ..core.patterns import BlockPattern
-from ..models.architecture import HEADS
+from ..models.architecture import FreeChannels
 from ..prune.statistics import Statistics
 from .permutations import Permutations
-from .search import head_order, mlp_order, permute_heads, permute_mlp
+from .search import find_order, permute_layer
 
 
-def find_order(
-    part: str, weight: Tensor, statistics: Statistics, pattern: BlockPattern, heads: tuple[int, int]
-) -> Tensor:
-    """The order of o_proj's (HEADS) or down_proj's (MLP_INNER) input channels that makes pruning lose least.
+def find_permutation(channels: FreeChannels, weight: Tensor, statistics: Statistics, pattern: BlockPattern) -> Tensor:
+    """The permutation of the consumer's input channels with which pruning loses least, int64 of channels.shape.
 
-    weight [N, K] float32; heads: query heads and key-value heads. Of the CPU, whatever computes.
+    weight [N, K] float32: of the consumer. On the CPU, whatever computes.
     """
-    norms = statistics.whole.norms
-    if part == HEADS:
-        return head_order(weight, norms, pattern, *heads).cpu()
-    return mlp_order(weight, norms, pattern).cpu()
+    owners = channels.shape[0] if len(channels.shape) > 1 else 1
+    order = find_order(weight, statistics.whole.norms, pattern, channels.readers, owners)
+    return order.view(channels.shape).cpu()
 
 
-def fold(module: nn.Module, permutations: Permutations, heads: tuple[int, int]) -> None:
+def fold(module: nn.Module, permutations: Permutations, free: Mapping[str, FreeChannels]) -> None:
     """Permute the tensors of a decoder layer, in place of those that it has. Nothing to do without permutations."""
     tensors = dict(module.state_dict())
     for part, order in permutations.items():
-        order = order.to(next(iter(tensors.values())).device)
-        tensors = permute_heads(tensors, order, heads[0]) if part == HEADS else permute_mlp(tensors, order)
+        tensors = permute_layer(tensors, free[part], order.to(next(iter(tensors.values())).device))
     if permutations:
         module.load_state_dict(tensors, assign=True)
 

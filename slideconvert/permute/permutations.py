@@ -19,23 +19,18 @@ from ..checkpoint.files import CHANNEL_ORDERS
 from ..checkpoint.reader import Checkpoint, read_json
 from ..core.quantize import QuantizedWeight, Weight
 from ..errors import InputError
-from ..models.architecture import FREE_CHANNELS, HEADS, MLP_INNER, attention_heads, head_dim
-from .search import check_order, query_columns
+from ..models.architecture import HEADS, MLP_INNER, FreeChannels
+from ..models.families import architecture_of
+from .search import check_order, producer_rows, query_columns
 
 REINSTALL_HINT = "get the checkpoint again"
+PARTS = {HEADS: 2, MLP_INNER: 1}
+"""What can be permuted, with the number of dimensions of its order."""
 
 Permutations = dict[str, Tensor]
 """The order of each part of a layer, int64: HEADS [key-value heads, head_dim], MLP_INNER [inner]; empty if none."""
-
-
-def columns(part: str, order: Tensor, heads: tuple[int, int]) -> Tensor:
-    """What an order makes of the input columns of o_proj or down_proj, [K] int64."""
-    return query_columns(order, heads[0]) if part == HEADS else order
-
-
-def rows(part: str, order: Tensor) -> Tensor:
-    """What an order makes of the rows of the linears that produce the channels, int64."""
-    return query_columns(order, len(order)) if part == HEADS else order
+Free = Mapping[str, FreeChannels]
+"""The channels of a layer that can be permuted, by part (Architecture.free_channels)."""
 
 
 def move(weight: Weight, order: Tensor, dimension: int) -> Weight:
@@ -56,38 +51,40 @@ def move(weight: Weight, order: Tensor, dimension: int) -> Weight:
     return replace(weight, codes=moved, scale=weight.scale.index_select(0, order), zero=zero)
 
 
-def permute_weight(submodule: str, weight: Weight, permutations: Permutations, heads: tuple[int, int]) -> Weight:
-    """The weight of the linear at `submodule` as it stands in the folded layer. heads: query and key-value heads."""
+def permute_weight(submodule: str, weight: Weight, permutations: Permutations, free: Free) -> Weight:
+    """The weight of the linear at `submodule` as it stands in the permuted layer."""
     for part, order in permutations.items():
-        channels = FREE_CHANNELS[part]
-        if submodule in channels.producers:
-            weight = move(weight, rows(part, order), 0)
-        elif submodule == channels.consumer:
-            weight = move(weight, columns(part, order, heads), 1)
+        producer = free[part].producer(submodule)
+        if producer:
+            shape = (weight if isinstance(weight, Tensor) else weight.codes).shape
+            weight = move(weight, producer_rows(producer, order, shape, submodule), 0)
+        elif submodule == free[part].consumer:
+            weight = move(weight, query_columns(order, free[part].readers), 1)
     return weight
 
 
-def permute_vector(name: str, vector: Tensor, permutations: Permutations, heads: tuple[int, int]) -> Tensor:
-    """A tensor [n] of a layer, self_attn.v_proj.bias or mlp.ffn_sub_norm.weight, as it stands in the folded layer."""
+def permute_vector(name: str, vector: Tensor, permutations: Permutations, free: Free) -> Tensor:
+    """A tensor [n] of a layer, self_attn.v_proj.bias or mlp.ffn_sub_norm.weight, as it stands in the permuted layer."""
     submodule = name.rpartition(".")[0]
     for part, order in permutations.items():
-        if submodule in FREE_CHANNELS[part].producers:
-            vector = vector.index_select(0, rows(part, order).to(vector.device))
-        elif submodule == FREE_CHANNELS[part].norm:
-            vector = vector.index_select(0, columns(part, order, heads).to(vector.device))
+        producer = free[part].producer(submodule)
+        if producer:
+            vector = vector.index_select(0, producer_rows(producer, order, vector.shape, name).to(vector.device))
+        elif submodule == free[part].norm:
+            vector = vector.index_select(0, query_columns(order, free[part].readers).to(vector.device))
     return vector
 
 
-def vectors_beside(submodule: str) -> tuple[str, ...]:
+def vectors_beside(submodule: str, free: Free) -> tuple[str, ...]:
     """The tensors [n] of a layer that move with the linear at `submodule`, where the layer has them."""
-    norms = [channels.norm for channels in FREE_CHANNELS.values() if submodule == channels.consumer]
+    norms = [channels.norm for channels in free.values() if channels.norm and submodule == channels.consumer]
     return (f"{submodule}.bias", *(f"{norm}.weight" for norm in norms))
 
 
 def compose(first: Permutations, then: Permutations) -> Permutations:
     """One order for two, the second found on what the first had made."""
     both = {part: first[part].gather(-1, then[part]) for part in first.keys() & then.keys()}
-    return {part: both.get(part, (first | then)[part]) for part in FREE_CHANNELS if part in first or part in then}
+    return {part: both.get(part, (first | then)[part]) for part in PARTS if part in first or part in then}
 
 
 def compose_all(first: Mapping[int, Permutations], then: Mapping[int, Permutations]) -> dict[int, Permutations]:
@@ -122,31 +119,23 @@ def read_permutations(checkpoint: Checkpoint) -> dict[int, Permutations]:
     if found.keys() - numbers:
         raise InputError(f"{path}: the model has no layer {min(found.keys() - numbers)}", hint=REINSTALL_HINT)
     permutations = {int(layer): parse_permutations(parts, f"{path}: layer {layer}") for layer, parts in found.items()}
-    shapes = _shapes(checkpoint.config)
+    free = architecture_of(checkpoint.config).free_channels(checkpoint.config)
     for layer, parts in permutations.items():
         for part, order in parts.items():
-            if order.shape != shapes[part]:
+            wanted = free[part].shape if part in free else ()
+            if order.shape != wanted:
                 raise InputError(
-                    f"{path}: layer {layer}: {list(order.shape)} channels of {part}, "
-                    f"the model has {list(shapes[part])}",
+                    f"{path}: layer {layer}: {list(order.shape)} channels of {part}, the model has {list(wanted)}",
                     hint=REINSTALL_HINT,
                 )
     return permutations
 
 
-def _shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """The shape of an order of each part, by config.json."""
-    return {HEADS: (attention_heads(config)[1], head_dim(config)), MLP_INNER: (int(config["intermediate_size"]),)}
-
-
 def parse_permutations(parts: Any, where: str) -> Permutations:
     """The orders of a layer from JSON. InputError for what is none."""
-    dimensions = {HEADS: 2, MLP_INNER: 1}
     try:
         permutations = {part: torch.tensor(order) for part, order in parts.items()}
-        fits = all(
-            order.dtype == torch.int64 and order.dim() == dimensions[part] for part, order in permutations.items()
-        )
+        fits = all(order.dtype == torch.int64 and order.dim() == PARTS[part] for part, order in permutations.items())
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{where}: unreadable orders ({error!r})", hint=REINSTALL_HINT) from error
     if not fits:

@@ -21,6 +21,8 @@ Scores are whole numbers and their sums exact, so that every device and every ru
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -28,7 +30,7 @@ from torch import Tensor
 
 from ..core.patterns import BlockPattern
 from ..errors import InputError
-from ..models.architecture import FREE_CHANNELS, HEADS, MLP_INNER
+from ..models.architecture import FreeChannels, Producer
 
 SWEEPS = 3
 """Times that each place of the groups is visited."""
@@ -44,57 +46,58 @@ PATIENCE = 4
 """Rounds for each group after which the smallest bid doubles."""
 
 
-def permute_mlp(tensors: dict[str, Tensor], order: Tensor) -> dict[str, Tensor]:
-    """The tensors of a decoder layer with the inner channels of its MLP in `order`: the same values, moved.
+def permute_layer(tensors: dict[str, Tensor], channels: FreeChannels, order: Tensor) -> dict[str, Tensor]:
+    """The tensors of a decoder layer with these channels in `order`: the same values, moved.
 
-    tensors: by place ("mlp.gate_proj.weight" [inner, hidden] …), of any dtype. order [inner] int64: new channel i is
-    old channel order[i]. BitNet's mlp.ffn_sub_norm goes along. InputError if order is no permutation, a weight is
-    missing or a shape does not fit.
+    tensors: by name in the layer ("mlp.gate_proj.weight" [inner, hidden] …), of any dtype. order int64, either
+    [inner]: new channel i is old channel order[i]; or [key_value_heads, head_dim]: new channel i of head k is its old
+    channel order[k, i]. InputError if order is no permutation, a weight is missing or a shape does not fit.
     """
-    check_order(order, "the order of the MLP's inner channels")
-    return _moved(tensors, MLP_INNER, order, order)
+    check_order(order, f"the order of what {channels.consumer} reads")
+    needed = [f"{place}.weight" for place in (*(one.submodule for one in channels.producers), channels.consumer)]
+    missing = [name for name in needed if name not in tensors]
+    if missing:
+        raise InputError(f"the layer has no {missing[0]}", hint="the permutation belongs to another architecture")
+    moved = dict(tensors)
+    for name, tensor in tensors.items():
+        place = name.rpartition(".")[0]
+        producer = channels.producer(place)
+        if producer:
+            dimension, index = 0, producer_rows(producer, order, tensor.shape, name)
+        elif channels.norm and place == channels.norm:
+            dimension, index = 0, query_columns(order, channels.readers)
+        elif name == f"{channels.consumer}.weight":
+            dimension, index = 1, query_columns(order, channels.readers)
+        else:
+            continue
+        if tensor.dim() <= dimension or tensor.shape[dimension] != len(index):
+            raise InputError(f"{name} {list(tensor.shape)} cannot be permuted by an order of {len(index)} channels")
+        moved[name] = tensor.index_select(dimension, index.to(tensor.device))
+    return moved
 
 
-def permute_heads(tensors: dict[str, Tensor], order: Tensor, heads: int) -> dict[str, Tensor]:
-    """The tensors of a decoder layer with the channels of its value heads in `order`: the same values, moved.
-
-    tensors: by place ("self_attn.o_proj.weight" [hidden, heads * head_dim] …), of any dtype. order [key_value_heads,
-    head_dim] int64: new channel i of head k is its old channel order[k, i]. heads: query heads. BitNet's
-    self_attn.attn_sub_norm goes along. InputError as for permute_mlp.
-    """
-    check_order(order, "the order of the value heads' channels")
-    produced = query_columns(order, len(order))
-    read = query_columns(order, heads)
-    return _moved(tensors, HEADS, produced, read)
+def producer_rows(producer: Producer, order: Tensor, shape: Sequence[int], name: str) -> Tensor:
+    """What an order makes of the rows of a producer's tensor [rows, …], [rows] int64. InputError if they do not fit."""
+    produced = query_columns(order, order.view(-1, order.shape[-1]).shape[0])
+    first = (shape[0] if shape else 0) - producer.blocks * len(produced)
+    if first < 0 or (first and not producer.others_first):
+        raise InputError(f"{name} {list(shape)} cannot be permuted by an order of {len(produced)} channels")
+    starts = first + len(produced) * torch.arange(producer.blocks, device=order.device)[:, None]
+    return torch.cat([torch.arange(first, device=order.device), (starts + produced).flatten()])
 
 
 def query_columns(order: Tensor, heads: int) -> Tensor:
     """order [key_value_heads, head_dim] -> what it makes of o_proj's columns, [heads * head_dim] int64.
 
-    Query head h reads key-value head h // (heads / key_value_heads). InputError if that is no whole number.
+    Query head h reads key-value head h // (heads / key_value_heads). InputError if that is no whole number. An order
+    [inner] of the MLP is that of a single head.
     """
+    order = order.view(-1, order.shape[-1])
     count, size = order.shape
     if heads % count:
         raise InputError(f"{heads} query heads cannot share {count} key-value heads", hint="check config.json")
     starts = size * torch.arange(heads, device=order.device)[:, None]
     return (order.repeat_interleave(heads // count, dim=0) + starts).flatten()
-
-
-def mlp_order(weight: Tensor, norms: Tensor, pattern: BlockPattern) -> Tensor:
-    """weight [N, K] of down_proj, norms [K] (||X_j||, in any unit) -> order [K] int64 of its columns.
-
-    Both finite floats. The saliency lost is never more than in the order that stands. 2:inf: that order.
-    """
-    return _search(weight, norms, pattern, 1, 1)[0]
-
-
-def head_order(weight: Tensor, norms: Tensor, pattern: BlockPattern, heads: int, key_value_heads: int) -> Tensor:
-    """weight [N, heads * head_dim] of o_proj, norms [heads * head_dim] -> order [key_value_heads, head_dim] int64.
-
-    As mlp_order, with one order for all query heads of a key-value head. Groups count from the first column of the
-    weight, so those of 6 or 10 reach across heads.
-    """
-    return _search(weight, norms, pattern, heads, key_value_heads)
 
 
 def check_order(order: Tensor, what: str) -> None:
@@ -104,35 +107,18 @@ def check_order(order: Tensor, what: str) -> None:
         raise InputError(f"{what} {list(order.shape)} is no permutation of 0 … {order.shape[-1] - 1}")
 
 
-def _moved(tensors: dict[str, Tensor], part: str, produced: Tensor, read: Tensor) -> dict[str, Tensor]:
-    """Rows of all tensors of the part's producers in order `produced`, the norm and its consumer's columns in order
-    `read`."""
-    channels = FREE_CHANNELS[part]
-    needed = [f"{place}.weight" for place in (*channels.producers, channels.consumer)]
-    missing = [name for name in needed if name not in tensors]
-    if missing:
-        raise InputError(f"the layer has no {missing[0]}", hint="permute the layers that llama and its kin have")
-    moved = dict(tensors)
-    for name, tensor in tensors.items():
-        place = name.rpartition(".")[0]
-        if place in channels.producers:
-            dimension, order = 0, produced
-        elif place == channels.norm:
-            dimension, order = 0, read
-        elif name == f"{channels.consumer}.weight":
-            dimension, order = 1, read
-        else:
-            continue
-        if tensor.dim() <= dimension or tensor.shape[dimension] != len(order):
-            raise InputError(f"{name} {list(tensor.shape)} cannot be permuted by an order of {len(order)} channels")
-        moved[name] = tensor.index_select(dimension, order.to(tensor.device))
-    return moved
-
-
 # ---- the search
 
 
-def _search(weight: Tensor, norms: Tensor, pattern: BlockPattern, heads: int, key_value_heads: int) -> Tensor:
+def find_order(
+    weight: Tensor, norms: Tensor, pattern: BlockPattern, heads: int = 1, key_value_heads: int = 1
+) -> Tensor:
+    """The order [key_value_heads, K / heads] int64 of a weight's columns with which the mask of `pattern` loses least.
+
+    weight [N, K], norms [K] (||X_j||, in any unit): finite floats. All query heads of a key-value head have one order;
+    the inner channels of an MLP are a single head. The saliency lost is never more than in the order that stands.
+    2:inf: that order. Blocks count from the first column of the weight, so those of 6 or 10 reach across heads.
+    """
     columns, length = weight.shape[1], pattern.block
     if columns % heads or heads % key_value_heads:
         raise InputError(

@@ -5,6 +5,7 @@ And what linears must agree on: those that are fused when served, and those that
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -16,7 +17,8 @@ from ..core.schemes import Scheme
 from ..errors import InputError
 from ..formats.record import LinearRecord, Record, describe_linear
 from ..formats.stored import StoredLinear, layout_of, stored_specs
-from ..models.architecture import FREE_CHANNELS, Linear, attention_heads, siblings
+from ..models.architecture import FreeChannels, Linear, input_groups, rule_of
+from ..models.families import architecture_of
 from ..permute.permutations import Permutations, permute_weight
 from ..prune import METHODS
 from .linear_config import FULL, LinearConfig, describe_config
@@ -79,9 +81,8 @@ class LinearPlan:
         found = self.stored.read_latent(source) if self.scheme.ternary else None
         if found is None:
             return None
-        moved = permute_weight(
-            self.linear.submodule, found.to(device).float(), permutations, attention_heads(source.config)
-        )
+        free = architecture_of(source.config).free_channels(source.config)
+        moved = permute_weight(self.linear.submodule, found.to(device).float(), permutations, free)
         assert isinstance(moved, Tensor)
         return moved
 
@@ -171,17 +172,18 @@ def _method(name: str | None, pattern: Pattern, finds_codes: bool) -> str:
     return name if (method.prunes and pattern.prunes) or (method.calibrated and finds_codes) else ""
 
 
-def permuted(linears: list[LinearPlan]) -> list[LinearPlan]:
+def permuted(linears: list[LinearPlan], free: Iterable[FreeChannels]) -> list[LinearPlan]:
     """The same, with those marked whose channels will be ordered: the one that reads them is pruned by calibration,
     and none of those that make them is kept."""
     by_name = {plan.linear.name: plan for plan in linears}
     for plan in linears:
-        for channels in FREE_CHANNELS.values():
+        for channels in free:
             windows = isinstance(plan.pattern, BlockPattern) and plan.pattern.prunes
             if plan.linear.submodule != channels.consumer or not (plan.calibrated and windows):
                 continue
             prefix = plan.linear.name.removesuffix(channels.consumer)
-            together = [by_name[prefix + submodule] for submodule in (*channels.producers, channels.consumer)]
+            producers = [producer.submodule for producer in channels.producers]
+            together = [by_name[prefix + submodule] for submodule in (*producers, channels.consumer)]
             if any(one.record is None for one in together):
                 continue
             for one in together:
@@ -198,17 +200,18 @@ def sibling_problems(linears: list[LinearPlan]) -> list[InputError]:
     """Fused siblings with different choices: a server could not run them as one matrix."""
     by_name = {plan.linear.name: plan for plan in linears}
     problems = []
-    for group in siblings(plan.linear for plan in linears):
+    for group in input_groups(plan.linear for plan in linears):
         said = {
             plan.linear.kind: "kept" if plan.kept else " ".join([*_scheme_words(plan.scheme), str(plan.pattern)])
             for plan in (by_name[linear.name] for linear in group)
         }
         if len(set(said.values())) > 1:
             what = ", ".join(f"{kind}: {words}" for kind, words in said.items())
+            rule = rule_of(linear.submodule for linear in group)
             problems.append(
                 InputError(
                     f"layer {group[0].layer}: {what}; they are fused when served and must agree",
-                    hint="write the rule for all of them, as match: '*.self_attn.[qkv]_proj'",
+                    hint=f"write the rule for all of them, as match: '*.{rule}'",
                 )
             )
     return problems

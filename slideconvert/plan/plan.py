@@ -18,7 +18,8 @@ from ..errors import InputError
 from ..formats.record import Record, check_quantization, read_record
 from ..formats.stored import layout_of
 from ..hub.snapshot import Snapshot
-from ..models.architecture import decoder_linears, layer_norms, layer_of
+from ..models.architecture import Architecture
+from ..models.families import architecture_of
 from .linear import LinearPlan, permuted, plan_linear, sibling_problems
 from .presets import Recovery
 from .recipe import WORDS, Recipe
@@ -62,6 +63,11 @@ class Plan:
     """The source's own record, if it is a checkpoint of ours."""
     dropped: tuple[str, ...]
     """Tensors not written: a tied head that the source stores twice."""
+
+    @property
+    def architecture(self) -> Architecture:
+        """The family of the source."""
+        return architecture_of(self.source.config)
 
     @property
     def record(self) -> Record:
@@ -124,6 +130,7 @@ class Plan:
     def peak_memory(self) -> int:
         """Bytes of memory that the conversion is expected to need on this machine: the base, the linears that are
         worked on at once (one more waits for its turn), and a layer being written while the next is collected."""
+        layer_of = self.architecture.layer_of
         layers = [unit for shard in self.shards for unit in shard.units if layer_of(unit.tensors[0].name) is not None]
         largest = max(plan.stored.bytes + sum(spec.bytes for spec in plan.outputs) for plan in self.linears)
         return BASE_MEMORY + (workers.count() + 1) * largest + 2 * max(unit.bytes for unit in layers)
@@ -142,7 +149,8 @@ def make_plan(snapshot: Snapshot, recipe: Recipe, source: Checkpoint | None = No
             "block_epochs and end_epochs say how long a preset trains, and there is no preset",
             hint="name one as well: --preset quality goes with --method",
         )
-    choices = {linear: recipe.for_linear(linear.name) for linear in decoder_linears(source.config)}
+    architecture = architecture_of(source.config)
+    choices = {linear: recipe.for_linear(linear.name) for linear in architecture.decoder_linears(source.config)}
     trained = recipe.recovery(groups=any(config.by_groups for config in choices.values())) is not None
     for linear, config in choices.items():
         try:
@@ -152,11 +160,11 @@ def make_plan(snapshot: Snapshot, recipe: Recipe, source: Checkpoint | None = No
     problems += sibling_problems(linears)
     problems += [
         InputError(f"{source.path}: tensor {name} is missing", hint="the checkpoint is incomplete")
-        for name in layer_norms(source.config)
+        for name in architecture.layer_norms(source.config)
         if name not in source.tensors
     ]
     if recipe.preset and recipe.preset.permute:
-        linears = permuted(linears)
+        linears = permuted(linears, architecture.free_channels(source.config).values())
     if layout != "dense" and linears and not any(_lies_in(layout, plan) for plan in linears):
         made_for = (
             "int8 and fp8 weights" if layout == "slide" else "w4a16, w4a8 and w8a16 weights that lost whole groups"
@@ -171,7 +179,7 @@ def make_plan(snapshot: Snapshot, recipe: Recipe, source: Checkpoint | None = No
             f"rule '{unused[0]}' matches no linear",
             hint=f"names look like {linears[0].linear.name}; * matches any part",
         )
-    dropped = _tied_copies(source)
+    dropped = _tied_copies(source, architecture)
     shards = _shards(source, linears, dropped, recipe.shard_bytes)
     return Plan(source, snapshot, recipe, layout, tuple(linears), shards, before, dropped)
 
@@ -184,11 +192,11 @@ def _matches(pattern: str, linears: list[LinearPlan]) -> bool:
     return any(fnmatchcase(plan.linear.name, pattern) for plan in linears)
 
 
-def _tied_copies(source: Checkpoint) -> tuple[str, ...]:
+def _tied_copies(source: Checkpoint, architecture: Architecture) -> tuple[str, ...]:
     """A head that config.json ties to the embedding but the file stores again."""
-    tied = bool(source.config.get("tie_word_embeddings"))
-    both = {"lm_head.weight", "model.embed_tokens.weight"} <= source.tensors.keys()
-    return ("lm_head.weight",) if tied and both else ()
+    head = f"{architecture.head}.weight"
+    both = {head, f"{architecture.embedding}.weight"} <= source.tensors.keys()
+    return (head,) if architecture.is_tied(source.config) and both else ()
 
 
 def _shards(source: Checkpoint, linears: list[LinearPlan], dropped: tuple[str, ...], limit: int) -> tuple[Shard, ...]:
@@ -197,6 +205,7 @@ def _shards(source: Checkpoint, linears: list[LinearPlan], dropped: tuple[str, .
     specs = [placed.spec for name, placed in source.tensors.items() if name not in replaced]
     specs += [spec for plan in linears for spec in plan.outputs]
     by_unit: dict[int | None, list[TensorSpec]] = {}
+    layer_of = architecture_of(source.config).layer_of
     for spec in specs:
         by_unit.setdefault(layer_of(spec.name), []).append(spec)
     units = []

@@ -14,7 +14,7 @@ from ..core.weights import nonzeros
 from ..core.workers import in_order
 from ..formats.record import Record, describe_linear, read_record
 from ..formats.stored import StoredLinear
-from ..models.architecture import decoder_linears
+from ..models.families import decoder_linears
 from ..progress import Progress, silent
 from . import Report
 

@@ -6,11 +6,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ..models.architecture import LINEARS
+from ..models.families import KINDS
 from .record import LayerReport, Report
-
-KINDS = tuple(submodule.rpartition(".")[2] for submodule in LINEARS)
-"""The linear kinds in the order they are shown."""
 
 _UNITS = ("B", "KB", "MB", "GB", "TB")
 

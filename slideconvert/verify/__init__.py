@@ -25,7 +25,7 @@ from ..core.workers import in_order
 from ..errors import InputError
 from ..formats.record import Record, quantization_config, read_record
 from ..kernels.planes import bits
-from ..models.architecture import LAYER_PREFIX, attention_heads, decoder_linears, layer_of
+from ..models.families import architecture_of, decoder_linears
 from ..permute.permutations import between, permute_vector, read_permutations
 from ..progress import Progress, silent
 from ..runtime.slidesparse_record import bundle_faults
@@ -73,7 +73,7 @@ def verify_checkpoint(
         verdict.notes.append(UNHASHED)
     ours = Side(checkpoint, record)
     theirs = _source_side(ours, source) if source else None
-    linears = decoder_linears(checkpoint.config)
+    linears, layer_of = decoder_linears(checkpoint.config), architecture_of(checkpoint.config).layer_of
     owned: set[str] = set()
     spoiled: dict[str, str] = {}
 
@@ -160,10 +160,11 @@ def _copy_fault(checkpoint: Checkpoint, spec: TensorSpec, source: Side) -> str:
         return f"{spec.name}: the source has no such tensor"
     if theirs.spec(spec.name) != spec:
         return f"{spec.name}: {spec.dtype} {list(spec.shape)}, the source has another dtype or shape"
-    layer = layer_of(spec.name)
+    architecture = architecture_of(theirs.config)
+    layer = architecture.layer_of(spec.name)
     if layer is not None:
-        name, heads = spec.name.removeprefix(f"{LAYER_PREFIX}.{layer}."), attention_heads(theirs.config)
-        vector = permute_vector(name, theirs.read(spec.name), source.permutations.get(layer, {}), heads)
+        name, free = spec.name.removeprefix(f"{architecture.layer(layer)}."), architecture.free_channels(theirs.config)
+        vector = permute_vector(name, theirs.read(spec.name), source.permutations.get(layer, {}), free)
         same = torch.equal(bits(checkpoint.read(spec.name)), bits(vector))
     else:
         pairs = zip(checkpoint.pieces(spec.name), theirs.pieces(spec.name), strict=True)
@@ -173,9 +174,10 @@ def _copy_fault(checkpoint: Checkpoint, spec: TensorSpec, source: Side) -> str:
 
 def _lost_tensors(checkpoint: Checkpoint, source: Checkpoint, owned: set[str]) -> Iterator[str]:
     linears = {linear.name for linear in decoder_linears(source.config)}
-    tied = bool(checkpoint.config.get("tie_word_embeddings"))
+    architecture = architecture_of(checkpoint.config)
+    tied = architecture.is_tied(checkpoint.config)
     for name in sorted(source.tensors.keys() - owned):
         module, _, part = name.rpartition(".")
         of_linear = module in linears and part.startswith("weight")
-        if not of_linear and not (tied and name == "lm_head.weight"):
+        if not of_linear and not (tied and name == f"{architecture.head}.weight"):
             yield f"{name}: the source's tensor is missing"

@@ -19,7 +19,8 @@ from ..formats.record import Record, describe_linear
 from ..formats.stored import StoredLinear, layout_of, stored_tensors
 from ..kernels.planes import bits, blocks, negative, nonzero
 from ..kernels.sparse_gemm.reference import code_floats
-from ..models.architecture import Linear, attention_heads
+from ..models.architecture import Linear
+from ..models.families import architecture_of
 from ..permute.permutations import Permutations, permute_weight
 
 LEAST_LIKENESS = 0.1
@@ -61,8 +62,9 @@ class Side:
 
     def weight(self, linear: Linear, stored: StoredLinear) -> Weight:
         """The source's weight as it should stand in the output, rows and columns in its order."""
-        permutations, heads = self.permutations.get(linear.layer, {}), attention_heads(self.checkpoint.config)
-        return permute_weight(linear.submodule, stored.read(self.checkpoint), permutations, heads)
+        permutations, config = self.permutations.get(linear.layer, {}), self.checkpoint.config
+        free = architecture_of(config).free_channels(config)
+        return permute_weight(linear.submodule, stored.read(self.checkpoint), permutations, free)
 
 
 def verify_linear(ours: Side, source: Side | None, device: str, linear: Linear) -> LinearVerdict:

@@ -26,7 +26,8 @@ from slideconvert.core.schemes import FP8, INT8
 from slideconvert.core.ternary import ternarize, unpack_ternary
 from slideconvert.core.weights import floats
 from slideconvert.formats.record import describe_linear, read_record
-from slideconvert.models.architecture import HEADS, MLP_INNER, decoder_linears
+from slideconvert.models.architecture import HEADS, MLP_INNER
+from slideconvert.models.families import BITNET, decoder_linears
 from slideconvert.models.load import load_model
 from slideconvert.permute.permutations import permute_weight
 from slideconvert.prune import METHODS
@@ -314,7 +315,7 @@ def test_masters_follow_their_channels(model: Path) -> None:
     moved = 0
     for linear in plan.linears[:7]:
         latent, dense = linear.latent_weights(source, orders, "cpu"), linear.stored.read(source)
-        stands = permute_weight(linear.linear.submodule, dense, orders, (pico.HEADS, pico.KV_HEADS))
+        stands = permute_weight(linear.linear.submodule, dense, orders, BITNET.free_channels(pico.CONFIG))
         assert latent is not None and isinstance(stands, QuantizedWeight) and isinstance(dense, QuantizedWeight)
         assert torch.equal(ternarize(latent).codes, stands.codes)
         moved += not torch.equal(stands.codes, dense.codes)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from slideconvert.models.architecture import siblings
+from slideconvert.allocate.fused import fuse
 from tests.conftest import Cli
 from tests.helpers.fused_models import LAYERS
 from tests.helpers.model_configs import PROMISED, Published
@@ -64,12 +64,8 @@ def test_fused_shapes_are_the_published_ones(model: Published) -> None:
         assert model.hub_id.startswith("Qwen/") and model.parameters < 4e9  # of which no times were published
         return
     shapes = {linear.linear: linear.stored.shape for linear in plan_of(model, recipe_of("int8", "2of8")).linears}
-    first = {linear.submodule: shape for linear, shape in shapes.items() if linear.layer == 0}
-    qkv, gate_up = (
-        (sum(shapes[linear][0] for linear in group), shapes[group[0]][1])
-        for group in siblings(linear for linear in shapes if linear.layer == 0)
-    )
-    assert [qkv, first["self_attn.o_proj"], gate_up, first["mlp.down_proj"]] == LAYERS[FUSED[model.hub_id]]
+    layer = fuse({linear: shape for linear, shape in shapes.items() if linear.layer == 0})
+    assert [group.shape for group in layer] == LAYERS[FUSED[model.hub_id]]
 
 
 def test_the_command_plans_them(cli: Cli, tmp_path: Path) -> None:

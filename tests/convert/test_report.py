@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 import yaml
 
-from slideconvert.models.architecture import LINEARS
+from slideconvert.models.families import LLAMA
 from slideconvert.report import LayerReport, Report, Training, totals
 from slideconvert.report.card import render_card
 from slideconvert.report.html import render_html
 from slideconvert.report.source_card import source_card
 from slideconvert.report.summary import notes, patterns, size
 
+LINEARS = LLAMA.linears
 SHAPES = dict.fromkeys(LINEARS, (2048, 2048)) | {
     "self_attn.k_proj": (512, 2048),
     "self_attn.v_proj": (512, 2048),

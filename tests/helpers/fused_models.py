@@ -10,7 +10,7 @@ import numpy as np
 from slideconvert.allocate.fused import FusedGroup, fuse
 from slideconvert.allocate.speed import SpeedTable
 from slideconvert.core.patterns import BlockPattern
-from slideconvert.models.architecture import LINEARS, Linear
+from slideconvert.models.families import LLAMA
 
 LAYERS = {
     # q, k and v together, o, gate and up together, down: out x in
@@ -41,11 +41,8 @@ def model(layers: int, layer: Sequence[tuple[int, int]] = LAYERS["Llama-3.2-1B"]
     (qkv, width), (o, inner), (gate_up, _), (down, hidden) = layer
     outs = [qkv * 4 // 6, qkv // 6, qkv // 6, o, gate_up // 2, gate_up // 2, down]
     ins = [width, width, width, inner, width, width, hidden]
-    shapes = {
-        Linear(f"model.layers.{number}.{place}", number, place): shape
-        for number in range(layers)
-        for place, shape in zip(LINEARS, zip(outs, ins, strict=True), strict=True)
-    }
+    linears = LLAMA.decoder_linears({"num_hidden_layers": layers})
+    shapes = dict(zip(linears, [*zip(outs, ins, strict=True)] * layers, strict=True))
     return fuse(shapes)
 
 

@@ -24,7 +24,7 @@ from slideconvert.allocate.speed import SpeedTable
 from slideconvert.core.patterns import ALL, BlockPattern
 from slideconvert.errors import InputError
 from slideconvert.hub.source import resolve
-from slideconvert.models.architecture import LINEARS
+from slideconvert.models.families import LLAMA
 from slideconvert.plan.linear import LinearPlan
 from slideconvert.plan.linear_config import parse_linear_config
 from slideconvert.plan.plan import make_plan
@@ -147,7 +147,7 @@ def test_fused_groups() -> None:
         "layer 0 q/k/v", "layer 0 o", "layer 0 gate/up", "layer 0 down", "layer 1 q/k/v",
     ]  # fmt: skip
     assert [group.weights for group in groups[:2]] == [3072 * 2048, 2048 * 2048]
-    assert sum(len(group.linears) for group in groups) == 2 * len(LINEARS)
+    assert sum(len(group.linears) for group in groups) == 2 * len(LLAMA.linears)
 
 
 @examples(25)

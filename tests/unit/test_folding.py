@@ -20,7 +20,6 @@ from slideconvert.convert.pipeline import convert
 from slideconvert.core.patterns import BlockPattern
 from slideconvert.core.weights import floats
 from slideconvert.hub.snapshot import open_folder
-from slideconvert.models.architecture import attention_heads
 from slideconvert.models.load import load_model
 from slideconvert.permute.fold import fold
 from slideconvert.plan.linear_config import parse_linear_config
@@ -62,7 +61,9 @@ def test_nothing_but_the_order_changes_where_nothing_is_lost(tmp_path: Path, mod
         before, unmoved = model(input_ids=tokens).logits, model.model.layers[0].mlp.down_proj.weight.clone()
         for number, result in enumerate(made):
             fold(
-                model.get_submodule(f"model.layers.{number}"), result.permutations, attention_heads(plan.source.config)
+                model.get_submodule(f"model.layers.{number}"),
+                result.permutations,
+                plan.architecture.free_channels(plan.source.config),
             )
         after = model(input_ids=tokens).logits
     # Float64 but for transformers' norms and rotary embeddings, which compute in float32: 2**-24 of what they give.
@@ -78,7 +79,7 @@ def test_the_layer_computes_what_the_dense_one_nearly_does(tmp_path: Path, patte
     dense = load_model(Checkpoint.open(DEMO))
     for number, result in enumerate(results(plan, tokens, tmp_path)):
         layer = folded.get_submodule(f"model.layers.{number}")
-        fold(layer, result.permutations, attention_heads(plan.source.config))
+        fold(layer, result.permutations, plan.architecture.free_channels(plan.source.config))
         for place, weight in result.weights.items():
             BlockPattern.parse(pattern).check(floats(weight), place)
             layer.get_submodule(place).weight.data = floats(weight)

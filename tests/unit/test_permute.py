@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from slideconvert.core.patterns import BlockPattern
 from slideconvert.errors import InputError
-from slideconvert.permute.search import head_order, mlp_order, permute_heads, permute_mlp, query_columns
+from slideconvert.models.families import FAMILIES, LLAMA
+from slideconvert.permute.search import find_order, permute_layer, query_columns
 from tests.helpers.matrices import LENGTH, examples
 from tests.twins import permute as twin
 
@@ -27,6 +28,13 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen3": {"head_dim": WIDE_HEAD},
     "bitnet": {},
 }
+SHAPES = {
+    "hidden_size": HIDDEN,
+    "intermediate_size": INNER,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": KV_HEADS,
+}
+FREE = LLAMA.free_channels(SHAPES)
 TOKENS = torch.randint(3, 64, (2, 24), generator=torch.Generator().manual_seed(0))
 
 
@@ -36,15 +44,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 def model(name: str, dtype: torch.dtype) -> Any:
     """A model of transformers' own code with random weights; norms and biases random as well, or they would hide."""
-    words = {
-        "hidden_size": HIDDEN,
-        "intermediate_size": INNER,
-        "num_attention_heads": HEADS,
-        "num_key_value_heads": KV_HEADS,
-        "num_hidden_layers": 2,
-        "vocab_size": 64,
-        "pad_token_id": 0,
-    }
+    words = {**SHAPES, "num_hidden_layers": 2, "vocab_size": 64, "pad_token_id": 0}
     made = AutoModelForCausalLM.from_config(AutoConfig.for_model(name.split()[0], **words, **MODELS[name])).to(dtype)
     with torch.no_grad():
         for seed, (place, tensor) in enumerate(sorted(made.named_parameters())):
@@ -60,11 +60,17 @@ def any_orders(head_dim: int) -> tuple[Tensor, Tensor]:
     return torch.randperm(INNER, generator=generator), torch.stack(heads)
 
 
+def permuted(family: str, tensors: dict[str, Tensor], mlp: Tensor, heads: Tensor) -> dict[str, Tensor]:
+    """The tensors of a layer with both orders folded in."""
+    free = FAMILIES[family].free_channels(SHAPES)
+    return permute_layer(permute_layer(tensors, free["inner"], mlp), free["heads"], heads)
+
+
 def fold(layer: Any) -> None:
     """Fold orders into a layer of a model, after which other tensors stand in it."""
     mlp, heads = any_orders(layer.self_attn.head_dim)
     before = layer.state_dict()
-    after = permute_heads(permute_mlp(before, mlp), heads, HEADS)
+    after = permuted(layer.self_attn.config.model_type, before, mlp, heads)
     moved = [name for name, tensor in before.items() if not torch.equal(tensor, after[name])]
     assert len(moved) >= 5
     layer.load_state_dict(after)
@@ -138,7 +144,7 @@ def test_layers_compute_the_same_to_the_last_digits_of_float64(name: str) -> Non
 
 def test_every_channel_takes_its_weights_along_and_nothing_else_moves() -> None:
     before, (mlp, heads) = tensors(quantized=True), any_orders(WIDE_HEAD)
-    after = permute_heads(permute_mlp(before, mlp), heads, HEADS)
+    after = permuted("bitnet", before, mlp, heads)
     assert after.keys() == before.keys()
     for new, old in enumerate(mlp.tolist()):
         for name in (
@@ -176,16 +182,16 @@ def test_every_channel_takes_its_weights_along_and_nothing_else_moves() -> None:
 def test_layers_that_do_not_fit_are_refused(change: dict[str, Tensor | None], said: str) -> None:
     layer = {name: tensor for name, tensor in {**tensors(), **change}.items() if tensor is not None}
     with pytest.raises(InputError, match=said):
-        permute_mlp(layer, torch.arange(INNER))
+        permute_layer(layer, FREE["inner"], torch.arange(INNER))
 
 
 def test_orders_that_are_none_are_refused() -> None:
     twice = torch.arange(INNER).index_fill(0, torch.tensor([3]), 4)
     with pytest.raises(InputError, match="no permutation of 0 … 47"):
-        permute_mlp(tensors(), twice)
+        permute_layer(tensors(), FREE["inner"], twice)
     across = torch.arange(KV_HEADS * WIDE_HEAD).view(KV_HEADS, WIDE_HEAD)  # channels of another head
     with pytest.raises(InputError, match="no permutation of 0 … 11"):
-        permute_heads(tensors(), across, HEADS)
+        permute_layer(tensors(), FREE["heads"], across)
     with pytest.raises(InputError, match="5 query heads cannot share 2"):
         query_columns(across, 5)
 
@@ -214,7 +220,7 @@ def test_an_order_is_found_for_every_shape_and_loses_no_more(
     norms = norms * (random(columns, seed=seed + 2) > 0) if kind == "dead inputs" else norms
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("slideconvert.permute.search.BLOCK", block)
-        order = mlp_order(weight, norms, BlockPattern(length))
+        order = find_order(weight, norms, BlockPattern(length))[0]
     natural = torch.arange(columns)
     assert torch.equal(order.sort().values, natural)
     # Scores are rounded to 2⁻²⁰ of their median or finer.
@@ -233,7 +239,7 @@ def test_heads_share_an_order_that_loses_no_more(length: int, size: int, shared:
     """Groups count from column 0: where L does not divide head_dim they reach across heads."""
     heads = shared * count
     weight, norms = random(3, heads * size, seed=seed), random(heads * size, seed=seed + 1).exp()
-    order = head_order(weight, norms, BlockPattern(length), heads, count)
+    order = find_order(weight, norms, BlockPattern(length), heads, count)
     assert torch.equal(order.sort(dim=1).values, torch.arange(size).expand(count, size))
     natural, found = torch.arange(heads * size), torch.from_numpy(twin.read_by(order.numpy(), heads))
     assert loss(weight, norms, found, length) <= loss(weight, norms, natural, length) * (1 + 1e-6)
@@ -248,7 +254,7 @@ def test_most_of_what_can_be_gained_is(columns: int, length: int) -> None:
         natural = loss(weight, norms, torch.arange(columns), length)
         every = twin.groupings(tuple(range(columns)), length)
         best = min(loss(weight, norms, torch.tensor(order), length) for order in every)
-        gained += natural - loss(weight, norms, mlp_order(weight, norms, BlockPattern(length)), length)
+        gained += natural - loss(weight, norms, find_order(weight, norms, BlockPattern(length))[0], length)
         possible += natural - best
     assert 0.85 * possible < gained <= possible * (1 + 1e-6)
 
@@ -259,7 +265,7 @@ def test_groups_that_reach_across_heads_are_looked_at_as_they_stand(size: int, l
     shares = []
     for seed in range(8):
         weight, norms = random(6, HEADS * size, seed=seed), (0.7 * random(HEADS * size, seed=seed + 100)).exp()
-        order = head_order(weight, norms, BlockPattern(length), HEADS, KV_HEADS)
+        order = find_order(weight, norms, BlockPattern(length), HEADS, KV_HEADS)
         found = torch.from_numpy(twin.read_by(order.numpy(), HEADS))
         before = loss(weight, norms, torch.arange(HEADS * size), length)
         shares.append(loss(weight, norms, found, length) / before)
@@ -275,7 +281,7 @@ def test_what_can_be_lost_for_nothing_is_but_for_a_few_rows(length: int) -> None
         shuffled = kinds[torch.randperm(len(kinds), generator=torch.Generator().manual_seed(seed))]
         weight = (shuffled != torch.arange(length // 2)[:, None]).float()
         natural += loss(weight, norms, torch.arange(len(kinds)), length)
-        found += loss(weight, norms, mlp_order(weight, norms, BlockPattern(length)), length)
+        found += loss(weight, norms, find_order(weight, norms, BlockPattern(length))[0], length)
     assert found < 0.05 * natural
 
 
@@ -285,7 +291,7 @@ def test_columns_get_past_the_blocks_that_exchange_them(monkeypatch: pytest.Monk
 
     def lost_with(block: int) -> float:
         monkeypatch.setattr("slideconvert.permute.search.BLOCK", block)
-        return loss(weight, norms, mlp_order(weight, norms, BlockPattern(8)), 8)
+        return loss(weight, norms, find_order(weight, norms, BlockPattern(8))[0], 8)
 
     assert lost_with(1024) < lost_with(5) < 1.15 * lost_with(1024)
 
@@ -293,10 +299,10 @@ def test_columns_get_past_the_blocks_that_exchange_them(monkeypatch: pytest.Monk
 def test_an_order_that_was_found_is_not_made_worse(monkeypatch: pytest.MonkeyPatch) -> None:
     """The auction is only nearly exact: what it offers is taken where it is better than what stands."""
     weight, norms = random(8, 320), (0.7 * random(320, seed=1)).exp()
-    order = mlp_order(weight, norms, BlockPattern(4))
+    order = find_order(weight, norms, BlockPattern(4))[0]
     for bid in (0.05, 50):
         monkeypatch.setattr("slideconvert.permute.search.BID", bid)
-        again = order[mlp_order(weight[:, order], norms[order], BlockPattern(4))]
+        again = order[find_order(weight[:, order], norms[order], BlockPattern(4))[0]]
         assert loss(weight, norms, again, 4) <= loss(weight, norms, order, 4) * (1 + 1e-6)
 
 
@@ -305,25 +311,27 @@ def test_an_input_far_larger_than_the_others_hides_nothing() -> None:
     weight, norms = random(8, 64), (0.7 * random(64, seed=1)).exp()
     norms[5] *= 1e9
     natural, found = (
-        loss(weight, norms, order, 8) for order in (torch.arange(64), mlp_order(weight, norms, BlockPattern(8)))
+        loss(weight, norms, order, 8) for order in (torch.arange(64), find_order(weight, norms, BlockPattern(8))[0])
     )
     assert found < 0.6 * natural
 
 
 def test_the_order_does_not_depend_on_the_unit_of_the_norms() -> None:
     weight, norms = random(7, 90), random(90, seed=1).exp()
-    assert torch.equal(mlp_order(weight, norms, BlockPattern(6)), mlp_order(weight, norms * 2.0**-30, BlockPattern(6)))
+    assert torch.equal(
+        find_order(weight, norms, BlockPattern(6))[0], find_order(weight, norms * 2.0**-30, BlockPattern(6))[0]
+    )
 
 
 def test_two_inf_and_heads_without_two_groups_stay_as_they_are() -> None:
-    assert mlp_order(random(4, 21), torch.ones(21), BlockPattern(None)).tolist() == list(range(21))
-    assert head_order(random(4, 60), torch.ones(60), BlockPattern(16), 2, 2).tolist() == [list(range(30))] * 2
+    assert find_order(random(4, 21), torch.ones(21), BlockPattern(None))[0].tolist() == list(range(21))
+    assert find_order(random(4, 60), torch.ones(60), BlockPattern(16), 2, 2).tolist() == [list(range(30))] * 2
 
 
 @pytest.mark.parametrize(("heads", "key_value_heads"), [(7, 7), (6, 4)])
 def test_heads_that_do_not_divide_are_refused(heads: int, key_value_heads: int) -> None:
     with pytest.raises(InputError, match=rf"60 columns, {heads} query heads, {key_value_heads} key-value heads"):
-        head_order(random(4, 60), torch.ones(60), BlockPattern(4), heads, key_value_heads)
+        find_order(random(4, 60), torch.ones(60), BlockPattern(4), heads, key_value_heads)
 
 
 @pytest.mark.gpu
@@ -331,5 +339,5 @@ def test_heads_that_do_not_divide_are_refused(heads: int, key_value_heads: int) 
 def test_a_gpu_finds_the_same_order(length: int) -> None:
     weight, norms = random(320, 900), (0.7 * random(900, seed=1)).exp()
     for heads, count in ((1, 1), (6, 2)):
-        here = head_order(weight, norms, BlockPattern(length), heads, count)
-        assert torch.equal(here, head_order(weight.cuda(), norms.cuda(), BlockPattern(length), heads, count).cpu())
+        here = find_order(weight, norms, BlockPattern(length), heads, count)
+        assert torch.equal(here, find_order(weight.cuda(), norms.cuda(), BlockPattern(length), heads, count).cpu())
