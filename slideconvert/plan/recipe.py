@@ -118,10 +118,20 @@ class Recipe:
         return {**describe_config(self.config), **preset, **calibration, **layout, **rules}
 
 
+def bundled_recipes() -> dict[str, Path]:
+    """The recipes that come with slideconvert, by name: in the package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    folder = next(folder for folder in (package / "recipes", package.parent / "recipes") if folder.is_dir())
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
 def load_recipe(path: Path) -> Recipe:
-    """Read a YAML recipe. InputError for anything that is not understood, with the nearest word."""
+    """Read a YAML recipe: a file, or the bundled one of that name. InputError for anything that is not understood,
+    with the nearest word."""
     import yaml
 
+    if not path.suffix and path.parent == Path() and not path.exists():
+        path = bundled_recipes()[pick(path.name, bundled_recipes(), "recipe")]
     try:
         # Every scalar as a string: YAML itself would read 2:8 as 128 (base 60) and 2_8 as 28.
         words = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)

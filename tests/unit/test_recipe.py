@@ -55,6 +55,17 @@ def test_every_word_of_a_recipe(tmp_path: Path) -> None:
     )
 
 
+def test_bundled_recipes_are_known_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From any folder; a file of that name comes first, and a name that none has gets the nearest."""
+    monkeypatch.chdir(tmp_path)
+    recipes = Path(__file__).parents[2] / "recipes"
+    assert load_recipe(Path("fp8-2of6")) == load_recipe(recipes / "fp8-2of6.yaml")
+    with pytest.raises(InputError, match=r"did you mean fp8-2of6\?"):
+        load_recipe(Path("fp8-2of66"))
+    Path("fp8-2of6").write_text(FULL)
+    assert load_recipe(Path("fp8-2of6")).shard_bytes == 2_500_000_000
+
+
 def test_what_is_not_said_is_not_chosen(tmp_path: Path) -> None:
     assert load("{}", tmp_path) == Recipe(
         config=LinearConfig(None, None, None, None, False, None, None, None, None),
