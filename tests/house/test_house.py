@@ -20,6 +20,12 @@ from tests.helpers.demo import DEMO, TEXT
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "slideconvert"
 
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "recipes" / "README.md"]
+MARK = "<!-- tested -->"
+TESTED = [path for path in DOCUMENTS if MARK in path.read_text()]
+FOREIGN_OPTIONS = ("--tensor-parallel-size", "--hf-overrides")
+"""Options of vLLM that documents show."""
+
 ROWS = (
     ("errors", "progress"),
     ("kernels",),
@@ -169,31 +175,49 @@ def test_recipes_are_short_documented_and_work(cli: Cli, tmp_path: Path, recipe:
     assert cli("verify", tmp_path / "out", "--source", DEMO).code == 0
 
 
-def test_readme_names_every_command_and_option() -> None:
+def test_readme_shows_every_command_in_250_lines() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert len(readme.splitlines()) <= 250
+    for name in COMMANDS:
+        assert f"slideconvert {name}" in readme, f"README.md does not show slideconvert {name}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_documents_show_options_that_exist(document: Path) -> None:
+    """Each option stands in a command line of another tool, or some command of ours has it."""
     import click
 
     from slideconvert.cli import group
 
-    readme = (ROOT / "README.md").read_text()
-    for name in COMMANDS:
-        assert f"slideconvert {name}" in readme, f"README.md does not show slideconvert {name}"
     context = click.Context(group)
-    known = {option for name in COMMANDS for p in group.get_command(context, name).params for option in p.opts}
-    shown = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", readme))
-    foreign = {"--scheme", "--help", "--tensor-parallel-size", "--hf-overrides"} | {
-        line for line in shown if f"pip install {line}" in readme
-    }
-    assert shown - known - foreign == set(), "README.md shows options that no command has"
+    params = [p for name in COMMANDS for p in group.get_command(context, name).params]
+    known = {option for p in params for option in (*p.opts, *p.secondary_opts)} | {"--help", *FOREIGN_OPTIONS}
+    own = "\n".join(line for line in document.read_text().splitlines() if not re.match(r"(pip|pytest|python) ", line))
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", own)) - known == set()
 
 
-def test_readme_commands_run(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every slideconvert line of the README's quick start, pasted as it stands, on the bundled model."""
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_between_documents_resolve(document: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", document.read_text()):
+        if "://" in link:
+            continue
+        name, _, anchor = link.partition("#")
+        target = document.parent / name if name else document
+        assert target.exists(), f"{document.name} links to {link}"
+        titles = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE) if anchor else []
+        anchors = {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
+        assert not anchor or anchor in anchors, f"{document.name} links to {link}"
+
+
+@pytest.mark.parametrize("document", TESTED, ids=lambda path: path.name)
+def test_readme_commands_run(document: Path, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every slideconvert line of the tested blocks in README.md and docs/, pasted as it stands, on the demo model."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
-    block = (ROOT / "README.md").read_text().split("<!-- tested -->")[1].split("```")[1]
-    commands = [line.split() for line in block.splitlines() if line.startswith("slideconvert ")]
-    assert len(commands) >= 8
+    blocks = [part.split("```")[1] for part in document.read_text().split(MARK)[1:]]
+    commands = [line.split() for line in "\n".join(blocks).splitlines() if line.startswith("slideconvert ")]
+    assert commands
     for words in commands:
         outcome = cli(*[word.strip("'\"") for word in words[1:]])
         assert outcome.code == 0, (words, outcome.err)
