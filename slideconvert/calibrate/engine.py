@@ -114,9 +114,9 @@ def compress_stage(stream: Stream, stage: int, plans: dict[str, LinearPlan], res
         else:
             source = plan.stored.read(stream.decoder.source).to(str(stream.runs.device))
             latent = _latent(plan, stream, result) if plan.method else None
-            result.weights[submodule] = compress_directly(source, plan.method, plan.pattern, plan.scheme.grid, latent)[
-                1
-            ]
+            result.weights[submodule] = compress_directly(
+                source, plan.method, plan.pattern, plan.scheme.code_scheme, latent
+            )[1]
     if together:
         diagonal = all(METHODS[method].diagonal for method, *_ in together)
         statistics = stream.statistics(stage, diagonal=diagonal)
@@ -168,7 +168,7 @@ def _solve(plans: list[LinearPlan], stream: Stream, statistics: Statistics, resu
     assert solve is not None
     try:
         with full_precision():
-            solved = solve(torch.cat(weights), statistics, plan.pattern, plan.scheme.grid, latent)
+            solved = solve(torch.cat(weights), statistics, plan.pattern, plan.scheme.code_scheme, latent)
     except ArithmeticError as error:
         raise SlideConvertError(f"{plan.linear.name}: {error}", hint="use more calibration samples") from error
     gram, row = statistics.judging, 0

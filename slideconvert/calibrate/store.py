@@ -72,7 +72,6 @@ class LayerStore:
             elif part == "codes":
                 words = json.loads(said[SCHEME + submodule])
                 scheme = read_scheme(words["name"], words)
-                scheme = scheme.as_ternary if words["ternary"] else scheme
                 weights[submodule] = QuantizedWeight(
                     tensor, tensors[f"{submodule}.scale"], scheme, tensors.get(f"{submodule}.zero")
                 )

@@ -29,7 +29,6 @@ from ..checkpoint.writer import Unit, WeightWriter
 from ..core.patterns import BlockPattern
 from ..core.quantize import Weight
 from ..core.select import apply_mask
-from ..core.ternary import recode
 from ..core.weights import Tally, check_finite, floats, ratio, take_rows, tally, values
 from ..core.workers import in_order
 from ..errors import HubError, InputError, OutputError
@@ -214,7 +213,7 @@ def _convert_rows(
         pruned, weight = compress_directly(source, plan.method, plan.pattern, plan.scheme, latent)
     else:
         survivors = apply_mask(floats(source), floats(solved) != 0)
-        pruned, weight = survivors, recode(solved, plan.scheme) if plan.scheme.ternary else solved
+        pruned, weight = survivors, plan.scheme.store(solved)
     tensors = {} if plan.kept else stored_tensors(plan.linear.name, weight, plan.pattern, layout)
     return tensors, tally(source, pruned, weight)
 

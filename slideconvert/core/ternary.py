@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ..kernels.planes import row_blocks
-from .quantize import QuantizedWeight, Weight, quantize
-from .schemes import INT8, Scheme
+from .quantize import QuantizedWeight
+from .schemes import INT8
 
 LATENT, PACKED, PACKED_INVERSE, FLOATS = "latent", "packed", "packed-inverse", "floats"
 PER_BYTE = 4
@@ -54,22 +54,8 @@ def decode_ternary(coding: str, stored: Tensor, scale: Tensor | None) -> Quantiz
         return ternarize(stored)
     if coding == FLOATS:
         rows = stored.float()
-        return quantize(rows, INT8.as_ternary)
+        return INT8.as_ternary.quantize(rows)
     assert scale is not None
     codes = unpack_ternary(stored)
     one = scale.float().reciprocal() if coding == PACKED_INVERSE else scale.float()
     return QuantizedWeight(codes, one.view(1, 1).expand(len(codes), 1).clone(), INT8.as_ternary)
-
-
-def recode(weight: Weight, scheme: Scheme) -> Weight:
-    """A ternary weight stored in another scheme: the same codes and scale, or their product in bfloat16.
-
-    For a scheme that is not ternary it is quantized like any float weight, -1 and 1 becoming the largest codes.
-    """
-    if not isinstance(weight, QuantizedWeight):
-        return weight
-    if not scheme.quantized:
-        return weight.dequantize().to(getattr(torch, scheme.dtype))
-    if not scheme.ternary:
-        return quantize(weight.dequantize(), scheme)
-    return QuantizedWeight(weight.codes.to(getattr(torch, scheme.dtype)), weight.scale, scheme)

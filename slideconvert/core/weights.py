@@ -22,6 +22,11 @@ def floats(weight: Weight) -> Tensor:
     return weight.float() if isinstance(weight, Tensor) else weight.dequantize()
 
 
+def comparable(weight: Weight) -> Tensor:
+    """What orders the weights of a row like their values: the floats themselves, or codes that share a scale."""
+    return weight if isinstance(weight, Tensor) else weight.comparable()
+
+
 def take_rows(weight: Weight, rows: slice) -> Weight:
     """Some rows of a weight."""
     if isinstance(weight, Tensor):

@@ -7,7 +7,7 @@ sha256 of every file, so a checkpoint explains and checks itself.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from .. import __version__
@@ -24,8 +24,7 @@ from .stored import Declared, StoredLinear, describe, format_of, layout_of
 class LinearRecord:
     """What was done to one linear. method is "" when nothing was pruned; on_codes: pruned after quantization; moved:
     by how many conversions, one after another, survivors were moved and not only rounded (calibration, training);
-    permuted: rows or columns stand in another order than in the source (orders.py); ternary: all weights are -1, 0 or 1
-    times the scale of their row."""
+    permuted: rows or columns stand in another order than in the source."""
 
     shape: tuple[int, int]
     scheme: Scheme
@@ -34,7 +33,6 @@ class LinearRecord:
     on_codes: bool = False
     moved: int = 0
     permuted: bool = False
-    ternary: bool = False
 
     def to_json(self, layout: str) -> dict[str, Any]:
         slid = layout_of(layout, self.scheme, self.pattern) == "slide"
@@ -48,7 +46,7 @@ class LinearRecord:
             **({"pruned_on": "codes"} if self.on_codes else {}),
             **({"moved": self.moved} if self.moved else {}),
             **({"permuted": True} if self.permuted else {}),
-            **({"ternary": True} if self.ternary else {}),
+            **({"ternary": True} if self.scheme.ternary else {}),
         }
 
 
@@ -106,7 +104,7 @@ def describe_linear(checkpoint: Checkpoint, record: Record | None, name: str) ->
     entry = record.linears.get(name) if record else None
     if entry:
         declared = Declared(entry.shape, entry.scheme, entry.pattern)
-        return describe(checkpoint, name, declared, ternary=FLOATS if entry.ternary else None)
+        return describe(checkpoint, name, declared, ternary=FLOATS if entry.scheme.ternary else None)
     return describe(checkpoint, name, None, ternary=None if record else bitnet_coding(checkpoint.config))
 
 
@@ -135,7 +133,6 @@ def _read_linear(entry: dict[str, Any]) -> LinearRecord:
         on_codes=entry.get("pruned_on") == "codes",
         moved=int(entry.get("moved", 0)),
         permuted=bool(entry.get("permuted", False)),
-        ternary=bool(entry.get("ternary", False)),
     )
 
 
@@ -197,7 +194,7 @@ def quantization_config(linears: dict[str, LinearRecord], untouched: list[str], 
     for name, linear in linears.items():
         if linear.scheme.quantized:
             storage = format_of(layout, linear.scheme, linear.pattern)
-            kinds.setdefault((replace(linear.scheme, ternary=False, qmax=1.0), storage), []).append(name)
+            kinds.setdefault((linear.scheme.unconstrained, storage), []).append(name)
     if not kinds:
         return None
     groups, ignore = {}, ["lm_head", *untouched]

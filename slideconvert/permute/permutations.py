@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from ..checkpoint.files import CHANNEL_ORDERS
 from ..checkpoint.reader import Checkpoint, read_json
-from ..core.quantize import QuantizedWeight, Weight
+from ..core.quantize import Weight
 from ..errors import InputError
 from ..models.architecture import HEADS, MLP_INNER, FreeChannels
 from ..models.families import architecture_of
@@ -40,15 +39,9 @@ def move(weight: Weight, order: Tensor, dimension: int) -> Weight:
     if len(order) != matrix.shape[dimension]:
         raise InputError(f"an order of {len(order)} channels does not fit a weight {list(matrix.shape)}")
     order = order.to(matrix.device)
-    if isinstance(weight, QuantizedWeight) and weight.scheme.grouped and dimension == 1:
-        return weight.dequantize().index_select(1, order)
-    moved = matrix.index_select(dimension, order)
     if isinstance(weight, Tensor):
-        return moved
-    if dimension == 1:
-        return replace(weight, codes=moved)
-    zero = None if weight.zero is None else weight.zero.index_select(0, order)
-    return replace(weight, codes=moved, scale=weight.scale.index_select(0, order), zero=zero)
+        return weight.index_select(dimension, order)
+    return weight.permute_columns(order) if dimension == 1 else weight.permute_rows(order)
 
 
 def permute_weight(submodule: str, weight: Weight, permutations: Permutations, free: Free) -> Weight:

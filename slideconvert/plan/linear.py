@@ -63,8 +63,8 @@ class LinearPlan:
     @property
     def whole(self) -> bool:
         """Whether its rows are chosen or stored together."""
-        grouped = self.scheme.grouped or self.stored.scheme.grouped
-        return grouped or not self.pattern.rows_independent
+        schemes = self.scheme.rows_independent and self.stored.scheme.rows_independent
+        return not (schemes and self.pattern.rows_independent)
 
     @property
     def weights(self) -> int:
@@ -140,7 +140,6 @@ def plan_linear(
         on_codes=(bool(method) and not solved and stored.scheme.quantized) or (before.on_codes if before else False),
         moved=(solved or trained) + (before.moved if before else 0),
         permuted=before is not None and before.permuted,
-        ternary=scheme.ternary,
     )
     outputs = stored_specs(name, stored.shape, scheme, pattern, layout, floats=floats, scale=scale)
     return LinearPlan(linear, stored, scheme, pattern, method, outputs, done, solved or trained)
@@ -154,14 +153,10 @@ def _scheme(config: LinearConfig, stored: StoredLinear) -> Scheme:
             f"{stored.name}: codes: {config.codes}, but its weights are not ternary",
             hint="only BitNet models have ternary weights: leave --codes out",
         )
-    if stored.scheme.ternary and scheme.grouped and config.codes != FULL:
-        raise InputError(
-            f"{stored.name}: its weights are ternary, and {scheme.name} has a scale for every group",
-            hint="use int8 or fp8, or codes: full",
-        )
-    if not stored.scheme.ternary or scheme.ternary:
-        return scheme if config.codes != FULL else replace(scheme, ternary=False)
-    return scheme if config.codes == FULL else scheme.as_ternary
+    if not stored.scheme.ternary or config.codes == FULL:
+        return scheme.unconstrained
+    scheme.check_ternary(stored.name)
+    return scheme.as_ternary
 
 
 def _method(name: str | None, pattern: Pattern, finds_codes: bool) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..core.patterns import GroupPattern, Pattern, parse_pattern
-from ..core.schemes import GROUP, W4A16, W8A16, Scheme, parse_scheme
+from ..core.schemes import W4A16, W8A16, Scheme, no_groups, parse_scheme
 from ..errors import InputError, pick
 from ..prune import METHODS, parse_method
 
@@ -61,14 +61,10 @@ class LinearConfig:
                 )
         elif self.row_cap is not None:
             raise InputError(f"{where}: row_cap without sparsity", hint="only whole groups are counted by row")
-        if scheme and scheme.grouped:
-            scheme = scheme.in_groups(size or GROUP, symmetric=bool(self.symmetric))
+        if scheme and (scheme.grouped or not self.takes_groups):
+            scheme = scheme.resized(size, self.symmetric, where)
         elif not self.takes_groups and (self.group_size is not None or self.symmetric is not None):
-            words = "group_size" if self.group_size is not None else "symmetric"
-            raise InputError(
-                f"{where}: {words}, but scheme {scheme.name if scheme else 'of the source'} has no groups",
-                hint="use w4a16, w4a8 or w8a16, or leave it out",
-            )
+            raise no_groups("group_size" if self.group_size is not None else "symmetric", "of the source", where)
         return replace(self, scheme=scheme, pattern=pattern)
 
     def _group_pattern(self, where: str) -> tuple[GroupPattern, int]:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ..core.patterns import BlockPattern
-from ..core.quantize import to_codes
 from ..core.schemes import Scheme
 
 
@@ -56,7 +55,7 @@ def prune_block(block: Block, choose: BlockPattern | None, scheme: Scheme | None
             block.made[column].copy_(rounded)
         else:
             scale = block.scale[column]
-            block.made[column].copy_(to_codes(now * kept[column] / scale, scheme, block.zero[column]))
+            block.made[column].copy_(scheme.to_codes(now * kept[column] / scale, block.zero[column]))
             rounded = block.made[column].float() * scale
         torch.div(now - rounded, diagonal[column], out=errors[column])
         values[column + 1 :].addr_(corner[column, column + 1 :], errors[column], alpha=-1)
@@ -69,7 +68,7 @@ class Replay:
         self, shape: tuple[int, int], choose: BlockPattern | None, scheme: Scheme | None, device: torch.device
     ) -> None:
         columns = shape[0]
-        dtype = getattr(torch, scheme.dtype) if scheme else torch.float32
+        dtype = scheme.torch_dtype if scheme else torch.float32
         self._block = Block(
             values=torch.zeros(shape, device=device),
             kept=torch.ones(shape, device=device),

@@ -7,11 +7,10 @@ from dataclasses import replace
 from torch import Tensor
 
 from ..core.patterns import BlockPattern, Pattern
-from ..core.quantize import QuantizedWeight, Weight, quantize
+from ..core.quantize import Weight
 from ..core.schemes import Scheme
 from ..core.select import apply_mask
-from ..core.ternary import recode
-from ..core.weights import floats, values
+from ..core.weights import comparable, values
 from . import METHODS
 
 
@@ -27,18 +26,7 @@ def compress_directly(
     mask = METHODS[method].mask if method else None
     if mask:
         assert isinstance(pattern, BlockPattern)
-        keep = mask(_sizes(source) if latent is None else latent, pattern)
+        keep = mask(comparable(source) if latent is None else latent, pattern)
         survivors = apply_mask(values(source), keep)
         pruned = weight = survivors if isinstance(source, Tensor) else replace(source, codes=survivors)
-    if isinstance(weight, QuantizedWeight) and weight.scheme.ternary:
-        weight = recode(weight, scheme)
-    elif scheme.quantized and isinstance(weight, Tensor):
-        weight = quantize(weight, scheme)
-    return pruned, weight
-
-
-def _sizes(source: Weight) -> Tensor:
-    """What is compared among the weights of a row: the floats, or codes that have the row's scale in common."""
-    if isinstance(source, QuantizedWeight) and source.scheme.grouped:
-        return floats(source)
-    return values(source)
+    return pruned, scheme.store(weight)

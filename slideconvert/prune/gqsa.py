@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ..core.patterns import GroupPattern, Pattern
-from ..core.quantize import quantize
 from ..core.schemes import Scheme
 from ..core.select import apply_mask
 from .groups import saliency as group_saliency
@@ -29,4 +28,4 @@ def saliency(
     weight = torch.where(damped.dead, torch.zeros_like(weight), weight)
     keep = pattern.select(group_saliency(weight, damped, pattern))
     pruned = apply_mask(weight, keep)
-    return Solved(quantize(pruned, scheme) if scheme.quantized else pruned, damped.notes)
+    return Solved(scheme.store(pruned), damped.notes)

@@ -10,7 +10,6 @@ from typing import Protocol
 from torch import Tensor
 
 from ..core.patterns import BlockPattern, Pattern
-from ..core.quantize import quantize
 from ..core.schemes import Scheme
 from ..core.select import apply_mask
 from ..errors import pick
@@ -66,7 +65,7 @@ def _wanda(
     """Wanda's mask, survivors rounded to nearest. Ternary weights are weighed by their latent."""
     assert isinstance(pattern, BlockPattern)
     pruned = apply_mask(weight, wanda(weight if latent is None else latent, statistics.whole.norms, pattern))
-    return Solved(quantize(pruned, scheme) if scheme.quantized else pruned)
+    return Solved(scheme.store(pruned))
 
 
 METHODS = {

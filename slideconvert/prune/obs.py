@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..core.patterns import BlockPattern, GroupPattern, Pattern
-from ..core.quantize import Grid, QuantizedWeight, Weight, channel_scale, grid_of, to_codes
+from ..core.quantize import Grid, QuantizedWeight, Weight
 from ..core.schemes import Scheme
 from ..core.select import apply_mask
 from .alps import alps_mask
@@ -49,7 +49,7 @@ def hessian(
     """SparseGPT, joint with rounding in one sweep. weight [N, K] float32."""
     assert isinstance(pattern, BlockPattern)
     damped, weight = _prepared(weight, statistics.whole)
-    grid = grid_of(weight, scheme) if scheme.quantized else None
+    grid = scheme.grid(weight) if scheme.quantized else None
     made, _ = sweep(weight, damped.gram, group_order(weight, damped, pattern), choose=pattern, grid=grid)
     return Solved(made, damped.notes)
 
@@ -87,10 +87,10 @@ def obs(
     if not scheme.ternary:
         return Solved(on_mask(fitted, keep, damped, scheme), notes)
     assert isinstance(pattern, BlockPattern)
-    rounded = on_mask(fitted, keep, damped, scheme, Grid(scheme, channel_scale(weight, scheme)))
+    rounded = on_mask(fitted, keep, damped, scheme, scheme.grid(weight))
     assert isinstance(rounded, QuantizedWeight)
     codes, scale = descend(rounded.codes.float(), rounded.scale, target, damped.gram, pattern, latent)
-    return Solved(QuantizedWeight(to_codes(codes, scheme), scale, scheme), notes)
+    return Solved(QuantizedWeight(scheme.to_codes(codes), scale, scheme), notes)
 
 
 def _mask(target: Tensor, damped: Damped, pattern: Pattern, *, admm: bool) -> tuple[Tensor, Tensor]:
@@ -114,7 +114,7 @@ def on_mask(weight: Tensor, keep: Tensor, damped: Damped, scheme: Scheme, grid: 
     """
     if not scheme.quantized:
         return apply_mask(weight, keep)
-    made, _ = sweep(weight, damped.gram, column_order(damped), keep=keep, grid=grid or grid_of(weight * keep, scheme))
+    made, _ = sweep(weight, damped.gram, column_order(damped), keep=keep, grid=grid or scheme.grid(weight * keep))
     return made
 
 

@@ -130,8 +130,8 @@ def sweep(
     kept = torch.ones_like(work) if keep is None else keep.T[order].float()
     step = BLOCK // choose.block * choose.block if choose and choose.prunes else BLOCK
     scheme = grid.scheme if grid else None
-    made = torch.zeros(columns, rows, dtype=getattr(torch, scheme.dtype) if scheme else work.dtype, device=work.device)
-    scale, zero = grid.visited(order) if grid else (torch.ones(1, 1, device=work.device).expand_as(work),) * 2
+    made = torch.zeros(columns, rows, dtype=scheme.torch_dtype if scheme else work.dtype, device=work.device)
+    scale, zero = grid.by_visit(order) if grid else (torch.ones(1, 1, device=work.device).expand_as(work),) * 2
     for start in range(0, columns, step):
         here = slice(start, min(start + step, columns))
         errors = torch.empty_like(work[here])

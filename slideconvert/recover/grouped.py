@@ -101,7 +101,7 @@ class GroupedLinear(nn.Module):
             points = torch.full((rows * count,), self.scheme.middle, dtype=torch.uint8, device=self.scale.device)
             points[self.groups] = zero.to(torch.uint8)[:, 0]
             points = points.view(rows, count)
-        made = codes.view(rows, columns).to(getattr(torch, self.scheme.dtype))
+        made = codes.view(rows, columns).to(self.scheme.torch_dtype)
         return QuantizedWeight(made, scale.view(rows, count), self.scheme, points)
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ..core.quantize import QuantizedWeight, Weight, to_codes
+from ..core.quantize import QuantizedWeight, Weight
 from ..core.ternary import ternarize
 from ..core.weights import floats
 from .grouped import FrozenGroups, GroupedLinear, TrainedGroups
@@ -63,7 +63,7 @@ class SurvivorLinear(nn.Module):
     def _rounded(self, kept: Tensor) -> Weight:
         """The latent weight as it is stored, before the gain."""
         if isinstance(self.start, QuantizedWeight):
-            return replace(self.start, codes=to_codes(kept / self.scale, self.start.scheme))
+            return replace(self.start, codes=self.start.scheme.to_codes(kept / self.scale))
         return kept.to(self.start.dtype)
 
     def forward(self, inputs: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tenso
     CompressedTensorsLinearMethod,
 )
 
-from ..core.schemes import PACK, SCHEMES
+from ..core.schemes import SCHEMES, W4A16
 from ..errors import InputError
 from ..kernels.backends.choose import BACKENDS
 from ..kernels.group_backends import GROUP_BACKENDS
@@ -67,7 +67,7 @@ class SlideSparseConfig(CompressedTensorsConfig):
             if stored == SLIDE_FORMAT:
                 group["format"] = DENSE[group["weights"]["type"]]
             elif stored == GQS_FORMAT:
-                group["format"] = PACK
+                group["format"] = W4A16.ct_format
         return super().from_config(config)
 
     def maybe_update_config(self, model_name: str, hf_config: Any = None, revision: str | None = None) -> None:

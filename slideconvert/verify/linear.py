@@ -18,7 +18,6 @@ from ..errors import InputError, SlideConvertError
 from ..formats.record import Record, describe_linear
 from ..formats.stored import StoredLinear, layout_of, stored_tensors
 from ..kernels.planes import bits, blocks, negative, nonzero
-from ..kernels.sparse_gemm.reference import code_floats
 from ..models.architecture import Linear
 from ..models.families import architecture_of
 from ..permute.permutations import Permutations, permute_weight
@@ -78,11 +77,11 @@ def verify_linear(ours: Side, source: Side | None, device: str, linear: Linear) 
             raise InputError(f"{name}: shape {list(stored.shape)}, the source has {list(original.shape)}")
         parts = _read(ours, stored)
         theirs = source.weight(linear, original).to(device) if source and original else None
-        whole = [stored.scheme, *([original.scheme] if original else [])]
-        together = any(scheme.grouped for scheme in whole) or not stored.pattern.rows_independent
-        for rows in [slice(0, stored.shape[0])] if together else blocks(*stored.shape, device):
+        schemes = [stored.scheme, *([original.scheme] if original else [])]
+        alone = stored.pattern.rows_independent and all(scheme.rows_independent for scheme in schemes)
+        for rows in blocks(*stored.shape, device) if alone else [slice(0, stored.shape[0])]:
             where = name if not rows.start else f"{name} (rows counted from {rows.start})"
-            block = {part: (tensor if together else tensor[rows]).to(device) for part, tensor in parts.items()}
+            block = {part: (tensor[rows] if alone else tensor).to(device) for part, tensor in parts.items()}
             weight = stored.decode(block, where)
             _check_weight(stored, block, weight, where)
             found += Tally(nonzeros=(0, 0, nonzeros(weight)))
@@ -142,22 +141,14 @@ def _check_weight(stored: StoredLinear, block: dict[str, Tensor], weight: Weight
         return
     if not float(weight.scale.amin()) > 0:
         raise InputError(f"{where}: weight_scale is not positive everywhere")
-    if stored.scheme.ternary and not _is_ternary(stored, block, weight):
+    weight.scheme.check_codes(weight.codes, where)
+    if stored.coding and not torch.equal(block[stored.tensors[0].name].float(), floats(weight)):
         raise InputError(f"{where}: the record says ternary, but not all weights are -1, 0 or 1 times the row's scale")
-    if stored.scheme.ct_type == "float" and int(bits(weight.codes).amin()) == -128:
-        raise InputError(f"{where}: a zero is stored as -0 (byte 0x80)")
     if stored.layout == "slide" or stored.scheme.grouped:
         # Packed form is canonical: the codes, slid and packed again, must give the very bytes that were read.
         for tensor, again in stored_tensors(stored.name, weight, stored.pattern, stored.layout).items():
             if not torch.equal(bits(again), bits(block[tensor].view(again.shape))):
                 raise InputError(f"{where}: {tensor} is not the canonical packing of its weights")
-
-
-def _is_ternary(stored: StoredLinear, block: dict[str, Tensor], weight: QuantizedWeight) -> bool:
-    if stored.coding:
-        return torch.equal(block[stored.tensors[0].name].float(), floats(weight))
-    size = code_floats(weight.codes).abs()
-    return torch.equal(size, (size != 0).float())
 
 
 def _moved_since(ours: Side, source: Side, name: str) -> bool:
@@ -199,17 +190,8 @@ def _check_against(stored: StoredLinear, before: Weight, weight: Weight, pattern
 
 
 def _rounding(stored: StoredLinear, before: Weight, weight: Weight, old: Tensor) -> Tensor:
-    """The largest error that rounding to the scheme can make, per weight; 0 where nothing was to be rounded."""
-    if not isinstance(weight, QuantizedWeight):
+    """The largest error that storing may make, per weight; 0 where nothing was to be rounded."""
+    if stored.scheme.keeps(before):
         return torch.zeros_like(old)
-    regrouped = weight.scheme.grouped and isinstance(before, QuantizedWeight) and not before.scheme.grouped
-    if isinstance(before, QuantizedWeight) and before.scheme.ternary >= weight.scheme.ternary and not regrouped:
-        # Codes stay codes. The scale of ternary ones stored as floats has the digits of bfloat16.
-        return old.abs() * (2**-8 * ROUNDING_SLACK) if stored.coding else torch.zeros_like(old)
-    scale = weight.scale.float()
-    if weight.scheme.grouped:
-        return scale.repeat_interleave(weight.scheme.group, 1) * (0.5 * ROUNDING_SLACK)
-    if weight.scheme.ct_type == "int":
-        return scale * (0.5 * ROUNDING_SLACK)
-    # E4M3 has three mantissa bits: half a step is at most 2**-4 of the value, and 2**-10 among the subnormals.
-    return torch.maximum(old.abs() * 2**-4, scale * 2**-10) * ROUNDING_SLACK
+    scale = weight.scale.float() if isinstance(weight, QuantizedWeight) else torch.ones((), device=old.device)
+    return stored.scheme.rounding_error(old, scale) * ROUNDING_SLACK

@@ -21,7 +21,7 @@ from slideconvert.calibrate.store import LayerStore
 from slideconvert.checkpoint.reader import Checkpoint
 from slideconvert.convert.pipeline import convert
 from slideconvert.core.patterns import BlockPattern
-from slideconvert.core.quantize import QuantizedWeight, quantize
+from slideconvert.core.quantize import QuantizedWeight
 from slideconvert.core.schemes import FP8, INT8
 from slideconvert.core.ternary import ternarize, unpack_ternary
 from slideconvert.core.weights import floats
@@ -349,6 +349,16 @@ def test_full_codes_unpruned_are_the_same_weights(cli: Cli, tmp_path: Path, mode
         torch.testing.assert_close(made.dequantize(), torch.from_numpy(codes * scale), rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("scheme", ["int8", "fp8", "bf16"])
+def test_full_codes_without_calibration_are_verified(cli: Cli, tmp_path: Path, model: Path, scheme: str) -> None:
+    """The largest code times its scale is the source's magnitude up to rounding, not to the bit; bfloat16 has fewer
+    digits than the scale."""
+    out = tmp_path / "out"
+    assert cli("convert", model, out, "--method", "magnitude", "--codes", "full", "--scheme", scheme).code == 0
+    verdict = cli("verify", out, "--source", model)
+    assert verdict.code == 0, verdict.err
+
+
 def test_codes_are_for_ternary_weights(cli: Cli, tmp_path: Path) -> None:
     source = write_model(tmp_path / "llama")
     for codes, words in (("full", ("not ternary", "leave --codes out")), ("fulll", ("full",))):
@@ -442,7 +452,7 @@ def test_the_gain_learns_by_the_rounded_weights() -> None:
 
 def test_a_kept_layer_stays_ternary(tmp_path: Path) -> None:
     """What calibration lays down for resuming comes back as it was."""
-    weight = quantize(torch.tensor([[0.5, -0.5, 0.0], [0.0, 2.0, -2.0]]), INT8.as_ternary)
+    weight = INT8.as_ternary.quantize(torch.tensor([[0.5, -0.5, 0.0], [0.0, 2.0, -2.0]]))
     store = LayerStore(tmp_path, "layer")
     store.save(0, LayerResult(weights={"mlp.up_proj": weight}))
     loaded = store.load(0)

@@ -18,7 +18,7 @@ from slideconvert.calibrate.run import RunSettings
 from slideconvert.calibrate.store import LayerStore
 from slideconvert.cli import main
 from slideconvert.convert.pipeline import convert
-from slideconvert.core.quantize import QuantizedWeight, quantize
+from slideconvert.core.quantize import QuantizedWeight
 from slideconvert.core.schemes import SCHEMES
 from slideconvert.errors import InputError
 from slideconvert.plan.presets import PRESETS
@@ -158,8 +158,8 @@ def test_a_layer_comes_back_as_it_was_kept(tmp_path: Path) -> None:
     weight = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
     kept = LayerResult(
         weights={
-            "self_attn.q_proj": quantize(weight, SCHEMES["int8"]),
-            "self_attn.codes": quantize(weight, SCHEMES["fp8"]),
+            "self_attn.q_proj": SCHEMES["int8"].quantize(weight),
+            "self_attn.codes": SCHEMES["fp8"].quantize(weight),
             "mlp.up_proj": weight.bfloat16(),
             "mlp.down_proj": weight.T.half(),
         },

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from slideconvert.core.quantize import Grid, QuantizedWeight, group_grid, quantize
+from slideconvert.core.quantize import Grid, QuantizedWeight
 from slideconvert.core.schemes import GROUP_SIZES, SCHEMES, Scheme
 from slideconvert.core.weights import floats
 from slideconvert.errors import InputError
@@ -59,7 +59,7 @@ def rows_of_kinds(size: int, seed: int = 0) -> NDArray[np.float32]:
 @pytest.mark.parametrize("size", GROUP_SIZES)
 def test_grid_and_codes_are_the_twins(size: int, bits: int, symmetric: bool) -> None:
     weight = rows_of_kinds(size)
-    made = quantize(torch.from_numpy(weight), scheme_of(bits, size, symmetric=symmetric))
+    made = scheme_of(bits, size, symmetric=symmetric).quantize(torch.from_numpy(weight))
     scale, zero = twin.grids(weight, size, bits, symmetric=symmetric)
     assert made.scale.dtype == torch.bfloat16
     np.testing.assert_array_equal(made.scale.float().numpy(), scale)
@@ -89,7 +89,7 @@ def weights(draw: st.DrawFn) -> NDArray[np.float32]:
 def test_laws_of_the_grid(weight: NDArray[np.float32], bits: int, symmetric: bool, data: st.DataObject) -> None:
     size = data.draw(st.sampled_from([size for size in GROUP_SIZES if weight.shape[1] % size == 0]))
     scheme = scheme_of(bits, size, symmetric=symmetric)
-    made = quantize(torch.from_numpy(weight), scheme)
+    made = scheme.quantize(torch.from_numpy(weight))
     stored = made.codes.int().numpy() + (
         scheme.middle if made.zero is None else made.zero.int().repeat_interleave(size, 1).numpy()
     )
@@ -115,7 +115,7 @@ def test_words_of_the_schemes(name: str) -> None:
     assert (scheme.bits, scheme.activation_bits) == (int(name[1]), int(name[3:]))
     assert (scheme.top, scheme.middle) == {4: (15, 8), 8: (255, 128)}[scheme.bits]
     assert scheme.group == 8 and scheme.symmetric is False and GROUPED[name].group == 128
-    weight = quantize(torch.randn(2, 16, generator=torch.Generator().manual_seed(0)), scheme)
+    weight = scheme.quantize(torch.randn(2, 16, generator=torch.Generator().manual_seed(0)))
     group = scheme.config_group(["Linear"], "pack-quantized")
     assert group["weights"] == {
         "num_bits": scheme.bits,
@@ -140,7 +140,7 @@ def test_sizes_of_groups(size: int) -> None:
 def test_a_grid_may_be_shared_by_other_weights(bits: int, symmetric: bool) -> None:
     """Rounding saturates at both ends of the grid and leaves the weights that it is given alone."""
     scheme = scheme_of(bits, 4, symmetric=symmetric)
-    grid = group_grid(torch.tensor([[-1.0, 0.5, 2.0, 0.1, 1.0, 1.0, 1.0, 1.0]]), scheme)
+    grid = scheme.grid(torch.tensor([[-1.0, 0.5, 2.0, 0.1, 1.0, 1.0, 1.0, 1.0]]))
     others = torch.tensor([[-100.0, 100.0, 0.0, -0.0, -100.0, 100.0, 0.0, -0.0]])
     before = others.clone()
     made = grid.round(others)
@@ -157,7 +157,7 @@ def test_rows_do_not_know_of_each_other(symmetric: bool) -> None:
     """More rows than are rounded at once."""
     weight = torch.randn(5000, 64, generator=torch.Generator().manual_seed(0))
     scheme = scheme_of(4, 16, symmetric=symmetric)
-    whole, part = quantize(weight, scheme), quantize(weight[4321:4323], scheme)
+    whole, part = scheme.quantize(weight), scheme.quantize(weight[4321:4323])
     rows: Any = whole.grid.take_rows(slice(4321, 4323))
     assert torch.equal(whole.codes[4321:4323], part.codes) and torch.equal(rows.scale, part.scale)
     assert symmetric or torch.equal(rows.zero, part.zero)
@@ -167,7 +167,7 @@ def test_rows_do_not_know_of_each_other(symmetric: bool) -> None:
 @BITS
 def test_rows_and_columns_that_move_keep_what_they_mean(bits: int, symmetric: bool) -> None:
     """Channels in another order: rows take scales and zero points along, columns leave their groups, and codes."""
-    weight = quantize(torch.from_numpy(rows_of_kinds(8)), scheme_of(bits, 8, symmetric=symmetric))
+    weight = scheme_of(bits, 8, symmetric=symmetric).quantize(torch.from_numpy(rows_of_kinds(8)))
     for dimension, count in enumerate(weight.codes.shape):
         order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
         moved = move(weight, order, dimension)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from slideconvert.core.patterns import BlockPattern, GroupPattern, Pattern, parse_pattern
-from slideconvert.core.quantize import QuantizedWeight, grid_of
+from slideconvert.core.quantize import QuantizedWeight
 from slideconvert.core.schemes import BF16
 from slideconvert.errors import InputError, PatternError
 from slideconvert.prune import METHODS
@@ -253,7 +253,7 @@ def test_sweep_on_a_grid_of_groups_is_gptq(size: int, columns: int, bits: int, s
     one, scheme = layer(12, columns, size + bits), scheme_of(bits, size, symmetric=symmetric)
     groups = torch.rand(12, columns // size, generator=torch.Generator().manual_seed(1)) < 0.6
     keep = groups.repeat_interleave(size, 1)
-    grid, order = grid_of(one.weight * keep, scheme), column_order(one.damped)
+    grid, order = scheme.grid(one.weight * keep), column_order(one.damped)
     assert order.tolist() != list(range(columns))
     scale = grid.scale.float().numpy()
     zero = np.full(scale.shape, scheme.middle) if grid.zero is None else grid.zero.long().numpy()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from slideconvert.core.patterns import BlockPattern, GroupPattern
-from slideconvert.core.quantize import QuantizedWeight, quantize
+from slideconvert.core.quantize import QuantizedWeight
 from slideconvert.core.schemes import GROUP_SIZES, INT8
 from slideconvert.formats.stored import group_spec
 from slideconvert.kernels.groups import canonical
@@ -28,7 +28,7 @@ def start(bits: int = 4, *, symmetric: bool = False, size: int = SIZE, seed: int
     """Half of the groups of a random weight."""
     weight = torch.randn(ROWS, COLUMNS, generator=torch.Generator().manual_seed(seed))
     pattern = GroupPattern(size, 0.5)
-    return quantize(weight * pattern.select_largest(weight), scheme_of(bits, size, symmetric=symmetric))
+    return scheme_of(bits, size, symmetric=symmetric).quantize(weight * pattern.select_largest(weight))
 
 
 def inputs(seed: int = 2) -> Tensor:
@@ -69,7 +69,7 @@ def test_it_starts_at_what_is_served(stage: type[GroupedLinear], bits: int, symm
 def test_it_starts_at_weights_of_all_kinds(stage: type[GroupedLinear], size: int, bits: int, symmetric: bool) -> None:
     """Groups of zeros, of huge weights and of tiny ones among them, bit for bit as files have them. Groups too small to
     train are as good as zero."""
-    weight = quantize(torch.from_numpy(rows_of_kinds(size)), scheme_of(bits, size, symmetric=symmetric))
+    weight = scheme_of(bits, size, symmetric=symmetric).quantize(torch.from_numpy(rows_of_kinds(size)))
     rows, columns = weight.codes.shape
     spec = group_spec((rows, columns), weight.scheme, GroupPattern(size, 0.0))
     scale, zero = canonical(weight.codes, weight.scale, weight.zero, spec)
@@ -289,7 +289,7 @@ def test_linears_are_put_in_place_by_kind_and_stage() -> None:
     parent = nn.ModuleDict({name: nn.Linear(COLUMNS, ROWS) for name in "abc"})
     biases = {name: parent.get_submodule(name).bias for name in "abc"}
     masked = start().dequantize()
-    weights = {"a": start(), "b": start(8, symmetric=True), "c": quantize(masked, INT8)}
+    weights = {"a": start(), "b": start(8, symmetric=True), "c": INT8.quantize(masked)}
     for frozen, stage in ((False, TrainedGroups), (True, FrozenGroups)):
         made = make_trainable(parent, weights, {}, frozen=frozen, masked={"b", "c"})
         for name in "ab":
@@ -307,7 +307,7 @@ def test_zeros_of_two_in_l_stay_zeros(stage: type[GroupedLinear], bits: int, sym
     """Where single weights were pruned, zero points that move must not wake them, and scales not learn from them."""
     dense = torch.randn(ROWS, COLUMNS, generator=torch.Generator().manual_seed(1))
     keep = BlockPattern(8).select(dense.abs())
-    weight, x = quantize(dense * keep, scheme_of(bits, SIZE, symmetric=symmetric)), inputs()
+    weight, x = scheme_of(bits, SIZE, symmetric=symmetric).quantize(dense * keep), inputs()
     linear, plain = stage(weight, None, masked=True), stage(weight, None)
     assert torch.equal(linear(x), plain(x)) and torch.equal(linear.weight().codes, weight.codes)
     gone = weight.codes == 0
@@ -340,7 +340,7 @@ def test_zeros_of_two_in_l_stay_zeros(stage: type[GroupedLinear], bits: int, sym
 
 
 def test_a_linear_of_which_nothing_is_left() -> None:
-    weight = quantize(torch.zeros(4, 16), scheme_of(4, 8, symmetric=False))
+    weight = scheme_of(4, 8, symmetric=False).quantize(torch.zeros(4, 16))
     for stage in (TrainedGroups, FrozenGroups):
         linear = stage(weight, None)
         assert not linear(torch.ones(2, 16)).any() and not linear.weight().codes.any()

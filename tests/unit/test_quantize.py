@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from slideconvert.core.quantize import QuantizedWeight, channel_scale, quantize
+from slideconvert.core.quantize import QuantizedWeight
 from slideconvert.core.schemes import BF16, FP8, INT8, Scheme, parse_scheme
 from slideconvert.errors import InputError
 from slideconvert.kernels import planes
@@ -24,7 +24,7 @@ VALUES = torch.tensor([twin.e4m3_value(byte) for byte in twin.FINITE])
 
 def assert_equals_the_twin(weight: Tensor, scheme: Scheme) -> None:
     codes, scale = twin.quantize(weight.float().numpy(), scheme.name)
-    found = quantize(weight, scheme)
+    found = scheme.quantize(weight)
     assert (found.codes.dtype, found.scale.dtype) == (getattr(torch, scheme.dtype), torch.float32)
     np.testing.assert_array_equal(raw(found.scale), scale.view(np.int32)[:, None])
     np.testing.assert_array_equal(raw(found.codes), codes.view(np.int8))
@@ -60,14 +60,14 @@ def test_a_single_outlier_equals_the_twin(scheme: Scheme) -> None:
     weight = torch.randn(4, 30, generator=torch.Generator().manual_seed(1))
     weight[1, 7], weight[2, 0] = -1000, 1e9
     assert_equals_the_twin(weight, scheme)
-    assert quantize(weight, scheme).codes[2].float().tolist() == [scheme.qmax] + [0.0] * 29
+    assert scheme.quantize(weight).codes[2].float().tolist() == [scheme.qmax] + [0.0] * 29
 
 
 @BOTH
 def test_rows_do_not_influence_each_other_and_zero_rows_have_scale_one(scheme: Scheme) -> None:
     weight = torch.tensor([[0.0, -0.0, 0.0], [1e-38, 0.0, -1e-39], [3e38, 1.0, -3e38], [0.0, 0.0, -2.0]])
     assert_equals_the_twin(weight, scheme)
-    found = quantize(weight, scheme)
+    found = scheme.quantize(weight)
     assert found.scale[0].item() == 1 and bits_of(found)[0] == [0, 0, 0]
 
 
@@ -84,13 +84,13 @@ def test_any_weight_equals_the_twin(scheme: Scheme, rows: int, columns: int, pow
 
 def test_int8_halves_round_to_even() -> None:
     row = [127.0, 0.5, 1.5, 2.5, 3.5, 125.5, 126.5, -0.5, -1.5, -2.5, -126.5, -127.0]
-    found = quantize(torch.tensor([row]), INT8)
+    found = INT8.quantize(torch.tensor([row]))
     assert found.scale.item() == 1
     assert found.codes.tolist() == [[127, 0, 2, 2, 4, 126, 126, 0, -2, -2, -126, -127]]
 
 
 def test_fp8_numbers_stand_for_themselves() -> None:
-    found = quantize(VALUES[None], FP8)
+    found = FP8.quantize(VALUES[None])
     assert found.scale.item() == 1
     assert bits_of(found) == [[0 if byte == 0x80 else byte for byte in twin.FINITE]]
 
@@ -105,14 +105,14 @@ def test_fp8_halves_round_to_the_even_mantissa(sign: int) -> None:
     lower = np.arange(126)
     expected = np.concatenate([[126], lower + lower % 2, lower, lower + 1])
     negative = 128 * ((sign < 0) & (expected > 0))
-    assert bits_of(quantize(row[None], FP8)) == [(expected + negative).tolist()]
+    assert bits_of(FP8.quantize(row[None])) == [(expected + negative).tolist()]
 
 
 @BOTH
 def test_scale_is_absmax_over_qmax_in_float32(scheme: Scheme) -> None:
     weight = torch.randn(64, 9, generator=torch.Generator().manual_seed(2)).bfloat16()
     expected = [np.float32(max(abs(row))) / np.float32(scheme.qmax) for row in weight.float().numpy()]
-    assert channel_scale(weight, scheme)[:, 0].tolist() == expected
+    assert scheme.grid(weight).scale[:, 0].tolist() == expected
     assert {INT8: 127, FP8: 448}[scheme] == scheme.qmax
 
 
@@ -120,8 +120,8 @@ def test_scale_is_absmax_over_qmax_in_float32(scheme: Scheme) -> None:
 @BOTH
 def test_scale_is_never_subnormal(absmax: float, scheme: Scheme) -> None:
     weight = torch.tensor([[absmax, 0.0]])
-    assert channel_scale(weight, scheme).item() == 2.0**-126
-    code = quantize(weight, scheme).codes[0, 0].float().item()
+    assert scheme.grid(weight).scale.item() == 2.0**-126
+    code = scheme.quantize(weight).codes[0, 0].float().item()
     assert abs(code * 2.0**-126 - weight[0, 0].double().item()) <= 2.0**-127
 
 
@@ -136,7 +136,7 @@ def test_error_is_at_most_half_a_step(scheme: Scheme, exponent: int) -> None:
     On top of it only the rounding of w / scale to float32, 2^-24 of at most qmax.
     """
     weight = torch.randn(50, 60, generator=torch.Generator().manual_seed(3)) * 2.0**exponent
-    found = quantize(weight, scheme)
+    found = scheme.quantize(weight)
     in_scales = weight.double() / found.scale.double()
     codes = found.codes.double()
     gap = torch.ones_like(codes)
@@ -150,10 +150,10 @@ def test_the_grid_is_symmetric_and_zeros_are_plain() -> None:
     weight = torch.randn(200, 50, generator=torch.Generator().manual_seed(4))
     weight[:, 0], weight[:, 1] = -1000, -0.0
     for scheme in (INT8, FP8):
-        codes = quantize(weight, scheme).codes
+        codes = scheme.quantize(weight).codes
         assert 0x80 not in codes.view(torch.uint8)
         assert (codes.float()[:, 0] == -scheme.qmax).all() and (raw(codes) == 0).sum() > 200
-        np.testing.assert_array_equal(raw(quantize(-weight, scheme).codes.float()), raw(0 - codes.float()))
+        np.testing.assert_array_equal(raw(scheme.quantize(-weight).codes.float()), raw(0 - codes.float()))
 
 
 @BOTH
@@ -168,9 +168,9 @@ def test_dequantize_multiplies_codes_by_the_row_scale(scheme: Scheme) -> None:
 @BOTH
 def test_blocks_of_rows_and_the_weight_itself_stay_the_same(scheme: Scheme, monkeypatch: pytest.MonkeyPatch) -> None:
     weight = torch.randn(9, 31, generator=torch.Generator().manual_seed(5))
-    before, whole = weight.clone(), quantize(weight, scheme)
+    before, whole = weight.clone(), scheme.quantize(weight)
     monkeypatch.setitem(planes.BLOCK_WEIGHTS, "cpu", 70)
-    found = quantize(weight, scheme)
+    found = scheme.quantize(weight)
     assert bits_of(found) == bits_of(whole) and torch.equal(found.scale, whole.scale)
     assert torch.equal(weight, before)
 
@@ -184,7 +184,7 @@ def test_codes_as_floats() -> None:
 
 def test_unquantized_weights_have_no_codes() -> None:
     with pytest.raises(InputError, match="scheme bf16 has no codes"):
-        quantize(torch.ones(1, 1), BF16)
+        BF16.quantize(torch.ones(1, 1))
 
 
 def test_schemes_by_name() -> None:

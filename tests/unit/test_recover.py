@@ -24,7 +24,7 @@ from slideconvert.calibrate.store import LayerStore
 from slideconvert.calibrate.tokens import calibration_tokens
 from slideconvert.convert.pipeline import convert
 from slideconvert.core.patterns import BlockPattern
-from slideconvert.core.quantize import QuantizedWeight, Weight, quantize
+from slideconvert.core.quantize import QuantizedWeight, Weight
 from slideconvert.core.schemes import SCHEMES, Scheme
 from slideconvert.core.select import apply_mask
 from slideconvert.plan.plan import Plan
@@ -41,7 +41,7 @@ def start(scheme: Scheme, rows: int = 24, columns: int = 40) -> Weight:
     """A pruned weight in a scheme."""
     weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(1)).bfloat16()
     pruned = apply_mask(weight, magnitude(weight, BlockPattern(6)))
-    return quantize(pruned, scheme) if scheme.quantized else pruned
+    return scheme.quantize(pruned) if scheme.quantized else pruned
 
 
 def inputs(tokens: int = 50, columns: int = 40) -> Tensor:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from slideconvert.core.patterns import ALL, LENGTHS, BlockPattern
-from slideconvert.core.quantize import QuantizedWeight, Weight, channel_scale
+from slideconvert.core.quantize import QuantizedWeight, Weight
 from slideconvert.core.schemes import INT8, SCHEMES, Scheme
 from slideconvert.core.select import apply_mask
 from slideconvert.core.weights import floats
@@ -42,7 +42,7 @@ SOLVERS = [method for method in METHODS.values() if method.calibrated and not me
 
 
 def grid_of(weight: Tensor, scheme: Scheme) -> Grid | None:
-    return Grid(scheme, channel_scale(weight, scheme)) if scheme.quantized else None
+    return scheme.grid(weight) if scheme.quantized else None
 
 
 def for_twin(grid: Grid | None) -> pruning.Grid | None:
@@ -206,7 +206,7 @@ def test_sweep_keeps_the_pattern_at_the_widths_of_real_models(
     weight = torch.randn(2, columns, generator=torch.Generator().manual_seed(0))
     order, pattern = groups_shuffled(columns, length), BlockPattern(length)
     ones = torch.ones(()).expand(columns, columns)
-    made, keep = sweep(weight, ones, order, choose=pattern, grid=Grid(INT8, channel_scale(weight, INT8)))
+    made, keep = sweep(weight, ones, order, choose=pattern, grid=INT8.grid(weight))
     assert_law(keep, pattern)
     assert isinstance(made, QuantizedWeight)
     pattern.check(made.codes, "w")
@@ -502,7 +502,7 @@ def test_recorded_blocks_are_those_that_are_run(
         weight = torch.randn(rows, 200, generator=generator).cuda()
         words: dict[str, Any] = {"choose": BlockPattern(length)} if length else {"keep": weight > 0}
         if scheme:
-            words["grid"] = Grid(SCHEMES[scheme], channel_scale(weight, SCHEMES[scheme]))
+            words["grid"] = SCHEMES[scheme].grid(weight)
         order = group_order(weight, damped, BlockPattern(length)) if length else column_order(damped)
         found = sweep(weight, damped.gram, order, **words)
         with monkeypatch.context() as patch:

@@ -1,0 +1,56 @@
+"""Number schemes: how a weight and its activations are stored and scaled.
+
+The weight is code * scale in every scheme, and zero is code 0. Schemes are constants; what differs between their
+kinds are methods of their types.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...errors import pick
+from .base import Scheme, no_groups
+from .channel import FP8, INT8, ChannelScheme
+from .floats import FloatScheme
+from .groups import GROUP, GROUP_SIZES, GroupScheme, fitting_sizes
+
+BF16 = FloatScheme("bf16", "bfloat16", 16)
+W4A16 = GroupScheme("w4a16", "int8", 4, activation_bits=16)
+W4A8 = GroupScheme("w4a8", "int8", 4)
+W8A16 = GroupScheme("w8a16", "int16", 8, activation_bits=16)
+
+SCHEMES: dict[str, Scheme] = {scheme.name: scheme for scheme in (INT8, FP8, BF16, W4A16, W4A8, W8A16)}
+
+
+def parse_scheme(name: str) -> Scheme:
+    """'int8' -> Scheme. InputError with the nearest word for an unknown one."""
+    return SCHEMES[pick(name, SCHEMES, "scheme")]
+
+
+def read_scheme(name: str, described: dict[str, Any]) -> Scheme:
+    """The scheme of a record: its name, and what `describe` tells besides. InputError, KeyError or ValueError."""
+    scheme = parse_scheme(name)
+    if scheme.grouped:
+        return scheme.resized(int(described["group_size"]), bool(described["symmetric"]), name)
+    return scheme.as_ternary if described.get("ternary") else scheme
+
+
+__all__ = [
+    "BF16",
+    "FP8",
+    "GROUP",
+    "GROUP_SIZES",
+    "INT8",
+    "SCHEMES",
+    "W4A8",
+    "W4A16",
+    "W8A16",
+    "ChannelScheme",
+    "FloatScheme",
+    "GroupScheme",
+    "Scheme",
+    "fitting_sizes",
+    "no_groups",
+    "parse_scheme",
+    "read_scheme",
+]
