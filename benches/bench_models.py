@@ -25,13 +25,13 @@ import transformers
 from torch import Tensor
 
 from slideconvert import __version__
+from slideconvert.api.settings import choose_device
 from slideconvert.checkpoint.reader import Checkpoint
-from slideconvert.cli.common import choose_device
 from slideconvert.convert.pipeline import convert
 from slideconvert.core.patterns import BlockPattern
 from slideconvert.errors import SlideConvertError
 from slideconvert.evaluate.perplexity import perplexity
-from slideconvert.evaluate.text import read_documents, token_windows
+from slideconvert.evaluate.text import read_documents, token_sequences
 from slideconvert.hub.snapshot import open_folder
 from slideconvert.models.load import ACTIVATIONS, load_model, load_tokenizer
 from slideconvert.plan.linear_config import parse_linear_config
@@ -76,7 +76,7 @@ def measure_model(
     does not verify, or the text is too short.
     """
     source = Checkpoint.open(folder)
-    tokens = token_windows(load_tokenizer(source), read_documents(text), length, windows)
+    tokens = token_sequences(load_tokenizer(source), read_documents(text), length, windows)
     if len(tokens) < windows:
         raise SlideConvertError(
             f"{text} has {len(tokens)} windows for {folder.name}, not {windows}", hint="ask for fewer"

@@ -37,7 +37,7 @@ from slideconvert.core.schemes import parse_scheme
 from slideconvert.core.weights import values
 from slideconvert.errors import SlideConvertError
 from slideconvert.evaluate.perplexity import perplexity
-from slideconvert.evaluate.text import read_documents, token_windows
+from slideconvert.evaluate.text import read_documents, token_sequences
 from slideconvert.formats.record import describe_linear, read_record
 from slideconvert.models.architecture import decoder_linears
 from slideconvert.models.load import load_model, load_tokenizer
@@ -203,7 +203,9 @@ def main(
     peer = {"batch": peer_batch, "block": peer_block}
     try:
         wanted = [(BlockPattern.parse(pattern), parse_scheme(scheme).name) for pattern, _, scheme in map(parts, cases)]
-        tokens = token_windows(load_tokenizer(Checkpoint.open(model)), read_documents(text), drawing["length"], windows)
+        tokens = token_sequences(
+            load_tokenizer(Checkpoint.open(model)), read_documents(text), drawing["length"], windows
+        )
         protocol = {"model": model.name, "perplexity": measure(model, tokens), "windows": len(tokens), **drawing}
         protocol |= {"repeats": repeats, "peer": peer, "cores": cores, "machine": platform.machine()}
         protocol |= {"slideconvert": __version__, "torch": torch.__version__}

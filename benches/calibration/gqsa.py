@@ -31,7 +31,7 @@ from slideconvert.core.patterns import GroupPattern, parse_pattern
 from slideconvert.core.quantize import Weight
 from slideconvert.core.weights import floats
 from slideconvert.evaluate.perplexity import perplexity
-from slideconvert.evaluate.text import read_documents, token_windows
+from slideconvert.evaluate.text import read_documents, token_sequences
 from slideconvert.hub.source import resolve
 from slideconvert.models.load import load_model, load_tokenizer
 from slideconvert.plan.plan import Plan, make_plan
@@ -55,7 +55,7 @@ def plan_of(models: Path, calibration: str, case: str) -> Plan:
 
 def measured(plan: Plan, weights: dict[str, Weight], text: str, device: str) -> float:
     """Perplexity of the source with these weights, by module name."""
-    tokens = token_windows(load_tokenizer(plan.source), read_documents(text), LENGTH, WINDOWS)
+    tokens = token_sequences(load_tokenizer(plan.source), read_documents(text), LENGTH, WINDOWS)
     model = load_model(plan.source, activations="float", device=device)
     for name, weight in weights.items():
         model.get_submodule(name).weight.data.copy_(floats(weight))

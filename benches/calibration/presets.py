@@ -21,7 +21,7 @@ import torch
 
 from slideconvert.checkpoint.reader import Checkpoint
 from slideconvert.evaluate.perplexity import perplexity
-from slideconvert.evaluate.text import read_documents, token_windows
+from slideconvert.evaluate.text import read_documents, token_sequences
 from slideconvert.models.load import load_model, load_tokenizer
 
 LENGTH, WINDOWS = 512, 160
@@ -30,7 +30,7 @@ LENGTH, WINDOWS = 512, 160
 def measure(folder: Path, text: str, device: str) -> float:
     """Perplexity of a checkpoint as the protocol has it."""
     checkpoint = Checkpoint.open(folder)
-    tokens = token_windows(load_tokenizer(checkpoint), read_documents(text), LENGTH, WINDOWS)
+    tokens = token_sequences(load_tokenizer(checkpoint), read_documents(text), LENGTH, WINDOWS)
     return perplexity(load_model(checkpoint, activations="float", device=device), tokens)
 
 

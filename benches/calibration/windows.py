@@ -17,7 +17,7 @@ from torch import Tensor
 
 from slideconvert.checkpoint.reader import Checkpoint
 from slideconvert.errors import InputError, SlideConvertError
-from slideconvert.evaluate.text import read_documents, token_windows
+from slideconvert.evaluate.text import read_documents, token_sequences
 from slideconvert.models.load import load_tokenizer
 
 NAME = "windows"
@@ -26,7 +26,7 @@ NAME = "windows"
 
 def draw(model: Path, text: str, *, samples: int, length: int, seed: int) -> Tensor:
     """[samples, length] int64: windows of `text` in the model's tokens. InputError if the text has too few."""
-    windows = token_windows(load_tokenizer(Checkpoint.open(model)), read_documents(text), length)
+    windows = token_sequences(load_tokenizer(Checkpoint.open(model)), read_documents(text), length)
     if len(windows) < samples:
         raise InputError(f"{text} has {len(windows)} windows of {length} tokens, not {samples}", hint="ask for fewer")
     order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))

@@ -10,9 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..core.choices import PLACES
 from ..errors import pick
-
-PLACES = ("device", "cpu", "disk")
 
 
 class Activations:

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..core.precision import PRECISIONS, running_dtype
+from ..core.choices import PLACES, PRECISIONS
+from ..core.precision import running_dtype
 from ..core.quantize import Weight
 from ..errors import OutputError, pick
 from ..models.families import architecture_of
@@ -23,7 +24,6 @@ from ..progress import Progress
 from ..recover import end_to_end
 from ..recover.training import Curve, Schedule
 from ..report import Training
-from .activations import PLACES
 from .engine import LayerResult, compress_layers
 from .store import LayerStore
 from .stream import Runs, held_out

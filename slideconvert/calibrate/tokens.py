@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..checkpoint.reader import Checkpoint
 from ..errors import InputError
-from ..evaluate.text import is_file, read_documents, token_windows
+from ..evaluate.text import is_file, read_documents, token_sequences
 from ..models.families import architecture_of
 from ..models.load import load_tokenizer
 from ..plan.presets import LENGTH, Calibration
@@ -33,7 +33,7 @@ def calibration_tokens(calibration: Calibration, source: Checkpoint) -> Tensor:
     most = None if is_file(calibration.text) else POOL * calibration.samples
     tokenizer = load_tokenizer(source)
     try:
-        windows = token_windows(tokenizer, read_documents(calibration.text), length, most)
+        windows = token_sequences(tokenizer, read_documents(calibration.text), length, most)
     except InputError as error:
         raise InputError(f"calibration text {calibration.text}: {error.what}", hint=error.hint) from error
     if len(windows) < calibration.samples:

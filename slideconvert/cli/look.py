@@ -8,43 +8,25 @@ from pathlib import Path
 
 import click
 
-from .common import (
-    checkpoint_argument,
-    choose_device,
-    device_option,
-    echo_json,
-    json_option,
-    progress_bar,
-    resolve_source,
-    revision_option,
-    show,
-    verbosity_options,
-)
+from ..api.options import DeviceOptions, VerifyOptions
+from .common import checkpoint_argument, echo_json, progress_bar, show
+from .options import Display, ResultDisplay, command
 
 
-@click.command("verify")
+@command("verify", VerifyOptions)
 @checkpoint_argument
-@device_option
-@click.option("--source", help="The model it was made from (folder or Hub id): checks every weight against it.")
-@revision_option
-@json_option
-@verbosity_options
-def verify_command(
-    ckpt: Path, source: str | None, revision: str | None, device: str, as_json: bool, verbose: bool, quiet: bool
-) -> None:
+def verify_command(ckpt: Path, options: VerifyOptions, display: Display) -> None:
     """Re-read the checkpoint CKPT and check hashes, shapes, patterns, windows and weights. Exit code 1 on a fault."""
-    from ..checkpoint.reader import Checkpoint
-    from ..verify import verify_checkpoint
+    from ..api.checkpoints import verify
     from .tables import verdict_table
 
-    original = Checkpoint.open(resolve_source(source, revision, quiet or as_json).path) if source else None
-    where = choose_device(device)
-    with progress_bar(not (quiet or as_json)) as tell:
-        verdict = verify_checkpoint(Checkpoint.open(ckpt), source=original, device=where, progress=tell)
-    if as_json:
+    source = options.source
+    with progress_bar(display.shown) as progress:
+        verdict = verify(ckpt, options, progress=progress)
+    if display.as_json:
         echo_json({"ckpt": str(ckpt), "sound": not verdict.faults, "against_source": bool(source), **asdict(verdict)})
-    elif not quiet:
-        show(verdict_table(verdict, every_linear=verbose))
+    elif display.shown:
+        show(verdict_table(verdict, every_linear=display.verbose))
     for note in verdict.notes:
         click.echo(f"note: {note}", err=True)
     for fault in verdict.faults:
@@ -52,45 +34,45 @@ def verify_command(
     if verdict.faults:
         click.echo(f"error: {ckpt}: {len(verdict.faults)} faults in {verdict.tensors} tensors", err=True)
         sys.exit(1)
-    if not (as_json or quiet):
+    if display.shown:
         against = f" and agree with {source}" if source else "; give --source to compare the weights with it"
         click.echo(f"{ckpt}: {verdict.tensors} tensors are sound{against}")
 
 
-@click.command("inspect")
+@command("inspect", display=ResultDisplay, without=("verbose",))
 @checkpoint_argument
-@json_option
-@verbosity_options
-def inspect_command(ckpt: Path, as_json: bool, verbose: bool, quiet: bool) -> None:
+def inspect_command(ckpt: Path, display: Display) -> None:
     """Show the pattern, zeros, error and bytes of every linear of the checkpoint CKPT."""
-    from ..report.inspect import inspect_checkpoint
+    from ..api.checkpoints import inspect
     from .tables import inspect_summary, inspect_table
 
-    with progress_bar(not (quiet or as_json)) as tell:
-        found = inspect_checkpoint(ckpt, progress=tell)
-    if as_json:
+    with progress_bar(display.shown) as progress:
+        found = inspect(ckpt, progress=progress)
+    if display.as_json:
         echo_json(asdict(found))
     else:
         show(inspect_table(found))
         show(inspect_summary(found))
 
 
-@click.command("doctor")
+@command("doctor", DeviceOptions, without=("verbose", "quiet"))
 @click.argument("ckpt", metavar="[CKPT]", required=False, type=click.Path(path_type=Path))
-@device_option
-@json_option
-def doctor_command(ckpt: Path | None, device: str, as_json: bool) -> None:
-    """Say what is installed, which GPUs are here, what can run on them and what would help.
+def doctor_command(ckpt: Path | None, options: DeviceOptions, display: Display) -> None:
+    """Show what is installed, which GPUs are here, what can run on them and what would help.
 
-    With a checkpoint CKPT: which backend runs its linears on this machine, and why.
+    With a checkpoint CKPT: also show which backend runs its linears on this machine, and why.
     """
+    from ..api.settings import choose_device
     from ..checkpoint.reader import Checkpoint
+    from ..errors import InputError
     from .doctor import examine, explain
     from .tables import backends_table, doctor_table
 
+    if options.device is not None and ckpt is None:
+        raise InputError("--device belongs to a checkpoint CKPT", hint="name the checkpoint, or leave it out")
     found = examine()
-    rows = explain(Checkpoint.open(ckpt), choose_device(device)) if ckpt else []
-    if as_json:
+    rows = explain(Checkpoint.open(ckpt), choose_device(options.device)) if ckpt else []
+    if display.as_json:
         echo_json({**found, "linears": rows})
         return
     show(doctor_table(found))

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoint.files import REPORT_JSON
 
 if TYPE_CHECKING:
+    from ..api.convert import Conversion
     from ..plan.plan import Plan
-    from ..progress import Stopwatch
-    from ..report import Report
+    from ..progress import Stage
 
 
-def result_json(report: Report, out: Path, seconds: float, watch: Stopwatch) -> dict[str, Any]:
+def result_json(done: Conversion, out: Path, stages: Mapping[str, Stage]) -> dict[str, Any]:
     """What `convert --json` prints: totals and verdict; the linears are in OUT/report.json.
 
-    stages: of the whole, what each took from its first word to its last.
+    stages: by name, how long each took of the whole.
     """
+    report = done.report
     errors = {layer.name: layer.error for layer in report.layers}
     worst = max(errors, key=lambda name: errors[name])
     return {
@@ -31,9 +33,10 @@ def result_json(report: Report, out: Path, seconds: float, watch: Stopwatch) -> 
         "verified_tensors": report.verified,
         "perplexity": report.perplexity,
         "notes": list(report.notes),
-        "seconds": round(seconds, 3),
-        "stages": {name: {**vars(stage), "seconds": round(stage.seconds, 3)} for name, stage in watch.stages.items()},
+        "seconds": round(done.seconds, 3),
+        "stages": {name: {**vars(stage), "seconds": round(stage.seconds, 3)} for name, stage in stages.items()},
         "report": str(out / REPORT_JSON),
+        "fetched_bytes": done.fetched,
     }
 
 

@@ -9,86 +9,44 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import (
-    checkpoint_argument,
-    choose_device,
-    device_option,
-    echo_json,
-    json_option,
-    progress_bar,
-    show,
-    verbosity_options,
-)
+from ..api.options import PushOptions
+from .common import checkpoint_argument, echo_json, progress_bar, show
+from .options import Display, command
 
 if TYPE_CHECKING:
+    from ..api.checkpoints import Publication
     from ..errors import SlideConvertError
-    from ..hub.account import Target
-    from ..hub.publish import Pushed
-    from ..hub.upload import Upload
-
-public_option = click.option("--public", is_flag=True, help="Make a new repository public; one that is there stays.")
 
 
-@click.command("push")
+@command("push", PushOptions)
 @checkpoint_argument
 @click.argument("repo")
-@click.option("--dry-run", is_flag=True, help="Only show what would be sent and deleted.")
-@public_option
-@click.option("--revision", metavar="BRANCH", help="Push to this branch; made from main if it is new.")
-@click.option("--message", help="Of the commit.  [default: what the checkpoint is]")
-@click.option("--verify", is_flag=True, help="Re-read the checkpoint first; needed after convert --no-verify.")
-@device_option
-@json_option
-@verbosity_options
-def push_command(
-    ckpt: Path,
-    repo: str,
-    dry_run: bool,
-    public: bool,
-    revision: str | None,
-    message: str | None,
-    verify: bool,
-    device: str,
-    as_json: bool,
-    verbose: bool,
-    quiet: bool,
-) -> None:
+def push_command(ckpt: Path, repo: str, options: PushOptions, display: Display) -> None:
     """Publish the checkpoint CKPT as the Hub repository REPO ("user/name", or "name" of yours), in one commit.
 
-    A new repository is private unless --public. Interrupted, run it again: what has arrived is not sent again. Files
-    of an earlier checkpoint that this one does not have are deleted there, others never.
+    A new repository is private unless --public. Interrupted, run it again: it sends only what is still missing. Files
+    of an earlier checkpoint that this one does not have are deleted there, other files never.
     """
-    from ..errors import InputError
-    from ..hub.account import find_target
-    from ..hub.publish import carry_out, check_target, plan_push, read_folder
+    from ..api.checkpoints import push
 
-    if message is not None and not message.strip():
-        raise InputError("--message is empty", hint="leave it out, or say something")
-    target = find_target(repo, revision)
-    check_target(target)  # before every byte of the folder is read
-    with progress_bar(not (quiet or as_json)) as tell:
-        folder = read_folder(ckpt, verify=verify, device=choose_device(device) if verify else "cpu", progress=tell)
-        upload = plan_push(folder, target)
-        if dry_run:
-            pushed = None
-        else:
-            pushed = carry_out(folder, upload, public=public, message=message, progress=tell)
-            upload = pushed.upload
-    if as_json:
-        echo_json({"ckpt": str(ckpt), "dry_run": dry_run, **push_json(upload, pushed)})
-    elif not quiet:
-        if dry_run or verbose:
-            show(push_table(upload))
-        show(push_summary(target, upload, pushed, public))
+    with progress_bar(display.shown) as progress:
+        done = push(ckpt, repo, options, progress=progress)
+    if display.as_json:
+        echo_json({"ckpt": str(ckpt), "dry_run": options.dry_run, **push_json(done)})
+    elif display.shown:
+        if options.dry_run or display.verbose:
+            show(push_table(done))
+        show(push_summary(done, options))
 
 
-def push_json(upload: Upload, pushed: Pushed | None) -> dict[str, Any]:
+def push_json(done: Publication) -> dict[str, Any]:
     """What a push did, or would do, for machines. state: new, or there already; bytes_new: of the new ones."""
+    upload = done.upload
     return {
         "repo": upload.target.id,
         "branch": upload.target.branch,
         "url": upload.target.url,
-        "commit": pushed.commit if pushed else None,
+        "commit": done.pushed.commit if done.pushed else None,
         "bytes_new": upload.bytes,
         "files": [
             {
@@ -103,12 +61,13 @@ def push_json(upload: Upload, pushed: Pushed | None) -> dict[str, Any]:
     }
 
 
-def push_table(upload: Upload) -> Any:
-    """One row a file, and one for each that is deleted."""
+def push_table(done: Publication) -> Any:
+    """One row for each file, and one for each that is deleted."""
     from rich.markup import escape
 
     from .tables import table
 
+    upload = done.upload
     made = table(f"{upload.target.id}, {upload.target.branch}", ["file", "state", "sha256"], ["bytes"])
     for file in upload.files:
         state = "new" if file.name in upload.new else "already there"
@@ -118,27 +77,29 @@ def push_table(upload: Upload) -> Any:
     return made
 
 
-def push_summary(before: Target, upload: Upload, pushed: Pushed | None, public: bool) -> str:
-    """What a push did, or would do, in words. before: the target as it was found."""
+def push_summary(done: Publication, options: PushOptions) -> str:
+    """What a push did, or would do, in words."""
     from rich.markup import escape
 
     from ..report.summary import size
 
-    seen = {None: "a new repository, " + ("public" if public else "private"), True: "private", False: "public"}
+    before, upload, pushed = done.target, done.upload, done.pushed
+    seen = {None: "a new repository, " + ("public" if options.public else "private"), True: "private", False: "public"}
     if before.exists and before.private is None:
         seen[None] = "an empty repository"
-    stays = " (--public changes no repository that is there)" if public and before.private else ""
+    stays = " (--public leaves existing repositories as they are)" if options.public and before.private else ""
     new, there = len(upload.new), len(upload.files) - len(upload.new)
     lines = [
         f"repo     {upload.target.url}, {seen[before.private]}{stays}",
         f"files    {new} {'sent' if pushed else 'to be sent'}, {size(upload.bytes)}; {there} already there",
         *([f"delete{'d ' if pushed else '  '} {', '.join(upload.deleted)}"] if upload.deleted else []),
+        *([f"message  {options.message}"] if options.message and not pushed else []),
         *([f"commit   {pushed.commit}, every file compared with its hash"] if pushed else []),
     ]
     return escape("\n".join(lines))
 
 
-def check_push(repo: str | None, *, public: bool, no_verify: bool) -> None:
+def check_push(repo: str | None, *, public: bool, verify: bool) -> None:
     """Before hours of work: whether their result may be pushed to `repo`. InputError or HubError if not."""
     from ..errors import InputError
     from ..hub.account import find_target
@@ -148,7 +109,7 @@ def check_push(repo: str | None, *, public: bool, no_verify: bool) -> None:
         if public:
             raise InputError("--public belongs to --push", hint="add --push REPO, or leave it out")
         return
-    if no_verify:
+    if not verify:
         raise InputError("--push publishes only what was verified", hint="leave out --no-verify or --push")
     check_target(find_target(repo))
 
@@ -157,29 +118,27 @@ def check_push(repo: str | None, *, public: bool, no_verify: bool) -> None:
 class Attempt:
     """The push after a conversion. error: why it failed, and how to go on; the conversion is there all the same."""
 
-    pushed: Pushed | None
+    done: Publication | None
     error: SlideConvertError | None
 
     @classmethod
     def make(cls, out: Path, repo: str, *, public: bool, shown: bool) -> Attempt:
-        """Push the folder `out`, and say what came of it if `shown`."""
+        """Push the folder `out`, and print the result if `shown`."""
+        from ..api.checkpoints import push
         from ..errors import SlideConvertError
-        from ..hub.account import find_target
-        from ..hub.publish import carry_out, plan_push, read_folder
 
+        options = PushOptions(public=public)
         try:
-            target = find_target(repo)
-            with progress_bar(shown) as tell:
-                folder = read_folder(out, progress=tell)
-                pushed = carry_out(folder, plan_push(folder, target), public=public, message=None, progress=tell)
+            with progress_bar(shown) as progress:
+                done = push(out, repo, options, progress=progress)
         except SlideConvertError as error:
-            words = ["slideconvert", "push", str(out), repo, *(["--public"] if public else [])]
-            hint = f"{error.hint}; the checkpoint in {out} is complete: `{shlex.join(words)}` goes on from here"
+            command = ["slideconvert", "push", str(out), repo, *(["--public"] if public else [])]
+            hint = f"{error.hint}; the checkpoint in {out} is complete: `{shlex.join(command)}` goes on from here"
             return cls(None, type(error)(error.what, hint=hint))
         if shown:
-            show(push_summary(target, pushed.upload, pushed, public))
-        return cls(pushed, None)
+            show(push_summary(done, options))
+        return cls(done, None)
 
     def to_json(self) -> dict[str, Any] | None:
         """For machines; None if it failed."""
-        return push_json(self.pushed.upload, self.pushed) if self.pushed else None
+        return push_json(self.done) if self.done else None

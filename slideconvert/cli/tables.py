@@ -12,6 +12,7 @@ from rich.table import Table
 from ..report.summary import legal_share, size
 
 if TYPE_CHECKING:
+    from ..api.convert import Conversion
     from ..plan.linear import LinearPlan
     from ..plan.plan import Plan
     from ..progress import Stage
@@ -81,11 +82,11 @@ def _calibration_lines(plan: Plan) -> list[str]:
     from ..calibrate.needs import needs
     from ..calibrate.tokens import window_length
 
-    need, said = needs(plan), plan.recipe.calibration
-    length = window_length(said, plan.source)
+    need, calibration = needs(plan), plan.recipe.calibration
+    length = window_length(calibration, plan.source)
     trained = f"; training end to end {size(need.end_training)}" if need.end_training else ""
     return [
-        f"text     {said.samples} windows of {length} tokens of {said.text}",
+        f"text     {calibration.samples} sequences of {length} tokens of {calibration.text}",
         f"GPU      about {size(need.hidden + need.device)}: hidden states {size(need.hidden)} (or --keep-on disk), "
         f"the rest {size(need.device)} (layer {size(need.layer)}, solving {size(need.solving)}{trained})",
     ]
@@ -108,8 +109,9 @@ def report_table(report: Report) -> Table:
     return made
 
 
-def report_summary(report: Report, out: Path, seconds: float, stages: Mapping[str, Stage], fetched: int) -> str:
-    """What came of a conversion, in words. fetched: bytes of the source that came while it ran."""
+def report_summary(done: Conversion, out: Path, stages: Mapping[str, Stage]) -> str:
+    """What a conversion did, in words."""
+    report, fetched = done.report, done.fetched
     shares = ", ".join(f"{name} {stage.seconds:.1f}" for name, stage in stages.items())
     peak = max((stage.device_bytes for stage in stages.values()), default=0)
     totals = report.totals
@@ -125,7 +127,7 @@ def report_summary(report: Report, out: Path, seconds: float, stages: Mapping[st
         f"error    at most {worst.error:.4f} ({worst.name})",
         f"verified {checked}",
         *measured,
-        f"time     {seconds:.1f} s ({shares})" + (f", {size(peak)} of GPU memory" if peak else ""),
+        f"time     {done.seconds:.1f} s ({shares})" + (f", {size(peak)} of GPU memory" if peak else ""),
         *([f"fetched  {size(fetched)} of shards, those needed again included"] if fetched else []),
         *[f"note     {note}" for note in report.notes],
         f"look     {out / 'report.html'}",
@@ -190,11 +192,11 @@ def inspect_summary(found: Inspection) -> str:
 
 def eval_table(rows: list[dict[str, Any]], length: int, activations: str) -> Table:
     """One row a checkpoint."""
-    title = f"Perplexity, windows of {length} tokens, activations {activations}"
-    made = table(title, ["checkpoint"], ["perplexity", "× first", "windows", "size"])
+    title = f"Perplexity, sequences of {length} tokens, activations {activations}"
+    made = table(title, ["checkpoint"], ["perplexity", "× first", "sequences", "size"])
     for row in rows:
         made.add_row(
-            row["ckpt"], f"{row['perplexity']:.3f}", f"{row['ratio']:.3f}", str(row["windows"]), size(row["bytes"])
+            row["ckpt"], f"{row['perplexity']:.3f}", f"{row['ratio']:.3f}", str(row["sequences"]), size(row["bytes"])
         )
     return made
 

@@ -26,10 +26,10 @@ from .bundle import bundle_kernels
 
 @dataclass(frozen=True)
 class Measurement:
-    """Perplexity to be measured in this run: on which text, how many windows."""
+    """Perplexity to be measured in this run: on which text, how many sequences."""
 
     text: str
-    windows: int
+    sequences: int
 
 
 def finish(
@@ -90,13 +90,13 @@ def _measure(plan: Plan, folder: Path, measurement: Measurement, device: str, pr
     """The perplexity of the source and of the output, as fields of the report."""
     checkpoints = {"source": plan.source, "output": Checkpoint.open(folder)}
     before, after = measure(
-        checkpoints, measurement.text, windows=measurement.windows, device=device, progress=progress
+        checkpoints, measurement.text, sequences=measurement.sequences, device=device, progress=progress
     )
     quantized = any(not one.kept and one.scheme.quantized and one.scheme.activation_bits == 8 for one in plan.linears)
     activations = "quantized per token" if quantized else "not quantized"
     protocol = (
-        f"the first {after['windows']} windows of {LENGTH} tokens of {Path(measurement.text).name}, "
-        f"exp(mean next-token cross-entropy inside the windows), float32, activations {activations}"
+        f"the first {after['sequences']} sequences of {LENGTH} tokens of {Path(measurement.text).name}, "
+        f"exp(mean next-token cross-entropy inside the sequences), float32, activations {activations}"
     )
     perplexity = {"source": before["perplexity"], "output": after["perplexity"]}
     return {"perplexity": perplexity, "perplexity_protocol": protocol}

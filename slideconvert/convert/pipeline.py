@@ -61,7 +61,7 @@ def convert(
     resume: bool = False,
     verify: bool = True,
     text: str | None = None,
-    windows: int = 160,
+    sequences: int = 160,
     progress: Progress = silent,
 ) -> Report:
     """Carry out a plan into folder `out` and return the report that is written there as well.
@@ -69,7 +69,7 @@ def convert(
     Interrupted, the work stays in `out` and resume=True continues it. Bad weights (NaN, a broken pattern) end it
     with an InputError and nothing left behind. With verify=True the output is re-read and checked against the
     source before it is published: VerificationError leaves it unpublished. With a text (as `read_documents` takes
-    it) the perplexity of source and output on its first `windows` windows goes into the reports.
+    it) the perplexity of source and output on its first `sequences` sequences goes into the reports.
     """
     settings = settings or RunSettings()
     device = settings.device
@@ -105,7 +105,7 @@ def convert(
         notes=plan.notes,
         training=tuple(sorted(dict.fromkeys(trained), key=lambda part: part.part == END_TO_END)),
     )
-    measured = Measurement(text, windows) if text else None
+    measured = Measurement(text, sequences) if text else None
     report = finish(
         plan,
         staging.path,

@@ -15,8 +15,8 @@ from contextlib import contextmanager
 import torch
 
 from ..errors import pick
+from .choices import PRECISIONS
 
-PRECISIONS = ("auto", "float32", "bfloat16")
 FAST_BFLOAT16 = ("avx512_bf16", "amx_bf16")
 """Instructions of a CPU that multiply bfloat16 several times as fast as float32."""
 

@@ -1,4 +1,4 @@
-"""Perplexity over fixed windows of tokens: exp of the mean next-token cross-entropy inside the windows."""
+"""Perplexity over sequences of tokens: exp of the mean next-token cross-entropy inside the sequences."""
 
 from __future__ import annotations
 
@@ -14,56 +14,56 @@ from ..checkpoint.reader import Checkpoint
 from ..errors import InputError, SlideConvertError
 from ..models.load import load_model, load_tokenizer
 from ..progress import Progress, silent
-from .text import read_documents, token_windows
+from .text import read_documents, token_sequences
 
 BATCH_TOKENS = 4096
 LENGTH = 512
-"""Tokens of a window, unless the caller says otherwise."""
+"""Tokens of a sequence unless told otherwise."""
 
 
-def perplexity(model: torch.nn.Module, windows: Tensor, progress: Progress = silent) -> float:
-    """windows [n, length] int64 -> exp(mean cross-entropy of tokens 2 … length of each window given those before).
+def perplexity(model: torch.nn.Module, sequences: Tensor, progress: Progress = silent) -> float:
+    """sequences [n, length] int64 -> exp(mean cross-entropy of tokens 2 … length of each given those before).
 
     The model runs in its own dtype and on its own device; the losses are summed in float64. SlideConvertError if
     a loss is not finite: such a model is broken, and a number would hide it.
     """
     device = next(model.parameters()).device
-    batch = max(1, BATCH_TOKENS // windows.shape[1])
+    batch = max(1, BATCH_TOKENS // sequences.shape[1])
     total = 0.0
     with torch.inference_mode():
-        for start in range(0, len(windows), batch):
-            progress("evaluate", start, len(windows))
-            tokens = windows[start : start + batch].to(device)
+        for start in range(0, len(sequences), batch):
+            progress("evaluate", start, len(sequences))
+            tokens = sequences[start : start + batch].to(device)
             logits = model(input_ids=tokens, use_cache=False).logits[:, :-1].float()
             losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
             total += float(losses.double().sum())
             if not math.isfinite(total):
                 raise SlideConvertError(
-                    f"the loss is not finite in windows {start} … {start + len(tokens) - 1}",
+                    f"the loss is not finite in sequences {start} … {start + len(tokens) - 1}",
                     hint="the checkpoint is damaged or its scales overflow: run slideconvert verify on it",
                 )
-    progress("evaluate", len(windows), len(windows))
-    return math.exp(total / (windows.shape[0] * (windows.shape[1] - 1)))
+    progress("evaluate", len(sequences), len(sequences))
+    return math.exp(total / (sequences.shape[0] * (sequences.shape[1] - 1)))
 
 
 def measure(
     checkpoints: Mapping[str, Checkpoint],
     text: str,
     *,
-    windows: int = 160,
+    sequences: int = 160,
     length: int = LENGTH,
     activations: str = "quantized",
     device: str = "cpu",
     progress: Progress = silent,
 ) -> list[dict[str, Any]]:
-    """The perplexity of each checkpoint on the first windows of `text`, with its tokenizer, one after another.
+    """The perplexity of each checkpoint on the first sequences of `text`, with its tokenizer, one after another.
 
-    Returns per checkpoint its name, perplexity, number of windows, bytes of its weight files, and the ratio of
+    Returns per checkpoint its name, perplexity, number of sequences, bytes of its weight files, and the ratio of
     its perplexity to the first one's.
     """
     rows: list[dict[str, Any]] = []
     for name, checkpoint in checkpoints.items():
-        tokens = token_windows(load_tokenizer(checkpoint), read_documents(text), length, windows)
+        tokens = token_sequences(load_tokenizer(checkpoint), read_documents(text), length, sequences)
         model = load_model(checkpoint, activations=activations, device=device)
         value = perplexity(model, tokens, partial(_named, progress, name))
         first = rows[0]["perplexity"] if rows else value
@@ -71,7 +71,7 @@ def measure(
             {
                 "ckpt": name,
                 "perplexity": value,
-                "windows": len(tokens),
+                "sequences": len(tokens),
                 "bytes": checkpoint.bytes,
                 "ratio": value / first,
             }

@@ -1,7 +1,7 @@
-"""Text for measuring and calibrating: documents from files or data sets, cut into windows of tokens.
+"""Text for measuring and calibrating: documents from files or data sets, cut into sequences of tokens.
 
 Documents are tokenized without special tokens, each wrapped in the tokenizer's begin and end tokens (those that
-it has), concatenated and cut into windows of a fixed length; the ragged rest is dropped. No padding anywhere.
+it has), concatenated and cut into sequences of a fixed length; the ragged rest is dropped. No padding anywhere.
 """
 
 from __future__ import annotations
@@ -104,10 +104,10 @@ def _text_of_line(line: str, where: str) -> str:
     return row[COLUMN]
 
 
-def token_windows(tokenizer: Any, documents: Iterable[str], length: int, most: int | None = None) -> Tensor:
-    """[windows, length] int64: the first `most` windows (all if None) of the documents' tokens.
+def token_sequences(tokenizer: Any, documents: Iterable[str], length: int, most: int | None = None) -> Tensor:
+    """[sequences, length] int64: the first `most` sequences (all if None) of the documents' tokens.
 
-    Stops reading as soon as it has enough. InputError if there is not even one window.
+    Stops reading as soon as it has enough. InputError if there is not even one sequence.
     """
     begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
@@ -121,6 +121,7 @@ def token_windows(tokenizer: Any, documents: Iterable[str], length: int, most: i
     count = len(tokens) // length if most is None else min(most, len(tokens) // length)
     if not count:
         raise InputError(
-            f"the text has {len(tokens)} tokens, one window needs {length}", hint="give more text or a shorter --length"
+            f"the text has {len(tokens)} tokens, one sequence needs {length}",
+            hint="give more text or a shorter --length",
         )
     return torch.tensor(tokens[: count * length]).view(count, length)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint.reader import Checkpoint
+from ..core.choices import ACTIVATIONS
 from ..core.patterns import BlockPattern
 from ..core.quantize import QuantizedWeight
 from ..errors import InputError, pick
@@ -24,9 +25,6 @@ from ..kernels.groups import GroupSpec, weight_of
 from ..kernels.linear import SlideLinear
 from ..runtime.slidesparse_record import SETTINGS
 from .families import decoder_linears
-
-ACTIVATIONS = ("quantized", "float")
-"""How the input of a quantized linear is treated: per token in 8 bits, as served, or not rounded at all."""
 
 NOT_ARCHITECTURE = (
     "quantization_config",

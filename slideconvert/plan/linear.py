@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..checkpoint.container import TensorSpec
 from ..checkpoint.reader import Checkpoint
+from ..core.choices import FULL
 from ..core.patterns import BlockPattern, GroupPattern, Pattern
 from ..core.schemes import Scheme
 from ..errors import InputError
@@ -21,7 +22,7 @@ from ..models.architecture import FreeChannels, Linear, input_groups, rule_of
 from ..models.families import architecture_of
 from ..permute.permutations import Permutations, permute_weight
 from ..prune import METHODS
-from .linear_config import FULL, LinearConfig, describe_config
+from .linear_config import LinearConfig, describe_config
 from .presets import Preset
 
 

@@ -5,21 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..core.choices import CODES
 from ..core.patterns import GroupPattern, Pattern, parse_pattern
 from ..core.schemes import W4A16, W8A16, Scheme, no_groups, parse_scheme
 from ..errors import InputError, pick
 from ..prune import METHODS, parse_method
 
-CHOICE_WORDS = ("scheme", "group_size", "symmetric", "pattern", "sparsity", "row_cap", "method", "codes")
+LINEAR_FIELDS = ("scheme", "group_size", "symmetric", "pattern", "sparsity", "row_cap", "method", "codes")
 """The words of a recipe that a rule may say as well."""
 PRUNED_GROUP = 16
 """Group size unless said otherwise where whole groups go: GQSA's own."""
 BITS = {"4": W4A16, "8": W8A16}
 """`bits` as another word for a scheme."""
-
-FULL = "full"
-CODES = ("ternary", FULL)
-"""Which codes ternary weights may become: -1, 0 and 1 only, or all of the scheme."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +87,7 @@ class LinearConfig:
 def describe_config(config: LinearConfig) -> dict[str, Any]:
     """A config as the words of a recipe."""
     words = {
-        **{word: getattr(config, word) for word in CHOICE_WORDS},
+        **{word: getattr(config, word) for word in LINEAR_FIELDS},
         "scheme": config.scheme and config.scheme.name,
         "pattern": config.pattern and str(config.pattern),
     }

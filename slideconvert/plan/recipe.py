@@ -33,12 +33,12 @@ from typing import Any
 from ..errors import InputError, pick
 from ..formats.stored import parse_layout
 from ..prune import METHODS
-from .linear_config import CHOICE_WORDS, LinearConfig, describe_config, parse_flag, parse_linear_config, parse_number
+from .linear_config import LINEAR_FIELDS, LinearConfig, describe_config, parse_flag, parse_linear_config, parse_number
 from .presets import Calibration, Preset, Recovery, parse_calibration, parse_preset
 
 GIGA = 1e9
 EPOCHS = ("block_epochs", "end_epochs")
-WORDS = (*CHOICE_WORDS, "preset", *EPOCHS, "calibration", "layout", "rules")
+WORDS = (*LINEAR_FIELDS, "preset", *EPOCHS, "calibration", "layout", "rules")
 """The words of a recipe that say what is done, in the order in which they are written down."""
 
 
@@ -179,7 +179,7 @@ def parse_recipe(words: Any, where: str) -> Recipe:
         raise InputError(f"{where}: shard_gb is '{shard_gb}', it must be positive")
     layout, preset = words.get("layout"), words.get("preset")
     return Recipe(
-        config=parse_linear_config(**{word: words.get(word) for word in ("bits", *CHOICE_WORDS)}),
+        config=parse_linear_config(**{word: words.get(word) for word in ("bits", *LINEAR_FIELDS)}),
         rules=tuple(_parse_rule(rule, f"{where}, rule {number}") for number, rule in enumerate(rules, 1)),
         layout=parse_layout(layout) if layout else None,
         preset=parse_preset(preset) if preset else None,
@@ -197,11 +197,11 @@ def _epochs(value: str, word: str) -> int:
 
 
 def _parse_rule(words: Any, where: str) -> Rule:
-    _check_words(words, {"match", "keep", "bits", *CHOICE_WORDS}, where)
+    _check_words(words, {"match", "keep", "bits", *LINEAR_FIELDS}, where)
     if "match" not in words:
         raise InputError(f"{where}: no match", hint="say which linears it is for, as match: '*.down_proj'")
     keep = parse_flag(words.get("keep", "false"), f"{where}: keep")
-    config = parse_linear_config(**{word: words.get(word) for word in ("bits", *CHOICE_WORDS)})
+    config = parse_linear_config(**{word: words.get(word) for word in ("bits", *LINEAR_FIELDS)})
     if keep and describe_config(config):
         raise InputError(f"{where}: keep leaves the linear alone, so nothing else can be asked of it")
     return Rule(words["match"], replace(config, keep=keep))

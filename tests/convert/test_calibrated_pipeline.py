@@ -17,7 +17,7 @@ from slideconvert.calibrate import stream
 from slideconvert.checkpoint.reader import Checkpoint
 from slideconvert.convert.pipeline import convert
 from slideconvert.evaluate.perplexity import perplexity
-from slideconvert.evaluate.text import read_documents, token_windows
+from slideconvert.evaluate.text import read_documents, token_sequences
 from slideconvert.models.load import load_model, load_tokenizer
 from slideconvert.plan.presets import PRESETS
 from slideconvert.prune import METHODS
@@ -263,7 +263,7 @@ def gains(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, flo
     """2:4, bfloat16: the demo model and its perplexity on text that was not calibrated with, by method."""
     folder = tmp_path_factory.mktemp("gains")
     tokenizer, text = load_tokenizer(Checkpoint.open(DEMO)), str(DEMO_TEXT / "evaluation.jsonl")
-    windows = token_windows(tokenizer, read_documents(text), length=128, most=32)
+    windows = token_sequences(tokenizer, read_documents(text), length=128, most=32)
     found = {}
     for word in ("magnitude", "wanda", "hessian", "obs", "alps", "quality"):
         with pytest.MonkeyPatch.context() as patch:
@@ -404,7 +404,7 @@ def test_errors_told_are_those_of_what_is_stored(gains: dict[str, tuple[Path, fl
     for that is how the inputs are taken."""
     source = pico.read(DEMO)
     tokenizer, text = load_tokenizer(Checkpoint.open(DEMO)), str(DEMO_TEXT / "calibration.jsonl")
-    windows = token_windows(tokenizer, read_documents(text), 128)
+    windows = token_sequences(tokenizer, read_documents(text), 128)
     drawn = windows[torch.randperm(len(windows), generator=torch.Generator().manual_seed(0))[:32]]
     embedded = source["model.embed_tokens.weight"].double()[drawn].flatten(0, 1)
     inputs = embedded * (embedded.square().mean(-1, keepdim=True) + 1e-6).rsqrt()

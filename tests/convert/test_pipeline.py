@@ -239,9 +239,9 @@ def test_the_report_says_what_was_measured(cli: Cli, source: Path, tmp_path: Pat
 
 def test_perplexity_measured_in_the_run_is_in_every_report(cli: Cli, tmp_path: Path) -> None:
     model, text = ROOT / "examples/demo_model", ROOT / "examples/demo_text/evaluation.jsonl"
-    outcome = cli("convert", *MAGNITUDE, model, tmp_path / "out", "--text", text, "--windows", "2", "--json")
+    outcome = cli("convert", *MAGNITUDE, model, tmp_path / "out", "--text", text, "--sequences", "2", "--json")
     told = json.loads(outcome.out)["perplexity"]
-    measured = json.loads(cli("eval", model, tmp_path / "out", "--text", text, "--windows", "2", "--json").out)
+    measured = json.loads(cli("eval", model, tmp_path / "out", "--text", text, "--sequences", "2", "--json").out)
     assert [told["source"], told["output"]] == [row["perplexity"] for row in measured["results"]]
     for name in ("README.md", "report.html"):
         page = (tmp_path / "out" / name).read_text()

@@ -391,8 +391,8 @@ def test_the_command_prints_the_main_metric_and_json_has_all(folder: Path, cli: 
 
 def test_text_and_tasks_go_together_and_one_is_needed(folder: Path, cli: Cli) -> None:
     task = ["--tasks", define(folder, "endings"), "--task-path", folder, "--limit", 2]
-    found = json.loads(cli("eval", DEMO, "--text", CODE, "--windows", 1, *task, "--json").out)
-    assert found["results"][0]["windows"] == 1
+    found = json.loads(cli("eval", DEMO, "--text", CODE, "--sequences", 1, *task, "--json").out)
+    assert found["results"][0]["sequences"] == 1
     assert found["tasks"][0]["samples"] == 2
     neither = cli("eval", DEMO)
     assert (neither.code, neither.out) == (2, "")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from slideconvert.checkpoint.reader import Checkpoint
 from slideconvert.convert.pipeline import convert
-from slideconvert.evaluate.text import read_documents, token_windows
+from slideconvert.evaluate.text import read_documents, token_sequences
 from slideconvert.hub.snapshot import open_folder
 from slideconvert.models.load import load_tokenizer
 from slideconvert.plan.plan import make_plan
@@ -38,4 +38,4 @@ def both_layouts(source: Path, folder: Path, **words: Any) -> dict[str, Path]:
 
 def text_windows(length: int, count: int) -> Tensor:
     """[count, length] tokens of text that the demo model was not trained on."""
-    return token_windows(load_tokenizer(Checkpoint.open(DEMO)), read_documents(str(TEXT)), length, count)
+    return token_sequences(load_tokenizer(Checkpoint.open(DEMO)), read_documents(str(TEXT)), length, count)

@@ -120,7 +120,7 @@ def test_the_same_bytes_with_a_few_shards_at_a_time(
 
 @pytest.mark.parametrize(
     "words",
-    [("--method", "obs"), ("--preset", "quality"), ("--text", "TEXT", "--windows", "1", "--method", "magnitude")],
+    [("--method", "obs"), ("--preset", "quality"), ("--text", "TEXT", "--sequences", "1", "--method", "magnitude")],
     ids=lambda words: words[0] + words[1],
 )
 def test_steps_that_need_shards_again_fetch_them_again(

@@ -235,7 +235,7 @@ def test_the_token_is_nowhere(
     mine.faults += aim([fault(COMMIT, "POST", status=403), Fault("shard", method="PUT", status=500)], out)
     complaint(cli("push", out, REPO, "-v"))
     mine.faults.clear()
-    done = cli("push", out, REPO, "-v", "--json")
+    done = cli("push", out, REPO, "--json")
     assert done.code == 0 and any(r.token for r in mine.requests)
     written = [path.read_bytes() for path in [*tmp_path.rglob("*")] if path.is_file()]
     published = [content for files in mine.repos[REPO].commits.values() for content in files.values()]

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from slideconvert.checkpoint.reader import Checkpoint
 from slideconvert.evaluate.perplexity import perplexity
-from slideconvert.evaluate.text import read_documents, token_windows
+from slideconvert.evaluate.text import read_documents, token_sequences
 from slideconvert.models.load import load_model, load_tokenizer
 from tests.conftest import MAGNITUDE, Cli
 from tests.runtime.test_stock_transformers import (
@@ -70,7 +70,7 @@ def test_bitnet_loses_nothing_unpruned(cli: Cli, tmp_path: Path, model: Path, sc
     rounded on both sides; FP8 rounds them to other numbers than it was trained with."""
     text = model.parent.parent / "text" / "evaluation.jsonl"
     source = Checkpoint.open(model)
-    tokens = token_windows(load_tokenizer(source), read_documents(str(text)), 512, 40)
+    tokens = token_sequences(load_tokenizer(source), read_documents(str(text)), 512, 40)
     out, online = tmp_path / "out", tmp_path / "online"
     assert cli("convert", model, out, "--scheme", scheme, "--pattern", "2_inf").code == 0
     shutil.copytree(model, online, copy_function=shutil.copyfile)

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from slideconvert.checkpoint.reader import Checkpoint
 from slideconvert.errors import InputError
-from slideconvert.evaluate.text import read_documents, token_windows
+from slideconvert.evaluate.text import read_documents, token_sequences
 from slideconvert.models.load import load_tokenizer
 from tests.helpers import pico
 
@@ -43,9 +43,9 @@ class Letters:
 
 
 def test_documents_are_wrapped_joined_and_cut() -> None:
-    windows = token_windows(Letters(), ["abc", "de", "fgh"], 4)
+    windows = token_sequences(Letters(), ["abc", "de", "fgh"], 4)
     assert windows.tolist() == [[0, 10, 11, 12], [1, 0, 13, 14], [1, 0, 15, 16]]  # 17 and the last 1 are left over
-    assert token_windows(Letters(), ["abc", "de", "fgh"], 4, most=2).tolist() == windows[:2].tolist()
+    assert token_sequences(Letters(), ["abc", "de", "fgh"], 4, most=2).tolist() == windows[:2].tolist()
     assert windows.dtype == torch.int64
 
 
@@ -55,18 +55,18 @@ def test_reading_stops_when_there_are_enough_windows() -> None:
         yield "def"
         raise AssertionError("read on")
 
-    assert len(token_windows(Letters(), endless(), 5, most=2)) == 2  # type: ignore[arg-type]
+    assert len(token_sequences(Letters(), endless(), 5, most=2)) == 2  # type: ignore[arg-type]
 
 
 def test_tokenizers_without_begin_or_end() -> None:
     tokenizer = Letters()
     tokenizer.bos_token_id = None
-    assert token_windows(tokenizer, ["ab", "c"], 5).tolist() == [[10, 11, 1, 12, 1]]
+    assert token_sequences(tokenizer, ["ab", "c"], 5).tolist() == [[10, 11, 1, 12, 1]]
 
 
 def test_too_little_text_is_refused() -> None:
     with pytest.raises(InputError, match="5 tokens, one window needs 8"):
-        token_windows(Letters(), ["abc"], 8)
+        token_sequences(Letters(), ["abc"], 8)
 
 
 def test_every_kind_of_file_gives_the_same_documents(tmp_path: Path) -> None:

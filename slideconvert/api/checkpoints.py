@@ -1,0 +1,198 @@
+"""What is done with finished checkpoints, as functions: verify, inspect, evaluate, generate, load, push, download."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..checkpoint.reader import Checkpoint
+from ..errors import InputError
+from ..evaluate.perplexity import LENGTH, continue_text, measure
+from ..evaluate.tasks import TaskResults, load_tasks, measure_tasks
+from ..hub.account import Target, find_target
+from ..hub.publish import Pushed, carry_out, check_target, plan_push, read_folder
+from ..hub.snapshot import Snapshot
+from ..hub.source import download as fetch
+from ..hub.source import resolve
+from ..hub.upload import Upload
+from ..models.load import load_model as load
+from ..progress import Progress, silent
+from ..report.inspect import Inspection, inspect_checkpoint
+from ..verify import Verdict, verify_checkpoint
+from .convert import SEQUENCES
+from .options import EvaluateOptions, GenerateOptions, ModelOptions, PushOptions, VerifyOptions
+from .settings import choose_device
+
+MAX_NEW_TOKENS = 32
+OWNERS = {"sequences": "text", "length": "text", "task_path": "tasks", "limit": "tasks", "shots": "tasks"}
+"""Options of `eval` that have an effect only beside another."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured: rows of perplexity, None without a text; results of tasks, None without tasks."""
+
+    perplexity: list[dict[str, Any]] | None
+    tasks: TaskResults | None
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What a push sent, or would send: the target as it was found, what differs, and the commit unless it was a dry
+    run."""
+
+    target: Target
+    upload: Upload
+    pushed: Pushed | None
+
+
+def download(
+    hub_id: str, directory: str | Path | None = None, *, revision: str | None = None, progress: Progress = silent
+) -> Snapshot:
+    """Fetch a model from the Hub into a folder, or into the Hugging Face cache, and check every file.
+
+    Called again after an interruption, it keeps the files that arrived whole. HubError, and InputError if the folder is
+    not free.
+    """
+    return fetch(hub_id, None if directory is None else Path(directory), revision=revision, progress=progress)
+
+
+def verify(
+    ckpt: str | Path,
+    options: VerifyOptions = VerifyOptions(),
+    *,
+    progress: Progress = silent,
+) -> Verdict:
+    """Re-read a checkpoint and check hashes, shapes, patterns, windows and weights. `faults` is empty if it is sound.
+
+    With a source every weight is compared with it. InputError for a folder that is no checkpoint of ours.
+
+        >>> slideconvert.verify(out, VerifyOptions(source=str(model))).faults
+        []
+    """
+    if options.revision is not None and options.source is None:
+        raise InputError("--revision belongs to --source", hint="name the source, or leave it out")
+    original = None
+    if options.source is not None:
+        original = Checkpoint.open(resolve(options.source, revision=options.revision, progress=progress).path)
+    device = choose_device(options.device)
+    return verify_checkpoint(Checkpoint.open(Path(ckpt)), source=original, device=device, progress=progress)
+
+
+def inspect(ckpt: str | Path, *, progress: Progress = silent) -> Inspection:
+    """The pattern, zeros, error and bytes of every linear of a checkpoint. InputError if it cannot be read.
+
+    >>> {linear.pattern for linear in slideconvert.inspect(out).linears}
+    {'2:8'}
+    """
+    return inspect_checkpoint(Path(ckpt), progress=progress)
+
+
+def evaluate(
+    ckpts: list[str] | str,
+    options: EvaluateOptions,
+    *,
+    progress: Progress = silent,
+) -> Evaluation:
+    """Measure checkpoints, folders or Hub ids, side by side: perplexity on a text, tasks of lm-eval, or both.
+
+    InputError for options that do not go together, unknown tasks, or a text that is too short.
+
+        >>> rows = slideconvert.evaluate([model, out], EvaluateOptions(text=text, sequences=4)).perplexity
+        >>> rows[1]["ratio"] > 1
+        True
+    """
+    names = [name.strip() for name in (options.tasks or "").split(",") if name.strip()]
+    if not (options.text or names):
+        raise InputError("nothing to measure the checkpoints by", hint="give --text, --tasks or both")
+    for one in options.given():
+        owner = OWNERS.get(one.name)
+        if owner and not getattr(options, owner):
+            raise InputError(f"{one.flag} belongs to --{owner}", hint=f"give --{owner}, or leave it out")
+    if options.task_path and not options.task_path.is_dir():
+        raise InputError(f"--task-path {options.task_path}: no such folder", hint="give the folder of the YAML files")
+    device, activations = choose_device(options.device), options.activations or "quantized"
+    chosen = [str(ckpt) for ckpt in ([ckpts] if isinstance(ckpts, str | Path) else ckpts)]
+    opened = {ckpt: Checkpoint.open(resolve(ckpt, progress=progress).path) for ckpt in chosen}
+    loaded = load_tasks(names, folder=options.task_path, shots=options.shots, progress=progress) if names else None
+    rows = None
+    if options.text:
+        rows = measure(
+            opened,
+            options.text,
+            sequences=options.sequences or SEQUENCES,
+            length=options.length or LENGTH,
+            activations=activations,
+            device=device,
+            progress=progress,
+        )
+    scores = None
+    if loaded:
+        scores = measure_tasks(
+            opened, loaded, limit=options.limit, activations=activations, device=device, progress=progress
+        )
+    return Evaluation(rows, scores)
+
+
+def generate(
+    ckpt: str | Path,
+    prompt: str,
+    options: GenerateOptions = GenerateOptions(),
+    *,
+    progress: Progress = silent,
+) -> str:
+    """The greedy continuation of a prompt: on a GPU by the checkpoint's kernels, on a CPU in plain torch.
+
+    >>> isinstance(slideconvert.generate(out, "the", GenerateOptions(max_new_tokens=2)), str)
+    True
+    """
+    return continue_text(
+        Checkpoint.open(resolve(str(ckpt), progress=progress).path),
+        prompt,
+        most=options.max_new_tokens or MAX_NEW_TOKENS,
+        activations=options.activations or "quantized",
+        device=choose_device(options.device),
+    )
+
+
+def load_model(ckpt: str | Path, options: ModelOptions = ModelOptions(), *, progress: Progress = silent) -> nn.Module:
+    """The checkpoint as a transformers causal language model in eval mode, its linears on the fastest backend here.
+
+    >>> slideconvert.load_model(out).config.model_type
+    'llama'
+    """
+    return load(
+        Checkpoint.open(resolve(str(ckpt), progress=progress).path),
+        activations=options.activations or "quantized",
+        device=choose_device(options.device),
+        backend="auto",
+    )
+
+
+def push(
+    ckpt: str | Path,
+    repo: str,
+    options: PushOptions = PushOptions(),
+    *,
+    progress: Progress = silent,
+) -> Publication:
+    """Publish a checkpoint as a Hub repository in one commit; with dry_run only compare.
+
+    InputError for a folder that may not be published, HubError for a Hub that does not take it.
+    """
+    if options.message is not None and not options.message.strip():
+        raise InputError("--message is empty", hint="leave it out, or write a message")
+    if options.device is not None and not options.verify:
+        raise InputError("--device belongs to --verify", hint="nothing else is computed: leave it out")
+    target = find_target(repo, options.revision)
+    check_target(target)  # before every byte of the folder is read
+    device = choose_device(options.device) if options.verify else "cpu"
+    folder = read_folder(Path(ckpt), verify=options.verify, device=device, progress=progress)
+    upload = plan_push(folder, target)
+    if options.dry_run:
+        return Publication(target, upload, None)
+    pushed = carry_out(folder, upload, public=options.public, message=options.message, progress=progress)
+    return Publication(target, pushed.upload, pushed)

@@ -1,0 +1,239 @@
+"""Conversions as functions: plan, convert, its stages one by one, and the choice of patterns for a target."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..allocate.choose import Chosen, Target, choose_patterns
+from ..allocate.written import check_recipe_path, write_recipe
+from ..checkpoint.files import STAGING
+from ..checkpoint.reader import Checkpoint
+from ..checkpoint.staging import WORK, check_free
+from ..convert import pipeline
+from ..errors import InputError
+from ..formats.stored import parse_layout
+from ..hub.snapshot import Snapshot
+from ..hub.source import is_hub_id, open_for_planning, open_source, resolve
+from ..plan.plan import Plan, make_plan
+from ..plan.recipe import Recipe
+from ..progress import Progress, Stopwatch, silent
+from ..report import Report
+from .options import (
+    AllocateOptions,
+    ConvertOptions,
+    DeviceOptions,
+    OutputOptions,
+    PlanOptions,
+    QuantizeOptions,
+    RelayoutOptions,
+    SlideOptions,
+    SourceOptions,
+    SparsifyOptions,
+)
+from .recipe import quantize_recipe, recipe_of, slide_recipe, sparsify_recipe
+from .settings import refuse_unused, settings_of
+from .target import target_of
+
+SEQUENCES = 160
+"""Sequences that perplexity is measured on unless told otherwise."""
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a conversion did. chosen: the patterns chosen for a target, if there was one. fetched: bytes of the
+    source's shards that were fetched while it ran. seconds: without opening the source."""
+
+    report: Report
+    chosen: Chosen | None
+    fetched: int
+    seconds: float
+
+
+def plan(source: str | Path, options: PlanOptions = PlanOptions()) -> Plan:
+    """What `convert` with the same options would do to a source, a folder or a Hub id; reads shapes, writes nothing.
+
+    InputError lists all that is wrong with the options.
+
+        >>> made = slideconvert.plan(model, PlanOptions(pattern="2:6", method="magnitude"))
+        >>> made.bytes_after < made.bytes_before
+        True
+    """
+    snapshot, checkpoint = open_for_planning(str(source), revision=options.revision)
+    made = make_plan(snapshot, recipe_of(options), checkpoint)
+    refuse_unused(options, made)
+    return made
+
+
+def convert(
+    source: str | Path,
+    out: str | Path,
+    options: ConvertOptions = ConvertOptions(),
+    *,
+    progress: Progress = silent,
+) -> Report:
+    """Prune, quantize, re-lay and verify a model, a folder or a Hub id, into the folder `out`.
+
+    InputError for options or a source that cannot be used, VerificationError if the output is not what it should be,
+    HubError for a Hub id that cannot be fetched. Interrupted, it goes on with resume=True.
+
+        >>> report = slideconvert.convert(model, out, ConvertOptions(scheme="int8", pattern="2:8", method="magnitude"))
+        >>> f"{report.totals.zeros / report.totals.weights:.0%}"
+        '25%'
+    """
+    return convert_source(source, Path(out), recipe_of(options), options, progress, check_target(options)).report
+
+
+def sparsify(
+    source: str | Path,
+    out: str | Path,
+    options: SparsifyOptions = SparsifyOptions(),
+    *,
+    progress: Progress = silent,
+) -> Report:
+    """Prune a model to a pattern; BF16 stays BF16, and codes stay codes. Raises as `convert` does."""
+    return convert_source(source, Path(out), sparsify_recipe(options), options, progress).report
+
+
+def quantize(
+    source: str | Path,
+    out: str | Path,
+    options: QuantizeOptions = QuantizeOptions(),
+    *,
+    progress: Progress = silent,
+) -> Report:
+    """Quantize the float weights of a model; zeros stay zeros. Raises as `convert` does."""
+    return convert_source(source, Path(out), quantize_recipe(options), options, progress).report
+
+
+def slide(
+    source: str | Path,
+    out: str | Path,
+    options: SlideOptions = SlideOptions(),
+    *,
+    progress: Progress = silent,
+) -> Report:
+    """Re-lay the quantized weights of a model into 2:4 windows. Raises as `convert` does."""
+    return convert_source(source, Path(out), slide_recipe(options), options, progress).report
+
+
+def relayout(
+    ckpt: str | Path,
+    out: str | Path,
+    layout: str,
+    options: RelayoutOptions = RelayoutOptions(),
+    *,
+    progress: Progress = silent,
+) -> Report:
+    """Write the weights of a checkpoint in another layout, exactly. Raises as `convert` does.
+
+    >>> slideconvert.relayout(out, dense, "dense").layout
+    'dense'
+    """
+    return convert_source(ckpt, Path(out), Recipe(layout=parse_layout(layout)), options, progress).report
+
+
+def allocate(
+    source: str | Path,
+    recipe_out: str | Path,
+    options: AllocateOptions,
+    *,
+    progress: Progress = silent,
+) -> Chosen:
+    """Choose a pattern for each group of fused linears, and write the recipe into a file.
+
+    The patterns are those of least summed error that meet the target. InputError if there is none, or if it cannot be
+    met.
+    """
+    target, path = target_of(options), Path(recipe_out)
+    if target is None:
+        raise InputError("no target", hint="--target-speedup 1.2 --gpu a100, or --density 0.75")
+    check_recipe_path(path)
+    made = make_plan(resolve(str(source), revision=options.revision, progress=progress), recipe_of(options))
+    chosen = choose_patterns(made, target, settings_of(options), progress)
+    write_recipe(path, chosen, made.snapshot.id)
+    return chosen
+
+
+def check_target(options: ConvertOptions) -> Target | None:
+    """The target of a conversion, None without one. InputError for options that a target excludes."""
+    target = target_of(options)
+    if target and options.pattern:
+        raise InputError(
+            f"--pattern {options.pattern} and a target to choose patterns for",
+            hint="leave one out; a rule in a --recipe gives some linears a pattern of their own",
+        )
+    if target and options.low_disk and not options.source_cache:
+        raise InputError(
+            "--low-disk with a target: the weights are measured before OUT is begun",
+            hint="give a folder for shards with --source-cache, or allocate first and convert with its recipe",
+        )
+    return target
+
+
+def convert_source(
+    source: str | Path,
+    out: Path,
+    recipe: Recipe,
+    options: OutputOptions,
+    progress: Progress = silent,
+    target: Target | None = None,
+) -> Conversion:
+    """Open a source, plan its conversion, choose patterns if there is a target, and convert it into `out`.
+
+    options: of the job, those of its source and of computing among them.
+    """
+    assert isinstance(options, DeviceOptions)
+    if options.sequences is not None and not options.text:
+        raise InputError("--sequences belongs to --text", hint="name the text to measure on, or leave it out")
+    check_free(out, resume=options.resume)  # before gigabytes are fetched
+    settings, chosen = settings_of(options), None
+    with opened(str(source), out, options, progress) as (snapshot, checkpoint):
+        made = make_plan(snapshot, recipe, checkpoint)
+        refuse_unused(options, made, measures=target is not None)
+        started = time.monotonic()
+        if target:
+            chosen = choose_patterns(made, target, settings, progress)
+            made = make_plan(snapshot, chosen.recipe, checkpoint)
+        report = pipeline.convert(
+            made,
+            out,
+            settings=settings,
+            resume=options.resume,
+            verify=options.verify,
+            text=options.text,
+            sequences=options.sequences or SEQUENCES,
+            progress=progress,
+        )
+    return Conversion(report, chosen, checkpoint.shard_store.fetched, time.monotonic() - started)
+
+
+@contextmanager
+def opened(source: str, out: Path, options: OutputOptions, progress: Progress) -> Iterator[tuple[Snapshot, Checkpoint]]:
+    """The source of a conversion into `out`. Shards of --low-disk stay as long as the conversion can be resumed."""
+    if not isinstance(options, SourceOptions):
+        yield open_source(source, progress=progress)
+        return
+    cache = options.source_cache
+    if cache and not is_hub_id(source):
+        raise InputError(f"--source-cache: {source} is no Hub id", hint="leave it out; a folder is read where it lies")
+    shards = shards_folder(out, cache) if options.low_disk else None
+    aside = progress.aside if isinstance(progress, Stopwatch) else progress  # shards are fetched from other threads
+    try:
+        yield open_source(source, revision=options.revision, cache=cache, shards=shards, progress=aside)
+    finally:
+        if shards and not (out / STAGING).exists():
+            shutil.rmtree(shards, ignore_errors=True)
+
+
+def shards_folder(out: Path, source_cache: Path | None) -> Path:
+    """Where --low-disk puts shards: beside the unfinished output, or in a folder of this job's in --source-cache."""
+    if source_cache is None:
+        return out.absolute() / STAGING / WORK / "source"
+    job = hashlib.sha256(str(out.absolute()).encode()).hexdigest()[:16]
+    return source_cache.expanduser().absolute() / f"low-disk-{job}"

@@ -1,0 +1,119 @@
+"""Options to a recipe: a recipe file, overruled by the options that are given, completed with defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from ..errors import InputError, pick
+from ..plan.linear_config import LINEAR_FIELDS, LinearConfig, describe_config, parse_linear_config
+from ..plan.presets import parse_preset
+from ..plan.recipe import EPOCHS, Recipe, load_recipe, parse_recipe
+from ..prune import METHODS
+from .options import CalibrationOptions, Options, PatternOptions, QuantizeOptions, SparsifyOptions
+
+BLOCK_DEFAULTS = {"scheme": "int8", "pattern": "2:8"}
+GROUP_DEFAULTS = {"scheme": "w4a16", "sparsity": 0.5}
+"""What a conversion does unless told otherwise, to a 2:L pattern and to a pattern of groups."""
+PRESET = "balanced"
+RECIPE_FIELDS = ("bits", *LINEAR_FIELDS, "preset", *EPOCHS, "layout", "shard_gb")
+"""Options that are fields of a recipe under the same name."""
+
+Defaults = tuple[dict[str, Any], dict[str, Any]]
+
+
+def recipe_of(options: Options, *, defaults: Defaults = (BLOCK_DEFAULTS, GROUP_DEFAULTS)) -> Recipe:
+    """The recipe file of the options if there is one, overruled by the other options, completed with defaults.
+
+    defaults: fields for 2:L patterns, and for patterns of groups. InputError for options that are not understood, or
+    that contradict each other.
+    """
+    path = getattr(options, "recipe", None)
+    recipe = load_recipe(path) if path else Recipe()
+    calibration = calibration_fields(options)
+    given = {name: str(value) for name in RECIPE_FIELDS if (value := getattr(options, name, None)) is not None}
+    explicit = parse_recipe({**given, "calibration": calibration}, "options")
+    chosen = {**_compatible(recipe.config, explicit.config), **describe_config(explicit.config)}
+    groups = parse_linear_config(**chosen).takes_groups
+    pattern = explicit.config.pattern or recipe.config.pattern
+    if pattern and pattern.whole_groups:
+        defaults = ({}, {name: value for name, value in defaults[1].items() if name != "sparsity"})
+    config = parse_linear_config(**{**defaults[groups], **chosen})
+    without_preset = bool(config.method) and not groups  # a method for groups comes with the preset's training
+    return replace(
+        recipe,
+        config=config,
+        preset=explicit.preset or recipe.preset or (None if without_preset else parse_preset(PRESET)),
+        block_epochs=recipe.block_epochs if explicit.block_epochs is None else explicit.block_epochs,
+        end_epochs=recipe.end_epochs if explicit.end_epochs is None else explicit.end_epochs,
+        calibration=replace(recipe.calibration, **{name: getattr(explicit.calibration, name) for name in calibration}),
+        layout=explicit.layout or recipe.layout or _usual_layout([config, *(rule.config for rule in recipe.rules)]),
+        shard_bytes=explicit.shard_bytes if "shard_gb" in given else recipe.shard_bytes,
+    )
+
+
+def sparsify_recipe(options: SparsifyOptions) -> Recipe:
+    """The recipe of `sparsify`: whatever the numbers, they stay."""
+    if options.method:
+        pick(options.method, [name for name, method in METHODS.items() if method.prunes], "pruning method")
+    return replace(recipe_of(options, defaults=({"pattern": "2:8"}, {"sparsity": 0.5})), layout="dense")
+
+
+def quantize_recipe(options: QuantizeOptions) -> Recipe:
+    """The recipe of `quantize`: whatever the pattern, it stays."""
+    method = options.method or "rtn"
+    pick(method, [name for name, known in METHODS.items() if not known.prunes], "quantization method")
+    scheme = options.scheme or (None if options.bits else "int8")
+    config = parse_linear_config(
+        scheme=scheme,
+        bits=options.bits,
+        group_size=options.group_size,
+        symmetric=options.symmetric,
+        method=method if METHODS[method].calibrated else None,
+    )
+    if config.scheme and not config.scheme.quantized:
+        raise InputError(f"scheme {config.scheme.name} does not quantize", hint="use int8, fp8 or w4a16")
+    calibration = parse_recipe({"calibration": calibration_fields(options)}, "options").calibration
+    return Recipe(config, layout="dense", calibration=calibration)
+
+
+def slide_recipe(options: PatternOptions) -> Recipe:
+    """The recipe of `slide`: the weights stay, in the slide layout."""
+    return Recipe(parse_linear_config(pattern=options.pattern), layout="slide")
+
+
+def calibration_fields(options: Options) -> dict[str, str]:
+    """The calibration options that are given, as fields of a recipe's calibration."""
+    if not isinstance(options, CalibrationOptions):
+        return {}
+    found = {
+        "text": options.calibration,
+        "samples": options.samples,
+        "length": options.length,
+        "seed": options.seed,
+    }
+    return {name: str(value) for name, value in found.items() if value is not None}
+
+
+def _compatible(config: LinearConfig, explicit: LinearConfig) -> dict[str, Any]:
+    """The fields of a recipe's config, without those that only go with another kind of pattern than the options'."""
+    found = describe_config(config)
+    grouped = config.method is not None and METHODS[config.method].grouped
+    if explicit.takes_groups and not config.takes_groups:
+        found.pop("pattern", None)
+        if not grouped:
+            found.pop("method", None)
+    if explicit.pattern and not explicit.takes_groups:
+        for name in ("sparsity", "row_cap", *(["method"] if grouped else [])):
+            found.pop(name, None)
+    return found
+
+
+def _usual_layout(configs: Sequence[LinearConfig]) -> str:
+    """The layout that kernels of the chosen schemes read."""
+    slid = any(config.scheme.quantized and not config.scheme.grouped for config in configs if config.scheme)
+    grouped = any(config.scheme.grouped for config in configs if config.scheme)
+    if slid:
+        return "slide"
+    return "gqs" if grouped and any(config.takes_groups for config in configs) else "dense"

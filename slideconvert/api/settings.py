@@ -1,0 +1,55 @@
+"""Where and how a job computes, and which of its options have an effect there."""
+
+from __future__ import annotations
+
+import torch
+
+from ..calibrate.run import RunSettings
+from ..errors import InputError
+from ..plan.plan import Plan
+from .options import CalibrationOptions, ComputeOptions, DeviceOptions, OffloadOptions, Options
+
+
+def choose_device(name: str | None) -> str:
+    """'auto' or None -> cuda if there is a GPU, else cpu. InputError for a device that is not there."""
+    if name in (None, "auto"):
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
+        raise InputError(f"unknown device '{name}'", hint="auto, cpu, cuda or cuda:N")
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"device {name}: this machine has {torch.cuda.device_count()} CUDA devices", hint="--device cpu"
+        )
+    return name
+
+
+def settings_of(options: DeviceOptions) -> RunSettings:
+    """How a run computes. InputError for unknown values."""
+    device = choose_device(options.device)
+    if not isinstance(options, ComputeOptions):
+        return RunSettings(device)
+    offload = isinstance(options, OffloadOptions) and options.offload
+    return RunSettings(device, options.keep_on or "device", options.batch_tokens, offload, options.precision or "auto")
+
+
+def refuse_unused(options: Options, plan: Plan, *, measures: bool = False) -> None:
+    """InputError for calibration and compute options that have no effect on a plan.
+
+    measures: whether patterns are chosen for a target, which runs calibration text through the model in any case.
+    """
+    if not (plan.calibrated or measures):
+        offered = [*CalibrationOptions.options(), *ComputeOptions.options(), *OffloadOptions.options()]
+        for_text = {one.name for one in offered} - {one.name for one in DeviceOptions.options()}
+        unused = [one for one in options.given() if one.name in for_text]
+        if unused:
+            raise InputError(
+                f"{unused[0].flag} has no effect: nothing is calibrated or trained here",
+                hint="leave it out, or choose a calibrated --method or a --preset",
+            )
+    recovery = plan.recovery
+    if isinstance(options, OffloadOptions) and options.offload and not (recovery and recovery.end_epochs):
+        raise InputError(
+            "--offload has no effect: nothing is trained end to end here",
+            hint="leave it out, or choose --preset quality or --end-epochs",
+        )
