@@ -9,17 +9,13 @@ Nothing heavy is imported here, so that --help is instant.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from dataclasses import Field, dataclass, field, fields
 from inspect import get_annotations
 from pathlib import Path
 from typing import Any, ClassVar, get_type_hints
 
-from ..allocate.speed import BUNDLED
-from ..core.choices import ACTIVATIONS, CODES, PLACES, PRECISIONS, PRUNING, ROUNDING
-from ..core.schemes import SCHEMES
-from ..plan.presets import PRESETS
-from ..runtime.slidesparse_record import LAYOUTS
+from ..core import choices
 
 SPEC = "option"
 
@@ -29,14 +25,14 @@ class Spec:
     """How an option appears on the command line.
 
     help: what it does, with its default in brackets. flag: its spelling, the field's name with dashes unless given.
-    metavar: what stands for the value. choices: gives the values to choose from, which then stand for it. minimum: of a
+    metavar: what stands for the value. choices: the values to choose from, which then stand for it. minimum: of a
     whole number.
     """
 
     help: str
     flag: str = ""
     metavar: str = ""
-    choices: Callable[[], Iterable[str]] | None = None
+    choices: tuple[str, ...] = ()
     minimum: int | None = None
 
 
@@ -62,11 +58,11 @@ def option(
     default: Any = None,
     flag: str = "",
     metavar: str = "",
-    choices: Callable[[], Iterable[str]] | None = None,
+    choices: Sequence[str] = (),
     minimum: int | None = None,
 ) -> Any:
     """A dataclass field with the Spec of its option."""
-    return field(default=default, metadata={SPEC: Spec(help, flag, metavar, choices, minimum)})
+    return field(default=default, metadata={SPEC: Spec(help, flag, metavar, tuple(choices), minimum)})
 
 
 class Options:
@@ -142,7 +138,7 @@ class PresetOptions(Options):
 
     HEADING: ClassVar[str] = "Recipe"
 
-    preset: str | None = option("How much time to spend for accuracy.  [default: balanced]", choices=lambda: PRESETS)
+    preset: str | None = option("How much time to spend for accuracy.  [default: balanced]", choices=choices.PRESETS)
 
 
 @dataclass(frozen=True)
@@ -152,7 +148,7 @@ class MethodOptions(Options):
     HEADING: ClassVar[str] = "Recipe"
 
     method: str | None = option(
-        "One method for all linears, instead of the preset's.", choices=lambda: (*PRUNING, *ROUNDING)
+        "One method for all linears, instead of the preset's.", choices=(*choices.PRUNING, *choices.ROUNDING)
     )
 
 
@@ -192,7 +188,7 @@ class SchemeOptions(Options):
     HEADING: ClassVar[str] = "Numbers"
 
     scheme: str | None = option(
-        "Number scheme of the weights.  [default: int8; w4a16 where groups are pruned]", choices=lambda: SCHEMES
+        "Number scheme of the weights.  [default: int8; w4a16 where groups are pruned]", choices=choices.SCHEMES
     )
 
 
@@ -219,7 +215,7 @@ class CodesOptions(Options):
 
     codes: str | None = option(
         "Codes of ternary weights (BitNet): ternary ones only, or all of the scheme.  [default: ternary]",
-        choices=lambda: CODES,
+        choices=choices.CODES,
     )
 
 
@@ -242,7 +238,7 @@ class LayoutOptions(Options):
     HEADING: ClassVar[str] = "Output"
 
     layout: str | None = option(
-        "How weights are stored.  [default: what the kernels of the scheme read]", choices=lambda: LAYOUTS
+        "How weights are stored.  [default: what the kernels of the scheme read]", choices=choices.LAYOUTS
     )
     shard_gb: float | None = option("Size of the largest weight file, in GB.  [default: 5]")
 
@@ -253,7 +249,7 @@ class TimesOptions(Options):
 
     HEADING: ClassVar[str] = "Speed and size"
 
-    gpu: str | None = option("GPU whose times count.", choices=lambda: BUNDLED)
+    gpu: str | None = option("GPU whose times count.", choices=choices.GPUS)
     tokens: int | None = option("Tokens computed at once.  [default: 4096]", minimum=1)
     speed_table: Path | None = option("CSV file with times of your own.", metavar="FILE")
 
@@ -283,11 +279,11 @@ class ComputeOptions(DeviceOptions):
 
     HEADING: ClassVar[str] = "Compute"
 
-    keep_on: str | None = option("Where calibration keeps hidden states.  [default: device]", choices=lambda: PLACES)
+    keep_on: str | None = option("Where calibration keeps hidden states.  [default: device]", choices=choices.PLACES)
     batch_tokens: int | None = option("Calibration tokens computed at once.  [default: 4096; 8192 on a GPU]", minimum=1)
     precision: str | None = option(
         "Precision that calibration runs the model in; auto takes bfloat16 where it is fast.  [default: auto]",
-        choices=lambda: PRECISIONS,
+        choices=choices.PRECISIONS,
     )
 
 
@@ -368,7 +364,7 @@ class SparsifyOptions(
 ):
     """Options of `sparsify`."""
 
-    method: str | None = option("One pruning method, instead of the preset's.", choices=lambda: PRUNING)
+    method: str | None = option("One pruning method, instead of the preset's.", choices=choices.PRUNING)
     group_size: int | None = option("Weights of a group that is pruned as a whole (GQSA).  [default: 16]")
 
 
@@ -380,9 +376,9 @@ class QuantizeOptions(
 
     scheme: str | None = option(
         "Number scheme of the weights.  [default: int8]",
-        choices=lambda: [name for name, scheme in SCHEMES.items() if scheme.quantized],
+        choices=[name for name in choices.SCHEMES if name != "bf16"],
     )
-    method: str | None = option("rtn rounds to nearest, gptq by calibration.  [default: rtn]", choices=lambda: ROUNDING)
+    method: str | None = option("rtn rounds to nearest, gptq by calibration.  [default: rtn]", choices=choices.ROUNDING)
 
 
 @dataclass(frozen=True)
@@ -412,7 +408,7 @@ class ModelOptions(DeviceOptions):
     """How a checkpoint is run."""
 
     activations: str | None = option(
-        "Activations of quantized linears, as served or not rounded.  [default: quantized]", choices=lambda: ACTIVATIONS
+        "Activations of quantized linears, as served or not rounded.  [default: quantized]", choices=choices.ACTIVATIONS
     )
 
 

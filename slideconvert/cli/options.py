@@ -108,7 +108,7 @@ def _click_option(one: Option) -> HeadedOption:
         kind = click.Path(path_type=Path, file_okay=spec.metavar != DIRECTORY)
     elif spec.minimum is not None:
         kind = click.IntRange(spec.minimum)
-    metavar = "|".join(spec.choices()) if spec.choices else spec.metavar or None
+    metavar = "|".join(spec.choices) if spec.choices else spec.metavar or None
     return HeadedOption([one.flag, one.name], type=kind, metavar=metavar, **about)
 
 

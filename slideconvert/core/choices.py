@@ -1,6 +1,15 @@
-"""Words to choose from that --help shows, so they stand here, where importing them loads no torch."""
+"""Words to choose from that --help shows; they stand here, where importing them loads no torch.
+
+The first ones name the entries of registries whose modules need torch: tests/house/test_options.py compares them.
+"""
 
 from __future__ import annotations
+
+SCHEMES = ("int8", "fp8", "bf16", "w4a16", "w4a8", "w8a16")
+LAYOUTS = ("slide", "gqs", "dense")
+PRESETS = ("fast", "balanced", "quality", "paper")
+GPUS = ("a100", "rtx4090", "h100", "b200", "rtx5080", "gb10", "h200")
+"""The GPUs that allocate.speed has times of."""
 
 PRUNING = ("magnitude", "wanda", "hessian", "obs", "alps", "gqsa", "saliency")
 ROUNDING = ("rtn", "gptq")

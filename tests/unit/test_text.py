@@ -65,7 +65,7 @@ def test_tokenizers_without_begin_or_end() -> None:
 
 
 def test_too_little_text_is_refused() -> None:
-    with pytest.raises(InputError, match="5 tokens, one window needs 8"):
+    with pytest.raises(InputError, match="5 tokens, one sequence needs 8"):
         token_sequences(Letters(), ["abc"], 8)
 
 
