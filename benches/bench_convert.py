@@ -41,7 +41,8 @@ print(time.perf_counter() - started)
 PROFILED = """
 import json, sys, threading, time
 from collections import Counter
-from slideconvert import pipeline
+from slideconvert.convert import pipeline
+from slideconvert.formats.slide import Slide
 from slideconvert.checkpoint import reader, writer
 
 spent, lock = Counter(), threading.Lock()
@@ -63,7 +64,7 @@ timed(reader.Checkpoint, "read_flat", "read")
 timed(writer.WeightWriter, "_put", "hash and write")
 timed(pipeline, "apply_mask", "apply mask")
 timed(pipeline, "quantize", "quantize")
-timed(pipeline, "stored_tensors", "slide and pack")
+timed(Slide, "encode", "slide and pack")
 timed(pipeline, "tally", "errors and zeros for the report")
 timed(pipeline, "check_finite", "check for NaN")
 from types import SimpleNamespace

@@ -17,7 +17,7 @@ from ..checkpoint.reader import Checkpoint
 from ..checkpoint.staging import WORK, check_free
 from ..convert import pipeline
 from ..errors import InputError
-from ..formats.stored import parse_layout
+from ..formats.registry import parse_layout
 from ..hub.snapshot import Snapshot
 from ..hub.source import is_hub_id, open_for_planning, open_source, resolve
 from ..plan.plan import Plan, make_plan

@@ -14,8 +14,8 @@ from .. import __version__
 from ..checkpoint.reader import Checkpoint
 from ..core.patterns import BlockPattern
 from ..core.workers import count
+from ..formats.base import StoredLinear
 from ..formats.record import describe_linear, read_record
-from ..formats.stored import StoredLinear
 from ..kernels.backends.base import LinearSpec
 from ..kernels.backends.choose import BACKENDS, Choice, choose
 from ..kernels.backends.cusparselt import SPARSE_SINCE

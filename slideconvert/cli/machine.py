@@ -65,7 +65,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
                 "pattern": None if linear.kept else str(linear.pattern),
                 "method": linear.method,
                 "kept": linear.kept,
-                "slid_columns": linear.slid_columns(plan.layout),
+                "slid_columns": linear.slid_columns,
                 "bytes_before": linear.stored.bytes,
                 "bytes_after": sum(spec.bytes for spec in linear.outputs),
             }

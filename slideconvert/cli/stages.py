@@ -56,7 +56,7 @@ def slide_command(source: str, out: Path, options: SlideOptions, display: Displa
 )
 def relayout_command(ckpt: Path, out: Path, layout: str, options: RelayoutOptions, display: Display) -> None:
     """Write the weights of CKPT in another layout, exactly. The dense one loads in stock vLLM and transformers."""
-    from ..formats.stored import parse_layout
+    from ..formats.registry import parse_layout
     from ..plan.recipe import Recipe
 
     run(str(ckpt), out, Recipe(layout=parse_layout(layout)), options, display)

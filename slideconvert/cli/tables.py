@@ -45,7 +45,7 @@ def plan_table(plan: Plan, *, every_linear: bool) -> Table:
     for linear in plan.linears:
         name = linear.linear.name if every_linear else linear.linear.kind
         what = ("kept", "", "") if linear.kept else (linear.scheme.name, str(linear.pattern), linear.method or "none")
-        slid = str(linear.slid_columns(plan.layout) or "")
+        slid = str(linear.slid_columns or "")
         groups.setdefault((name, *what, _shape(linear.stored.shape), slid), []).append(linear)
     for (*words, shape, slid), members in groups.items():
         before = sum(member.stored.bytes for member in members)

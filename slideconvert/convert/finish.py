@@ -13,7 +13,7 @@ from ..checkpoint.reader import Checkpoint
 from ..checkpoint.staging import file_sha256, write_file, writing
 from ..errors import VerificationError
 from ..evaluate.perplexity import LENGTH, measure
-from ..formats.record import output_config
+from ..formats.quantization_config import output_config
 from ..permute.permutations import Permutations, to_json
 from ..plan.plan import Plan, index_json
 from ..progress import Progress

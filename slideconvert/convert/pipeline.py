@@ -32,7 +32,6 @@ from ..core.select import apply_mask
 from ..core.weights import Tally, check_finite, floats, ratio, take_rows, tally, values
 from ..core.workers import in_order
 from ..errors import HubError, InputError, OutputError
-from ..formats.stored import stored_tensors
 from ..kernels.planes import row_blocks
 from ..permute.permutations import (
     Permutations,
@@ -151,7 +150,6 @@ def _calibration_state(tokens: Tensor, settings: RunSettings) -> dict[str, objec
 def convert_linear(
     plan: LinearPlan,
     source: Weight,
-    layout: str,
     solved: LayerResult | None = None,
     latent: Tensor | None = None,
 ) -> tuple[dict[str, Tensor], LayerReport]:
@@ -172,7 +170,6 @@ def convert_linear(
         _convert_rows(
             plan,
             take_rows(source, rows),
-            layout,
             None if made is None else take_rows(made, rows),
             None if latent is None else latent[rows],
         )
@@ -195,7 +192,7 @@ def convert_linear(
         prune_error=ratio(total.prune_loss, total.energy),
         bytes_before=plan.stored.bytes,
         bytes_after=sum(spec.bytes for spec in plan.outputs),
-        slid_columns=plan.slid_columns(layout),
+        slid_columns=plan.slid_columns,
         output_error=solved.errors.get(plan.linear.submodule) if solved else None,
         notes=solved.notes.get(plan.linear.submodule, ()) if solved else (),
         legal_groups=plan.pattern.legal_blocks(values(source))
@@ -206,7 +203,7 @@ def convert_linear(
 
 
 def _convert_rows(
-    plan: LinearPlan, source: Weight, layout: str, solved: Weight | None, latent: Tensor | None
+    plan: LinearPlan, source: Weight, solved: Weight | None, latent: Tensor | None
 ) -> tuple[dict[str, Tensor], Tally]:
     """Some rows of a linear: prune, quantize, slide, pack; and what that cost. solved: pruned and quantized already."""
     if solved is None:
@@ -214,7 +211,7 @@ def _convert_rows(
     else:
         survivors = apply_mask(floats(source), floats(solved) != 0)
         pruned, weight = survivors, plan.scheme.store(solved)
-    tensors = {} if plan.kept else stored_tensors(plan.linear.name, weight, plan.pattern, layout)
+    tensors = {} if plan.kept else plan.format.encode(plan.linear.name, weight, plan.pattern)
     return tensors, tally(source, pruned, weight)
 
 
@@ -295,7 +292,7 @@ def _read_and_convert(
             if linear.permuted and prefix + name in plan.source.tensors:
                 vector = plan.source.read(prefix + name)
                 tensors[prefix + name] = permute_vector(name, vector, solved.permutations, free)
-    made, report = convert_linear(linear, source, plan.layout, solved, latent)
+    made, report = convert_linear(linear, source, solved, latent)
     tensors |= made
     return {name: tensor.cpu() for name, tensor in tensors.items()}, report
 

@@ -1,7 +1,7 @@
-"""config.json: the part stock loaders read (quantization_config) and our own record (slidesparse_config).
+"""slidesparse_config, our own record in config.json.
 
-The record stands at the root of config.json, where transformers keeps it when it saves a model again; inside
-quantization_config it would be dropped. It says per linear what was done, where the weights came from, and the
+It stands at the root of config.json, where transformers keeps it when it saves a model again; inside
+quantization_config it would be dropped. It states per linear what was done, where the weights came from, and the
 sha256 of every file, so a checkpoint explains and checks itself.
 """
 
@@ -14,10 +14,12 @@ from .. import __version__
 from ..checkpoint.reader import Checkpoint
 from ..core.patterns import Pattern, parse_pattern
 from ..core.schemes import Scheme, read_scheme
-from ..core.ternary import FLOATS, LATENT, PACKED, PACKED_INVERSE
+from ..core.ternary import FLOATS
 from ..errors import InputError
-from ..runtime.slidesparse_record import AUTO_MAP, FORMAT_VERSION, RECORD
-from .stored import Declared, StoredLinear, describe, format_of, layout_of
+from ..runtime.slidesparse_record import FORMAT_VERSION, RECORD
+from .base import Declared, StoredLinear
+from .bitnet import bitnet_coding
+from .registry import describe, format_for
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class LinearRecord:
     permuted: bool = False
 
     def to_json(self, layout: str) -> dict[str, Any]:
-        slid = layout_of(layout, self.scheme, self.pattern) == "slide"
+        slid = format_for(layout, self.scheme, self.pattern).slid
         return {
             "shape": list(self.shape),
             "scheme": self.scheme.name,
@@ -104,23 +106,8 @@ def describe_linear(checkpoint: Checkpoint, record: Record | None, name: str) ->
     entry = record.linears.get(name) if record else None
     if entry:
         declared = Declared(entry.shape, entry.scheme, entry.pattern)
-        return describe(checkpoint, name, declared, ternary=FLOATS if entry.scheme.ternary else None)
-    return describe(checkpoint, name, None, ternary=None if record else bitnet_coding(checkpoint.config))
-
-
-def bitnet_coding(config: dict[str, Any]) -> str | None:
-    """How BitNet's own checkpoints code their weights; None for other models, and where others have quantized them."""
-    if config.get("model_type") != "bitnet":
-        return None
-    quantization = config.get("quantization_config")
-    if quantization is None:
-        return LATENT
-    if quantization.get("quant_method") != "bitnet":
-        return None
-    # The defaults are transformers' own.
-    if quantization.get("linear_class", "bitlinear") != "autobitlinear":
-        return PACKED_INVERSE
-    return LATENT if quantization.get("quantization_mode", "offline") == "online" else PACKED
+        return describe(checkpoint, name, declared, coding=FLOATS if entry.scheme.ternary else None)
+    return describe(checkpoint, name, None, coding=None if record else bitnet_coding(checkpoint.config))
 
 
 def _read_linear(entry: dict[str, Any]) -> LinearRecord:
@@ -134,91 +121,3 @@ def _read_linear(entry: dict[str, Any]) -> LinearRecord:
         moved=int(entry.get("moved", 0)),
         permuted=bool(entry.get("permuted", False)),
     )
-
-
-def check_quantization(config: dict[str, Any], where: str) -> None:
-    """Raise InputError unless the checkpoint is unquantized, as BitNet's own are, or symmetric W8A8 compressed-tensors
-    as we write it."""
-    bits = config.get("weight_bits")
-    if isinstance(bits, int) and bits < 8:  # BitNets before the architecture had a name: llama by their word
-        raise InputError(
-            f"{where}: weight_bits {bits}: these weights are rounded whenever the model runs, which its model_type "
-            f"'{config.get('model_type')}' does not tell",
-            hint="of models trained with few bits only model_type bitnet can be taken",
-        )
-    quantization = config.get("quantization_config")
-    if quantization is None or RECORD in config:  # what of ours is broken, the record tells better
-        return
-    method = quantization.get("quant_method")
-    if method == "bitnet" and config.get("model_type") == "bitnet":
-        left_out = [name for name in quantization.get("modules_to_not_convert") or [] if name != "lm_head"]
-        if left_out or quantization.get("use_rms_norm"):
-            odd = f"leaves out {', '.join(left_out)}" if left_out else "has a norm before every linear (use_rms_norm)"
-            raise InputError(
-                f"{where}: quantized by 'bitnet', but it {odd}",
-                hint="only models whose decoder linears are all ternary, as BitNet b1.58 2B4T, can be taken",
-            )
-        return
-    if method != "compressed-tensors":
-        raise InputError(
-            f"{where}: quantized by '{method}', only compressed-tensors W8A8 can be taken",
-            hint="start from the BF16 model",
-        )
-    for name, group in (quantization.get("config_groups") or {}).items():
-        weights, activations = group.get("weights") or {}, group.get("input_activations") or {}
-        wanted = {"num_bits": 8, "symmetric": True}
-        found = [
-            f"{part} {key} {args.get(key)}"
-            for part, args, own in (
-                ("weights", weights, {"strategy": "channel"}),
-                ("activations", activations, {"strategy": "token", "dynamic": True}),
-            )
-            for key, value in {**wanted, **own}.items()
-            if args.get(key) != value
-        ]
-        if found:
-            raise InputError(
-                f"{where}: quantization group {name} has {', '.join(found)}; symmetric 8-bit weights per channel and "
-                "dynamic activations per token can be taken",
-                hint="start from the BF16 model",
-            )
-
-
-def quantization_config(linears: dict[str, LinearRecord], untouched: list[str], layout: str) -> dict[str, Any] | None:
-    """The compressed-tensors quantization_config, None if no linear is quantized.
-
-    untouched: linears that stay unquantized. One scheme for all linears gives the minimal form, targets
-    ["Linear"]; several schemes name their linears one by one.
-    """
-    kinds: dict[tuple[Scheme, str], list[str]] = {}
-    for name, linear in linears.items():
-        if linear.scheme.quantized:
-            storage = format_of(layout, linear.scheme, linear.pattern)
-            kinds.setdefault((linear.scheme.unconstrained, storage), []).append(name)
-    if not kinds:
-        return None
-    groups, ignore = {}, ["lm_head", *untouched]
-    ignore += [name for name, linear in linears.items() if not linear.scheme.quantized]
-    ordered = sorted(kinds.items(), key=lambda kind: (kind[0][0].name, kind[0][0].group, kind[0][1]))
-    for number, ((scheme, storage), members) in enumerate(ordered):
-        targets = ["Linear"] if len(kinds) == 1 else members
-        groups[f"group_{number}"] = scheme.config_group(targets, storage)
-    formats = {group["format"] for group in groups.values()}
-    return {
-        "quant_method": "compressed-tensors",
-        "format": formats.pop() if len(formats) == 1 else "mixed-precision",
-        "quantization_status": "compressed",
-        "ignore": ignore,
-        "config_groups": groups,
-    }
-
-
-def output_config(source: dict[str, Any], record: Record, untouched: list[str]) -> dict[str, Any]:
-    """The config.json of the output: the source's, with its quantization, record and code replaced."""
-    config = {key: value for key, value in source.items() if key not in ("quantization_config", "auto_map", RECORD)}
-    quantization = quantization_config(record.linears, untouched, record.layout)
-    if quantization:
-        config["quantization_config"] = quantization
-    if record.kernels:
-        config["auto_map"] = AUTO_MAP
-    return {**config, RECORD: record.to_json()}

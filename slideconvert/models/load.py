@@ -17,8 +17,10 @@ from ..core.choices import ACTIVATIONS
 from ..core.patterns import BlockPattern
 from ..core.quantize import QuantizedWeight
 from ..errors import InputError, pick
-from ..formats.record import RECORD, Record, check_quantization, describe_linear, read_record
-from ..formats.stored import StoredLinear, group_spec
+from ..formats.base import StoredLinear
+from ..formats.groups import Gqs, group_spec
+from ..formats.quantization_config import check_quantization
+from ..formats.record import RECORD, Record, describe_linear, read_record
 from ..kernels.backends.base import Codes, LinearSpec
 from ..kernels.group_linear import GroupLinear
 from ..kernels.groups import GroupSpec, weight_of
@@ -127,7 +129,7 @@ def _linear(
 def group_spec_of(stored: StoredLinear) -> GroupSpec:
     """A linear of a grouped scheme as GroupLinear takes it: the dense layout holds all groups, whatever the pattern."""
     spec = group_spec(stored.shape, stored.scheme, stored.pattern)
-    return spec if stored.layout == "gqs" else replace(spec, kept=spec.whole)
+    return spec if stored.layout == Gqs.layout else replace(spec, kept=spec.whole)
 
 
 def float_linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> nn.Linear:

@@ -15,7 +15,8 @@ from ..checkpoint.reader import Checkpoint, read_json
 from ..checkpoint.shard_store import NoWeights
 from ..core.ternary import LATENT
 from ..errors import InputError, pick
-from ..formats.record import RECORD, bitnet_coding
+from ..formats.bitnet import bitnet_coding
+from ..formats.record import RECORD
 from .families import architecture_of
 from .load import empty_model
 

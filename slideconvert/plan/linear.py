@@ -16,8 +16,10 @@ from ..core.choices import FULL
 from ..core.patterns import BlockPattern, GroupPattern, Pattern
 from ..core.schemes import Scheme
 from ..errors import InputError
+from ..formats.base import Format, StoredLinear
+from ..formats.bitnet import read_latent
 from ..formats.record import LinearRecord, Record, describe_linear
-from ..formats.stored import StoredLinear, layout_of, stored_specs
+from ..formats.registry import format_for
 from ..models.architecture import FreeChannels, Linear, input_groups, rule_of
 from ..models.families import architecture_of
 from ..permute.permutations import Permutations, permute_weight
@@ -37,6 +39,7 @@ class LinearPlan:
     scheme: Scheme
     pattern: Pattern
     method: str
+    format: Format
     outputs: tuple[TensorSpec, ...]
     record: LinearRecord | None
     moves: bool = False
@@ -71,15 +74,16 @@ class LinearPlan:
     def weights(self) -> int:
         return self.stored.shape[0] * self.stored.shape[1]
 
-    def slid_columns(self, layout: str) -> int:
-        """K' of this linear in that layout; 0 where it is not slid."""
-        slid = not self.kept and layout_of(layout, self.scheme, self.pattern) == "slide"
-        return self.pattern.slid_columns(self.stored.shape[1]) if slid and isinstance(self.pattern, BlockPattern) else 0
+    @property
+    def slid_columns(self) -> int:
+        """K' of this linear; 0 where it is not slid."""
+        sizes = self.pattern.record_fields(self.stored.shape, slid=self.format.slid)
+        return int(sizes.get("slid_columns", 0))
 
     def latent_weights(self, source: Checkpoint, permutations: Permutations, device: str) -> Tensor | None:
         """What a weight that stays ternary was rounded from [out, in] float32, its channels in these orders; None for
         other weights, and where it is not known."""
-        found = self.stored.read_latent(source) if self.scheme.ternary else None
+        found = read_latent(self.stored, source) if self.scheme.ternary else None
         if found is None:
             return None
         free = architecture_of(source.config).free_channels(source.config)
@@ -112,7 +116,7 @@ def plan_linear(
     if config.keep or kept_before:
         if stored.scheme.quantized:
             raise InputError(f"{name}: keep leaves float weights alone, these are {stored.scheme.name} codes already")
-        return LinearPlan(linear, stored, stored.scheme, BlockPattern(None), "", stored.tensors, None)
+        return LinearPlan(linear, stored, stored.scheme, BlockPattern(None), "", stored.format, stored.tensors, None)
     scheme = _scheme(config, stored)
     if stored.scheme.quantized and config.scheme:
         raise InputError(
@@ -130,9 +134,9 @@ def plan_linear(
             hint=f"use a group size of {pattern.size if config.scheme else scheme.group}",
         )
     scheme.check_columns(stored.shape[1], name)
-    floats = "BF16" if stored.coding or stored.scheme.quantized else stored.tensors[0].dtype
     solved = bool(method) and METHODS[method].calibrated  # finds codes and scales of its own
-    scale = stored.tensors[-1].dtype if stored.scheme.quantized and not solved else "F32"
+    new = stored.coding or stored.scheme.quantized != scheme.quantized or (solved and scheme.quantized)
+    dtype = None if new else stored.tensors[-1].dtype  # of floats, or of the scales of codes
     done = LinearRecord(
         shape=stored.shape,
         scheme=scheme,
@@ -142,8 +146,9 @@ def plan_linear(
         moved=(solved or trained) + (before.moved if before else 0),
         permuted=before is not None and before.permuted,
     )
-    outputs = stored_specs(name, stored.shape, scheme, pattern, layout, floats=floats, scale=scale)
-    return LinearPlan(linear, stored, scheme, pattern, method, outputs, done, solved or trained)
+    form = format_for(layout, scheme, pattern)
+    outputs = form.specs(name, stored.shape, scheme, pattern, dtype=dtype)
+    return LinearPlan(linear, stored, scheme, pattern, method, form, outputs, done, solved or trained)
 
 
 def _scheme(config: LinearConfig, stored: StoredLinear) -> Scheme:

@@ -15,8 +15,10 @@ from ..checkpoint.reader import Checkpoint
 from ..checkpoint.writer import Shard, Unit
 from ..core import workers
 from ..errors import InputError
-from ..formats.record import Record, check_quantization, read_record
-from ..formats.stored import layout_of
+from ..formats.base import DENSE
+from ..formats.quantization_config import check_quantization
+from ..formats.record import Record, read_record
+from ..formats.registry import OWN
 from ..hub.snapshot import Snapshot
 from ..models.architecture import Architecture
 from ..models.families import architecture_of
@@ -141,7 +143,7 @@ def make_plan(snapshot: Snapshot, recipe: Recipe, source: Checkpoint | None = No
     source = source or Checkpoint.open(snapshot.path)
     check_quantization(source.config, str(source.path))
     before = read_record(source.config, str(source.path))
-    layout = recipe.layout or (before.layout if before else "dense")
+    layout = recipe.layout or (before.layout if before else DENSE)
     linears: list[LinearPlan] = []
     problems: list[InputError] = []
     if recipe.preset is None and (recipe.block_epochs or recipe.end_epochs):
@@ -165,11 +167,11 @@ def make_plan(snapshot: Snapshot, recipe: Recipe, source: Checkpoint | None = No
     ]
     if recipe.preset and recipe.preset.permute:
         linears = permuted(linears, architecture.free_channels(source.config).values())
-    if layout != "dense" and linears and not any(_lies_in(layout, plan) for plan in linears):
-        made_for = (
-            "int8 and fp8 weights" if layout == "slide" else "w4a16, w4a8 and w8a16 weights that lost whole groups"
+    own = OWN.get(layout)
+    if own and linears and not any(plan.format is own for plan in linears):
+        problems.append(
+            InputError(f"the {layout} layout is for {own.takes}, here are none", hint=f"use --layout {DENSE}")
         )
-        problems.append(InputError(f"the {layout} layout is for {made_for}, here are none", hint="use --layout dense"))
     if problems:
         more = f" (and {len(problems) - 1} more like it)" if len(problems) > 1 else ""
         raise InputError(problems[0].what + more, hint=problems[0].hint)
@@ -182,10 +184,6 @@ def make_plan(snapshot: Snapshot, recipe: Recipe, source: Checkpoint | None = No
     dropped = _tied_copies(source, architecture)
     shards = _shards(source, linears, dropped, recipe.shard_bytes)
     return Plan(source, snapshot, recipe, layout, tuple(linears), shards, before, dropped)
-
-
-def _lies_in(layout: str, plan: LinearPlan) -> bool:
-    return not plan.kept and layout_of(layout, plan.scheme, plan.pattern) == layout
 
 
 def _matches(pattern: str, linears: list[LinearPlan]) -> bool:

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, pick
-from ..formats.stored import parse_layout
+from ..formats.registry import parse_layout
 from ..prune import METHODS
 from .linear_config import LINEAR_FIELDS, LinearConfig, describe_config, parse_flag, parse_linear_config, parse_number
 from .presets import Calibration, Preset, Recovery, parse_calibration, parse_preset

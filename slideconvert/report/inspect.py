@@ -12,8 +12,8 @@ from ..checkpoint.reader import Checkpoint
 from ..core.patterns import BlockPattern
 from ..core.weights import nonzeros
 from ..core.workers import in_order
+from ..formats.base import StoredLinear
 from ..formats.record import Record, describe_linear, read_record
-from ..formats.stored import StoredLinear
 from ..models.families import decoder_linears
 from ..progress import Progress, silent
 from . import Report

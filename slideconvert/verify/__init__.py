@@ -23,7 +23,8 @@ from ..checkpoint.reader import Checkpoint, read_json
 from ..checkpoint.staging import file_sha256
 from ..core.workers import in_order
 from ..errors import InputError
-from ..formats.record import Record, quantization_config, read_record
+from ..formats.quantization_config import quantization_config
+from ..formats.record import Record, read_record
 from ..kernels.planes import bits
 from ..models.families import architecture_of, decoder_linears
 from ..permute.permutations import between, permute_vector, read_permutations

@@ -15,8 +15,9 @@ from ..core.patterns import Pattern
 from ..core.quantize import QuantizedWeight, Weight
 from ..core.weights import Tally, check_finite, energy, floats, nonzeros, ratio, take_rows, values
 from ..errors import InputError, SlideConvertError
+from ..formats.base import StoredLinear
 from ..formats.record import Record, describe_linear
-from ..formats.stored import StoredLinear, layout_of, stored_tensors
+from ..formats.registry import format_for
 from ..kernels.planes import bits, blocks, negative, nonzero
 from ..models.architecture import Linear
 from ..models.families import architecture_of
@@ -124,7 +125,7 @@ def _check_record(ours: Side, stored: StoredLinear) -> None:
     entry = ours.record.linears.get(stored.name) if ours.record else None
     if entry is None or ours.record is None:
         return
-    layout = layout_of(ours.record.layout, entry.scheme, entry.pattern)
+    layout = format_for(ours.record.layout, entry.scheme, entry.pattern).layout
     if (stored.scheme.name, stored.layout) != (entry.scheme.name, layout):
         raise InputError(
             f"{stored.name}: stored as {stored.scheme.name} {stored.layout}, the record says {entry.scheme.name} "
@@ -135,8 +136,8 @@ def _check_record(ours: Side, stored: StoredLinear) -> None:
 def _check_weight(stored: StoredLinear, block: dict[str, Tensor], weight: Weight, where: str) -> None:
     """What must hold whatever the source was."""
     check_finite(weight, where)
-    if stored.layout != "slide":
-        stored.pattern.check(values(weight), where)  # sliding again, below, checks it as well
+    if not stored.format.checks_pattern:
+        stored.pattern.check(values(weight), where)  # encoding again, below, checks it as well
     if not isinstance(weight, QuantizedWeight):
         return
     if not float(weight.scale.amin()) > 0:
@@ -144,9 +145,8 @@ def _check_weight(stored: StoredLinear, block: dict[str, Tensor], weight: Weight
     weight.scheme.check_codes(weight.codes, where)
     if stored.coding and not torch.equal(block[stored.tensors[0].name].float(), floats(weight)):
         raise InputError(f"{where}: the record says ternary, but not all weights are -1, 0 or 1 times the row's scale")
-    if stored.layout == "slide" or stored.scheme.grouped:
-        # Packed form is canonical: the codes, slid and packed again, must give the very bytes that were read.
-        for tensor, again in stored_tensors(stored.name, weight, stored.pattern, stored.layout).items():
+    if stored.format.canonical:
+        for tensor, again in stored.encode(weight).items():
             if not torch.equal(bits(again), bits(block[tensor].view(again.shape))):
                 raise InputError(f"{where}: {tensor} is not the canonical packing of its weights")
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from slideconvert.core.patterns import BlockPattern, GroupPattern
 from slideconvert.core.quantize import QuantizedWeight
 from slideconvert.core.schemes import GROUP_SIZES, INT8
-from slideconvert.formats.stored import group_spec
+from slideconvert.formats.groups import group_spec
 from slideconvert.kernels.groups import canonical
 from slideconvert.recover.grouped import LEAST_SCALE, FrozenGroups, GroupedLinear, TrainedGroups
 from slideconvert.recover.trainable import SurvivorLinear, make_trainable, trained_of

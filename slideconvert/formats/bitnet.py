@@ -1,0 +1,111 @@
+"""BitNet's ternary weights in the forms in which others store them (core/ternary.py has the bytes), and which of their
+checkpoints can be taken.
+
+Their values mean something only as codes, so that they are always decoded to codes and scale; nothing is written in
+BitNet's own forms. What we write of ternary weights with scheme bf16, code times scale, is read in the same way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from ..checkpoint.reader import Checkpoint
+from ..core.quantize import Weight
+from ..core.schemes import BF16, Scheme
+from ..core.ternary import FLOATS, LATENT, PACKED, PACKED_INVERSE, PER_BYTE, decode_ternary
+from ..errors import InputError
+from .base import FLOAT_NAMES, Found, StoredLinear
+from .channels import Floats
+
+
+class TernaryFloats(Floats):
+    """Latent weights of the training, or code times scale, as one matrix of floats."""
+
+    def __init__(self, coding: str) -> None:
+        self.coding = coding
+        self.rows_independent = coding == FLOATS  # latent weights have one scale for the whole tensor
+
+    def stores(self, scheme: Scheme, *, whole_groups: bool) -> bool:
+        return self.coding == FLOATS and scheme.ternary and not scheme.quantized
+
+    def match(self, found: Found) -> bool:
+        return found.coding == self.coding and found.has("weight") and found.spec("weight").dtype in FLOAT_NAMES
+
+    def decode(self, stored: StoredLinear, tensors: Mapping[str, Tensor], where: str) -> Weight:
+        return decode_ternary(self.coding, tensors[f"{stored.name}.weight"], None)
+
+
+class TernaryPacked(Floats):
+    """Four codes a byte, and one scale for the whole tensor."""
+
+    rows_independent = False
+
+    def __init__(self, coding: str) -> None:
+        self.coding = coding
+
+    def stores(self, scheme: Scheme, *, whole_groups: bool) -> bool:
+        return False
+
+    def match(self, found: Found) -> bool:
+        return found.coding == self.coding
+
+    def describe(self, found: Found) -> StoredLinear:
+        spec, scale = found.matrix(), found.spec("weight_scale")
+        if spec.dtype != "U8" or scale.dtype not in FLOAT_NAMES or math.prod(scale.shape) != 1:
+            raise InputError(
+                f"{found.name}: {spec.dtype} weights with a {scale.dtype} {list(scale.shape)} scale; packed BitNet "
+                "weights are U8 with one float",
+                hint="the checkpoint and the quantization_config in its config.json disagree",
+            )
+        shape = (spec.shape[0] * PER_BYTE, spec.shape[1])
+        return StoredLinear(found.name, shape, BF16.as_ternary, found.pattern, self, (spec, scale))
+
+    def decode(self, stored: StoredLinear, tensors: Mapping[str, Tensor], where: str) -> Weight:
+        weight, scale = (tensors[spec.name] for spec in stored.tensors)
+        return decode_ternary(self.coding, weight, scale)
+
+
+def read_latent(stored: StoredLinear, checkpoint: Checkpoint) -> Tensor | None:
+    """The floats [out, in] that a ternary weight was rounded from, where the checkpoint has them."""
+    return checkpoint.read(stored.tensors[0].name) if stored.coding == LATENT else None
+
+
+def bitnet_coding(config: dict[str, Any]) -> str | None:
+    """How BitNet's own checkpoints code their weights; None for other models, and where others have quantized them."""
+    if config.get("model_type") != "bitnet":
+        return None
+    quantization = config.get("quantization_config")
+    if quantization is None:
+        return LATENT
+    if quantization.get("quant_method") != "bitnet":
+        return None
+    # The defaults are transformers' own.
+    if quantization.get("linear_class", "bitlinear") != "autobitlinear":
+        return PACKED_INVERSE
+    return LATENT if quantization.get("quantization_mode", "offline") == "online" else PACKED
+
+
+def check_few_bits(config: dict[str, Any], where: str) -> None:
+    """Raise InputError for BitNets that came before the architecture had a name: they call themselves llama."""
+    bits = config.get("weight_bits")
+    if isinstance(bits, int) and bits < 8:
+        raise InputError(
+            f"{where}: weight_bits {bits}: these weights are rounded whenever the model runs, which its model_type "
+            f"'{config.get('model_type')}' does not tell",
+            hint="of models trained with few bits only model_type bitnet can be taken",
+        )
+
+
+def check_bitnet(quantization: dict[str, Any], where: str) -> None:
+    """Raise InputError unless a quantization_config of method bitnet is that of a model we know how to run."""
+    kept = [name for name in quantization.get("modules_to_not_convert") or [] if name != "lm_head"]
+    if kept or quantization.get("use_rms_norm"):
+        odd = f"leaves out {', '.join(kept)}" if kept else "has a norm before every linear (use_rms_norm)"
+        raise InputError(
+            f"{where}: quantized by 'bitnet', but it {odd}",
+            hint="only models whose decoder linears are all ternary, as BitNet b1.58 2B4T, can be taken",
+        )
