@@ -26,14 +26,46 @@ BITNET = replace(
     heads=FreeChannels((Producer("self_attn.v_proj"),), "self_attn.o_proj", "self_attn.attn_sub_norm"),
     inner=FreeChannels((Producer("mlp.gate_proj"), Producer("mlp.up_proj")), "mlp.down_proj", "mlp.ffn_sub_norm"),
 )
+QK_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
+GEMMA2 = replace(
+    LLAMA,
+    norms=(*LLAMA.norms, "pre_feedforward_layernorm", "post_feedforward_layernorm"),
+    tied=True,
+    head_dim=256,
+)
+GLM4 = replace(
+    LLAMA,
+    mlp=(("mlp.gate_up_proj",), ("mlp.down_proj",)),
+    norms=(*LLAMA.norms, "post_self_attn_layernorm", "post_mlp_layernorm"),
+    inner=FreeChannels((Producer("mlp.gate_up_proj", blocks=2),), "mlp.down_proj"),
+    head_dim=128,
+)
+PHI3 = replace(
+    GLM4,
+    attention=(("self_attn.qkv_proj",), ("self_attn.o_proj",)),
+    norms=LLAMA.norms,
+    heads=FreeChannels((Producer("self_attn.qkv_proj", others_first=True),), "self_attn.o_proj"),
+    head_dim=None,
+)
 
 FAMILIES: Mapping[str, Architecture] = {
     "bitnet": BITNET,
+    "cohere2": replace(LLAMA, norms=("input_layernorm",), tied=True),
+    "gemma2": GEMMA2,
+    "gemma3_text": replace(GEMMA2, norms=(*GEMMA2.norms, *QK_NORMS)),
+    "glm4": GLM4,
+    "granite": LLAMA,
     "llama": LLAMA,
     "mistral": LLAMA,
+    "olmo2": replace(LLAMA, norms=("post_attention_layernorm", "post_feedforward_layernorm", *QK_NORMS)),
+    "phi3": PHI3,
     "qwen2": LLAMA,
-    "qwen3": replace(LLAMA, norms=(*LLAMA.norms, "self_attn.q_norm", "self_attn.k_norm"), head_dim=128),
+    "qwen3": replace(LLAMA, norms=(*LLAMA.norms, *QK_NORMS), head_dim=128),
+    "smollm3": replace(LLAMA, tied=True),
 }
+
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+"""Where config.json says how many experts a layer has."""
 
 KINDS = tuple(
     dict.fromkeys(
@@ -47,14 +79,21 @@ KINDS = tuple(
 
 
 def architecture_of(config: Mapping[str, Any]) -> Architecture:
-    """The family of the model that config.json describes. InputError for one that is not known."""
+    """The family of the model that config.json describes.
+
+    InputError for one that is not known, and for mixtures of experts and models with other inputs than text.
+    """
     model_type = str(config.get("model_type"))
-    if model_type not in FAMILIES:
-        raise InputError(
-            f"unknown architecture: config.json has model_type '{model_type}'",
-            hint=f"supported: {', '.join(sorted(FAMILIES))}",
-        )
-    return FAMILIES[model_type]
+    if model_type in FAMILIES:
+        return FAMILIES[model_type]
+    what = f"unknown architecture: config.json has model_type '{model_type}'"
+    inner = config.get("text_config")
+    experts = next((config[key] for key in EXPERTS if config.get(key)), None)
+    if isinstance(inner, Mapping):
+        what += f", a language model ('{inner.get('model_type')}' in text_config) with towers for other inputs"
+    elif experts:
+        what += f", a mixture of {experts} experts, whose linears are stored together in one tensor"
+    raise InputError(what, hint=f"supported: {', '.join(sorted(FAMILIES))}")
 
 
 def decoder_linears(config: Mapping[str, Any]) -> list[Linear]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 from .record import LayerReport
-from .summary import KINDS, by_kind, percent, printable, size
+from .summary import by_kind, percent, printable, size
 
 WIDTH, LEFT, RIGHT, BOTTOM, PLOT = 1080, 76, 8, 48, 280
 LEGEND_ROW, LEGEND_STEP, LEGEND_COLUMNS = 24, 122, 7
@@ -96,7 +96,7 @@ def error_plot(layers: Sequence[LayerReport]) -> str:
     scale = min(1.0, max(0.5, bands.width / 18))
     series = []
     for place, (kind, members) in enumerate(kinds.items()):
-        style = KINDS.index(kind) if kind in KINDS else place % len(MARKERS)
+        style = place % len(MARKERS)
         legend_x = LEFT + 8 + place % LEGEND_COLUMNS * LEGEND_STEP
         legend_y = 16 + place // LEGEND_COLUMNS * LEGEND_ROW
         series.append(

@@ -83,7 +83,7 @@ SOURCES: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "no config": (lambda folder: (folder / "config.json").unlink(), ("config.json is missing",)),
     "config not JSON": (broken("config.json", "{"), ("config.json", "not valid JSON")),
     "config not an object": (broken("config.json", "[]"), ("JSON object",)),
-    "unknown architecture": (config_changed(model_type="mamba"), ("mamba", "supported: bitnet, llama")),
+    "unknown architecture": (config_changed(model_type="mamba"), ("mamba", "supported: bitnet, cohere2")),
     "BitNet that calls itself llama": (config_changed(weight_bits=1, input_bits=8), ("weight_bits 1", "'llama'")),
     "BitNet without its norms": (config_changed(model_type="bitnet"), ("attn_sub_norm.weight", "missing")),
     "BitNet with a norm before every linear": (
