@@ -1,4 +1,4 @@
-"""What a conversion did, as data, as a page to look at, and as a model card."""
+"""The report of a conversion as JSON, as an HTML page and as a model card."""
 
 from .record import LayerReport, Report, Training, totals
 

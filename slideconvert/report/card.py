@@ -1,7 +1,7 @@
-"""The model card (README.md) of a converted checkpoint: what was done, what was measured, how to load and check it.
+"""The model card (README.md) of a converted checkpoint: conversion, measurements, and commands to load and verify it.
 
-Every number comes from the report; what was not measured is not mentioned. Names and notes may come from an
-untrusted checkpoint, so Markdown and HTML in them are made inert. The front matter is the Hub's metadata.
+Every number comes from the report, and the card does not mention anything that was not measured. Names and notes may
+come from an untrusted checkpoint, so Markdown and HTML in them are escaped. The front matter is the Hub's metadata.
 """
 
 from __future__ import annotations
@@ -33,12 +33,14 @@ from .summary import (
 )
 
 NAMES_SHOWN = 3
-"""Linears that a note names before it only counts them."""
+"""A note names so many linears and counts the others."""
 
 
 def render_card(report: Report, *, repo: str | None = None, branch: str | None = None) -> str:
-    """The whole README.md. repo: the Hub id that its commands name, with its branch if that is not main; without one
-    they name PATH and CKPT, a folder."""
+    """The whole README.md.
+
+    repo: the Hub id that the commands name, and its branch if that is not main. None: the commands name PATH and CKPT.
+    """
     sections = [
         _front_matter(report),
         f"# {_text(report.source)}, {_what(report)}\n\n{_about(report)}",
@@ -52,7 +54,7 @@ def render_card(report: Report, *, repo: str | None = None, branch: str | None =
 
 
 def _yaml(values: dict[str, Any]) -> str:
-    # Imported late: the other outputs of a conversion do not need it.
+    # Imported here because the other reports do not need it.
     import yaml
 
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_flow_style=False, width=10_000)
@@ -60,8 +62,8 @@ def _yaml(values: dict[str, Any]) -> str:
 
 def _front_matter(report: Report) -> str:
     quantized, sparse = _quantized(report), _sparse(report)
-    metadata = {word: report.source_card[word] for word in CARRIED if word in report.source_card}
-    on_hub = "/" in report.source and valid_id(report.source)  # a folder's name is no model on the Hub
+    metadata = {name: report.source_card[name] for name in CARRIED if name in report.source_card}
+    on_hub = "/" in report.source and valid_id(report.source)  # else the source is a local folder
     link = metadata.get("license_link")
     if on_hub and isinstance(link, str) and "://" not in link and link not in report.files:
         metadata["license_link"] = f"https://huggingface.co/{report.source}/blob/{report.revision or 'main'}/{link}"
@@ -87,7 +89,7 @@ def _loading(report: Report, repo: str | None, branch: str | None) -> str:
 
 
 def _sparse(report: Report) -> bool:
-    """Whether any linear follows a pattern that demands zeros: all but 2:inf do."""
+    """Whether any linear follows a pattern that requires zeros, as all but 2:inf do."""
     return any(parse_pattern(name).prunes for name in patterns(report))
 
 
@@ -116,7 +118,7 @@ def _what(report: Report) -> str:
 
 
 def _about(report: Report) -> str:
-    """One paragraph: what the weights are now, and what was left alone."""
+    """One paragraph: the format of the weights, and the linears that were kept."""
     count = len(converted(report))
     kept = len(report.layers) - count
     source = _code(report.source) + (f" (revision {_code(report.revision)})" if report.revision else "")
@@ -127,7 +129,7 @@ def _about(report: Report) -> str:
     ]
     unpruned = patterns(report).get("2:inf", 0)
     if unpruned:
-        rules.append(f"nothing is pruned (2:inf, {unpruned:,} linears)")
+        rules.append(f"no weight is pruned (2:inf, {unpruned:,} linears)")
     sentences = [
         f"{source}, converted by slideconvert {__version__}.",
         f"In {count:,} of its {len(report.layers):,} decoder linears {' or '.join(rules)}." if rules else "",
@@ -158,13 +160,13 @@ def _measured(report: Report) -> str:
     ]
     legal = legal_share(report)
     if legal is not None:
-        rows.append(("Groups that had their zeros as trained", "", percent(legal)))
+        rows.append(("Blocks that already had two zeros", "", percent(legal)))
     if report.perplexity:
         values = [f"{report.perplexity[key]:.3f}" if key in report.perplexity else "" for key in ("source", "output")]
         rows.append(("Perplexity", *values))
     text = _table(("", "source", "this checkpoint"), rows)
     if report.perplexity:
-        text += f"\nPerplexity was measured so: {_text(report.perplexity_protocol) or 'no protocol was recorded'}.\n"
+        text += f"\nPerplexity protocol: {_text(report.perplexity_protocol) or 'not recorded'}.\n"
     layers = converted(report)
     if not layers:
         return text
@@ -175,15 +177,15 @@ def _measured(report: Report) -> str:
         if part.worst
     ]
     return (
-        f"{text}\nRelative weight error, the Frobenius norm of (W - W') over that of W, against the source weights. "
-        "Means are over linears; kept linears are not counted.\n\n"
+        f"{text}\nRelative weight error: ||W - W'|| / ||W|| (Frobenius norms), where W is the source weight. Means are "
+        "over linears and exclude kept ones.\n\n"
         + _table(("kind", "linears", "mean error", "worst error", "worst linear"), lines)
         + f"\n<details><summary>Worst linear of each layer</summary>\n\n{_worst_by_layer(layers)}\n</details>\n"
     )
 
 
 def _worst_by_layer(layers: Sequence[LayerReport]) -> str:
-    """One row a decoder layer: its worst weight error, and beside it the error of that linear's output, if measured."""
+    """One row per decoder layer: its worst weight error, and the output error of that linear if it was measured."""
     found: dict[int, list[LayerReport]] = {}
     for layer in layers:
         found.setdefault(layer.layer, []).append(layer)
@@ -194,10 +196,10 @@ def _worst_by_layer(layers: Sequence[LayerReport]) -> str:
         if worst:
             output = "" if worst.output_error is None else percent(worst.output_error)
             rows.append((f"{number}", percent(worst.error), *([output] if measured else []), _code(worst.name)))
-    head = ("layer", "worst error", *(["error of its output"] if measured else []), "linear")
+    head = ("layer", "worst error", *(["output error"] if measured else []), "linear")
     text = _table(head, rows)
-    said = "The error of its output is relative too, on the calibration text behind the compressed layers before it."
-    return text + (f"\n{said}\n" if measured else "")
+    explanation = "The output error is the relative error of the linear's output on the calibration text."
+    return text + (f"\n{explanation}\n" if measured else "")
 
 
 def _bytes(count: int) -> str:
@@ -205,7 +207,7 @@ def _bytes(count: int) -> str:
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    """First column to the left, figures to the right."""
+    """A Markdown table: the first column aligned left, the others right."""
     lines = [head, ("---", *("---:" for _ in head[1:])), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
@@ -213,21 +215,21 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 def _verdict(report: Report) -> str:
     if report.verified:
         tensors = "tensor" if report.verified == 1 else "tensors"
-        return f"After writing, {report.verified:,} {tensors} were read back and checked."
-    return "**Not verified**: the written files were not read back after the conversion."
+        return f"slideconvert read back and checked {report.verified:,} {tensors} after writing."
+    return "**Not verified**: slideconvert did not read the files back after writing."
 
 
 def _limits(report: Report) -> str:
-    how = "and trained what is left against the source model" if report.training else "without retraining"
-    items = [f"slideconvert pruned and quantized {how}. Test the model on your own task before you rely on it."]
+    how = "and trained the remaining weights against the source model" if report.training else "without retraining"
+    items = [f"slideconvert pruned and quantized the model {how}. Evaluate it on your own task before you use it."]
     for note, names in notes(report):
         shown = ", ".join(_code(name) for name in names[:NAMES_SHOWN])
         more = f" and {len(names) - NAMES_SHOWN:,} more" if len(names) > NAMES_SHOWN else ""
         items.append(_text(note) + (f": {shown}{more}" if names else ""))
     if _quantized(report):
         items.append(
-            "With slideconvert or the code in this repository, transformers refuses tensor parallelism and offloading "
-            "to disk or CPU; with slideconvert, vLLM has no LoRA for this model."
+            "transformers with slideconvert, or with the code in this repository, refuses tensor parallelism and "
+            "offloading to disk or CPU. vLLM with slideconvert does not support LoRA."
         )
-    items.append("What limits the source model, its license included, limits this one too.")
+    items.append("The limits and the license of the source model apply to this model too.")
     return "".join(f"- {item}\n" for item in items)

@@ -1,7 +1,7 @@
-"""A conversion report as one HTML page: no script, nothing loaded from anywhere, the same bytes for the same report.
+"""A conversion report as one HTML page without scripts and external resources; equal reports give equal bytes.
 
-Every name on the page may come from an untrusted checkpoint, so all text goes through `_text`. The content security
-policy in the page forbids scripts and any request, should that ever fail.
+Every name on the page may come from an untrusted checkpoint, so `_text` escapes all text. As a second line of defence,
+the content security policy of the page forbids scripts and requests.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .svg import bytes_plot, error_plot
 from .training import training_plot, training_table
 
 NAMES_SHOWN = 3
-"""Linears that a note names before it only counts them; the table has them all."""
+"""A note names so many linears and counts the others; the table names all."""
 
 _NUMBER = ' class="number"'
 COLUMNS = (
@@ -67,16 +67,16 @@ def _head(report: Report) -> str:
 
 
 def _verdict(report: Report) -> str:
-    """Reading back zero tensors proves nothing, so it counts as not verified."""
+    """The verdict. Zero tensors prove nothing, so they count as not verified."""
     if report.verified:
         count = f"{report.verified:,} {'tensor' if report.verified == 1 else 'tensors'}"
         return (
             f'<section class="verdict good"><strong>✓ Verified: {count}</strong>'
-            "The written files were read back and checked.</section>\n"
+            "slideconvert read the written files back and checked them.</section>\n"
         )
     return (
         '<section class="verdict bad"><strong>✗ NOT VERIFIED</strong>The written files were not read back. '
-        "Run <code>slideconvert verify CKPT</code> before you rely on them.</section>\n"
+        "Run <code>slideconvert verify CKPT</code> before you use them.</section>\n"
     )
 
 
@@ -89,24 +89,28 @@ def _notes(report: Report) -> str:
         shown = ", ".join(f"<code>{_text(name)}</code>" for name in names[:NAMES_SHOWN])
         more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
         items.append(f"<li><bdi>{_text(note)}</bdi>{': ' + shown + more if names else ''}</li>\n")
-    return f'<section class="notes"><h2>Please note</h2><ul>\n{"".join(items)}</ul></section>\n'
+    return f'<section class="notes"><h2>Notes</h2><ul>\n{"".join(items)}</ul></section>\n'
 
 
 def _tiles(report: Report) -> str:
     sums, all_errors = report.totals, errors(converted(report))
     files = f"{size(sums.file_bytes_before)} → {size(sums.file_bytes_after)}"
-    linears = f"linears alone {size(sums.linear_bytes_before)} → {size(sums.linear_bytes_after)}"
+    linears = f"linears {size(sums.linear_bytes_before)} → {size(sums.linear_bytes_after)}"
     before = sums.file_bytes_before
     ratio = f"{percent(sums.file_bytes_after / before, 1)} of the source; " if before else ""
     kept, legal = len(report.layers) - all_errors.count, legal_share(report)
     tiles = [
         _tile("Weight files", files, ratio + linears, " wide"),
         _tile("Zeros in the linears", percent(zero_share(report)), f"{sums.zeros:,} of {sums.weights:,} weights"),
-        *([] if legal is None else [_tile("Groups with zeros before", percent(legal), "as the model was trained")]),
+        *(
+            []
+            if legal is None
+            else [_tile("Blocks with two zeros before", percent(legal), "pruning left them unchanged")]
+        ),
     ]
     if all_errors.worst:
         name = _text(all_errors.worst.name).replace(".", ".<wbr>")
-        of = f"over {all_errors.count:,} linears" + (f"; {kept} kept, not counted" if kept else "")
+        of = f"over {all_errors.count:,} linears" + (f"; excludes {kept} kept" if kept else "")
         tiles += [
             _tile("Worst relative error", percent(all_errors.worst.error), f"<code>{name}</code>"),
             _tile("Mean relative error", percent(all_errors.mean), of),
@@ -116,7 +120,7 @@ def _tiles(report: Report) -> str:
     grouped = [name for name in found if name not in used]
     if grouped:
         title = "Group pattern" if len(grouped) == 1 else "Group patterns"
-        tiles.append(_tile(title, " + ".join(grouped), "size of the groups, and the share of them that is gone"))
+        tiles.append(_tile(title, " + ".join(grouped), "group size and share of pruned groups"))
     if used:
         each = [
             f"{gain:.2f}&times;" + (f" ({count:,} linears)" if len(used) > 1 else "") for count, gain in used.values()
@@ -130,16 +134,16 @@ def _perplexity(report: Report) -> str:
     values = report.perplexity
     if not values:
         return ""
-    words = [f"{values[key]:.3f}" for key in ("source", "output") if key in values]
-    sides = [word for key, word in (("source", "before"), ("output", "after")) if key in values]
-    both = len(words) == 2 and values["source"] > 0
+    numbers = [f"{values[key]:.3f}" for key in ("source", "output") if key in values]
+    sides = [side for key, side in (("source", "before"), ("output", "after")) if key in values]
+    both = len(numbers) == 2 and values["source"] > 0
     change = f"{100 * (values['output'] / values['source'] - 1):+.1f}%. " if both else ""
     title = f"Perplexity {' → '.join(sides)}"
-    return _tile(title, " → ".join(words), change + _text(report.perplexity_protocol), " full")
+    return _tile(title, " → ".join(numbers), change + _text(report.perplexity_protocol), " full")
 
 
 def _tile(title: str, value: str, detail: str, extra: str = "") -> str:
-    """`detail` is markup; the others are plain."""
+    """One key figure. `detail` is markup, the other texts are plain."""
     return (
         f'<div class="tile{extra}"><h2>{_text(title)}</h2><div class="value">{_text(value)}</div>'
         f'<p class="soft">{detail}</p></div>\n'
@@ -147,11 +151,12 @@ def _tile(title: str, value: str, detail: str, extra: str = "") -> str:
 
 
 def _plots(layers: tuple[LayerReport, ...]) -> str:
-    kept = " Hollow: kept as it was." if any(layer.kept for layer in layers) else ""
+    kept = " Hollow marks: kept linears." if any(layer.kept for layer in layers) else ""
     error = (
-        "‖W &minus; W&prime;‖ / ‖W‖ of each linear against its source weight, pruning and quantization together." + kept
+        "‖W &minus; W&prime;‖ / ‖W‖ of each linear, where W is its source weight: pruning and quantization together."
+        + kept
     )
-    stored = "Weights and scales of its linears as stored."
+    stored = "Weights and scales of the linears of each layer, as stored."
     return _figure("Relative error per decoder layer", error, error_plot(layers)) + _figure(
         "Bytes per decoder layer", stored, bytes_plot(layers)
     )
@@ -161,16 +166,16 @@ def _training(report: Report) -> str:
     if not report.training:
         return ""
     about = (
-        "Survivors were trained against the dense model; what is kept is the epoch that did best on calibration "
-        "windows that were not trained on. By layer: squared error of the layer's output over the energy of what the "
-        "dense layer adds. End to end: Kullback-Leibler divergence per token, in nats"
+        "The remaining weights were trained against the dense model. slideconvert keeps the epoch with the lowest loss "
+        "on held-out calibration sequences. Loss of a layer: squared error of its output over the energy of what the "
+        "dense layer adds to its input. Loss end to end: Kullback-Leibler divergence per token, in nats"
         + (" (preset paper: cross-entropy)." if report.recipe.get("preset") == "paper" else ".")
     )
     return _figure("Training", about, training_plot(report.training) + training_table(report.training))
 
 
 def _figure(title: str, about: str, plot: str) -> str:
-    """All three are markup."""
+    """A titled box with a plot. All three texts are markup."""
     return (
         f'<section class="box figure"><h2>{title}</h2><p class="soft">{about}</p>'
         f'<div class="scroll">{plot}</div></section>\n'

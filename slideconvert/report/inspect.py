@@ -1,4 +1,4 @@
-"""What a checkpoint holds, linear by linear: of ours in either layout, of others, or a plain BF16 model."""
+"""The content of a checkpoint, linear by linear: ours in any layout, one of other tools, or a plain BF16 model."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from . import Report
 
 @dataclass(frozen=True)
 class LinearFacts:
-    """One linear. ternary: its weights are -1, 0 or 1 times a scale. pattern "" if the checkpoint declares none; error
-    from its report, None if there is none."""
+    """One linear. ternary: its weights are -1, 0 or 1 times a scale. pattern: "" if the checkpoint declares none.
+    error: from report.json, None without one. bytes: of weight and scales, as stored."""
 
     name: str
     shape: tuple[int, int]
@@ -42,8 +42,8 @@ class LinearFacts:
 
 @dataclass(frozen=True)
 class Inspection:
-    """A whole checkpoint. layout and source are "" and {} for those that are not ours; hashed: the number of files
-    with a recorded sha256, 0 where transformers saved a checkpoint of ours again."""
+    """A whole checkpoint. layout and source: "" and {} for checkpoints of other tools. hashed: the number of files with
+    a recorded sha256, 0 if transformers saved the checkpoint again."""
 
     path: str
     model_type: str
@@ -57,7 +57,7 @@ class Inspection:
 
 
 def inspect_checkpoint(path: Path, progress: Progress = silent) -> Inspection:
-    """Read every linear of the checkpoint in `path` and count. InputError for what cannot be read."""
+    """Read and count every linear of the checkpoint in `path`. InputError if something cannot be read."""
     checkpoint = Checkpoint.open(path)
     record = read_record(checkpoint.config, str(path))
     errors, verified = _from_report(path)
@@ -97,7 +97,7 @@ def _facts(checkpoint: Checkpoint, record: Record | None, errors: dict[str, floa
 
 
 def _named(stored: StoredLinear) -> str:
-    """Its scheme in words, with the group size if it has one."""
+    """The scheme, with its group size if it has one."""
     scheme = stored.scheme
     if not scheme.grouped:
         return scheme.name
@@ -105,7 +105,7 @@ def _named(stored: StoredLinear) -> str:
 
 
 def _from_report(path: Path) -> tuple[dict[str, float], int | None]:
-    """Errors by linear and the number of verified tensors, from report.json if there is a readable one."""
+    """Errors by linear and the number of verified tensors; {} and None without a readable report.json."""
     try:
         report = Report.from_json((path / REPORT_JSON).read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError, TypeError):

@@ -1,6 +1,6 @@
-"""What the model card says of loading and checking a checkpoint: commands that work as they are pasted.
+"""The sections "Load" and "Check" of the model card: commands that work when pasted.
 
-PATH stands for what loaders take, a folder or a Hub id; so does CKPT in commands of ours.
+PATH is what loaders take, a folder or a Hub id. CKPT is the same in commands of slideconvert.
 """
 
 from __future__ import annotations
@@ -34,43 +34,42 @@ vllm serve PATH
 """
 
 DENSE = f"""\
-The weights are stored dense, as stock transformers and stock vLLM read them:
+The weights are in the dense layout, which stock transformers and stock vLLM read:
 
 {TRANSFORMERS.replace("IMPORT", "")}
 {VLLM}"""
 
 DENSE_QUANTIZED = """
-They unpack the zeros again. With slideconvert (`pip install slideconvert`, and `import slideconvert` before the model
-is loaded) transformers keeps the linears as they are: INT8 or FP8 times INT8 or FP8, on sparse tensor cores where there
-are some. Without slideconvert, `trust_remote_code=True` does the same by the code in this repository. Where
-slideconvert is installed beside vLLM, vLLM finds its plugin by itself and does so too.
+Stock transformers decompresses the weights when it loads them. With slideconvert (`pip install slideconvert`, and
+`import slideconvert` before you load the model) it computes in INT8 or FP8, and can use sparse tensor cores. Without
+slideconvert, `trust_remote_code=True` does the same with the code in this repository. vLLM discovers the plugin of
+slideconvert if both are installed in the same environment.
 """
 
 DENSE_GROUPS = """
-In 4 or 8 bits with a scale for every group of weights, they are in the format that compressed-tensors calls
-pack-quantized. Stock transformers unpacks them; zero points, in version 5.23, only when it is loaded with
-`quantization_config=CompressedTensorsConfig(dequantize=True)`. Stock vLLM (0.32) has kernels for some: on NVIDIA GPUs
-for groups of 32, 64 and 128 weights (8 bits with zero points: of 64 and 128, on Hopper), for smaller groups only
-without zero points and with `--dtype float16`; on CPUs for 4 bits in bfloat16 or float16. It does not round the
-activations of W4A8. With slideconvert (`pip install slideconvert`; for transformers `import slideconvert` before the
-model is loaded, or without it `trust_remote_code=True`) both run all of them, on kernels made for groups.
+Weights in 4 or 8 bits with a scale per group are in the pack-quantized format of compressed-tensors. Stock transformers
+decompresses them; version 5.23 does so for weights with zero points only if you pass
+`quantization_config=CompressedTensorsConfig(dequantize=True)`. Stock vLLM (0.32) has kernels for some of them: on
+NVIDIA GPUs for groups of 32, 64 and 128 weights (8 bits with zero points: groups of 64 and 128, on Hopper), for
+smaller groups only without zero points and with `--dtype float16`; on CPUs for 4 bits in bfloat16 or float16. It does
+not quantize the activations of W4A8. With slideconvert (`pip install slideconvert`; for transformers also `import
+slideconvert` before you load the model, or `trust_remote_code=True` without it) both run all of them.
 """
 
 PACKED = f"""\
-The weights are stored in the LAYOUT layout: DESCRIPTION. Stock
-transformers and stock vLLM refuse this layout on purpose, because they would compute nonsense from it. slideconvert
-teaches both of them to run it.
+The weights are in the LAYOUT layout: DESCRIPTION. Stock transformers
+and stock vLLM refuse this layout, because they do not know its encoding. Both run it with slideconvert.
 
-**vLLM** finds the plugin of slideconvert by itself, once it is installed in the same environment:
+**vLLM** discovers the plugin of slideconvert in its environment:
 
 {VLLM_WITH_PLUGIN}
 **transformers**, after `pip install slideconvert`:
 
 {TRANSFORMERS.replace("IMPORT", "import slideconvert" + chr(10))}
-Without slideconvert, `trust_remote_code=True` does the same by the code in this repository, after comparing every file
-of it with the sha256 in config.json.
+Without slideconvert, `trust_remote_code=True` does the same with the code in this repository. It compares each file
+with the sha256 in config.json before it runs.
 
-To continue a prompt, or to get the same weights in the dense layout, which stock loaders read:
+To continue a prompt, or to convert the weights exactly to the dense layout, which stock loaders read:
 
 ```bash
 slideconvert generate CKPT --prompt "..."
@@ -79,8 +78,8 @@ slideconvert relayout CKPT OUT --layout dense
 """
 
 DESCRIPTIONS = {
-    "slide": "re-laid into overlapping 2:4 windows, as sparse kernels want them",
-    "gqs": "block sparse rows of the groups of weights that are there, the others take no room",
+    "slide": "overlapping 2:4 windows for sparse tensor cores",
+    "gqs": "block sparse rows, which store only the groups that were not pruned",
 }
 
 CHECK = """\
@@ -95,8 +94,10 @@ slideconvert verify CKPT
 def how_to_load(
     layout: str, schemes: Collection[str], *, by_groups: bool, repo: str | None = None, branch: str | None = None
 ) -> str:
-    """The section on loading a checkpoint in `layout`, whose quantized linears have these schemes. by_groups: whether
-    whole groups are absent from some. repo: its Hub id, if it has one; branch: where, if not main."""
+    """The section "Load" of a checkpoint in `layout` whose quantized linears have these schemes.
+
+    by_groups: whether some linears have a group pattern. repo: the Hub id, or None; branch: None for main.
+    """
     grouped = [name for name in schemes if SCHEMES[name].grouped]
     packed = {"slide": len(grouped) < len(schemes), "gqs": bool(grouped) and by_groups}
     if packed.get(layout):
@@ -107,12 +108,12 @@ def how_to_load(
 
 
 def how_to_check(repo: str | None = None, branch: str | None = None) -> str:
-    """The words and the command that check a copy."""
+    """The text and the command that verify a copy."""
     return _after_download(CHECK, repo, branch) if repo else CHECK
 
 
 def _named(text: str, repo: str | None, branch: str | None) -> str:
-    """The commands with the repository's name. Those of ours take no branch: they get a folder, downloaded first."""
+    """The commands with the repository's name. Ours take no branch, so they name a folder that is downloaded first."""
     if not repo:
         return text
     if not branch:
@@ -123,7 +124,7 @@ def _named(text: str, repo: str | None, branch: str | None) -> str:
 
 
 def _after_download(text: str, repo: str, branch: str | None) -> str:
-    """The text with a folder for CKPT, and its download before the first command that is ours."""
+    """The text with a folder for CKPT, which is downloaded before the first command of slideconvert."""
     where = ["--revision", branch] if branch else []
     folder = repo.split("/")[-1]
     download = shlex.join(["hf", "download", repo, *where, "--local-dir", folder])

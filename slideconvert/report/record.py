@@ -1,7 +1,7 @@
-"""What a conversion did: one record per linear, totals, and the verdict of the verification.
+"""The report of a conversion: one entry per linear, totals, and the result of the verification.
 
-A report holds nothing that differs between two runs of the same conversion (no times, no paths), so a resumed
-run writes the same bytes as an uninterrupted one.
+A report contains nothing that differs between two runs of the same conversion (no times, no paths), so a resumed run
+writes the same bytes as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ class LayerReport:
     """One decoder linear.
 
     name: module name; layer: its decoder layer; kind: last part of the name.
-    shape: (out, in). scheme, pattern, method: what was chosen; method "" when nothing was pruned here.
-    kept: left alone by a rule, copied byte for byte.
-    zeros: zero weights afterwards. pruned: non-zero weights that became zero by pruning.
-    error: relative Frobenius error ||W - W'|| / ||W|| against the source weight, W' as served.
-    prune_error: the part of it that pruning alone causes.
+    shape: (out, in). scheme, pattern, method: as converted; method "" if nothing was pruned here.
+    kept: a rule keeps this linear, which is copied byte for byte.
+    zeros: zero weights of the output. pruned: non-zero weights that pruning set to zero.
+    error: relative Frobenius error ||W - W'|| / ||W||, W the source weight, W' the weight as served.
+    prune_error: the same error of pruning alone.
     bytes_before, bytes_after: of weight and scales, as stored.
     slid_columns: K' in the slide layout, else 0.
     output_error: relative error of the linear's output on the calibration tokens; None without calibration, and after
-    training end to end, where nobody measured it.
-    notes: anything degraded or unusual, in words; empty when all went as asked.
-    legal_groups: of `groups` how many had their zeros in the source already; None where nobody counted, since only
-    ternary weights have zeros to speak of.
+    training end to end, which does not measure it.
+    notes: sentences on anything degraded or unusual.
+    legal_groups: how many of `groups` had enough zeros in the source; None if that was not counted (weights that are
+    not ternary).
     """
 
     name: str
@@ -70,12 +70,12 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Training:
-    """One training of survivors against the dense model. part: "layer 3" or "end to end".
+    """One training of the remaining weights against the dense model. part: "layer 3" or "end to end".
 
-    losses: on held-out windows, before training and after each epoch; by layer the squared error of its output over
-    that of the dense layer's change, end to end the Kullback-Leibler divergence per token in nats (the cross-entropy of
-    the next token, of preset paper); None where it was not finite. best: the epoch that was kept, 0 if training did not
-    help and was undone. skipped: steps left out because loss or gradient was not finite.
+    losses: on held-out sequences, before training and after each epoch; None where not finite. Of a layer: the squared
+    error of its output over the energy of what the dense layer adds. End to end: the Kullback-Leibler divergence per
+    token in nats, or the cross-entropy of the next token with preset paper. best: the kept epoch, 0 if training did not
+    help and was undone. skipped: the number of steps whose loss or gradient was not finite.
     """
 
     part: str
@@ -89,13 +89,13 @@ class Training:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What of it did not go as asked, in words."""
-        said = []
+        """Sentences on what did not work as requested."""
+        found = []
         if not self.best:
-            said.append(f"Training of {self.part} did not lower the held-out loss and was undone.")
+            found.append(f"Training of {self.part} did not lower the held-out loss and was undone.")
         if self.skipped:
-            said.append(f"Training of {self.part} left out {self.skipped} steps whose loss was not finite.")
-        return tuple(said)
+            found.append(f"Training of {self.part} skipped {self.skipped} steps whose loss was not finite.")
+        return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -113,10 +113,12 @@ class Totals:
 
 @dataclass(frozen=True)
 class Report:
-    """A whole conversion. `verified` is None until the output was read back and checked, then the number of
-    tensors that were. `perplexity` maps "source" and "output" to values measured in this run, if any were, and
-    `perplexity_protocol` says how. `training`: of preset quality, part by part. `source_card`: what the source's model
-    card says of its licence and languages. `notes`: what a user must know."""
+    """A whole conversion.
+
+    verified: the number of tensors that were read back and checked, None before that. perplexity: "source" and "output"
+    to values, if this run measured them; perplexity_protocol: how. training: one entry per trained part. source_card:
+    licence and languages from the model card of the source. notes: sentences that a user must know.
+    """
 
     source: str
     revision: str | None
@@ -150,7 +152,7 @@ class Report:
 
 
 def totals(layers: Sequence[LayerReport], file_bytes_before: int, file_bytes_after: int) -> Totals:
-    """Add the linears up."""
+    """Sums over the linears, with the sizes of all weight files in bytes."""
     return Totals(
         weights=sum(layer.weights for layer in layers),
         zeros=sum(layer.zeros for layer in layers),

@@ -1,4 +1,4 @@
-"""All that a report is shown as, by the names of the files."""
+"""Every file that shows a report, by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the source's own model card (README.md) says that its derivatives must carry on: licence and languages."""
+"""The metadata of the source's model card (README.md) that a derived model must repeat: licence and languages."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 from ..checkpoint.files import CARD
 
 CARRIED = ("license", "license_name", "license_link", "language")
-"""The words of a card's front matter that hold for a converted model as well."""
+"""Fields of the front matter that apply to a converted model too."""
 
 
 def source_card(folder: Path) -> dict[str, Any]:
-    """The words of `CARRIED` that the card in `folder` states, as strings or lists of strings; {} if it states none.
+    """The fields of `CARRIED` in the card of `folder`, as strings or lists of strings; {} without a readable card.
 
-    One language becomes a list. A card that nobody can read states nothing.
+    A single language becomes a list.
     """
     import yaml
 
@@ -24,17 +24,17 @@ def source_card(folder: Path) -> dict[str, Any]:
     if len(parts) < 3 or parts[0].strip():
         return {}
     try:
-        words = yaml.safe_load(parts[1])
+        fields = yaml.safe_load(parts[1])
     except yaml.YAMLError:
         return {}
-    words = words if isinstance(words, dict) else {}
-    found = {word: value for word in CARRIED if _is_text(value := words.get(word))}
+    fields = fields if isinstance(fields, dict) else {}
+    found = {name: value for name in CARRIED if _is_text(value := fields.get(name))}
     if isinstance(found.get("language"), str):
         found["language"] = [found["language"]]
     return found
 
 
 def _is_text(value: Any) -> bool:
-    """A string, or a list of nothing else: YAML makes a bool of the language `no`."""
+    """Whether a value is a string or a list of strings: YAML reads the language `no` as a bool."""
     parts = value if isinstance(value, list) else [value]
     return bool(parts) and all(isinstance(part, str) and part for part in parts)

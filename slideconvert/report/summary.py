@@ -1,4 +1,4 @@
-"""Figures derived from a Report, and their spelling: shared by the HTML page and the model card, so both agree."""
+"""Figures derived from a Report and their formatting, shared by the HTML page and the model card."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class ErrorSummary:
 
 
 def converted(report: Report) -> list[LayerReport]:
-    """The linears that were not kept. Kept ones have no error by definition and would flatter every mean."""
+    """The linears that were not kept. Kept linears have no error and would lower every mean."""
     return [layer for layer in report.layers if not layer.kept]
 
 
 def errors(layers: Sequence[LayerReport]) -> ErrorSummary:
-    """Plain mean over linears, and the worst; a non-finite error counts as worse than any number."""
+    """Mean over linears, and the worst linear; a non-finite error is worse than any number."""
     if not layers:
         return ErrorSummary(0, 0.0, None)
     worst = max(layers, key=lambda layer: (not math.isfinite(layer.error), layer.error))
@@ -44,7 +44,7 @@ def by_kind(layers: Iterable[LayerReport]) -> dict[str, list[LayerReport]]:
 
 
 def patterns(report: Report) -> dict[str, int]:
-    """Pattern -> how many converted linears follow it, shortest first, 2:inf last."""
+    """Pattern -> number of converted linears that follow it, shortest pattern first, 2:inf last."""
     names = [layer.pattern for layer in converted(report) if layer.pattern]
     return {name: names.count(name) for name in sorted(set(names), key=lambda name: (len(name), name))}
 
@@ -55,7 +55,7 @@ def schemes(report: Report) -> list[str]:
 
 
 def notes(report: Report) -> list[tuple[str, list[str]]]:
-    """Every note once, with the linears it concerns; notes on the whole model come first and name none."""
+    """Every note once, with its linears. Notes on the whole model come first and have no linears."""
     whole = [*report.notes, *(note for part in report.training for note in part.notes)]
     found: dict[str, list[str]] = {note: [] for note in whole}
     for layer in report.layers:
@@ -65,12 +65,12 @@ def notes(report: Report) -> list[tuple[str, list[str]]]:
 
 
 def zero_share(report: Report) -> float:
-    """Share of zeros among all decoder linears' weights, kept ones included."""
+    """Share of zeros among the weights of all decoder linears, including kept ones."""
     return report.totals.zeros / report.totals.weights if report.totals.weights else 0.0
 
 
 def legal_share(report: Report) -> float | None:
-    """Share of groups that had their zeros before anything was pruned, among linears for which it was counted."""
+    """Share of blocks that had enough zeros before pruning, among the linears that count them; None without any."""
     counted = [layer for layer in converted(report) if layer.legal_groups is not None and layer.pattern != "2:inf"]
     groups = sum(layer.groups for layer in counted)
     return sum(layer.legal_groups or 0 for layer in counted) / groups if groups else None
@@ -93,6 +93,6 @@ def size(count: int) -> str:
 
 
 def printable(text: str) -> str:
-    """Text from a checkpoint made safe to show: control characters, lone surrogates and text-direction overrides
-    (which can make one name look like another) become U+FFFD. Line feeds stay."""
+    """Text from a checkpoint that is safe to show: U+FFFD replaces control characters, lone surrogates and overrides of
+    the text direction, which can make one name look like another. Line feeds stay."""
     return "".join(char if char.isprintable() or char == "\n" else "\ufffd" for char in text)

@@ -13,7 +13,7 @@ COLORS = 7
 
 
 def training_plot(parts: Sequence[Training]) -> str:
-    """The loss on held-out windows over epochs, each part's as a share of what it was before; the kept epoch marked."""
+    """The loss on held-out sequences over epochs, relative to the loss before training; marks show the kept epochs."""
     longest = max(len(part.losses) for part in parts)
     shares = [[_share(loss, part.losses[0]) for loss in part.losses] for part in parts]
     finite = [share for line in shares for share in line if math.isfinite(share)]
@@ -30,10 +30,10 @@ def training_plot(parts: Sequence[Training]) -> str:
         if not points:
             continue
         x, y = point(part.best, line[part.best]).split()
-        told = f"{printable(part.part)}: {percent(line[part.best])} of the loss before, after epoch {part.best}"
+        tooltip = f"{printable(part.part)}: {percent(line[part.best])} of the loss before, after epoch {part.best}"
         drawn.append(
             f'<g class="series s{number % COLORS}"><path class="line" d="M{"L".join(points)}"/>'
-            f'<circle class="mark" cx="{x}" cy="{y}" r="4"><title>{told}</title></circle></g>'
+            f'<circle class="mark" cx="{x}" cy="{y}" r="4"><title>{tooltip}</title></circle></g>'
         )
     ticks = "".join(
         f'<text class="mid" x="{point(epoch, 0).split()[0]}" y="{top + PLOT + 20:.0f}">{epoch}</text>'
@@ -41,13 +41,13 @@ def training_plot(parts: Sequence[Training]) -> str:
     )
     middle = (LEFT + WIDTH - RIGHT) / 2
     name = f'<text class="mid name" x="{middle:.0f}" y="{top + PLOT + 42:.0f}">epoch</text>'
-    about = f"Line plot. {len(parts)} trainings; the table below has their first and best losses."
-    body = axis.draw("loss, share of before", "%") + ticks + name + "".join(drawn)
-    return svg("training", "Loss on held-out windows over epochs", about, top + PLOT + 48, body)
+    about = f"Line plot. {len(parts)} trainings; the table below lists their first and best losses."
+    body = axis.draw("loss relative to before", "%") + ticks + name + "".join(drawn)
+    return svg("training", "Loss on held-out sequences over epochs", about, top + PLOT + 48, body)
 
 
 def _share(loss: float | None, before: float | None) -> float:
-    """A loss over that before training; not a number if one of them is not finite."""
+    """A loss relative to the loss before training; NaN if one of them is not finite."""
     if loss is None or before is None:
         return math.nan
     return loss / before if before else 1.0
@@ -58,7 +58,7 @@ def _number(loss: float | None) -> str:
 
 
 def _dot(number: int) -> str:
-    """The mark of a line in the plot, to stand before its name."""
+    """The mark of a line in the plot, shown before its name."""
     mark = '<circle class="mark" cx="5" cy="5" r="4"/>'
     return (
         f'<svg class="dot" aria-hidden="true" viewBox="0 0 10 10"><g class="series s{number % COLORS}">{mark}</g></svg>'

@@ -59,23 +59,23 @@ def test_doctor_says_what_can_run_them_where(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize(
-    ("layout", "schemes", "by_groups", "packed", "said"),
+    ("layout", "schemes", "by_groups", "packed", "contains"),
     [
         ("gqs", ["w4a16"], True, "gqs", ""),
         ("gqs", ["w4a16"], False, "", "pack-quantized"),
-        ("gqs", ["int8"], False, "", "INT8 or FP8 times"),
+        ("gqs", ["int8"], False, "", "computes in INT8 or FP8"),
         ("slide", ["w4a16"], False, "", "pack-quantized"),
         ("slide", ["int8", "w4a16"], False, "slide", ""),
         ("dense", ["w4a16"], True, "", "pack-quantized"),
-        ("dense", ["int8", "w4a16"], False, "", "INT8 or FP8 times"),
+        ("dense", ["int8", "w4a16"], False, "", "computes in INT8 or FP8"),
         ("dense", [], False, "", ""),
     ],
 )
 def test_how_to_load_follows_what_is_stored(
-    layout: str, schemes: list[str], by_groups: bool, packed: str, said: str
+    layout: str, schemes: list[str], by_groups: bool, packed: str, contains: str
 ) -> None:
     text = how_to_load(layout, schemes, by_groups=by_groups, repo="org/model")
-    assert ("stored dense" in text) == (not packed) and said in text
+    assert ("in the dense layout, which" in text) == (not packed) and contains in text
     assert (f"in the {packed} layout: " in text) == bool(packed)
     assert ("slideconvert relayout" in text) == bool(packed) and "vllm serve org/model" in text
     assert ("pack-quantized" in text) == (not packed and "w4a16" in schemes)
@@ -84,5 +84,5 @@ def test_how_to_load_follows_what_is_stored(
 
 def test_the_card_of_each_layout(tmp_path: Path) -> None:
     gqs, dense = ((grouped(tmp_path / name, layout=name) / "README.md").read_text() for name in ("gqs", "dense"))
-    assert "The weights are stored in the gqs layout: block sparse rows" in gqs and "pack-quantized" not in gqs
-    assert "The weights are stored dense" in dense and "pack-quantized" in dense
+    assert "The weights are in the gqs layout: block sparse rows" in gqs and "pack-quantized" not in gqs
+    assert "The weights are in the dense layout" in dense and "pack-quantized" in dense

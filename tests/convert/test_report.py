@@ -31,7 +31,7 @@ SHAPES = dict.fromkeys(LINEARS, (2048, 2048)) | {
 }
 NOTE = "3 of 128 calibration samples were shorter than 2048 tokens"
 PERPLEXITY = {"source": 9.756, "output": 11.402}
-PROTOCOL = "WikiText-2 test, windows of 2048 tokens, first 64 windows"
+PROTOCOL = "WikiText-2 test, sequences of 2048 tokens, first 64 sequences"
 HOSTILE = '"><script>alert(1)</script>|`<img src=http://x onerror=y>`|'
 
 
@@ -212,7 +212,7 @@ def test_patterns_are_counted_without_kept_linears_and_ordered() -> None:
     assert list(patterns(report).items()) == [("2:8", 1), ("2:10", 2), ("2:inf", 1)]
 
 
-def test_equal_notes_are_told_once_with_all_their_linears() -> None:
+def test_equal_notes_are_listed_once_with_all_their_linears() -> None:
     layers = [sample_layer(0, place, notes=("odd tail",)) for place in LINEARS[:2]]
     assert notes(sample_report(layers=layers)) == [(NOTE, []), ("odd tail", [layer.name for layer in layers])]
 
@@ -315,7 +315,7 @@ def test_verdict_is_unmistakable() -> None:
         assert not page.find("section", "good")
 
 
-def test_tiles_tell_the_reports_figures() -> None:
+def test_tiles_show_the_figures_of_the_report() -> None:
     report = sample_report(16)
     page = Page(render_html(report))
     done = [layer for layer in report.layers if not layer.kept]
@@ -323,12 +323,14 @@ def test_tiles_tell_the_reports_figures() -> None:
     assert "2.47 GB → 1.52 GB" in page.tile("Weight files")
     assert f"{100 * report.totals.zeros / report.totals.weights:.2f}%" in page.tile("Zeros")
     assert f"{100 * worst.error:.2f}%{worst.name}" in page.tile("Worst")
-    assert f"{100 * sum(layer.error for layer in done) / len(done):.2f}%over 111 linears; 1 kept" in page.tile("Mean")
+    assert f"{100 * sum(layer.error for layer in done) / len(done):.2f}%over 111 linears; excludes 1 kept" in page.tile(
+        "Mean"
+    )
     assert "2:8ideal speed-up, not measured: 1.33\N{MULTIPLICATION SIGN}" in page.tile("Pattern")
     assert not any(tile.text.startswith("Perplexity") for tile in page.find("div", "tile"))
 
 
-def test_several_patterns_are_each_told_with_their_speedup() -> None:
+def test_several_patterns_each_show_their_speedup() -> None:
     layers = [sample_layer(0, place, pattern="2:6" if "mlp" in place else "2:10") for place in LINEARS]
     tile = Page(render_html(sample_report(layers=layers))).tile("Patterns")
     assert "2:6 + 2:10" in tile and "1.50* (3 linears) + 1.25* (4 linears)" in tile.replace(
@@ -353,7 +355,7 @@ def test_notes_stand_above_the_figures() -> None:
     assert not Page(render_html(sample_report(1, notes=()))).find("section", "notes")
 
 
-def test_rows_tell_every_linear() -> None:
+def test_rows_show_every_linear() -> None:
     report = sample_report(2)
     rows = [row for row in Page(render_html(report)).find("tr") if "model.layers" in row.text]
     first, last = rows[0].text, rows[-1]
@@ -555,9 +557,9 @@ def test_loading_follows_the_layout() -> None:
     assert all("slideconvert verify CKPT" in card for card in (dense, slide))
 
 
-def test_card_tells_the_verdict_and_the_notes() -> None:
+def test_card_shows_the_verdict_and_the_notes() -> None:
     card = render_card(sample_report(1))
-    assert "227 tensors were read back and checked" in card and "Not verified" not in card
+    assert "read back and checked 227 tensors after writing" in card and "Not verified" not in card
     assert f"- {NOTE}\n" in card and "without retraining" in card
     assert "**Not verified**" in render_card(sample_report(1, verified=None))
     assert "**Not verified**" in render_card(sample_report(1, verified=0))
@@ -566,8 +568,10 @@ def test_card_tells_the_verdict_and_the_notes() -> None:
 def test_hostile_names_do_not_break_the_card() -> None:
     nasty = HOSTILE + "\n---\n# title\n|a|b|"
     layers = [sample_layer(0, place, name=nasty + place, kind=nasty, notes=(nasty,)) for place in LINEARS]
-    said = {"recipe": {nasty: nasty}, "source_card": {"license": nasty}}
-    report = sample_report(layers=layers, source=nasty, revision=nasty, notes=(nasty,), **said)
+    recipe, licence = {nasty: nasty}, {"license": nasty}
+    report = sample_report(
+        layers=layers, source=nasty, revision=nasty, notes=(nasty,), recipe=recipe, source_card=licence
+    )
     front, body = card_parts(render_card(report))
     assert front["license"] == nasty and "base_model" not in front
     prose = re.sub(r"```.*?```|(?<!\\)`[^`\n]*`", "", body, flags=re.S)
@@ -582,14 +586,14 @@ def test_hostile_names_do_not_break_the_card() -> None:
 
 
 def test_the_sources_licence_is_carried_on(tmp_path: Path) -> None:
-    words = "license: other\nlicense_name: llama-x\nlicense_link: LICENSE\nlanguage: en\ntags: [a]\n"
-    (tmp_path / "README.md").write_text(f"---\n{words}---\n# Llama\n".replace("\n", "\r\n"))
-    said = source_card(tmp_path)
-    assert said == {"license": "other", "license_name": "llama-x", "license_link": "LICENSE", "language": ["en"]}
-    report = sample_report(1, source_card=said, revision="a" * 40)
+    fields = "license: other\nlicense_name: llama-x\nlicense_link: LICENSE\nlanguage: en\ntags: [a]\n"
+    (tmp_path / "README.md").write_text(f"---\n{fields}---\n# Llama\n".replace("\n", "\r\n"))
+    found = source_card(tmp_path)
+    assert found == {"license": "other", "license_name": "llama-x", "license_link": "LICENSE", "language": ["en"]}
+    report = sample_report(1, source_card=found, revision="a" * 40)
     front = card_parts(render_card(report))[0]
     assert front["license_link"] == f"https://huggingface.co/meta-llama/Llama-3.2-1B/blob/{'a' * 40}/LICENSE"
-    assert {word: front[word] for word in ("license", "license_name", "language")} == {
+    assert {name: front[name] for name in ("license", "license_name", "language")} == {
         "license": "other", "license_name": "llama-x", "language": ["en"],
     }  # fmt: skip
     travels = replace(report, files={"LICENSE": "0" * 64})  # the link leads to the copy in this repository
@@ -606,7 +610,7 @@ def test_a_card_that_states_nothing(tmp_path: Path, card: str) -> None:
     assert source_card(tmp_path) == {}
 
 
-def test_words_of_a_card_that_are_no_text_are_left_out(tmp_path: Path) -> None:
+def test_fields_of_a_card_that_are_not_text_are_omitted(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("---\nlicense: {a: b}\nlanguage: [en, no]\nlicense_name: ''\n---\n")
     assert source_card(tmp_path) == {}  # YAML reads the language `no` as False
 
@@ -635,9 +639,9 @@ def test_worst_linear_of_each_layer() -> None:
         worst = max((x for x in report.layers if x.layer == number and not x.kept), key=lambda x: x.error)
         assert rows[str(number)] == (f"{100 * worst.error:.2f}%", worst.name)
     measured = replace(report, layers=tuple(replace(layer, output_error=0.125) for layer in report.layers))
-    assert render_card(measured).count(" | 12.50% | `") == 4 and "error of its output" not in render_card(report)
+    assert render_card(measured).count(" | 12.50% | `") == 4 and "output error" not in render_card(report)
 
 
-def test_card_tells_of_training() -> None:
+def test_card_mentions_training() -> None:
     trained = render_card(sample_report(1, training=(Training("layer 0", (0.5, 0.4), 1),)))
-    assert "without retraining" not in trained and "trained what is left against the source model" in trained
+    assert "without retraining" not in trained and "trained the remaining weights against the source model" in trained
