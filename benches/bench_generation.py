@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from slideconvert.kernels.bench_common import header, table
 from slideconvert.kernels.group_gemm.bench_group_gemm import random_weight
-from slideconvert.kernels.group_linear import GroupLinear
+from slideconvert.kernels.linear import SlideSparseLinear
 from slideconvert.models.architecture import LINEARS
 
 PROMPT = 15
@@ -54,13 +54,13 @@ def model_of(sparsity: float | None, shape: dict[str, int], size: int) -> Any:
     return model.eval()
 
 
-def group_linear(rows: int, columns: int, sparsity: float, size: int) -> GroupLinear:
+def group_linear(rows: int, columns: int, sparsity: float, size: int) -> SlideSparseLinear:
     """Random codes of 4 bits, the groups that stay drawn at random over the whole linear."""
     scores = torch.rand(rows, columns // size, device="cuda")
     keep = scores.flatten().argsort().view_as(scores) >= round(sparsity * scores.numel())
     spec, weight = random_weight(keep, columns, size, 4, dense=sparsity == 0)
     weight.scale.mul_(0.002)
-    return GroupLinear.of(spec, weight, None)
+    return SlideSparseLinear.of(spec, weight.named(), None)
 
 
 class Generation:

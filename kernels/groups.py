@@ -24,106 +24,18 @@ Layout dense: pack-quantized of compressed-tensors, every group there.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-SIZES = (4, 8, 16, 32, 64, 128)
-BITS = (4, 8)
-LAYOUTS = ("gqs", "dense")
+if TYPE_CHECKING:
+    from .group_spec import GroupSpec
+
 WORD = 32
-MOST_ACROSS = 1 << 15
-"""Groups of a row that int16 can name."""
-
-
-@dataclass(frozen=True)
-class GroupSpec:
-    """A grouped linear without its weights: N, K, G, b, n, whether the zero point is always the middle code, and the
-    bits of the activations: 16 for floating point as they come, 8 for INT8 with a scale per token.
-
-    ValueError if there is no such linear.
-    """
-
-    rows: int
-    columns: int
-    size: int
-    bits: int
-    kept: int
-    symmetric: bool
-    activation_bits: int = 16
-
-    def __post_init__(self) -> None:
-        for name, value, known in (
-            ("size", self.size, SIZES), ("bits", self.bits, BITS), ("activation_bits", self.activation_bits, (16, 8))
-        ):  # fmt: skip
-            if value not in known:
-                raise ValueError(f"{self}: {name} is {value}, known: {', '.join(map(str, known))}")
-        if self.columns % self.size or not 0 < self.across <= MOST_ACROSS or self.rows < 1:
-            raise ValueError(
-                f"{self}: {self.columns} columns must be 1 to {MOST_ACROSS} groups of {self.size}, and a row at least"
-            )
-        if not 0 <= self.kept <= self.whole:
-            raise ValueError(f"{self}: {self.kept} groups kept of {self.whole}")
-
-    @property
-    def across(self) -> int:
-        """K/G, the groups of a row if all exist."""
-        return self.columns // self.size
-
-    @property
-    def whole(self) -> int:
-        """The groups of the linear if all exist."""
-        return self.rows * self.across
-
-    @property
-    def middle(self) -> int:
-        """The zero point of symmetric weights, and of absent groups."""
-        return 1 << (self.bits - 1)
-
-    @property
-    def largest(self) -> int:
-        """The largest stored code."""
-        return (1 << self.bits) - 1
-
-    @property
-    def codes_dtype(self) -> torch.dtype:
-        """Of the codes in memory: differences of two stored ones."""
-        return torch.int8 if self.bits == 4 else torch.int16
-
-    def tensors(self, layout: str) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        """Shape and dtype of every tensor of a layout, by the name it has in a checkpoint. ValueError for another."""
-        n, across = self.kept, self.across
-        if layout == "gqs":
-            out: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
-                "weight_row_index": ((self.rows + 1,), torch.int32),
-                "weight_groups": ((n,), torch.int16),
-                "weight_values": ((n, self.size * self.bits // 8), torch.uint8),
-                "weight_scale": ((n,), torch.bfloat16),
-            }
-            zero: tuple[tuple[int, ...], torch.dtype] = ((-(-n * self.bits // 8),), torch.uint8)
-        elif layout == "dense":
-            out = {
-                "weight_packed": ((self.rows, -(-self.columns * self.bits // WORD)), torch.int32),
-                "weight_scale": ((self.rows, across), torch.bfloat16),
-                "weight_shape": ((2,), torch.int64),
-            }
-            zero = ((-(-self.rows * self.bits // WORD), across), torch.int32)
-        else:
-            raise ValueError(f"unknown layout {layout!r}, known: {', '.join(LAYOUTS)}")
-        return out if self.symmetric else {**out, "weight_zero_point": zero}
-
-    def stored_bytes(self, layout: str = "gqs") -> int:
-        """Of all tensors of the layout."""
-        total = 0
-        for shape, dtype in self.tensors(layout).values():
-            total += torch.Size(shape).numel() * dtype.itemsize
-        return total
-
-    def __str__(self) -> str:
-        share = 1 - self.kept * self.size / max(1, self.rows * self.columns)
-        kind = "symmetric" if self.symmetric else "asymmetric"
-        return f"{self.rows}x{self.columns} W{self.bits}A{self.activation_bits} g{self.size} {kind} S{share:.1%}"
+"""Bits of a word of layout dense."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +54,7 @@ class Groups:
         return {**out, "weight_scale": self.scale, **({} if self.zero is None else {"weight_zero_point": self.zero})}
 
     @classmethod
-    def of(cls, named: dict[str, Tensor]) -> Groups:
+    def of(cls, named: Mapping[str, Tensor]) -> Groups:
         """The inverse of `named`; other tensors are left alone."""
         row_index, groups = named["weight_row_index"], named["weight_groups"]
         return cls(row_index, groups, named["weight_values"], named["weight_scale"], named.get("weight_zero_point"))
@@ -163,7 +75,7 @@ class DenseGroups:
         return out if self.zero is None else {**out, "weight_zero_point": self.zero}
 
     @classmethod
-    def of(cls, named: dict[str, Tensor]) -> DenseGroups:
+    def of(cls, named: Mapping[str, Tensor]) -> DenseGroups:
         """The inverse of `named`; other tensors are left alone."""
         zero = named.get("weight_zero_point")
         return cls(named["weight_packed"], named["weight_scale"], zero, named["weight_shape"])

@@ -1,88 +1,89 @@
-"""What a backend is: one way to run a quantized linear. And what it is given: the linear's shape, and its weight."""
+"""What a backend is: one way to run quantized linears. torch.compile takes a call of any of them as one operator."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ..windows import pack, slid_columns, slide, unpack, unslide
+from ..spec import LinearSpec
+from ..specs import parse_spec
 
-
-@dataclass(frozen=True)
-class LinearSpec:
-    """A quantized linear without its weights: N, K, L of 2:L (None for 2:inf), and the dtype of its codes."""
-
-    rows: int
-    columns: int
-    length: int | None
-    dtype: torch.dtype
-
-    @property
-    def slid(self) -> int:
-        """K', the columns of the slid weight."""
-        return slid_columns(self.columns, self.length)
-
-    def __str__(self) -> str:
-        number = "int8" if self.dtype == torch.int8 else "fp8"
-        return f"{self.rows}x{self.columns} {number} 2:{self.length or 'inf'}"
-
-
-class Codes:
-    """The codes of one linear, from whichever form they lie in, converted where they are."""
-
-    def __init__(self, spec: LinearSpec, *, dense: Tensor | None = None, slid: Tensor | None = None) -> None:
-        self.spec = spec
-        self._dense, self._slid = dense, slid
-
-    @classmethod
-    def packed(cls, spec: LinearSpec, values: Tensor, meta: Tensor) -> Codes:
-        """From the slide layout. ValueError if the metadata is damaged."""
-        return cls(spec, slid=unpack(values, meta))
-
-    @property
-    def dense(self) -> Tensor:
-        """[N, K]. ValueError if the slid weight is none."""
-        if self._dense is None:
-            assert self._slid is not None
-            self._dense = unslide(self._slid, self.spec.columns, self.spec.length)
-        return self._dense
-
-    @property
-    def slid(self) -> Tensor:
-        """[N, K']. ValueError if a group has more non-zeros than its windows hold."""
-        if self._slid is None:
-            assert self._dense is not None
-            self._slid = slide(self._dense, self.spec.length)
-        return self._slid
-
-    def pack(self) -> tuple[Tensor, Tensor]:
-        """values [N, K'/2], meta [N, K'/8]: the slide layout."""
-        return pack(self.slid)
+NAMESPACE = __name__.replace(".", "_")
+"""Of the operator: the kernels of a package and those of a checkpoint may live in one process."""
+Prepared = tuple[Tensor, ...] | list[Tensor]
+"""A weight in the form that a backend computes with."""
 
 
 class Backend:
-    """One way to run linears of one shape on one device. Holds no weights: the operand is passed to every call."""
+    """One way to run linears of one spec on one device. Holds no weights: the prepared weight is passed to every call.
 
-    name = ""
+    Subclasses say which specs they run, and take part once they stand in BACKENDS (choose.py). One object serves all
+    linears of a spec: get it from `shared`, or from `choose`.
+    """
 
-    def __init__(self, spec: LinearSpec, device: torch.device) -> None:
-        self.spec, self.device = spec, device
+    name: ClassVar[str]
+    runs: ClassVar[type[LinearSpec]]
+    on_request: ClassVar[bool] = False
+    """Whether it is only chosen when its name is asked for."""
+
+    def __init__(self, spec: Any, device: torch.device) -> None:
+        self.spec, self.device, self.text = spec, device, spec.text
 
     @classmethod
-    def refusal(cls, spec: LinearSpec, device: torch.device) -> str:
+    def refusal(cls, spec: Any, device: torch.device) -> str:
         """Why this backend cannot run such a linear there; "" if it can."""
         raise NotImplementedError
 
-    def prepare(self, codes: Codes) -> Tensor:
-        """The operand, on `device`, as bytes (uint8 or int8), so that casting a model leaves it alone."""
+    @classmethod
+    def drawback(cls, spec: Any) -> str:
+        """Why others are preferred for such linears, though it can run them; "" if they are not."""
+        return ""
+
+    def prepare(self, weight: Any) -> tuple[Tensor, ...]:
+        """The prepared weight, on `device`. ValueError if the weight is damaged."""
         raise NotImplementedError
 
-    def codes(self, operand: Tensor) -> Codes:
-        """The codes that `prepare` was given, exactly."""
+    def weight(self, prepared: Prepared) -> Any:
+        """The weight that `prepare` was given; its tensors are the same to the bit."""
         raise NotImplementedError
 
-    def __call__(self, x: Tensor, operand: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
-        """x [..., K] float16, bfloat16 or float32; weight_scale [N] or [N, 1] float32; bias [N] -> [..., N] like x."""
+    def run(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
+        """x [..., K] float16, bfloat16 or float32; bias [N] -> [..., N] like x. ValueError if x is elsewhere."""
         raise NotImplementedError
+
+    def __call__(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
+        """`run`, as one operator where torch.compile traces it."""
+        if torch.compiler.is_compiling():
+            return _OPERATOR(x, prepared, bias, self.text, self.name)
+        return self.run(x, prepared, bias)
+
+
+_SHARED: dict[tuple[str, LinearSpec, torch.device], Backend] = {}
+
+
+def shared(kind: type[Backend], spec: LinearSpec, device: torch.device) -> Backend:
+    """The one backend of its kind for a spec and device in this process: plans and compiled kernels are made once."""
+    key = (kind.name, spec, device)
+    if key not in _SHARED:
+        _SHARED[key] = kind(spec, device)
+    return _SHARED[key]
+
+
+def _run(x: Tensor, prepared: list[Tensor], bias: Tensor | None, spec: str, backend: str) -> Tensor:
+    from .choose import backends_for
+
+    one = parse_spec(spec)
+    return shared(backends_for(type(one))[backend], one, prepared[0].device).run(x, prepared, bias)
+
+
+def _shape(x: Tensor, prepared: list[Tensor], bias: Tensor | None, spec: str, backend: str) -> Tensor:
+    return x.new_empty((*x.shape[:-1], parse_spec(spec).rows))
+
+
+_LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
+_LIBRARY.define("linear(Tensor x, Tensor[] prepared, Tensor? bias, str spec, str backend) -> Tensor")
+_LIBRARY.impl("linear", _run, "CompositeExplicitAutograd")
+torch.library.register_fake(f"{NAMESPACE}::linear", _shape, lib=_LIBRARY)
+_OPERATOR = getattr(torch.ops, NAMESPACE).linear.default

@@ -11,6 +11,7 @@ accumulation in float32; `scalar`, torch._scaled_mm with one scale, and dequant.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -29,15 +30,15 @@ from ..bench_common import (
     wall_microseconds,
 )
 from ..dequant.kernel import dequant
-from ..linear import SlideLinear
+from ..linear import SlideSparseLinear
 from ..quantize.kernel import quantize
+from ..slide_spec import SlideSpec
 from ..sparse_gemm.kernel import bucket
-from .base import Codes, LinearSpec
 
 Way = Callable[[Tensor, Tensor], Tensor]
 
 
-def dense_ways(spec: LinearSpec, scale: Tensor) -> dict[str, Way]:
+def dense_ways(spec: SlideSpec, scale: Tensor) -> dict[str, Way]:
     """Dense ways besides our backend: x, codes of the weight -> out."""
 
     def int_mm(x: Tensor, weight: Tensor) -> Tensor:
@@ -61,14 +62,18 @@ def dense_ways(spec: LinearSpec, scale: Tensor) -> dict[str, Way]:
 def measure(model: str, layer: str, name: str, tokens: int, lengths: list[int]) -> dict[str, object]:
     n, k = MODELS[model][layer]
     x = torch.randn(tokens, k, dtype=torch.bfloat16, device="cuda")
-    scale = torch.rand(n, device="cuda") * 1e-3
+    scale = torch.rand(n, 1, device="cuda") * 1e-3
     turns = copies(n * k) if tokens <= 256 else 1
-    spec = LinearSpec(n, k, None, CODES[name])
+    spec = SlideSpec(n, k, None, CODES[name], "dense")
     weights = [random_codes(n, k, None, CODES[name]) for _ in range(turns)]
     device = {}
-    for label, way in dense_ways(spec, scale).items():
+    for label, way in dense_ways(spec, scale.view(-1)).items():
         device[label] = device_microseconds(lambda weight: way(x, weight), weights)
-    dense = [SlideLinear.of(Codes(spec, dense=w), scale, None, backend="dense") for w in weights]
+
+    def linear(spec: SlideSpec, weight: Tensor, backend: str) -> SlideSparseLinear:
+        return SlideSparseLinear.of(spec, {"weight": weight, "weight_scale": scale}, None, backend=backend)
+
+    dense = [linear(spec, weight, "dense") for weight in weights]
     device["dense"] = device_microseconds(lambda linear: linear(x), dense)
     one = dense[0]
     wall = {"dense": wall_microseconds(lambda: one(x))}
@@ -76,10 +81,9 @@ def measure(model: str, layer: str, name: str, tokens: int, lengths: list[int]) 
     dense.clear()
     weights.clear()
     for length in lengths:
-        sparse_spec = LinearSpec(n, k, length, CODES[name])
-        codes = Codes(sparse_spec, dense=random_codes(n, k, length, CODES[name]))
-        first = SlideLinear.of(codes, scale, None, backend="cusparselt")
-        again = [SlideLinear.of(codes, scale, None, backend="cusparselt") for _ in range(turns - 1)]
+        sparse_spec, codes = replace(spec, length=length), random_codes(n, k, length, CODES[name])
+        first = linear(sparse_spec, codes, "cusparselt")
+        again = [linear(sparse_spec, codes, "cusparselt") for _ in range(turns - 1)]
         pattern = f"2:{length}"
         device[pattern] = device_microseconds(lambda linear: linear(x), [first, *again])
         wall[pattern] = wall_microseconds(lambda: first(x))

@@ -1,4 +1,4 @@
-"""How long the host is busy with one eager call of a SlideLinear, beside torch's own bfloat16 nn.Linear.
+"""How long the host is busy with one eager call of a SlideSparseLinear, beside torch's own bfloat16 nn.Linear.
 
 python -m slideconvert.kernels.backends.bench_host
 """
@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 
 from ..bench_common import CODES, arguments, header, host_microseconds, random_codes, table
-from ..linear import SlideLinear
-from .base import Codes, LinearSpec
+from ..linear import SlideSparseLinear
+from ..slide_spec import SlideSpec
 
 SHAPES = ((512, 512), (3072, 2048), (4608, 3584))
 MEASUREMENTS = 3
@@ -24,9 +24,11 @@ def main() -> None:
             for tokens in options.tokens:
                 x = torch.randn(1, tokens, columns, dtype=torch.bfloat16, device="cuda")
                 for name, dtype in CODES.items():
-                    codes = Codes(LinearSpec(rows, columns, 8, dtype), dense=random_codes(rows, columns, 8, dtype))
+                    spec = SlideSpec(rows, columns, 8, dtype, "dense")
+                    scale = torch.ones(rows, 1, device="cuda")
+                    named = {"weight": random_codes(rows, columns, 8, dtype), "weight_scale": scale}
                     for backend in options.backends:
-                        linear = SlideLinear.of(codes, torch.ones(rows, 1, device="cuda"), None, backend=backend)
+                        linear = SlideSparseLinear.of(spec, named, None, backend=backend)
                         lines.append([f"{rows} x {columns}", tokens, name, backend, _measured(linear, x)])
                 plain = torch.nn.Linear(columns, rows, bias=False, dtype=torch.bfloat16, device="cuda")
                 lines.append([f"{rows} x {columns}", tokens, "bf16", "nn.Linear", _measured(plain, x)])

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from ..launch import ALIGNMENT, aligned, stream_of
+from ..slide_spec import SlideSpec, SlideWeight
 from ..sparse_gemm import kernel as gemm
 from ..sparse_gemm import library
 from . import native
-from .base import Codes, LinearSpec
-from .cuda import CudaBackend, indexed, missing_triton
+from .base import Prepared
+from .cuda import CudaBackend, missing_triton
 
 SPARSE_SINCE = {torch.int8: (8, 0), torch.float8_e4m3fn: (8, 9)}
 """Compute capability from which GPUs have 2:4 units for these codes."""
@@ -29,13 +30,14 @@ class Cusparselt(CudaBackend):
     """Slid weights on the 2:4 units, through NVIDIA's library."""
 
     name = "cusparselt"
+    runs = SlideSpec
 
-    def __init__(self, spec: LinearSpec, device: torch.device) -> None:
-        super().__init__(spec, indexed(device))
+    def __init__(self, spec: SlideSpec, device: torch.device) -> None:
+        super().__init__(spec, device)
         self._calls: dict[_Key, _Call] = {}
 
     @classmethod
-    def refusal(cls, spec: LinearSpec, device: torch.device) -> str:
+    def refusal(cls, spec: SlideSpec, device: torch.device) -> str:
         if device.type != "cuda":
             return f"it needs a CUDA device, not {device.type}"
         capability = torch.cuda.get_device_capability(device)
@@ -50,53 +52,61 @@ class Cusparselt(CudaBackend):
             return str(error)
         return missing_triton()
 
-    def prepare(self, codes: Codes) -> Tensor:
-        return gemm.prepare(codes.slid.to(self.device))
+    @classmethod
+    def drawback(cls, spec: SlideSpec) -> str:
+        return "" if spec.length else "2:inf doubles the columns: nothing to gain"
 
-    def codes(self, operand: Tensor) -> Codes:
+    def prepare(self, weight: SlideWeight) -> tuple[Tensor, ...]:
+        """The library's form of the slid codes, uint8; scale [N]."""
+        return gemm.prepare(weight.slid.to(self.device)), weight.scale.detach().to(self.device).view(-1)
+
+    def weight(self, prepared: Prepared) -> SlideWeight:
         """By multiplying: each lane of the slid weight is what a token of that one lane sums to."""
+        codes, scale = prepared
         with torch.cuda.device(self.device):
-            return self._codes(operand)
+            return SlideWeight(self.spec, scale.view(-1, 1), slid=self._slid(codes))
 
-    def _codes(self, operand: Tensor) -> Codes:
-        slid = torch.empty(self.spec.rows, self.spec.slid, dtype=self.spec.dtype, device=operand.device)
+    def _slid(self, compressed: Tensor) -> Tensor:
+        slid = torch.empty(self.spec.rows, self.spec.slid, dtype=self.spec.dtype, device=compressed.device)
         step = min(self.spec.slid, 1024)
         for first in range(0, self.spec.slid, step):
-            lanes = torch.zeros(step, self.spec.slid, dtype=torch.float32, device=operand.device)
+            lanes = torch.zeros(step, self.spec.slid, dtype=torch.float32, device=compressed.device)
             count = min(step, self.spec.slid - first)
             lanes[:count, first : first + count].fill_diagonal_(1.0)
-            sums = gemm.sparse_gemm(lanes.to(self.spec.dtype), operand, self.spec.rows)
+            sums = gemm.sparse_gemm(lanes.to(self.spec.dtype), compressed, self.spec.rows)
             slid[:, first : first + count] = sums[:count].T.to(self.spec.dtype)
-        return Codes(self.spec, slid=slid)
+        return slid
 
-    def run(self, x: Tensor, operand: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
+    def launch(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
+        weight, weight_scale = prepared
         tokens = x.numel() // self.spec.columns
         out = torch.empty((*x.shape[:-1], self.spec.rows), dtype=x.dtype, device=self.device)
         if tokens == 0:
             return out
         scale, term = weight_scale.data_ptr(), 0 if bias is None else bias.data_ptr()
         if (x.data_ptr() | scale | term) % ALIGNMENT or not x.is_contiguous():
-            return self.run(aligned(x), operand, aligned(weight_scale), None if bias is None else aligned(bias))
+            again = aligned(x), (weight, aligned(weight_scale)), None if bias is None else aligned(bias)
+            return self.launch(*again)
         key = (tokens, x.dtype, None if bias is None else bias.dtype)
         call = self._calls.get(key)
         if call is None:
-            call = self._settle(key, x, operand, bias)
+            call = self._settle(key, x, weight, bias)
         stream = stream_of(self.device)
         scratch = _scratch(call.bytes, self.device, stream)
         status = call.start(
-            call.settled, tokens, x.data_ptr(), scratch.data_ptr(), operand.data_ptr(), scale, term or scale,
+            call.settled, tokens, x.data_ptr(), scratch.data_ptr(), weight.data_ptr(), scale, term or scale,
             out.data_ptr(), stream,
         )  # fmt: skip
         if status:
             raise RuntimeError(f"{self.spec}, {tokens} tokens: failed with status {status} (see native.c)")
         return out
 
-    def _settle(self, key: _Key, x: Tensor, operand: Tensor, bias: Tensor | None) -> _Call:
+    def _settle(self, key: _Key, x: Tensor, weight: Tensor, bias: Tensor | None) -> _Call:
         """The call for a new number of tokens: that of its bucket."""
         tokens, dtype, term = key
         shared = (-gemm.bucket(tokens), dtype, term)  # negative: apart from numbers of tokens
         if shared not in self._calls:
-            self._calls[shared] = _Call(self, tokens, x, operand, bias)
+            self._calls[shared] = _Call(self, tokens, x, weight, bias)
         if len(self._calls) > MOST_CALLS:
             self._calls = {one: call for one, call in self._calls.items() if one[0] < 0}
         self._calls[key] = self._calls[shared]
@@ -122,12 +132,12 @@ def _scratch(nbytes: int, device: torch.device, stream: int) -> Tensor:
 class _Call:
     """Everything about calls of one bucket that can be settled before: kernels, plan, and places in the scratch.
 
-    start(settled, tokens, x, scratch, operand, weight_scale, bias, out, stream) -> status: native.c's one call, or the
+    start(settled, tokens, x, scratch, weight, weight_scale, bias, out, stream) -> status: native.c's one call, or the
     same from Python where that cannot be built. All are addresses; the scratch holds codes, scales, sums and the
     library's workspace, in this order.
     """
 
-    def __init__(self, backend: Cusparselt, tokens: int, x: Tensor, operand: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, backend: Cusparselt, tokens: int, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         # Imported here: Triton may be absent, and then this backend refuses.
         from ..dequant.kernel import Dequant
         from ..lift_quant.kernel import LiftQuant
@@ -135,7 +145,7 @@ class _Call:
         spec, out = backend.spec, gemm.sums_dtype(backend.spec.dtype, x.dtype, gemm.bucket(tokens))
         sparse = gemm.gemm_for(backend.device, spec.rows, spec.slid, spec.dtype, out)
         self.rows = gemm.bucket(tokens)
-        self.plan = sparse.plan(tokens, operand)
+        self.plan = sparse.plan(tokens, weight)
         self.lift = LiftQuant(spec.columns, spec.length, spec.dtype, x)
         self.dequant = Dequant(spec.rows, sparse.width, out, None if bias is None else bias.dtype, x)
         sizes = (self.rows * spec.slid, self.rows * 4, self.rows * sparse.width * out.itemsize, self.plan.workspace)
@@ -162,7 +172,7 @@ class _Call:
         tokens: int,
         x: int,
         scratch: int,
-        operand: int,
+        weight: int,
         weight_scale: int,
         bias: int,
         out: int,
@@ -170,6 +180,6 @@ class _Call:
     ) -> int:
         scale, sums = scratch + self.scale, scratch + self.sums
         self.lift.start(x, scratch, scale, tokens, self.rows, stream)
-        self.plan.run(operand, scratch, sums, scratch + self.workspace, stream)
+        self.plan.run(weight, scratch, sums, scratch + self.workspace, stream)
         self.dequant.start(sums, scale, weight_scale, bias, out, tokens, stream)
         return 0

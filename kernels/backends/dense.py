@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ..launch import aligned, stream_of
-from .base import Codes, LinearSpec
-from .cuda import CudaBackend, indexed, missing_triton
+from ..slide_spec import SlideSpec, SlideWeight
+from .base import Prepared
+from .cuda import CudaBackend, missing_triton
 
 MULTIPLE = 16
 """What K must be a multiple of, and N for FP8."""
@@ -22,13 +23,14 @@ class Dense(CudaBackend):
     """Dense 8-bit products."""
 
     name = "dense"
+    runs = SlideSpec
 
-    def __init__(self, spec: LinearSpec, device: torch.device) -> None:
-        super().__init__(spec, indexed(device))
+    def __init__(self, spec: SlideSpec, device: torch.device) -> None:
+        super().__init__(spec, device)
         self._calls: dict[tuple[torch.dtype, torch.dtype | None], _Call] = {}
 
     @classmethod
-    def refusal(cls, spec: LinearSpec, device: torch.device) -> str:
+    def refusal(cls, spec: SlideSpec, device: torch.device) -> str:
         if device.type != "cuda":
             return f"it needs a CUDA device, not {device.type}"
         if torch.cuda.get_device_capability(device) < SINCE[spec.dtype]:
@@ -41,13 +43,17 @@ class Dense(CudaBackend):
             return f"{spec.rows} x {spec.columns} are no multiples of {MULTIPLE}"
         return missing_triton()
 
-    def prepare(self, codes: Codes) -> Tensor:
-        return codes.dense.to(self.device).contiguous().view(torch.int8)
+    def prepare(self, weight: SlideWeight) -> tuple[Tensor, ...]:
+        """Codes [N, K] as int8, scale [N]."""
+        codes = weight.dense.to(self.device).contiguous().view(torch.int8)
+        return codes, weight.scale.detach().to(self.device).view(-1)
 
-    def codes(self, operand: Tensor) -> Codes:
-        return Codes(self.spec, dense=operand.view(self.spec.dtype))
+    def weight(self, prepared: Prepared) -> SlideWeight:
+        codes, scale = prepared
+        return SlideWeight(self.spec, scale.view(-1, 1), dense=codes.view(self.spec.dtype))
 
-    def run(self, x: Tensor, operand: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
+    def launch(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
+        weight, weight_scale = prepared
         spec = self.spec
         tokens = x.numel() // spec.columns
         out = x.new_empty((*x.shape[:-1], spec.rows))
@@ -64,17 +70,17 @@ class Dense(CudaBackend):
         term = channel if bias is None else bias.data_ptr()
         call.quantize.start(x.data_ptr(), codes.data_ptr(), scale.data_ptr(), tokens, tokens, stream)
         if call.int8 is not None:
-            pointers = (codes.data_ptr(), operand.data_ptr(), scale.data_ptr(), channel, term, out.data_ptr())
+            pointers = (codes.data_ptr(), weight.data_ptr(), scale.data_ptr(), channel, term, out.data_ptr())
             call.int8.start(pointers, tokens, stream)
             return out
-        weight = operand.view(spec.dtype).T
+        dense = weight.view(spec.dtype).T
         if x.dtype == torch.bfloat16 and (bias is None or bias.dtype == x.dtype):
             # The one kind of output that takes scales per token and channel. Sums as the tensor cores add them up by
             # themselves: a fifth faster, and what they lose is less than rounding to bfloat16 does.
             by_channel = weight_scale.view(1, -1)
-            out = torch._scaled_mm(codes, weight, scale, by_channel, bias, out_dtype=x.dtype, use_fast_accum=True)
+            out = torch._scaled_mm(codes, dense, scale, by_channel, bias, out_dtype=x.dtype, use_fast_accum=True)
             return out.view(*x.shape[:-1], spec.rows)
-        sums = torch._scaled_mm(codes, weight, call.one, call.one, out_dtype=torch.float32)
+        sums = torch._scaled_mm(codes, dense, call.one, call.one, out_dtype=torch.float32)
         call.dequant.start(sums.data_ptr(), scale.data_ptr(), channel, term, out.data_ptr(), tokens, stream)
         return out
 
@@ -82,7 +88,7 @@ class Dense(CudaBackend):
 class _Call:
     """The compiled kernels for activations and biases of one kind."""
 
-    def __init__(self, spec: LinearSpec, x: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, spec: SlideSpec, x: Tensor, bias: Tensor | None) -> None:
         # Imported here: Triton may be absent, and then this backend refuses.
         from ..dense_gemm.kernel import gemm_for
         from ..dequant.kernel import Dequant

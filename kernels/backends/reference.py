@@ -1,33 +1,91 @@
-"""The backend that any device can run: the specifications, one after another. INT8 sums are exact integers."""
+"""The backends that any device can run: the specifications, in plain torch."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..dequant.reference import dequant
+from ..group_spec import GroupSpec
+from ..groups import Weight, decode
 from ..lift_quant.reference import lift_quant
+from ..quantize.reference import quantize
+from ..slide_spec import SlideSpec, SlideWeight
 from ..sparse_gemm.reference import prepare, sparse_gemm
-from .base import Backend, Codes, LinearSpec
+from .base import Backend, Prepared
 
 
 class Reference(Backend):
-    """Lifted activations times slid weights, in plain torch."""
+    """Runs anywhere."""
 
     name = "reference"
 
     @classmethod
-    def refusal(cls, spec: LinearSpec, device: torch.device) -> str:
+    def refusal(cls, spec: SlideSpec | GroupSpec, device: torch.device) -> str:
         return ""
 
-    def prepare(self, codes: Codes) -> Tensor:
-        return prepare(codes.slid.to(self.device)).view(torch.int8)
 
-    def codes(self, operand: Tensor) -> Codes:
-        return Codes(self.spec, slid=operand.view(self.spec.dtype))
+class SlideReference(Reference):
+    """Lifted activations times slid weights. INT8 sums are exact integers."""
 
-    def __call__(self, x: Tensor, operand: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
-        spec = self.spec
+    runs = SlideSpec
+
+    def prepare(self, weight: SlideWeight) -> tuple[Tensor, ...]:
+        """Slid codes [N, K'] as int8, scale [N]."""
+        codes = prepare(weight.slid.to(self.device)).view(torch.int8)
+        return codes, weight.scale.detach().to(self.device).view(-1)
+
+    def weight(self, prepared: Prepared) -> SlideWeight:
+        codes, scale = prepared
+        return SlideWeight(self.spec, scale.view(-1, 1), slid=codes.view(self.spec.dtype))
+
+    def run(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
+        spec, (weight, weight_scale) = self.spec, prepared
         codes, scale = lift_quant(x.reshape(-1, spec.columns), spec.length, spec.dtype)
-        sums = sparse_gemm(codes, operand.view(spec.dtype), spec.rows)
-        return dequant(sums, scale, weight_scale.view(-1), bias, x.dtype).view(*x.shape[:-1], spec.rows)
+        sums = sparse_gemm(codes, weight.view(spec.dtype), spec.rows)
+        return dequant(sums, scale, weight_scale, bias, x.dtype).view(*x.shape[:-1], spec.rows)
+
+
+class GroupReference(Reference):
+    """A product with the dequantized weight [N, K], which is kept beside the stored bytes in the dtype of the
+    activations once it has met them (float32 for INT8 activations): 2 or 4 bytes a weight more."""
+
+    runs = GroupSpec
+
+    def __init__(self, spec: GroupSpec, device: torch.device) -> None:
+        super().__init__(spec, device)
+        self._dequantized = WeakTensorKeyDictionary()
+        """By prepared weight, for as long as that lives."""
+
+    def prepare(self, weight: Weight) -> tuple[Tensor, ...]:
+        """All stored tensors as bytes, one after another."""
+        decode(weight, self.spec)  # ValueError if it is damaged
+        named = weight.named()
+        moved = [named[name].detach().to(self.device).contiguous() for name in self.spec.tensors()]
+        return (torch.cat([tensor.view(-1).view(torch.uint8) for tensor in moved]),)
+
+    def weight(self, prepared: Prepared) -> Weight:
+        named, at = {}, 0
+        for name, (shape, dtype) in self.spec.tensors().items():
+            size = torch.Size(shape).numel() * dtype.itemsize
+            # Cloned: a view as another dtype must begin where its numbers may.
+            named[name] = prepared[0][at : at + size].clone().view(dtype).view(shape)
+            at += size
+        return self.spec.weight(named)
+
+    def run(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
+        if self.spec.activation_bits == 16:
+            weight = self._weight(prepared, x.dtype)
+            return torch.nn.functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
+        codes, scale = quantize(x.reshape(-1, self.spec.columns), torch.int8)
+        out = codes.float() @ self._weight(prepared, torch.float32).T * scale
+        return (out if bias is None else out + bias.float()).to(x.dtype).view(*x.shape[:-1], self.spec.rows)
+
+    def _weight(self, prepared: Prepared, dtype: torch.dtype) -> Tensor:
+        kept = self._dequantized.get(prepared[0])
+        if kept is None or kept.dtype != dtype:
+            codes, scale = decode(self.weight(prepared), self.spec)
+            groups = codes.float().view(*scale.shape, self.spec.size) * scale.float()[..., None]
+            kept = self._dequantized[prepared[0]] = groups.flatten(1).to(dtype)
+        return kept

@@ -8,13 +8,14 @@ from torch import Tensor
 
 from slideconvert.kernels.backends import choose as choosing
 from slideconvert.kernels.backends import native
-from slideconvert.kernels.backends.base import Backend, Codes, LinearSpec
+from slideconvert.kernels.backends.base import Backend
 from slideconvert.kernels.backends.benchmark import Comparison
-from slideconvert.kernels.backends.choose import BACKENDS, choose
+from slideconvert.kernels.backends.choose import backends_for, choose
 from slideconvert.kernels.backends.cusparselt import Cusparselt
 from slideconvert.kernels.backends.dense import Dense
 from slideconvert.kernels.backends.dispatch import Dispatch
-from slideconvert.kernels.linear import SlideLinear
+from slideconvert.kernels.linear import SlideSparseLinear
+from slideconvert.kernels.slide_spec import SlideSpec, SlideWeight
 
 GPU = pytest.mark.gpu
 CUDA = torch.device("cuda", 0)
@@ -22,8 +23,8 @@ LENGTHS = [4, 6, 8, 10, 12, 14, 16, None]
 CODES = pytest.mark.parametrize("codes", [torch.int8, torch.float8_e4m3fn], ids=["int8", "fp8"])
 
 
-def example(spec: LinearSpec, device: torch.device | str) -> tuple[Codes, Tensor, Tensor]:
-    """Random codes that follow the pattern, scales, a bias."""
+def example(spec: SlideSpec, device: torch.device | str) -> tuple[SlideWeight, Tensor]:
+    """A random weight that follows the pattern, a bias."""
     generator = torch.Generator(device).manual_seed(spec.rows)
 
     def uniform(*shape: int) -> Tensor:
@@ -36,11 +37,15 @@ def example(spec: LinearSpec, device: torch.device | str) -> tuple[Codes, Tensor
         order = uniform(spec.rows, groups, spec.length).argsort(-1)
         codes.view(torch.int8)[(order < 2).flatten(1)[:, : spec.columns]] = 0
     codes.view(torch.int8)[codes.view(torch.int8) == -128] = 0
-    return Codes(spec, dense=codes), uniform(spec.rows) * 1e-3, uniform(spec.rows)
+    return SlideWeight(spec, uniform(spec.rows, 1) * 1e-3, dense=codes), uniform(spec.rows)
 
 
-def run(backend: Backend, codes: Codes, x: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    return backend(x, backend.prepare(codes), scale, bias)
+def run(backend: Backend, weight: SlideWeight, x: Tensor, bias: Tensor | None) -> Tensor:
+    return backend(x, backend.prepare(weight), bias)
+
+
+def linear_of(weight: SlideWeight, bias: Tensor | None = None, backend: str = "auto") -> SlideSparseLinear:
+    return SlideSparseLinear.of(weight.spec, weight.named(), bias, backend=backend)
 
 
 @GPU
@@ -49,52 +54,52 @@ def run(backend: Backend, codes: Codes, x: Tensor, scale: Tensor, bias: Tensor |
 @pytest.mark.parametrize("length", LENGTHS)
 def test_equals_the_reference(name: str, length: int | None, codes: torch.dtype) -> None:
     for rows, columns in [(64, 112), (1008, 2000)]:
-        check(LinearSpec(rows, columns, length, codes), name, (torch.bfloat16,))
+        check(SlideSpec(rows, columns, length, codes), name, (torch.bfloat16,))
 
 
 @GPU
 @CODES
 @pytest.mark.parametrize("name", ["cusparselt", "dense", "both"])
 def test_equals_the_reference_in_every_dtype(name: str, codes: torch.dtype) -> None:
-    check(LinearSpec(4608, 3584, 8, codes), name, (torch.bfloat16, torch.float16, torch.float32))
+    check(SlideSpec(4608, 3584, 8, codes), name, (torch.bfloat16, torch.float16, torch.float32))
 
 
 @GPU
 @CODES
 def test_odd_shapes_run_sparse(codes: torch.dtype) -> None:
     for rows, columns in [(43, 57), (7, 4099)]:
-        check(LinearSpec(rows, columns, 6, codes), "cusparselt", (torch.bfloat16,))
+        check(SlideSpec(rows, columns, 6, codes), "cusparselt", (torch.bfloat16,))
 
 
-def check(spec: LinearSpec, name: str, dtypes: tuple[torch.dtype, ...]) -> None:
+def check(spec: SlideSpec, name: str, dtypes: tuple[torch.dtype, ...]) -> None:
     """INT8: the same bits. FP8: within twice the error that plain torch at the same dtype has."""
-    weight, scale, bias = example(spec, CUDA)
+    weight, bias = example(spec, CUDA)
     backend, reference = choose(spec, CUDA, name).backend, choose(spec, CUDA, "reference").backend
-    operand = backend.prepare(weight)
+    prepared = backend.prepare(weight)
     for tokens in (1, 17, 300):
         for dtype in dtypes:
             x = torch.randn(tokens, spec.columns, device=CUDA).to(dtype)
             for term in (None, bias.to(dtype)):
-                found = backend(x, operand, scale, term)
-                expected = run(reference, weight, x, scale, term)
+                found = backend(x, prepared, term)
+                expected = run(reference, weight, x, term)
                 assert found.dtype == dtype and found.shape == expected.shape
                 if spec.dtype == torch.int8:
                     assert torch.equal(found, expected), (str(spec), tokens, dtype)
                 else:
-                    exact, plain = double(weight, x, scale, term), plain_fp8(weight, x, scale, term)
+                    exact, plain = double(weight, x, term), plain_fp8(weight, x, term)
                     error, allowed = float((found - exact).norm()), 2 * float((plain - exact).norm())
                     assert error <= allowed, (str(spec), tokens, dtype, error, allowed)
 
 
-def double(weight: Codes, x: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+def double(weight: SlideWeight, x: Tensor, bias: Tensor | None) -> Tensor:
     from slideconvert.kernels.quantize.reference import quantize
 
     codes, token_scale = quantize(x, weight.spec.dtype)
-    out = (codes.double() @ weight.dense.double().T) * token_scale.double() * scale.double()
+    out = (codes.double() @ weight.dense.double().T) * token_scale.double() * weight.scale.view(-1).double()
     return out if bias is None else out + bias.double()
 
 
-def plain_fp8(weight: Codes, x: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+def plain_fp8(weight: SlideWeight, x: Tensor, bias: Tensor | None) -> Tensor:
     """torch's own FP8 product of the same codes, scaled in float32, rounded to the dtype of x.
 
     Where the output has more bits than bfloat16, with the accumulation that the tensor cores do by themselves, which
@@ -111,30 +116,30 @@ def plain_fp8(weight: Codes, x: Tensor, scale: Tensor, bias: Tensor | None) -> T
         for part, rest in ((codes, (0, 0)), (weight.dense, fill[2:]))
     )
     out = torch._scaled_mm(codes, dense.T, one, one, out_dtype=torch.float32, use_fast_accum=fast)
-    out = out[:, : weight.spec.rows] * token_scale * scale
+    out = out[:, : weight.spec.rows] * token_scale * weight.scale.view(-1)
     return (out if bias is None else out + bias.float()).to(x.dtype).double()
 
 
 @GPU
 @CODES
 def test_without_a_compiler_the_same_bits_come_from_python(monkeypatch: pytest.MonkeyPatch, codes: torch.dtype) -> None:
-    spec = LinearSpec(96, 208, 8, codes)
-    weight, scale, bias = example(spec, CUDA)
+    spec = SlideSpec(96, 208, 8, codes)
+    weight, bias = example(spec, CUDA)
     x = torch.randn(5, 208, dtype=torch.bfloat16, device=CUDA)
-    expected = run(Cusparselt(spec, CUDA), weight, x, scale, bias)
+    expected = run(Cusparselt(spec, CUDA), weight, x, bias)
     monkeypatch.setattr(native, "entry", lambda: None)
-    assert torch.equal(run(Cusparselt(spec, CUDA), weight, x, scale, bias), expected)
+    assert torch.equal(run(Cusparselt(spec, CUDA), weight, x, bias), expected)
 
 
 @GPU
 @CODES
 @pytest.mark.parametrize("name", ["cusparselt", "dense", "both"])
-def test_the_operand_gives_the_codes_back(name: str, codes: torch.dtype) -> None:
+def test_the_prepared_weight_gives_the_codes_back(name: str, codes: torch.dtype) -> None:
     for length in LENGTHS:
-        spec = LinearSpec(208, 1008, length, codes)
-        weight, _, _ = example(spec, CUDA)
+        spec = SlideSpec(208, 1008, length, codes)
+        weight, _ = example(spec, CUDA)
         backend = choose(spec, CUDA, name).backend
-        again = backend.codes(backend.prepare(weight))
+        again = backend.weight(backend.prepare(weight))
         assert torch.equal(again.dense.view(torch.int8), weight.dense.view(torch.int8)), length
         assert torch.equal(again.slid.view(torch.int8), weight.slid.view(torch.int8)), length
 
@@ -142,30 +147,30 @@ def test_the_operand_gives_the_codes_back(name: str, codes: torch.dtype) -> None
 @GPU
 @CODES
 def test_cuda_graphs_replay_on_new_inputs(codes: torch.dtype) -> None:
-    spec = LinearSpec(512, 704, 8, codes)
-    weight, scale, bias = example(spec, CUDA)
+    spec = SlideSpec(512, 704, 8, codes)
+    weight, bias = example(spec, CUDA)
     for name in ("cusparselt", "dense", "both"):
         backend = choose(spec, CUDA, name).backend
-        operand = backend.prepare(weight)
+        prepared = backend.prepare(weight)
         x = torch.randn(50, 704, dtype=torch.bfloat16, device=CUDA)
-        backend(x, operand, scale, bias.bfloat16())
+        backend(x, prepared, bias.bfloat16())
         graph = torch.cuda.CUDAGraph()
         term = bias.bfloat16()
         with torch.cuda.graph(graph):
-            out = backend(x, operand, scale, term)
+            out = backend(x, prepared, term)
         for _ in range(3):
             x.copy_(torch.randn_like(x))
             out.fill_(float("nan"))
             graph.replay()
-            assert torch.equal(out, backend(x, operand, scale, term))
+            assert torch.equal(out, backend(x, prepared, term))
 
 
 @GPU
 @CODES
 def test_torch_compile_takes_a_call_as_one_step(codes: torch.dtype) -> None:
-    spec = LinearSpec(512, 704, 8, codes)
-    weight, scale, bias = example(spec, CUDA)
-    linear = SlideLinear.of(weight, scale, bias.bfloat16(), backend="cusparselt")
+    spec = SlideSpec(512, 704, 8, codes)
+    weight, bias = example(spec, CUDA)
+    linear = linear_of(weight, bias.bfloat16(), "cusparselt")
     compiled = torch.compile(lambda x: linear(x * 2) + 1, fullgraph=True, dynamic=True)
     for tokens in (3, 40, 200):
         x = torch.randn(2, tokens, 704, dtype=torch.bfloat16, device=CUDA)
@@ -174,10 +179,10 @@ def test_torch_compile_takes_a_call_as_one_step(codes: torch.dtype) -> None:
 
 @GPU
 def test_other_shapes_of_input() -> None:
-    spec = LinearSpec(64, 96, 6, torch.int8)
-    weight, scale, _ = example(spec, CUDA)
+    spec = SlideSpec(64, 96, 6, torch.int8)
+    weight, _ = example(spec, CUDA)
     for name in ("cusparselt", "dense", "both"):
-        linear = SlideLinear.of(weight, scale, None, backend=name)
+        linear = linear_of(weight, backend=name)
         base = torch.randn(3, 5, 97, dtype=torch.bfloat16, device=CUDA)
         assert torch.equal(linear(base[..., 1:]), linear(base[..., 1:].contiguous()))
         assert linear(base[:, :0, 1:]).shape == (3, 0, 64)
@@ -186,11 +191,11 @@ def test_other_shapes_of_input() -> None:
 
 @GPU
 def test_the_choice_is_measured_and_explained() -> None:
-    choice = choose(LinearSpec(4096, 4096, 8, torch.int8), CUDA)
+    choice = choose(SlideSpec(4096, 4096, 8, torch.int8), CUDA)
     assert choice.backend.name in ("cusparselt", "dense") and "at 8192" in choice.why
-    assert choose(LinearSpec(4096, 4096, None, torch.int8), CUDA).backend.name == "dense"
-    assert choose(LinearSpec(43, 57, 8, torch.int8), CUDA).backend.name == "cusparselt"
-    assert "16.8 MB more" in choose(LinearSpec(4096, 4096, 8, torch.int8), CUDA, "both").why
+    assert choose(SlideSpec(4096, 4096, None, torch.int8), CUDA).backend.name == "dense"
+    assert choose(SlideSpec(43, 57, 8, torch.int8), CUDA).backend.name == "cusparselt"
+    assert "16.8 MB more" in choose(SlideSpec(4096, 4096, 8, torch.int8), CUDA, "both").why
 
 
 @GPU
@@ -198,12 +203,8 @@ def test_the_choice_is_measured_and_explained() -> None:
 def test_saved_tensors_are_the_loaded_ones_on_every_backend(codes: torch.dtype) -> None:
     for name in ("cusparselt", "dense", "both", "reference"):
         for layout in ("slide", "dense"):
-            spec = LinearSpec(64, 112, 10, codes)
-            weight, scale, _ = example(spec, CUDA)
-            saved = SlideLinear.of(weight, scale, None, layout=layout, backend=name).state_dict()
-            values, meta = weight.pack()
-            wanted = {"weight": weight.dense} if layout == "dense" else {"weight_packed": values, "weight_meta": meta}
-            wanted |= {"weight_scale": scale.view(-1, 1)}
+            weight, _ = example(SlideSpec(64, 112, 10, codes, layout), CUDA)
+            saved, wanted = linear_of(weight, backend=name).state_dict(), weight.named()
             assert saved.keys() == wanted.keys()
             assert all(torch.equal(saved[key].view(torch.uint8), wanted[key].view(torch.uint8)) for key in wanted)
 
@@ -213,25 +214,23 @@ def test_saved_tensors_are_the_loaded_ones_on_every_backend(codes: torch.dtype) 
 def test_linears_of_a_device_that_is_not_the_current_one() -> None:
     second = torch.device("cuda", 1)
     for name in ("cusparselt", "dense", "both"):
-        spec = LinearSpec(64, 112, 8, torch.int8)
-        weight, scale, bias = example(spec, second)
-        linear = SlideLinear.of(weight, scale, bias, backend=name)
+        spec = SlideSpec(64, 112, 8, torch.int8)
+        weight, bias = example(spec, second)
+        linear = linear_of(weight, bias, name)
         x = torch.randn(4, 112, device=second)
-        assert torch.equal(linear(x), run(choose(spec, second, "reference").backend, weight, x, scale, bias))
-        assert torch.equal(linear.codes().dense, weight.dense)
+        assert torch.equal(linear(x), run(choose(spec, second, "reference").backend, weight, x, bias))
+        assert all(torch.equal(linear.stored()[name], tensor) for name, tensor in weight.named().items())
 
 
 @GPU
 def test_another_device_means_another_backend() -> None:
-    spec = LinearSpec(64, 112, 8, torch.int8)
-    weight, scale, bias = example(spec, CUDA)
-    linear = SlideLinear.of(weight, scale, bias, backend="cusparselt")
+    spec = SlideSpec(64, 112, 8, torch.int8)
+    weight, bias = example(spec, CUDA)
+    linear = linear_of(weight, bias, "cusparselt")
     x = torch.randn(4, 112, device=CUDA)
     before = linear(x)
     linear.to("cpu")
-    assert (
-        linear.backend is not None and linear.backend.name == "reference" and linear.weight_scale.device.type == "cpu"
-    )
+    assert linear.backend is not None and linear.backend.name == "reference" and linear.backend.device.type == "cpu"
     assert torch.equal(linear(x.cpu()), before.cpu())
     linear.to("cuda")
     assert torch.equal(linear(x), before)
@@ -239,11 +238,11 @@ def test_another_device_means_another_backend() -> None:
 
 @GPU
 def test_inputs_on_another_device_are_refused() -> None:
-    spec = LinearSpec(64, 112, 8, torch.int8)
-    weight, scale, _ = example(spec, CUDA)
+    spec = SlideSpec(64, 112, 8, torch.int8)
+    weight, _ = example(spec, CUDA)
     for name in ("cusparselt", "dense", "both"):
         with pytest.raises(ValueError, match="is on cpu, its weight on cuda:0"):
-            SlideLinear.of(weight, scale, None, backend=name)(torch.randn(4, 112))
+            linear_of(weight, backend=name)(torch.randn(4, 112))
 
 
 # ---- without a GPU
@@ -251,9 +250,9 @@ def test_inputs_on_another_device_are_refused() -> None:
 
 def test_inputs_of_another_width_are_refused() -> None:
     """Also where as many numbers would make whole rows."""
-    spec = LinearSpec(8, 24, 8, torch.int8)
-    weight, scale, _ = example(spec, "cpu")
-    linear = SlideLinear.of(weight, scale, None)
+    spec = SlideSpec(8, 24, 8, torch.int8)
+    weight, _ = example(spec, "cpu")
+    linear = linear_of(weight)
     assert linear(torch.randn(2, 24)).shape == (2, 8)
     with pytest.raises(ValueError, match="an input of 48 columns, 24 were expected"):
         linear(torch.randn(2, 48))
@@ -261,8 +260,8 @@ def test_inputs_of_another_width_are_refused() -> None:
 
 def test_casts_leave_codes_and_scales_alone() -> None:
     for codes in (torch.int8, torch.float8_e4m3fn):
-        weight, scale, bias = example(LinearSpec(8, 24, 8, codes), "cpu")
-        linear = SlideLinear.of(weight, scale, bias)
+        weight, bias = example(SlideSpec(8, 24, 8, codes), "cpu")
+        linear = linear_of(weight, bias)
         x = torch.randn(2, 24)
         before, saved = linear(x), linear.state_dict()
         linear.to(torch.bfloat16)
@@ -274,15 +273,15 @@ def test_casts_leave_codes_and_scales_alone() -> None:
 
 
 def test_a_linear_that_was_not_prepared_says_so() -> None:
-    linear = SlideLinear(LinearSpec(8, 24, 8, torch.int8), "slide", bias=False, dtype=torch.float32)
+    linear = SlideSparseLinear(SlideSpec(8, 24, 8, torch.int8), bias=False, dtype=torch.float32)
     with pytest.raises(RuntimeError, match="call prepare"):
         linear(torch.randn(2, 24))
     with pytest.raises(ValueError, match="unknown layout 'sparse'"):
-        SlideLinear(LinearSpec(8, 24, 8, torch.int8), "sparse", bias=False, dtype=torch.float32)
+        SlideSpec(8, 24, 8, torch.int8, "sparse")
 
 
 def test_the_reference_runs_on_a_cpu_and_says_why() -> None:
-    spec = LinearSpec(8, 24, 8, torch.int8)
+    spec = SlideSpec(8, 24, 8, torch.int8)
     choice = choose(spec, torch.device("cpu"))
     assert choice.backend.name == "reference" and "cpu" in choice.why
 
@@ -290,12 +289,12 @@ def test_the_reference_runs_on_a_cpu_and_says_why() -> None:
 @pytest.mark.parametrize("name", ["cusparselt", "dense", "both"])
 def test_backends_for_gpus_refuse_a_cpu(name: str) -> None:
     with pytest.raises(ValueError, match=f"backend {name} cannot run 8x24 int8 2:8 on cpu: it needs a CUDA device"):
-        choose(LinearSpec(8, 24, 8, torch.int8), torch.device("cpu"), name)
+        choose(SlideSpec(8, 24, 8, torch.int8), torch.device("cpu"), name)
 
 
 def test_unknown_backends_are_refused() -> None:
     with pytest.raises(ValueError, match="unknown backend 'cutlass', known: auto, cusparselt, dense, both, reference"):
-        choose(LinearSpec(8, 24, 8, torch.int8), torch.device("cpu"), "cutlass")
+        choose(SlideSpec(8, 24, 8, torch.int8), torch.device("cpu"), "cutlass")
 
 
 @pytest.mark.parametrize("capability", [(7, 0), (7, 5), (8, 0), (8, 6), (8, 9), (9, 0)])
@@ -306,10 +305,10 @@ def test_gpus_without_the_units_are_refused(
     """What is said on GPUs that are not here: 2:4 units from 8.0 (FP8 8.9), dense products from 7.5 (FP8 8.9)."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "Some GPU")
-    spec = LinearSpec(64, 112, 8, codes)
+    spec = SlideSpec(64, 112, 8, codes)
     wanted = {"cusparselt": (8, 0), "dense": (7, 5)} if codes == torch.int8 else {"cusparselt": (8, 9), "dense": (8, 9)}
     for name, least in wanted.items():
-        refusal = BACKENDS[name].refusal(spec, CUDA)
+        refusal = backends_for(SlideSpec)[name].refusal(spec, CUDA)
         assert ("Some GPU has no" in refusal) == (capability < least), (name, refusal)
 
 
@@ -319,16 +318,18 @@ def test_a_missing_library_is_named_with_the_way_out(monkeypatch: pytest.MonkeyP
     library.load.cache_clear()
     monkeypatch.setattr(library, "SONAME", "libnowhere.so")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
-    refusal = BACKENDS["cusparselt"].refusal(LinearSpec(64, 112, 8, torch.int8), CUDA)
+    refusal = Cusparselt.refusal(SlideSpec(64, 112, 8, torch.int8), CUDA)
     library.load.cache_clear()
     assert "cuSPARSELt not found" in refusal and "pip install nvidia-cusparselt" in refusal
 
 
 def test_shapes_that_dense_products_do_not_take_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
-    assert "multiples of 16" in BACKENDS["dense"].refusal(LinearSpec(64, 100, 8, torch.int8), CUDA)
-    assert not BACKENDS["dense"].refusal(LinearSpec(43, 112, 8, torch.int8), CUDA)
-    assert "multiples of 16" in BACKENDS["dense"].refusal(LinearSpec(72, 112, 8, torch.float8_e4m3fn), CUDA)
+    assert "multiples of 16" in backends_for(SlideSpec)["dense"].refusal(SlideSpec(64, 100, 8, torch.int8), CUDA)
+    assert not backends_for(SlideSpec)["dense"].refusal(SlideSpec(43, 112, 8, torch.int8), CUDA)
+    assert "multiples of 16" in backends_for(SlideSpec)["dense"].refusal(
+        SlideSpec(72, 112, 8, torch.float8_e4m3fn), CUDA
+    )
 
 
 @pytest.mark.parametrize("dense_times", [{16: 1.0, 1024: 40.0}, {16: 9.0, 1024: 2.0}, {16: 9.0, 1024: 40.0}])
@@ -337,14 +338,14 @@ def test_a_slower_backend_is_never_chosen_in_silence(
 ) -> None:
     """With the measuring replaced: what is chosen, and that it is said where the other one would be faster."""
     found = Comparison({16: 2.0, 1024: 10.0}, dense_times)
-    monkeypatch.setattr(choosing, "compare", lambda sparse, dense: found)
+    monkeypatch.setattr(choosing, "compare", lambda first, second: found)
     for kind in (Cusparselt, Dense):
         monkeypatch.setattr(kind, "refusal", classmethod(lambda cls, spec, device: ""))
-    spec = LinearSpec(64, 112, 8, torch.int8)
+    spec = SlideSpec(64, 112, 8, torch.int8)
     choosing.choose.cache_clear()
     choice = choose(spec, CUDA)
     choosing.choose.cache_clear()
-    faster = {tokens: found.speedup(tokens) >= 1 for tokens in found.sparse}
+    faster = {tokens: found.speedup(tokens) >= 1 for tokens in found.first}
     assert choice.backend.name == ("cusparselt" if found.overall >= 1 else "dense")
     slower = [tokens for tokens, sparse in faster.items() if sparse != (choice.backend.name == "cusparselt")]
     assert all(str(tokens) in choice.why for tokens in slower)
@@ -359,4 +360,4 @@ def test_a_comparison_speaks_for_the_nearest_number_of_tokens() -> None:
 
 
 def test_both_is_a_backend_like_the_others() -> None:
-    assert BACKENDS["both"] is Dispatch
+    assert backends_for(SlideSpec)["both"] is Dispatch

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ..bench_common import MODELS, bandwidth_bench, copies, device_microseconds, host_microseconds, save, table
-from ..groups import DenseGroups, Groups, GroupSpec, Weight, decode
+from ..group_spec import GroupSpec
+from ..groups import DenseGroups, Groups, Weight, decode
 from .kernel import GroupGemm
 from .reference import group_gemm as reference
 
@@ -29,9 +30,9 @@ def random_weight(
 ) -> tuple[GroupSpec, Weight]:
     """Random codes, scales and zero points of the groups in keep [N, K/G]; of all of them for the dense layout."""
     rows, n = len(keep), keep.numel() if dense else int(keep.sum())
-    spec = GroupSpec(rows, columns, size, bits, n, False, activation_bits)
+    spec = GroupSpec(rows, columns, size, bits, n, False, activation_bits, "dense" if dense else "gqs")
     drawn: dict[str, Tensor] = {}
-    for name, (shape, dtype) in spec.tensors("dense" if dense else "gqs").items():
+    for name, (shape, dtype) in spec.tensors().items():
         if dtype == torch.bfloat16:
             drawn[name] = torch.randn(shape, dtype=dtype, device=DEVICE)
         elif dtype in (torch.uint8, torch.int32):
@@ -137,7 +138,7 @@ def main() -> None:
         stored: dict[str, int] = {}
         for way, make in ways.items():
             case = Case(*make())
-            stored[way] = case.spec.stored_bytes("dense" if way == "dense W4" else "gqs")
+            stored[way] = case.spec.stored_bytes()
             times[way] = {m: case.microseconds(m) for m in options.tokens}
             if way == "S50":
                 found.append({"layer": name, "way": "host", "microseconds": case.host()})

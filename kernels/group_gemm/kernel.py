@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..groups import DenseGroups, GroupSpec, Weight
+from ..group_spec import GroupSpec
+from ..groups import DenseGroups, Weight
 from ..launch import aligned, stream_of
 from ..nvrtc import Launch, Module
 from ..quantize.reference import quantize

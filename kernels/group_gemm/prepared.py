@@ -20,10 +20,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ..group_spec import GroupSpec
 from ..groups import (
     DenseGroups,
     Groups,
-    GroupSpec,
     Weight,
     check,
     pack_dense,

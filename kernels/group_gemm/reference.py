@@ -11,7 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..groups import GroupSpec, Weight, decode
+from ..group_spec import GroupSpec
+from ..groups import Weight, decode
 from ..quantize.reference import quantize
 
 

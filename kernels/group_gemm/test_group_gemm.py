@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from slideconvert.kernels.group_gemm import kernel, reference
-from slideconvert.kernels.group_linear import GroupLinear
-from slideconvert.kernels.groups import SIZES, DenseGroups, GroupSpec, Weight, decode, pack, pack_dense
+from slideconvert.kernels.group_spec import SIZES, GroupSpec
+from slideconvert.kernels.groups import DenseGroups, Weight, decode, pack, pack_dense
+from slideconvert.kernels.linear import SlideSparseLinear
 
 pytestmark = pytest.mark.gpu
 
@@ -27,7 +28,8 @@ def weight(spec: GroupSpec, keep: Tensor, *, dense: bool = False) -> tuple[Group
     stored = torch.randint(spec.largest + 1, (*small, spec.size), dtype=torch.int16)
     codes = ((stored - zero[..., None]) * keep[..., None]).to(spec.codes_dtype).flatten(1)
     scale = (torch.randn(small) / 100).bfloat16().masked_fill(~keep, 1)
-    spec = replace(spec, kept=spec.whole if dense else int(keep.sum()))
+    kept, layout = (spec.whole, "dense") if dense else (int(keep.sum()), "gqs")
+    spec = replace(spec, kept=kept, layout=layout)
     made: Weight = pack_dense(codes, scale, zero, spec) if dense else pack(codes, scale, zero, keep, spec)
     return spec, type(made).of({name: tensor.cuda() for name, tensor in made.named().items()})
 
@@ -203,7 +205,7 @@ def test_a_module_compiled_saved_and_moved() -> None:
     for dense in (False, True):
         spec = GroupSpec(300, 1024, 16, 4, 0, False)
         spec, made = weight(spec, random_keep(spec, 0.5), dense=dense)
-        linear = GroupLinear.of(spec, made, torch.randn(300, device="cuda"))
+        linear = SlideSparseLinear.of(spec, made.named(), torch.randn(300, device="cuda"))
         assert linear.backend is not None and linear.backend.name == "group_gemm"
         x = torch.randn(2, 3, 1024, device="cuda").bfloat16()
         expected = linear(x)

@@ -12,17 +12,15 @@ from typing import Any
 
 from .. import __version__
 from ..checkpoint.reader import Checkpoint
-from ..core.patterns import BlockPattern
 from ..core.workers import count
-from ..formats.base import StoredLinear
 from ..formats.record import describe_linear, read_record
-from ..kernels.backends.base import LinearSpec
-from ..kernels.backends.choose import BACKENDS, Choice, choose
+from ..kernels.backends.choose import BACKENDS, choose
 from ..kernels.backends.cusparselt import SPARSE_SINCE
-from ..kernels.group_backends import GROUP_BACKENDS, GroupChoice, choose_groups
-from ..kernels.groups import GroupSpec
+from ..kernels.group_spec import GroupSpec
+from ..kernels.slide_spec import SlideSpec
+from ..kernels.spec import LinearSpec
 from ..models.families import decoder_linears
-from ..models.load import group_spec_of
+from ..models.load import linear_spec
 
 PACKAGES = (
     "torch", "triton", "transformers", "safetensors", "compressed-tensors", "accelerate", "huggingface_hub", "datasets",
@@ -58,37 +56,21 @@ def explain(checkpoint: Checkpoint, device: str) -> list[dict[str, Any]]:
     import torch
 
     record = read_record(checkpoint.config, str(checkpoint.path))
-    numbers: Counter[Kind] = Counter()
-    places: dict[Kind, list[str]] = {}
+    numbers: Counter[LinearSpec] = Counter()
+    places: dict[LinearSpec, list[str]] = {}
     for linear in decoder_linears(checkpoint.config):
         stored = describe_linear(checkpoint, record, linear.name)
         if stored.scheme.quantized:
-            kind = _kind(stored)
-            numbers[kind] += 1
-            if linear.kind not in places.setdefault(kind, []):
-                places[kind].append(linear.kind)
+            spec = linear_spec(stored)
+            numbers[spec] += 1
+            if linear.kind not in places.setdefault(spec, []):
+                places[spec].append(linear.kind)
     rows = []
-    for (spec, layout), number in numbers.items():
-        if isinstance(spec, GroupSpec):
-            choice: Choice | GroupChoice = choose_groups(spec, layout, torch.device(device))
-        else:
-            choice = choose(spec, torch.device(device))
+    for spec, number in numbers.items():
+        choice = choose(spec, torch.device(device))
         chosen = {"backend": choice.backend.name, "why": choice.why}
-        rows.append({"linears": places[spec, layout], "number": number, "kind": str(spec), **chosen})
+        rows.append({"linears": places[spec], "number": number, "kind": str(spec), **chosen})
     return rows
-
-
-Kind = tuple[LinearSpec | GroupSpec, str]
-"""What linears have in common that run alike: their spec, and the layout of grouped ones."""
-
-
-def _kind(stored: StoredLinear) -> Kind:
-    import torch
-
-    if stored.scheme.grouped:
-        return group_spec_of(stored), stored.layout
-    assert isinstance(stored.pattern, BlockPattern)
-    return LinearSpec(*stored.shape, stored.pattern.length, getattr(torch, stored.scheme.dtype)), ""
 
 
 def _backends() -> dict[str, dict[str, str]]:
@@ -96,13 +78,12 @@ def _backends() -> dict[str, dict[str, str]]:
     import torch
 
     devices = [torch.device("cuda", number) for number in range(torch.cuda.device_count())] or [torch.device("cpu")]
-    typical = LinearSpec(4096, 4096, 8, torch.int8)
-    by_groups = GroupSpec(4096, 4096, 16, 4, 4096 * 128, symmetric=False)
+    typical: dict[type[LinearSpec], LinearSpec] = {
+        SlideSpec: SlideSpec(4096, 4096, 8, torch.int8),
+        GroupSpec: GroupSpec(4096, 4096, 16, 4, 4096 * 128, symmetric=False),
+    }
     return {
-        str(device): {
-            **{name: backend.refusal(by_groups, device) for name, backend in GROUP_BACKENDS.items()},
-            **{name: backend.refusal(typical, device) for name, backend in BACKENDS.items()},
-        }
+        str(device): {backend.name: backend.refusal(typical[backend.runs], device) for backend in BACKENDS}
         for device in devices
     }
 

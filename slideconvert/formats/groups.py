@@ -20,7 +20,8 @@ from ..core.patterns import Pattern
 from ..core.quantize import QuantizedWeight, Weight
 from ..core.schemes import Scheme
 from ..errors import InputError, PatternError
-from ..kernels.groups import DenseGroups, Groups, GroupSpec, canonical, kept_groups, pack, pack_dense, unpack_dense
+from ..kernels.group_spec import GroupSpec
+from ..kernels.groups import DenseGroups, Groups, canonical, kept_groups, pack, pack_dense, unpack_dense
 from ..kernels.groups import unpack as unpack_groups
 from ..runtime.slidesparse_record import GQS_FORMAT
 from .base import DAMAGED, Format, Found, StoredLinear

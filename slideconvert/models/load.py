@@ -21,10 +21,9 @@ from ..formats.base import StoredLinear
 from ..formats.groups import Gqs, group_spec
 from ..formats.quantization_config import check_quantization
 from ..formats.record import RECORD, Record, describe_linear, read_record
-from ..kernels.backends.base import Codes, LinearSpec
-from ..kernels.group_linear import GroupLinear
-from ..kernels.groups import GroupSpec, weight_of
-from ..kernels.linear import SlideLinear
+from ..kernels.linear import SlideSparseLinear
+from ..kernels.slide_spec import SlideSpec
+from ..kernels.spec import LinearSpec
 from ..runtime.slidesparse_record import SETTINGS
 from .families import decoder_linears
 
@@ -110,26 +109,39 @@ def _linear(
         used.add(f"{name}.bias")
     term = None if bias is None else bias.to(device)
     try:
-        if stored.scheme.grouped and activations == "quantized":
-            own = {part.removeprefix(f"{name}."): tensor.to(device) for part, tensor in parts.items()}
-            groups = weight_of(own, stored.layout)
-            return GroupLinear.of(group_spec_of(stored), groups, term, backend=backend), used
+        if activations == "quantized" and (quantized := _quantized(stored, parts)):
+            spec, named = quantized
+            moved = {part: tensor.to(device) for part, tensor in named.items()}
+            return SlideSparseLinear.of(spec, moved, term, backend=backend), used
         weight = stored.decode(parts, name)
-        if isinstance(weight, QuantizedWeight) and activations == "quantized":
-            assert isinstance(stored.pattern, BlockPattern)
-            spec = LinearSpec(*stored.shape, stored.pattern.length, weight.codes.dtype)
-            codes = Codes(spec, dense=weight.codes.to(device))
-            return SlideLinear.of(codes, weight.scale.to(device), term, backend=backend), used
     except ValueError as error:
         raise InputError(f"{checkpoint.path}: {name}: {error}", hint="convert the model again") from error
     floats = weight.dequantize() if isinstance(weight, QuantizedWeight) else weight
     return float_linear(floats, bias, dtype).to(device), used
 
 
-def group_spec_of(stored: StoredLinear) -> GroupSpec:
-    """A linear of a grouped scheme as GroupLinear takes it: the dense layout holds all groups, whatever the pattern."""
-    spec = group_spec(stored.shape, stored.scheme, stored.pattern)
-    return spec if stored.layout == Gqs.layout else replace(spec, kept=spec.whole)
+def _quantized(stored: StoredLinear, parts: dict[str, Tensor]) -> tuple[LinearSpec, dict[str, Tensor]] | None:
+    """The spec and stored tensors of a linear that computes with quantized activations; None of floats."""
+    if stored.coding:
+        weight = stored.decode(parts, stored.name)
+        assert isinstance(weight, QuantizedWeight) and isinstance(stored.pattern, BlockPattern)
+        spec = SlideSpec(*stored.shape, stored.pattern.length, weight.codes.dtype, "dense")
+        return spec, {"weight": weight.codes, "weight_scale": weight.scale.float().view(-1, 1)}
+    if not stored.scheme.quantized:
+        return None
+    named = {part.removeprefix(f"{stored.name}."): tensor for part, tensor in parts.items()}
+    if not stored.scheme.grouped:  # checkpoints of others have scales of any float, as [N] or [N, 1]
+        named["weight_scale"] = named["weight_scale"].float().view(-1, 1)
+    return linear_spec(stored), named
+
+
+def linear_spec(stored: StoredLinear) -> LinearSpec:
+    """A quantized linear as its kernels know it."""
+    if stored.scheme.grouped:
+        spec = group_spec(stored.shape, stored.scheme, stored.pattern)
+        return spec if stored.layout == Gqs.layout else replace(spec, kept=spec.whole, layout=stored.layout)
+    assert isinstance(stored.pattern, BlockPattern)
+    return SlideSpec(*stored.shape, stored.pattern.length, getattr(torch, stored.scheme.dtype), stored.layout)
 
 
 def float_linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> nn.Linear:

@@ -1,5 +1,4 @@
-"""SlideSparse checkpoints in transformers: their quantized linears become SlideLinear, those with scales for groups of
-columns GroupLinear, and everything else stays stock.
+"""SlideSparse checkpoints in transformers: their quantized linears become SlideSparseLinear, all else stays stock.
 
 Two ways lead here. With slideconvert installed, hook.py hands every checkpoint of ours to the quantizer below, which
 runs slideconvert's kernels. Without it, `trust_remote_code=True` runs the copy of this file in the checkpoint: the
@@ -30,8 +29,7 @@ from .slidesparse_record import (
     RECORD,
     REINSTALL_HINT,
     SETTINGS,
-    AnyLinear,
-    GroupedLinear,
+    RecordedLinear,
     backend_for,
     bundle_faults,
     changed,
@@ -43,7 +41,6 @@ from .slidesparse_record import (
 )
 
 OURS = "slidesparse"
-CODES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 STORED = {
     torch.int8: ("I8",),
     torch.float8_e4m3fn: ("F8_E4M3",),
@@ -94,7 +91,6 @@ class SlideSparseQuantizer(HfQuantizer):
     def __init__(self, quantization_config: SlideSparseQuantizationConfig, **words: Any) -> None:
         super().__init__(quantization_config, **words)
         self.package = _packages[quantization_config.quant_method]
-        self.entries: dict[str, AnyLinear] = {}
         self.linears: dict[str, Any] = {}
         self.dtypes: dict[str, torch.dtype] = {}
         self.backend = "auto"
@@ -116,8 +112,6 @@ class SlideSparseQuantizer(HfQuantizer):
         config, where = model.config, str(model.config.name_or_path)
         record: Any = getattr(config, RECORD, None)
         entries = read_linears(record, self.quantization_config.words, where)[1]
-        families = [self._backends(entry) for entry in entries.values()]
-        self.backend = read_settings(getattr(config, SETTINGS, None), families, where)
         if getattr(config, "distributed_config", None) is not None:
             raise ValueError(f"{where}: transformers cannot split SlideSparse linears over processes (use vLLM)")
         if not checkpoint_files or not str(checkpoint_files[0]).endswith(".safetensors"):
@@ -131,8 +125,11 @@ class SlideSparseQuantizer(HfQuantizer):
 
         # A model without a head calls its linears layers.0…, its checkpoint model.layers.0….
         prefix = f"{model.base_model_prefix}." if model.base_model is model else ""
-        self.entries = {name.removeprefix(prefix): entry for name, entry in entries.items()}
-        self.linears = {name: self._linear(entry, f"{where}: {prefix}{name}") for name, entry in self.entries.items()}
+        self.linears = {
+            name.removeprefix(prefix): self._linear(entry, f"{where}: {name}") for name, entry in entries.items()
+        }
+        families = [self._backends(linear) for linear in self.linears.values()]
+        self.backend = read_settings(getattr(config, SETTINGS, None), families, where)
         for name, linear in self.linears.items():
             old, shape = _find(model, name), [linear.out_features, linear.in_features]
             if not isinstance(old, nn.Linear) or list(old.weight.shape) != shape:
@@ -152,37 +149,18 @@ class SlideSparseQuantizer(HfQuantizer):
     def _kernels(self, name: str) -> Any:
         return importlib.import_module(f"{self.package}.{name}")
 
-    def _backends(self, entry: AnyLinear) -> Mapping[str, Any]:
+    def _backends(self, linear: Any) -> Mapping[str, Any]:
         """The backends of linears of its kind, by name."""
-        if isinstance(entry, GroupedLinear):
-            return self._kernels("group_backends").GROUP_BACKENDS
-        return self._kernels("backends.choose").BACKENDS
+        return self._kernels("backends.choose").backends_for(type(linear.spec))
 
-    def _linear(self, entry: AnyLinear, where: str) -> Any:
+    def _linear(self, entry: RecordedLinear, where: str) -> Any:
         """Without weights, and without a bias, which is for the model to say."""
-        if not isinstance(entry, GroupedLinear):
-            module = self._kernels("linear")
-            spec = module.LinearSpec(entry.rows, entry.columns, entry.length, CODES[entry.scheme])
-            return module.SlideLinear(spec, entry.layout, bias=False, dtype=torch.float32, device="meta")
         try:
-            spec = self._group_spec(entry, entry.stored)
+            spec = self._kernels("specs").parse_spec(entry.spec)
         except ValueError as error:
             raise ValueError(f"{where}: {error} ({REINSTALL_HINT})") from error
-        module = self._kernels("group_linear")
-        return module.GroupLinear(spec, entry.layout, bias=False, dtype=torch.float32, device="meta")
-
-    def _group_spec(self, entry: GroupedLinear, kept: int) -> Any:
-        words = (entry.rows, entry.columns, entry.size, entry.bits, kept, entry.symmetric, entry.activation_bits)
-        return self._kernels("groups").GroupSpec(*words)
-
-    def _prepare(self, name: str, linear: Any) -> None:
-        """ValueError if what was loaded is not what the record says, or the backend cannot run it."""
-        entry = self.entries[name]
-        if isinstance(entry, GroupedLinear) and entry.kept < entry.stored:
-            # In the dense layout absent groups are zeros.
-            groups = self._kernels("groups")
-            groups.kept_groups(groups.decode(linear.stored(), linear.spec)[0], self._group_spec(entry, entry.kept))
-        linear.prepare(backend_for(self.backend, self._backends(entry)))
+        module = self._kernels("linear")
+        return module.SlideSparseLinear(spec, bias=False, dtype=torch.float32, device="meta")
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
         # Of a quantized model, transformers 5.17 leaves renamed tensors (a model without a head) in the file's dtype.
@@ -197,7 +175,7 @@ class SlideSparseQuantizer(HfQuantizer):
         for name, linear in self.linears.items():
             linear.requires_grad_(False)  # transformers loads floats as trainable
             try:
-                self._prepare(name, linear)
+                linear.prepare(backend_for(self.backend, self._backends(linear)))
             except ValueError as error:
                 raise ValueError(f"{model.config.name_or_path}: {name}: {error} ({way_out})") from error
         # The hashes and the code belong to the folder that was read, not to one that will be saved.
@@ -349,7 +327,7 @@ def _tensor_faults(
             continue
         parameter = dict(linears[module].named_parameters()).get(part)
         if parameter is None:
-            yield f"{name}: {dtype} {shape} has no place in a {linears[module].layout} {linears[module].spec}"
+            yield f"{name}: {dtype} {shape} has no place in a {linears[module].spec.layout} {linears[module].spec}"
             continue
         wanted = FLOATS if part == "bias" else STORED.get(parameter.dtype, FLOATS)
         if dtype not in wanted or shape != list(parameter.shape):

@@ -40,67 +40,47 @@ REINSTALL_HINT = "get the checkpoint again, or convert the model again"
 
 
 @dataclass(frozen=True)
-class QuantizedLinear:
-    """A linear of N = rows, K = columns, codes of `scheme` with a scale for every row. length: L of 2:L, None for
-    2:inf. layout: how it lies in its checkpoint, slide or dense."""
+class RecordedLinear:
+    """A quantized linear of N = rows, K = columns as the record describes it.
+
+    layout: how its tensors lie in the checkpoint. length: L of 2:L, None for 2:inf; of schemes with a scale per row.
+    size: the columns that share a scale, 0 for a scale per row; with it kept, the groups that the pattern keeps, and
+    symmetric, whether there are no zero points.
+    """
 
     rows: int
     columns: int
-    length: int | None
     scheme: str
     layout: str
+    length: int | None = None
+    size: int = 0
+    kept: int = 0
+    symmetric: bool = True
 
     @property
     def numbers(self) -> str:
         """Its kind of numbers, in words."""
-        return self.scheme
-
-
-@dataclass(frozen=True)
-class GroupedLinear:
-    """A linear of N = rows, K = columns, codes of `scheme` with a scale, and a zero point unless `symmetric`, for every
-    `size` columns of a row. kept: the groups that are not absent. layout: how it lies in its checkpoint, gqs or
-    dense."""
-
-    rows: int
-    columns: int
-    size: int
-    kept: int
-    symmetric: bool
-    scheme: str
-    layout: str
+        return group_numbers(self.scheme, self.size, symmetric=self.symmetric) if self.size else self.scheme
 
     @property
-    def bits(self) -> int:
-        return GROUPED[self.scheme][0]
+    def kind(self) -> str:
+        """Its kind of spec: a word of KINDS in specs.py of the kernels."""
+        return "group" if self.size else "slide"
 
     @property
-    def activation_bits(self) -> int:
-        """16 where activations stay floats, 8 where they are quantized per token."""
-        return GROUPED[self.scheme][1]
-
-    @property
-    def numbers(self) -> str:
-        """Its kind of numbers, in words."""
-        return group_numbers(self.scheme, self.size, symmetric=self.symmetric)
-
-    @property
-    def whole(self) -> int:
-        """All groups."""
-        return self.rows * self.columns // self.size
-
-    @property
-    def stored(self) -> int:
-        """The groups that its tensors hold: in the dense layout all of them."""
-        return self.kept if self.layout == "gqs" else self.whole
+    def spec(self) -> str:
+        """The text form of its spec, which specs.py of the kernels reads."""
+        if not self.size:
+            return f"{self.kind} {self.rows} {self.columns} {self.length or 'inf'} {self.scheme} {self.layout}"
+        bits, activation_bits = GROUPED[self.scheme]
+        zeros = "symmetric" if self.symmetric else "asymmetric"
+        numbers = f"{self.rows} {self.columns} {self.size} {bits} {self.kept}"
+        return f"{self.kind} {numbers} {zeros} {activation_bits} {self.layout}"
 
 
 def group_numbers(scheme: str, size: int, *, symmetric: bool) -> str:
     """A scheme with a scale for `size` columns, in words."""
     return f"{scheme} in {'symmetric' if symmetric else 'asymmetric'} groups of {size}"
-
-
-AnyLinear = QuantizedLinear | GroupedLinear
 
 
 def packed_layouts(quantization: Mapping[str, Any]) -> list[str]:
@@ -117,7 +97,7 @@ def is_ours(quantization: Any, record: Any) -> bool:
     return record is not None or bool(packed_layouts(quantization))
 
 
-def read_linears(record: Any, quantization: Mapping[str, Any], where: str) -> tuple[str, dict[str, AnyLinear]]:
+def read_linears(record: Any, quantization: Mapping[str, Any], where: str) -> tuple[str, dict[str, RecordedLinear]]:
     """The layout, and the quantized linears by name. ValueError if the record is missing, newer than us or broken."""
     packed = packed_layouts(quantization)
     if record is None:
@@ -146,7 +126,7 @@ def read_linears(record: Any, quantization: Mapping[str, Any], where: str) -> tu
     return layout, linears
 
 
-def _linear(entry: Mapping[str, Any], layout: str) -> AnyLinear:
+def _linear(entry: Mapping[str, Any], layout: str) -> RecordedLinear:
     rows, columns = map(int, entry["shape"])
     scheme, pattern = entry["scheme"], entry["pattern"]
     if scheme in GROUPED:
@@ -158,12 +138,12 @@ def _linear(entry: Mapping[str, Any], layout: str) -> AnyLinear:
         if by_groups != ("kept_groups" in entry) or not 0 <= kept <= whole:
             raise ValueError(f"pattern {pattern} with group_size {size} and kept_groups {kept} of {whole}")
         found = layout if layout == "gqs" and by_groups else "dense"
-        return GroupedLinear(rows, columns, size, kept, bool(entry["symmetric"]), scheme, found)
+        return RecordedLinear(rows, columns, scheme, found, size=size, kept=kept, symmetric=bool(entry["symmetric"]))
     zeros, _, length = pattern.partition(":")
     if zeros != "2" or (length != "inf" and (int(length) < 4 or int(length) % 2)):
         raise ValueError(f"pattern {pattern}")
     found = layout if layout == "slide" else "dense"
-    return QuantizedLinear(rows, columns, None if length == "inf" else int(length), scheme, found)
+    return RecordedLinear(rows, columns, scheme, found, length=None if length == "inf" else int(length))
 
 
 def read_settings(settings: Any, families: Iterable[Iterable[str]], where: str) -> str:

@@ -1,10 +1,13 @@
-"""One (fused) linear of a SlideSparse checkpoint in vLLM, whatever part of it a tensor-parallel rank holds."""
+"""One (fused) linear of a SlideSparse checkpoint in vLLM, whatever part of it a tensor-parallel rank holds.
+
+What a rank holds may be known only once the weights are there (how many groups, of grouped ones). So each tensor of
+the checkpoint is taken whole when it arrives, those of one linear are cut to this rank's part once they are complete,
+and the parts of fused linears are joined when all of them are.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,38 +19,76 @@ from vllm.model_executor.layers.quantization.compressed_tensors.schemes import (
     CompressedTensorsW8A8Fp8,
     CompressedTensorsW8A8Int8,
 )
-from vllm.model_executor.parameter import ChannelQuantScaleParameter
+from vllm.model_executor.parameter import BasevLLMParameter
 
-from ..core.patterns import BlockPattern
-from ..core.schemes import SCHEMES
 from ..errors import InputError
-from ..kernels.backends.base import Backend, Codes, LinearSpec
-from ..kernels.backends.choose import BACKENDS, choose
-from .shards import Shard
-from .slidesparse_record import REINSTALL_HINT, SETTINGS, AnyLinear, QuantizedLinear, backend_for
-from .vllm_parameter import StoredParameter
+from ..kernels.backends.base import Backend
+from ..kernels.backends.choose import BackendChoice, backends_for, choose
+from ..kernels.spec import LinearSpec, Part, TensorSpecs, stack
+from ..kernels.specs import parse_spec
+from .slidesparse_record import REINSTALL_HINT, SETTINGS, RecordedLinear, backend_for
 
 logger = init_logger(f"vllm.{__name__}")  # only what is below "vllm" comes out of vLLM's logging
 
 W8A8 = (CompressedTensorsW8A8Int8, CompressedTensorsW8A8Fp8)
 
 
+class ArrivingParameter(BasevLLMParameter):
+    """Stands for one tensor of every linear that is fused in a layer, and hands those that arrive to its method.
+
+    weight_loader_numel: the elements that will arrive, by which vLLM knows when a layer is loaded again.
+    """
+
+    def __init__(self, *, method: SlideSparseLinearMethod, kind: str, elements: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.method, self.kind, self.weight_loader_numel = method, kind, elements
+
+    def _hand_over(self, loaded: Tensor, part: int = 0) -> None:
+        # Copied: some loaders use their buffers again. On the meta device vLLM only counts what is copied.
+        held = torch.empty_like(loaded, device=self.device).copy_(loaded)
+        if not self.is_meta:
+            self.method.arrive(self.kind, part, held)
+
+    def load_column_parallel_weight(self, loaded_weight: Tensor) -> None:
+        self._hand_over(loaded_weight)
+
+    def load_row_parallel_weight(self, loaded_weight: Tensor) -> None:
+        self._hand_over(loaded_weight)
+
+    def load_merged_column_weight(self, loaded_weight: Tensor, **kwargs: Any) -> None:
+        self._hand_over(loaded_weight, self._shard_id_as_int(kwargs["shard_id"]))
+
+    def load_qkv_weight(self, loaded_weight: Tensor, **kwargs: Any) -> None:
+        self._hand_over(loaded_weight, self._shard_id_as_int(kwargs["shard_id"]))
+
+
 @register_weight_loader_v2_supported_method
 class SlideSparseLinearMethod(LinearMethodBase):
     """The linear on one of our backends; on vLLM's own dense kernels where that cannot be (`_obstacle`).
 
-    name: the module's name. parts: the linears that are fused in it. wanted: auto, or the name of a backend.
+    name: the module's name. names, parts: the linears that are fused in it. wanted: auto, or the name of a backend.
     stock: what vLLM would run the dense layout with.
     """
 
     def __init__(
-        self, name: str, parts: list[QuantizedLinear], layout: str, wanted: str, stock: LinearMethodBase
+        self, name: str, names: list[str], parts: list[RecordedLinear], wanted: str, stock: LinearMethodBase
     ) -> None:
-        self.name, self.parts, self.layout, self.stock = name, parts, layout, stock
-        self.wanted = backend_for(wanted, BACKENDS)
-        self.dtype = getattr(torch, SCHEMES[parts[0].scheme].dtype)
-        self.shards: list[Shard] = []
+        self.name, self.names, self.stock = name, names, stock
+        self.specs = [self._spec(part) for part in parts]
+        self.layout = self.specs[0].layout
+        self.wanted = backend_for(wanted, backends_for(type(self.specs[0])))
+        self.rows: list[slice] = []
+        self.columns = slice(0)
+        self.on_stock = False
+        self.arrived: list[dict[str, Tensor]] = [{} for _ in parts]
+        self.parts: list[Part | None] = [None for _ in parts]
         self.backend: Backend | None = None
+
+    def _spec(self, part: RecordedLinear) -> LinearSpec:
+        try:
+            return parse_spec(part.spec)
+        except ValueError as error:
+            raise InputError(f"{self.name}: {error}", hint=REINSTALL_HINT) from error
 
     def create_weights(
         self,
@@ -60,126 +101,164 @@ class SlideSparseLinearMethod(LinearMethodBase):
         weight_loader: Any = None,
         **extra: Any,
     ) -> None:
-        """Empty parameters for what the checkpoint holds, in the layer. InputError if it cannot be this layer's."""
-        check_shapes(self.name, self.parts, layer, input_size, output_partition_sizes)
+        """Parameters without elements for what will arrive. InputError if it cannot be this layer's, or cannot run."""
+        self._check_shapes(layer, input_size, output_partition_sizes)
         ranks = input_size // input_size_per_partition
-        rank = layer.tp_rank if ranks > 1 else 0
-        self.shards = [Shard.of_rank(BlockPattern(part.length), input_size, rank, ranks) for part in self.parts]
+        first = (layer.tp_rank if ranks > 1 else 0) * input_size_per_partition
+        self.columns = slice(first, first + input_size_per_partition)
+        self.rows = []
+        for spec, width in zip(self.specs, output_partition_sizes, strict=True):
+            # Fewer pieces than ranks: several ranks hold the same rows.
+            start = layer.tp_rank * (spec.rows // width) // layer.tp_size * width
+            self.rows.append(slice(start, start + width))
+        self.config = get_current_vllm_config()
         obstacle = self._obstacle(layer, ranks)
-        create_stock = {
-            "input_size_per_partition": input_size_per_partition,
-            "output_partition_sizes": output_partition_sizes,
-            "input_size": input_size,
-            "output_size": output_size,
-            "params_dtype": params_dtype,
-            "weight_loader": weight_loader,
-            **extra,
-        }
+        self.on_stock = bool(obstacle)
         if obstacle:
-            self._say(obstacle)
-            # Its dense weight is made from the packed tensors once they are loaded.
-            with torch.device("meta") if self.layout == "slide" else nullcontext():
-                self.stock.create_weights(layer, **create_stock)
+            layers = re.sub(r"\.\d+\.", ".*.", self.name)
+            logger.warning_once("SlideSparse: %s runs on vLLM's dense kernels, not faster: %s", layers, obstacle)
+            create_stock = {
+                "input_size_per_partition": input_size_per_partition,
+                "output_partition_sizes": output_partition_sizes,
+                "input_size": input_size,
+                "output_size": output_size,
+                "params_dtype": params_dtype,
+                "weight_loader": weight_loader,
+                **extra,
+            }
             if self.layout == "dense":
+                self.stock.create_weights(layer, **create_stock)
                 return
-            del layer.weight
-        rows = sum(output_partition_sizes)
-        layer.logical_widths = output_partition_sizes
-        scale = torch.empty(rows, 1, dtype=torch.float32)
-        layer.register_parameter(
-            "weight_scale", ChannelQuantScaleParameter(data=scale, output_dim=0, weight_loader=weight_loader)
-        )
-        for name in ("weight_packed", "weight_meta") if self.layout == "slide" else ("weight",):
-            parameter = StoredParameter.of(name, self.name, self.parts, self.shards, (rows, self.dtype), weight_loader)
-            layer.register_parameter(name, parameter)
-        if not obstacle:
-            spec = LinearSpec(rows, input_size_per_partition, self.parts[0].length, self.dtype)
-            self._choose(spec, scale.device)
+            with torch.device("meta"):  # what it holds is made of what arrives
+                self.stock.create_weights(layer, **create_stock)
+            del layer.weight, layer.weight_scale
+        else:
+            # Refused now if it cannot run here, not after minutes of loading.
+            own_shape = self.specs[0].resized(sum(output_partition_sizes), input_size_per_partition)
+            self._choose(own_shape, torch.empty(0).device)
+        elements: dict[str, int] = {}
+        for spec in self.specs:
+            for kind, (shape, _) in spec.tensors().items():
+                elements[kind] = elements.get(kind, 0) + torch.Size(shape).numel()
+        for kind, count in elements.items():
+            parameter = ArrivingParameter(
+                method=self, kind=kind, elements=count, data=torch.empty(0), weight_loader=weight_loader
+            )
+            layer.register_parameter(kind, parameter)
 
-    def _choose(self, spec: LinearSpec, device: torch.device) -> None:
-        try:
-            choice = choose(spec, device, self.wanted)
-        except ValueError as error:
-            raise InputError(f"{self.name}: {error}", hint=f"set the backend in {SETTINGS} to auto") from error
-        self.backend = choice.backend
-        logger.info_once("SlideSparse %s layout on backend %s (%s)", self.layout, choice.backend.name, choice.why)
-        # Compiled graphs are cached by the hash of the configuration, which must tell one backend from another.
-        config = get_current_vllm_config()
-        if isinstance(config.additional_config, dict):
-            config.additional_config.setdefault("slidesparse", {})[self.name] = choice.backend.name
+    def _check_shapes(self, layer: Any, columns: int, widths: list[int]) -> None:
+        """InputError unless the record's shapes are what config.json makes of the layer."""
+        for spec, width in zip(self.specs, widths, strict=True):
+            ranks = spec.rows // width  # among which its rows are divided; the others hold copies
+            fits = spec.rows % width == 0 and ranks > 0 and layer.tp_size % ranks == 0
+            if spec.columns != columns or not fits:
+                raise InputError(
+                    f"{self.name}: its record says {[spec.rows, spec.columns]}, the model of config.json needs "
+                    f"{columns} columns and {width} rows for each of {layer.tp_size} tensor-parallel ranks",
+                    hint="config.json was changed, or belongs to another checkpoint",
+                )
 
     def _obstacle(self, layer: Any, ranks: int) -> str:
-        """Why our backends cannot run this layer, with the way out; "" if they can."""
-        patterns = sorted({str(shard.pattern) for shard in self.shards})
-        if len(patterns) > 1:
+        """Why our backends cannot run this layer and vLLM's dense kernels do, with the way out; "" if ours can.
+        InputError if neither can."""
+        spec = self.specs[0]
+        plain = spec.plain
+        patterns = sorted({spec.pattern for spec in self.specs})
+        if plain and len(patterns) > 1:
             return f"the linears fused in it have patterns {', '.join(patterns)}; convert with one pattern for all"
-        if not isinstance(layer.scheme, W8A8):
+        if plain and not isinstance(layer.scheme, W8A8):
             return f"vLLM runs this scheme as {type(layer.scheme).__name__} on this device"
-        shard = self.shards[0]
-        if not shard.aligned:
-            return (
-                f"tensor parallelism over {ranks} ranks cuts its K = {shard.columns} columns into {shard.width}, no "
-                f"multiple of L = {shard.pattern.block} of its pattern {shard.pattern}; use fewer ranks, or convert "
-                "this layer with a pattern whose L divides it"
-            )
-        return ""
+        misfit = spec.misfit(self.columns)
+        if misfit is None:
+            return ""
+        reason, other = misfit
+        what = (
+            f"tensor parallelism over {ranks} ranks cuts its K = {spec.columns} columns into "
+            f"{self.columns.stop - self.columns.start}, {reason}"
+        )
+        if plain:
+            return f"{what}; use fewer ranks, or {other}"
+        raise InputError(f"{self.name}: {what}", hint=f"use fewer ranks (--tensor-parallel-size), or {other}")
 
-    def _say(self, obstacle: str) -> None:
-        layers = re.sub(r"\.\d+\.", ".*.", self.name)
-        logger.warning_once("SlideSparse: %s runs on vLLM's dense kernels, not faster: %s", layers, obstacle)
+    def _choose(self, spec: LinearSpec, device: torch.device) -> BackendChoice:
+        try:
+            return choose(spec, device, self.wanted)
+        except ValueError as error:
+            raise InputError(f"{self.name}: {error}", hint=f"set the backend in {SETTINGS} to auto") from error
+
+    def arrive(self, kind: str, number: int, tensor: Tensor) -> None:
+        """One whole tensor of the linear of this number. InputError if it is not the tensor recorded, or damaged."""
+        name, arrived, wanted = self.names[number], self.arrived[number], self.specs[number].tensors()
+        arrived[kind] = self._checked(f"{name}.{kind}", wanted, kind, tensor)
+        if arrived.keys() != wanted.keys():
+            return
+        try:
+            self.parts[number] = self.specs[number].cut(arrived, self.rows[number], self.columns)
+        except ValueError as error:
+            raise InputError(f"{name}: {error}", hint=f"the file is damaged: {REINSTALL_HINT}") from error
+        self.arrived[number] = {}
+
+    def _checked(self, label: str, wanted: TensorSpecs, kind: str, tensor: Tensor) -> Tensor:
+        shape, dtype = wanted.get(kind, ((), None))
+        if dtype == torch.float32 and tensor.dtype in (torch.bfloat16, torch.float16):
+            tensor = tensor.float()
+        if (tuple(tensor.shape), tensor.dtype) != (shape, dtype):
+            needs = f"needs {dtype} {list(shape)}" if dtype else "has no such tensor"
+            raise InputError(
+                f"{label}: the checkpoint has {tensor.dtype} {list(tensor.shape)}, its record in config.json {needs}",
+                hint="the record and the weights do not belong together: convert the model again",
+            )
+        return tensor
 
     def process_weights_after_loading(self, layer: Any) -> None:
-        """Turn what was loaded into what runs, and drop it. InputError if it is damaged."""
+        """Turn what has arrived into what runs, and drop it. InputError if something has not, or is damaged."""
+        if self.on_stock and self.layout == "dense":
+            self.stock.process_weights_after_loading(layer)
+            return
+        parts = self._complete()
+        for kind in [name for name, held in layer.named_parameters() if isinstance(held, ArrivingParameter)]:
+            layer._parameters.pop(kind)
+        if self.on_stock:
+            whole = stack(parts)
+            own(layer, "weight", whole["codes"])
+            own(layer, "weight_scale", whole["scale"])
+            self.stock.process_weights_after_loading(layer)
+            return
+        spec, weight = self.specs[0].join(parts)
+        choice = self._choose(spec, parts[0]["codes"].device)
         try:
-            if self.backend:
-                operand = self.backend.prepare(self._codes(layer))
-            elif self.layout == "slide":
-                operand = self._dense(layer)
+            prepared = choice.backend.prepare(weight)
         except ValueError as error:
             raise InputError(f"{self.name}: {error}", hint=f"the file is damaged: {REINSTALL_HINT}") from error
-        if self.backend or self.layout == "slide":
-            for name in ("weight", "weight_packed", "weight_meta"):
-                layer._parameters.pop(name, None)
-            own(layer, "operand" if self.backend else "weight", operand)
-        if self.backend:
-            own(layer, "weight_scale", layer.weight_scale.data.view(-1))
-        else:
-            self.stock.process_weights_after_loading(layer)
+        self.backend = choice.backend
+        self.prepared = [f"prepared_{number}" for number in range(len(prepared))]
+        for name, tensor in zip(self.prepared, prepared, strict=True):
+            own(layer, name, tensor)
+        logger.info_once("SlideSparse %s layout on backend %s (%s)", self.layout, choice.backend.name, choice.why)
+        # Compiled graphs have the spec in them, and are cached by the hash of the configuration.
+        if isinstance(self.config.additional_config, dict):
+            chosen = self.config.additional_config.setdefault("slidesparse", {})
+            chosen[self.name] = f"{choice.backend.name}: {spec.text}"
 
-    def _codes(self, layer: Any) -> Codes:
-        assert self.backend is not None
-        if self.layout == "dense":
-            return Codes(self.backend.spec, dense=layer.weight.data)
-        packed = self.shards[0].cut(layer.weight_packed.data, layer.weight_meta.data)
-        return Codes.packed(self.backend.spec, *packed)
-
-    def _dense(self, layer: Any) -> Tensor:
-        """This rank's columns of the packed weight [rows, width], each of the fused linears by its own pattern."""
-        values = layer.weight_packed.data.split(layer.logical_widths)
-        meta = layer.weight_meta.data.split(layer.logical_widths)
-        # Bytes: not every device can concatenate float8.
-        parts = [shard.dense(*part).view(torch.int8) for shard, *part in zip(self.shards, values, meta, strict=True)]
-        return torch.cat(parts).view(self.dtype)
+    def _complete(self) -> list[Part]:
+        """The parts of all linears, which are let go of. InputError if there are tensors that have not arrived."""
+        missing = [
+            f"{name}.{kind}"
+            for name, spec, arrived, part in zip(self.names, self.specs, self.arrived, self.parts, strict=True)
+            for kind in spec.tensors()
+            if part is None and kind not in arrived
+        ]
+        if missing:
+            raise InputError(f"{self.name}: the checkpoint has no {', '.join(missing)}", hint=REINSTALL_HINT)
+        parts = [part for part in self.parts if part is not None]
+        self.parts = [None for _ in self.parts]
+        return parts
 
     def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x [..., K] -> [..., rows] of the same dtype."""
         if self.backend is None:
             return self.stock.apply(layer, x, bias)
-        out = self.backend(x.reshape(-1, x.shape[-1]), layer.operand, layer.weight_scale, bias)
-        return out.view(*x.shape[:-1], out.shape[-1])
-
-
-def check_shapes(name: str, parts: Sequence[AnyLinear], layer: Any, columns: int, widths: list[int]) -> None:
-    """InputError unless the record's shapes are what config.json makes of layer `name`."""
-    for part, width in zip(parts, widths, strict=True):
-        ranks = part.rows // width  # among which its rows are divided; the others hold copies
-        fits = part.rows % width == 0 and ranks > 0 and layer.tp_size % ranks == 0
-        if part.columns != columns or not fits:
-            raise InputError(
-                f"{name}: its record says {[part.rows, part.columns]}, the model of config.json needs {columns} "
-                f"columns and {width} rows for each of {layer.tp_size} tensor-parallel ranks",
-                hint="config.json was changed, or belongs to another checkpoint",
-            )
+        return self.backend(x, [layer._parameters[name] for name in self.prepared], bias)
 
 
 def own(layer: Any, name: str, tensor: Tensor) -> None:

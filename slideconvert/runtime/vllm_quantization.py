@@ -20,8 +20,8 @@ from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tenso
 
 from ..core.schemes import SCHEMES, W4A16
 from ..errors import InputError
-from ..kernels.backends.choose import BACKENDS
-from ..kernels.group_backends import GROUP_BACKENDS
+from ..kernels.backends.choose import backends_for
+from ..kernels.specs import KINDS
 from .bundle import check_bundle
 from .slidesparse_record import (
     GQS_FORMAT,
@@ -29,14 +29,11 @@ from .slidesparse_record import (
     REINSTALL_HINT,
     SETTINGS,
     SLIDE_FORMAT,
-    AnyLinear,
-    GroupedLinear,
-    QuantizedLinear,
+    RecordedLinear,
     group_numbers,
     read_linears,
     read_settings,
 )
-from .vllm_grouped import GroupedLinearMethod
 from .vllm_linear import SlideSparseLinearMethod
 from .vllm_plugin import NAME
 
@@ -51,7 +48,7 @@ class SlideSparseConfig(CompressedTensorsConfig):
     model_type: of config.json.
     """
 
-    linears: dict[str, AnyLinear]
+    linears: dict[str, RecordedLinear]
     layout: str
     backend: str
     model_type: str
@@ -79,8 +76,7 @@ class SlideSparseConfig(CompressedTensorsConfig):
         record, settings = getattr(hf_config, RECORD, None), getattr(hf_config, SETTINGS, None)
         try:
             self.layout, self.linears = read_linears(record, hf_config.quantization_config, model_name)
-            kinds = {isinstance(linear, GroupedLinear) for linear in self.linears.values()}
-            families = [GROUP_BACKENDS if grouped else BACKENDS for grouped in sorted(kinds)]
+            families = [backends_for(KINDS[linear.kind]) for linear in self.linears.values()]
             self.backend = read_settings(settings, families, model_name)
             self.model_type = str(getattr(hf_config, "model_type", ""))
         except ValueError as error:
@@ -115,11 +111,7 @@ class SlideSparseConfig(CompressedTensorsConfig):
         if wrong or len(recorded) < len(names):
             found = f"says {wrong[0]}" if wrong else f"has {len(recorded)} of {', '.join(names)}"
             raise InputError(f"{prefix}: quantization_config says {said}, {RECORD} {found}", hint=REINSTALL_HINT)
-        grouped = [linear for linear in recorded if isinstance(linear, GroupedLinear)]
-        if grouped:
-            return GroupedLinearMethod(prefix, names, grouped, self.backend)
-        parts = [linear for linear in recorded if isinstance(linear, QuantizedLinear)]
-        return SlideSparseLinearMethod(prefix, parts, parts[0].layout, self.backend, method)
+        return SlideSparseLinearMethod(prefix, names, recorded, self.backend, method)
 
 
 def numbers(scheme: Any) -> str:

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from slideconvert.cli import doctor
-from slideconvert.kernels.group_backends import GroupChoice, choose_groups
-from slideconvert.kernels.groups import GroupSpec
+from slideconvert.kernels.backends.choose import BackendChoice, choose
+from slideconvert.kernels.group_spec import GroupSpec
+from slideconvert.kernels.spec import LinearSpec
 from slideconvert.report.loading import how_to_load
 from tests.conftest import Cli
 from tests.helpers.serving import grouped
@@ -39,11 +40,12 @@ def test_doctor_asks_for_the_layout_that_is_stored(cli: Cli, tmp_path: Path, mon
     """Which the choice on a GPU depends on."""
     asked: list[tuple[str, int]] = []
 
-    def choose(spec: GroupSpec, layout: str, device: torch.device) -> GroupChoice:
-        asked.append((layout, spec.kept))
-        return choose_groups(spec, layout, device)
+    def noted(spec: LinearSpec, device: torch.device) -> BackendChoice:
+        if isinstance(spec, GroupSpec):
+            asked.append((spec.layout, spec.kept))
+        return choose(spec, device)
 
-    monkeypatch.setattr(doctor, "choose_groups", choose)
+    monkeypatch.setattr(doctor, "choose", noted)
     told(cli, grouped(tmp_path / "mixed", "mixed"))
     assert ("gqs", 256) in asked and ("dense", 64 * 88 // 4) in asked
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slideconvert.kernels.group_linear import GroupLinear
-from slideconvert.kernels.linear import SlideLinear
+from slideconvert.kernels.linear import SlideSparseLinear
+from slideconvert.kernels.spec import LinearSpec
 from tests.helpers import pico
 from tests.helpers.demo import DOWN_2_6, KEEP_FIRST, converted
 
@@ -69,12 +69,10 @@ def logits(model: Any) -> Tensor:
         return model(input_ids=TOKENS, use_cache=False).logits
 
 
-def slide_linears(model: Any) -> dict[str, SlideLinear]:
-    return {name: module for name, module in model.named_modules() if isinstance(module, SlideLinear)}
-
-
-def group_linears(model: Any) -> dict[str, GroupLinear]:
-    return {name: module for name, module in model.named_modules() if isinstance(module, GroupLinear)}
+def our_linears(model: Any, kind: type[LinearSpec] = LinearSpec) -> dict[str, SlideSparseLinear]:
+    """The quantized linears by name; only those of one kind of spec, if it is given."""
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, SlideSparseLinear)}
+    return {name: linear for name, linear in linears.items() if isinstance(linear.spec, kind)}
 
 
 def edit_config(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:

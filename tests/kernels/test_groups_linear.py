@@ -1,4 +1,4 @@
-"""GroupLinear on a CPU: its life from an empty checkpoint to a saved one, and its products."""
+"""Grouped linears on a CPU: its life from an empty checkpoint to a saved one, and its products."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from slideconvert.kernels.group_backends import choose_groups
+from slideconvert.kernels.backends.choose import choose
 from slideconvert.kernels.group_gemm import reference
 from slideconvert.kernels.group_gemm.prepared import DIVISIONS, Layout
-from slideconvert.kernels.group_linear import GroupLinear
-from slideconvert.kernels.groups import BITS, LAYOUTS, SIZES, GroupSpec, Weight, decode, pack, pack_dense
+from slideconvert.kernels.group_spec import BITS, LAYOUTS, SIZES, GroupSpec
+from slideconvert.kernels.groups import Weight, decode, pack, pack_dense
+from slideconvert.kernels.linear import SlideSparseLinear
 from tests.unit.test_groups import random_weight
 
 SPEC = GroupSpec(37, 16 * 19, 16, 4, 0, False)
@@ -21,7 +22,7 @@ def made(spec: GroupSpec, layout: str, share: float = 0.5) -> tuple[GroupSpec, W
     spec, *weight = random_weight(spec, share)
     if layout == "gqs":
         return spec, pack(*weight, spec)
-    spec = replace(spec, kept=spec.whole)
+    spec = replace(spec, kept=spec.whole, layout="dense")
     return spec, pack_dense(*weight[:3], spec)
 
 
@@ -29,7 +30,7 @@ def made(spec: GroupSpec, layout: str, share: float = 0.5) -> tuple[GroupSpec, W
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_the_life_of_a_linear(layout: str, symmetric: bool) -> None:
     spec, weight = made(replace(SPEC, symmetric=symmetric), layout)
-    linear = GroupLinear(spec, layout, bias=True, dtype=torch.float32, device="meta").to_empty(device="cpu")
+    linear = SlideSparseLinear(spec, bias=True, dtype=torch.float32, device="meta").to_empty(device="cpu")
     with pytest.raises(RuntimeError, match="has not been prepared"):
         linear(torch.randn(1, spec.columns))
     bias = torch.randn(spec.rows)
@@ -56,7 +57,7 @@ def test_activations_of_every_kind(dtype: torch.dtype) -> None:
     for activation in (16, 8):
         spec, weight = made(replace(SPEC, activation_bits=activation), "gqs")
         x = torch.randn(5, spec.columns).to(dtype)
-        linear = GroupLinear.of(spec, weight, None)
+        linear = SlideSparseLinear.of(spec, weight.named(), None)
         expected = reference.group_gemm(x, weight, None, spec).float()
         codes, scale = decode(weight, spec)
         magnitudes = x.float().abs() @ (codes.float() * scale.float().repeat_interleave(spec.size, 1)).abs().T
@@ -114,9 +115,9 @@ def test_warps_share_the_groups(rows: int, share: float, division: str) -> None:
 
 def test_a_backend_that_cannot_run_is_refused() -> None:
     with pytest.raises(ValueError, match=r"cannot run 37x304 .* on cpu: it needs a CUDA device, not cpu"):
-        choose_groups(SPEC, "gqs", torch.device("cpu"), "group_gemm")
+        choose(SPEC, torch.device("cpu"), "group_gemm")
     with pytest.raises(ValueError, match="unknown backend 'fast', known: auto, group_gemm, reference"):
-        choose_groups(SPEC, "gqs", torch.device("cpu"), "fast")
+        choose(SPEC, torch.device("cpu"), "fast")
     spec, weight = made(SPEC, "gqs")
     with pytest.raises(ValueError, match="goes from 1 to"):
-        GroupLinear.of(spec, replace(weight, row_index=weight.row_index + 1), None)  # type: ignore[union-attr]
+        SlideSparseLinear.of(spec, {**weight.named(), "weight_row_index": weight.row_index + 1}, None)  # type: ignore[union-attr]

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from benches import synthetic
-from slideconvert.kernels.linear import SlideLinear
+from slideconvert.kernels.linear import SlideSparseLinear
 from tests.helpers.demo import converted
 
 pytestmark = pytest.mark.gpu
@@ -37,7 +37,7 @@ def load(source: Path, tmp_path: Path) -> Callable[..., Any]:
         config = AutoConfig.from_pretrained(out)
         config.slidesparse_runtime = {"backend": backend}
         model = AutoModelForCausalLM.from_pretrained(out, config=config, dtype=torch.bfloat16, device_map="cuda")
-        linears = [module for module in model.modules() if isinstance(module, SlideLinear)]
+        linears = [module for module in model.modules() if isinstance(module, SlideSparseLinear)]
         assert len(linears) == 16 * 7 and {one.backend.name for one in linears if one.backend} == {backend}
         return model
 

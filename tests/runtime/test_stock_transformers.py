@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, CompressedTensorsConf
 
 from slideconvert.checkpoint.reader import Checkpoint
 from slideconvert.evaluate.perplexity import perplexity
-from slideconvert.kernels.linear import SlideLinear
+from slideconvert.kernels.linear import SlideSparseLinear
 from slideconvert.models.load import load_model
 from slideconvert.verify import verify_checkpoint
 from tests.conftest import Cli
@@ -173,7 +173,7 @@ def test_quantized_linears_on_real_activations(dense: Loaded, windows: Tensor) -
     ours = decoder_linears(load_model(Checkpoint.open(dense.folder)))
     for name, x, theirs in observed(dense.model, windows[:1]):
         linear = ours[name]
-        assert isinstance(linear, SlideLinear)
+        assert isinstance(linear, SlideSparseLinear)
         weight = dense.model.get_submodule(name).weight
         difference = (linear(x) - theirs).abs()
         absmax = x.abs().amax(-1, keepdim=True)

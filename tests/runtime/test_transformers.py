@@ -1,4 +1,4 @@
-"""from_pretrained of transformers with slideconvert imported: ours run on SlideLinear, others are left alone.
+"""from_pretrained of transformers with slideconvert imported: ours run on SlideSparseLinear, others are left alone.
 
 Logits are compared to the last bit with our own loader, which reads the files itself: both run the same operations.
 """
@@ -28,7 +28,7 @@ from slideconvert.models.load import load_model
 from slideconvert.verify import verify_checkpoint
 from tests.conftest import Cli
 from tests.helpers import pico
-from tests.helpers.serving import LAYOUTS, RECIPES, TOKENS, checkpoint, edit_config, logits, same_bytes, slide_linears
+from tests.helpers.serving import LAYOUTS, RECIPES, TOKENS, checkpoint, edit_config, logits, our_linears, same_bytes
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, "auto")
 
@@ -56,11 +56,11 @@ def biased(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def test_quantized_linears_are_slide_linears_and_all_else_is_stock(folder: Path) -> None:
     model = load(folder)
     record = json.loads((folder / "config.json").read_text())["slidesparse_config"]
-    ours = slide_linears(model)
+    ours = our_linears(model)
     assert ours.keys() == record["layers"].keys() and len(ours) in (14, 21)
     for name, linear in ours.items():
         entry = record["layers"][name]
-        assert [linear.spec.rows, linear.spec.columns] == entry["shape"] and linear.layout == record["layout"]
+        assert [linear.spec.rows, linear.spec.columns] == entry["shape"] and linear.spec.layout == record["layout"]
         assert f"2:{linear.spec.length or 'inf'}" == entry["pattern"]
         assert linear.spec.dtype == {"int8": torch.int8, "fp8": torch.float8_e4m3fn}[entry["scheme"]]
         assert linear.backend is not None and not [p for p in linear.parameters() if p.requires_grad]
@@ -75,7 +75,7 @@ def test_logits_are_those_of_our_loader(folder: Path) -> None:
 
 def test_biases(biased: Path) -> None:
     model = load(biased)
-    assert sum(linear.bias is not None for linear in slide_linears(model).values()) == 6
+    assert sum(linear.bias is not None for linear in our_linears(model).values()) == 6
     assert torch.equal(logits(model), logits(load_model(Checkpoint.open(biased))))
 
 
@@ -86,7 +86,7 @@ def test_codes_and_scales_are_those_of_the_file_whatever_the_dtype(biased: Path,
     state = model.state_dict()
     assert stored.keys() == state.keys() - {"lm_head.weight"}
     for name, tensor in stored.items():
-        own = name.rpartition(".")[0] in slide_linears(model) and not name.endswith(".bias")
+        own = name.rpartition(".")[0] in our_linears(model) and not name.endswith(".bias")
         assert same_bytes(state[name], tensor if own else tensor.to(wanted)), name
         assert not name.endswith("scale") or tensor.dtype == torch.float32
     assert model.dtype == wanted and logits(model).dtype == wanted
@@ -114,12 +114,12 @@ def test_without_a_head_and_with_another(tmp_path: Path) -> None:
     out = checkpoint(tmp_path)
     whole = load(out)
     body = AutoModel.from_pretrained(out, dtype=torch.float32)
-    assert slide_linears(body).keys() == {name.removeprefix("model.") for name in slide_linears(whole)}
+    assert our_linears(body).keys() == {name.removeprefix("model.") for name in our_linears(whole)}
     with torch.no_grad():
         hidden = body(input_ids=TOKENS, use_cache=False).last_hidden_state
         assert torch.equal(whole.lm_head(hidden), logits(whole))
     classifier = AutoModelForSequenceClassification.from_pretrained(out, dtype=torch.float32, num_labels=3)
-    assert slide_linears(classifier).keys() == slide_linears(whole).keys()
+    assert our_linears(classifier).keys() == our_linears(whole).keys()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -223,11 +223,11 @@ def test_backend_from_the_config(tmp_path: Path, backend: str) -> None:
     out = checkpoint(tmp_path)
     edit_config(out, lambda config: config.update(slidesparse_runtime={"backend": backend}))
     model = load(out)
-    said = {linear.why for linear in slide_linears(model).values()}
+    said = {linear.why for linear in our_linears(model).values()}
     assert ("asked for" in said) == (backend == "reference") and len(said) == 1
     config = AutoConfig.from_pretrained(out)
     config.slidesparse_runtime = {"backend": "reference"}
-    assert {linear.why for linear in slide_linears(load(out, config=config)).values()} == {"asked for"}
+    assert {linear.why for linear in our_linears(load(out, config=config)).values()} == {"asked for"}
     model.save_pretrained(tmp_path / "again")
     assert json.loads((tmp_path / "again" / "config.json").read_text())["slidesparse_runtime"] == {"backend": backend}
 
@@ -240,26 +240,26 @@ def test_checkpoints_of_others_go_to_the_stock_quantizer(tmp_path: Path) -> None
     folder = pico.w8a8(tmp_path / "others")
     model = load(folder)
     assert type(model.hf_quantizer) is CompressedTensorsHfQuantizer
-    assert type(model.config.quantization_config) is CompressedTensorsConfig and not slide_linears(model)
+    assert type(model.config.quantization_config) is CompressedTensorsConfig and not our_linears(model)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(modeling_utils, "get_hf_quantizer", modeling_utils.get_hf_quantizer.__wrapped__)
         stock = load(folder)
     assert torch.equal(logits(model), logits(stock))
     plain = load(pico.write(tmp_path / "plain"))
-    assert not hasattr(plain, "hf_quantizer") and not slide_linears(plain)
+    assert not hasattr(plain, "hf_quantizer") and not our_linears(plain)
 
 
 def test_pruned_bfloat16_is_a_plain_checkpoint(tmp_path: Path, cli: Cli) -> None:
     pico.write(tmp_path / "source")
     out = tmp_path / "out"
     assert cli("sparsify", tmp_path / "source", out, "--pattern", "2_8", "--method", "magnitude").code == 0
-    assert not slide_linears(load(out)) and "auto_map" not in json.loads((out / "config.json").read_text())
+    assert not our_linears(load(out)) and "auto_map" not in json.loads((out / "config.json").read_text())
 
 
 def test_who_asks_for_the_stock_quantizer_gets_it_in_the_dense_layout(tmp_path: Path) -> None:
     wanted = CompressedTensorsConfig(dequantize=True)
     model = load(checkpoint(tmp_path / "dense", layout="dense"), quantization_config=wanted)
-    assert not slide_linears(model) and model.model.layers[0].mlp.up_proj.weight.dtype == torch.float32
+    assert not our_linears(model) and model.model.layers[0].mlp.up_proj.weight.dtype == torch.float32
     with pytest.raises(ValueError, match=r"slide layout takes no quantization_config .*relayout"):
         load(checkpoint(tmp_path / "slide"), quantization_config=wanted)
 
@@ -281,4 +281,4 @@ assert "def get_hf_quantizer" in inspect.getsource(auto) and auto.__loader__ is 
 def test_imported_before_or_after_transformers(tmp_path: Path, first: str) -> None:
     script = ORDER.format(first=first, light=bool(first), folder=str(checkpoint(tmp_path)))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and done.stdout == "SlideLinear\n", done.stderr
+    assert done.returncode == 0 and done.stdout == "SlideSparseLinear\n", done.stderr

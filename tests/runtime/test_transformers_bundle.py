@@ -88,7 +88,7 @@ def without_us(folder: Path, script: str, **environment: str) -> Finished:
 LOCAL = """
 for layout in ("slide", "dense"):
     model = load(f"{layout}/out")
-    kinds = {type(m) for m in model.modules() if type(m).__name__ == "SlideLinear"}
+    kinds = {type(m) for m in model.modules() if type(m).__name__ == "SlideSparseLinear"}
     results[layout] = logits(model), sorted(kind.__module__ for kind in kinds), type(model).__module__
     model.save_pretrained(f"{layout}/again")
     results[f"{layout} generates"] = model.generate(tokens, max_new_tokens=4, do_sample=False, eos_token_id=None)

@@ -1,4 +1,4 @@
-"""Weights with scales for groups of columns in transformers, in both layouts and beside INT8: as GroupLinear.
+"""Weights with scales for groups of columns in transformers, in both layouts and beside INT8.
 
 Logits are compared to the last bit with our own loader, which reads the files itself: both run the same operations.
 """
@@ -17,17 +17,18 @@ from transformers import AutoModel, AutoModelForCausalLM, CompressedTensorsConfi
 
 from slideconvert.checkpoint.reader import Checkpoint
 from slideconvert.core.schemes import SCHEMES
+from slideconvert.kernels.group_spec import GroupSpec
+from slideconvert.kernels.slide_spec import SlideSpec
 from slideconvert.models.load import load_model
 from tests.helpers import pico
 from tests.helpers.serving import (
     GROUPED,
     TOKENS,
     edit_config,
-    group_linears,
     grouped,
     logits,
+    our_linears,
     same_bytes,
-    slide_linears,
 )
 from tests.runtime.test_transformers import load
 from tests.runtime.test_transformers_bundle import without_us
@@ -47,36 +48,36 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def test_grouped_linears_are_group_linears_and_all_else_is_what_it_was(folder: Path) -> None:
     model = load(folder)
     record = json.loads((folder / "config.json").read_text())["slidesparse_config"]
-    found, whole = {**group_linears(model), **slide_linears(model)}, 21
+    found, whole = our_linears(model), 21
     mixed = "int8" in {entry["scheme"] for entry in record["layers"].values()}
     assert found.keys() == record["layers"].keys() and len(found) == whole - 3 * mixed
-    for name, linear in group_linears(model).items():
+    for name, linear in our_linears(model, GroupSpec).items():
         entry, spec = record["layers"][name], linear.spec
         scheme = SCHEMES[entry["scheme"]]
         assert [spec.rows, spec.columns] == entry["shape"] and spec.size == entry["group_size"]
         assert (spec.bits, spec.activation_bits) == (scheme.bits, scheme.activation_bits)
         assert spec.symmetric == entry["symmetric"] and scheme.grouped
         by_groups = record["layout"] == "gqs" and "kept_groups" in entry
-        assert linear.layout == ("gqs" if by_groups else "dense")
-        assert spec.kept == (entry["kept_groups"] if by_groups else spec.whole)
+        assert spec.layout == ("gqs" if by_groups else "dense")
+        assert spec.kept == entry.get("kept_groups", spec.whole)
         assert linear.backend is not None and not list(linear.parameters())
-    for name, linear in slide_linears(model).items():
+    for name, linear in our_linears(model, SlideSpec).items():
         assert record["layers"][name]["scheme"] == "int8"
-        assert linear.layout == ("slide" if record["layout"] == "slide" else "dense")
+        assert linear.spec.layout == ("slide" if record["layout"] == "slide" else "dense")
 
 
 def test_logits_are_those_of_our_loader(folder: Path) -> None:
     found = logits(load(folder))
     assert torch.equal(found, logits(load_model(Checkpoint.open(folder))))
     floats = load_model(Checkpoint.open(folder), activations="float")
-    assert not group_linears(floats) and (logits(floats) - found).abs().max() < 0.05 * found.abs().max()
+    assert not our_linears(floats) and (logits(floats) - found).abs().max() < 0.05 * found.abs().max()
 
 
 @pytest.mark.parametrize("recipe", ["w4a16", "w4a8 symmetric", "w8a16 in fours"])
 def test_layouts_give_the_same_logits(tmp_path: Path, recipe: str) -> None:
     gqs, dense = (load(grouped(tmp_path / layout, recipe, layout)) for layout in ("gqs", "dense"))
     assert torch.equal(logits(gqs), logits(dense))
-    assert {linear.layout for linear in group_linears(gqs).values()} == {"gqs"}
+    assert {linear.spec.layout for linear in our_linears(gqs).values()} == {"gqs"}
 
 
 def test_activations_of_eight_bits_are_rounded(tmp_path: Path) -> None:
@@ -93,12 +94,12 @@ def test_activations_of_eight_bits_are_rounded(tmp_path: Path) -> None:
 def test_tensors_are_those_of_the_file_whatever_the_dtype(tmp_path: Path, layout: str, dtype: Any) -> None:
     out = grouped(tmp_path, layout=layout, biases=True)
     model, stored = load(out, dtype), pico.read(out)
-    assert sum(linear.bias is not None for linear in group_linears(model).values()) == 9
+    assert sum(linear.bias is not None for linear in our_linears(model).values()) == 9
     wanted = torch.bfloat16 if dtype == "auto" else dtype
     state = model.state_dict()
     assert stored.keys() == state.keys() - {"lm_head.weight"}
     for name, tensor in stored.items():
-        own = name.rpartition(".")[0] in group_linears(model) and not name.endswith(".bias")
+        own = name.rpartition(".")[0] in our_linears(model, GroupSpec) and not name.endswith(".bias")
         assert same_bytes(state[name], tensor if own else tensor.to(wanted)), name
     assert logits(model).dtype == wanted
     if dtype == torch.float32:
@@ -128,7 +129,7 @@ def test_saved_again_it_is_the_same(folder: Path, tmp_path: Path) -> None:
 def test_without_a_head(tmp_path: Path) -> None:
     out = grouped(tmp_path)
     whole, body = load(out), AutoModel.from_pretrained(out, dtype=torch.float32)
-    assert group_linears(body).keys() == {name.removeprefix("model.") for name in group_linears(whole)}
+    assert our_linears(body).keys() == {name.removeprefix("model.") for name in our_linears(whole)}
     with torch.no_grad():
         hidden = body(input_ids=TOKENS, use_cache=False).last_hidden_state
         assert torch.equal(whole.lm_head(hidden), logits(whole))
@@ -136,7 +137,7 @@ def test_without_a_head(tmp_path: Path) -> None:
 
 def test_who_asks_for_the_stock_quantizer_gets_it_in_the_dense_layout(tmp_path: Path) -> None:
     wanted = CompressedTensorsConfig(dequantize=True)
-    assert not group_linears(load(grouped(tmp_path / "dense", layout="dense"), quantization_config=wanted))
+    assert not our_linears(load(grouped(tmp_path / "dense", layout="dense"), quantization_config=wanted))
     with pytest.raises(ValueError, match=r"gqs layout takes no quantization_config .*relayout"):
         load(grouped(tmp_path / "gqs"), quantization_config=wanted)
 
@@ -157,7 +158,8 @@ def test_backend_from_the_config(tmp_path: Path, recipe: str, backend: str, aske
     edit_config(out, lambda config: config.update(slidesparse_runtime={"backend": backend}))
     model = load(out)
     found = [
-        sum(linear.why == "asked for" for linear in kind(model).values()) for kind in (group_linears, slide_linears)
+        sum(linear.why == "asked for" for linear in our_linears(model, kind).values())
+        for kind in (GroupSpec, SlideSpec)
     ]
     assert tuple(found) == asked
 
@@ -179,8 +181,8 @@ def test_a_backend_of_other_linears_means_auto_for_these(tmp_path: Path) -> None
 BUNDLED = """
 for name in ("gqs", "dense", "mixed"):
     model = load(f"{name}/out")
-    kinds = {type(m) for m in model.modules() if type(m).__name__ in ("GroupLinear", "SlideLinear")}
-    results[name] = logits(model), sorted(kind.__module__.rpartition(".")[2] for kind in kinds)
+    kinds = {type(m.spec) for m in model.modules() if type(m).__name__ == "SlideSparseLinear"}
+    results[name] = logits(model), sorted(kind.__name__ for kind in kinds)
     assert all(kind.__module__.startswith("transformers_modules.") for kind in kinds)
     model.save_pretrained(f"{name}/again")
 """
@@ -191,9 +193,9 @@ def test_it_runs_without_slideconvert(tmp_path: Path) -> None:
     made["mixed"] = grouped(tmp_path / "mixed", "mixed", "gqs")
     results = without_us(tmp_path, BUNDLED).results
     for name, out in made.items():
-        found, modules = results[name]
+        found, kinds = results[name]
         assert torch.equal(found, logits(load_model(Checkpoint.open(out))))
-        assert modules == ["group_linear", *(["linear"] if name == "mixed" else [])]
+        assert kinds == ["GroupSpec", *(["SlideSpec"] if name == "mixed" else [])]
         before, after = pico.read(out), pico.read(tmp_path / name / "again")
         recorded = json.loads((out / "config.json").read_text())["slidesparse_config"]["layers"]
         own = [tensor for tensor in before if tensor.rpartition(".")[0] in recorded and not tensor.endswith("bias")]

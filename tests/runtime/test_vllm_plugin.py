@@ -71,7 +71,7 @@ def code_dtypes(model: Path) -> dict[str, str]:
 
 
 def assert_ours_ran(outcome: Outcome, model: Path, rank: int = 0, stock: tuple[str, ...] = (), ranks: int = 1) -> None:
-    """Every recorded linear on our reference backend with an operand [N, K'] of this rank, and with nothing else of
+    """Every recorded linear on our reference backend with slid codes [N, K'] of this rank, and with nothing else of
     the weight left; those that end in `stock` on vLLM's own kernels; kept ones unquantized."""
     config = json.loads((model / "config.json").read_text())
     recorded, biases = config["slidesparse_config"]["layers"], config["model_type"] == "qwen2"
@@ -82,15 +82,15 @@ def assert_ours_ran(outcome: Outcome, model: Path, rank: int = 0, stock: tuple[s
             continue
         assert found["method"] == "SlideSparseLinearMethod", name
         if name.endswith(stock):
-            assert found["backend"] is None and "operand" not in found["tensors"], name
+            assert found["backend"] is None and "prepared_0" not in found["tensors"], name
             continue
         by_rows = name.endswith(("o_proj", "down_proj"))
         rows = sum(recorded[part]["shape"][0] for part in parts) // (1 if by_rows else ranks)
         columns = record["shape"][1] // (ranks if by_rows else 1)
-        operand = ["torch.int8", [rows, BlockPattern.parse(record["pattern"]).slid_columns(columns)]]
+        codes = ["torch.int8", [rows, BlockPattern.parse(record["pattern"]).slid_columns(columns)]]
         assert found["backend"] == "reference", name
         assert (found["tensors"].pop("bias", None) is not None) == (biases and "qkv" in name), name
-        assert found["tensors"] == {"operand": operand, "weight_scale": ["torch.float32", [rows]]}, name
+        assert found["tensors"] == {"prepared_0": codes, "prepared_1": ["torch.float32", [rows]]}, name
 
 
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
@@ -207,7 +207,8 @@ def test_served_compiled_and_in_half_precision(
     assert ("saved AOT compiled function" in found.said) == compiled
     assert_ours_ran(found, model)
     chosen = found.results["ranks"][0]["hashed"]
-    assert chosen.keys() == linears(model).keys() and set(chosen.values()) == {"reference"}
+    assert chosen.keys() == linears(model).keys()
+    assert all(value.startswith("reference: slide ") for value in chosen.values())
 
     def ours(dtype: torch.dtype) -> Tensor:
         tokens = torch.tensor(ids)

@@ -12,17 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from slideconvert.kernels.groups import (
-    BITS,
-    SIZES,
-    DenseGroups,
-    Groups,
-    GroupSpec,
-    pack,
-    pack_dense,
-    unpack,
-    unpack_dense,
-)
+from slideconvert.kernels.group_spec import BITS, SIZES, GroupSpec
+from slideconvert.kernels.groups import DenseGroups, Groups, pack, pack_dense, unpack, unpack_dense
 
 
 def hex_of(tensor: Tensor) -> str:
@@ -181,4 +172,4 @@ def test_what_cannot_be_packed_is_refused() -> None:
         with pytest.raises(ValueError, match=words):
             replace(spec, **changed)
     with pytest.raises(ValueError, match="unknown layout 'slide'"):
-        spec.tensors("slide")
+        replace(spec, layout="slide")
