@@ -99,7 +99,7 @@ def calibration_fields(options: Options) -> dict[str, str]:
 def _compatible(config: LinearConfig, explicit: LinearConfig) -> dict[str, Any]:
     """The fields of a recipe's config, without those that only go with another kind of pattern than the options'."""
     found = describe_config(config)
-    grouped = config.method is not None and METHODS[config.method].grouped
+    grouped = config.method is not None and METHODS[config.method].whole_groups
     if explicit.takes_groups and not config.takes_groups:
         found.pop("pattern", None)
         if not grouped:

@@ -28,7 +28,7 @@ from ..permute.search import query_columns
 from ..plan.linear import LinearPlan
 from ..plan.plan import Plan
 from ..progress import Progress, silent
-from ..prune import METHODS
+from ..prune import METHODS, Problem
 from ..prune.direct import compress_directly
 from ..prune.statistics import Statistics
 from ..recover.block import recover_block
@@ -166,9 +166,10 @@ def _solve(plans: list[LinearPlan], stream: Stream, statistics: Statistics, resu
     latent = torch.cat(known) if known else None
     solve = METHODS[plan.method].solve
     assert solve is not None
+    problem = Problem(torch.cat(weights), statistics, plan.pattern, plan.scheme.code_scheme, latent)
     try:
         with full_precision():
-            solved = solve(torch.cat(weights), statistics, plan.pattern, plan.scheme.code_scheme, latent)
+            solved = solve(problem)
     except ArithmeticError as error:
         raise SlideConvertError(f"{plan.linear.name}: {error}", hint="use more calibration samples") from error
     gram, row = statistics.judging, 0

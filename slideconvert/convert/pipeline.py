@@ -26,7 +26,6 @@ from ..checkpoint.container import TensorSpec
 from ..checkpoint.reader import Checkpoint
 from ..checkpoint.staging import WORK, Staging, check_free
 from ..checkpoint.writer import Unit, WeightWriter
-from ..core.patterns import BlockPattern
 from ..core.quantize import Weight
 from ..core.select import apply_mask
 from ..core.weights import Tally, check_finite, floats, ratio, take_rows, tally, values
@@ -195,9 +194,7 @@ def convert_linear(
         slid_columns=plan.slid_columns,
         output_error=solved.errors.get(plan.linear.submodule) if solved else None,
         notes=solved.notes.get(plan.linear.submodule, ()) if solved else (),
-        legal_groups=plan.pattern.legal_blocks(values(source))
-        if plan.stored.scheme.ternary and isinstance(plan.pattern, BlockPattern)
-        else None,
+        legal_groups=plan.pattern.legal_blocks(values(source)) if plan.stored.scheme.ternary else None,
     )
     return tensors, report
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..checkpoint.container import TensorSpec
 from ..checkpoint.reader import Checkpoint
 from ..core.choices import FULL
-from ..core.patterns import BlockPattern, GroupPattern, Pattern
+from ..core.patterns import BlockPattern, Pattern
 from ..core.schemes import Scheme
 from ..errors import InputError
 from ..formats.base import Format, StoredLinear
@@ -128,11 +128,8 @@ def plan_linear(
     finds_codes = scheme.quantized and not stored.scheme.ternary
     method = _method(config.method or (preset.method(pattern) if preset else None), pattern, finds_codes)
     pattern.check_shape(stored.shape, name)
-    if isinstance(pattern, GroupPattern) and scheme.grouped and scheme.group != pattern.size:
-        raise InputError(
-            f"{name}: groups of {pattern.size} are pruned, those of {scheme.name} have {scheme.group} weights",
-            hint=f"use a group size of {pattern.size if config.scheme else scheme.group}",
-        )
+    if scheme.grouped:
+        pattern.check_groups(scheme.group, scheme.name, name)
     scheme.check_columns(stored.shape[1], name)
     solved = bool(method) and METHODS[method].calibrated  # finds codes and scales of its own
     new = stored.coding or stored.scheme.quantized != scheme.quantized or (solved and scheme.quantized)
@@ -179,8 +176,7 @@ def permuted(linears: list[LinearPlan], free: Iterable[FreeChannels]) -> list[Li
     by_name = {plan.linear.name: plan for plan in linears}
     for plan in linears:
         for channels in free:
-            windows = isinstance(plan.pattern, BlockPattern) and plan.pattern.prunes
-            if plan.linear.submodule != channels.consumer or not (plan.calibrated and windows):
+            if plan.linear.submodule != channels.consumer or not (plan.calibrated and plan.pattern.permutable):
                 continue
             prefix = plan.linear.name.removesuffix(channels.consumer)
             producers = [producer.submodule for producer in channels.producers]

@@ -36,7 +36,7 @@ class LinearConfig:
     @property
     def takes_groups(self) -> bool:
         """Whether whole groups go, by the sparsity, the method or the pattern."""
-        by_method = self.method is not None and METHODS[self.method].grouped
+        by_method = self.method is not None and METHODS[self.method].whole_groups
         by_pattern = self.pattern is not None and self.pattern.whole_groups
         return self.sparsity is not None or by_method or by_pattern
 
@@ -65,7 +65,7 @@ class LinearConfig:
         return replace(self, scheme=scheme, pattern=pattern)
 
     def _group_pattern(self, where: str) -> tuple[GroupPattern, int]:
-        if self.method and not METHODS[self.method].grouped and METHODS[self.method].prunes:
+        if self.method and not METHODS[self.method].whole_groups and METHODS[self.method].prunes:
             raise InputError(
                 f"{where}: method {self.method} prunes 2:L patterns, not whole groups", hint="use gqsa or saliency"
             )

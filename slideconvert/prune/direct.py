@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from ..core.patterns import BlockPattern, Pattern
+from ..core.patterns import Pattern
 from ..core.quantize import Weight
 from ..core.schemes import Scheme
 from ..core.select import apply_mask
@@ -25,7 +25,6 @@ def compress_directly(
     pruned = weight = source
     mask = METHODS[method].mask if method else None
     if mask:
-        assert isinstance(pattern, BlockPattern)
         keep = mask(comparable(source) if latent is None else latent, pattern)
         survivors = apply_mask(values(source), keep)
         pruned = weight = survivors if isinstance(source, Tensor) else replace(source, codes=survivors)

@@ -1,31 +1,28 @@
-"""The first step of GQSA as its paper has it: the least salient groups go, what is left is rounded to nearest.
+"""The first step of GQSA as its paper has it: the least salient groups are pruned, the others rounded to nearest.
 
-Training, block by block and then end to end, is left to make up for it (recover/). Method gqsa does the same step as
-`obs` does it for 2:L patterns, which leaves training much less to do: a mask found for all groups at once, the
-survivors solved for again, rounding that is made up for.
+Training, block by block and then end to end, makes up for it (recover/). Method gqsa takes the same step by ADMM, refit
+and compensated rounding (solvers.py), which leaves much less to training.
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from ..core.patterns import GroupPattern, Pattern
-from ..core.schemes import Scheme
+from ..core.patterns import GroupPattern
 from ..core.select import apply_mask
-from .groups import saliency as group_saliency
-from .obs import Solved
-from .statistics import Statistics
-from .sweep import damp
+from .problem import Problem, Solved
+from .solvers import prepared
+from .sweep import Damped
 
 
-def saliency(
-    weight: Tensor, statistics: Statistics, pattern: Pattern, scheme: Scheme, latent: Tensor | None = None
-) -> Solved:
-    """weight [N, K] float32 -> its salient groups (GQSA, section 3.1 and 3.2), to nearest codes of the scheme."""
-    assert isinstance(pattern, GroupPattern)
-    damped = damp(statistics.whole.gram)
-    weight = torch.where(damped.dead, torch.zeros_like(weight), weight)
-    keep = pattern.select(group_saliency(weight, damped, pattern))
-    pruned = apply_mask(weight, keep)
-    return Solved(scheme.store(pruned), damped.notes)
+def saliency(problem: Problem[GroupPattern]) -> Solved:
+    """The salient groups (GQSA, section 3.1 and 3.2), to nearest codes of the scheme."""
+    damped, weight = prepared(problem)
+    keep = problem.pattern.select(group_saliency(weight, damped, problem.pattern))
+    return Solved(problem.scheme.store(apply_mask(weight, keep)), damped.notes)
+
+
+def group_saliency(weight: Tensor, damped: Damped, pattern: GroupPattern) -> Tensor:
+    """weight [N, K] float32 -> [N, K / G], the mean over each group of w^2 / [H^-1]_jj^2 (GQSA, equation 4)."""
+    score = (weight / damped.inverse_diagonal).square_()
+    return score.unflatten(1, (-1, pattern.size)).mean(2)

@@ -1,16 +1,15 @@
-"""Magnitude pruning: the two weights of smallest |w| in each group go, the others stay as they are."""
+"""Magnitude pruning: the weights of smallest |w| are pruned, the others stay as they are."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from ..core.patterns import BlockPattern
+from ..core.patterns import Pattern
 
 
-def magnitude(weight: Tensor, pattern: BlockPattern) -> Tensor:
+def magnitude(weight: Tensor, pattern: Pattern) -> Tensor:
     """weight [out, in] float, or int8 / float8 codes -> keep mask [out, in] bool.
 
     Codes are compared by the value they stand for; the scale is one per row and cannot change the order.
     """
-    score = weight if weight.dtype.itemsize > 1 else weight.half()  # every 8-bit code is exact in float16
-    return pattern.select(score.abs())
+    return pattern.select_largest(weight if weight.dtype.itemsize > 1 else weight.half())  # float16 holds every code

@@ -1,37 +1,19 @@
-"""Every method by its word: what it does, what it needs to know, and how it is carried out."""
+"""Every method by its name: what it does, which patterns it prunes to, and how it is carried out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Protocol
 
 from torch import Tensor
 
-from ..core.patterns import BlockPattern, Pattern
-from ..core.schemes import Scheme
-from ..core.select import apply_mask
+from ..core.patterns import BlockPattern, GroupPattern, Pattern
 from ..errors import pick
 from .gqsa import saliency
 from .magnitude import magnitude
-from .obs import Solved, gptq, hessian, obs
-from .statistics import Statistics
+from .problem import Solver
+from .solvers import alps, gptq, gqsa, hessian, obs
 from .wanda import wanda
-
-
-class Solver(Protocol):
-    """weight [out, in] float32 -> Solved. latent [out, in] float32: what a ternary weight was rounded from, None for
-    others and where it is not known."""
-
-    def __call__(
-        self,
-        weight: Tensor,
-        statistics: Statistics,
-        pattern: Pattern,
-        scheme: Scheme,
-        latent: Tensor | None = None,
-    ) -> Solved: ...
 
 
 @dataclass(frozen=True)
@@ -43,41 +25,37 @@ class Method:
     solve: of a calibrated one.
     asymmetric: whether it wants to know how far the inputs have moved from the dense model's.
     diagonal: whether the diagonal of the Gram matrix is all that it looks at.
-    grouped: whether it takes whole groups (a GroupPattern) instead of weights (2:L).
+    family: the patterns that it prunes to.
     """
 
     name: str
     prunes: bool
-    mask: Callable[[Tensor, BlockPattern], Tensor] | None = None
+    mask: Callable[[Tensor, Pattern], Tensor] | None = None
     solve: Solver | None = None
     asymmetric: bool = False
     diagonal: bool = False
-    grouped: bool = False
+    family: type[Pattern] = BlockPattern
 
     @property
     def calibrated(self) -> bool:
         return self.solve is not None
 
-
-def _wanda(
-    weight: Tensor, statistics: Statistics, pattern: Pattern, scheme: Scheme, latent: Tensor | None = None
-) -> Solved:
-    """Wanda's mask, survivors rounded to nearest. Ternary weights are weighed by their latent."""
-    assert isinstance(pattern, BlockPattern)
-    pruned = apply_mask(weight, wanda(weight if latent is None else latent, statistics.whole.norms, pattern))
-    return Solved(scheme.store(pruned))
+    @property
+    def whole_groups(self) -> bool:
+        """Whether it prunes whole groups instead of weights in blocks."""
+        return self.family.whole_groups
 
 
 METHODS = {
     method.name: method
     for method in (
         Method("magnitude", True, mask=magnitude),
-        Method("wanda", True, solve=_wanda, diagonal=True),
+        Method("wanda", True, solve=wanda, diagonal=True),
         Method("hessian", True, solve=hessian),
         Method("obs", True, solve=obs, asymmetric=True),
-        Method("alps", True, solve=partial(obs, admm=True), asymmetric=True),
-        Method("gqsa", True, solve=partial(obs, admm=True), asymmetric=True, grouped=True),
-        Method("saliency", True, solve=saliency, grouped=True),
+        Method("alps", True, solve=alps, asymmetric=True),
+        Method("gqsa", True, solve=gqsa, asymmetric=True, family=GroupPattern),
+        Method("saliency", True, solve=saliency, family=GroupPattern),
         Method("rtn", False),
         Method("gptq", False, solve=gptq),
     )
@@ -85,5 +63,5 @@ METHODS = {
 
 
 def parse_method(name: str) -> str:
-    """Check a method's word. InputError with the nearest one if it is unknown."""
+    """Check a method's name. InputError with the nearest one if it is unknown."""
     return pick(name, METHODS, "method")

@@ -5,9 +5,9 @@ other weights pay it back best by moving - (w_c - q) / [H⁻¹]_cc · [H⁻¹]_c
 that of the columns still free, and all of those stand in one upper triangular factor, H⁻¹ = UᵀU: the error is
 e = (w_c - q) / U_cc, the update - e · U_c,: (SparseGPT, arXiv 2301.00774, algorithm 1; GPTQ, arXiv 2210.17323).
 
-Groups of L columns are visited whole: at the first column of a group the two lowest (w_c / U_cc)² of the current
-weights are marked. Blocks of lazily updated columns therefore hold whole groups; blocks of
-128 would cut groups of 6, 10, 12 and 14 apart and break the pattern.
+Blocks of L columns are visited whole: at the first column of a block the two lowest (w_c / U_cc)² of the current
+weights are marked. Panels of lazily updated columns therefore hold whole blocks; panels of 128 columns would cut blocks
+of 6, 10, 12 and 14 apart and break the pattern.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from torch import Tensor
 
 from ..core.patterns import BlockPattern
 from ..core.quantize import Grid, QuantizedWeight, Weight
-from .block import Block, prune_block, replay
+from .panel import Panel, prune_panel, replay
 
-BLOCK = 32
-"""Columns that are updated at once, at most: short enough that updates within a block stay cheap."""
+PANEL = 32
+"""Columns that are updated at once, at most: short enough that updates within a panel stay cheap."""
 DAMPING = 0.01
 """Added to the diagonal of the Gram matrix, as a share of its mean (SparseGPT's and llm-compressor's default)."""
 
@@ -88,20 +88,20 @@ def free_factor(gram: Tensor, order: Tensor) -> Tensor:
     return torch.linalg.solve_triangular(lower.flip(0, 1), eye, upper=True)
 
 
-def group_order(weight: Tensor, damped: Damped, pattern: BlockPattern) -> Tensor:
-    """weight [N, K] -> order [K] int64 of the columns: groups of largest predicted pruning loss first.
+def block_order(weight: Tensor, damped: Damped, pattern: BlockPattern) -> Tensor:
+    """weight [N, K] -> order [K] int64 of the columns: blocks of largest predicted pruning loss first.
 
-    What is pruned early finds most columns still free to make up for it. A ragged last group stays last.
+    What is pruned early finds most columns still free to make up for it. A ragged last block stays last.
     """
     columns = weight.shape[1]
     score = weight.square() / damped.inverse_diagonal
     lost = (score * ~pattern.select(score)).sum(0)
     whole = columns // pattern.block
     losses = lost[: whole * pattern.block].view(whole, pattern.block).sum(1)
-    groups = losses.argsort(descending=True, stable=True)
+    blocks = losses.argsort(descending=True, stable=True)
     inside = torch.arange(pattern.block, device=weight.device)
     tail = torch.arange(whole * pattern.block, columns, device=weight.device)
-    return torch.cat([(groups[:, None] * pattern.block + inside).flatten(), tail])
+    return torch.cat([(blocks[:, None] * pattern.block + inside).flatten(), tail])
 
 
 def column_order(damped: Damped) -> Tensor:
@@ -120,26 +120,26 @@ def sweep(
 ) -> tuple[Weight, Tensor]:
     """weight [N, K] float32 -> what it becomes, and the keep mask [N, K] bool.
 
-    gram [K, K]: damped, positive definite. order [K]: in which columns are visited; with `choose` it must keep groups
-    whole and a ragged one last. choose: mark the two of each group that go, on the way. keep: a mask instead.
+    gram [K, K]: damped, positive definite. order [K]: in which columns are visited; with `choose` it must keep blocks
+    whole and a ragged one last. choose: mark the two of each block to prune, on the way. keep: a mask instead.
     grid: round what is kept to codes, in the same pass; without it the result is float32. Pruned weights are +0.
     """
     rows, columns = weight.shape
     upper = free_factor(gram, order)
     work = weight.T[order].contiguous()  # [K, N]: a column of the weight is contiguous
     kept = torch.ones_like(work) if keep is None else keep.T[order].float()
-    step = BLOCK // choose.block * choose.block if choose and choose.prunes else BLOCK
+    step = PANEL // choose.block * choose.block if choose and choose.prunes else PANEL
     scheme = grid.scheme if grid else None
     made = torch.zeros(columns, rows, dtype=scheme.torch_dtype if scheme else work.dtype, device=work.device)
     scale, zero = grid.by_visit(order) if grid else (torch.ones(1, 1, device=work.device).expand_as(work),) * 2
     for start in range(0, columns, step):
         here = slice(start, min(start + step, columns))
         errors = torch.empty_like(work[here])
-        block = Block(work[here], kept[here], made[here], errors, upper[here, here], scale[here], zero[here])
+        panel = Panel(work[here], kept[here], made[here], errors, upper[here, here], scale[here], zero[here])
         if work.is_cuda and len(errors) == step < columns:
-            replay((step, rows), choose, scheme, work.device)(block)
+            replay((step, rows), choose, scheme, work.device)(panel)
         else:
-            prune_block(block, choose, scheme)
+            prune_panel(panel, choose, scheme)
         work[here.stop :].addmm_(upper[here, here.stop :].T, errors, alpha=-1)
     back = torch.empty_like(order)
     back[order] = torch.arange(columns, device=order.device)

@@ -1,12 +1,21 @@
-"""Wanda: the two weights of smallest |w| · ||X_j|| in each group go, the others stay (arXiv 2306.11695)."""
+"""Wanda: the weights of smallest |w| · ||X_j|| are pruned, the others stay (arXiv 2306.11695)."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from ..core.patterns import BlockPattern
+from ..core.patterns import Pattern
+from ..core.select import apply_mask
+from .problem import Problem, Solved
 
 
-def wanda(weight: Tensor, norms: Tensor, pattern: BlockPattern) -> Tensor:
+def wanda(problem: Problem[Pattern]) -> Solved:
+    """Wanda's mask, survivors rounded to nearest. Ternary weights are weighed by their latent weights."""
+    weight, norms = problem.weight, problem.statistics.whole.norms
+    keep = wanda_mask(weight if problem.latent is None else problem.latent, norms, problem.pattern)
+    return Solved(problem.scheme.store(apply_mask(weight, keep)))
+
+
+def wanda_mask(weight: Tensor, norms: Tensor, pattern: Pattern) -> Tensor:
     """weight [N, K] float32, norms [K] root mean square of each input -> keep mask [N, K] bool."""
-    return pattern.select(weight.abs() * norms)
+    return pattern.select_largest(weight * norms)

@@ -30,7 +30,7 @@ from slideconvert.models.architecture import HEADS, MLP_INNER
 from slideconvert.models.families import BITNET, decoder_linears
 from slideconvert.models.load import load_model
 from slideconvert.permute.permutations import permute_weight
-from slideconvert.prune import METHODS
+from slideconvert.prune import METHODS, Problem
 from slideconvert.prune.statistics import Statistics
 from slideconvert.recover.trainable import SurvivorLinear
 from slideconvert.report import Report
@@ -43,7 +43,9 @@ from tests.helpers.calibrated import FLAGS, plan_for, quality, write_model, writ
 from tests.helpers.matrices import UNGROUPED
 from tests.twins import ternary
 
-CALIBRATED = [name for name, method in METHODS.items() if method.calibrated and method.prunes and not method.grouped]
+CALIBRATED = [
+    name for name, method in METHODS.items() if method.calibrated and method.prunes and not method.whole_groups
+]
 TOKENS = torch.randint(2, pico.VOCABULARY, (2, 40), generator=torch.Generator().manual_seed(0))
 
 
@@ -299,7 +301,7 @@ def test_wanda_weighs_masters_by_their_inputs() -> None:
     solve = METHODS["wanda"].solve
     assert solve is not None
     statistics = Statistics(norms.square().diag(), None, 100)
-    made = solve(dense.dequantize(), statistics, BlockPattern(8), INT8.as_ternary, latent).weight
+    made = solve(Problem(dense.dequantize(), statistics, BlockPattern(8), INT8.as_ternary, latent)).weight
     assert isinstance(made, QuantizedWeight)
     goes = (latent.abs() * norms).view(16, 3, 8).argsort(2)[:, :, :2]
     expected = dense.codes.view(16, 3, 8).scatter(2, goes, 0).view(16, 24)

@@ -31,7 +31,7 @@ from slideconvert.checkpoint.reader import Checkpoint
 from slideconvert.convert.pipeline import convert
 from slideconvert.plan.plan import Plan
 from slideconvert.plan.presets import PRESETS, Calibration
-from slideconvert.prune import METHODS
+from slideconvert.prune import METHODS, Problem
 from slideconvert.prune.statistics import Accumulator, Statistics
 from tests.helpers import pico
 from tests.helpers.calibrated import (
@@ -66,9 +66,9 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> Shown:
     calls: Shown = []
 
     def watched(solve: Callable[..., Any]) -> Callable[..., Any]:
-        def solver(weight: Tensor, statistics: Statistics, *rest: Any) -> Any:
-            calls.append(statistics)
-            return solve(weight, statistics, *rest)
+        def solver(problem: Problem[Any]) -> Any:
+            calls.append(problem.statistics)
+            return solve(problem)
 
         return solver
 

@@ -16,19 +16,19 @@ from slideconvert.core.patterns import BlockPattern, GroupPattern, Pattern, pars
 from slideconvert.core.quantize import QuantizedWeight
 from slideconvert.core.schemes import BF16
 from slideconvert.errors import InputError, PatternError
-from slideconvert.prune import METHODS
+from slideconvert.prune import METHODS, Problem
 from slideconvert.prune.alps import alps_mask
-from slideconvert.prune.groups import group_losses, saliency
+from slideconvert.prune.gqsa import group_saliency
 from slideconvert.prune.refit import refit
 from slideconvert.prune.statistics import Accumulator, Statistics
-from slideconvert.prune.sweep import column_order, damp, sweep
+from slideconvert.prune.sweep import column_order, sweep
 from tests.helpers.correlated import Layer, layer
 from tests.helpers.matrices import examples
 from tests.twins import groups as twin
 from tests.twins import pruning
 from tests.unit.test_groups_grid import scheme_of
 
-BY_GROUP = [method for method in METHODS.values() if method.grouped]
+BY_GROUP = [method for method in METHODS.values() if method.whole_groups]
 
 # ---- patterns and their words
 
@@ -183,28 +183,15 @@ def test_too_many_groups_are_found() -> None:
 def test_scores_equal_brute_force(size: int) -> None:
     one, pattern = layer(6, 48, size), GroupPattern(size, 0.5)
     np.testing.assert_allclose(
-        saliency(one.weight, one.damped, pattern), twin.saliency(one.wide, one.gram, size), rtol=1e-4
+        group_saliency(one.weight, one.damped, pattern), twin.saliency(one.wide, one.gram, size), rtol=1e-4
     )
-    expected = twin.removal_losses(one.wide, one.gram, size)
-    np.testing.assert_allclose(group_losses(one.weight, one.damped, pattern), expected, rtol=1e-4)
-
-
-def test_the_loss_of_a_group_is_not_that_of_its_weights_alone() -> None:
-    """Of two columns that are nearly copies one makes up for the other, unless both go."""
-    gram = torch.eye(16)
-    gram[0, 1] = gram[1, 0] = 0.99
-    weight = torch.ones(1, 16)
-    losses = group_losses(weight, damp(gram, 0.0), GroupPattern(4, 0.5))
-    np.testing.assert_allclose(losses, [[5.98, 4, 4, 4]], rtol=1e-5)  # 1 + 1 + 2 · 0.99 + 2
-    alone = saliency(weight, damp(gram, 0.0), GroupPattern(4, 0.5))
-    assert alone[0, 0] < alone[0, 1]  # the paper's score would have taken it first
 
 
 @pytest.mark.parametrize("size", [4, 16])
 def test_the_refit_on_groups_is_least_squares(size: int) -> None:
     """numpy's lstsq on the factor of the Gram matrix, row by row."""
     one, pattern = layer(8, 64, 3), GroupPattern(size, 0.5)
-    keep = pattern.select(group_losses(one.weight, one.damped, pattern))
+    keep = pattern.select(group_saliency(one.weight, one.damped, pattern))
     made = refit(one.weight, one.weight * keep, keep, one.damped.gram, 200).double().numpy()
     factor = np.linalg.cholesky(one.gram).T
     for row, there in enumerate(keep.numpy()):
@@ -229,7 +216,8 @@ def test_admm_takes_as_many_groups_and_loses_less(size: int, sparsity: float) ->
         assert torch.equal(groups.all(2), groups.any(2)) and int(mask.sum()) == size * pattern.kept((24, 96))
         assert int(groups.all(2).sum(1).min()) >= 1 and int(groups.all(2).sum(1).max()) <= pattern.most_in_row((24, 96))
         assert torch.equal(mask, alps_mask(one.weight, one.damped.gram, pattern))
-        shots = [pattern.select(score(one.weight, one.damped, pattern)) for score in (group_losses, saliency)]
+        exact = torch.from_numpy(twin.removal_losses(one.wide, one.gram, size)).float()
+        shots = [pattern.select(score) for score in (exact, group_saliency(one.weight, one.damped, pattern))]
         found = [refitted_loss(one, keep.numpy()) for keep in (mask, *shots)]
         assert found[0] <= found[1]
         lost += found
@@ -276,7 +264,7 @@ def test_sweep_prunes_and_rounds_to_groups_at_once(length: int) -> None:
     one, scheme = layer(8, 40, length), scheme_of(4, 8, symmetric=False)
     solve = METHODS["hessian"].solve
     assert solve is not None
-    made = solve(one.weight, statistics(one.inputs), BlockPattern(length), scheme).weight
+    made = solve(Problem(one.weight, statistics(one.inputs), BlockPattern(length), scheme)).weight
     assert isinstance(made, QuantizedWeight) and made.scheme == scheme and made.zero is not None
     BlockPattern(length).check(made.codes, "w")
     stored = made.codes.int() + made.zero.int().repeat_interleave(8, 1)
@@ -319,7 +307,7 @@ def test_every_method_takes_groups(method: object, pattern: GroupPattern, bits: 
     scheme = BF16 if bits == 16 else scheme_of(bits, 8, symmetric=False)
     solve = getattr(method, "solve")  # noqa: B009
     for known in (statistics(inputs), statistics(inputs, dense, held=40)):
-        made = solve(one.weight, known, pattern, scheme).weight
+        made = solve(Problem(one.weight, known, pattern, scheme)).weight
         assert torch.equal(one.weight, before)
         pattern.check(made.codes if isinstance(made, QuantizedWeight) else made, "w")
         weight = made.dequantize() if isinstance(made, QuantizedWeight) else made
@@ -337,7 +325,7 @@ def test_more_work_loses_less() -> None:
     for name in ("gqsa", "saliency"):
         solve = METHODS[name].solve
         assert solve is not None
-        made = solve(one.weight, known, pattern, scheme_of(4, 16, symmetric=False)).weight
+        made = solve(Problem(one.weight, known, pattern, scheme_of(4, 16, symmetric=False))).weight
         assert isinstance(made, QuantizedWeight)
         lost[name] = pruning.loss(one.wide, made.dequantize().double().numpy(), known.gram.double().numpy()).sum()
     assert lost["gqsa"] < 0.8 * lost["saliency"]

@@ -224,7 +224,7 @@ def test_methods() -> None:
     assert tuple(METHODS) == (
         "magnitude", "wanda", "hessian", "obs", "alps", "gqsa", "saliency", "rtn", "gptq"
     )  # fmt: skip
-    assert [name for name, method in METHODS.items() if method.grouped] == ["gqsa", "saliency"]
+    assert [name for name, method in METHODS.items() if method.whole_groups] == ["gqsa", "saliency"]
     assert METHODS["magnitude"].mask is magnitude
     assert [parse_method(name) for name in METHODS] == list(METHODS)
     with pytest.raises(InputError, match=r"unknown method 'magnitud' \(did you mean magnitude\?"):

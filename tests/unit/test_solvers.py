@@ -23,22 +23,22 @@ from slideconvert.core.schemes import INT8, SCHEMES, Scheme
 from slideconvert.core.select import apply_mask
 from slideconvert.core.weights import floats
 from slideconvert.errors import InputError
-from slideconvert.prune import METHODS
+from slideconvert.prune import METHODS, Problem
 from slideconvert.prune.alps import alps_mask
-from slideconvert.prune.block import prune_block
 from slideconvert.prune.methods import Method
-from slideconvert.prune.obs import on_mask
+from slideconvert.prune.panel import prune_panel
 from slideconvert.prune.refit import asymmetric_target, refit, refit_steps, steps_to_take
+from slideconvert.prune.solvers import on_mask
 from slideconvert.prune.statistics import Accumulator, Statistics
-from slideconvert.prune.sweep import Grid, column_order, damp, group_order, sweep
-from slideconvert.prune.wanda import wanda
+from slideconvert.prune.sweep import Grid, block_order, column_order, damp, sweep
+from slideconvert.prune.wanda import wanda_mask
 from tests.helpers.correlated import Layer, layer
 from tests.helpers.matrices import UNGROUPED, raw
 from tests.twins import prune, pruning
 
 CLOSE = 1e-5
 """How far float32 may be from the twins, as a share of a row's largest weight."""
-SOLVERS = [method for method in METHODS.values() if method.calibrated and not method.grouped]
+SOLVERS = [method for method in METHODS.values() if method.calibrated and not method.whole_groups]
 
 
 def grid_of(weight: Tensor, scheme: Scheme) -> Grid | None:
@@ -183,7 +183,7 @@ def test_sweep_leaves_plain_zeros(scheme: Scheme) -> None:
 def test_groups_of_largest_loss_come_first_and_whole() -> None:
     """What a group loses alone: its two lowest w² / [H⁻¹]_cc, summed over rows. A ragged last group stays last."""
     one = layer(3, 123, 1)
-    order = group_order(one.weight, one.damped, BlockPattern(6))
+    order = block_order(one.weight, one.damped, BlockPattern(6))
     assert sorted(order.tolist()) == list(range(123))
     assert order[120:].tolist() == [120, 121, 122]
     assert torch.equal(order[:120].view(20, 6), order[:120:6, None] + torch.arange(6))
@@ -217,7 +217,7 @@ def test_sweep_keeps_the_pattern_at_the_widths_of_real_models(
 def test_both_masks_keep_the_pattern_at_a_real_width(length: int) -> None:
     """Nothing replaced: 896 columns are not divisible by 6 and 10."""
     one, pattern = layer(3, 896), BlockPattern(length)
-    order = group_order(one.weight, one.damped, pattern)
+    order = block_order(one.weight, one.damped, pattern)
     assert_law(sweep(one.weight, one.damped.gram, order, choose=pattern)[1], pattern)
     assert_law(alps_mask(one.weight, one.damped.gram, pattern), pattern)
 
@@ -250,7 +250,7 @@ def test_every_method_gives_legal_weights(method: Method, pattern: BlockPattern,
     solve = method.solve
     assert solve is not None
     for known in (statistics(inputs), statistics(inputs, dense, held=40)):
-        made = solve(weight, known, pattern, scheme).weight
+        made = solve(Problem(weight, known, pattern, scheme)).weight
         assert torch.equal(weight, before), "the source is not the method's to change"
         stored = made.codes if isinstance(made, QuantizedWeight) else made
         assert stored.dtype == (getattr(torch, scheme.dtype) if scheme.quantized else torch.float32)
@@ -269,7 +269,7 @@ def test_wanda_weighs_by_the_size_of_inputs() -> None:
     norms = known.whole.norms.numpy()
     np.testing.assert_allclose(norms, np.sqrt((one.inputs.double().numpy() ** 2).mean(0)), rtol=1e-6)
     expected = prune.magnitude(one.weight.numpy() * norms, 6)
-    np.testing.assert_array_equal(wanda(one.weight, known.whole.norms, BlockPattern(6)).numpy(), expected)
+    np.testing.assert_array_equal(wanda_mask(one.weight, known.whole.norms, BlockPattern(6)).numpy(), expected)
 
 
 @pytest.mark.parametrize("scheme", UNGROUPED.values(), ids=UNGROUPED)
@@ -281,7 +281,7 @@ def test_the_more_a_method_does_the_less_it_loses(length: int, scheme: Scheme) -
     lost = {}
     for method in SOLVERS:
         if method.prunes and method.solve is not None:
-            made = method.solve(one.weight, known, pattern, scheme).weight
+            made = method.solve(Problem(one.weight, known, pattern, scheme)).weight
             lost[method.name] = pruning.loss(one.wide, numbers(made), known.gram.double().numpy()).sum()
     assert lost["alps"] < lost["obs"] < lost["hessian"] < lost["wanda"]
 
@@ -290,7 +290,7 @@ def test_the_more_a_method_does_the_less_it_loses(length: int, scheme: Scheme) -
 
 
 def swept(one: Layer, pattern: BlockPattern) -> tuple[Tensor, Tensor]:
-    made, keep = sweep(one.weight, one.damped.gram, group_order(one.weight, one.damped, pattern), choose=pattern)
+    made, keep = sweep(one.weight, one.damped.gram, block_order(one.weight, one.damped, pattern), choose=pattern)
     assert isinstance(made, Tensor)
     return made, keep
 
@@ -503,12 +503,12 @@ def test_recorded_blocks_are_those_that_are_run(
         words: dict[str, Any] = {"choose": BlockPattern(length)} if length else {"keep": weight > 0}
         if scheme:
             words["grid"] = SCHEMES[scheme].grid(weight)
-        order = group_order(weight, damped, BlockPattern(length)) if length else column_order(damped)
+        order = block_order(weight, damped, BlockPattern(length)) if length else column_order(damped)
         found = sweep(weight, damped.gram, order, **words)
         with monkeypatch.context() as patch:
             patch.setattr(
                 "slideconvert.prune.sweep.replay",
-                lambda _, choose, scheme, device: lambda block: prune_block(block, choose, scheme),
+                lambda _, choose, scheme, device: lambda panel: prune_panel(panel, choose, scheme),
             )
             wanted = sweep(weight, damped.gram, order, **words)
         assert torch.equal(found[1], wanted[1])

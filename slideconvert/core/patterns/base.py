@@ -53,6 +53,11 @@ class Pattern(ABC):
 
     @property
     @abstractmethod
+    def permutable(self) -> bool:
+        """Whether another order of the input channels can save what pruning loses."""
+
+    @property
+    @abstractmethod
     def ideal_speedup(self) -> float | None:
         """Speed-up over dense on hardware that runs 2:4 exactly twice as fast; None if the pattern runs elsewhere."""
 
@@ -65,6 +70,10 @@ class Pattern(ABC):
         """Groups of `size` consecutive weights that a linear [out, in] of this pattern stores."""
 
     @abstractmethod
+    def check_groups(self, size: int, scheme: str, where: str) -> None:
+        """Raise InputError if the pattern does not fit a scheme with groups of `size` weights."""
+
+    @abstractmethod
     def check_shape(self, shape: tuple[int, int], where: str) -> None:
         """Raise PatternError if a linear [out, in] cannot follow the pattern."""
 
@@ -75,6 +84,10 @@ class Pattern(ABC):
     @abstractmethod
     def select_largest(self, weight: Tensor) -> Tensor:
         """weight [out, in] float -> keep mask [out, in] bool that preserves most of its sum of squares."""
+
+    @abstractmethod
+    def legal_blocks(self, values: Tensor) -> int | None:
+        """How many blocks of values [out, in] have the zeros that the pattern demands; None if it has no blocks."""
 
     @abstractmethod
     def check(self, values: Tensor, where: str) -> None:

@@ -122,6 +122,13 @@ class BlockPattern(Pattern):
     def zeros_fixed(self) -> bool:
         return self.prunes
 
+    @property
+    def permutable(self) -> bool:
+        return self.prunes
+
+    def check_groups(self, size: int, scheme: str, where: str) -> None:
+        return
+
     def kept_groups(self, shape: tuple[int, int], size: int) -> int:
         return shape[0] * shape[1] // size
 

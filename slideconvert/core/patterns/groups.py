@@ -89,6 +89,10 @@ class GroupPattern(Pattern):
         return False
 
     @property
+    def permutable(self) -> bool:
+        return False
+
+    @property
     def ideal_speedup(self) -> None:
         return None
 
@@ -120,6 +124,16 @@ class GroupPattern(Pattern):
                 f"{where}: {self} leaves {self.kept(shape)} groups for {rows} rows of {self.units(columns)}, some "
                 "with none",
                 hint="lower the sparsity or the group size",
+            )
+
+    def legal_blocks(self, values: Tensor) -> None:
+        return None
+
+    def check_groups(self, size: int, scheme: str, where: str) -> None:
+        if size != self.size:
+            raise InputError(
+                f"{where}: groups of {self.size} are pruned, those of {scheme} have {size} weights",
+                hint=f"use a group size of {size}",
             )
 
     def kept_groups(self, shape: tuple[int, int], size: int) -> int:

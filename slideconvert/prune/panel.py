@@ -1,7 +1,7 @@
-"""A block of columns of the sweep: each pruned or rounded in turn, those behind it in the block make up for it.
+"""A panel of columns of the sweep: each pruned or rounded in turn, those behind it in the panel make up for it.
 
 These are some ten small operations a column. A GPU carries them out faster than they can be started one by one, so
-there they are recorded once as a CUDA graph and replayed block after block.
+there they are recorded once as a CUDA graph and replayed panel after panel.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..core.schemes import Scheme
 
 
 @dataclass(frozen=True)
-class Block:
+class Panel:
     """Columns of a weight with N rows, one tensor row each, and what becomes of them. All written in place.
 
     values [columns, N] float32: the weights, with what they made up for. kept [columns, N] float32: 1 where they
@@ -34,42 +34,42 @@ class Block:
     scale: Tensor
     zero: Tensor
 
-    def copy_(self, other: Block, *names: str) -> None:
+    def copy_(self, other: Panel, *names: str) -> None:
         """Take over another's contents, of the same shapes: all, or what is named."""
         for name in names or vars(self):
             getattr(self, name).copy_(getattr(other, name))
 
 
-def prune_block(block: Block, choose: BlockPattern | None, scheme: Scheme | None) -> None:
-    """Fill `made` and `errors`. choose: decide `kept` on the way, group after group. scheme: round to codes."""
-    values, kept, errors, corner = block.values, block.kept, block.errors, block.corner
+def prune_panel(panel: Panel, choose: BlockPattern | None, scheme: Scheme | None) -> None:
+    """Fill `made` and `errors`. choose: decide `kept` on the way, block after block. scheme: round to codes."""
+    values, kept, errors, corner = panel.values, panel.kept, panel.errors, panel.corner
     diagonal = corner.diagonal()[:, None]
     for column in range(len(values)):
         if choose and choose.prunes and column % choose.block == 0:
-            group = slice(column, min(column + choose.block, len(values)))
-            score = (values[group] / diagonal[group]).square_()
-            kept[group] = choose.select(score.T.contiguous()).T
+            block = slice(column, min(column + choose.block, len(values)))
+            score = (values[block] / diagonal[block]).square_()
+            kept[block] = choose.select(score.T.contiguous()).T
         now = values[column]
         if scheme is None:
             rounded = now * kept[column] + 0
-            block.made[column].copy_(rounded)
+            panel.made[column].copy_(rounded)
         else:
-            scale = block.scale[column]
-            block.made[column].copy_(scheme.to_codes(now * kept[column] / scale, block.zero[column]))
-            rounded = block.made[column].float() * scale
+            scale = panel.scale[column]
+            panel.made[column].copy_(scheme.to_codes(now * kept[column] / scale, panel.zero[column]))
+            rounded = panel.made[column].float() * scale
         torch.div(now - rounded, diagonal[column], out=errors[column])
         values[column + 1 :].addr_(corner[column, column + 1 :], errors[column], alpha=-1)
 
 
 class Replay:
-    """prune_block for blocks of one shape on a GPU: recorded once, replayed with other contents."""
+    """prune_panel for panels of one shape on a GPU: recorded once, replayed with other contents."""
 
     def __init__(
         self, shape: tuple[int, int], choose: BlockPattern | None, scheme: Scheme | None, device: torch.device
     ) -> None:
         columns = shape[0]
         dtype = scheme.torch_dtype if scheme else torch.float32
-        self._block = Block(
+        self._panel = Panel(
             values=torch.zeros(shape, device=device),
             kept=torch.ones(shape, device=device),
             made=torch.zeros(shape, dtype=dtype, device=device),
@@ -82,19 +82,19 @@ class Replay:
         stream = torch.cuda.Stream(device)
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
-            prune_block(self._block, choose, scheme)  # once as it is: what initializes itself must not be recorded
+            prune_panel(self._panel, choose, scheme)  # once as it is: what initializes itself must not be recorded
             self._graph.capture_begin(capture_error_mode="thread_local")
-            prune_block(self._block, choose, scheme)
+            prune_panel(self._panel, choose, scheme)
             self._graph.capture_end()
         torch.cuda.current_stream(device).wait_stream(stream)
 
-    def __call__(self, block: Block) -> None:
-        self._block.copy_(block)
+    def __call__(self, panel: Panel) -> None:
+        self._panel.copy_(panel)
         self._graph.replay()
-        block.copy_(self._block, "kept", "made", "errors")  # nobody reads the rest
+        panel.copy_(self._panel, "kept", "made", "errors")  # nobody reads the rest
 
 
 @lru_cache(maxsize=32)
 def replay(shape: tuple[int, int], choose: BlockPattern | None, scheme: Scheme | None, device: torch.device) -> Replay:
-    """The recording for blocks [columns, N] = shape; the layers of a model have but a few shapes."""
+    """The recording for panels [columns, N] = shape; the layers of a model have but a few shapes."""
     return Replay(shape, choose, scheme, device)

@@ -1,0 +1,146 @@
+"""Calibrated methods that make up for what they prune and round: hessian, gptq, obs, alps and gqsa.
+
+obs, alps and gqsa share four steps and differ in how they find the mask:
+
+    1. target W*        aim at the dense model's outputs although the inputs have moved (asymmetric_target)
+    2. mask             the SparseGPT sweep on W* (obs), or ADMM for all columns at once (alps, gqsa)
+    3. refit            conjugate gradients on the survivors, stopped where held-out tokens say so
+    4. rounding         the GPTQ sweep on the fixed mask, columns of largest input first
+
+At a least squares solution the loss of any Q on the mask is a constant plus its distance to that solution, so
+rounding may aim at the refitted weights alone (step 4 needs no data but the Gram matrix).
+
+Ternary weights are rounded to -1, 0, 1 times their own scale, and then improved by coordinate descent (descent.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.patterns import BlockPattern, GroupPattern, Pattern
+from ..core.quantize import Grid, QuantizedWeight, Weight
+from ..core.schemes import Scheme
+from ..core.select import apply_mask
+from .alps import alps_mask
+from .descent import descend
+from .problem import Problem, Solved
+from .refit import asymmetric_target, refit, steps_to_take
+from .sweep import Damped, block_order, column_order, damp, sweep
+
+STEPS = 12
+"""Most steps of the refit; the held-out tokens usually stop it earlier."""
+STRENGTH = 0.5
+"""Share of the way to the exact asymmetric target."""
+
+FindMask = Callable[[Tensor, Damped], tuple[Tensor, Tensor]]
+"""Target [N, K] float32 and Gram matrix -> keep mask [N, K] bool, and the weights [N, K] where the refit starts."""
+
+
+@dataclass(frozen=True)
+class Refitted:
+    """A mask and its survivors, before rounding. source, target, weight [N, K] float32: without dead inputs, what to
+    aim at, and the survivors. keep [N, K] bool."""
+
+    source: Tensor
+    weight: Tensor
+    target: Tensor
+    keep: Tensor
+    damped: Damped
+    notes: tuple[str, ...]
+
+
+def hessian(problem: Problem[BlockPattern]) -> Solved:
+    """SparseGPT, joint with rounding in one sweep."""
+    damped, weight = prepared(problem)
+    grid = problem.scheme.grid(weight) if problem.scheme.quantized else None
+    order = block_order(weight, damped, problem.pattern)
+    made, _ = sweep(weight, damped.gram, order, choose=problem.pattern, grid=grid)
+    return Solved(made, damped.notes)
+
+
+def gptq(problem: Problem[Pattern]) -> Solved:
+    """Quantization alone: the sweep with the mask that the weight has already."""
+    damped, weight = prepared(problem)
+    return Solved(on_mask(weight, weight != 0, damped, problem.scheme), damped.notes)
+
+
+def obs(problem: Problem[BlockPattern]) -> Solved:
+    """The four steps with the mask of the sweep."""
+
+    def swept(target: Tensor, damped: Damped) -> tuple[Tensor, Tensor]:
+        order = block_order(target, damped, problem.pattern)
+        start, keep = sweep(target, damped.gram, order, choose=problem.pattern)
+        assert isinstance(start, Tensor)
+        return keep, start
+
+    return _rounded_to_blocks(problem, swept)
+
+
+def alps(problem: Problem[BlockPattern]) -> Solved:
+    """The four steps with the mask of ADMM."""
+    return _rounded_to_blocks(problem, _admm(problem.pattern))
+
+
+def gqsa(problem: Problem[GroupPattern]) -> Solved:
+    """The four steps with the mask of ADMM, of whole groups."""
+    fitted = _refitted(problem, _admm(problem.pattern))
+    return Solved(on_mask(fitted.weight, fitted.keep, fitted.damped, problem.scheme), fitted.notes)
+
+
+def on_mask(weight: Tensor, keep: Tensor, damped: Damped, scheme: Scheme, grid: Grid | None = None) -> Weight:
+    """Round weight [N, K] float32 to the scheme, zeros off the mask staying exactly zero.
+
+    grid: of the codes, if it is known; else the one that the kept weights span.
+    """
+    if not scheme.quantized:
+        return apply_mask(weight, keep)
+    made, _ = sweep(weight, damped.gram, column_order(damped), keep=keep, grid=grid or scheme.grid(weight * keep))
+    return made
+
+
+def prepared(problem: Problem[Pattern]) -> tuple[Damped, Tensor]:
+    """The Gram matrix made safe to invert, and the weight without what meets dead inputs."""
+    damped = damp(problem.statistics.whole.gram)
+    return damped, torch.where(damped.dead, torch.zeros_like(problem.weight), problem.weight)
+
+
+def _admm(pattern: Pattern) -> FindMask:
+    def find(target: Tensor, damped: Damped) -> tuple[Tensor, Tensor]:
+        keep = alps_mask(target, damped.gram, pattern)
+        return keep, target * keep
+
+    return find
+
+
+def _refitted(problem: Problem[Any], find_mask: FindMask) -> Refitted:
+    """Steps 1 to 3."""
+    statistics = problem.statistics
+    damped, weight = prepared(problem)
+    target, cross = weight, statistics.whole.cross
+    if cross is not None:
+        target = asymmetric_target(weight, damped, cross, STRENGTH)
+    keep, start = find_mask(target, damped) if problem.pattern.prunes else (weight != 0, target)
+    steps, notes = STEPS, damped.notes
+    if statistics.held is not None:
+        fitted_only = damp(statistics.gram)
+        steps = steps_to_take(weight, target, start, keep, fitted_only.gram, statistics.held, STEPS)
+        notes = tuple(dict.fromkeys((*notes, *fitted_only.notes)))
+    return Refitted(weight, refit(target, start, keep, damped.gram, steps), target, keep, damped, notes)
+
+
+def _rounded_to_blocks(problem: Problem[BlockPattern], find_mask: FindMask) -> Solved:
+    """All steps; ternary codes are improved once they are found."""
+    scheme, fitted = problem.scheme, _refitted(problem, find_mask)
+    if not scheme.ternary:
+        return Solved(on_mask(fitted.weight, fitted.keep, fitted.damped, scheme), fitted.notes)
+    rounded = on_mask(fitted.weight, fitted.keep, fitted.damped, scheme, scheme.grid(fitted.source))
+    assert isinstance(rounded, QuantizedWeight)
+    codes, scale = descend(
+        rounded.codes.float(), rounded.scale, fitted.target, fitted.damped.gram, problem.pattern, problem.latent
+    )
+    return Solved(QuantizedWeight(scheme.to_codes(codes), scale, scheme), fitted.notes)
