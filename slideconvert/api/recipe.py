@@ -7,6 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import InputError, pick
+from ..formats.base import DENSE
+from ..formats.registry import usual_layout
+from ..formats.slide import Slide
 from ..plan.linear_config import LINEAR_FIELDS, LinearConfig, describe_config, parse_linear_config
 from ..plan.presets import parse_preset
 from ..plan.recipe import EPOCHS, Recipe, load_recipe, parse_recipe
@@ -57,7 +60,7 @@ def sparsify_recipe(options: SparsifyOptions) -> Recipe:
     """The recipe of `sparsify`: whatever the numbers, they stay."""
     if options.method:
         pick(options.method, [name for name, method in METHODS.items() if method.prunes], "pruning method")
-    return replace(recipe_of(options, defaults=({"pattern": "2:8"}, {"sparsity": 0.5})), layout="dense")
+    return replace(recipe_of(options, defaults=({"pattern": "2:8"}, {"sparsity": 0.5})), layout=DENSE)
 
 
 def quantize_recipe(options: QuantizeOptions) -> Recipe:
@@ -75,12 +78,12 @@ def quantize_recipe(options: QuantizeOptions) -> Recipe:
     if config.scheme and not config.scheme.quantized:
         raise InputError(f"scheme {config.scheme.name} does not quantize", hint="use int8, fp8 or w4a16")
     calibration = parse_recipe({"calibration": calibration_fields(options)}, "options").calibration
-    return Recipe(config, layout="dense", calibration=calibration)
+    return Recipe(config, layout=DENSE, calibration=calibration)
 
 
 def slide_recipe(options: PatternOptions) -> Recipe:
     """The recipe of `slide`: the weights stay, in the slide layout."""
-    return Recipe(parse_linear_config(pattern=options.pattern), layout="slide")
+    return Recipe(parse_linear_config(pattern=options.pattern), layout=Slide.layout)
 
 
 def calibration_fields(options: Options) -> dict[str, str]:
@@ -111,9 +114,5 @@ def _compatible(config: LinearConfig, explicit: LinearConfig) -> dict[str, Any]:
 
 
 def _usual_layout(configs: Sequence[LinearConfig]) -> str:
-    """The layout that kernels of the chosen schemes read."""
-    slid = any(config.scheme.quantized and not config.scheme.grouped for config in configs if config.scheme)
-    grouped = any(config.scheme.grouped for config in configs if config.scheme)
-    if slid:
-        return "slide"
-    return "gqs" if grouped and any(config.takes_groups for config in configs) else "dense"
+    schemes = [config.scheme for config in configs if config.scheme]
+    return usual_layout(schemes, whole_groups=any(config.takes_groups for config in configs))

@@ -34,11 +34,11 @@ class Format(ABC):
     layout: ClassVar[str] = DENSE
     """The layout of the checkpoints in which linears are stored in this format."""
     takes: ClassVar[str] = ""
-    """What the format stores, in words; empty for the dense formats, which store everything."""
+    """Which weights the layout is for, in words; empty for dense formats."""
+    description: ClassVar[str] = ""
+    """What the layout looks like, in words; empty for dense formats, which stock loaders know."""
     slid: ClassVar[bool] = False
     """Whether columns are re-laid into windows."""
-    rows_independent: bool = True
-    """Whether some rows of every tensor decode to the same rows of the weight."""
     canonical: ClassVar[bool] = False
     """Whether a weight has exactly one encoding, so that encoding it again must give the bytes that were read."""
     checks_pattern: ClassVar[bool] = False
@@ -73,8 +73,8 @@ class Format(ABC):
 
     @abstractmethod
     def decode(self, stored: StoredLinear, tensors: Mapping[str, Tensor], where: str) -> Weight:
-        """The weight from its tensors by name, or some rows of it from the same rows of each of them if
-        `rows_independent`. InputError for damage, with `where`."""
+        """The weight from its tensors by name. Where scheme and pattern let rows be independent, the same rows of every
+        tensor give these rows of the weight. InputError for damage, with `where`."""
 
     def ct_format(self, scheme: Scheme) -> str:
         """The compressed-tensors format of a quantized linear."""

@@ -27,7 +27,6 @@ class TernaryFloats(Floats):
 
     def __init__(self, coding: str) -> None:
         self.coding = coding
-        self.rows_independent = coding == FLOATS  # latent weights have one scale for the whole tensor
 
     def stores(self, scheme: Scheme, *, whole_groups: bool) -> bool:
         return self.coding == FLOATS and scheme.ternary and not scheme.quantized
@@ -41,8 +40,6 @@ class TernaryFloats(Floats):
 
 class TernaryPacked(Floats):
     """Four codes a byte, and one scale for the whole tensor."""
-
-    rows_independent = False
 
     def __init__(self, coding: str) -> None:
         self.coding = coding

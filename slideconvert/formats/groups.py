@@ -39,7 +39,6 @@ def group_spec(shape: tuple[int, int], scheme: Scheme, pattern: Pattern) -> Grou
 class GroupCodes(Format):
     """What both layouts have in common."""
 
-    rows_independent = False
     canonical: ClassVar[bool] = True
     asymmetric: ClassVar[bool] = True
 
@@ -105,6 +104,7 @@ class Gqs(GroupCodes):
 
     layout: ClassVar[str] = "gqs"
     takes: ClassVar[str] = "w4a16, w4a8 and w8a16 weights that lost whole groups"
+    description: ClassVar[str] = "block sparse rows, which store only the groups that were not pruned"
 
     def stores(self, scheme: Scheme, *, whole_groups: bool) -> bool:
         return scheme.grouped and whole_groups

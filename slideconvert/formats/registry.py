@@ -5,6 +5,8 @@ To add a format: a subclass of Format in a module of this package, and its place
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from ..checkpoint.reader import Checkpoint
 from ..core.patterns import Pattern
 from ..core.schemes import Scheme
@@ -41,6 +43,13 @@ def format_for(layout: str, scheme: Scheme, pattern: Pattern) -> Format:
     one."""
     able = [form for form in FORMATS if form.stores(scheme, whole_groups=pattern.whole_groups)]
     return next(form for wanted in (layout, DENSE) for form in able if form.layout == wanted)
+
+
+def usual_layout(schemes: Iterable[Scheme], *, whole_groups: bool) -> str:
+    """The layout that kernels of these schemes read. whole_groups: whether some pattern zeroes whole groups."""
+    known = list(schemes)
+    own = (form for form in OWN.values() if any(form.stores(scheme, whole_groups=whole_groups) for scheme in known))
+    return next((form.layout for form in own), DENSE)
 
 
 def describe(checkpoint: Checkpoint, name: str, declared: Declared | None, *, coding: str | None) -> StoredLinear:

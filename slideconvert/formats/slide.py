@@ -28,6 +28,7 @@ class Slide(Format):
 
     layout: ClassVar[str] = "slide"
     takes: ClassVar[str] = "int8 and fp8 weights"
+    description: ClassVar[str] = "overlapping 2:4 windows for sparse tensor cores"
     slid: ClassVar[bool] = True
     canonical: ClassVar[bool] = True
     checks_pattern: ClassVar[bool] = True

@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Collection
 
 from ..core.schemes import SCHEMES
+from ..formats.registry import OWN
 
 TRANSFORMERS = """\
 ```python
@@ -77,11 +78,6 @@ slideconvert relayout CKPT OUT --layout dense
 ```
 """
 
-DESCRIPTIONS = {
-    "slide": "overlapping 2:4 windows for sparse tensor cores",
-    "gqs": "block sparse rows, which store only the groups that were not pruned",
-}
-
 CHECK = """\
 To check a copy:
 
@@ -99,9 +95,9 @@ def how_to_load(
     by_groups: whether some linears have a group pattern. repo: the Hub id, or None; branch: None for main.
     """
     grouped = [name for name in schemes if SCHEMES[name].grouped]
-    packed = {"slide": len(grouped) < len(schemes), "gqs": bool(grouped) and by_groups}
-    if packed.get(layout):
-        text = PACKED.replace("LAYOUT", layout).replace("DESCRIPTION", DESCRIPTIONS[layout])
+    own = OWN.get(layout)
+    if own and any(own.stores(SCHEMES[name], whole_groups=by_groups) for name in schemes):
+        text = PACKED.replace("LAYOUT", layout).replace("DESCRIPTION", own.description)
     else:
         text = DENSE + DENSE_QUANTIZED * (len(grouped) < len(schemes)) + DENSE_GROUPS * bool(grouped)
     return _named(text, repo, branch)
