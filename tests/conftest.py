@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import pytest
 import torch
+import transformers.utils
 
 from slideconvert.cli import main
-from tests.helpers import pico
+from tests.helpers import demo, pico
 
 
 class Outcome(NamedTuple):
@@ -33,6 +34,12 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def without_sklearn() -> None:
+    """transformers imports it with the first model, for speculative decoding: seconds in every process."""
+    transformers.utils.is_sklearn_available = lambda: False
+
+
 @pytest.fixture
 def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
     """Run a slideconvert command in this process: cli("convert", source, out) -> Outcome."""
@@ -51,3 +58,9 @@ def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> C
 def source(tmp_path: Path) -> Path:
     """A fresh pico model in one file."""
     return pico.write(tmp_path / "source")
+
+
+@pytest.fixture(scope="session")
+def short_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo model, which is trained, cut to two layers; not to be changed."""
+    return demo.short_demo(tmp_path_factory.mktemp("demo") / "short")

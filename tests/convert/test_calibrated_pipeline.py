@@ -241,12 +241,12 @@ QUALITY: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("case", QUALITY)
-def test_quality_goes_with_every_choice(cli: Cli, tmp_path: Path, brief: None, case: str) -> None:
+def test_quality_goes_with_every_choice(cli: Cli, tmp_path: Path, short_demo: Path, brief: None, case: str) -> None:
     """On the demo model, where training helps, so that weights do move."""
     rules = QUALITY[case]
-    plan = plan_for(DEMO, DEMO_TEXT / "calibration.jsonl", 32, 32, preset="quality", pattern="2:4", **rules)
+    plan = plan_for(short_demo, DEMO_TEXT / "calibration.jsonl", 32, 32, preset="quality", pattern="2:4", **rules)
     convert(plan, tmp_path / "out")
-    assert cli("verify", tmp_path / "out", "--source", DEMO, "-q").code == 0
+    assert cli("verify", tmp_path / "out", "--source", short_demo, "-q").code == 0
 
 
 def test_quality_trains_codes_of_others_pruned_by_magnitude(cli: Cli, tmp_path: Path, text: Path, brief: None) -> None:

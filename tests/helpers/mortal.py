@@ -94,6 +94,7 @@ def _run(where: str, after: int, words: list[str]) -> None:
 
 
 def _main() -> None:
+    sys.modules["sklearn"] = None  # transformers would import it, for seconds
     for module in ("torch._dynamo", "transformers.models.qwen2.modeling_qwen2"):  # or every child would import them
         importlib.import_module(module)
     torch.set_num_threads(1)

@@ -15,7 +15,7 @@ from slideconvert.plan.recipe import load_recipe
 from slideconvert.runtime.slidesparse_record import CODE_FILES
 from tests.conftest import MAGNITUDE, Cli
 from tests.helpers import pico
-from tests.helpers.demo import DEMO, TEXT
+from tests.helpers.demo import TEXT
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "slideconvert"
@@ -167,14 +167,14 @@ def test_only_the_command_line_prints_or_exits() -> None:
 
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
-def test_recipes_are_short_documented_and_work(cli: Cli, tmp_path: Path, recipe: Path) -> None:
+def test_recipes_are_short_documented_and_work(cli: Cli, tmp_path: Path, short_demo: Path, recipe: Path) -> None:
     assert len(recipe.read_text().splitlines()) <= 20
     assert recipe.name in (ROOT / "recipes" / "README.md").read_text()
     words: tuple[object, ...] = ()
     if load_recipe(recipe).calibrates:
         words = ("--calibration", TEXT.with_name("calibration.jsonl"), "--samples", "8", "--length", "64")
-    assert cli("convert", DEMO, tmp_path / "out", "--recipe", recipe, *words).code == 0
-    assert cli("verify", tmp_path / "out", "--source", DEMO).code == 0
+    assert cli("convert", short_demo, tmp_path / "out", "--recipe", recipe, *words).code == 0
+    assert cli("verify", tmp_path / "out", "--source", short_demo).code == 0
 
 
 def test_readme_shows_every_command_in_250_lines() -> None:

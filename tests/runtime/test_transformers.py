@@ -266,6 +266,7 @@ def test_who_asks_for_the_stock_quantizer_gets_it_in_the_dense_layout(tmp_path: 
 
 ORDER = """
 import sys
+sys.modules["sklearn"] = None  # transformers would import it, for seconds
 {first}
 import slideconvert
 assert {light} or not {{"torch", "transformers"}} & sys.modules.keys()

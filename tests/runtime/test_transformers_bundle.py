@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,7 @@ from tests.helpers.serving import LAYOUTS, QWEN2, TOKENS, checkpoint, edit_confi
 
 WITHOUT_US = """
 import sys
+sys.modules["sklearn"] = None  # transformers would import it, for seconds
 
 class Absent:
     def find_spec(self, name, path=None, target=None):
@@ -60,15 +62,8 @@ NOT_BUNDLED = ("test_", "bench_")
 LAST = "\nassert not {'slideconvert', 'compressed_tensors'} & sys.modules.keys()\n"
 
 
-class Finished(NamedTuple):
-    """What such a Python left: what it saved, and what it said."""
-
-    results: dict[str, Any]
-    err: str
-
-
-def without_us(folder: Path, script: str, **environment: str) -> Finished:
-    """Run a script that fills a dict `results`, in `folder`, with an empty cache of code there."""
+def without_us(folder: Path, script: str, **environment: str) -> dict[str, Any]:
+    """Run a script that fills a dict `results`, in `folder` with the cache of code there, and return them."""
     torch.save(TOKENS, folder / "tokens.pt")
     code = f"{WITHOUT_US}results = {{}}\n{script}{LAST}torch.save(results, 'results.pt')\n"
     clean = {name: word for name, word in os.environ.items() if not name.startswith(("HF_", "PYTHON"))}
@@ -82,7 +77,8 @@ def without_us(folder: Path, script: str, **environment: str) -> Finished:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return Finished(torch.load(folder / "results.pt"), done.stderr)
+    results: dict[str, Any] = torch.load(folder / "results.pt")
+    return results
 
 
 LOCAL = """
@@ -98,30 +94,12 @@ results["untrusted"] = type(AutoModelForCausalLM.from_pretrained("slide/source")
 """
 
 
-def test_both_layouts_from_a_folder(tmp_path: Path) -> None:
-    made = {layout: checkpoint(tmp_path / layout, "mixed", layout, biases=True) for layout in LAYOUTS}
-    before = {layout: pico.files(folder) for layout, folder in made.items()}
-    results = without_us(tmp_path, LOCAL).results
-    for layout, folder in made.items():
-        ours = load_model(Checkpoint.open(folder))
-        found, modules, kind = results[layout]
-        assert torch.equal(found, logits(ours))
-        assert len(modules) == 1 and modules[0].startswith("transformers_modules.out.") and ".kernels_" in modules[0]
-        assert kind == "transformers.models.qwen2.modeling_qwen2"
-        assert torch.equal(results[f"{layout} generates"][:, : TOKENS.shape[1] + 1][:, -1], found[:, -1].argmax(-1))
-        assert pico.files(folder) == before[layout]  # nothing was written there, no __pycache__ either
-        assert pico.read(tmp_path / layout / "again").keys() == pico.read(folder).keys()
-    # Trusting one checkpoint changes nothing for the others of its architecture.
-    assert results["bare"] == results["plain"] == "Linear"
-    assert results["untrusted"].startswith("transformers.")
-
-
 REFUSALS = """
 from pathlib import Path
 import json, shutil
 
 def spoiled(name, change):
-    shutil.copytree("out", name)
+    shutil.copytree("slide/out", name)
     change(Path(name))
     results[name] = refusal(name)
 
@@ -143,14 +121,68 @@ spoiled("more", lambda folder: (folder / "kernels/evil.py").write_text(evil))
 spoiled("hashless", lambda folder: rewrite(folder, no_hashes))
 spoiled("outside", lambda folder: rewrite(folder, outside))
 from transformers import BitsAndBytesConfig
-results["twice"] = refusal("out", quantization_config=BitsAndBytesConfig(load_in_8bit=True))
-load("out")
+results["twice"] = refusal("slide/out", quantization_config=BitsAndBytesConfig(load_in_8bit=True))
+load("slide/out")
 """
 
 
-def test_changed_code_is_not_run(tmp_path: Path) -> None:
-    checkpoint(tmp_path)
-    results = without_us(tmp_path, REFUSALS).results
+HUB = """
+results["hub"] = logits(load("org/slide"))
+results["branch"] = logits(load("org/slide", revision="other"))
+results["hub changed"] = refusal("org/spoiled")
+results["hub outside"] = refusal("org/outside")
+"""
+
+
+class Alone(NamedTuple):
+    """One such Python, which runs all of the scripts above because it takes seconds to start."""
+
+    folder: Path
+    made: dict[str, Path]
+    before: dict[str, dict[str, bytes]]
+    """The files of what was made, before it was loaded."""
+    results: dict[str, Any]
+    commit: str
+    asked: list[str]
+    """Where the Hub was asked for one of the kernel files."""
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Alone:
+    folder = tmp_path_factory.mktemp("alone")
+    made = {layout: checkpoint(folder / layout, "mixed", layout, biases=True) for layout in LAYOUTS}
+    before = {layout: pico.files(made[layout]) for layout in LAYOUTS}
+    files = before["slide"]
+    older = {name: data.replace(b'"eos_token_id": 1', b'"eos_token_id": 2') for name, data in files.items()}
+    outside = files["config.json"].replace(b'"kernels/linear.py"', b'"kernels/../../linear.py"')
+    with HubServer() as hub:
+        hub.add_repo("org/slide", files)
+        commit = hub.add_repo("org/slide", older, branch="other")
+        hub.add_repo("org/spoiled", {**files, FIRST: EVIL})
+        hub.add_repo("org/outside", {**files, "config.json": outside})
+        results = without_us(folder, LOCAL + REFUSALS + HUB, HF_ENDPOINT=hub.url)
+        asked = [request.path for request in hub.requests if request.path.endswith("kernels/linear.py")]
+    return Alone(folder, made, before, results, commit, asked)
+
+
+def test_both_layouts_from_a_folder(alone: Alone) -> None:
+    results = alone.results
+    for layout, folder in alone.made.items():
+        ours = load_model(Checkpoint.open(folder))
+        found, modules, kind = results[layout]
+        assert torch.equal(found, logits(ours))
+        assert len(modules) == 1 and modules[0].startswith("transformers_modules.out.") and ".kernels_" in modules[0]
+        assert kind == "transformers.models.qwen2.modeling_qwen2"
+        assert torch.equal(results[f"{layout} generates"][:, : TOKENS.shape[1] + 1][:, -1], found[:, -1].argmax(-1))
+        assert pico.files(folder) == alone.before[layout]  # nothing was written there, no __pycache__ either
+        assert pico.read(alone.folder / layout / "again").keys() == pico.read(folder).keys()
+    # Trusting one checkpoint changes nothing for the others of its architecture.
+    assert results["bare"] == results["plain"] == "Linear"
+    assert results["untrusted"].startswith("transformers.")
+
+
+def test_changed_code_is_not_run(alone: Alone) -> None:
+    results = alone.results
     assert "changed: kernels/backends/choose.py: sha256 differs" in results["changed"]
     assert "missing: kernels/windows.py: file is missing" in results["missing"]
     assert "more: kernels/evil.py: code that the record does not list" in results["more"]
@@ -160,47 +192,31 @@ def test_changed_code_is_not_run(tmp_path: Path) -> None:
     assert all("\n" not in said for said in results.values() if isinstance(said, str))
 
 
-def test_changed_code_in_the_cache_is_replaced(tmp_path: Path) -> None:
-    out = checkpoint(tmp_path)
-    without_us(tmp_path, "load('out')")
-    (cached,) = (tmp_path / "home").rglob("kernels_*/backends/choose.py")
-    cached.write_bytes(EVIL)
-    results = without_us(tmp_path, "results['logits'] = logits(load('out'))").results
-    assert torch.equal(results["logits"], logits(load_model(Checkpoint.open(out))))
-    assert cached.read_bytes() == (out / FIRST).read_bytes()
-
-
-HUB = """
-results["logits"] = logits(load("org/slide"))
-results["branch"] = logits(load("org/slide", revision="other"))
-results["refused"] = refusal("org/spoiled")
-results["outside"] = refusal("org/outside")
-"""
-
-
-def test_from_the_hub(tmp_path: Path) -> None:
+def test_from_the_hub(alone: Alone) -> None:
     """The code comes from the same commit as config.json; a changed file there is refused."""
-    out = checkpoint(tmp_path)
-    files = pico.files(out)
-    older = {name: data.replace(b'"eos_token_id": 1', b'"eos_token_id": 2') for name, data in files.items()}
-    with HubServer() as hub:
-        hub.add_repo("org/slide", files)
-        commit = hub.add_repo("org/slide", older, branch="other")
-        hub.add_repo("org/spoiled", {**files, FIRST: EVIL})
-        outside = files["config.json"].replace(b'"kernels/linear.py"', b'"kernels/../../linear.py"')
-        hub.add_repo("org/outside", {**files, "config.json": outside})
-        results = without_us(tmp_path, HUB, HF_ENDPOINT=hub.url).results
-        asked = [request.path for request in hub.requests if request.path.endswith("kernels/linear.py")]
-    expected = logits(load_model(Checkpoint.open(out)))
-    assert torch.equal(results["logits"], expected) and torch.equal(results["branch"], expected)
-    assert "org/spoiled: kernels/backends/choose.py: sha256 differs" in results["refused"]
-    assert "org/outside: kernels/../../linear.py: no place" in results["outside"]
-    assert f"/org/slide/resolve/{commit}/kernels/linear.py" in asked
-    assert not [path for path in asked if "/main/" in path or "/other/" in path]
+    results, expected = alone.results, logits(load_model(Checkpoint.open(alone.made["slide"])))
+    assert torch.equal(results["hub"], expected) and torch.equal(results["branch"], expected)
+    assert "org/spoiled: kernels/backends/choose.py: sha256 differs" in results["hub changed"]
+    assert "org/outside: kernels/../../linear.py: no place" in results["hub outside"]
+    assert f"/org/slide/resolve/{alone.commit}/kernels/linear.py" in alone.asked
+    assert not [path for path in alone.asked if "/main/" in path or "/other/" in path]
+
+
+def test_changed_code_in_the_cache_is_replaced(alone: Alone, tmp_path: Path) -> None:
+    """The cache of the Python before, all of it spoiled, in another one."""
+    shutil.copytree(alone.folder / "home", tmp_path / "home")
+    out = shutil.copytree(alone.made["slide"], tmp_path / "out")
+    cached = list((tmp_path / "home").rglob("kernels_*/backends/choose.py"))
+    for path in cached:
+        path.write_bytes(EVIL)
+    results = without_us(tmp_path, "results['logits'] = logits(load('out'))")
+    assert torch.equal(results["logits"], logits(load_model(Checkpoint.open(out))))
+    assert [path.read_bytes() for path in cached if path.read_bytes() != EVIL] == [(out / FIRST).read_bytes()]
 
 
 INSTALLED = """
-import slideconvert, torch
+import slideconvert, sys, torch
+sys.modules["sklearn"] = None  # transformers would import it, for seconds
 from transformers import AutoModelForCausalLM
 tokens = torch.load("tokens.pt")
 def run(name, **words):

@@ -191,7 +191,7 @@ for name in ("gqs", "dense", "mixed"):
 def test_it_runs_without_slideconvert(tmp_path: Path) -> None:
     made = {layout: grouped(tmp_path / layout, layout=layout, biases=True) for layout in ("gqs", "dense")}
     made["mixed"] = grouped(tmp_path / "mixed", "mixed", "gqs")
-    results = without_us(tmp_path, BUNDLED).results
+    results = without_us(tmp_path, BUNDLED)
     for name, out in made.items():
         found, kinds = results[name]
         assert torch.equal(found, logits(load_model(Checkpoint.open(out))))

@@ -33,7 +33,7 @@ from slideconvert.prune import magnitude
 from slideconvert.recover.trainable import SurvivorLinear, make_trainable
 from slideconvert.recover.training import Curve, Schedule, train
 from tests.helpers import pico
-from tests.helpers.calibrated import DEMO, DEMO_TEXT, STAGES, numbers, plan_for, quality, write_model, write_text
+from tests.helpers.calibrated import DEMO_TEXT, STAGES, numbers, plan_for, quality, write_model, write_text
 from tests.helpers.matrices import UNGROUPED
 
 
@@ -383,11 +383,13 @@ def test_the_published_model_has_the_loss_that_was_told(
     assert moved - {""} == {f"{place}.weight" for places in STAGES for place in places} | biases
 
 
-def test_both_passes_train_survivors_only_and_change_nothing_else(tmp_path: Path, brief: None) -> None:
+def test_both_passes_train_survivors_only_and_change_nothing_else(
+    tmp_path: Path, short_demo: Path, brief: None
+) -> None:
     """On the demo model, where training helps in every part."""
     text = DEMO_TEXT / "calibration.jsonl"
     plain, trained = (
-        both_passes(plan_for(DEMO, text, 64, 64, preset=preset, pattern="2:4"), tmp_path / preset)
+        both_passes(plan_for(short_demo, text, 64, 64, preset=preset, pattern="2:4"), tmp_path / preset)
         for preset in ("balanced", "quality")
     )
     for place, weight in plain[0].weights.items():
