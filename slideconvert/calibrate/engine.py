@@ -32,6 +32,7 @@ from ..prune import METHODS, Problem
 from ..prune.direct import compress_directly
 from ..prune.statistics import Statistics
 from ..recover.block import recover_block
+from ..recover.trainable import Compressed
 from ..recover.training import Curve, Schedule
 from .stream import Runs, Stream
 
@@ -214,14 +215,12 @@ def recover(
     latent = {submodule: _latent(plans[submodule], stream, result) for submodule in result.weights}
     result.weights, result.curve = recover_block(
         stream.layer,
-        result.weights,
-        latent,
+        Compressed(result.weights, latent, {submodule for submodule, plan in plans.items() if plan.zeros_stay}),
         stream.lane.hidden.windows,
         dense.hidden.windows,
         stream.fitted,
         stream.held,
         schedule,
-        {submodule for submodule, plan in plans.items() if plan.zeros_stay},
     )
     stream.lane.enter(stream.decoder.layer(stream.number))
     fold(stream.layer.module, result.permutations, stream.decoder.free)

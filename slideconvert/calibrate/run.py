@@ -22,7 +22,8 @@ from ..plan.plan import Plan
 from ..plan.presets import KL, Recovery
 from ..progress import Progress
 from ..recover import end_to_end
-from ..recover.training import Curve, Schedule
+from ..recover.trainable import Compressed
+from ..recover.training import Curve, Schedule, TrainingOptions
 from ..report import Training
 from .engine import LayerResult, compress_layers
 from .store import LayerStore
@@ -110,7 +111,7 @@ def block_schedule(recovery: Recovery) -> Schedule | None:
 def _schedule(recovery: Recovery, epochs: int, rate: float) -> Schedule | None:
     if not epochs:
         return None
-    same = {word: getattr(recovery, word) for word in ("batch", "relative", "patience", "attempts")}
+    same = {word: getattr(recovery, word) for word in ("batch", "relative", "patience", "retries")}
     return Schedule(epochs, rate, **same)
 
 
@@ -182,16 +183,16 @@ def train_end_to_end(
     return end_to_end.recover_end_to_end(
         student,
         teacher.requires_grad_(False) if teacher else None,
-        weights,
-        latent,
+        Compressed(weights, latent, {linear.linear.name for linear in plan.linears if linear.zeros_stay}),
         tokens.to(settings.device),
         fitted,
         held,
         schedule,
-        masked={linear.linear.name for linear in plan.linears if linear.zeros_stay},
-        micro=max(1, settings.micro_tokens // tokens.shape[1]),
-        offload=settings.offload,
-        dtype=settings.dtype,
-        keep=keep,
-        tell=lambda done, total: progress("train", done, total),
+        TrainingOptions(
+            micro=max(1, settings.micro_tokens // tokens.shape[1]),
+            offload=settings.offload,
+            dtype=settings.dtype,
+            state=keep,
+            progress=lambda done, total: progress("train", done, total),
+        ),
     )

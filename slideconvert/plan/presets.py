@@ -41,7 +41,7 @@ class Recovery:
     """How what is left is trained against the dense model.
 
     block_epochs, end_epochs: by block and end to end, over the calibration windows. block_rate, end_rate, batch,
-    relative, patience, attempts: as training.Schedule has them. loss: KL or CROSS_ENTROPY, end to end.
+    relative, patience, retries: as training.Schedule has them. loss: KL or CROSS_ENTROPY, end to end.
     """
 
     block_epochs: int = 0
@@ -51,7 +51,7 @@ class Recovery:
     batch: int = 16
     relative: bool = True
     patience: int = 0
-    attempts: int = 1
+    retries: int = 0
     loss: str = KL
 
     @property
@@ -59,7 +59,7 @@ class Recovery:
         return bool(self.block_epochs or self.end_epochs)
 
 
-GROUP_RECOVERY = Recovery(block_rate=0.02, end_rate=0.01, batch=4, patience=2, attempts=2)
+GROUP_RECOVERY = Recovery(block_rate=0.02, end_rate=0.01, batch=4, patience=2, retries=1)
 """Of grouped schemes, and where whole groups went: more is to be made up for than in 8 bits, and end to end only scales
 and zero points train."""
 

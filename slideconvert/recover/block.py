@@ -6,34 +6,31 @@ that each layer also undoes what those before it did (EfficientQAT's Block-AP, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from ..core.quantize import Weight
 from ..models.decoder import Layer
-from .trainable import make_trainable, trained_of
-from .training import Curve, Schedule, train
+from .trainable import Compressed, make_trainable, trained_of
+from .training import Curve, Schedule, TrainingOptions, train
 
 
 def recover_block(
     layer: Layer,
-    weights: dict[str, Weight],
-    latent: dict[str, Tensor | None],
+    compressed: Compressed,
     inputs: Callable[[Tensor], Tensor],
     targets: Callable[[Tensor], Tensor],
     fitted: Tensor,
     held: Tensor,
     schedule: Schedule,
-    masked: Container[str] = (),
 ) -> tuple[dict[str, Weight], Curve]:
-    """weights and latent weights (see SurvivorLinear) by submodule -> the trained ones, and the held-out loss relative
-    to the energy of the targets' change. masked: see make_trainable.
+    """The trained weights by submodule, and the held-out loss relative to the energy of the targets' change.
 
-    inputs, targets: numbers of windows [n] int64 -> [n, length, hidden] float32.
+    inputs, targets: numbers of sequences [n] int64 -> [n, length, hidden] float32. fitted, held: such numbers.
     """
-    trained = make_trainable(layer.module, weights, latent, masked=masked)
+    trained = make_trainable(layer.module, compressed)
     energy = sum(
         float((targets(part) - inputs(part)).square().mean()) * len(part) for part in held.split(schedule.batch)
     )
@@ -42,5 +39,5 @@ def recover_block(
     def loss(windows: Tensor) -> Tensor:
         return torch.nn.functional.mse_loss(layer.run(inputs(windows)), targets(windows)) / energy
 
-    curve = train(trained_of(trained), loss, fitted, held, schedule, dtype=layer.dtype)
+    curve = train(trained_of(trained), loss, fitted, held, schedule, TrainingOptions(dtype=layer.dtype))
     return {submodule: linear.weight() for submodule, linear in trained.items()}, curve

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..core.quantize import QuantizedWeight, Weight
 from ..core.ternary import ternarize
 from ..core.weights import floats
-from .grouped import FrozenGroups, GroupedLinear, TrainedGroups
+from .groups import FrozenGroups, GroupTrainable, TrainedGroups
 
 MARGIN = 0.02
 """How far from the edge between two codes a latent weight begins at least, in units of the scale."""
@@ -21,8 +21,8 @@ class SurvivorLinear(nn.Module):
     """y = x Ŵᵀ + bias with Ŵ = the latent weight on its mask, rounded as it will be served.
 
     The gradient passes the rounding as if it were not there (straight through), and is zero off the mask. Starts at
-    `weight` exactly: codes are the latent weights' nearest codes. Scales stay as they are, but those of ternary
-    weights, of which three codes leave little else to train: their gain does.
+    `weight` exactly: codes are the latent weights' nearest codes. Scales stay as they are, except those of
+    ternary weights, whose three codes leave little else to train: their gain trains.
 
     latent [out, in]: what ternary weights were rounded from. As latent weights they know which codes are about to
     flip; those that were solved since begin just inside their code. Without latent weights all begin at their codes.
@@ -46,14 +46,14 @@ class SurvivorLinear(nn.Module):
 
     @property
     def trained(self) -> list[tuple[nn.Parameter, float]]:
-        """The parameters that train, each with its size (root mean square), by which its steps are measured."""
+        """The parameters that train, each with its rms (root mean square), by which its steps are measured."""
         latent = self.latent.detach()
-        size = float(latent.square().sum() / latent.count_nonzero().clamp(min=1)) ** 0.5
-        return [(self.latent, size), *([] if self.gain is None else [(self.gain, 1.0)])]
+        rms = float(latent.square().sum() / latent.count_nonzero().clamp(min=1)) ** 0.5
+        return [(self.latent, rms), *([] if self.gain is None else [(self.gain, 1.0)])]
 
     @torch.no_grad()
     def weight(self) -> Weight:
-        """What would be stored now: codes with the scale of the start times the gain, or floats of its dtype."""
+        """The weight as it would be stored now: codes with the start's scale times the gain, or floats of its dtype."""
         made = self._rounded(self.latent * self.mask)
         if self.gain is None or not isinstance(made, QuantizedWeight):
             return made
@@ -82,34 +82,38 @@ def latent_weight(weight: Weight, latent: Tensor) -> Tensor:
     return size * sign * weight.scale.float()
 
 
-Trainable = SurvivorLinear | GroupedLinear
+Trainable = SurvivorLinear | GroupTrainable
 """A linear in training: `trained` are its parameters, `weight()` what would be stored."""
 
 
-def make_trainable(
-    parent: nn.Module,
-    weights: dict[str, Weight],
-    latent: Mapping[str, Tensor | None],
-    *,
-    masked: Container[str] = (),
-    frozen: bool = False,
-) -> dict[str, Trainable]:
-    """Put a Trainable at each path of `weights` below `parent`; give them by path.
+@dataclass(frozen=True)
+class Compressed:
+    """The compressed linears of a module, by path. latent: what ternary weights were rounded from, as SurvivorLinear
+    takes it. fixed_zeros: paths of linears whose zeros all stay zero, by a 2:L pattern; without codes in groups all
+    zeros stay anyway."""
 
-    masked: paths of linears of which all zeros stay, by a 2:L pattern; those that are not in grouped schemes are so
-    anyway. frozen: the codes of grouped schemes stay, and only their scales and zero points train.
+    weights: Mapping[str, Weight]
+    latent: Mapping[str, Tensor | None] = field(default_factory=dict)
+    fixed_zeros: Container[str] = ()
+
+
+def make_trainable(parent: nn.Module, compressed: Compressed, *, frozen: bool = False) -> dict[str, Trainable]:
+    """Put a Trainable at each path below `parent`; return them by path.
+
+    frozen: codes in groups stay, and only their scales and zero points train.
     """
     made: dict[str, Trainable] = {}
-    for path, weight in weights.items():
+    for path, weight in compressed.weights.items():
         bias = getattr(parent.get_submodule(path), "bias", None)
         if isinstance(weight, QuantizedWeight) and weight.scheme.grouped:
-            made[path] = (FrozenGroups if frozen else TrainedGroups)(weight, bias, masked=path in masked)
+            stage = FrozenGroups if frozen else TrainedGroups
+            made[path] = stage(weight, bias, fixed_zeros=path in compressed.fixed_zeros)
         else:
-            made[path] = SurvivorLinear(weight, bias, latent.get(path))
+            made[path] = SurvivorLinear(weight, bias, compressed.latent.get(path))
         parent.set_submodule(path, made[path])
     return made
 
 
 def trained_of(linears: Mapping[str, Trainable]) -> list[tuple[nn.Parameter, float]]:
-    """All parameters that train, with their sizes."""
+    """All parameters that train, with their rms."""
     return [parameter for linear in linears.values() for parameter in linear.trained]

@@ -1,4 +1,4 @@
-"""The loop that both recoveries share: Adam with a cosine, and the state that did best on held-out windows."""
+"""The loop that both recoveries share: Adam with a cosine, and the state that did best on held-out sequences."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from torch import Tensor, nn
 
 from ..core.precision import model_precision, running
 from ..errors import SlideConvertError
-from .kept import load_state, save_state
+from .state import load_state, save_state
 
 MOST_SKIPPED = 8
 """Steps in a row whose loss is not finite, after which training is given up: it would not come back."""
 LATER_RATE = 0.25
-"""Rate of each attempt as a share of the one before it."""
+"""Rate of each retry as a share of the one before it."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """epochs over the fitted windows, `batch` windows per step.
+    """epochs over the fitted sequences, `batch` sequences per step.
 
     rate: Adam's learning rate; if `relative`, as a share of the root mean square of a linear's survivors, so that it
     means the same for models of any size. It rises over the first `warmup` of all steps (Adam's first steps know no
     variances) and falls by a cosine to `floor` of its height. patience: epochs without a new best held-out loss after
-    which training ends early; 0: never. attempts: how often training that did not help is begun again from the start,
-    each time with LATER_RATE of the rate: what is nearly as good as it can be wants small steps.
+    which training ends early; 0: never. retries: how often training that did not help begins again from the start, each
+    time with LATER_RATE of the rate: what is nearly as good as it can be needs small steps.
     """
 
     epochs: int
@@ -39,7 +39,7 @@ class Schedule:
     warmup: float = 0.1
     relative: bool = True
     patience: int = 0
-    attempts: int = 1
+    retries: int = 0
 
     def rate_at(self, step: int, steps: int) -> float:
         """The learning rate of step number `step` of `steps`."""
@@ -52,7 +52,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Curve:
-    """Loss on the held-out windows before training and after each epoch; best: which of them was kept (0: before).
+    """Loss on the held-out sequences before training and after each epoch; best: which of them was kept (0: before).
 
     skipped: steps whose loss or gradient was not finite and that were left out.
     """
@@ -66,54 +66,60 @@ class Curve:
         return cls(**{**values, "losses": tuple(values["losses"])})
 
 
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How training runs, none of which changes its result but by rounding.
+
+    micro: sequences that are computed at once, the whole batch if None. offload: keep the optimizer's state and master
+    weights in CPU memory. dtype: in which models run (precision.py); parameters, their gradients and the optimizer are
+    float32. state: file for the state after each epoch (one of this name for each retry), from which an interrupted
+    training goes on to the same result. progress: called with the steps done and all steps.
+    """
+
+    micro: int | None = None
+    offload: bool = False
+    dtype: torch.dtype = torch.float32
+    state: Path | None = None
+    progress: Callable[[int, int], None] = lambda done, total: None
+
+
 def train(
     trained: Sequence[tuple[nn.Parameter, float]],
     loss: Callable[[Tensor], Tensor],
     fitted: Tensor,
     held: Tensor,
     schedule: Schedule,
-    *,
-    micro: int | None = None,
-    offload: bool = False,
-    dtype: torch.dtype = torch.float32,
-    keep: Path | None = None,
-    tell: Callable[[int, int], None] = lambda done, total: None,
+    options: TrainingOptions | None = None,
 ) -> Curve:
-    """AdamW without decay on parameters, each with the size by which its rate is measured, leaving them in the state
-    that did best on the held-out windows, the start included. The curve is that of the last attempt.
+    """AdamW without decay on parameters, each with the rms by which its rate is measured, leaving them in the state
+    that did best on the held-out sequences, the start included. The curve is that of the last try.
 
-    loss(windows): mean loss of windows with these numbers [n] int64. fitted, held: numbers of windows. micro: windows
-    that are computed at once, the whole batch if None. offload: keep the optimizer's state and master weights in CPU
-    memory. dtype: in which models run (precision.py); parameters, their gradients and the optimizer are float32. keep:
-    where the state after each epoch is held (a file of this name for each attempt); from what is there training goes
-    on, to the same result. SlideConvertError if MOST_SKIPPED steps in a row are not finite.
+    loss(numbers): mean loss of sequences with these numbers [n] int64. fitted, held: numbers of sequences.
+    SlideConvertError if MOST_SKIPPED steps in a row are not finite.
     """
-    skipped = 0
-    for attempt in range(schedule.attempts):
-        own = replace(schedule, rate=schedule.rate * LATER_RATE**attempt)
-        state = keep.with_name(f"{keep.stem}-{attempt}{keep.suffix}") if keep else None
-        curve = _attempt(trained, loss, fitted, held, own, micro, offload, dtype, state, tell)
+    options, skipped = options or TrainingOptions(), 0
+    for retry in range(schedule.retries + 1):
+        own = replace(schedule, rate=schedule.rate * LATER_RATE**retry)
+        state = options.state and options.state.with_name(f"{options.state.stem}-{retry}{options.state.suffix}")
+        curve = _train_once(trained, loss, fitted, held, own, replace(options, state=state))
         skipped += curve.skipped
         if curve.best:
             break
     return replace(curve, skipped=skipped)
 
 
-def _attempt(
+def _train_once(
     trained: Sequence[tuple[nn.Parameter, float]],
     loss: Callable[[Tensor], Tensor],
     fitted: Tensor,
     held: Tensor,
     schedule: Schedule,
-    micro: int | None,
-    offload: bool,
-    dtype: torch.dtype,
-    keep: Path | None,
-    tell: Callable[[int, int], None],
+    options: TrainingOptions,
 ) -> Curve:
     """Once through all epochs; as `train`."""
+    micro, offload, state = options.micro, options.offload, options.state
     parameters = [parameter for parameter, _ in trained]
-    sizes = [size if schedule.relative else 1.0 for _, size in trained]
+    units = [rms if schedule.relative else 1.0 for _, rms in trained]
     device = parameters[0].device
     masters = [parameter.detach().cpu().clone() for parameter in parameters] if offload else list(parameters)
     optimizer = torch.optim.AdamW([{"params": [master]} for master in masters], lr=schedule.rate, weight_decay=0.0)
@@ -121,33 +127,33 @@ def _attempt(
     steps = schedule.epochs * math.ceil(len(fitted) / schedule.batch)
 
     def running_loss(windows: Tensor) -> Tensor:
-        with running(device, dtype):
+        with running(device, options.dtype):
             return loss(windows)
 
     best = [parameter.detach().clone() for parameter in parameters]
     losses, skipped, in_a_row = [_mean(running_loss, held, micro or schedule.batch)], 0, 0
-    if keep and keep.is_file():
-        losses, skipped, in_a_row = load_state(keep, masters, best, optimizer)
+    if state and state.is_file():
+        losses, skipped, in_a_row = load_state(state, masters, best, optimizer)
         _put(parameters, masters)
     done = (len(losses) - 1) * (steps // max(1, schedule.epochs))
     for epoch in range(schedule.epochs):
         order = torch.randperm(len(fitted), generator=shuffler)
         if epoch < len(losses) - 1:
-            continue  # an earlier run has done it; the shuffler is where it was
+            continue  # an earlier run has done it; the shuffler has advanced
         if schedule.patience and epoch - _best(losses) >= schedule.patience:
             break
         for windows in fitted[order].split(schedule.batch):
             rate = schedule.rate_at(done, steps)
-            for group, size in zip(optimizer.param_groups, sizes, strict=True):
-                group["lr"] = rate * size
+            for group, unit in zip(optimizer.param_groups, units, strict=True):
+                group["lr"] = rate * unit
             total = 0.0
             for part in windows.split(micro or len(windows)):
                 value = running_loss(part) * (len(part) / len(windows))
                 with model_precision():
                     value.backward()
                 total += float(value.detach())
-            slopes = [parameter.grad for parameter in parameters if parameter.grad is not None]
-            if math.isfinite(total) and all(bool(slope.isfinite().all()) for slope in slopes):
+            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+            if math.isfinite(total) and all(bool(gradient.isfinite().all()) for gradient in gradients):
                 _step(optimizer, parameters, masters)
                 in_a_row = 0
             else:
@@ -161,14 +167,14 @@ def _attempt(
             for parameter in parameters:
                 parameter.grad = None
             done += 1
-            tell(done, steps)
+            options.progress(done, steps)
         losses.append(_mean(running_loss, held, micro or schedule.batch))
         if losses[-1] <= min(losses):
             best = [parameter.detach().clone() for parameter in parameters]
-        if keep:
-            save_state(keep, losses, (skipped, in_a_row), masters, best, optimizer)
-    for parameter, state in zip(parameters, best, strict=True):
-        parameter.data.copy_(state)
+        if state:
+            save_state(state, losses, (skipped, in_a_row), masters, best, optimizer)
+    for parameter, found in zip(parameters, best, strict=True):
+        parameter.data.copy_(found)
     return Curve(tuple(losses), _best(losses), skipped)
 
 

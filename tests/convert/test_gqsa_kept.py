@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from slideconvert.errors import SlideConvertError
-from slideconvert.recover.training import MOST_SKIPPED, Curve, Schedule, train
+from slideconvert.recover.training import MOST_SKIPPED, Curve, Schedule, TrainingOptions, train
 from tests.helpers import pico
 from tests.unit.test_recover import FITTED, HELD, SCHEDULE, Line, away, sized
 
@@ -59,10 +59,17 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(tmp_path: Path, after:
     """Killed after any step. Whole epochs are not done again; what had been done of one is."""
     whole, keep = tmp_path / "whole.safetensors", tmp_path / "keep.safetensors"
     line = Line()
-    curve = train(sized(line.weight), line.loss, FITTED, HELD, SCHEDULE, keep=whole, **words)
+    curve = train(sized(line.weight), line.loss, FITTED, HELD, SCHEDULE, TrainingOptions(state=whole, **words))
     first = Line()
     with pytest.raises(Killed):
-        train(sized(first.weight), first.loss, FITTED, HELD, SCHEDULE, keep=keep, tell=killer(after), **words)
+        train(
+            sized(first.weight),
+            first.loss,
+            FITTED,
+            HELD,
+            SCHEDULE,
+            TrainingOptions(state=keep, progress=killer(after), **words),
+        )
     assert state(keep).is_file() == (after > STEPS), "kept after whole epochs"
     second, told = Line(), list[int]()
     made = train(
@@ -71,9 +78,7 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(tmp_path: Path, after:
         FITTED,
         HELD,
         SCHEDULE,
-        keep=keep,
-        tell=lambda done, total: told.append(done),
-        **words,
+        TrainingOptions(state=keep, progress=lambda done, total: told.append(done), **words),
     )
     assert made == curve and torch.equal(second.weight, line.weight)
     assert told == list(range((after - 1) // STEPS * STEPS + 1, STEPS * SCHEDULE.epochs + 1))
@@ -83,7 +88,7 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(tmp_path: Path, after:
 def test_without_a_file_the_same_comes_out(tmp_path: Path) -> None:
     lines = Line(), Line()
     curves = [
-        train(sized(line.weight), line.loss, FITTED, HELD, SCHEDULE, keep=keep)
+        train(sized(line.weight), line.loss, FITTED, HELD, SCHEDULE, TrainingOptions(state=keep))
         for line, keep in zip(lines, (None, tmp_path / "keep.safetensors"), strict=True)
     ]
     assert curves[0] == curves[1] and torch.equal(lines[0].weight, lines[1].weight)
@@ -91,8 +96,13 @@ def test_without_a_file_the_same_comes_out(tmp_path: Path) -> None:
 
 def test_a_training_that_is_finished_is_not_done_again(tmp_path: Path) -> None:
     first, second, keep = Line(), Line(), tmp_path / "keep.safetensors"
-    curve = train(sized(first.weight), first.loss, FITTED, HELD, SCHEDULE, keep=keep)
-    assert train(sized(second.weight), second.loss, FITTED, HELD, SCHEDULE, keep=keep, tell=killer(1)) == curve
+    curve = train(sized(first.weight), first.loss, FITTED, HELD, SCHEDULE, TrainingOptions(state=keep))
+    assert (
+        train(
+            sized(second.weight), second.loss, FITTED, HELD, SCHEDULE, TrainingOptions(state=keep, progress=killer(1))
+        )
+        == curve
+    )
     assert torch.equal(first.weight, second.weight)
 
 
@@ -114,34 +124,34 @@ def test_a_state_that_was_not_written_whole_is_not_there(
     first, second, line = Line(), Line(), Line()
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(Path, "replace", dying)
-        train(sized(first.weight), first.loss, FITTED, HELD, SCHEDULE, keep=keep)
+        train(sized(first.weight), first.loss, FITTED, HELD, SCHEDULE, TrainingOptions(state=keep))
     assert state(keep).is_file() == (epoch > 1) and len(list(tmp_path.iterdir())) == (1 if epoch == 1 else 2)
     told: list[int] = []
-    words: dict[str, Any] = {"keep": keep, "tell": lambda done, total: told.append(done)}
-    curve = train(sized(second.weight), second.loss, FITTED, HELD, SCHEDULE, **words)
+    options = TrainingOptions(state=keep, progress=lambda done, total: told.append(done))
+    curve = train(sized(second.weight), second.loss, FITTED, HELD, SCHEDULE, options)
     assert curve == train(sized(line.weight), line.loss, FITTED, HELD, SCHEDULE)
     assert torch.equal(second.weight, line.weight) and told[0] == STEPS * (epoch - 1) + 1
 
 
-# ---- attempts and patience
+# ---- retries and patience
 
 
 def hurting(schedule: Schedule, keep: Path | None = None, tell: Any = lambda *_: None) -> tuple[nn.Parameter, Curve]:
     """What fits wants 9 and what is held out 1.05, where it nearly is: only small steps help."""
     number, loss = away(9.0, 1.05)
-    return number, train(sized(number), loss, FITTED, HELD, schedule, keep=keep, tell=tell)
+    return number, train(sized(number), loss, FITTED, HELD, schedule, TrainingOptions(state=keep, progress=tell))
 
 
-EAGER = Schedule(6, 0.4, batch=4, warmup=0.0, floor=1.0, attempts=3)
+EAGER = Schedule(6, 0.4, batch=4, warmup=0.0, floor=1.0, retries=2)
 
 
 def test_training_that_does_not_help_is_begun_again_with_a_quarter_of_the_rate() -> None:
     number, curve = hurting(EAGER)
-    alone, second = hurting(replace(EAGER, rate=EAGER.rate / 16, attempts=1))
+    alone, second = hurting(replace(EAGER, rate=EAGER.rate / 16, retries=0))
     for rate in (EAGER.rate, EAGER.rate / 4):
-        assert hurting(replace(EAGER, rate=rate, attempts=1))[1].best == 0
+        assert hurting(replace(EAGER, rate=rate, retries=0))[1].best == 0
     assert curve == second and curve.best > 0 and torch.equal(number, alone)
-    patient, told = hurting(replace(EAGER, attempts=2))
+    patient, told = hurting(replace(EAGER, retries=1))
     assert told.best == 0 and patient.item() == 1
 
 
@@ -153,10 +163,10 @@ def test_training_that_helps_is_not_begun_again() -> None:
             line.loss,
             FITTED,
             HELD,
-            replace(SCHEDULE, attempts=attempts),
-            tell=lambda done, _: told.append(done),
+            replace(SCHEDULE, retries=retries),
+            TrainingOptions(progress=lambda done, _: told.append(done)),
         )
-        for line, attempts in zip(lines, (1, 3), strict=True)
+        for line, retries in zip(lines, (0, 2), strict=True)
     ]
     assert curves[0] == curves[1] and curves[0].best and torch.equal(lines[0].weight, lines[1].weight)
     assert told == [*range(1, 19), *range(1, 19)]
@@ -185,7 +195,7 @@ def test_attempts_that_were_interrupted_go_on(tmp_path: Path, attempt: int, afte
 
 @pytest.mark.parametrize("patience", [0, 1, 2, 4])
 def test_training_ends_early_where_nothing_gets_better(patience: int) -> None:
-    number, curve = hurting(replace(EAGER, attempts=1, patience=patience))
+    number, curve = hurting(replace(EAGER, retries=0, patience=patience))
     assert len(curve.losses) == 1 + (patience or EAGER.epochs) and curve.best == 0 and number.item() == 1
 
 
@@ -200,7 +210,7 @@ def test_patience_begins_anew_with_every_best_epoch(tmp_path: Path) -> None:
         for tell in (killer(after), lambda *_: None):
             again, own = away(9.0, 1.9)
             try:
-                made = train(sized(again), own, FITTED, HELD, schedule, keep=keep, tell=tell)
+                made = train(sized(again), own, FITTED, HELD, schedule, TrainingOptions(state=keep, progress=tell))
             except Killed:
                 continue
         assert made == curve and torch.equal(again, number)
@@ -255,10 +265,17 @@ def test_steps_are_in_a_row_over_the_ends_of_epochs_and_of_runs(tmp_path: Path) 
     keep = tmp_path / "keep.safetensors"
     line, loss = broken_from(1, 99)
     with pytest.raises(Killed):
-        train(sized(line.weight), loss, FITTED, HELD, SCHEDULE, keep=keep, tell=killer(2 * STEPS + 1))
+        train(
+            sized(line.weight),
+            loss,
+            FITTED,
+            HELD,
+            SCHEDULE,
+            TrainingOptions(state=keep, progress=killer(2 * STEPS + 1)),
+        )
     line, loss = broken_from(1, 99)
     with pytest.raises(SlideConvertError, match=r"in 8 steps in a row, 8 in all \(step 8 of 18\)"):
-        train(sized(line.weight), loss, FITTED, HELD, SCHEDULE, keep=keep)
+        train(sized(line.weight), loss, FITTED, HELD, SCHEDULE, TrainingOptions(state=keep))
 
 
 def test_lost_steps_are_counted_over_all_runs_and_attempts(tmp_path: Path) -> None:
@@ -267,10 +284,10 @@ def test_lost_steps_are_counted_over_all_runs_and_attempts(tmp_path: Path) -> No
         line, loss = broken_from(2, 3)
         if keep:
             with pytest.raises(Killed):
-                train(sized(line.weight), loss, FITTED, HELD, SCHEDULE, keep=keep, tell=killer(9))
+                train(sized(line.weight), loss, FITTED, HELD, SCHEDULE, TrainingOptions(state=keep, progress=killer(9)))
             line, loss = Line(), line.loss
             loss = line.loss
-        counts.append(train(sized(line.weight), loss, FITTED, HELD, SCHEDULE, keep=keep).skipped)
+        counts.append(train(sized(line.weight), loss, FITTED, HELD, SCHEDULE, TrainingOptions(state=keep)).skipped)
     assert counts == [3, 3]
     number, loss = away(9.0, 1.0)
     curve = train(
@@ -278,7 +295,7 @@ def test_lost_steps_are_counted_over_all_runs_and_attempts(tmp_path: Path) -> No
         lambda windows: loss(windows) * (math.nan if 3 in windows and torch.is_grad_enabled() else 1),
         FITTED,
         HELD,
-        replace(EAGER, attempts=2),
+        replace(EAGER, retries=1),
     )
     assert curve.best == 0 and curve.skipped == 2 * EAGER.epochs
 
@@ -286,7 +303,7 @@ def test_lost_steps_are_counted_over_all_runs_and_attempts(tmp_path: Path) -> No
 def test_what_adam_knows_comes_back_where_it_was(tmp_path: Path) -> None:
     """Files hold what is needed and no more: each parameter now, at its best, and three things of Adam's."""
     line, keep = Line(), tmp_path / "keep.safetensors"
-    train(sized(line.weight), line.loss, FITTED, HELD, SCHEDULE, keep=keep)
+    train(sized(line.weight), line.loss, FITTED, HELD, SCHEDULE, TrainingOptions(state=keep))
     found = pico.read(tmp_path)
     assert found.keys() == {f"0.{part}" for part in ("now", "best", "exp_avg", "exp_avg_sq", "step")}
     assert float(found["0.step"]) == STEPS * SCHEDULE.epochs and torch.equal(found["0.best"], line.weight)

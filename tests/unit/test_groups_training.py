@@ -14,8 +14,8 @@ from slideconvert.core.quantize import QuantizedWeight
 from slideconvert.core.schemes import GROUP_SIZES, INT8
 from slideconvert.formats.groups import group_spec
 from slideconvert.kernels.groups import canonical
-from slideconvert.recover.grouped import LEAST_SCALE, FrozenGroups, GroupedLinear, TrainedGroups
-from slideconvert.recover.trainable import SurvivorLinear, make_trainable, trained_of
+from slideconvert.recover.groups import LEAST_SCALE, FrozenGroups, GroupTrainable, TrainedGroups
+from slideconvert.recover.trainable import Compressed, SurvivorLinear, make_trainable, trained_of
 from slideconvert.recover.training import Schedule, train
 from tests.unit.test_groups_grid import BITS, SYMMETRIC, rows_of_kinds, scheme_of
 
@@ -53,7 +53,7 @@ def assert_same(made: QuantizedWeight, expected: QuantizedWeight) -> None:
 @SYMMETRIC
 @BITS
 @STAGES
-def test_it_starts_at_what_is_served(stage: type[GroupedLinear], bits: int, symmetric: bool) -> None:
+def test_it_starts_at_what_is_served(stage: type[GroupTrainable], bits: int, symmetric: bool) -> None:
     weight, bias = start(bits, symmetric=symmetric), torch.linspace(-1, 1, ROWS)
     x, dense = inputs(), weight.dequantize()
     assert torch.equal(stage(weight, None)(x), nn.functional.linear(x, dense))
@@ -66,7 +66,7 @@ def test_it_starts_at_what_is_served(stage: type[GroupedLinear], bits: int, symm
 @BITS
 @pytest.mark.parametrize("size", GROUP_SIZES)
 @STAGES
-def test_it_starts_at_weights_of_all_kinds(stage: type[GroupedLinear], size: int, bits: int, symmetric: bool) -> None:
+def test_it_starts_at_weights_of_all_kinds(stage: type[GroupTrainable], size: int, bits: int, symmetric: bool) -> None:
     """Groups of zeros, of huge weights and of tiny ones among them, bit for bit as files have them. Groups too small to
     train are as good as zero."""
     weight = scheme_of(bits, size, symmetric=symmetric).quantize(torch.from_numpy(rows_of_kinds(size)))
@@ -103,7 +103,7 @@ def test_only_what_is_there_has_parameters(bits: int, symmetric: bool) -> None:
     assert sizes.get("zero") == (None if symmetric else 1.0), "a step of a zero point is measured in codes"
 
 
-def plain_slopes(weight: QuantizedWeight, x: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def plain_gradients(weight: QuantizedWeight, x: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Autograd of y = x ((stored - zero) scale)ᵀ in float64: of every group's grid, and of the inputs."""
     size = weight.scheme.group
     scale = weight.scale.double().requires_grad_()
@@ -123,7 +123,7 @@ def test_slopes_of_frozen_codes_are_those_of_the_plain_formula(bits: int, symmet
     slope = torch.randn(3, 10, ROWS, generator=torch.Generator().manual_seed(3))
     linear = FrozenGroups(weight, torch.zeros(ROWS))
     (linear(x) * slope).sum().backward()
-    of_scale, of_zero, of_inputs = plain_slopes(weight, x.detach(), slope)
+    of_scale, of_zero, of_inputs = plain_gradients(weight, x.detach(), slope)
     there = weight.codes.view(ROWS, -1, SIZE).ne(0).any(2)
     pairs = [(linear.scale.grad, of_scale[there]), (x.grad, of_inputs)]
     if linear.zero is not None:
@@ -170,7 +170,7 @@ def test_in_half_precision_slopes_stay_near() -> None:
         made = linear(x)
         assert made.dtype == torch.bfloat16
         (made.float() * slope).sum().backward()
-    of_scale, _, of_inputs = plain_slopes(weight, x.detach(), slope)
+    of_scale, _, of_inputs = plain_gradients(weight, x.detach(), slope)
     there = weight.codes.view(ROWS, -1, SIZE).ne(0).any(2)
     assert linear.scale.grad is not None and linear.scale.grad.dtype == torch.float32 and x.grad is not None
     for made, expected in ((linear.scale.grad[:, 0], of_scale[there]), (x.grad, of_inputs)):
@@ -210,7 +210,7 @@ def test_slopes_pass_the_rounding_and_stop_at_the_ends_of_the_range(bits: int, s
 @SYMMETRIC
 @BITS
 @STAGES
-def test_what_trains_and_what_does_not(stage: type[GroupedLinear], bits: int, symmetric: bool) -> None:
+def test_what_trains_and_what_does_not(stage: type[GroupTrainable], bits: int, symmetric: bool) -> None:
     """Hundreds of large steps by the loop itself: absent groups stay zero, frozen codes as they are, zero points
     integers of the range, and the forward pass is that of what would be stored."""
     weight, x = start(bits, symmetric=symmetric), inputs()
@@ -240,7 +240,7 @@ def test_what_trains_and_what_does_not(stage: type[GroupedLinear], bits: int, sy
 
 
 @STAGES
-def test_wherever_zero_points_go_they_are_stored_as_integers_in_range(stage: type[GroupedLinear]) -> None:
+def test_wherever_zero_points_go_they_are_stored_as_integers_in_range(stage: type[GroupTrainable]) -> None:
     weight, x = start(), inputs()
     linear = stage(weight, None)
     assert linear.zero is not None
@@ -267,7 +267,7 @@ def test_weights_do_not_decay() -> None:
 
 
 @STAGES
-def test_training_that_does_not_help_leaves_the_very_start(stage: type[GroupedLinear]) -> None:
+def test_training_that_does_not_help_leaves_the_very_start(stage: type[GroupTrainable]) -> None:
     """Fitted windows pull away from what held-out ones have already."""
     weight, x = start(), inputs()
     linear = stage(weight, None)
@@ -278,7 +278,7 @@ def test_training_that_does_not_help_leaves_the_very_start(stage: type[GroupedLi
     def loss(windows: Tensor) -> Tensor:
         return (linear(x[windows]) - target[windows]).square().mean()
 
-    curve = train(linear.trained, loss, fitted, held, Schedule(6, 0.05, attempts=2, patience=2))
+    curve = train(linear.trained, loss, fitted, held, Schedule(6, 0.05, retries=1, patience=2))
     assert curve.best == 0 and curve.losses[0] == 0 and min(curve.losses[1:]) > 0
     assert_same(linear.weight(), weight)
     for (made, _), (before, _) in zip(linear.trained, stage(weight, None).trained, strict=True):
@@ -291,10 +291,10 @@ def test_linears_are_put_in_place_by_kind_and_stage() -> None:
     masked = start().dequantize()
     weights = {"a": start(), "b": start(8, symmetric=True), "c": INT8.quantize(masked)}
     for frozen, stage in ((False, TrainedGroups), (True, FrozenGroups)):
-        made = make_trainable(parent, weights, {}, frozen=frozen, masked={"b", "c"})
+        made = make_trainable(parent, Compressed(weights, fixed_zeros={"b", "c"}), frozen=frozen)
         for name in "ab":
             linear = made[name]
-            assert isinstance(linear, GroupedLinear) and (linear.mask is None) == (name == "a")
+            assert isinstance(linear, GroupTrainable) and (linear.mask is None) == (name == "a")
         assert {name: type(linear) for name, linear in made.items()} == {"a": stage, "b": stage, "c": SurvivorLinear}
         assert all(made[name].bias is biases[name] and parent.get_submodule(name) is made[name] for name in "abc")
         assert len(trained_of(made)) == (6 if stage is TrainedGroups else 4)
@@ -303,12 +303,12 @@ def test_linears_are_put_in_place_by_kind_and_stage() -> None:
 @SYMMETRIC
 @BITS
 @STAGES
-def test_zeros_of_two_in_l_stay_zeros(stage: type[GroupedLinear], bits: int, symmetric: bool) -> None:
+def test_zeros_of_two_in_l_stay_zeros(stage: type[GroupTrainable], bits: int, symmetric: bool) -> None:
     """Where single weights were pruned, zero points that move must not wake them, and scales not learn from them."""
     dense = torch.randn(ROWS, COLUMNS, generator=torch.Generator().manual_seed(1))
     keep = BlockPattern(8).select(dense.abs())
     weight, x = scheme_of(bits, SIZE, symmetric=symmetric).quantize(dense * keep), inputs()
-    linear, plain = stage(weight, None, masked=True), stage(weight, None)
+    linear, plain = stage(weight, None, fixed_zeros=True), stage(weight, None)
     assert torch.equal(linear(x), plain(x)) and torch.equal(linear.weight().codes, weight.codes)
     gone = weight.codes == 0
     within = weight.dequantize()[~gone]

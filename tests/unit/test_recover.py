@@ -30,8 +30,8 @@ from slideconvert.core.select import apply_mask
 from slideconvert.plan.plan import Plan
 from slideconvert.plan.presets import PRESETS
 from slideconvert.prune import magnitude
-from slideconvert.recover.trainable import SurvivorLinear, make_trainable
-from slideconvert.recover.training import Curve, Schedule, train
+from slideconvert.recover.trainable import Compressed, SurvivorLinear, make_trainable
+from slideconvert.recover.training import Curve, Schedule, TrainingOptions, train
 from tests.helpers import pico
 from tests.helpers.calibrated import DEMO_TEXT, STAGES, numbers, plan_for, quality, write_model, write_text
 from tests.helpers.matrices import UNGROUPED
@@ -99,7 +99,7 @@ def test_gradients_pass_the_rounding_and_stop_at_the_mask(scheme: Scheme) -> Non
 def test_linears_are_put_in_place_with_their_biases() -> None:
     parent = nn.ModuleDict({"a": nn.ModuleDict({"b": nn.Linear(40, 24)}), "c": nn.Linear(40, 24, bias=False)})
     biases = {"a.b": parent.get_submodule("a.b").bias, "c": None}
-    made = make_trainable(parent, {"a.b": start(SCHEMES["int8"]), "c": start(SCHEMES["bf16"])}, {})
+    made = make_trainable(parent, Compressed({"a.b": start(SCHEMES["int8"]), "c": start(SCHEMES["bf16"])}))
     for path, bias in biases.items():
         assert parent.get_submodule(path) is made[path] and made[path].bias is bias
 
@@ -179,7 +179,14 @@ def test_training_is_adam_over_shuffled_batches(words: dict[str, Any]) -> None:
     line = Line()
     expected, losses, _ = twin_train(line, SCHEDULE)
     told: list[tuple[int, int]] = []
-    curve = train(sized(line.weight), line.loss, FITTED, HELD, SCHEDULE, tell=lambda *step: told.append(step), **words)
+    curve = train(
+        sized(line.weight),
+        line.loss,
+        FITTED,
+        HELD,
+        SCHEDULE,
+        TrainingOptions(progress=lambda *step: told.append(step), **words),
+    )
     np.testing.assert_allclose(line.weight.detach().numpy(), expected, rtol=1e-5)
     np.testing.assert_allclose(curve.losses, losses, rtol=1e-5)
     assert curve.best == int(np.argmin(losses)) > 0 and curve.skipped == 0
@@ -254,7 +261,7 @@ def test_steps_whose_loss_is_not_finite_are_left_out_and_counted(value: float) -
     def loss(windows: Tensor) -> Tensor:
         return line.loss(windows) * (value if 3 in windows else 1.0)
 
-    curve = train(sized(line.weight), loss, FITTED, HELD, SCHEDULE, micro=2)
+    curve = train(sized(line.weight), loss, FITTED, HELD, SCHEDULE, TrainingOptions(micro=2))
     assert curve.skipped == skipped
     np.testing.assert_allclose(line.weight.detach().numpy(), expected, rtol=1e-5)
     np.testing.assert_allclose(curve.losses, losses, rtol=1e-5)

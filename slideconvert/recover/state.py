@@ -1,6 +1,6 @@
-"""The state of a training after an epoch, in one file, so that an interrupted one goes on to the same result.
+"""The state of a training after an epoch, in one file, so that an interrupted training goes on to the same result.
 
-safetensors, written beside and renamed: a file that is there is whole.
+A safetensors file, written beside its place and renamed: a file that exists is complete.
 """
 
 from __future__ import annotations
@@ -28,24 +28,23 @@ def save_state(
     best: Sequence[Tensor],
     optimizer: torch.optim.Optimizer,
 ) -> None:
-    """skipped: steps left out, in all and in a row. OutputError if the disk does not take it."""
+    """Write the state. skipped: steps left out, in all and in a row. OutputError if the disk is full."""
     tensors: dict[str, Tensor] = {}
     for number, (master, found) in enumerate(zip(masters, best, strict=True)):
         tensors |= {f"{number}.now": master.detach(), f"{number}.best": found}
         state = optimizer.state.get(master, {})
         tensors |= {f"{number}.{moment}": state[moment] for moment in MOMENTS if moment in state}
-    said = {"losses": json.dumps(list(losses)), "skipped": json.dumps(list(skipped))}
+    metadata = {"losses": json.dumps(list(losses)), "skipped": json.dumps(list(skipped))}
     with writing(path.parent):
-        write_file(path, save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, said))
+        write_file(path, save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, metadata))
 
 
 def load_state(
     path: Path, masters: Sequence[Tensor], best: list[Tensor], optimizer: torch.optim.Optimizer
 ) -> tuple[list[float], int, int]:
-    """Put parameters, their best state and the optimizer's where they were; losses, and steps left out in all and in a
-    row."""
+    """Restore parameters, their best state and the optimizer; return losses, and skipped steps in all and in a row."""
     with safe_open(path, "pt") as file:
-        said, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     for number, master in enumerate(masters):
         master.data.copy_(tensors[f"{number}.now"])
         best[number].copy_(tensors[f"{number}.best"])
@@ -54,5 +53,5 @@ def load_state(
         optimizer.state[master] = {
             moment: tensor if moment == "step" else tensor.to(master.device) for moment, tensor in moments.items()
         }
-    skipped, in_a_row = json.loads(said["skipped"])
-    return json.loads(said["losses"]), skipped, in_a_row
+    skipped, in_a_row = json.loads(metadata["skipped"])
+    return json.loads(metadata["losses"]), skipped, in_a_row

@@ -1,7 +1,7 @@
-"""Linears of grouped schemes in training: what is there of them are the groups that stay, nothing else.
+"""Linears of group schemes in training: they hold the kept groups and nothing else.
 
-Both stages of GQSA (sections 3.3 and 3.4) build the weight from its surviving groups alone, [n, G] of them, each with a
-scale s and a zero point z. Pruned groups have no gradients, moments or memory, and no mask is in the graph, but for
+Both stages of GQSA (sections 3.3 and 3.4) build the weight from its kept groups alone, [n, G] of them, each with a
+scale s and a zero point z. Pruned groups have no gradients, moments or memory, and no mask is in the graph, except for
 linears pruned to 2:L, whose zeros lie within groups.
 
     BQPO      latent weights w, s and z train; codes = clamp(round(w / s) + z), the rounding straight through
@@ -21,13 +21,13 @@ from ..core.quantize import QuantizedWeight
 from ..kernels.groups import packed_bytes, unpacked_bytes
 
 LEAST_SCALE = 1e-15
-"""Scales stay above: they train, and a weight must not change its sign by them. Not less: a slope has their square as
-divisor."""
+"""Scales stay above: they train, and a weight must not change its sign by them. Not less: gradients divide by their
+square."""
 SCALE_RATE, ZERO_RATE = 1.0, 1.0
-"""Step of scales and zero points, as multiples of the schedule's rate: of the scales' size, and of one code."""
+"""Step of scales and zero points, as multiples of the schedule's rate: of the scales' rms, and of one code."""
 
 
-def kept_groups(weight: QuantizedWeight) -> Tensor:
+def nonzero_groups(weight: QuantizedWeight) -> Tensor:
     """Numbers [n] int64, counted row by row, of the groups of a weight that are not zero."""
     groups = weight.codes.reshape(-1, weight.scheme.group)
     return (groups != 0).any(1).nonzero()[:, 0]
@@ -44,33 +44,33 @@ def bfloat16_scale(scale: Tensor) -> Tensor:
     return straight(scale.detach().to(torch.bfloat16).float(), scale)
 
 
-class GroupedLinear(nn.Module):
-    """y = x Wᵀ + bias, W from its surviving groups; what the two stages share.
+class GroupTrainable(nn.Module):
+    """y = x Wᵀ + bias, W from its kept groups; what the two stages share.
 
-    groups [n] int64: which of the N · K / G groups, row by row, are there. scale, zero [n, 1] float32 train; zero is
-    None for symmetric schemes. mask [n, G] bool: of linears pruned to 2:L, which weights are there; None of others,
-    where a zero of a group that stays is a weight like any other.
+    groups [n] int64: which of the N · K / G groups, row by row, are kept. scale, zero [n, 1] float32 train; zero is
+    None for symmetric schemes. mask [n, G] bool: of linears pruned to 2:L, which weights are kept; None for others,
+    where a zero of a kept group is a weight like any other.
     """
 
     groups: Tensor
     mask: Tensor | None
 
-    def __init__(self, weight: QuantizedWeight, bias: Tensor | None, *, masked: bool = False) -> None:
+    def __init__(self, weight: QuantizedWeight, bias: Tensor | None, *, fixed_zeros: bool = False) -> None:
         super().__init__()
         self.shape, self.scheme = weight.codes.shape, weight.scheme
-        groups = kept_groups(weight)
+        groups = nonzero_groups(weight)
         self.register_buffer("groups", groups)
         self.scale = nn.Parameter(weight.scale.float().flatten()[groups][:, None])
         self.zero = None if weight.zero is None else nn.Parameter(weight.zero.float().flatten()[groups][:, None])
-        self.register_buffer("mask", weight.codes.view(-1, self.scheme.group)[groups] != 0 if masked else None)
+        self.register_buffer("mask", weight.codes.view(-1, self.scheme.group)[groups] != 0 if fixed_zeros else None)
         self.bias = bias
 
     @property
     def trained(self) -> list[tuple[nn.Parameter, float]]:
-        """The parameters that train, each with its size, by which its steps are measured."""
-        size = float(self.scale.detach().square().mean()) ** 0.5 if len(self.groups) else 1.0
+        """The parameters that train, each with the rms by which its steps are measured."""
+        rms = float(self.scale.detach().square().mean()) ** 0.5 if len(self.groups) else 1.0
         zero = [] if self.zero is None else [(self.zero, ZERO_RATE)]
-        return [(self.scale, SCALE_RATE * size), *zero]
+        return [(self.scale, SCALE_RATE * rms), *zero]
 
     def rounded_zero(self) -> Tensor | float:
         """[n, 1] float32 integers, the gradient straight through."""
@@ -89,7 +89,7 @@ class GroupedLinear(nn.Module):
 
     @torch.no_grad()
     def weight(self) -> QuantizedWeight:
-        """What would be stored now."""
+        """The weight as it would be stored now."""
         rows, columns = self.shape
         zero, count = self.rounded_zero(), columns // self.scheme.group
         codes = torch.zeros(rows * count, self.scheme.group, device=self.scale.device)
@@ -105,18 +105,18 @@ class GroupedLinear(nn.Module):
         return QuantizedWeight(made, scale.view(rows, count), self.scheme, points)
 
 
-class TrainedGroups(GroupedLinear):
-    """Of BQPO: the surviving weights train, and their grid."""
+class TrainedGroups(GroupTrainable):
+    """BQPO: the kept weights train, and their grid."""
 
-    def __init__(self, weight: QuantizedWeight, bias: Tensor | None, *, masked: bool = False) -> None:
-        super().__init__(weight, bias, masked=masked)
+    def __init__(self, weight: QuantizedWeight, bias: Tensor | None, *, fixed_zeros: bool = False) -> None:
+        super().__init__(weight, bias, fixed_zeros=fixed_zeros)
         self.latent = nn.Parameter(weight.dequantize().view(-1, self.scheme.group)[self.groups])
 
     @property
     def trained(self) -> list[tuple[nn.Parameter, float]]:
-        there = self.latent.numel() if self.mask is None else int(self.mask.sum())
-        size = (float(self.latent.detach().square().sum()) / there) ** 0.5 if there else 1.0
-        return [(self.latent, size), *super().trained]
+        count = self.latent.numel() if self.mask is None else int(self.mask.sum())
+        rms = (float(self.latent.detach().square().sum()) / count) ** 0.5 if count else 1.0
+        return [(self.latent, rms), *super().trained]
 
     def _codes(self, scale: Tensor, zero: Tensor | float) -> Tensor:
         """The latent weights in units of their scale, rounded into the range, the rounding straight through."""
@@ -135,13 +135,13 @@ class TrainedGroups(GroupedLinear):
         return nn.functional.linear(inputs, whole.index_copy(0, self.groups, weights).view(self.shape), self.bias)
 
 
-class FrozenGroups(GroupedLinear):
-    """Of E2E-OQP: codes are as they are, packed; their scales and zero points train."""
+class FrozenGroups(GroupTrainable):
+    """E2E-OQP: codes stay as they are, packed; their scales and zero points train."""
 
     packed: Tensor
 
-    def __init__(self, weight: QuantizedWeight, bias: Tensor | None, *, masked: bool = False) -> None:
-        super().__init__(weight, bias, masked=masked)
+    def __init__(self, weight: QuantizedWeight, bias: Tensor | None, *, fixed_zeros: bool = False) -> None:
+        super().__init__(weight, bias, fixed_zeros=fixed_zeros)
         groups = weight.codes.view(-1, self.scheme.group)[self.groups].int()
         zero = self.scheme.middle if weight.zero is None else weight.zero.int().flatten()[self.groups][:, None]
         self.register_buffer("packed", packed_bytes((groups + zero).to(torch.uint8), self.scheme.bits))
@@ -181,12 +181,12 @@ class _FromCodes(torch.autograd.Function):
         return inputs.to(dtype) @ linear.whole(scale, zero, dtype)[1].T
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> Any:
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         inputs, scale, zero = ctx.saved_tensors
         codes, weight = ctx.linear.whole(scale, zero, ctx.dtype)
-        slope = slope.to(ctx.dtype)
-        of_inputs = (slope @ weight).to(inputs.dtype) if ctx.needs_input_grad[0] else None
-        flat = slope.flatten(0, -2).T @ inputs.to(ctx.dtype).flatten(0, -2)
+        gradient = gradient.to(ctx.dtype)
+        of_inputs = (gradient @ weight).to(inputs.dtype) if ctx.needs_input_grad[0] else None
+        flat = gradient.flatten(0, -2).T @ inputs.to(ctx.dtype).flatten(0, -2)
         of_groups = flat.view(-1, codes.shape[1])[ctx.linear.groups].float()
         of_scale = (of_groups * codes).sum(1, keepdim=True)
         of_zero = ctx.linear.masked(of_groups).sum(1, keepdim=True) * -scale
