@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from ..calibrate.activations import Activations
-from ..calibrate.engine import LayerResult, compress_stage
+from ..calibrate.input_group import compress_input_group
+from ..calibrate.result import LayerResult
 from ..calibrate.run import RunSettings
-from ..calibrate.stream import Runs, Stream, embedded, held_out
+from ..calibrate.stream import StreamOptions, Streams, embed, held_out
 from ..calibrate.tokens import calibration_tokens
 from ..core.patterns import ALL, BlockPattern
 from ..errors import InputError
@@ -27,7 +28,7 @@ from .fused import FusedGroup
 
 Candidates = Mapping[FusedGroup, Sequence[BlockPattern]]
 """The patterns that are tried for each group."""
-LEAST_WINDOWS = 3
+LEAST_SEQUENCES = 3
 """One that is fitted to, one that decides (stream.held_out), one that errors are measured on."""
 Measured = tuple[FusedGroup, BlockPattern, float]
 """A group, a pattern that was tried, its error."""
@@ -39,8 +40,8 @@ def measure_errors(
     """The error of each of these groups with each of its candidates, in the order of `candidates`.
 
     The linears of a group are pruned and rounded together, as the plan's recipe does it with that pattern, and put
-    into their layer of the dense model. y and y' [hidden] are what this layer then hands on for a token, before and
-    after; the error is the mean of ||y' - y||² / ||y||² over the last eighth of the calibration windows, to which
+    into their layer of the dense model. y and y' [hidden] are the layer's outputs for a token, before and after; the
+    error is the mean of ||y' - y||² / ||y||² over the last eighth of the calibration sequences, to which
     nothing is fitted here. The next layers' norms see just this relative change of the residual stream; to first order
     they carry it on, and the changes of different groups add up as independent noise does. It is taken token by token,
     since a few tokens with massive activations (arXiv 2402.17762) would drown the others in a ratio of means. For
@@ -50,9 +51,9 @@ def measure_errors(
     does not suffice, naming what to lower. Hidden states kept on disk lie in the folder for temporary files.
     """
     tokens = calibration_tokens(plan.recipe.calibration, plan.source)
-    if len(tokens) < LEAST_WINDOWS:
+    if len(tokens) < LEAST_SEQUENCES:
         raise InputError(
-            f"{len(tokens)} calibration windows: errors are measured with {LEAST_WINDOWS} at least",
+            f"{len(tokens)} calibration sequences: errors are measured with {LEAST_SEQUENCES} at least",
             hint="take more --samples",
         )
     errors: dict[FusedGroup, dict[BlockPattern, float]] = {group: {} for group in candidates}
@@ -60,7 +61,7 @@ def measure_errors(
     progress("allocate", 0, total)
     with tempfile.TemporaryDirectory(prefix="slideconvert-") as folder:
         try:
-            measured = _measured(plan, tokens, settings.runs(Path(folder)), candidates)
+            measured = _measured(plan, tokens, settings.stream_options(Path(folder)), candidates)
             for done, (group, pattern, error) in enumerate(measured, 1):
                 errors[group][pattern] = error
                 progress("allocate", done, total)
@@ -73,41 +74,41 @@ def measure_errors(
     return list(errors.values())
 
 
-class _DenseStream(Stream):
-    """A stream whose layers are dense whenever tokens are seen on their way, so that a stage is seen only once."""
+class _DenseStreams(Streams):
+    """Streams whose layers are dense whenever statistics are collected, so that each is collected once."""
 
-    def __init__(self, decoder: Decoder, tokens: Tensor, runs: Runs) -> None:
-        super().__init__(decoder, tokens, runs, dense=False)
+    def __init__(self, decoder: Decoder, tokens: Tensor, options: StreamOptions) -> None:
+        super().__init__(decoder, tokens, options, dense=False)
         self._seen: dict[tuple[int, bool], Statistics] = {}
 
     def enter(self, number: int) -> None:
         super().enter(number)
         self._seen.clear()
 
-    def statistics(self, stage: int, *, diagonal: bool = False) -> Statistics:
-        if (stage, diagonal) not in self._seen:
-            self._seen[stage, diagonal] = super().statistics(stage, diagonal=diagonal)
-        return self._seen[stage, diagonal]
+    def statistics(self, group: int, *, diagonal: bool = False) -> Statistics:
+        if (group, diagonal) not in self._seen:
+            self._seen[group, diagonal] = super().statistics(group, diagonal=diagonal)
+        return self._seen[group, diagonal]
 
 
-def _measured(plan: Plan, tokens: Tensor, runs: Runs, candidates: Candidates) -> Iterator[Measured]:
+def _measured(plan: Plan, tokens: Tensor, options: StreamOptions, candidates: Candidates) -> Iterator[Measured]:
     """Each candidate of each group with its error, layer after layer."""
     plans = _plans(plan, candidates)
-    decoder = Decoder(plan.source, runs.device, runs.dtype)
+    decoder = Decoder(plan.source, options.device, options.dtype)
     decoder.record_passed(tokens.shape[1])
     fitted, rest = held_out(len(tokens))
-    stream = _DenseStream(decoder, tokens[fitted], runs)
-    inputs = embedded(decoder, [tokens[rest]], runs, "unseen-1")
+    streams = _DenseStreams(decoder, tokens[fitted], options)
+    inputs = embed(decoder, [tokens[rest]], options, "unseen-1")
     for number in range(max(group.layer for group in candidates) + 1):
-        stream.enter(number)
-        outputs = runs.store(f"unseen-{number % 2}")
+        streams.enter(number)
+        outputs = options.store(f"unseen-{number % 2}")
         for hidden in inputs:
-            outputs.append(stream.layer.run(hidden))
+            outputs.append(streams.layer.run(hidden))
         for group in (group for group in candidates if group.layer == number):
             for pattern in candidates[group]:
                 chosen = {linear.submodule: plans[pattern][linear] for linear in group.linears}
-                yield group, pattern, _error(stream, chosen, inputs, outputs)
-        stream.leave()
+                yield group, pattern, _error(streams, chosen, inputs, outputs)
+        streams.leave()
         inputs = outputs
 
 
@@ -123,21 +124,21 @@ def _plans(plan: Plan, candidates: Candidates) -> dict[BlockPattern, dict[Linear
     return found
 
 
-def _error(stream: Stream, plans: dict[str, LinearPlan], inputs: Activations, outputs: Activations) -> float:
+def _error(streams: Streams, plans: dict[str, LinearPlan], inputs: Activations, outputs: Activations) -> float:
     """The error of the layer with these linears, by submodule, compressed as planned; it is dense again afterwards.
 
-    inputs, outputs: of the dense layer, on the windows that are measured on.
+    inputs, outputs: of the dense layer, on the sequences that are measured on.
     """
-    dense = {submodule: stream.layer.linear(submodule).weight.data for submodule in plans}
-    compress_stage(stream, next(iter(plans.values())).linear.group, plans, LayerResult())
+    dense = {submodule: streams.layer.linear(submodule).weight.data for submodule in plans}
+    compress_input_group(streams, next(iter(plans.values())).linear.group, plans, LayerResult())
     pairs = zip(inputs, outputs, strict=True)
-    changes = torch.cat([_changes(stream.layer.run(hidden), before) for hidden, before in pairs])
+    changes = torch.cat([_changes(streams.layer.run(hidden), before) for hidden, before in pairs])
     for submodule, weight in dense.items():
-        stream.layer.set_weight(submodule, weight)
+        streams.layer.set_weight(submodule, weight)
     return float(changes.mean())
 
 
 def _changes(after: Tensor, before: Tensor) -> Tensor:
-    """after, before [windows, length, hidden] -> ||after - before||² / ||before||² of every token [tokens] float64."""
+    """after, before [sequences, length, hidden] -> ||after - before||² / ||before||² by token [tokens] float64."""
     change = (after - before).square().sum(-1, dtype=torch.float64)
     return (change / before.square().sum(-1, dtype=torch.float64)).flatten()

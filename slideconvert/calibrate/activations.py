@@ -15,7 +15,7 @@ from ..errors import pick
 
 
 class Activations:
-    """Batches of hidden states, [windows, length, columns] each, kept in one place and computed in another.
+    """Batches of hidden states, [sequences, length, columns] each, kept in one place and computed in another.
 
     place: device (where the model computes), cpu or disk; `folder` holds the files then.
     """
@@ -37,8 +37,8 @@ class Activations:
         """A batch, on the device that computes."""
         return self._batches[number].to(self._device)
 
-    def windows(self, numbers: Tensor) -> Tensor:
-        """The windows [n, length, columns] with these numbers [n] int64, counted over all batches, on the device."""
+    def sequences(self, numbers: Tensor) -> Tensor:
+        """The sequences [n, length, columns] with these numbers [n] int64, counted over all batches, on the device."""
         ends = list(accumulate(len(batch) for batch in self._batches))
         found = []
         for number in numbers.tolist():

@@ -11,7 +11,7 @@ from ..models.families import architecture_of
 from ..plan.plan import Plan
 from ..prune import METHODS
 from .run import RunSettings
-from .tokens import window_length
+from .tokens import sequence_length
 
 MATRICES, ROWS = 14, 12
 """Float32 matrices alive at once in the largest solve. [K, K]: statistics and held-out ones, damped, factors, orders.
@@ -25,7 +25,7 @@ DIAGONAL_MATRICES, DIAGONAL_ROWS = 5, 4
 @dataclass(frozen=True)
 class Needs:
     """Bytes. hidden: states of all tokens between layers and within one, wherever they are kept. layer: weights of the
-    layer at hand, for each lane. solving: the largest linears with their matrices. batch: what flows through a layer
+    layer at hand, for each stream. solving: the largest linears with their matrices. batch: what flows through a layer
     at once. training: weights, gradients and Adam's moments of preset quality, by block and end to end.
     """
 
@@ -48,14 +48,14 @@ class Needs:
 def needs(plan: Plan) -> Needs:
     """What carrying out a calibrated plan needs on a GPU; estimates, compared with measured peaks in BENCHMARKS.md."""
     config, calibration = plan.source.config, plan.recipe.calibration
-    length = window_length(calibration, plan.source)
+    length = sequence_length(calibration, plan.source)
     tokens, settings = calibration.samples * length, RunSettings("cuda")
     hidden, inner, vocabulary = (int(config[key]) for key in ("hidden_size", "intermediate_size", "vocab_size"))
     architecture = architecture_of(config)
     attended = architecture.head_count(config) * architecture.head_size(config)
     recovery = plan.recovery
     asymmetric = any(METHODS[linear.method].asymmetric for linear in plan.linears if linear.method)
-    lanes = 2 if asymmetric or recovery else 1
+    streams = 2 if asymmetric or recovery else 1
     shapes = {linear.linear.name: linear.stored.shape for linear in plan.linears}
     first = {linear.linear.submodule: shapes[linear.linear.name] for linear in plan.linears if linear.linear.layer == 0}
     stacks = [
@@ -70,8 +70,8 @@ def needs(plan: Plan) -> Needs:
     of_token = 16 * hidden + 12 * inner
     logits = LOGITS * settings.micro_tokens * vocabulary
     return Needs(
-        hidden=lanes * tokens * (4 * hidden + torch.bfloat16.itemsize * attended),
-        layer=4 * lanes * layer,
+        hidden=streams * tokens * (4 * hidden + torch.bfloat16.itemsize * attended),
+        layer=4 * streams * layer,
         solving=solving,
         batch=min(settings.tokens_at_once, tokens) * of_token,
         block_training=4 * 5 * layer + recovery.batch * length * of_token if recovery else 0,

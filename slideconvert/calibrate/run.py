@@ -1,4 +1,4 @@
-"""A whole calibrated compression: all layers, then end to end, each step kept so that it need not be done again."""
+"""A whole calibrated compression: all layers, then end to end. Each finished step is kept for a resumed run."""
 
 from __future__ import annotations
 
@@ -25,23 +25,24 @@ from ..recover import end_to_end
 from ..recover.trainable import Compressed
 from ..recover.training import Curve, Schedule, TrainingOptions
 from ..report import Training
-from .engine import LayerResult, compress_layers
+from .engine import compress_layers
+from .result import LayerResult
 from .store import LayerStore
-from .stream import Runs, held_out
+from .stream import StreamOptions, held_out
 
 END_TO_END = "end to end"
-"""What a report calls the training of all layers at once."""
+"""The name of the training of all layers at once in a report."""
 BATCH_TOKENS = {"cpu": 4096, "cuda": 8192}
-"""Tokens that go through a layer at once, unless said otherwise: enough to keep the device busy."""
+"""Tokens that go through a layer at once by default: enough to keep the device busy."""
 
 
 @dataclass(frozen=True)
 class RunSettings:
-    """How a run is carried out, which decides none of its choices.
+    """How a run is carried out; results depend on it by rounding alone.
 
-    device: that computes. keep_on: where hidden states lie between layers (device, cpu, disk). batch_tokens: how many
-    go through a layer at once, None for the device's usual; results differ by rounding. offload: the optimizer in
-    CPU memory. precision: in which tokens run through the layers, as precision.running_dtype takes it.
+    device: computes. keep_on: keeps hidden states between layers (device, cpu, disk). batch_tokens: go through a layer
+    at once, None for the device's default. offload: keep the optimizer in CPU memory. precision: of tokens on their way
+    through the layers, as precision.running_dtype takes it.
     """
 
     device: str = "cpu"
@@ -56,7 +57,7 @@ class RunSettings:
 
     @property
     def dtype(self) -> torch.dtype:
-        """In which tokens run through the layers."""
+        """The dtype in which tokens run through the layers."""
         return running_dtype(self.precision, torch.device(self.device))
 
     @property
@@ -69,24 +70,25 @@ class RunSettings:
         """Tokens at once where logits and gradients of the whole model are needed."""
         return max(1, self.tokens_at_once // 4)
 
-    def runs(self, folder: Path) -> Runs:
-        return Runs(torch.device(self.device), self.keep_on, folder, self.tokens_at_once, self.dtype)
+    def stream_options(self, folder: Path) -> StreamOptions:
+        """The same for the streams of hidden states; `folder` holds those on disk."""
+        return StreamOptions(torch.device(self.device), self.keep_on, folder, self.tokens_at_once, self.dtype)
 
 
 def compressed_layers(
     plan: Plan, tokens: Tensor, settings: RunSettings, folder: Path, progress: Progress
 ) -> Iterator[LayerResult]:
-    """tokens [windows, length] -> the final result of each layer, in order. `folder` keeps what is finished.
+    """tokens [sequences, length] -> the final result of each layer, in order. `folder` keeps what is finished.
 
     OutputError if the device's memory does not suffice, naming what to lower; what is finished stays.
     """
     store = LayerStore(folder, "layer")
-    runs = settings.runs(folder / "hidden")
+    options = settings.stream_options(folder / "hidden")
     recovery = plan.recovery
     ends = recovery is not None and recovery.end_epochs > 0
     by_block = block_schedule(recovery) if recovery else None
     try:
-        results = compress_layers(plan, tokens, runs, recovery=by_block, done=store.load, progress=progress)
+        results = compress_layers(plan, tokens, options, recovery=by_block, done=store.load, progress=progress)
         for number, result in results:
             if not store.path(number).is_file():
                 store.save(number, result)
@@ -104,25 +106,25 @@ def compressed_layers(
 
 
 def block_schedule(recovery: Recovery) -> Schedule | None:
-    """Of training block by block, None if there is none."""
+    """The schedule of training block by block, None without it."""
     return _schedule(recovery, recovery.block_epochs, recovery.block_rate)
 
 
 def _schedule(recovery: Recovery, epochs: int, rate: float) -> Schedule | None:
     if not epochs:
         return None
-    same = {word: getattr(recovery, word) for word in ("batch", "relative", "patience", "retries")}
-    return Schedule(epochs, rate, **same)
+    fields = {name: getattr(recovery, name) for name in ("batch", "relative", "patience", "retries")}
+    return Schedule(epochs, rate, **fields)
 
 
 def trainings(number: int, result: LayerResult) -> tuple[Training, ...]:
-    """The trainings behind a layer's result, as a report tells them."""
+    """The trainings behind a layer's result, as a report shows them."""
     named = ((f"layer {number}", result.curve), (END_TO_END, result.end))
-    return tuple(Training(name, _told(curve.losses), curve.best, curve.skipped) for name, curve in named if curve)
+    return tuple(Training(name, _reported(curve.losses), curve.best, curve.skipped) for name, curve in named if curve)
 
 
-def _told(losses: tuple[float, ...]) -> tuple[float | None, ...]:
-    """Losses for JSON, which has no word for what is not finite."""
+def _reported(losses: tuple[float, ...]) -> tuple[float | None, ...]:
+    """Losses for JSON, which cannot express numbers that are not finite."""
     return tuple(loss if math.isfinite(loss) else None for loss in losses)
 
 

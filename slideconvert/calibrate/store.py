@@ -1,7 +1,7 @@
-"""Finished layers on disk, so that an interrupted calibration goes on where it was.
+"""Finished layers on disk, from which an interrupted calibration goes on.
 
-One safetensors file a layer, in the staging folder of the conversion, written beside and renamed: a file that is there
-is whole. What is said of the weights stands in its metadata.
+One safetensors file a layer, in the staging folder of the conversion, written beside and renamed, so that every file is
+whole. Its metadata holds what describes the weights.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from ..checkpoint.staging import write_file, writing
 from ..core.quantize import QuantizedWeight, Weight
 from ..core.schemes import read_scheme
 from ..recover.training import Curve
-from .engine import LayerResult
+from .result import LayerResult
 
 SCHEME = "scheme:"
 """Before a submodule in the metadata: the scheme of its codes."""
 ORDER = "order:"
-"""Before what is ordered, in the names of the tensors."""
+"""Before the part that is permuted, in the names of the tensors."""
 CURVES = ("curve", "end")
 
 
@@ -37,48 +37,50 @@ class LayerStore:
         return self.folder / f"{self.name}-{number:05}.safetensors"
 
     def save(self, number: int, result: LayerResult) -> None:
-        """Keep a layer. OutputError if the disk does not take it."""
+        """Keep a layer. OutputError if the disk cannot hold it."""
         tensors: dict[str, Tensor] = {ORDER + part: order for part, order in result.permutations.items()}
-        said = {"errors": json.dumps(result.errors), "notes": json.dumps(result.notes)}
+        metadata = {"errors": json.dumps(result.errors), "notes": json.dumps(result.notes)}
         for part in CURVES:
             curve = getattr(result, part)
             if curve:
-                said[part] = json.dumps(asdict(curve))
+                metadata[part] = json.dumps(asdict(curve))
         for submodule, weight in result.weights.items():
             if isinstance(weight, QuantizedWeight):
                 tensors |= {f"{submodule}.codes": weight.codes.cpu(), f"{submodule}.scale": weight.scale.cpu()}
                 if weight.zero is not None:
                     tensors[f"{submodule}.zero"] = weight.zero.cpu()
                 scheme = {"name": weight.scheme.name, "ternary": weight.scheme.ternary, **weight.scheme.describe()}
-                said[SCHEME + submodule] = json.dumps(scheme)
+                metadata[SCHEME + submodule] = json.dumps(scheme)
             else:
                 tensors[submodule] = weight.cpu()
         with writing(self.folder):
             self.folder.mkdir(exist_ok=True)
-            write_file(self.path(number), save({name: tensor.contiguous() for name, tensor in tensors.items()}, said))
+            write_file(
+                self.path(number), save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
+            )
 
     def load(self, number: int) -> LayerResult | None:
-        """A layer that was kept, None if it was not."""
+        """A layer that was kept, None for any other."""
         if not self.path(number).is_file():
             return None
         with safe_open(self.path(number), "pt") as file:
-            said, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         permutations = {name.removeprefix(ORDER): tensors.pop(name) for name in list(tensors) if name.startswith(ORDER)}
         weights: dict[str, Weight] = {}
         for name, tensor in tensors.items():
             submodule, _, part = name.rpartition(".")
-            if SCHEME + name not in said and SCHEME + submodule not in said:
+            if SCHEME + name not in metadata and SCHEME + submodule not in metadata:
                 weights[name] = tensor
             elif part == "codes":
-                words = json.loads(said[SCHEME + submodule])
-                scheme = read_scheme(words["name"], words)
+                scheme_fields = json.loads(metadata[SCHEME + submodule])
+                scheme = read_scheme(scheme_fields["name"], scheme_fields)
                 weights[submodule] = QuantizedWeight(
                     tensor, tensors[f"{submodule}.scale"], scheme, tensors.get(f"{submodule}.zero")
                 )
         return LayerResult(
             weights=weights,
             permutations=permutations,
-            errors=json.loads(said["errors"]),
-            notes={submodule: tuple(notes) for submodule, notes in json.loads(said["notes"]).items()},
-            **{part: Curve.from_dict(json.loads(said[part])) for part in CURVES if part in said},
+            errors=json.loads(metadata["errors"]),
+            notes={submodule: tuple(notes) for submodule, notes in json.loads(metadata["notes"]).items()},
+            **{part: Curve.from_dict(json.loads(metadata[part])) for part in CURVES if part in metadata},
         )

@@ -1,4 +1,4 @@
-"""The calibration tokens: windows of a text, drawn at random, checked against the model."""
+"""The calibration tokens: sequences of a text, drawn at random, checked against the model."""
 
 from __future__ import annotations
 
@@ -13,40 +13,40 @@ from ..models.load import load_tokenizer
 from ..plan.presets import LENGTH, Calibration
 
 POOL = 16
-"""Of a data set, which may not end, the first so many times the wanted windows are drawn from."""
+"""Of a data set, which may not end, the first POOL times as many sequences as wanted are read."""
 
 
-def window_length(calibration: Calibration, source: Checkpoint) -> int:
-    """Tokens of a window. InputError if the model does not take as many."""
+def sequence_length(calibration: Calibration, source: Checkpoint) -> int:
+    """Tokens of a sequence. InputError if the model does not take as many."""
     longest = int(source.config.get("max_position_embeddings") or LENGTH)
     length = calibration.length or min(LENGTH, longest)
     if length > longest:
         raise InputError(
-            f"calibration windows of {length} tokens, the model takes {longest}", hint=f"--length {longest} or less"
+            f"calibration sequences of {length} tokens, the model takes {longest}", hint=f"--length {longest} or less"
         )
     return length
 
 
 def calibration_tokens(calibration: Calibration, source: Checkpoint) -> Tensor:
     """[samples, length] int64. InputError for too short a text, and for a tokenizer that is not the model's."""
-    length = window_length(calibration, source)
+    length = sequence_length(calibration, source)
     most = None if is_file(calibration.text) else POOL * calibration.samples
     tokenizer = load_tokenizer(source)
     try:
-        windows = token_sequences(tokenizer, read_documents(calibration.text), length, most)
+        sequences = token_sequences(tokenizer, read_documents(calibration.text), length, most)
     except InputError as error:
         raise InputError(f"calibration text {calibration.text}: {error.what}", hint=error.hint) from error
-    if len(windows) < calibration.samples:
+    if len(sequences) < calibration.samples:
         raise InputError(
-            f"calibration text {calibration.text}: {len(windows)} windows of {length} tokens, {calibration.samples} "
-            "are wanted",
-            hint=f"give more text, --samples {len(windows)}, or a shorter --length",
+            f"calibration text {calibration.text}: {len(sequences)} sequences of {length} tokens, "
+            f"{calibration.samples} are wanted",
+            hint=f"give more text, --samples {len(sequences)}, or a shorter --length",
         )
     rows = source.spec(f"{architecture_of(source.config).embedding}.weight").shape[0]
-    if int(windows.max()) >= rows:
+    if int(sequences.max()) >= rows:
         raise InputError(
-            f"{source.path}: the tokenizer gives token {int(windows.max())}, the embedding has {rows} rows",
+            f"{source.path}: the tokenizer gives token {int(sequences.max())}, the embedding has {rows} rows",
             hint="tokenizer and weights do not belong together: take both from the same model",
         )
-    order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(calibration.seed))
-    return windows[order[: calibration.samples]]
+    order = torch.randperm(len(sequences), generator=torch.Generator().manual_seed(calibration.seed))
+    return sequences[order[: calibration.samples]]

@@ -80,10 +80,10 @@ def _calibration_lines(plan: Plan) -> list[str]:
     if not plan.calibrated:
         return []
     from ..calibrate.needs import needs
-    from ..calibrate.tokens import window_length
+    from ..calibrate.tokens import sequence_length
 
     need, calibration = needs(plan), plan.recipe.calibration
-    length = window_length(calibration, plan.source)
+    length = sequence_length(calibration, plan.source)
     trained = f"; training end to end {size(need.end_training)}" if need.end_training else ""
     return [
         f"text     {calibration.samples} sequences of {length} tokens of {calibration.text}",

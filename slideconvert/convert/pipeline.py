@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..calibrate.engine import LayerResult
+from ..calibrate.result import LayerResult
 from ..calibrate.run import END_TO_END, RunSettings, compressed_layers, trainings
 from ..calibrate.tokens import calibration_tokens
 from ..checkpoint.container import TensorSpec

@@ -79,7 +79,7 @@ def measured(
 
 
 class Stock:
-    """The demo model in transformers, its calibration windows, and what each layer gives on those held out."""
+    """The demo model in transformers, its calibration sequences, and what each layer gives on those held out."""
 
     def __init__(self, plan: Plan) -> None:
         self.model = transformers.AutoModelForCausalLM.from_pretrained(DEMO, dtype=torch.float32)
@@ -439,7 +439,7 @@ def test_too_little_text_is_refused_as_in_a_conversion(cli: Cli, tmp_path: Path)
 def test_too_few_windows_are_refused(cli: Cli, tmp_path: Path) -> None:
     words = ("--density", 0.7, "--calibration", CALIBRATION, "--length", 64, "--method", "magnitude")
     done = cli("allocate", DEMO, tmp_path / "out.yaml", *words, "--samples", 2)
-    assert done.code == 2 and "2 calibration windows: errors are measured with 3 at least" in done.err
+    assert done.code == 2 and "2 calibration sequences: errors are measured with 3 at least" in done.err
     assert cli("allocate", DEMO, tmp_path / "out.yaml", *words, "--samples", 3).code == 0
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 from transformers.integrations import bitnet as theirs
 
-from slideconvert.calibrate.engine import LayerResult
+from slideconvert.calibrate.result import LayerResult
 from slideconvert.calibrate.run import RunSettings
 from slideconvert.calibrate.store import LayerStore
 from slideconvert.checkpoint.reader import Checkpoint

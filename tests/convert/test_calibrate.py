@@ -23,9 +23,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from slideconvert.calibrate.activations import PLACES
-from slideconvert.calibrate.engine import LayerResult, compress_layers
+from slideconvert.calibrate.engine import compress_layers
+from slideconvert.calibrate.result import LayerResult
 from slideconvert.calibrate.run import RunSettings
-from slideconvert.calibrate.stream import Runs, held_out
+from slideconvert.calibrate.stream import StreamOptions, held_out
 from slideconvert.calibrate.tokens import calibration_tokens
 from slideconvert.checkpoint.reader import Checkpoint
 from slideconvert.convert.pipeline import convert
@@ -79,7 +80,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> Shown:
 
 
 def compressed(plan: Plan, tokens: Tensor, folder: Path, batch_tokens: int = 3 * LENGTH) -> list[LayerResult]:
-    runs = Runs(CPU, "device", folder, batch_tokens)
+    runs = StreamOptions(CPU, "device", folder, batch_tokens)
     return [result for _, result in compress_layers(plan, tokens, runs)]
 
 
@@ -225,10 +226,10 @@ def test_in_bfloat16_solvers_are_shown_nearly_the_same(
 
     monkeypatch.setattr(Accumulator, "add", add)
     plan = plan_for(source, method="gptq", pattern="2:inf")
-    next(compress_layers(plan, tokens, Runs(CPU, "device", tmp_path, 10**6, torch.bfloat16)))
+    next(compress_layers(plan, tokens, StreamOptions(CPU, "device", tmp_path, 10**6, torch.bfloat16)))
     reduced, inputs = shown[:4], seen[::2]
     shown.clear()
-    next(compress_layers(plan, tokens, Runs(CPU, "device", tmp_path, 10**6)))
+    next(compress_layers(plan, tokens, StreamOptions(CPU, "device", tmp_path, 10**6)))
     for one, exact, given in zip(reduced, shown, inputs, strict=True):
         assert given.dtype == torch.bfloat16
         share = exact.gram.diagonal().sqrt()[:, None] * exact.gram.diagonal().sqrt()
@@ -320,7 +321,7 @@ def test_where_hidden_states_lie_changes_no_byte(tmp_path: Path, monkeypatch: py
 
 def test_hidden_states_on_disk_are_files_that_go_with_the_job(tmp_path: Path, tokens: Tensor) -> None:
     plan = plan_for(write_model(tmp_path / "source"), method="obs")
-    layers = compress_layers(plan, tokens, Runs(CPU, "disk", tmp_path / "hidden", 3 * LENGTH))
+    layers = compress_layers(plan, tokens, StreamOptions(CPU, "disk", tmp_path / "hidden", 3 * LENGTH))
     next(layers)
     sizes = sorted(path.stat().st_size for path in (tmp_path / "hidden").glob("hidden-*"))
     assert sizes == [windows * LENGTH * pico.HIDDEN * 4 for windows in (1, 2, 3, 3)]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from slideconvert.calibrate.engine import LayerResult
+from slideconvert.calibrate.result import LayerResult
 from slideconvert.calibrate.run import RunSettings
 from slideconvert.calibrate.store import LayerStore
 from slideconvert.cli import main
@@ -212,7 +212,7 @@ def test_another_device_is_refused(tmp_path: Path, job: Job, monkeypatch: pytest
         raise KeyboardInterrupt
 
     plan = plan_for(job.source, job.text, method="obs")
-    monkeypatch.setattr("slideconvert.calibrate.engine._solve", interrupt)
+    monkeypatch.setattr("slideconvert.calibrate.input_group._solve", interrupt)
     with pytest.raises(KeyboardInterrupt):
         convert(plan, tmp_path / "out")
     with pytest.raises(InputError, match="device was cpu, is cuda"):
@@ -296,7 +296,7 @@ def interrupted(cli: Cli, monkeypatch: pytest.MonkeyPatch, words: list[object]) 
     """Run a command that is interrupted in its second layer."""
     from slideconvert.calibrate import engine
 
-    real, calls = engine.compress_stage, 0
+    real, calls = engine.compress_input_group, 0
 
     def stop(*args: Any) -> None:
         nonlocal calls
@@ -306,7 +306,7 @@ def interrupted(cli: Cli, monkeypatch: pytest.MonkeyPatch, words: list[object]) 
         real(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "compress_stage", stop)
+        patch.setattr(engine, "compress_input_group", stop)
         assert cli(*words).code == 130
 
 

@@ -310,11 +310,11 @@ def test_fewer_tokens_than_columns_are_enough(
 @pytest.fixture
 def indefinite(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Gives the Gram matrices of layer 1 a direction of negative energy, as a share of the mean diagonal."""
-    real = stream.Stream.statistics
+    real = stream.Streams.statistics
 
     def spoil(share: float) -> None:
-        def statistics(self: stream.Stream, stage: int, *, diagonal: bool = False) -> Statistics:
-            found = real(self, stage, diagonal=diagonal)
+        def statistics(self: stream.Streams, group: int, *, diagonal: bool = False) -> Statistics:
+            found = real(self, group, diagonal=diagonal)
             if self.number == 1 and found.held:
                 whole = found.whole.gram
                 energies, directions = torch.linalg.eigh(whole)
@@ -323,7 +323,7 @@ def indefinite(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
                     gram -= taken * directions[:, :1] * directions[:, 0]
             return found
 
-        monkeypatch.setattr(stream.Stream, "statistics", statistics)
+        monkeypatch.setattr(stream.Streams, "statistics", statistics)
 
     return spoil
 
@@ -544,10 +544,10 @@ FULL = f"--samples {SAMPLES} --length {LENGTH} --calibration"
 BAD: dict[str, tuple[Callable[[Path], Any], str, tuple[str, ...]]] = {
     "empty text": (untouched, f"{FULL} empty.txt", ("empty.txt", "24", "give more text")),
     "no documents": (untouched, f"{FULL} empty.jsonl", ("empty.jsonl", "24", "give more text")),
-    "too few windows": (
+    "too few sequences": (
         untouched,
         f"{FULL} short.txt",
-        ("short.txt: 4 windows of 24 tokens, 9 are wanted", "--samples 4"),
+        ("short.txt: 4 sequences of 24 tokens, 9 are wanted", "--samples 4"),
     ),
     "no such text": (untouched, f"{FULL} absent.jsonl", ("absent.jsonl", "no such file")),
     "too long": (

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from slideconvert.calibrate.engine import LayerResult, compress_layers
-from slideconvert.calibrate.stream import Runs
+from slideconvert.calibrate.engine import compress_layers
+from slideconvert.calibrate.result import LayerResult
+from slideconvert.calibrate.stream import StreamOptions
 from slideconvert.checkpoint.files import CHANNEL_ORDERS
 from slideconvert.checkpoint.reader import Checkpoint
 from slideconvert.convert.pipeline import convert
@@ -40,7 +41,7 @@ def plan_of(source: Path, preset: Preset, **words: Any) -> Plan:
 
 
 def results(plan: Plan, tokens: torch.Tensor, folder: Path) -> list[LayerResult]:
-    runs = Runs(torch.device("cpu"), "device", folder, 4096)
+    runs = StreamOptions(torch.device("cpu"), "device", folder, 4096)
     return [result for _, result in compress_layers(plan, tokens, runs)]
 
 

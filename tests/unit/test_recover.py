@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from slideconvert.calibrate.engine import LayerResult
+from slideconvert.calibrate.result import LayerResult
 from slideconvert.calibrate.run import RunSettings, compressed_layers
 from slideconvert.calibrate.store import LayerStore
 from slideconvert.calibrate.tokens import calibration_tokens

@@ -1,0 +1,122 @@
+"""Compress the linears of a layer that share an input: collect its statistics, permute, solve, put into the layer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..checkpoint.reader import TORCH_DTYPES
+from ..core.patterns import BlockPattern, Pattern
+from ..core.precision import full_precision
+from ..core.quantize import Weight
+from ..core.schemes import Scheme
+from ..core.weights import floats, take_rows
+from ..errors import InputError, SlideConvertError
+from ..permute.fold import find_permutation, fold, in_order
+from ..permute.permutations import permute_weight
+from ..permute.search import query_columns
+from ..plan.linear import LinearPlan
+from ..prune import METHODS, Problem
+from ..prune.direct import compress_directly
+from ..prune.statistics import Statistics
+from .result import LayerResult
+from .stream import Streams
+
+
+def compress_input_group(
+    streams: Streams, group: int, plans: dict[str, LinearPlan], result: LayerResult
+) -> Tensor | None:
+    """Compress linears of an input group, those with equal plans as one matrix; results go into `result` and the layer.
+
+    plans: by submodule. Returns the Gram matrix [K, K] of their input, None if no method needs it.
+    """
+    statistics = None
+    together: dict[tuple[str, Pattern, Scheme, str], list[str]] = {}
+    for submodule, plan in plans.items():
+        if plan.kept:
+            continue
+        if plan.method and METHODS[plan.method].calibrated:
+            # A pattern whose rows depend on each other is solved for each linear by itself.
+            alone = "" if plan.pattern.rows_independent else submodule
+            together.setdefault((plan.method, plan.pattern, plan.scheme, alone), []).append(submodule)
+        else:
+            source = plan.stored.read(streams.decoder.source).to(str(streams.options.device))
+            latent = latent_weights(plan, streams, result) if plan.method else None
+            scheme = plan.scheme.code_scheme
+            result.weights[submodule] = compress_directly(source, plan.method, plan.pattern, scheme, latent)[1]
+    if together:
+        diagonal = all(METHODS[method].diagonal for method, *_ in together)
+        statistics = streams.statistics(group, diagonal=diagonal)
+        for part, channels in streams.decoder.free.items():
+            if channels.consumer in plans and plans[channels.consumer].permuted:
+                statistics = _permute(part, plans[channels.consumer], streams, statistics, result)
+        for members in together.values():
+            _solve([plans[submodule] for submodule in members], streams, statistics, result)
+    put(streams, {submodule: result.weights[submodule] for submodule in plans if submodule in result.weights})
+    return statistics.judging if statistics else None
+
+
+def put(streams: Streams, weights: dict[str, Weight]) -> None:
+    """Put weights, by submodule, into the layer that is being compressed."""
+    for submodule, weight in weights.items():
+        streams.layer.set_weight(submodule, floats(weight).to(streams.options.device))
+
+
+def latent_weights(plan: LinearPlan, streams: Streams, result: LayerResult) -> Tensor | None:
+    """The latent weights of a linear that stays ternary, in the channel order of the layer; None for other linears."""
+    return plan.latent_weights(streams.decoder.source, result.permutations, str(streams.options.device))
+
+
+def output_error(before: Tensor, after: Tensor, gram: Tensor) -> float:
+    """Relative error of a linear's output: root of tr(D H Dᵀ) / tr(W H Wᵀ), D = after - before, with six digits."""
+    change = after - before
+    loss = float((change @ gram * change).sum(dtype=torch.float64))
+    whole = float((before @ gram * before).sum(dtype=torch.float64))
+    return float(f"{(max(loss, 0.0) / whole) ** 0.5:.6g}") if whole > 0 else 0.0
+
+
+def _permute(part: str, plan: LinearPlan, streams: Streams, statistics: Statistics, result: LayerResult) -> Statistics:
+    """Permute the channels that a linear reads, in the layer and in what is solved of it; the statistics likewise."""
+    free, channels = streams.decoder.free, streams.decoder.free[part]
+    assert isinstance(plan.pattern, BlockPattern)
+    weight = streams.layer.linear(plan.linear.submodule).weight.data
+    order = find_permutation(channels, weight, statistics, plan.pattern)
+    result.permutations[part] = order
+    fold(streams.layer.module, {part: order}, free)
+    for producer in channels.producers:
+        made = result.weights[producer.submodule]
+        result.weights[producer.submodule] = permute_weight(producer.submodule, made, {part: order}, free)
+    read = query_columns(order, channels.readers)
+    streams.compressed.reorder(plan.linear.group, read)
+    return in_order(statistics, read)
+
+
+def _solve(plans: list[LinearPlan], streams: Streams, statistics: Statistics, result: LayerResult) -> None:
+    """Solve linears with the same input and equal plans as one matrix: its rows are independent of each other."""
+    plan, submodules = plans[0], [plan.linear.submodule for plan in plans]
+    weights = [streams.layer.linear(submodule).weight.data for submodule in submodules]
+    known = [own for own in (latent_weights(plan, streams, result) for plan in plans) if own is not None]
+    latent = torch.cat(known) if known else None
+    solve = METHODS[plan.method].solve
+    assert solve is not None
+    problem = Problem(torch.cat(weights), statistics, plan.pattern, plan.scheme.code_scheme, latent)
+    try:
+        with full_precision():
+            solved = solve(problem)
+    except ArithmeticError as error:
+        raise SlideConvertError(f"{plan.linear.name}: {error}", hint="use more calibration samples") from error
+    gram, row = statistics.judging, 0
+    for own, submodule, weight in zip(plans, submodules, weights, strict=True):
+        rows = slice(row, row + len(weight))
+        row = rows.stop
+        made = take_rows(solved.weight, rows)
+        if isinstance(made, Tensor):
+            made = made.to(TORCH_DTYPES[own.outputs[0].dtype] if own.outputs else torch.bfloat16)
+        if not bool(floats(made).isfinite().all()):
+            raise InputError(
+                f"{own.linear.name}: what {own.method} made of it is not finite",
+                hint="weights and inputs of this linear are too large for float32: keep it (rule with keep: true)",
+            )
+        result.weights[submodule] = made
+        result.notes[submodule] = solved.notes
+        result.errors[submodule] = output_error(weight, floats(made), gram)

@@ -1,0 +1,27 @@
+"""What calibration makes of a layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..core.quantize import Weight
+from ..permute.permutations import Permutations
+from ..recover.training import Curve
+
+
+@dataclass
+class LayerResult:
+    """The compressed linears of a layer, by submodule; kept linears are left out.
+
+    weights: as stored, ternary ones as codes whatever their scheme. errors: of calibrated linears the relative error of
+    the output on the calibration tokens, for the inputs with which they were solved. notes: anything degraded or
+    unusual, in words. permutations: of the layer's channels; weights and errors are those of the permuted layer. curve:
+    of block recovery, end: of end-to-end recovery, None without it.
+    """
+
+    weights: dict[str, Weight] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)
+    notes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    permutations: Permutations = field(default_factory=dict)
+    curve: Curve | None = None
+    end: Curve | None = None
