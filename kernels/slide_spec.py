@@ -99,7 +99,8 @@ class SlideSpec(LinearSpec):
         codes = torch.randint(1, 100, (self.rows, -(-self.columns // block), block), dtype=torch.int8, device=device)
         codes[..., 2 * windows :] = 0
         dense = codes.flatten(1)[:, : self.columns].contiguous().view(self.dtype)
-        return SlideWeight(self, torch.ones(self.rows, 1, device=device), dense=dense)
+        scale = torch.ones(self.rows, 1, dtype=torch.float32, device=device)
+        return SlideWeight(self, scale, dense=dense)
 
     def misfit(self, columns: slice) -> tuple[str, str] | None:
         # The last block may be ragged.

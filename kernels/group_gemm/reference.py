@@ -26,7 +26,7 @@ def group_gemm(x: Tensor, groups: Weight, bias: Tensor | None, spec: GroupSpec) 
     else:
         whole, by_token = quantize(x, torch.int8)
         tokens = whole.float().view(-1, spec.across, spec.size)
-        out = torch.zeros(len(x), spec.rows, device=x.device)
+        out = torch.zeros(len(x), spec.rows, dtype=torch.float32, device=x.device)
         for group in range(spec.across):  # at most 128 * 127 * 255: exact in float32
             out += tokens[:, group] @ by_group[:, group].T * scale[:, group]
         out = out * by_token

@@ -55,6 +55,26 @@ def test_a_spec_and_its_weight_come_back(spec: LinearSpec) -> None:
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.text)
+def test_the_default_dtype_changes_nothing(spec: LinearSpec) -> None:
+    """vLLM builds models, and so benchmarks backends, with the model's dtype as torch's default."""
+    x = torch.randn(3, spec.columns, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    named = spec.random(CPU).named()
+
+    def computed() -> Tensor:
+        backend = choose(spec, CPU).backend
+        return backend(x, backend.prepare(spec.weight(named)), None)
+
+    expected = computed()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found, drawn = computed(), spec.random(CPU).named()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert same(found, expected)
+    assert {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in drawn.items()} == spec.tensors()
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.text)
 def test_tensors_of_another_linear_are_refused(spec: LinearSpec) -> None:
     named = spec.random(CPU).named()
     for name in named:
