@@ -1,1 +1,1 @@
-"""Talking to the Hugging Face Hub."""
+"""The Hugging Face Hub: resolve and download sources, publish checkpoints, explain failures."""

@@ -1,8 +1,8 @@
-"""Where a push goes: the repository as it is now, and whether this token may write to it. Reads only.
+"""The target of a push: the current state of the repository, and whether the token has write access. Read-only.
 
-whoami-v2           the user, its organizations, what the token is for
-models/ID           the files at the branch's head, with sizes and checksums; or that there is no such repository
-auth-check/write    whether the token may write, where there is one; else whoami must allow it to be made
+whoami-v2           the user, its organizations, the permissions of the token
+models/ID           the files at the head of the branch, with sizes and checksums; 404 without a repository
+auth-check/write    whether the token has write access to an existing repository; whoami decides for a new one
 """
 
 from __future__ import annotations
@@ -28,10 +28,9 @@ MAIN = "main"
 class Target:
     """A branch of a repository that may be written to.
 
-    id: "user/name". branch. commit: the branch's head, None if the branch is to be made. files: what lies there, or
-    will once the branch is made.
-    exists: whether the repository does; private: whether it is, None if it is to be made. own: whether the branch has
-    come to differ from main, or is main.
+    id: "user/name". commit: the head of the branch, None for a new branch. files: at the head of the branch, or of the
+    one that a new branch starts from. exists: whether the repository exists. private: None for a new repository. own:
+    whether the branch is main or differs from it.
     """
 
     id: str
@@ -44,14 +43,14 @@ class Target:
 
     @property
     def url(self) -> str:
-        """The address of the branch for people, without credentials."""
+        """The web address of the branch, without credentials."""
         hub = urlsplit(endpoint())
         where = f"{hub.scheme}://{hub.netloc.rpartition('@')[2]}{hub.path}"
         return f"{where}/{self.id}" + (f"/tree/{self.branch}" if self.branch != MAIN else "")
 
 
 def hub_api() -> Any:
-    """huggingface_hub's HfApi for the Hub that HF_ENDPOINT names, with the token of its usual places."""
+    """An HfApi for the Hub at HF_ENDPOINT, with the token that huggingface_hub finds."""
     from huggingface_hub import HfApi
 
     return HfApi(endpoint=endpoint(), library_name="slideconvert", library_version=__version__)
@@ -60,14 +59,16 @@ def hub_api() -> Any:
 def find_target(repo: str, branch: str | None = None) -> Target:
     """The branch (None: main) of `repo` ("user/name", or "name" of the token's user) to push to.
 
-    InputError for a name that cannot be, HubError if the token may not write there or make it, or the Hub cannot
-    be asked.
+    InputError for an invalid name. HubError if the token may not write to the repository or create it, or if the Hub
+    does not answer.
     """
     branch = branch or MAIN
     if not valid_id(repo):
-        raise InputError(f"'{repo}' is no name for a repository", hint="a name looks like user/model-int8-2of8")
+        raise InputError(f"'{repo}' is not a repository name", hint="a repository name looks like user/model-int8-2of8")
     if COMMIT.fullmatch(branch) or branch.startswith("refs/") or not branch.strip():
-        raise InputError(f"--revision '{branch}' is no branch", hint="name a branch; it is made if it is not there")
+        raise InputError(
+            f"--revision '{branch}' is not a branch", hint="name a branch; push creates it if it does not exist"
+        )
     with upload_errors(repo):
         api = hub_api()
         who = api.whoami()
@@ -85,7 +86,7 @@ def find_target(repo: str, branch: str | None = None) -> Target:
 
 
 def read_target(api: Any, repo: str, branch: str) -> Target:
-    """The state of a branch; whatever huggingface_hub raises passes, but for a repository or branch to be made."""
+    """The state of a branch. Errors of huggingface_hub pass, except for a missing repository or branch."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
@@ -99,14 +100,14 @@ def read_target(api: Any, repo: str, branch: str) -> Target:
     except RevisionNotFoundError:
         if branch == MAIN:
             return Target(repo, branch, exists=True)  # a repository without any commit
-        info = api.model_info(repo, files_metadata=True)  # which the branch will be made from
+        info = api.model_info(repo, files_metadata=True)  # the branch will start from main
         return Target(repo, branch, None, _files(info), True, info.private, own=False)
     own = branch == MAIN or api.model_info(repo).sha != info.sha
     return Target(repo, branch, info.sha, _files(info), True, info.private, own)
 
 
 def read_commit(api: Any, repo: str, commit: str) -> tuple[RemoteFile, ...]:
-    """The files at a commit; whatever huggingface_hub raises passes."""
+    """The files at a commit. Errors of huggingface_hub pass."""
     return _files(api.model_info(repo, revision=commit, files_metadata=True))
 
 
@@ -115,25 +116,24 @@ def _files(info: Any) -> tuple[RemoteFile, ...]:
 
 
 def _refuse_reading_token(who: Mapping[str, Any], repo: str) -> None:
-    """HubError if the token is known to be for reading only."""
+    """HubError if the token is known to be read-only."""
     role = ((who.get("auth") or {}).get("accessToken") or {}).get("role")
     if role == "read":
         raise HubError(
-            f"{repo}: the token of {who['name']} is for reading only",
-            hint=f"make one that may write on {TOKENS}, then `hf auth login` or set HF_TOKEN",
+            f"{repo}: the token of {who['name']} is read-only",
+            hint=f"create a token with write access on {TOKENS}, then run `hf auth login` or set HF_TOKEN",
         )
 
 
 def _check_may_create(who: Mapping[str, Any], repo: str) -> None:
-    """HubError if this user, or this token, may not make `repo`, as far as whoami tells."""
+    """HubError if this user or token may not create `repo`, as far as whoami shows."""
     owner = repo.split("/")[0]
     roles = {str(org.get("name")): org.get("roleInOrg") for org in who.get("orgs") or ()}
     if owner != who["name"] and (owner not in roles or roles[owner] == "read"):
         mine = ", ".join([str(who["name"]), *(name for name, role in roles.items() if role != "read")])
         raise HubError(
-            f"{repo}: there is no such repository on {host()} that {who['name']} may see, and {who['name']} may not "
-            f"make one for {owner}",
-            hint=f"check the name; this token can write for {mine}",
+            f"{repo}: {who['name']} sees no repository of that name on {host()}, and may not create one for {owner}",
+            hint=f"check the name; this token has write access to {mine}",
         )
     token = (who.get("auth") or {}).get("accessToken") or {}
     scopes = (token.get("fineGrained") or {}).get("scoped")
@@ -142,6 +142,6 @@ def _check_may_create(who: Mapping[str, Any], repo: str) -> None:
     names = [(scope.get("entity") or {}).get("name") for scope in scopes if "repo.write" in scope["permissions"]]
     if owner not in names:
         raise HubError(
-            f"{repo}: the fine-grained token may not make repositories for {owner}",
+            f"{repo}: the fine-grained token may not create repositories for {owner}",
             hint=f"give it write access to the repositories of {owner} on {TOKENS}",
         )

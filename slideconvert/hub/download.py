@@ -1,12 +1,12 @@
 """Fetch the checkpoint files of a Hub model, pinned to one commit, and check every byte of them.
 
-    list_files      one request: branch -> 40-hex commit, and of every file its size and checksum
-    Transfer.get    huggingface_hub brings one file (Xet or HTTP) into its cache or into a folder; its size, and SHA-256
+    list_files      one request: branch -> 40-hex commit, and size and checksum of every file
+    Transfer.get    huggingface_hub fetches one file (Xet or HTTP) into its cache or a folder; its size, and SHA-256
                     (large files) or git's blob SHA-1 (small ones), are compared with the listing
-    Record.save     last: from now on the snapshot counts as complete
+    Record.save     last: the snapshot now counts as complete
 
-Small files come first, so that a gated model or an index that names absent shards fails in the first second. The
-files follow one another: Xet transfers the parts of one file in parallel anyway, and a break costs one file.
+Small files come first, so that a gated model or an index with missing shards fails in the first second. Files are
+fetched one by one: Xet transfers the parts of a file in parallel anyway, and an interruption costs one file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from ..checkpoint.files import CONFIG, INDEX
 from ..errors import InputError
 from ..progress import Progress
-from .code import fetch_code
+from .bundled_code import fetch_code
 from .errors import NOT_WRITABLE, hub_errors, offline
 from .listing import Listing, RemoteFile, list_files
 from .snapshot import COMMIT, FileFacts, Record, Snapshot, claim, open_folder, release, repo_cache, write_whole
@@ -36,9 +36,9 @@ def download(
 ) -> Snapshot:
     """Fetch `hub_id` at `revision` (branch, tag, commit; None: main), check it, and return the complete snapshot.
 
-    directory: a new or empty folder, or one that an earlier call began to fill; None: `cache`, itself the Hugging
-    Face cache unless said. A commit that is complete already is returned without a request. Raises HubError for all
-    that the Hub, the network and the disk can do wrong, InputError if the folder is not free or the disk too small.
+    directory: a new or empty folder, or one that an earlier call began to fill; None: `cache` (None: the Hugging Face
+    cache). A complete commit is returned without a request. Raises HubError for failures of the Hub, the network and
+    the disk, InputError if the folder contains other files or the disk is too small.
     """
     folder = directory.expanduser().absolute() if directory is not None else None
     where = cache_folder(cache)
@@ -47,7 +47,7 @@ def download(
         return found
     transfer = Transfer(found, where, folder, progress)
     with hub_errors(hub_id, revision):
-        _check_room(found, transfer.target, folder is None)
+        _check_disk_space(found, transfer.target, folder is None)
         if folder is not None:
             claim(folder, hub_id, found.revision)
         _fetch_all(transfer)
@@ -61,17 +61,17 @@ def download(
 def find(
     hub_id: str, revision: str | None, cache: Path, folder: Path | None = None, *, weights: bool = True
 ) -> Snapshot | Listing:
-    """The snapshot if it is complete in `folder` (None: in `cache`), else what there is to fetch.
+    """The snapshot if it is complete in `folder` (None: in `cache`), else the listing of what to fetch.
 
-    weights: whether a snapshot without them is of use when there is no network. HubError without a network, if it is
-    not here, and if there is no such model.
+    weights: whether an offline snapshot must contain them. HubError for an unknown model, and if the model is not on
+    this machine while HF_HUB_OFFLINE is set.
     """
     from huggingface_hub import is_offline_mode
 
     if is_offline_mode():
         found = _without_network(hub_id, folder, revision, cache)
         if weights and not any(found.path.glob("*.safetensors")):
-            raise offline(hub_id, revision)  # a plan needed its config.json
+            raise offline(hub_id, revision)  # a plan fetched only its config.json
         return found
     if revision and COMMIT.fullmatch(revision) and (done := _finished(hub_id, revision, folder, cache)):
         return done
@@ -101,11 +101,11 @@ def _fetch_all(transfer: Transfer) -> None:
         Record(listing.id, listing.revision, facts).save(transfer.target)
 
 
-def _check_room(listing: Listing, target: Path, in_cache: bool) -> None:
-    """InputError if the files that are still missing do not fit on the disk of `target`."""
+def _check_disk_space(listing: Listing, target: Path, in_cache: bool) -> None:
+    """InputError if the missing files do not fit on the disk of `target`."""
 
     def present(file: RemoteFile) -> bool:
-        blob = target.parent.parent / "blobs" / file.etag  # also of an earlier commit with the same weights
+        blob = target.parent.parent / "blobs" / file.etag  # an earlier commit may have the same weights
         return (target / file.name).is_file() or (in_cache and blob.is_file())
 
     missing = sum(file.size for file in listing.files if not present(file))
@@ -114,13 +114,13 @@ def _check_room(listing: Listing, target: Path, in_cache: bool) -> None:
     if missing > free:
         raise InputError(
             f"{listing.id} needs {missing / 1e9:,.2f} GB more, and {disk} has {free / 1e9:,.2f} GB free",
-            hint="make room, "
-            + ("or point HF_HOME to a larger disk" if in_cache else "or name a folder on another disk"),
+            hint="free disk space, "
+            + ("or set HF_HOME to a larger disk" if in_cache else "or name a folder on another disk"),
         )
 
 
 def _finished(hub_id: str, commit: str, folder: Path | None, cache: Path) -> Snapshot | None:
-    """The snapshot if an earlier call completed it and no file has changed its size since."""
+    """The snapshot if an earlier call completed it and every file still has its size."""
     target = folder or cached_folder(cache, hub_id, commit)
     record = Record.load(target) if target.is_dir() else None
     if record is None or (record.id, record.revision) != (hub_id, commit) or record.damage(target):
@@ -129,7 +129,7 @@ def _finished(hub_id: str, commit: str, folder: Path | None, cache: Path) -> Sna
 
 
 def _without_network(hub_id: str, folder: Path | None, revision: str | None, cache: Path) -> Snapshot:
-    """The snapshot as it lies here, whoever downloaded it. HubError if there is none."""
+    """The local snapshot, whichever tool downloaded it. HubError without one."""
     commit = revision
     if folder is None and (ref := _branch(hub_id, revision, cache)).is_file():
         commit = ref.read_text(encoding="utf-8").strip()
@@ -142,7 +142,7 @@ def _without_network(hub_id: str, folder: Path | None, revision: str | None, cac
 
 
 def remember_branch(listing: Listing, revision: str | None, cache: Path) -> None:
-    """Note in the cache which commit a branch was, as huggingface_hub does: HF_HUB_OFFLINE finds it by that."""
+    """Record the commit of a branch in the cache, as huggingface_hub does for HF_HUB_OFFLINE."""
     if revision != listing.revision:
         with _if_writable():
             ref = _branch(listing.id, revision, cache)
@@ -156,7 +156,7 @@ def _branch(hub_id: str, revision: str | None, cache: Path) -> Path:
 
 @contextlib.contextmanager
 def _if_writable() -> Iterator[None]:
-    """For notes in a cache that many share and we may only read: without them, the next call checks once more."""
+    """Ignore a read-only cache: without this record, the next call checks the files again."""
     try:
         yield
     except OSError as error:

@@ -1,11 +1,11 @@
-"""What goes wrong on the way to the Hub and back, as one sentence each with a way out.
+"""Known failures of downloads, each as one sentence with a way out; upload_errors.py has those of uploads.
 
-huggingface_hub raises its own errors for answers of the Hub, those of its HTTP library (httpx in 1.x, httpx2 in
-2.x) for the network, plain OSErrors for the disk, and passes on what hf_xet raises: Python's built-in exceptions
-with a known beginning. All that is known is told apart here; anything else passes with its traceback.
+huggingface_hub raises its own errors for answers of the Hub, those of its HTTP library (httpx in 1.x, httpx2 in 2.x)
+for the network and plain OSErrors for the disk. hf_xet raises built-in exceptions with known prefixes. Unknown errors
+pass with their traceback.
 
-The sentences are made of what the user typed, of numbers and of what the server said. The server's words are
-cleaned of tokens first, and addresses are cut to their host: both can carry credentials.
+The sentences contain user input, numbers and the server's message. Tokens are removed from the message and URLs are
+reduced to their host, since both can contain credentials.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ XET = re.compile(
     r"(Previous task error|Task error|Network error|Rate limited|Server error|Timeout|Data integrity error"
     r"|Authentication error|Not found|I/O error): "
 )
-"""How the texts of hf_xet's errors begin (xet_pkg/src/error.rs in huggingface/xet-core)."""
+"""Prefixes of hf_xet's error messages (xet_pkg/src/error.rs in huggingface/xet-core)."""
 _CREDENTIALS = re.compile(r"\b(hf_|api_org_)\w+|(?<=Bearer )\S+|(?<=://)[^/@\s]+(?=@)")
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
-REINSTALL_HINT = "run the same command again"
-_AGAIN = f"{REINSTALL_HINT}: finished files are kept"
+RETRY_HINT = "run the same command again"
+_RETRY = f"{RETRY_HINT}: finished files are kept"
 
 
 def endpoint() -> str:
-    """The address of the Hub: HF_ENDPOINT, or the public Hub. Read at every call, unlike huggingface_hub's own."""
+    """The URL of the Hub: HF_ENDPOINT or the public Hub, read at every call (huggingface_hub reads it once)."""
     from huggingface_hub import constants
 
     return (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
@@ -46,11 +46,11 @@ def endpoint() -> str:
 
 @contextmanager
 def hub_errors(hub_id: str, revision: str | None = None) -> Iterator[None]:
-    """Raise HubError for every known failure of the block; what is not known passes unchanged."""
+    """Raise HubError for every known failure of the block; other errors pass unchanged."""
     try:
         yield
     except (OSError, RuntimeError, ValueError, http_library().HTTPError) as error:
-        # Only candidates: explain() knows a few errors of these families and leaves the rest alone.
+        # Candidates: explain() knows some errors of these types and leaves the others alone.
         explained = explain(error, hub_id, revision)
         if explained is None:
             raise
@@ -58,7 +58,7 @@ def hub_errors(hub_id: str, revision: str | None = None) -> Iterator[None]:
 
 
 def explain(error: Exception, hub_id: str, revision: str | None = None) -> HubError | None:
-    """The HubError that says what `error` means for `hub_id`, None for an error that is not known here."""
+    """The HubError that explains `error` for `hub_id`, None for an unknown error."""
     from huggingface_hub.errors import FileMetadataError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
@@ -68,72 +68,85 @@ def explain(error: Exception, hub_id: str, revision: str | None = None) -> HubEr
     if isinstance(error, OfflineModeIsEnabled):
         return offline(hub_id, revision)
     if isinstance(error, FileMetadataError | json.JSONDecodeError):
-        return HubError(f"{host()} does not answer like a Hugging Face Hub", hint="check HF_ENDPOINT and the proxy")
+        return not_a_hub()
     if isinstance(error, http_library().TransportError | LocalEntryNotFoundError):
         return _explain_network(error, hub_id)
     if isinstance(error, ValueError) and str(error).startswith("The file is too large to be downloaded"):
         return HubError(
-            f"{hub_id} has a file of over 50 GB, which the Hub gives out through Xet only",
+            f"{hub_id} has a file of over 50 GB, which the Hub serves only through Xet",
             hint="pip install hf_xet, and unset HF_HUB_DISABLE_XET",
         )
     return _explain_xet(error, hub_id) or (_explain_disk(error, hub_id) if isinstance(error, OSError) else None)
 
 
 def offline(hub_id: str, revision: str | None) -> HubError:
-    """HF_HUB_OFFLINE is set and `hub_id` is not on this machine."""
+    """The error for a model that is not on this machine while HF_HUB_OFFLINE is set."""
     return HubError(
-        f"{hub_id}{_at(revision)} is not in the local cache, and HF_HUB_OFFLINE forbids to fetch it",
+        f"{hub_id}{_at(revision)} is not in the local cache, and HF_HUB_OFFLINE forbids fetching it",
         hint="unset HF_HUB_OFFLINE, or pass a local folder",
     )
 
 
 def _explain_answer(error: HfHubHTTPError, hub_id: str, revision: str | None) -> HubError:
-    """The Hub answered, with a status of 400 or more."""
+    """The error for an answer with a status of 400 or more."""
     from huggingface_hub import errors as hf
 
     status = int(error.response.status_code)
     if isinstance(error, hf.GatedRepoError):
         return HubError(
             f"{hub_id} is gated, and {'no token was sent' if status == 401 else 'this account has no access'}",
-            hint=f"ask for access on https://huggingface.co/{hub_id}, then `hf auth login` or set HF_TOKEN",
+            hint=f"request access on https://huggingface.co/{hub_id}, then run `hf auth login` or set HF_TOKEN",
         )
     if isinstance(error, hf.RepositoryNotFoundError):
         return HubError(
-            f"{hub_id}: there is no such model on {host()}, or it is private; nor is there a folder of that name",
-            hint="check the spelling; for a private model `hf auth login` or set HF_TOKEN",
+            f"{hub_id}: no such model on {host()} (or it is private), and no such local folder",
+            hint="check the spelling; for a private model, run `hf auth login` or set HF_TOKEN",
         )
     if isinstance(error, hf.RevisionNotFoundError):
         return HubError(
             f"{hub_id} has no revision '{revision or 'main'}'",
-            hint=f"branches, tags and commits: https://huggingface.co/{hub_id}/commits",
+            hint=f"see branches, tags and commits on https://huggingface.co/{hub_id}/commits",
         )
     if isinstance(error, hf.RemoteEntryNotFoundError):
-        return HubError(f"{hub_id}: {host()} lists a file that it does not have", hint="tell the model's authors")
+        return HubError(
+            f"{hub_id}: {host()} lists a file that it does not have", hint="report this to the model's authors"
+        )
     if isinstance(error, hf.DisabledRepoError):
         return HubError(f"{hub_id} has been disabled on the Hub", hint="choose another model")
     if status == 401:
-        return HubError("the Hub refuses the token", hint="`hf auth login` again, or correct HF_TOKEN")
+        return HubError("the Hub refuses the token", hint="run `hf auth login` again, or correct HF_TOKEN")
+    if busy := overloaded(error, f"{_RETRY}; with a token (`hf auth login`) the limits are higher"):
+        return busy
+    return HubError(
+        f"{hub_id}: {host()} answers HTTP {status}: {server_message(error)}", hint="check the token's permissions"
+    )
+
+
+def overloaded(error: HfHubHTTPError, retry: str) -> HubError | None:
+    """The error for too many requests or a failure inside the Hub, None for other answers. retry: what helps then."""
+    status = int(error.response.status_code)
     if status == 429:
         wait = error.response.headers.get("Retry-After", "")
-        return HubError(
-            f"{host()} says that there were too many requests (429)",
-            hint=f"wait {f'{wait} seconds' if wait.isdigit() else 'some minutes'}, then {_AGAIN}; with a token "
-            "(`hf auth login`) the limits are higher",
-        )
+        seconds = f"{wait} seconds" if wait.isdigit() else "some minutes"
+        return HubError(f"{host()} received too many requests (HTTP 429)", hint=f"wait {seconds}, then {retry}")
     if status >= 500:
-        return HubError(f"{host()} has trouble (HTTP {status})", hint=f"wait a little, then {_AGAIN}")
-    said = clean(error.server_message or "no reason given", error)
-    return HubError(f"{hub_id}: {host()} answers HTTP {status}: {said}", hint="check the token's rights")
+        return HubError(f"{host()} failed (HTTP {status})", hint=f"wait a minute, then {retry}")
+    return None
+
+
+def not_a_hub() -> HubError:
+    """The error for an answer that no Hub gives."""
+    return HubError(f"{host()} does not answer like a Hugging Face Hub", hint="check HF_ENDPOINT and the proxy")
 
 
 def _explain_network(error: Exception, hub_id: str) -> HubError:
     http = http_library()
     began = (http.ReadError, http.WriteError, http.CloseError, http.RemoteProtocolError, http.ReadTimeout)
     if isinstance(error, began):
-        return _broken_off(hub_id)
+        return _interrupted(hub_id)
     return HubError(
         f"{host()} cannot be reached",
-        hint="check the network, the proxy and HF_ENDPOINT; HF_HUB_OFFLINE=1 uses what is already in the cache; "
+        hint="check the network, the proxy and HF_ENDPOINT; HF_HUB_OFFLINE=1 uses the local cache; "
         "a local folder needs no network",
     )
 
@@ -143,14 +156,14 @@ def _explain_disk(error: OSError, hub_id: str) -> HubError | None:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return HubError(
             f"{hub_id}: the disk is full{where}",
-            hint=f"make room or point HF_HOME to a larger disk, then {_AGAIN}",
+            hint=f"free disk space or set HF_HOME to a larger disk, then {_RETRY}",
         )
     if error.errno in NOT_WRITABLE:
         return HubError(
-            f"{hub_id}: cannot write{where}", hint="choose another folder, or point HF_HOME to one of yours"
+            f"{hub_id}: cannot write{where}", hint="choose another folder, or set HF_HOME to a writable one"
         )
     if error.errno is None and str(error).startswith("Consistency check failed"):
-        return _broken_off(hub_id)  # http_get: the connection closed in order, but too early
+        return _interrupted(hub_id)  # http_get: the connection was closed properly, but too early
     return None
 
 
@@ -160,20 +173,25 @@ def _explain_xet(error: Exception, hub_id: str) -> HubError | None:
     if "No space left on device" in str(error):
         return _explain_disk(OSError(errno.ENOSPC, ""), hub_id)
     if begin[1] == "Authentication error":
-        return HubError("the Hub's storage refuses the token", hint="`hf auth login` again, or correct HF_TOKEN")
-    return _broken_off(hub_id, "; HF_HUB_DISABLE_XET=1 goes around the Xet storage")
+        return HubError("the Hub's storage refuses the token", hint="run `hf auth login` again, or correct HF_TOKEN")
+    return _interrupted(hub_id, "; HF_HUB_DISABLE_XET=1 bypasses Xet")
 
 
-def _broken_off(hub_id: str, more: str = "") -> HubError:
-    return HubError(f"{hub_id}: the download broke off", hint=f"{_AGAIN}{more}")
+def _interrupted(hub_id: str, more: str = "") -> HubError:
+    return HubError(f"{hub_id}: the download was interrupted", hint=f"{_RETRY}{more}")
 
 
-def clean(said: str, error: HfHubHTTPError | None = None) -> str:
-    """The first line of what a server said, without credentials: neither what looks like a token nor the one sent."""
+def server_message(error: HfHubHTTPError) -> str:
+    """The server's reason, without credentials."""
+    return clean(error.server_message or "no reason given", error)
+
+
+def clean(message: str, error: HfHubHTTPError | None = None) -> str:
+    """The first line of a server's message, without anything that looks like a token and without the token sent."""
     from huggingface_hub import get_token
 
     sent = error.response.request.headers.get("authorization", "") if error else ""
-    line = (said.strip().splitlines() or [""])[0]
+    line = (message.strip().splitlines() or [""])[0]
     for token in (sent.removeprefix("Bearer ").strip(), get_token()):
         line = line.replace(token, "***") if token else line
     return _CREDENTIALS.sub("***", line)[:200]
@@ -184,12 +202,12 @@ def _at(revision: str | None) -> str:
 
 
 def host() -> str:
-    """The name of the machine that is asked, without credentials."""
+    """The host name of the Hub, without credentials."""
     return urlsplit(endpoint()).hostname or "HF_ENDPOINT"
 
 
 def http_library() -> ModuleType:
-    """The HTTP library under huggingface_hub: same class names, another package since 2.0."""
+    """The HTTP library of huggingface_hub: httpx, or httpx2 with the same class names since 2.0."""
     from huggingface_hub import __version__
 
     return import_module("httpx" if int(__version__.split(".")[0]) < 2 else "httpx2")

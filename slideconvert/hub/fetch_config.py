@@ -1,7 +1,4 @@
-"""A Hub model as far as a plan must know it: its config.json.
-
-The snapshot in the cache does not count as complete then: that is for `download` to say.
-"""
+"""The config.json of a Hub model, which is all that a plan needs. The cached snapshot does not count as complete."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from .transfer import Transfer, cache_folder
 
 
 def fetch_config(hub_id: str, *, revision: str | None = None, cache: Path | None = None) -> Snapshot:
-    """The snapshot of `hub_id` at `revision`: all of it if it is complete in `cache`, else with config.json at least.
+    """The snapshot of `hub_id` at `revision`: the complete one in `cache` if it exists, else one with config.json.
 
     Raises what `download` does.
     """

@@ -1,4 +1,4 @@
-"""Where the tensors of a Hub model lie, from the headers of its shards: a few kilobytes of gigabytes."""
+"""Positions of the tensors of a Hub model, from the headers of its shards: kilobytes instead of gigabytes."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from ..checkpoint.container import MAX_HEADER, Placed, header_length, parse_head
 from ..checkpoint.files import SINGLE
 from ..checkpoint.reader import by_index, read_index
 from ..errors import HubError
-from .errors import REINSTALL_HINT, endpoint, hub_errors
+from .errors import RETRY_HINT, endpoint, hub_errors
 from .listing import Listing, RemoteFile
 from .transfer import check_shards
 
 FIRST = 1 << 17
-"""Bytes of a shard that are asked for first: most headers are shorter."""
+"""Bytes of the first request for a shard: most headers are shorter."""
 
 
 def remote_tensors(listing: Listing, index: Path, folder: Path) -> dict[str, Placed]:
-    """Every tensor of the model by name, as it will lie in `folder` once its shard is there.
+    """Every tensor of the model by name, with its position in the shard that will be fetched into `folder`.
 
-    index: the model's, fetched already if there is one. HubError for a Hub that does not deliver, InputError for
-    headers that cannot be those of a checkpoint.
+    index: path of the index, already fetched if the model has one. HubError for failures of the Hub, InputError for
+    headers that no checkpoint has.
     """
 
     def header(path: Path) -> dict[str, Placed]:
@@ -35,7 +35,7 @@ def remote_tensors(listing: Listing, index: Path, folder: Path) -> dict[str, Pla
 
 
 def _read_header(listing: Listing, file: RemoteFile, path: Path) -> dict[str, Placed]:
-    """Where the tensors of a file on the Hub will lie once it is at `path`. As `format.read_header`."""
+    """Positions of the tensors of a file on the Hub that will be fetched to `path`."""
     head = _beginning(listing, file, min(FIRST, file.size))
     length = header_length(head, file.size, path)
     if 8 + length > len(head):
@@ -44,19 +44,19 @@ def _read_header(listing: Listing, file: RemoteFile, path: Path) -> dict[str, Pl
 
 
 def _beginning(listing: Listing, file: RemoteFile, count: int) -> bytes:
-    """The first `count` bytes of a file, asked for as huggingface_hub asks: its session, its token, its patience."""
+    """The first `count` bytes of a file, with the session, token and retries of huggingface_hub."""
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
 
     url = hf_hub_url(listing.id, file.name, revision=listing.revision, endpoint=endpoint())
     headers = build_hf_headers(library_name="slideconvert", library_version=__version__)
-    # Not as a stream: huggingface_hub does not try again when one of these breaks off.
+    # Not as a stream: huggingface_hub does not retry interrupted streams.
     response = http_backoff("GET", url, headers={**headers, "Range": f"bytes=0-{count - 1}"}, follow_redirects=True)
     hf_raise_for_status(response)
     body: bytes = response.content[:count]
     if len(body) < count:
         raise HubError(
-            f"{listing.id}: {file.name} ends after {len(body):,} bytes, {count:,} were asked for",
-            hint=f"{REINSTALL_HINT}; if it happens again, suspect a proxy",
+            f"{listing.id}: {file.name} ends after {len(body):,} bytes, {count:,} were requested",
+            hint=f"{RETRY_HINT}; if it happens again, check the proxy",
         )
     return body

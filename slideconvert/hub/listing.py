@@ -1,4 +1,4 @@
-"""What there is to fetch of a Hub model: the commit, and of each file its size and checksum. One request."""
+"""The files of a Hub model at a commit, with sizes and checksums, from one request."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from .errors import endpoint, hub_errors
 from .snapshot import COMMIT
 
 WANTED = (CONFIG, INDEX, CHANNEL_ORDERS, "*.safetensors", *COMPANIONS, "README.md")
-"""What is fetched, from the top folder only: weights, tokenizer, and what a derived model must carry on."""
+"""Files to fetch, from the top folder only: weights, tokenizer, and what a derived model must contain."""
 CODE = (*SOURCES, ".md")
-"""What a checkpoint's code consists of."""
+"""Suffixes of the code of a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Listing:
-    """What `download` would fetch of a model at a commit, in that order.
+    """The files of a model at a commit that `download` fetches, in that order.
 
-    code: what besides may belong to a checkpoint of ours; its config.json says which of it does.
+    code: further files that may be the code of one of our checkpoints; its config.json lists those that are.
     """
 
     id: str
@@ -59,9 +59,9 @@ class Listing:
 
 
 def list_files(hub_id: str, *, revision: str | None = None) -> Listing:
-    """Ask the Hub which commit `revision` (branch, tag, commit; None: main) is and what is to be fetched of it.
+    """Ask the Hub for the commit of `revision` (branch, tag, commit; None: main) and its files.
 
-    Raises HubError if there is no such model or revision, or if it holds no checkpoint in safetensors.
+    Raises HubError for an unknown model or revision, or one without a safetensors checkpoint.
     """
     from huggingface_hub import HfApi
 
@@ -80,7 +80,7 @@ def list_files(hub_id: str, *, revision: str | None = None) -> Listing:
 
 
 def _refuse_other_formats(hub_id: str, names: set[str]) -> None:
-    """HubError unless the top folder holds what a checkpoint in safetensors consists of."""
+    """HubError unless the top folder contains a safetensors checkpoint."""
     if {SINGLE, INDEX} & names:
         if CONFIG in names:
             return
@@ -97,7 +97,7 @@ def _refuse_other_formats(hub_id: str, names: set[str]) -> None:
 
 
 def _wanted(siblings: Iterable[Any]) -> list[Any]:
-    """The files to fetch. Mistral's repositories hold the weights twice: consolidated* is the copy nobody reads."""
+    """The files to fetch. Mistral's repositories hold the weights twice: consolidated* is a second copy."""
     return [
         file
         for file in siblings
@@ -108,17 +108,17 @@ def _wanted(siblings: Iterable[Any]) -> list[Any]:
 
 
 def _may_be_code(name: str) -> bool:
-    """Whether a file of this name can be part of a checkpoint's code."""
+    """Whether a file of this name can be code of a checkpoint."""
     return not misplaced(name) and PurePosixPath(name).suffix in CODE
 
 
 def _in_top_folder(name: str) -> bool:
-    """Whether `name` is a plain file name, for Windows too: what a server lists must not lead elsewhere."""
+    """Whether `name` is a plain file name, for Windows too: a server must not choose other paths."""
     return PurePosixPath(name).name == name == PureWindowsPath(name).name
 
 
 def remote_file(sibling: Any) -> RemoteFile:
-    """From the Hub's listing. The etag is empty if size or checksum are not given, as by some mirrors."""
+    """A file of the Hub's listing. The etag is empty without size or checksum, which some mirrors omit."""
     if sibling.lfs is not None:
         return RemoteFile(sibling.rfilename, sibling.lfs.size, sibling.lfs.sha256)
     if sibling.size is None or sibling.blob_id is None:
@@ -127,5 +127,5 @@ def remote_file(sibling: Any) -> RemoteFile:
 
 
 def is_weight(name: str) -> bool:
-    """Whether a file of this name holds weights."""
+    """Whether a file of this name contains weights."""
     return name.endswith(".safetensors")

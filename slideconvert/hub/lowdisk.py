@@ -1,7 +1,7 @@
 """A Hub model whose shards are fetched when they are read, a few at a time.
 
-Small files come into the cache, as for any model; the snapshot there does not count as complete. The headers of the
-shards are read where they are. Shards come into a folder of the job's own, and only from there are they ever deleted.
+Small files go to the cache, as for any model; the snapshot there does not count as complete. Shard headers are read
+remotely. Shards go to a folder of the job, and are deleted only there.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..checkpoint.shard_cache import ROOM, ShardCache
 from ..errors import HubError
 from ..progress import Progress
 from .download import find, remember_branch
-from .errors import REINSTALL_HINT, hub_errors
+from .errors import RETRY_HINT, hub_errors
 from .headers import remote_tensors
 from .listing import is_weight
 from .snapshot import Snapshot, interrupted_transfers
@@ -33,10 +33,10 @@ def open_remote(
     room: int = ROOM,
     progress: Progress | None = None,
 ) -> tuple[Snapshot, Checkpoint]:
-    """The model `hub_id` at `revision`, its shards still on the Hub; never more than `room` of them are in `folder`.
+    """The model `hub_id` at `revision`, with its shards on the Hub; at most `room` of them are in `folder`.
 
-    A snapshot that is complete in `cache` is opened as it is. Raises what `download` does, InputError for headers that
-    cannot be those of a checkpoint; reading tensors raises HubError.
+    A complete snapshot in `cache` is opened as it is. Raises what `download` does, and InputError for headers that no
+    checkpoint has; reading tensors raises HubError.
     """
     where = cache_folder(cache)
     found = find(hub_id, revision, where)
@@ -51,37 +51,37 @@ def open_remote(
     path = transfer.target
     tensors = remote_tensors(found, path / INDEX, folder)
     used = sorted({placed.file.name for placed in tensors.values()})
-    # A cache of its own: what lies in the shared one is neither copied nor, if it is damaged, deleted.
+    # A separate cache: files of the shared one are neither copied nor, if damaged, deleted.
     fetch = Fetch(replace(transfer, cache=folder, folder=folder), tensors)
     shard_store = ShardCache(folder, {name: found.file(name).size for name in used}, fetch, room)
     return Snapshot(path, hub_id, found.revision), Checkpoint(path, read_json(path / CONFIG), tensors, shard_store)
 
 
 class Fetch:
-    """Brings the shards of a listing, each checked against its sha256 and against what its header promised."""
+    """Fetches the shards of a listing and checks each against its sha256 and its earlier header."""
 
     def __init__(self, transfer: Transfer, tensors: Mapping[str, Placed]) -> None:
         self.transfer = transfer
-        self._promised: dict[str, dict[str, Placed]] = {}
+        self._headers: dict[str, dict[str, Placed]] = {}
         for name, placed in tensors.items():
-            self._promised.setdefault(placed.file.name, {})[name] = placed
+            self._headers.setdefault(placed.file.name, {})[name] = placed
         for part in interrupted_transfers(transfer.target):
-            part.unlink(missing_ok=True)  # of a killed run: nobody else's
+            part.unlink(missing_ok=True)  # from a killed run of this job
 
     def __call__(self, name: str) -> int:
         listing = self.transfer.listing
         file = listing.file(name)
-        there = (self.transfer.target / name).is_file()
+        present = (self.transfer.target / name).is_file()
         try:
             with hub_errors(listing.id, listing.revision):
                 path, _ = self.transfer.get(file)
             found = read_header(path)
-            if any(found.get(tensor) != placed for tensor, placed in self._promised[name].items()):
+            if any(found.get(tensor) != placed for tensor, placed in self._headers[name].items()):
                 discard(path)
                 raise HubError(
-                    f"{listing.id}: the header of {name} was another when it was read alone",
-                    hint=f"suspect a proxy; {REINSTALL_HINT}",
+                    f"{listing.id}: the header of {name} differs from the one that was read before the download",
+                    hint=f"check the proxy; {RETRY_HINT}",
                 )
         except HubError as error:
-            raise HubError(error.what, hint=error.hint.replace(REINSTALL_HINT, "go on with --resume")) from error
-        return 0 if there else file.size
+            raise HubError(error.what, hint=error.hint.replace(RETRY_HINT, "continue with --resume")) from error
+        return 0 if present else file.size

@@ -1,10 +1,10 @@
-"""From a finished checkpoint folder to a Hub repository: what may go, what goes, and what goes away there.
+"""Publish a finished checkpoint folder as a Hub repository.
 
-    read_folder    ours, finished, verified; every file as the record in config.json has it, the reports as they belong
-    plan_push      compare with the repository; the card now names it. Reads only: this is `push --dry-run`
-    carry_out      make the repository if need be, send, one commit, compare what lies there
+    read_folder    refuse a folder that is not ours, finished and verified; hash every file and compare with the record
+    plan_push      compare with the repository and render the card with its name. Read-only: this is `push --dry-run`
+    carry_out      create the repository if necessary, upload, commit once, compare the commit with the files
 
-Nothing is ever written into the folder. What the record does not know is not sent.
+Nothing here writes into the folder, and only files of the record are uploaded.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from ..verify import config_faults, verify_checkpoint
 from .account import MAIN, Target
 from .upload import LocalFile, Upload, create, plan_upload, send
 
-REINSTALL_HINT = "convert again, or get the folder again"
+RESTORE_HINT = "convert the model again, or copy the folder again"
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 
 
 @dataclass(frozen=True)
 class Folder:
-    """A checkpoint of ours that may be published. files: all but the reports, in the order they are sent.
+    """A checkpoint of ours that may be published. files: all but the reports, in upload order.
 
-    report_json: the report as it is published, byte for byte that of the folder unless it was verified only now.
+    report_json: the report to publish: the bytes of the folder, unless this push verified it.
     """
 
     path: Path
@@ -47,7 +47,7 @@ class Folder:
 
 @dataclass(frozen=True)
 class Pushed:
-    """What a push did. upload: what was there and what was new; commit: where it lies now, 40 hex."""
+    """The result of a push. upload: files that were sent or present; commit: 40 hex digits."""
 
     upload: Upload
     commit: str
@@ -56,24 +56,25 @@ class Pushed:
 def read_folder(path: Path, *, verify: bool = False, device: str = "cpu", progress: Progress = silent) -> Folder:
     """Check that the folder at `path` may be published, reading every byte of it once.
 
-    verify: re-read it weight by weight as well, as `verify` does, and let the card say so; that lets conversions in
-    that were made with --no-verify. progress("check", bytes, all bytes). InputError if it is not ours, unfinished,
-    not verified or no longer what was converted; VerificationError for a faulty weight.
+    verify: also check every weight, as `verify` does, and record it in the card; this accepts conversions with
+    --no-verify. progress("check", bytes, all bytes). InputError if the folder is not ours, unfinished, not verified or
+    changed since the conversion; VerificationError for a faulty weight.
     """
     checkpoint = Checkpoint.open(path)
     record = read_record(checkpoint.config, str(path / CONFIG))
     if record is None:
         raise InputError(
-            f"{path} was not written by slideconvert", hint="only its checkpoints are pushed: convert first"
+            f"{path} was not written by slideconvert",
+            hint="convert the model first: push accepts only checkpoints of slideconvert",
         )
     if not record.files:
         raise InputError(
-            f"{path / CONFIG} records no sha256 of the files, as where transformers has saved a model again",
+            f"{path / CONFIG} records no sha256 of the files, because transformers has saved the model again",
             hint="slideconvert relayout writes a complete checkpoint, which can be pushed",
         )
     if outside := [name for name in record.files if PurePosixPath(name).name != name or "\\" in name]:
         raise InputError(
-            f"{path / CONFIG}: its record names a file outside the folder: {outside[0]}",
+            f"{path / CONFIG}: the record names a file outside the folder: {outside[0]}",
             hint="do not trust this folder",
         )
     report, report_json = _read_report(path, record)
@@ -89,7 +90,7 @@ def read_folder(path: Path, *, verify: bool = False, device: str = "cpu", progre
         if verdict.faults:
             raise VerificationError(
                 f"{path}: {verdict.faults[0]} ({len(verdict.faults)} faults)",
-                hint=f"nothing was published: {REINSTALL_HINT}",
+                hint=f"nothing was published: {RESTORE_HINT}",
             )
         report = replace(report, verified=verdict.tensors)
         report_json = report.to_json().encode()
@@ -97,27 +98,27 @@ def read_folder(path: Path, *, verify: bool = False, device: str = "cpu", progre
 
 
 def check_target(target: Target) -> None:
-    """InputError if a checkpoint lies there that slideconvert has not made: a push would take its place.
+    """InputError if the target holds a checkpoint that slideconvert did not write, which a push would replace.
 
-    Ours are known by their report. A branch that is new, or still the same as main, may change all that it starts with.
+    Ours have a report. A branch that is new or equal to main may be changed freely.
     """
     there = {file.name for file in target.files}
     checkpoint = CONFIG in there or any(name.endswith(".safetensors") for name in there)
     if checkpoint and target.own and REPORT_JSON not in there:
         raise InputError(
-            f"{target.id} holds another checkpoint on {target.branch}, not one of slideconvert's",
+            f"{target.id} already holds a checkpoint on {target.branch} that slideconvert did not write",
             hint="name another repository, or a new branch with --revision",
         )
 
 
 def plan_push(folder: Folder, target: Target) -> Upload:
-    """What pushing `folder` to `target` sends and deletes. InputError as of `check_target`."""
+    """The files that pushing `folder` to `target` sends and deletes. Raises what `check_target` does."""
     check_target(target)
     return _compare(folder, target)
 
 
 def _compare(folder: Folder, target: Target) -> Upload:
-    """What is to be sent to `target` and deleted there, whoever made what is there."""
+    """The files to send to `target` and to delete there, without `check_target`."""
     branch = None if target.branch == MAIN else target.branch
     texts = render_reports(folder.report, repo=target.id, branch=branch) | {REPORT_JSON: folder.report_json}
     reports = [LocalFile.of_bytes(name, text) for name, text in texts.items()]
@@ -130,7 +131,7 @@ def _compare(folder: Folder, target: Target) -> Upload:
 
 
 def carry_out(folder: Folder, upload: Upload, *, public: bool, message: str | None, progress: Progress) -> Pushed:
-    """Do what the upload says, the repository and the branch made first if they are not there."""
+    """Carry out the upload; create the repository and the branch first if they do not exist."""
     if upload.target.commit is None:
         target = create(upload.target, public=public)
         upload = _compare(folder, target)
@@ -138,13 +139,13 @@ def carry_out(folder: Folder, upload: Upload, *, public: bool, message: str | No
 
 
 def describe(folder: Folder) -> str:
-    """The message of the commit, in a line."""
+    """The default commit message."""
     what = " ".join([" + ".join(patterns(folder.report)), " + ".join(schemes(folder.report)).upper()]).strip()
     return f"{what or 'Checkpoint'} of {folder.report.source} by slideconvert {__version__}"
 
 
 def is_checkpoints(name: str) -> bool:
-    """Whether a file of this name in a repository is part of a checkpoint as we write them: weights, index, code."""
+    """Whether a file of this name belongs to a checkpoint of ours: weights, index, code."""
     if name in (SINGLE, INDEX, CHANNEL_ORDERS, *CODE_FILES) or _SHARD.fullmatch(name):
         return True
     return name.startswith(f"{KERNELS}/") and name.endswith((*SOURCES, ".md"))
@@ -157,11 +158,11 @@ def _read_report(path: Path, record: Record) -> tuple[Report, bytes]:
         report = Report.from_json(text.decode())
     except FileNotFoundError:
         raise InputError(
-            f"{path / REPORT_JSON} is missing: what was done and verified is not known", hint=REINSTALL_HINT
+            f"{path / REPORT_JSON} is missing, so the conversion and its verification are unknown", hint=RESTORE_HINT
         ) from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path / REPORT_JSON}: not a report ({error!r})", hint=REINSTALL_HINT) from error
-    told = {layer.name: (layer.scheme, layer.pattern) for layer in report.layers if not layer.kept}
+        raise InputError(f"{path / REPORT_JSON}: not a report ({error!r})", hint=RESTORE_HINT) from error
+    reported = {layer.name: (layer.scheme, layer.pattern) for layer in report.layers if not layer.kept}
     known = {name: (linear.scheme.name, str(linear.pattern)) for name, linear in record.linears.items()}
     origin = {"id": report.source, "revision": report.revision}
     if report.files != record.files:
@@ -170,28 +171,28 @@ def _read_report(path: Path, record: Record) -> tuple[Report, bytes]:
         )
         raise InputError(
             f"{path / REPORT_JSON} belongs to another conversion: its sha256 of {wrong[0]} is not that of {CONFIG}",
-            hint=REINSTALL_HINT,
+            hint=RESTORE_HINT,
         )
-    if (told, report.layout, report.recipe, origin) != (known, record.layout, record.recipe, record.source):
+    if (reported, report.layout, report.recipe, origin) != (known, record.layout, record.recipe, record.source):
         raise InputError(
             f"{path / REPORT_JSON} belongs to another conversion: it contradicts the record in {CONFIG}",
-            hint=REINSTALL_HINT,
+            hint=RESTORE_HINT,
         )
     return report, text
 
 
 def _check_reports(path: Path, report: Report) -> None:
-    """InputError if card or page are not those of the report: they would be published with its name."""
+    """InputError if card or page do not match the report."""
     for name, text in render_reports(report).items():
         if name != REPORT_JSON and (path / name).is_file() and (path / name).read_bytes() != text:
             raise InputError(
-                f"{path / name} is not the one that belongs to {REPORT_JSON}: it was changed, or is of another version",
-                hint="move it away: push makes a new one; the card can be edited on the Hub afterwards",
+                f"{path / name} does not match {REPORT_JSON}: edited, or written by another version of slideconvert",
+                hint="delete it: push writes a new one, and you can edit the card on the Hub afterwards",
             )
 
 
 def _check_files(checkpoint: Checkpoint, record: Record, progress: Progress) -> tuple[LocalFile, ...]:
-    """Every file of the record, read once and compared with its SHA-256; weights first. InputError if one differs."""
+    """Read every file of the record once and compare its SHA-256; weights first. InputError if one differs."""
     path = checkpoint.path
     hashes = {**record.files, **record.kernels}
     faults = [f"{name}: file is missing" for name in record.files if not (path / name).is_file()]
@@ -206,10 +207,10 @@ def _check_files(checkpoint: Checkpoint, record: Record, progress: Progress) -> 
     total, done, files = sum((path / name).stat().st_size for name in names), 0, list[LocalFile]()
     for name in names:
 
-        def tell(read: int, before: int = done) -> None:
+        def advance(read: int, before: int = done) -> None:
             progress("check", before + read, total)
 
-        files.append(LocalFile.of_path(name, path / name, tell))
+        files.append(LocalFile.of_path(name, path / name, advance))
         done += files[-1].size
     _refuse(
         path,
@@ -221,14 +222,12 @@ def _check_files(checkpoint: Checkpoint, record: Record, progress: Progress) -> 
     )
     config = LocalFile.of_path(CONFIG, path / CONFIG)
     if read_json(path / CONFIG) != checkpoint.config:
-        raise InputError(
-            f"{path / CONFIG} changed while the folder was read", hint="let nobody write there; push again"
-        )
+        raise InputError(f"{path / CONFIG} changed while the folder was read", hint="stop other writers and push again")
     return (*files, config)
 
 
 def _refuse(path: Path, faults: list[str]) -> None:
     if faults:
         raise InputError(
-            f"{path}: {faults[0]} ({len(faults)} faults)", hint=f"`slideconvert verify` tells all; {REINSTALL_HINT}"
+            f"{path}: {faults[0]} ({len(faults)} faults)", hint=f"`slideconvert verify` lists all; {RESTORE_HINT}"
         )

@@ -1,16 +1,16 @@
-"""A model folder on disk: which model it is, at which commit, and whether its download came to an end.
+"""A model folder on disk: its model and commit, and whether its download is complete.
 
-A download into a folder of the user's leaves two hidden files there, in this order:
+A download into a folder of the user writes two hidden files, in this order:
 
-    .slideconvert-unfinished.json   first: {id, revision}. While only this one is there, the folder is refused
-    .slideconvert-source.json       last, when every byte is checked: {id, revision, files: {name: {size, sha256}}}
+    .slideconvert-unfinished.json   first: {id, revision}. A folder with this file alone is refused
+    .slideconvert-source.json       last, after every byte was checked: {id, revision, files: {name: {size, sha256}}}
 
-The Hugging Face cache stays as its library makes it, so the record of a cached snapshot lies beside its folder:
+The layout of the Hugging Face cache stays unchanged, so the record of a cached snapshot is beside its folder:
 
     models--org--name/snapshots/<commit>/            the snapshot: links to blobs
     models--org--name/.slideconvert/<commit>.json    its record
 
-Nothing in this file speaks to the network.
+This module does not use the network.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 class Snapshot:
     """A local folder with one fixed state of a model.
 
-    path: the folder that holds config.json and the *.safetensors.
+    path: the folder with config.json and the *.safetensors files.
     id: the Hub id, or the folder's name for a folder of unknown origin.
     revision: the 40-hex commit, None for a folder of unknown origin.
     """
@@ -47,7 +47,7 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class FileFacts:
-    """What a checked file is: its size in bytes and its SHA-256 in hex."""
+    """Size in bytes and SHA-256 (hex) of a checked file."""
 
     size: int
     sha256: str
@@ -55,7 +55,7 @@ class FileFacts:
 
 @dataclass(frozen=True)
 class Record:
-    """What a finished download was: every file of it has been compared with the Hub's checksums."""
+    """A finished download, whose files were all compared with the Hub's checksums."""
 
     id: str
     revision: str
@@ -63,28 +63,28 @@ class Record:
 
     @classmethod
     def load(cls, folder: Path) -> Record | None:
-        """The record of `folder`, None if it has none. InputError if there is one that nobody can read."""
+        """The record of `folder`, None without one. InputError for an unreadable record."""
         path = _record_path(folder)
-        words = _read_json(path)
-        if words is None:
+        values = _read_json(path)
+        if values is None:
             return None
         try:
-            files = {name: FileFacts(int(f["size"]), str(f["sha256"])) for name, f in words["files"].items()}
-            return cls(str(words["id"]), str(words["revision"]), files)
+            files = {name: FileFacts(int(f["size"]), str(f["sha256"])) for name, f in values["files"].items()}
+            return cls(str(values["id"]), str(values["revision"]), files)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise _unreadable(path) from error
 
     def save(self, folder: Path) -> None:
-        """Write the record of `folder`, whole or not at all. OSError passes."""
+        """Write the record of `folder` atomically. OSError passes."""
         files = {name: {"size": f.size, "sha256": f.sha256} for name, f in sorted(self.files.items())}
         path = _record_path(folder)
         path.parent.mkdir(parents=True, exist_ok=True)
         _write_json(path, {"id": self.id, "revision": self.revision, "files": files})
 
     def damage(self, folder: Path) -> str | None:
-        """The first file that is gone or has another size than was recorded, as words; None if all are there.
+        """A sentence on the first file that is missing or has another size than recorded; None if there is none.
 
-        Sizes only: reading a large checkpoint again takes minutes, and truncation is what happens to files.
+        Only sizes: reading a large checkpoint again takes minutes, and most damage is truncation.
         """
         for name, facts in self.files.items():
             path = folder / name
@@ -96,7 +96,7 @@ class Record:
 
 
 def repo_cache(cache: Path, hub_id: str) -> Path:
-    """Where the Hugging Face cache keeps the model `hub_id`."""
+    """The folder of the model `hub_id` in the Hugging Face cache."""
     return cache / "--".join(["models", *hub_id.split("/")])
 
 
@@ -110,10 +110,10 @@ def cache_identity(folder: Path) -> tuple[str, str] | None:
 
 
 def open_folder(folder: Path) -> Snapshot:
-    """The snapshot that lies in `folder`, with its origin if that is known.
+    """The snapshot in `folder`, with its origin if that is known.
 
-    InputError if the download that made the folder is unfinished, or its files have changed since.
-    Whether a folder of unknown origin holds a whole checkpoint is for `checkpoint.reader` to find out.
+    InputError if the download of the folder is unfinished, or its files have changed since. `checkpoint.reader` checks
+    whether a folder of unknown origin contains a complete checkpoint.
     """
     folder = folder.absolute()
     record = Record.load(folder)
@@ -125,58 +125,58 @@ def open_folder(folder: Path) -> Snapshot:
         again = f"download it again with `{download_command(record.id, record.revision, folder)}`"
         if cache_identity(folder) is None:
             again += f", or delete {folder / RECORD} if you changed the folder yourself"
-        raise InputError(f"{folder} is no longer what was downloaded from {record.id}: {damage}", hint=again)
+        raise InputError(f"{folder} has changed since its download from {record.id}: {damage}", hint=again)
     return Snapshot(folder, record.id, record.revision)
 
 
 def claim(folder: Path, hub_id: str, revision: str) -> None:
-    """Mark `folder` as being filled with `hub_id` at `revision`, before the first byte.
+    """Mark `folder` as the target of a download of `hub_id` at `revision`, before the first byte.
 
-    InputError if files are there that another download or the user made: the Hub's files would replace them.
-    OSError passes.
+    InputError if it contains files of another download or of the user, which the download would replace. OSError
+    passes.
     """
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file", hint="name a folder to download into")
+        raise InputError(f"{folder} is a file", hint="use a folder to download into")
     record, started = Record.load(folder), read_unfinished(folder)
     owner = (record.id, record.revision) if record else started
     filled = folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir())
     if filled and owner is None:
-        raise InputError(f"{folder} is not empty, and no download filled it", hint="name a new or an empty folder")
+        raise InputError(f"{folder} is not empty, and not from a download", hint="use a new or empty folder")
     if filled and owner != (hub_id, revision):
         raise InputError(
             f"{folder} holds {' at '.join(owner or ())}, not {hub_id} at {revision}",
-            hint="name another folder, delete this one, or pass the --revision that it holds",
+            hint="use another folder, delete this one, or pass the --revision that it holds",
         )
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(folder / UNFINISHED, {"id": hub_id, "revision": revision})
 
 
 def release(folder: Path) -> None:
-    """Take the mark of `claim` off again, and what a killed process left of its transfers."""
+    """Remove the mark of `claim`, and partial files of killed processes."""
     for leftover in interrupted_transfers(folder):
         leftover.unlink(missing_ok=True)
     (folder / UNFINISHED).unlink(missing_ok=True)
 
 
 def read_unfinished(folder: Path) -> tuple[str, str] | None:
-    """(Hub id, commit) of the download that `folder` is claimed for, None if it is not."""
-    words = _read_json(folder / UNFINISHED)
-    if words is None:
+    """(Hub id, commit) of the unfinished download into `folder`, None without one."""
+    values = _read_json(folder / UNFINISHED)
+    if values is None:
         return None
     try:
-        return str(words["id"]), str(words["revision"])
+        return str(values["id"]), str(values["revision"])
     except (KeyError, TypeError) as error:
         raise _unreadable(folder / UNFINISHED) from error
 
 
 def download_command(hub_id: str, revision: str, folder: Path) -> str:
-    """The command line that makes `folder` complete."""
+    """The command line that completes `folder`."""
     where = [] if cache_identity(folder) else [str(folder)]
     return shlex.join(["slideconvert", "download", hub_id, *where, "--revision", revision])
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write beside, then rename: readers see the old file or the new one, never half of it."""
+    """Write a temporary file and rename it: readers see the old file or the new one, never a part."""
     beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with beside.open("w", encoding="utf-8") as file:
@@ -188,8 +188,8 @@ def write_whole(path: Path, text: str) -> None:
         beside.unlink(missing_ok=True)
 
 
-def _write_json(path: Path, words: Mapping[str, Any]) -> None:
-    write_whole(path, json.dumps(words, indent=1) + "\n")
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    write_whole(path, json.dumps(values, indent=1) + "\n")
 
 
 def _record_path(folder: Path) -> Path:
@@ -200,7 +200,7 @@ def _record_path(folder: Path) -> Path:
 
 
 def _read_json(path: Path) -> Any:
-    """What `path` says, None if there is no such file."""
+    """The value in `path`, None without such a file."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -214,7 +214,7 @@ def _unreadable(path: Path) -> InputError:
 
 
 def interrupted_transfers(folder: Path) -> list[Path]:
-    """Parts of files that huggingface_hub was fetching when its process was killed."""
+    """Partial files of downloads by huggingface_hub whose process was killed."""
     return sorted((folder / ".cache" / "huggingface" / "download").glob("*.incomplete"))
 
 
@@ -226,6 +226,6 @@ def _refuse_unfinished(folder: Path) -> None:
         )
     if parts := interrupted_transfers(folder):
         raise InputError(
-            f"{folder}: the download is unfinished, {len(parts)} broken-off file(s) in {parts[0].parent}",
-            hint="run the `hf download … --local-dir` that began it once more, then delete *.incomplete there",
+            f"{folder}: the download is unfinished, {len(parts)} incomplete file(s) in {parts[0].parent}",
+            hint="run the same `hf download … --local-dir` again, then delete *.incomplete there",
         )

@@ -1,9 +1,9 @@
-"""What the user names as a model, a folder or a Hub id, becomes a local folder with one fixed state of it.
+"""Resolve a model, a folder or a Hub id, to a local folder with one fixed state of it.
 
     resolve("Qwen/Qwen2.5-7B")          Snapshot(<cache>/…/snapshots/<commit>, "Qwen/Qwen2.5-7B", "<commit>")
     resolve("models/qwen")              Snapshot(models/qwen, id and commit if slideconvert downloaded it)
 
-Nothing heavy is imported here; huggingface_hub is, once something is to be fetched.
+This module imports nothing heavy; huggingface_hub is imported when something is fetched.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = [
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether `source` names a model on the Hub, "org/name" or "name": nothing on this disk has that path."""
+    """Whether `source` is a Hub id ("org/name" or "name") and no local path."""
     return valid_id(source) and not Path(source).exists()
 
 
@@ -45,10 +45,9 @@ def resolve(
 ) -> Snapshot:
     """The snapshot that `source` names: a folder as it is, a Hub id downloaded into `cache`.
 
-    revision: branch, tag or commit of a Hub id (None: main). For a folder it must be the commit that it holds.
-    cache: the Hugging Face cache unless said.
-    Raises InputError for a source that is neither, an unfinished download or a wrong revision, and HubError
-    for all that `download` raises.
+    revision: branch, tag or commit of a Hub id (None: main); for a folder, its commit. cache: None for the Hugging
+    Face cache. Raises InputError for a source that is neither, an unfinished download or a wrong revision, and what
+    `download` raises.
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
@@ -56,13 +55,13 @@ def resolve(
         if revision not in (None, snapshot.revision):
             raise InputError(
                 f"{folder} holds revision {snapshot.revision or 'unknown'}, not {revision}",
-                hint="leave out --revision, or name the model by its Hub id",
+                hint="omit --revision, or use the Hub id of the model",
             )
         return snapshot
     if folder.exists():
-        raise InputError(f"{folder} is a file", hint=f"give the folder that holds it: {folder.parent}")
+        raise InputError(f"{folder} is a file", hint=f"use the folder that contains it: {folder.parent}")
     if not valid_id(source):
-        raise InputError(f"{source}: no such folder", hint="give a checkpoint folder or a Hub id like Qwen/Qwen2.5-7B")
+        raise InputError(f"{source}: no such folder", hint="use a checkpoint folder or a Hub id like Qwen/Qwen2.5-7B")
     return download(source, revision=revision, cache=cache, progress=progress)
 
 
@@ -74,10 +73,10 @@ def open_source(
     shards: Path | None = None,
     progress: Progress | None = None,
 ) -> tuple[Snapshot, Checkpoint]:
-    """The snapshot that `source` names, and its checkpoint. As `resolve`, if `shards` is None.
+    """The snapshot that `source` names and its checkpoint, as `resolve` finds it.
 
-    shards: a folder that is nobody else's; shards of a Hub id are fetched into it when they are read, and deleted when
-    others need the room. InputError for a local folder, where nothing is to be fetched.
+    shards: a folder of this job that receives the shards of a Hub id when they are read, a few at a time; None fetches
+    all shards first. InputError for `shards` with a local folder.
     """
     from ..checkpoint.reader import Checkpoint
     from .lowdisk import open_remote
@@ -86,15 +85,15 @@ def open_source(
         return open_remote(source, shards, revision=revision, cache=cache, progress=progress)
     snapshot = resolve(source, revision=revision, cache=cache, progress=progress)
     if shards is not None:
-        raise InputError(f"--low-disk: {source} is on the disk already", hint="leave it out; it is for Hub ids")
+        raise InputError(f"--low-disk: {source} is already on the disk", hint="omit it; it applies to Hub ids only")
     return snapshot, Checkpoint.open(snapshot.path)
 
 
 def open_for_planning(source: str, *, revision: str | None = None) -> tuple[Snapshot, Checkpoint]:
-    """The snapshot that `source` names and its checkpoint, with no more fetched than a plan needs.
+    """The snapshot that `source` names and its checkpoint, fetching only what a plan needs.
 
-    A folder with weights, and a Hub id that is complete in the cache, are opened as they are; of any other, reading a
-    tensor raises InputError. Raises what `resolve` does.
+    A folder with weights and a Hub id that is complete in the cache are opened as they are. In all other cases, reading
+    a tensor raises InputError. Raises what `resolve` does.
     """
     found = fetch_config(source, revision=revision) if is_hub_id(source) else resolve(source, revision=revision)
     from ..models.meta import open_or_describe

@@ -1,6 +1,6 @@
-"""One file of a Hub model: huggingface_hub brings it, its bytes are compared with the listing.
+"""Fetches one file of a Hub model with huggingface_hub and compares its bytes with the listing.
 
-HubError is raised by `hub_errors` around these functions, as everything that goes wrong on the way.
+Callers wrap these functions in `hub_errors`, which turns failures into HubError.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .. import __version__
 from ..checkpoint.files import INDEX
 from ..errors import HubError
 from ..progress import Progress
-from .errors import REINSTALL_HINT, endpoint
+from .errors import RETRY_HINT, endpoint
 from .listing import Listing, RemoteFile
 from .snapshot import FileFacts, repo_cache
 
@@ -23,21 +23,20 @@ _CHUNK = 8 << 20
 
 
 def cache_folder(named: Path | None) -> Path:
-    """Where snapshots are kept: the folder that the user names, or the Hugging Face cache, as HF_HOME and the like
-    say."""
+    """The folder of snapshots: `named`, or the Hugging Face cache (HF_HOME, HF_HUB_CACHE)."""
     from huggingface_hub import constants
 
     return Path(named or constants.HF_HUB_CACHE).expanduser().resolve()
 
 
 def cached_folder(cache: Path, hub_id: str, commit: str) -> Path:
-    """Where `cache` keeps that commit of a model."""
+    """The folder of a commit of a model in `cache`."""
     return repo_cache(cache, hub_id) / "snapshots" / commit
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """Brings the files of a listing into `folder`, or into `cache` if there is none, and checks them."""
+    """Fetches the files of a listing into `folder` (None: into `cache`) and checks them."""
 
     listing: Listing
     cache: Path
@@ -46,13 +45,13 @@ class Transfer:
 
     @property
     def target(self) -> Path:
-        """Where the files come to lie."""
+        """The folder that receives the files."""
         return self.folder or cached_folder(self.cache, self.listing.id, self.listing.revision)
 
     def get(self, file: RemoteFile) -> tuple[Path, FileFacts]:
-        """Bring one file (what is there already is not fetched again) and compare it with the listing.
+        """Fetch one file unless it is present, and compare it with the listing.
 
-        Returns where it lies and what it is. HubError if it differs; the bad copy is then gone, in the cache too.
+        Returns its path, size and hash. If it differs, the bad copy is deleted, in the cache too, and HubError raised.
         """
         path = self._fetch(file)
         facts, etag = _measure(file, path, self.progress)
@@ -61,12 +60,12 @@ class Transfer:
         discard(path)
         cached = cached_folder(self.cache, self.listing.id, self.listing.revision) / file.name
         if cached.is_file() and _measure(file, cached, None)[1] != file.etag:
-            discard(cached)  # a folder is filled from the cache where possible: it would return every time
+            discard(cached)  # otherwise the next attempt would copy it from the cache again
         kind = "sha256" if len(file.etag) == 64 else "git blob sha1"
         raise HubError(
             f"{self.listing.id}: {file.name} is damaged: expected {file.size:,} bytes with {kind} {file.etag}, "
             f"found {facts.size:,} bytes with {etag}",
-            hint=f"the bad copy is deleted: {REINSTALL_HINT}; if it happens again, suspect the disk or a proxy",
+            hint=f"the bad copy is deleted: {RETRY_HINT}; if it happens again, check the disk and the proxy",
         )
 
     def _fetch(self, file: RemoteFile) -> Path:
@@ -89,7 +88,7 @@ class Transfer:
 
 
 def _bar(file: RemoteFile, progress: Progress | None) -> type:
-    """A class that huggingface_hub takes for a progress bar: silent on the terminal, it tells `progress`."""
+    """A progress bar class for huggingface_hub that prints nothing and calls `progress`."""
     from huggingface_hub.utils import tqdm
 
     class Bar(tqdm):
@@ -102,7 +101,7 @@ def _bar(file: RemoteFile, progress: Progress | None) -> type:
             if progress:
                 progress(file.name, self.done, file.size)
 
-        # With these two, Xet reports on one bar instead of opening a second one for the bytes on the wire.
+        # With these two methods, Xet reports to this bar instead of opening another for network bytes.
         def update_transfer(self, n: float | None = 1) -> None: ...
 
         def set_transfer_postfix_str(self, postfix: str, refresh: bool = False) -> None: ...
@@ -111,7 +110,7 @@ def _bar(file: RemoteFile, progress: Progress | None) -> type:
 
 
 def _measure(file: RemoteFile, path: Path, progress: Progress | None) -> tuple[FileFacts, str]:
-    """Size and SHA-256 of `path`, and its digest in the kind that `file.etag` is."""
+    """Size and SHA-256 of `path`, and its digest of the kind of `file.etag`."""
     size = path.stat().st_size
     sha256 = hashlib.sha256()
     blob = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
@@ -129,7 +128,7 @@ def _measure(file: RemoteFile, path: Path, progress: Progress | None) -> tuple[F
 
 
 def discard(path: Path) -> None:
-    """Delete a file and, if it is a link of the cache, every link after it and the blob at the end."""
+    """Delete a file. For a link of the cache, delete all links of the chain and the blob."""
     while path.is_symlink():
         link, path = path, path.parent / path.readlink()
         link.unlink()
@@ -141,10 +140,12 @@ def check_shards(listing: Listing, path: Path) -> None:
     try:
         shards = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise HubError(f"{listing.id}: {INDEX} is not an index of shards", hint="tell the model's authors") from error
+        raise HubError(
+            f"{listing.id}: {INDEX} is not an index of shards", hint="report this to the model's authors"
+        ) from error
     if absent := sorted(map(str, shards - listing.names)):
         raise HubError(
             f"{listing.id} at {listing.revision}: {len(absent)} of {len(shards)} shards that {INDEX} names are not in "
             f"the repository: {', '.join(absent[:3])}",
-            hint="the upload is incomplete: try another --revision, or tell the model's authors",
+            hint="the upload is incomplete: try another --revision, or report this to the model's authors",
         )

@@ -193,7 +193,7 @@ def test_source_cache(cli: Cli, hub: HubServer, cache: Path, model: Path, tmp_pa
 def test_local_folders_are_refused(cli: Cli, model: Path, tmp_path: Path) -> None:
     before = pico.files(model)
     refused = cli("convert", model, tmp_path / "out", *MAGNITUDE, "--low-disk")
-    assert refused.code == 2 and "is on the disk already" in refused.err and "Hub ids" in refused.err
+    assert refused.code == 2 and "is already on the disk" in refused.err and "Hub ids" in refused.err
     assert not (tmp_path / "out").exists() and pico.files(model) == before
 
 
@@ -266,10 +266,10 @@ BROKEN = {
     "gone": Fault(SHARD, times=99, method="HEAD", status=404, headers={"X-Error-Code": "RevisionNotFound"}),
 }
 SAID = {
-    "connection": "the download broke off",
-    "429": "too many requests (429) (wait 7 seconds",
-    "500": "trouble (HTTP 500)",
-    "head": "trouble (HTTP 503)",
+    "connection": "the download was interrupted",
+    "429": "too many requests (HTTP 429) (wait 7 seconds",
+    "500": "failed (HTTP 500)",
+    "head": "failed (HTTP 503)",
     "wrong bytes": "",
     "gone": "has no revision",
 }
@@ -313,7 +313,7 @@ def test_a_header_that_was_another_when_read_alone(cli: Cli, hub: HubServer, mod
     hub.faults.append(Fault(f"{SHARD}", times=1, body=swapped + content[len(good) :]))
     hub.faults[0].path = f"/cdn/org/model/{hub.repos[ID].commit('main')}/{SHARD}"
     broken = low(cli, tmp_path / "out")
-    assert broken.code == 2 and f"the header of {SHARD} was another" in broken.err
+    assert broken.code == 2 and f"the header of {SHARD} differs from" in broken.err
     assert not (private(tmp_path / "out") / SHARD).exists()
 
 

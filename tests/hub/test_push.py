@@ -60,7 +60,7 @@ def test_visibility(mine: HubServer, cli: Cli, out: Path, existing: bool, public
     assert told.code == 0
     assert mine.repos[REPO].private is (public if existing else not public)
     words = {
-        (True, True): "private (--public changes no repository that is there)",
+        (True, True): "private (--public leaves existing repositories as they are)",
         (True, False): "public",
         (False, True): "a new repository, public",
         (False, False): "a new repository, private",
@@ -147,7 +147,9 @@ def test_shards_that_are_there_are_not_sent_again(mine: HubServer, cli: Cli, sou
 def test_a_branch(mine: HubServer, cli: Cli, out: Path) -> None:
     """Beside a model of one's own: a branch may take the place of what it starts with, main may not."""
     mine.add_repo(REPO, MODEL)
-    assert f"{REPO} holds another checkpoint on main, not one of slideconvert's" in complaint(cli("push", out, REPO))
+    assert f"{REPO} already holds a checkpoint on main that slideconvert did not write" in complaint(
+        cli("push", out, REPO)
+    )
     assert mine.repos[REPO].head() == MODEL
     mine.faults.append(Fault("/commit/int8-2of8", method="POST", status=500))
     complaint(cli("push", out, REPO, "--revision", "int8-2of8"))
@@ -215,7 +217,7 @@ def test_unverified_with_verify(mine: HubServer, cli: Cli, source: Path, out: Pa
     assert "never verified (--no-verify) (add --verify" in complaint(cli("push", out, REPO)) and not mine.repos
     assert cli("push", out, REPO, "--verify").code == 0
     files = mine.repos[REPO].head()
-    assert json.loads(files["report.json"])["verified"] and b"were read back and checked" in files["README.md"]
+    assert json.loads(files["report.json"])["verified"] and b"read back and checked" in files["README.md"]
     assert b"NOT VERIFIED" not in files["report.html"].upper() and (out / "report.json").read_bytes() == report
 
 

@@ -40,34 +40,34 @@ def aim(faults: list[Fault], out: Path) -> list[Fault]:
 
 MESSAGE = "X-Error-Message"
 BREAKS = {
-    "a connection that drops": (fault("shard", "PUT", drop_after=3000), "the upload broke off"),
-    "storage in trouble": (fault("shard", "PUT", status=500), "has trouble (HTTP 500)"),
+    "a connection that drops": (fault("shard", "PUT", drop_after=3000), "the upload was interrupted"),
+    "storage in trouble": (fault("shard", "PUT", status=500), "failed (HTTP 500)"),
     "too many parts": (
-        fault("shard", "PUT", status=429, headers={"Retry-After": "7"}), "too many requests (429) (wait 7 seconds"
+        fault("shard", "PUT", status=429, headers={"Retry-After": "7"}), "too many requests (HTTP 429) (wait 7 seconds"
     ),
-    "a link that is too old": (fault("shard", "PUT", status=403), "storage refuses a file (HTTP 403) (the link was"),
-    "storage that verifies otherwise": (fault("/info/lfs/verify", "POST", status=500), "has trouble (HTTP 500)"),
+    "a link that is too old": (fault("shard", "PUT", status=403), "storage refuses a file (HTTP 403) (the upload link"),
+    "storage that verifies otherwise": (fault("/info/lfs/verify", "POST", status=500), "failed (HTTP 500)"),
     "no room, said by the batch": (
         fault(BATCH, "POST", status=403, headers={MESSAGE: "Private repository storage limit reached"}),
-        "no room for this on the Hub: Private repository storage limit reached",
+        "no storage left on the Hub: Private repository storage limit reached",
     ),
     "no room, by its status": (
-        fault(BATCH, "POST", status=413, headers={MESSAGE: "Too much"}), "no room for this on the Hub: Too much"
+        fault(BATCH, "POST", status=413, headers={MESSAGE: "Too much"}), "no storage left on the Hub: Too much"
     ),
-    "payment": (fault(COMMIT, "POST", status=402, headers={MESSAGE: "Pay first"}), "no room for this on the Hub: Pay"),
+    "payment": (fault(COMMIT, "POST", status=402, headers={MESSAGE: "Pay first"}), "no storage left on the Hub: Pay"),
     "a token that expires": (
         fault(BATCH, "POST", status=401, headers={MESSAGE: f"Token {TOKEN} is expired"}), "the Hub refuses the token"
     ),
     "rights that are taken": (
         fault(COMMIT, "POST", status=403, headers={MESSAGE: f"{TOKEN} is no good"}),
-        "may not write there (HTTP 403: *** is no good)",
+        "this token has no write access (HTTP 403: *** is no good)",
     ),
-    "a Hub in trouble": (fault(PREUPLOAD, "POST", status=503), "127.0.0.1 has trouble (HTTP 503)"),
+    "a Hub in trouble": (fault(PREUPLOAD, "POST", status=503), "127.0.0.1 failed (HTTP 503)"),
     "a Hub that has enough": (
-        fault(COMMIT, "POST", status=429, headers={"Retry-After": "30"}), "(429) (wait 30 seconds, then run the same"
+        fault(COMMIT, "POST", status=429, headers={"Retry-After": "30"}), "(HTTP 429) (wait 30 seconds, then run"
     ),
-    "a commit that fails": (fault(COMMIT, "POST", status=500), "127.0.0.1 has trouble (HTTP 500)"),
-    "a commit that another overtook": (fault(COMMIT, "POST", status=409), "was changed by somebody else"),
+    "a commit that fails": (fault(COMMIT, "POST", status=500), "127.0.0.1 failed (HTTP 500)"),
+    "a commit that another overtook": (fault(COMMIT, "POST", status=409), "changed during this push"),
     "an answer of no Hub": (fault(PREUPLOAD, "POST", body=b"<html>"), "does not answer like a Hugging Face Hub"),
     "another answer of no Hub": (fault(BATCH, "POST", body=b"{}"), "does not answer like a Hugging Face Hub"),
     "an object that is refused": (
@@ -137,7 +137,7 @@ def test_a_killed_push_goes_on(mine: HubServer, cli: Cli, out: Path, cache: Path
 
 def test_the_answer_to_the_commit_is_lost(mine: HubServer, cli: Cli, out: Path) -> None:
     mine.faults.append(Fault(COMMIT, method="POST", drop_after=0))
-    assert "the upload broke off" in complaint(cli("push", out, REPO, "-q"))
+    assert "the upload was interrupted" in complaint(cli("push", out, REPO, "-q"))
     mine.requests.clear()
     assert cli("push", out, REPO).code == 0 and is_published(mine.repos[REPO], out)
     assert not sent(mine) and len(mine.repos[REPO].commits) == 2
@@ -152,7 +152,7 @@ def test_the_branch_moves_underway(mine: HubServer, cli: Cli, out: Path, when: s
     theirs = {"notes.txt": b"theirs", "config.json": b"{}"}
     mine.faults.append(Fault(when, method="POST", then=lambda: mine.add_repo(REPO, theirs)))
     line = complaint(cli("push", out, REPO, "-q"))
-    assert f"{REPO} was changed by somebody else while this push was under way: nothing was published" in line
+    assert f"{REPO} changed during this push: nothing was published" in line
     assert mine.repos[REPO].head() == theirs
 
 
@@ -209,7 +209,7 @@ def test_what_lies_there_is_not_what_was_sent(mine: HubServer, cli: Cli, out: Pa
     mine.faults.append(Fault("", method="GET", times=ALWAYS, then=spoiled))
     failed = cli("push", out, REPO, "-q")
     assert failed.code == 1
-    assert f"what lies on the Hub is not what was sent: {shard.name} is {spoil} (1 of " in failed.err
+    assert f"the files on the Hub differ from those sent: {shard.name} is {spoil} (1 of " in failed.err
     mine.faults.clear()
     assert cli("push", out, REPO).code == 0 and is_published(mine.repos[REPO], out)  # and is mended
 
@@ -217,7 +217,7 @@ def test_what_lies_there_is_not_what_was_sent(mine: HubServer, cli: Cli, out: Pa
 def test_gitignore_would_leave_a_file_out(mine: HubServer, cli: Cli, out: Path) -> None:
     for name in (shards(out)[0].name, "config.json"):
         mine.add_repo(REPO, {".gitignore": name.encode()})
-        assert f"its .gitignore keeps {name} out" in complaint(cli("push", out, REPO, "-q"))
+        assert f"its .gitignore excludes {name}" in complaint(cli("push", out, REPO, "-q"))
         assert mine.repos[REPO].head() == {".gitignore": name.encode()}
 
 

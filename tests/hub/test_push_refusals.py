@@ -48,7 +48,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a weight file of another": (
         lambda out: shutil.copy(shards(out)[0], out / "more.safetensors"), "more.safetensors: a weight file that the"
     ),
-    "no report": (lambda out: (out / "report.json").unlink(), "report.json is missing: what was done"),
+    "no report": (lambda out: (out / "report.json").unlink(), "report.json is missing, so"),
     "a report that is none": (lambda out: (out / "report.json").write_text("[]"), "report.json: not a report"),
     "a report of other files": (
         lambda out: edit(out / "report.json", lambda report: report["files"].update({shards(out)[0].name: "0" * 64})),
@@ -64,13 +64,13 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a card that was edited": (
         lambda out: (out / "README.md").write_text((out / "README.md").read_text() + "The best model of all.\n"),
-        "README.md is not the one that belongs to report.json",
+        "README.md does not match report.json",
     ),
     "a report that was embellished": (
         lambda out: edit(out / "report.json", lambda report: report.update(perplexity={"source": 9.0, "output": 9.0})),
-        "is not the one that belongs to report.json",
+        "does not match report.json",
     ),
-    "a page of another": (lambda out: (out / "report.html").write_text("<html>"), "report.html is not the one that"),
+    "a page of another": (lambda out: (out / "report.html").write_text("<html>"), "report.html does not match"),
     "a config that contradicts itself": (
         lambda out: edit(out / "config.json", lambda config: config["quantization_config"].update(ignore=[])),
         "quantization_config does not agree with the record",
@@ -135,13 +135,13 @@ def test_verify_finds_a_weight_that_no_hash_tells(mine: HubServer, cli: Cli, sou
 
 @pytest.mark.parametrize("name", ["a/b/c", "me/", "/pico", "me/pi co", "../pico", "me/pico.git", "me/--x", "", "me/é"])
 def test_names_that_cannot_be(mine: HubServer, cli: Cli, out: Path, name: str) -> None:
-    assert f"'{name}' is no name for a repository (a name looks like" in complaint(cli("push", out, name, "-q"))
+    assert f"'{name}' is not a repository name (a repository name" in complaint(cli("push", out, name, "-q"))
     assert not mine.requests
 
 
 @pytest.mark.parametrize("branch", ["0" * 40, "refs/pr/1", " "])
 def test_what_is_no_branch(mine: HubServer, cli: Cli, out: Path, branch: str) -> None:
-    assert "is no branch" in complaint(cli("push", out, REPO, "-q", "--revision", branch))
+    assert "is not a branch" in complaint(cli("push", out, REPO, "-q", "--revision", branch))
     assert not mine.requests
 
 
@@ -150,11 +150,11 @@ def test_an_empty_message(mine: HubServer, cli: Cli, out: Path) -> None:
 
 
 PLACES = {
-    "nobody of ours": (Account("me"), "them/pico", "me may not make one for them (check the name; this token can"),
-    "an organization where we read": (Account("me", {"guests": "read"}), "guests/pico", "may not make one for guests"),
-    "a token that reads": (Account("me", role="read"), REPO, "the token of me is for reading only (make one"),
+    "nobody of ours": (Account("me"), "them/pico", "not create one for them (check the name; this token has"),
+    "an organization where we read": (Account("me", {"guests": "read"}), "guests/pico", "not create one for guests"),
+    "a token that reads": (Account("me", role="read"), REPO, "the token of me is read-only (create a token"),
     "a fine token for others": (
-        Account("me", {"lab": "write"}, role="fineGrained", scopes=("lab",)), REPO, "may not make repositories for me"
+        Account("me", {"lab": "write"}, role="fineGrained", scopes=("lab",)), REPO, "may not create repositories for me"
     ),
 }  # fmt: skip
 
@@ -177,7 +177,7 @@ def test_a_fine_token_that_may(mine: HubServer, cli: Cli, out: Path) -> None:
 @pytest.mark.parametrize("gated", [False, True])
 def test_a_repository_of_others(mine: HubServer, cli: Cli, out: Path, gated: bool) -> None:
     mine.add_repo("them/model", MODEL, gated=gated)
-    assert "them/model: this token may not write there (HTTP 403: You don't" in complaint(
+    assert "them/model: this token has no write access (HTTP 403: You don't" in complaint(
         cli("push", out, "them/model", "-q")
     )
     assert mine.repos["them/model"].head() == MODEL
@@ -191,7 +191,7 @@ def test_a_right_that_only_creating_tells(mine: HubServer, cli: Cli, out: Path) 
 
 def test_no_token(mine: HubServer, cli: Cli, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_TOKEN")
-    assert "there is no token, and the Hub takes nothing without one" in complaint(cli("push", out, REPO, "-q"))
+    assert "no token found, and uploads to the Hub require one" in complaint(cli("push", out, REPO, "-q"))
     monkeypatch.setenv("HF_TOKEN", "hf_other")
     assert "the Hub refuses the token: it is wrong or expired" in complaint(cli("push", out, REPO, "-q"))
     Path(constants.HF_TOKEN_PATH).parent.mkdir(parents=True, exist_ok=True)
@@ -205,7 +205,7 @@ def test_offline(mine: HubServer, cli: Cli, out: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     close_session()
-    assert f"{REPO}: HF_HUB_OFFLINE forbids to reach the Hub" in complaint(cli("push", out, REPO, "-q"))
+    assert f"{REPO}: HF_HUB_OFFLINE forbids access to the Hub" in complaint(cli("push", out, REPO, "-q"))
     assert not mine.requests
 
 
@@ -217,8 +217,8 @@ def test_checked_before_the_conversion(mine: HubServer, cli: Cli, source: Path, 
     convert = ("convert", *MAGNITUDE, source, out, "-q")
     mine.add_repo(REPO, MODEL)
     for words, said in (
-        (("--push", "a/b/c"), "is no name for a repository"),
-        (("--push", REPO), "holds another checkpoint on main"),
+        (("--push", "a/b/c"), "is not a repository name"),
+        (("--push", REPO), "already holds a checkpoint on main"),
         (("--push", "me/new", "--no-verify"), "publishes only what was verified"),
         (("--public",), "--public belongs to --push"),
     ):

@@ -86,7 +86,10 @@ def test_through_xet_a_shard_changes_underway(mine: HubServer, xet: FakeXet, cli
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (RuntimeError("Task error: CAS Client Error: x"), "the upload broke off: nothing was published (run the same"),
+        (
+            RuntimeError("Task error: CAS Client Error: x"),
+            "the upload was interrupted: nothing was published (run the same",
+        ),
         (ConnectionError("Network error: error sending request"), "HF_HUB_DISABLE_XET=1"),
         (PermissionError("Authentication error: token expired"), "storage refuses the token"),
     ],

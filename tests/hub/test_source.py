@@ -175,7 +175,7 @@ def test_what_is_neither_folder_nor_hub_id(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such folder"):
         resolve(str(tmp_path / "absent"))
     (tmp_path / "model.safetensors").touch()
-    with pytest.raises(InputError, match=r"is a file.*give the folder"):
+    with pytest.raises(InputError, match=r"is a file.*use the folder"):
         resolve(str(tmp_path / "model.safetensors"))
     with pytest.raises(InputError, match="is not a Hub id"):
         download("no/hub/id")
@@ -216,7 +216,7 @@ def test_folder_with_broken_off_transfers_is_refused(tmp_path: Path) -> None:
     parts = tmp_path / ".cache" / "huggingface" / "download"
     parts.mkdir(parents=True)
     (parts / "abc.123.incomplete").touch()
-    with pytest.raises(InputError, match=r"download is unfinished, 1 broken-off file.*hf download"):
+    with pytest.raises(InputError, match=r"download is unfinished, 1 incomplete file.*hf download"):
         resolve(str(tmp_path))
 
 
@@ -233,7 +233,7 @@ def test_folders_of_others_are_left_alone(hub: HubServer, tmp_path: Path) -> Non
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "model.safetensors").write_bytes(b"my own work")
-    with pytest.raises(InputError, match="is not empty, and no download filled it"):
+    with pytest.raises(InputError, match="is not empty, and not from a download"):
         download("org/model", mine)
     assert contents(mine) == {"model.safetensors": b"my own work"}
     download("org/other", tmp_path / "other")

@@ -91,7 +91,7 @@ def test_missing_and_private(hub: HubServer, monkeypatch: pytest.MonkeyPatch, to
     for hub_id in ("org/private", "org/missing"):
         with pytest.raises(HubError) as error:
             resolve(hub_id)
-        assert f"{hub_id}: there is no such model on 127.0.0.1, or it is private" in sentence(error)
+        assert f"{hub_id}: no such model on 127.0.0.1 (or it is private)" in sentence(error)
 
 
 def test_unknown_revision(hub: HubServer) -> None:
@@ -151,7 +151,7 @@ def test_rate_limit_passes(hub: HubServer, waits: list[float]) -> None:
 )
 @pytest.mark.parametrize(
     ("status", "words"),
-    [(429, "too many requests (429) (wait 7 seconds"), (500, "trouble (HTTP 500)"), (503, "trouble (HTTP 503)")],
+    [(429, "too many requests (HTTP 429) (wait 7 seconds"), (500, "failed (HTTP 500)"), (503, "failed (HTTP 503)")],
 )
 def test_trouble_that_stays(hub: HubServer, path: str, method: str, status: int, words: str) -> None:
     hub.add_repo("org/model", MODEL)
@@ -180,7 +180,7 @@ def test_network_that_goes_between_two_files(hub: HubServer) -> None:
     hub.faults.append(Fault("config.json", method="HEAD", times=99, drop_after=0))
     with pytest.raises(HubError) as error:
         resolve("org/model")
-    assert "broke off" in sentence(error)
+    assert "was interrupted" in sentence(error)
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def test_download_that_stays_broken_goes_on_in_the_next_run(hub: HubServer, tmp_
     hub.faults.append(Fault(SHARD, times=99, drop_after=0, reset=reset))
     with pytest.raises(HubError) as error:
         download("org/model", folder)
-    assert "org/model: the download broke off" in sentence(error)
+    assert "org/model: the download was interrupted" in sentence(error)
     assert (folder / UNFINISHED).exists() and not (folder / RECORD).exists()
     with pytest.raises(InputError, match=f"unfinished.*slideconvert download org/model .*--revision {commit}"):
         resolve(str(folder))
@@ -155,9 +155,9 @@ def test_disk_too_small(hub: HubServer, tmp_path: Path, monkeypatch: pytest.Monk
         (OSError(errno.ENOSPC, "No space left on device", "blobs/1"), "the disk is full at blobs/1"),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), "the disk is full"),
         (OSError(errno.EROFS, "Read-only file system", "blobs"), "cannot write at blobs"),
-        (OSError("Consistency check failed: file should be of size 9 but has size 8"), "the download broke off"),
+        (OSError("Consistency check failed: file should be of size 9 but has size 8"), "the download was interrupted"),
         (OSError("I/O error: No space left on device (os error 28)"), "the disk is full"),
-        (RuntimeError("Task error: File reconstruction error: CAS Client Error: x"), "the download broke off"),
+        (RuntimeError("Task error: File reconstruction error: CAS Client Error: x"), "the download was interrupted"),
         (ConnectionError("Network error: error sending request"), "HF_HUB_DISABLE_XET=1"),
         (PermissionError("Authentication error: token expired"), "storage refuses the token"),
         (ValueError("The file is too large to be downloaded using the regular download method."), "over 50 GB"),

@@ -1,8 +1,8 @@
-"""How far an upload is: huggingface_hub shows bars of its own; they are silenced, and a callback is told instead.
+"""Progress of an upload: silences the bars of huggingface_hub and calls a function with the bytes sent instead.
 
-By HTTP it reads a file through the operation that we hand it. Through Xet it gives the file's path to a library, whose
-reports go to a class of its own, for which ours stands in meanwhile. Should that class be another one day, progress
-through Xet goes file by file.
+Over HTTP, huggingface_hub reads a file through the operation that it gets from us. Through Xet, a library reads the
+file and reports to a class of huggingface_hub, which ours replaces for the transfer. If a later version has no such
+class, progress through Xet advances file by file.
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ from typing import Any
 
 from .errors import http_library
 
-Tell = Callable[[int], None]
-"""Told how many bytes of a file have gone."""
+Advance = Callable[[int], None]
+"""Called with the number of bytes of a file that were read or sent."""
 _XET_REPORTS = "huggingface_hub.utils._xet_progress_reporting", "XetUploadProgressReporter"
 
 
-class _Told(io.FileIO):
-    """A file that tells how far it has been read. Read again after a broken connection, it starts over."""
+class _ReportingFile(io.FileIO):
+    """A file that reports how far it has been read. After a broken connection, reading starts over."""
 
-    def __init__(self, path: str, tell: Tell) -> None:
+    def __init__(self, path: str, advance: Advance) -> None:
         super().__init__(path, "rb")
-        self._told = tell
+        self._advance = advance
 
     def read(self, size: int | None = -1) -> bytes:
         data = super().read(-1 if size is None else size)
-        self._told(self.tell())
+        self._advance(self.tell())
         return data
 
 
-def addition(name: str, content: Path | bytes, tell: Tell) -> Any:
-    """The operation that adds `content` as `name` to a commit: a CommitOperationAdd that tells what is read of it."""
+def addition(name: str, content: Path | bytes, advance: Advance) -> Any:
+    """A CommitOperationAdd that adds `content` as `name` to a commit and reports what is read of it."""
     from huggingface_hub import CommitOperationAdd
 
     class Addition(CommitOperationAdd):
         @contextmanager
         def as_file(self, with_tqdm: bool = False) -> Iterator[Any]:
             content = self.path_or_fileobj
-            with io.BytesIO(content) if isinstance(content, bytes) else _Told(content, tell) as file:
+            with io.BytesIO(content) if isinstance(content, bytes) else _ReportingFile(content, advance) as file:
                 yield file
 
     return Addition(path_in_repo=name, path_or_fileobj=content)
@@ -53,7 +53,7 @@ def addition(name: str, content: Path | bytes, tell: Tell) -> Any:
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """No bars of huggingface_hub, and no warnings: on retries they name addresses that are signed for writing."""
+    """Silence the bars of huggingface_hub, and its warnings: on retries they contain URLs signed for writing."""
     from huggingface_hub.utils import are_progress_bars_disabled
 
     loggers = [logging.getLogger(name) for name in ("huggingface_hub", http_library().__name__)]
@@ -70,19 +70,19 @@ def silence() -> Iterator[None]:
 
 
 @contextmanager
-def xet_told(tell: Tell) -> Iterator[None]:
-    """For the transfer of one file inside `silence`: what Xet reports, if it is used, goes to `tell`."""
+def xet_progress(advance: Advance) -> Iterator[None]:
+    """For the transfer of one file inside `silence`: pass the reports of Xet, if it is used, to `advance`."""
     from huggingface_hub import constants
 
     class Reporter:
-        """Takes what huggingface_hub's class takes."""
+        """Has the interface of huggingface_hub's class."""
 
         def __init__(self, *_: Any, **__: Any) -> None: ...
 
         def update_progress(self, report: Any, *_: Any) -> None:
             done = getattr(report, "total_bytes_completed", None)
             if isinstance(done, int):
-                tell(done)
+                advance(done)
 
         def close(self) -> None: ...
 
@@ -96,7 +96,7 @@ def xet_told(tell: Tell) -> Iterator[None]:
         yield
         return
     setattr(home, name, Reporter)
-    _bars(True)  # asked for none, Xet reports nothing
+    _bars(True)  # without bars, Xet reports nothing
     try:
         yield
     finally:
@@ -105,7 +105,7 @@ def xet_told(tell: Tell) -> Iterator[None]:
 
 
 def _bars(shown: bool) -> None:
-    """Switch huggingface_hub's bars; where its environment variable has switched them, it only warns."""
+    """Switch the bars of huggingface_hub; if its environment variable sets them, this only warns."""
     from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 
     with warnings.catch_warnings():
