@@ -96,7 +96,7 @@ def _timed(work: Callable[[], Any]) -> float:
     work()
     after.record()
     after.synchronize()
-    return before.elapsed_time(after)
+    return float(before.elapsed_time(after))
 
 
 def random_codes(rows: int, columns: int, length: int | None, dtype: torch.dtype) -> torch.Tensor:

@@ -65,7 +65,8 @@ class SlideSparseLinear(nn.Module):
     def stored(self) -> dict[str, Tensor]:
         """The tensors of the checkpoint, whatever form they are in now."""
         if self.backend is not None:
-            return self.backend.weight(self.prepared).named()
+            named: dict[str, Tensor] = self.backend.weight(self.prepared).named()
+            return named
         return {name: self._parameters[name].detach() for name in self.spec.tensors()}  # type: ignore[union-attr]
 
     def _use(self, named: Mapping[str, Tensor], wanted: str) -> None:

@@ -56,7 +56,8 @@ class Backend:
     def __call__(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
         """`run`, as one operator where torch.compile traces it."""
         if torch.compiler.is_compiling():
-            return _OPERATOR(x, prepared, bias, self.text, self.name)
+            out: Tensor = _OPERATOR(x, prepared, bias, self.text, self.name)
+            return out
         return self.run(x, prepared, bias)
 
 
@@ -78,7 +79,7 @@ def _run(x: Tensor, prepared: list[Tensor], bias: Tensor | None, spec: str, back
     return shared(backends_for(type(one))[backend], one, prepared[0].device).run(x, prepared, bias)
 
 
-def _shape(x: Tensor, prepared: list[Tensor], bias: Tensor | None, spec: str, backend: str) -> Tensor:
+def _shape(x: Tensor, prepared: list[Tensor], bias: Tensor | None, spec: str, backend: str) -> Tensor:  # noqa: ARG001
     return x.new_empty((*x.shape[:-1], parse_spec(spec).rows))
 
 

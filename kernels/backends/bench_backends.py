@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -116,7 +117,7 @@ def main() -> None:
                 save(options.out, rows)
 
 
-def _line(tokens: int, layers: list[dict], patterns: list[str]) -> list[object]:
+def _line(tokens: int, layers: list[dict[str, Any]], patterns: list[str]) -> list[object]:
     ways = [[label for label in layer["device"] if ":" not in label] for layer in layers]
     chosen = [min(labels, key=layer["device"].__getitem__) for labels, layer in zip(ways, layers, strict=True)]
     best = sum(layer["device"][label] for layer, label in zip(layers, chosen, strict=True))

@@ -79,7 +79,7 @@ def _microseconds(backend: Backend, x: Tensor, prepared: Prepared) -> float:
         work()  # type: ignore[operator]
         events[1].record()
         events[1].synchronize()
-        return events[0].elapsed_time(events[1])
+        return float(events[0].elapsed_time(events[1]))
 
     def call() -> None:
         backend(x, prepared, None)

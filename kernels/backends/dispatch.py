@@ -40,7 +40,8 @@ class Dispatch(CudaBackend):
 
     def weight(self, prepared: Prepared) -> SlideWeight:
         dense, _, scale = prepared
-        return self._dense.weight((dense, scale))
+        weight: SlideWeight = self._dense.weight((dense, scale))
+        return weight
 
     def launch(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
         dense, sparse, scale = prepared

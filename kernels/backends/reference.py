@@ -72,7 +72,8 @@ class GroupReference(Reference):
             # Cloned: a view as another dtype must begin where its numbers may.
             named[name] = prepared[0][at : at + size].clone().view(dtype).view(shape)
             at += size
-        return self.spec.weight(named)
+        weight: Weight = self.spec.weight(named)
+        return weight
 
     def run(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
         if self.spec.activation_bits == 16:
@@ -83,7 +84,7 @@ class GroupReference(Reference):
         return (out if bias is None else out + bias.float()).to(x.dtype).view(*x.shape[:-1], self.spec.rows)
 
     def _weight(self, prepared: Prepared, dtype: torch.dtype) -> Tensor:
-        kept = self._dequantized.get(prepared[0])
+        kept: Tensor | None = self._dequantized.get(prepared[0])
         if kept is None or kept.dtype != dtype:
             codes, scale = decode(self.weight(prepared), self.spec)
             groups = codes.float().view(*scale.shape, self.spec.size) * scale.float()[..., None]

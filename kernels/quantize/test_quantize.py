@@ -26,7 +26,7 @@ def test_the_bytes_of_the_reference(codes: torch.dtype, dtype: torch.dtype) -> N
 
 
 @triton.jit
-def count_wrong(wrong_ptr, x, STEPS: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def count_wrong(wrong_ptr, x, STEPS: tl.constexpr, BLOCK: tl.constexpr):
     """Quotients x / scale for BLOCK scales in [1, 2): how many differ from the correctly rounded ones."""
     bits = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     scale = (bits | 0x3F800000).to(tl.float32, bitcast=True)

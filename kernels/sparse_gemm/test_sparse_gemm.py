@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import pytest
 import torch
 from torch import Tensor
@@ -75,7 +77,7 @@ def test_windows_that_are_not_two_of_four_are_refused() -> None:
 
 def test_plans_are_kept_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel, "MOST_PLANS", 3)
-    monkeypatch.setattr(kernel, "_PLANS", kernel.OrderedDict())
+    monkeypatch.setattr(kernel, "_PLANS", OrderedDict())
     slid = slid_codes(64, 128, 8, torch.int8)
     prepared = kernel.prepare(slid)
     gemm = kernel.SparseGemm(slid.device, 64, slid.shape[1], torch.int8, torch.int32)

@@ -143,7 +143,7 @@ def _at(rows: Sequence[Row], tokens: int) -> Row:
 
 
 def _between(low: float, high: float, share: float) -> float:
-    return low * (high / low) ** share
+    return float(low * (high / low) ** share)
 
 
 def _share(row: Row, shape: Shape) -> Times:

@@ -75,13 +75,13 @@ def needs(plan: Plan) -> Needs:
         solving=solving,
         batch=min(settings.tokens_at_once, tokens) * of_token,
         block_training=4 * 5 * layer + recovery.batch * length * of_token if recovery else 0,
-        end_training=_end_training(plan, settings) + 4 * (2 * vocabulary * hidden + logits)
+        end_training=_end_training(plan) + 4 * (2 * vocabulary * hidden + logits)
         if recovery and recovery.end_epochs
         else 0,
     )
 
 
-def _end_training(plan: Plan, settings: RunSettings) -> int:
+def _end_training(plan: Plan) -> int:
     """Bytes of the linears of teacher and student, trained end to end."""
     total = torch.bfloat16.itemsize * plan.weights  # the teacher's
     for linear in plan.linears:

@@ -101,7 +101,7 @@ def _text_of_line(line: str, where: str) -> str:
         raise InputError(f"{where}: not JSON ({error})") from error
     if not isinstance(row, dict) or not isinstance(row.get(COLUMN), str):
         raise InputError(f'{where}: an object with a "{COLUMN}" string was expected')
-    return row[COLUMN]
+    return str(row[COLUMN])
 
 
 def token_sequences(tokenizer: Any, documents: Iterable[str], length: int, most: int | None = None) -> Tensor:

@@ -161,7 +161,8 @@ class Layer:
         unless the caller is inside precision.running."""
         with model_precision():
             out = self.module(hidden, **self.passed)
-        return out[0] if isinstance(out, tuple) else out
+        states: Tensor = out[0] if isinstance(out, tuple) else out
+        return states
 
     @torch.no_grad()
     def inputs(self, group: int, hidden: Tensor, attended: Tensor | None = None) -> Tensor:

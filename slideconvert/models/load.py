@@ -20,11 +20,11 @@ from ..errors import InputError, pick
 from ..formats.base import StoredLinear
 from ..formats.groups import Gqs, group_spec
 from ..formats.quantization_config import check_quantization
-from ..formats.record import RECORD, Record, describe_linear, read_record
+from ..formats.record import Record, describe_linear, read_record
 from ..kernels.linear import SlideSparseLinear
 from ..kernels.slide_spec import SlideSpec
 from ..kernels.spec import LinearSpec
-from ..runtime.slidesparse_record import SETTINGS
+from ..runtime.slidesparse_record import RECORD, SETTINGS
 from .families import decoder_linears
 
 NOT_ARCHITECTURE = (
@@ -76,7 +76,8 @@ def load_model(
     if absent or unexpected:
         name, why = (absent[0], "is missing") if absent else (unexpected[0], "has no submodule in the architecture")
         raise InputError(f"{checkpoint.path}: tensor {name} {why}", hint="the checkpoint and its config.json disagree")
-    return model.to(device).eval()
+    moved: nn.Module = model.to(device)
+    return moved.eval()
 
 
 def empty_model(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> Any:

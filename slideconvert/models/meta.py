@@ -16,7 +16,7 @@ from ..checkpoint.shard_store import NoWeights
 from ..core.ternary import LATENT
 from ..errors import InputError, pick
 from ..formats.bitnet import bitnet_coding
-from ..formats.record import RECORD
+from ..runtime.slidesparse_record import RECORD
 from .families import architecture_of
 from .load import empty_model
 

@@ -25,4 +25,5 @@ def saliency(problem: Problem[GroupPattern]) -> Solved:
 def group_saliency(weight: Tensor, damped: Damped, pattern: GroupPattern) -> Tensor:
     """weight [N, K] float32 -> [N, K / G], the mean over each group of w^2 / [H^-1]_jj^2 (GQSA, equation 4)."""
     score = (weight / damped.inverse_diagonal).square_()
-    return score.unflatten(1, (-1, pattern.size)).mean(2)
+    means: Tensor = score.unflatten(1, (-1, pattern.size)).mean(2)
+    return means

@@ -48,7 +48,8 @@ class Damped:
     def inverse_diagonal(self) -> Tensor:
         """[K] the diagonal of gram⁻¹."""
         eye = torch.eye(len(self.gram), device=self.gram.device)
-        return torch.linalg.solve_triangular(self.lower, eye, upper=False).square().sum(0)
+        inverse: Tensor = torch.linalg.solve_triangular(self.lower, eye, upper=False)
+        return inverse.square().sum(0)
 
 
 def damp(gram: Tensor, share: float = DAMPING) -> Damped:
@@ -85,7 +86,8 @@ def free_factor(gram: Tensor, order: Tensor) -> Tensor:
     if int(failed):
         raise ArithmeticError("the Gram matrix is positive definite only to rounding")
     eye = torch.eye(len(gram), device=gram.device)
-    return torch.linalg.solve_triangular(lower.flip(0, 1), eye, upper=True)
+    factor: Tensor = torch.linalg.solve_triangular(lower.flip(0, 1), eye, upper=True)
+    return factor
 
 
 def block_order(weight: Tensor, damped: Damped, pattern: BlockPattern) -> Tensor:

@@ -153,7 +153,7 @@ class FrozenGroups(GroupTrainable):
         scale, zero = bfloat16_scale(self.scale), self.rounded_zero()
         if not isinstance(zero, Tensor):
             zero = torch.full_like(scale, zero)
-        out: Tensor = _FromCodes.apply(inputs, scale, zero, self)
+        out: Tensor = _FromCodes.apply(inputs, scale, zero, self)  # type: ignore[no-untyped-call]
         return out if self.bias is None else out + self.bias.to(out.dtype)
 
     def whole(self, scale: Tensor, zero: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

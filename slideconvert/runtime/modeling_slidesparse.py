@@ -151,7 +151,8 @@ class SlideSparseQuantizer(HfQuantizer):
 
     def _backends(self, linear: Any) -> Mapping[str, Any]:
         """The backends of linears of its kind, by name."""
-        return self._kernels("backends.choose").backends_for(type(linear.spec))
+        backends: Mapping[str, Any] = self._kernels("backends.choose").backends_for(type(linear.spec))
+        return backends
 
     def _linear(self, entry: RecordedLinear, where: str) -> Any:
         """Without weights, and without a bias, which is for the model to say."""

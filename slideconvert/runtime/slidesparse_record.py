@@ -161,7 +161,7 @@ def read_settings(settings: Any, families: Iterable[Iterable[str]], where: str) 
             raise ValueError(f"{where}: {SETTINGS} has the unknown key {word!r} (known: {', '.join(known)})")
         if value not in known[word]:
             raise ValueError(f"{where}: {SETTINGS} asks for {word} {value!r} (use one of {', '.join(known[word])})")
-    return words.get("backend", "auto")
+    return str(words.get("backend", "auto"))
 
 
 def backend_for(asked: str, family: Iterable[str]) -> str:

@@ -257,7 +257,8 @@ class SlideSparseLinearMethod(LinearMethodBase):
     def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x [..., K] -> [..., rows] of the same dtype."""
         if self.backend is None:
-            return self.stock.apply(layer, x, bias)
+            out: Tensor = self.stock.apply(layer, x, bias)
+            return out
         return self.backend(x, [layer._parameters[name] for name in self.prepared], bias)
 
 

@@ -65,7 +65,8 @@ class SlideSparseConfig(CompressedTensorsConfig):
                 group["format"] = DENSE[group["weights"]["type"]]
             elif stored == GQS_FORMAT:
                 group["format"] = W4A16.ct_format
-        return super().from_config(config)
+        ours: SlideSparseConfig = super().from_config(config)
+        return ours
 
     def maybe_update_config(self, model_name: str, hf_config: Any = None, revision: str | None = None) -> None:
         """Take the record. vLLM calls this once, before it starts the engine, with the whole config.json.

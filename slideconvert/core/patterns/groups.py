@@ -191,7 +191,8 @@ class GroupPattern(Pattern):
 
     def _nonzero(self, values: Tensor) -> Tensor:
         """values [N, K] -> [N, K / G] bool, the groups that hold a non-zero."""
-        return values.unflatten(1, (-1, self.size)).ne(0).any(2)
+        kept: Tensor = values.unflatten(1, (-1, self.size)).ne(0).any(2)
+        return kept
 
     def describe(self) -> str:
         return (

@@ -59,12 +59,12 @@ class Scheme(ABC):
     @property
     def top(self) -> int:
         """The largest stored code of groups; the smallest is 0."""
-        return 2**self.bits - 1
+        return (1 << self.bits) - 1
 
     @property
     def middle(self) -> int:
         """The zero point of symmetric groups, and of groups without weights."""
-        return 2 ** (self.bits - 1)
+        return 1 << (self.bits - 1)
 
     @property
     def as_ternary(self) -> Scheme:

@@ -98,7 +98,8 @@ class GroupScheme(Scheme):
         return values.T[order // self.group]
 
     def multiply(self, codes: Tensor, scale: Tensor) -> Tensor:
-        return codes.unflatten(1, (-1, self.group)).mul_(scale[..., None]).flatten(1)
+        weight: Tensor = codes.unflatten(1, (-1, self.group)).mul_(scale[..., None]).flatten(1)
+        return weight
 
     def describe(self) -> dict[str, Any]:
         return {"group_size": self.group, "symmetric": self.symmetric}
