@@ -1,7 +1,103 @@
-"""slideconvert: BF16 language models in, verified 2:L sparse INT8/FP8 SlideSparse checkpoints out."""
+"""slideconvert: BF16 language models in, verified 2:L sparse INT8/FP8 SlideSparse checkpoints out.
+
+The functions here do what the commands of these names do (`evaluate` is `eval`), with the same options and errors:
+
+    from slideconvert import ConvertOptions, convert, verify
+
+    report = convert("meta-llama/Llama-3.2-1B", "out", ConvertOptions(scheme="int8", pattern="2:8"))
+    assert not verify("out").faults
+
+They are imported when they are first used, so that `import slideconvert` loads no torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from .runtime import hook
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from .api.checkpoints import download, evaluate, generate, inspect, load_model, push, verify
+    from .api.convert import allocate, convert, plan, quantize, relayout, slide, sparsify
+    from .api.options import (
+        AllocateOptions,
+        ConvertOptions,
+        EvaluateOptions,
+        GenerateOptions,
+        ModelOptions,
+        PlanOptions,
+        PushOptions,
+        QuantizeOptions,
+        RelayoutOptions,
+        SlideOptions,
+        SparsifyOptions,
+        VerifyOptions,
+    )
+    from .errors import SlideConvertError
+    from .report import Report
 
+__version__ = "0.1.0"
+__all__ = [
+    "AllocateOptions",
+    "ConvertOptions",
+    "EvaluateOptions",
+    "GenerateOptions",
+    "ModelOptions",
+    "PlanOptions",
+    "PushOptions",
+    "QuantizeOptions",
+    "RelayoutOptions",
+    "Report",
+    "SlideConvertError",
+    "SlideOptions",
+    "SparsifyOptions",
+    "VerifyOptions",
+    "allocate",
+    "convert",
+    "download",
+    "evaluate",
+    "generate",
+    "inspect",
+    "load_model",
+    "plan",
+    "push",
+    "quantize",
+    "relayout",
+    "slide",
+    "sparsify",
+    "verify",
+]
+
+_MODULES = {
+    ".api.checkpoints": ("download", "evaluate", "generate", "inspect", "load_model", "push", "verify"),
+    ".api.convert": ("allocate", "convert", "plan", "quantize", "relayout", "slide", "sparsify"),
+    ".errors": ("SlideConvertError",),
+    ".report": ("Report",),
+}
+"""Where a public name comes from; .api.options unless it stands here."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = next((module for module, names in _MODULES.items() if name in names), ".api.options")
+    return getattr(import_module(home, __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """Keeps `slideconvert.convert` the function: importing the package of that name would put itself in its place."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in __all__ and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 hook.install()
