@@ -1,0 +1,159 @@
+"""The options of all commands: words from the registries, headings, and no option that silently does nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import pytest
+
+from slideconvert.allocate.speed import BUNDLED
+from slideconvert.cli import COMMANDS, group
+from slideconvert.core import choices
+from slideconvert.core.schemes import SCHEMES
+from slideconvert.formats.stored import LAYOUTS
+from slideconvert.plan.presets import PRESETS
+from slideconvert.prune import METHODS
+from tests.conftest import Cli
+from tests.helpers.demo import TEXT
+
+
+def commands() -> dict[str, click.Command]:
+    context = click.Context(group)
+    found = {name: group.get_command(context, name) for name in COMMANDS}
+    return {name: command for name, command in found.items() if command}
+
+
+def flags(command: click.Command) -> set[str]:
+    """The long names of a command's options."""
+    options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
+    return {name for option in options for name in (*option.opts, *option.secondary_opts) if name.startswith("--")}
+
+
+def test_the_words_of_the_help_are_those_of_the_registries() -> None:
+    assert tuple(SCHEMES) == choices.SCHEMES
+    assert tuple(LAYOUTS) == choices.LAYOUTS
+    assert tuple(PRESETS) == choices.PRESETS
+    assert tuple(BUNDLED) == choices.GPUS
+    assert {name for name, method in METHODS.items() if method.prunes} == set(choices.PRUNING)
+    assert {name for name, method in METHODS.items() if not method.prunes} == set(choices.ROUNDING)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_has_help_and_a_heading(name: str) -> None:
+    command = commands()[name]
+    for option in command.params:
+        if isinstance(option, click.Option):
+            assert option.help and option.help.endswith((".", "]")), option.name
+            assert getattr(option, "heading", ""), option.name
+    page = command.get_help(click.Context(command))
+    assert "Display:" in page and "Options:" not in page
+
+
+DISPLAY = {"--json": "--quiet --json", "--verbose": "--json --verbose", "--quiet": "--verbose --quiet"}
+RESULT = {"--json": "--json --quiet", "--quiet": "--quiet --json"}
+HUB = {"--revision": "--revision main", "--source-cache": "--source-cache .", "--low-disk": "--low-disk"}
+OUTPUT = {"--sequences": "--sequences 4"}
+CALIBRATION = {"--calibration": f"--calibration {TEXT}", "--samples": "--samples 8", "--length": "--length 64"}
+CALIBRATION |= {"--seed": "--seed 1"}
+COMPUTE = {"--keep-on": "--keep-on disk", "--batch-tokens": "--batch-tokens 64", "--precision": "--precision float32"}
+ROW_CAP = {"--row-cap": "--row-cap 2"}
+SIZES = {"--group-size": "--group-size 16"}
+NUMBERS = SIZES | {"--symmetric": "--symmetric", "--asymmetric": "--asymmetric"}
+CODES = {"--codes": "--codes full"}
+EPOCHS = {"--block-epochs": "--block-epochs 1", "--end-epochs": "--end-epochs 1"}
+OFFLOAD = {"--offload": "--offload"}
+TOKENS = {"--tokens": "--tokens 64"}
+TIMES = TOKENS | {"--gpu": "--gpu a100", "--speed-table": "--speed-table times.csv"}
+TASKS = {"--limit": "--limit 1", "--shots": "--shots 1", "--task-path": "--task-path .", "--verbose": "--verbose"}
+TEXTLESS = {"--sequences": "--sequences 4 --tasks a", "--length": "--length 64 --tasks a"}
+
+UNUSED: dict[str, tuple[str, dict[str, str]]] = {
+    "download": ("org/model", DISPLAY),
+    "plan": (
+        "SOURCE --method magnitude",
+        {"--json": "--json --verbose", "--verbose": "--verbose --json", "--revision": "--revision main"}
+        | {**CALIBRATION, **ROW_CAP, **NUMBERS, **CODES, **EPOCHS, **TOKENS},
+    ),
+    "convert": (
+        "SOURCE OUT --method magnitude",
+        {**DISPLAY, **HUB, **OUTPUT, **CALIBRATION, **COMPUTE, **OFFLOAD, **ROW_CAP, **NUMBERS, **CODES, **EPOCHS}
+        | {**TIMES, "--public": "--public"},
+    ),
+    "allocate": ("SOURCE OUT --density 0.8", {**DISPLAY, **TIMES, "--revision": "--revision main"}),
+    "sparsify": (
+        "SOURCE OUT --method magnitude",
+        {**DISPLAY, **HUB, **OUTPUT, **CALIBRATION, **COMPUTE, **OFFLOAD, **ROW_CAP, **SIZES, **EPOCHS},
+    ),
+    "quantize": ("SOURCE OUT", {**DISPLAY, **HUB, **OUTPUT, **CALIBRATION, **COMPUTE, **NUMBERS}),
+    "slide": ("SOURCE OUT", {**DISPLAY, **HUB, **OUTPUT}),
+    "relayout": ("SOURCE OUT --layout dense", {**DISPLAY, **OUTPUT}),
+    "verify": ("SOURCE", {**DISPLAY, "--revision": "--revision main"}),
+    "inspect": ("SOURCE", RESULT),
+    "eval": ("SOURCE", {**RESULT, **TEXTLESS} | {name: f"{given} --text {TEXT}" for name, given in TASKS.items()}),
+    "generate": ("SOURCE --prompt a", RESULT),
+    "push": ("SOURCE org/model", {**DISPLAY, "--device": "--device cpu"}),
+    "doctor": ("", {"--device": "--device cpu"}),
+}
+"""By command: a call, and by option how it is given so that it has no effect there."""
+
+RECIPE = {"--preset", "--method", "--recipe", "--scheme"}
+WEIGHTS = {"--pattern", "--sparsity", "--bits", "--layout", "--shard-gb"}
+RUN = {"--device", "--resume", "--no-verify", "--text"}
+ALWAYS: dict[str, set[str]] = {
+    "download": {"--revision"},
+    "plan": {*RECIPE, *WEIGHTS, "--gpu", "--speed-table"},
+    "convert": {*RECIPE, *WEIGHTS, *RUN, "--target-speedup", "--density", "--push"},
+    "allocate": {*RECIPE, *CALIBRATION, *COMPUTE, "--device", "--target-speedup", "--density"},
+    "sparsify": {*RUN, "--preset", "--method", "--pattern", "--sparsity"},
+    "quantize": {*RUN, "--scheme", "--bits", "--method"},
+    "slide": {*RUN, "--pattern"},
+    "relayout": {*RUN, "--layout"},
+    "verify": {"--device", "--source"},
+    "inspect": set(),
+    "eval": {"--text", "--tasks", "--device", "--activations"},
+    "generate": {"--prompt", "--max-new-tokens", "--device", "--activations"},
+    "push": {"--dry-run", "--public", "--revision", "--message", "--verify"},
+    "doctor": {"--json"},
+}
+"""By command: the options that have an effect in every call that takes them."""
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_is_known_to_have_an_effect_or_to_be_refused(name: str) -> None:
+    """A new option must say here in which call it has no effect, and be refused there."""
+    assert flags(commands()[name]) == ALWAYS[name] | UNUSED[name][1].keys()
+    assert not ALWAYS[name] & UNUSED[name][1].keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "option"), [(name, option) for name, (_, unused) in UNUSED.items() for option in unused]
+)
+def test_an_option_without_effect_is_refused(
+    cli: Cli, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, option: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    call, unused = UNUSED[name]
+    words = [{"SOURCE": source, "OUT": tmp_path / "out"}.get(word, word) for word in call.split()]
+    refused = cli(name, *words, *unused[option].split())
+    named = {"--asymmetric": "symmetric"}.get(option, option.removeprefix("--"))
+    assert refused.code == 2 and named in refused.err.replace("_", "-"), refused
+    assert not (tmp_path / "out").exists()
+
+
+CALIBRATED = ("--calibration", TEXT, "--samples", 8, "--length", 64)
+
+
+@pytest.mark.parametrize("words", [("--method", "obs"), ("--preset", "balanced")], ids=" ".join)
+def test_offload_is_refused_where_nothing_trains_end_to_end(
+    cli: Cli, source: Path, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    refused = cli("convert", source, tmp_path / "out", *words, *CALIBRATED, "--offload", "-q")
+    assert refused.code == 2 and "nothing is trained end to end" in refused.err
+
+
+@pytest.mark.parametrize("command", ["slide", "relayout", "verify", "quantize"])
+@pytest.mark.parametrize("words", [("--offload",), ("--row-cap", 2), ("--target-speedup", 2)], ids=lambda w: w[0])
+def test_options_of_other_commands_are_not_offered(cli: Cli, command: str, words: tuple[object, ...]) -> None:
+    refused = cli(command, "a", "b", *words)
+    assert refused.code == 2 and "No such option" in refused.err
