@@ -25,38 +25,37 @@ from .bundle import bundle_kernels
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """Perplexity to be measured in this run: on which text, how many sequences."""
+class Weights:
+    """The weight files that are written. files: sha256 by name. permutations: by layer, how channels stand in the
+    output, counted from the first source."""
 
-    text: str
-    sequences: int
+    files: dict[str, str]
+    permutations: dict[int, Permutations]
 
 
-def finish(
-    plan: Plan,
-    folder: Path,
-    weight_files: dict[str, str],
-    permutations: dict[int, Permutations],
-    report: Report,
-    *,
-    verify: bool,
-    device: str,
-    measurement: Measurement | None,
-    progress: Progress,
-) -> Report:
-    """Complete the output in `folder`, whose weight files are written already (sha256 by name), and check it.
+@dataclass(frozen=True)
+class Checks:
+    """How an output is checked. verify: against the source. text: measure perplexity on its first `sequences`
+    sequences, None for not at all."""
 
-    permutations: by layer, how channels stand in the output, counted from the first source.
+    device: str = "cpu"
+    verify: bool = True
+    text: str | None = None
+    sequences: int = 160
+
+
+def finish(plan: Plan, folder: Path, weights: Weights, report: Report, checks: Checks, progress: Progress) -> Report:
+    """Complete the output in `folder`, whose weight files are written already, and check it.
 
     Returns the report with hashes and verdict. VerificationError names the first fault if there is any.
     """
-    files = dict(weight_files)
+    files = dict(weights.files)
     with writing(folder):
         index = index_json(plan)
         if index:
             files[INDEX] = write_file(folder / INDEX, (json.dumps(index, indent=1) + "\n").encode())
-        if permutations:
-            files[CHANNEL_ORDERS] = write_file(folder / CHANNEL_ORDERS, to_json(permutations).encode())
+        if weights.permutations:
+            files[CHANNEL_ORDERS] = write_file(folder / CHANNEL_ORDERS, to_json(weights.permutations).encode())
         for path in companions(plan.snapshot.path):
             shutil.copyfile(path, folder / path.name)
             files[path.name] = file_sha256(folder / path.name)
@@ -69,8 +68,9 @@ def finish(
         config = output_config(plan.source.config, record, plan.kept)
         write_file(folder / CONFIG, (json.dumps(config, indent=1, ensure_ascii=False) + "\n").encode())
     verified = None
-    if verify:
-        verdict = verify_checkpoint(Checkpoint.open(folder), source=plan.source, device=device, progress=progress)
+    if checks.verify:
+        output = Checkpoint.open(folder)
+        verdict = verify_checkpoint(output, source=plan.source, device=checks.device, progress=progress)
         if verdict.faults:
             raise VerificationError(
                 f"the output is not what it should be: {verdict.faults[0]} ({len(verdict.faults)} faults)",
@@ -78,24 +78,25 @@ def finish(
             )
         verified = verdict.tensors
     report = replace(report, files=record.files, verified=verified, source_card=source_card(plan.snapshot.path))
-    if measurement:
-        report = replace(report, **_measure(plan, folder, measurement, device, progress))
+    if checks.text:
+        report = replace(report, **_measure(plan, folder, checks, progress))
     with writing(folder):
         for name, text in render_reports(report).items():
             write_file(folder / name, text)
     return report
 
 
-def _measure(plan: Plan, folder: Path, measurement: Measurement, device: str, progress: Progress) -> dict[str, Any]:
+def _measure(plan: Plan, folder: Path, checks: Checks, progress: Progress) -> dict[str, Any]:
     """The perplexity of the source and of the output, as fields of the report."""
+    assert checks.text is not None
     checkpoints = {"source": plan.source, "output": Checkpoint.open(folder)}
     before, after = measure(
-        checkpoints, measurement.text, sequences=measurement.sequences, device=device, progress=progress
+        checkpoints, checks.text, sequences=checks.sequences, device=checks.device, progress=progress
     )
     quantized = any(not one.kept and one.scheme.quantized and one.scheme.activation_bits == 8 for one in plan.linears)
     activations = "quantized per token" if quantized else "not quantized"
     protocol = (
-        f"the first {after['sequences']} sequences of {LENGTH} tokens of {Path(measurement.text).name}, "
+        f"the first {after['sequences']} sequences of {LENGTH} tokens of {Path(checks.text).name}, "
         f"exp(mean next-token cross-entropy inside the sequences), float32, activations {activations}"
     )
     perplexity = {"source": before["perplexity"], "output": after["perplexity"]}

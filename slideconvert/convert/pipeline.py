@@ -1,54 +1,37 @@
-"""The one place that knows the order: read -> prune -> quantize -> slide -> pack -> write, layer after layer.
+"""The one place that knows the order: plan -> convert linears layer after layer -> write -> verify -> publish.
 
-Two laws: the mask is decided on the float weight where there is one (rounding makes ties, and pruning after
-quantization loses more), and a pruned code means exactly zero. Several linears are read and computed at once,
-while the layer before them is being hashed and written.
+Several linears are read and computed at once, while the layer before them is hashed and written.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..calibrate.result import LayerResult
-from ..calibrate.run import END_TO_END, RunSettings, compressed_layers, trainings
+from ..calibrate.run import RunSettings, compressed_layers
 from ..calibrate.tokens import calibration_tokens
 from ..checkpoint.container import TensorSpec
 from ..checkpoint.reader import Checkpoint
 from ..checkpoint.staging import WORK, Staging, check_free
 from ..checkpoint.writer import Unit, WeightWriter
-from ..core.quantize import Weight
-from ..core.select import apply_mask
-from ..core.weights import Tally, check_finite, floats, ratio, take_rows, tally, values
 from ..core.workers import in_order
 from ..errors import HubError, InputError, OutputError
-from ..kernels.planes import row_blocks
-from ..permute.permutations import (
-    Permutations,
-    compose_all,
-    parse_permutations,
-    permute_vector,
-    permute_weight,
-    read_permutations,
-    vectors_beside,
-)
+from ..permute.permutations import compose_all, read_permutations
 from ..plan.linear import LinearPlan
 from ..plan.plan import Plan
 from ..progress import Progress, silent
-from ..prune import METHODS
-from ..prune.direct import compress_directly
-from ..report import LayerReport, Report, Training, totals
+from ..report import Report, totals
 from .disk_space import check_disk_space
-from .finish import Measurement, finish
+from .finish import Checks, Weights, finish
+from .journal import Noted, job_state, unit_note
+from .linear import ConvertedLinear, convert_linear
 
 
 def convert(
@@ -70,228 +53,69 @@ def convert(
     it) the perplexity of source and output on its first `sequences` sequences goes into the reports.
     """
     settings = settings or RunSettings()
-    device = settings.device
     check_disk_space(plan, out)
     check_free(out, resume=resume)
     tokens = calibration_tokens(plan.recipe.calibration, plan.source) if plan.calibrated else None
     staging = Staging(out, job_state(plan, settings, tokens), resume=resume)
     try:
         _check_tied(plan)
-        writer = WeightWriter(staging.path, list(plan.shards))
-        try:
-            _write_all(plan, tokens, writer, settings, progress)
-        finally:
-            writer.close()
+        with closing(WeightWriter(staging.path, list(plan.shards))) as writer:
+            todo = {unit: _linears(plan, unit) for unit in writer.remaining}
+            linears = [linear for own in todo.values() for linear in own]
+            if tokens is None:
+                made = in_order(partial(convert_linear, plan, settings.device), linears, settings.device)
+            else:
+                layers = compressed_layers(plan, tokens, settings, writer.folder / WORK, progress)
+                made = _calibrated(plan, linears, layers)
+            count = progress if tokens is None else silent  # calibration tells its own progress
+            done = plan.weights - sum(linear.weights for linear in linears)
+            count("convert", done, plan.weights)
+            with closing(made), ThreadPoolExecutor(1) as background:
+                writing: Future[None] | None = None
+                for unit, own in todo.items():
+                    converted = []
+                    for linear in own:
+                        converted.append(next(made))
+                        done += linear.weights
+                        count("convert", done, plan.weights)
+                    tensors = {name: tensor for one in converted for name, tensor in one.tensors.items()}
+                    contents = partial(_contents, plan.source, tensors)
+                    if writing:
+                        writing.result()
+                    writing = background.submit(writer.write, unit, contents, unit_note(converted))
+                if writing:
+                    writing.result()
     except (OutputError, HubError):
         raise  # what is written stays: with more room, or when the Hub is there again, --resume goes on
     except InputError:
         if not resume:  # hours of work may lie there already
             staging.discard()
         raise
-    layers = [LayerReport.from_dict(layer) for note in writer.notes for layer in note["layers"]]
-    trained = [Training.from_dict(part) for note in writer.notes for part in note["training"]]
-    permutations = compose_all(read_permutations(plan.source), _permutations(writer))
-    record = plan.record
-    report = Report(
-        source=record.source["id"],
-        revision=record.source["revision"],
-        model_type=plan.source.config["model_type"],
-        layout=plan.layout,
-        recipe=record.recipe,
-        layers=tuple(layers),
-        totals=totals(layers, plan.bytes_before, plan.bytes_after),
-        notes=plan.notes,
-        training=tuple(sorted(dict.fromkeys(trained), key=lambda part: part.part == END_TO_END)),
-    )
-    measured = Measurement(text, sequences) if text else None
-    report = finish(
-        plan,
-        staging.path,
-        writer.digests,
-        permutations,
-        report,
-        verify=verify,
-        device=device,
-        measurement=measured,
-        progress=progress,
-    )
+    noted = Noted.of(writer.notes, f"{writer.folder}: journal")
+    weights = Weights(writer.digests, compose_all(read_permutations(plan.source), noted.permutations))
+    checks = Checks(settings.device, verify, text, sequences)
+    report = finish(plan, staging.path, weights, _report(plan, noted), checks, progress)
     staging.publish()
     return report
 
 
-def job_state(plan: Plan, settings: RunSettings, tokens: Tensor | None) -> dict[str, object]:
-    """What must be the same for a resumed run to continue this one."""
-    files = {path.name: plan.source.shard_store.identity(path) for path in plan.source.shards}
-    return {
-        "source": str(plan.source.path.resolve()),
-        "revision": plan.snapshot.revision,
-        "source_files": files,
-        "recipe": plan.recipe.describe(),
-        **({} if tokens is None else _calibration_state(tokens, settings)),
-        "layout": plan.layout,
-        "shard_bytes": plan.recipe.shard_bytes,
-    }
-
-
-def _calibration_state(tokens: Tensor, settings: RunSettings) -> dict[str, object]:
-    """The tokens themselves, and what decides the order in which numbers are added."""
-    digest = hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
-    threads = torch.get_num_threads() if settings.device == "cpu" else None
-    return {
-        "calibration_tokens": digest,
-        "device": settings.device,
-        "batch_tokens": settings.batch_tokens,
-        "threads": threads,
-        "dtype": str(settings.dtype),
-    }
-
-
-def convert_linear(
-    plan: LinearPlan,
-    source: Weight,
-    solved: LayerResult | None = None,
-    latent: Tensor | None = None,
-) -> tuple[dict[str, Tensor], LayerReport]:
-    """One linear, from its source weight to the tensors that are stored, and what was done to it.
-
-    solved: what calibration made of its layer; without it the linear is pruned and rounded here. latent: what a
-    ternary source weight was rounded from, where that decides.
-
-    Rows do not know of each other, so they are taken through all steps a block at a time: what lies between the
-    steps never leaves the cache. Groups are chosen and stored for all rows together.
-    """
-    name = plan.linear.name
-    check_finite(source, name)
-    made = solved.weights.get(plan.linear.submodule) if solved else None
-    if not (plan.method and METHODS[plan.method].prunes):
-        plan.pattern.check(values(source), name)
-    blocks = [
-        _convert_rows(
-            plan,
-            take_rows(source, rows),
-            None if made is None else take_rows(made, rows),
-            None if latent is None else latent[rows],
-        )
-        for rows in ([slice(None)] if plan.whole else row_blocks(values(source)))
-    ]
-    tensors = {part: torch.cat([block[part] for block, _ in blocks]) for part in blocks[0][0]}
-    total = sum((measured for _, measured in blocks), Tally())
-    report = LayerReport(
-        name=name,
-        layer=plan.linear.layer,
-        kind=plan.linear.kind,
-        shape=plan.stored.shape,
-        scheme=plan.scheme.name,
-        pattern=str(plan.pattern),
-        method=plan.method,
-        kept=plan.kept,
-        zeros=plan.weights - total.nonzeros[2],
-        pruned=total.nonzeros[0] - total.nonzeros[1],
-        error=ratio(total.loss, total.energy),
-        prune_error=ratio(total.prune_loss, total.energy),
-        bytes_before=plan.stored.bytes,
-        bytes_after=sum(spec.bytes for spec in plan.outputs),
-        slid_columns=plan.slid_columns,
-        output_error=solved.errors.get(plan.linear.submodule) if solved else None,
-        notes=solved.notes.get(plan.linear.submodule, ()) if solved else (),
-        legal_groups=plan.pattern.legal_blocks(values(source)) if plan.stored.scheme.ternary else None,
-    )
-    return tensors, report
-
-
-def _convert_rows(
-    plan: LinearPlan, source: Weight, solved: Weight | None, latent: Tensor | None
-) -> tuple[dict[str, Tensor], Tally]:
-    """Some rows of a linear: prune, quantize, slide, pack; and what that cost. solved: pruned and quantized already."""
-    if solved is None:
-        pruned, weight = compress_directly(source, plan.method, plan.pattern, plan.scheme, latent)
-    else:
-        survivors = apply_mask(floats(source), floats(solved) != 0)
-        pruned, weight = survivors, plan.scheme.store(solved)
-    tensors = {} if plan.kept else plan.format.encode(plan.linear.name, weight, plan.pattern)
-    return tensors, tally(source, pruned, weight)
-
-
-def _write_all(
-    plan: Plan, tokens: Tensor | None, writer: WeightWriter, settings: RunSettings, progress: Progress
-) -> None:
-    by_layer: dict[int, list[LinearPlan]] = {}
-    for linear in plan.linears:
-        by_layer.setdefault(linear.linear.layer, []).append(linear)
-    remaining = writer.remaining
-    todo = [linear for unit in remaining for linear in by_layer.get(_layer(plan, unit), [])]
-    made = (
-        _direct(plan, todo, settings, progress)
-        if tokens is None
-        else _calibrated(plan, tokens, todo, settings, writer.folder / WORK, progress)
-    )
-    with closing(made), ThreadPoolExecutor(1) as writes:
-        writing: Future[None] | None = None
-        for unit in remaining:
-            tensors: dict[str, Tensor] = {}
-            note: dict[str, Any] = {"layers": [], "training": []}
-            solved: LayerResult | None = None
-            for _ in by_layer.get(_layer(plan, unit), []):
-                stored, report, solved = next(made)
-                tensors |= stored
-                note["layers"].append(vars(report))
-            if solved:
-                note["training"] = [vars(part) for part in trainings(_layer(plan, unit), solved)]
-                note["orders"] = {part: order.tolist() for part, order in solved.permutations.items()}
-            if writing:
-                writing.result()
-            writing = writes.submit(writer.write, unit, partial(_contents, plan.source, tensors), note)
-        if writing:
-            writing.result()
-
-
-Made = Generator[tuple[dict[str, Tensor], LayerReport, LayerResult | None], None, None]
-"""Linears in order, as they are stored, each with its report and what calibration made of its layer."""
-
-
-def _direct(plan: Plan, todo: list[LinearPlan], settings: RunSettings, progress: Progress) -> Made:
-    """Linears by their weights alone, several at once."""
-    done = plan.weights - sum(linear.weights for linear in todo)
-    progress("convert", done, plan.weights)
-    with closing(in_order(partial(_read_and_convert, plan, settings.device), todo, settings.device)) as made:
-        for linear, result in zip(todo, made, strict=True):
-            done += linear.weights
-            progress("convert", done, plan.weights)
-            yield *result, None
+def _linears(plan: Plan, unit: Unit) -> list[LinearPlan]:
+    """The linears whose tensors a unit holds: those of its layer."""
+    layer = plan.architecture.layer_of(unit.tensors[0].name)
+    return [linear for linear in plan.linears if linear.linear.layer == layer]
 
 
 def _calibrated(
-    plan: Plan, tokens: Tensor, todo: list[LinearPlan], settings: RunSettings, folder: Path, progress: Progress
-) -> Made:
-    """Linears by what they are given when text goes through the model, layer after layer."""
+    plan: Plan, linears: Sequence[LinearPlan], layers: Iterable[LayerResult]
+) -> Generator[ConvertedLinear, None, None]:
+    """Linears in order, converted from the results of all layers. Without linears no layer is calibrated."""
     wanted: dict[int, list[LinearPlan]] = {}
-    for linear in todo:
+    for linear in linears:
         wanted.setdefault(linear.linear.layer, []).append(linear)
-    if not wanted:
-        return
-    for number, result in enumerate(compressed_layers(plan, tokens, settings, folder, progress)):
-        for linear in wanted.get(number, []):
-            yield *_read_and_convert(plan, "cpu", linear, result), result
-
-
-def _read_and_convert(
-    plan: Plan, device: str, linear: LinearPlan, solved: LayerResult | None = None
-) -> tuple[dict[str, Tensor], LayerReport]:
-    submodule, source = linear.linear.submodule, linear.stored.read(plan.source).to(device)
-    latent = linear.latent_weights(plan.source, {}, device) if linear.method and not solved else None
-    tensors: dict[str, Tensor] = {}
-    if solved and submodule in solved.weights:
-        free = plan.architecture.free_channels(plan.source.config)
-        solved = replace(solved, weights={submodule: solved.weights[submodule].to(device)})
-        source = permute_weight(submodule, source, solved.permutations, free)
-        prefix = linear.linear.name.removesuffix(submodule)
-        for name in vectors_beside(submodule, free):
-            if linear.permuted and prefix + name in plan.source.tensors:
-                vector = plan.source.read(prefix + name)
-                tensors[prefix + name] = permute_vector(name, vector, solved.permutations, free)
-    made, report = convert_linear(linear, source, solved, latent)
-    tensors |= made
-    return {name: tensor.cpu() for name, tensor in tensors.items()}, report
+    if wanted:
+        for number, solved in enumerate(layers):
+            for linear in wanted.get(number, []):
+                yield convert_linear(plan, "cpu", linear, solved)
 
 
 def _contents(source: Checkpoint, made: dict[str, Tensor], spec: TensorSpec) -> Iterable[Tensor]:
@@ -311,15 +135,17 @@ def _check_tied(plan: Plan) -> None:
             )
 
 
-def _permutations(writer: WeightWriter) -> dict[int, Permutations]:
-    """How channels were permuted, by layer, as it was noted with the units."""
-    found = {}
-    for note in writer.notes:
-        if note.get("orders"):
-            found[note["layers"][0]["layer"]] = parse_permutations(note["orders"], f"{writer.folder}: journal")
-    return found
-
-
-def _layer(plan: Plan, unit: Unit) -> int:
-    layer = plan.architecture.layer_of(unit.tensors[0].name)
-    return -1 if layer is None else layer
+def _report(plan: Plan, noted: Noted) -> Report:
+    """The report of a conversion, still without hashes and verdict."""
+    record = plan.record
+    return Report(
+        source=record.source["id"],
+        revision=record.source["revision"],
+        model_type=plan.source.config["model_type"],
+        layout=plan.layout,
+        recipe=record.recipe,
+        layers=noted.layers,
+        totals=totals(list(noted.layers), plan.bytes_before, plan.bytes_after),
+        notes=plan.notes,
+        training=noted.training,
+    )

@@ -145,3 +145,31 @@ def test_interruption_says_how_to_go_on(
         outcome = cli("convert", *MAGNITUDE, source, tmp_path / "out", "-q")
     assert outcome.code == 130 and "--resume" in outcome.err
     assert cli("convert", *MAGNITUDE, source, tmp_path / "out", "-q", "--resume").code == 0
+
+
+FRAMES = ("convert_command", "run", "convert_source", "convert", "in_order", "convert_linear", "compress_directly")
+"""From the command to the method that changes a weight, data-free; `in_order` hands linears to threads."""
+
+
+def test_few_frames_lead_from_the_command_to_the_changed_weight(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CONTRIBUTING.md names them."""
+    import slideconvert
+    from slideconvert.cli import group
+    from slideconvert.core.patterns import BlockPattern
+
+    class Reached(Exception):
+        pass
+
+    def stop(*_: object) -> None:
+        raise Reached
+
+    monkeypatch.setattr(BlockPattern, "select", stop)
+    with pytest.raises(Reached) as reached:
+        group(["convert", str(source), str(tmp_path / "out"), *MAGNITUDE, "-q"], standalone_mode=False)
+    package = str(Path(slideconvert.__file__).parent)
+    frames = [entry.frame.code.name for entry in reached.traceback if str(entry.path).startswith(package)]
+    assert tuple(frames[frames.index("convert_command") :]) == (*FRAMES, "magnitude")
+    told = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
+    assert all(f"`{name}`" in told for name in FRAMES)

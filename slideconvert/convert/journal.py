@@ -1,0 +1,78 @@
+"""What an interrupted conversion leaves for --resume: the settings it ran with, and a note with each written unit."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..calibrate.run import END_TO_END, RunSettings, trainings
+from ..permute.permutations import Permutations, parse_permutations
+from ..plan.plan import Plan
+from ..report import LayerReport, Training
+from .linear import ConvertedLinear
+
+
+def job_state(plan: Plan, settings: RunSettings, tokens: Tensor | None) -> dict[str, object]:
+    """What must be the same for a resumed run to continue this one."""
+    files = {path.name: plan.source.shard_store.identity(path) for path in plan.source.shards}
+    return {
+        "source": str(plan.source.path.resolve()),
+        "revision": plan.snapshot.revision,
+        "source_files": files,
+        "recipe": plan.recipe.describe(),
+        **({} if tokens is None else _calibration_state(tokens, settings)),
+        "layout": plan.layout,
+        "shard_bytes": plan.recipe.shard_bytes,
+    }
+
+
+def _calibration_state(tokens: Tensor, settings: RunSettings) -> dict[str, object]:
+    """The tokens themselves, and what decides the order in which numbers are added."""
+    digest = hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
+    threads = torch.get_num_threads() if settings.device == "cpu" else None
+    return {
+        "calibration_tokens": digest,
+        "device": settings.device,
+        "batch_tokens": settings.batch_tokens,
+        "threads": threads,
+        "dtype": str(settings.dtype),
+    }
+
+
+def unit_note(converted: Sequence[ConvertedLinear]) -> dict[str, Any]:
+    """The note of a unit: reports of its linears, trainings behind them, and how channels were permuted."""
+    note: dict[str, Any] = {"layers": [vars(linear.report) for linear in converted], "training": []}
+    solved = converted[-1].solved if converted else None
+    if solved:
+        layer = converted[-1].report.layer
+        note["training"] = [vars(training) for training in trainings(layer, solved)]
+        note["orders"] = {part: order.tolist() for part, order in solved.permutations.items()}
+    return note
+
+
+@dataclass(frozen=True)
+class Noted:
+    """The notes of all units together. permutations: by layer, counted from the source of this conversion."""
+
+    layers: tuple[LayerReport, ...]
+    training: tuple[Training, ...]
+    permutations: dict[int, Permutations]
+
+    @classmethod
+    def of(cls, notes: Sequence[dict[str, Any]], where: str) -> Noted:
+        """InputError, which names `where`, for permutations that are none."""
+        training = dict.fromkeys(Training.from_dict(part) for note in notes for part in note["training"])
+        return cls(
+            layers=tuple(LayerReport.from_dict(layer) for note in notes for layer in note["layers"]),
+            training=tuple(sorted(training, key=lambda part: part.part == END_TO_END)),
+            permutations={
+                note["layers"][0]["layer"]: parse_permutations(note["orders"], where)
+                for note in notes
+                if note.get("orders")
+            },
+        )
