@@ -446,7 +446,7 @@ def test_too_few_windows_are_refused(cli: Cli, tmp_path: Path) -> None:
 def test_a_table_of_several_gpus_must_be_told_which(cli: Cli, tmp_path: Path, table: Path) -> None:
     table.write_text(TABLE + TABLE.splitlines()[3].replace("toy", "other").replace("1.3", "1.2") + "\n")
     words = ("plan", DEMO, "--method", "magnitude", "--speed-table", table)
-    assert f"{table}: times of toy, other (say which with --gpu)" in cli(*words).err
+    assert f"{table} has times of toy, other (name one with --gpu)" in cli(*words).err
     assert "1.20× dense 8-bit linears expected on other" in cli(*words, "--gpu", "other").out
     assert "1.30× dense 8-bit linears expected on toy" in cli(*words, "--gpu", "toy").out
     assert "--tokens belongs to --gpu" in cli("plan", DEMO, "--method", "magnitude", "--tokens", 64).err
@@ -464,5 +464,5 @@ def test_nothing_that_exists_is_overwritten(cli: Cli, tmp_path: Path, table: Pat
 def test_a_conversion_has_one_say_in_the_pattern(cli: Cli, tmp_path: Path) -> None:
     for target in (("--density", 0.75), ("--target-speedup", 1.2, "--gpu", "a100")):
         done = cli("convert", DEMO, tmp_path / "out", "--pattern", "2_8", *target)
-        assert done.code == 2 and "--pattern 2_8, and a target to choose patterns for" in done.err
+        assert done.code == 2 and "--pattern 2_8 and a target to choose patterns for" in done.err
     assert "--gpu belongs to --target-speedup" in cli("convert", DEMO, tmp_path / "out", "--gpu", "a100").err

@@ -39,7 +39,7 @@ from tests.conftest import MAGNITUDE, Cli
 from tests.convert.test_bad_input import refused
 from tests.convert.test_verify import edit_tensors
 from tests.helpers import bitnet, pico
-from tests.helpers.calibrated import FLAGS, plan_for, quality, write_model, write_text
+from tests.helpers.calibrated import FLAGS, calibrated_by, plan_for, quality, write_model, write_text
 from tests.helpers.matrices import UNGROUPED
 from tests.twins import ternary
 
@@ -210,7 +210,7 @@ def test_pruned_weights_stay_ternary(
     cli: Cli, tmp_path: Path, model: Path, text: Path, method: str, scheme: str, layout: str
 ) -> None:
     out = tmp_path / "out"
-    words = ("--method", method, "--scheme", scheme, "--layout", layout, "--calibration", text, *FLAGS)
+    words = calibrated_by(text, "--method", method, "--scheme", scheme, "--layout", layout)
     assert cli("convert", model, out, "--pattern", "2_6", *words).code == 0
     assert cli("verify", out, "--source", model).code == 0
     report = Report.from_json((out / "report.json").read_text())
@@ -246,7 +246,7 @@ def test_packed_codes_have_no_masters_to_ask(cli: Cli, tmp_path: Path, text: Pat
     source = bitnet.write(tmp_path / "source", "packed")
     for method in ("magnitude", "wanda", "obs"):
         out = tmp_path / method
-        words = ("--method", method, "--pattern", "2_8", "--calibration", text, *FLAGS)
+        words = calibrated_by(text, "--method", method, "--pattern", "2_8")
         assert cli("convert", source, out, *words).code == 0
         assert all(weight.codes.unique().tolist() == [-1, 0, 1] for weight in weights(out).values())
         assert cli("verify", out, "--source", source).code == 0

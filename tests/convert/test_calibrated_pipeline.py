@@ -34,6 +34,7 @@ from tests.helpers.calibrated import (
     FLAGS,
     LENGTH,
     SAMPLES,
+    calibrated_by,
     plan_for,
     quality,
     weights,
@@ -363,7 +364,7 @@ def test_what_each_stage_took_is_told(cli: Cli, tmp_path: Path, model: Path, tex
 @pytest.mark.parametrize("method", ["rtn", "gptq"])
 def test_sparsify_takes_methods_that_prune(cli: Cli, tmp_path: Path, model: Path, method: str) -> None:
     outcome = cli("sparsify", model, tmp_path / "out", "--method", method)
-    assert outcome.code == 2 and f"unknown method of pruning '{method}'" in outcome.err and "obs" in outcome.err
+    assert outcome.code == 2 and f"unknown pruning method '{method}'" in outcome.err and "obs" in outcome.err
     assert not (tmp_path / "out").exists()
 
 
@@ -502,7 +503,7 @@ def test_sparsify_quantize_slide_with_calibration(
     sparse, quantized, slid = tmp_path / "sparse", tmp_path / "quantized", tmp_path / "slid"
     calibration = ("--calibration", text, *FLAGS, "-q")
     assert cli("sparsify", model, sparse, "--pattern", "2_6", "--method", "obs", *calibration).code == 0
-    assert cli("quantize", sparse, quantized, "--method", method, *calibration).code == 0
+    assert cli("quantize", sparse, quantized, *calibrated_by(text, "--method", method), "-q").code == 0
     assert cli("slide", quantized, slid, "-q").code == 0
     for out, source in ((sparse, model), (quantized, sparse), (slid, quantized), (slid, model)):
         assert cli("verify", out, "--source", source, "-q").code == 0

@@ -18,7 +18,7 @@ from slideconvert.core.weights import floats
 from slideconvert.formats.record import describe_linear, read_record
 from tests.conftest import Cli
 from tests.helpers import pico
-from tests.helpers.calibrated import FLAGS, STAGES, plan_for, write_model, write_text
+from tests.helpers.calibrated import FLAGS, STAGES, calibrated_by, plan_for, write_model, write_text
 from tests.twins import groups as twin
 
 PLACES = [place for stage in STAGES for place in stage]
@@ -42,7 +42,7 @@ def done(cli: Cli, *words: object) -> None:
 
 
 def convert(cli: Cli, model: Path, out: Path, text: Path, *words: object, command: str = "convert") -> Path:
-    done(cli, command, model, out, "--calibration", text, *FLAGS, "--device", "cpu", *words)
+    done(cli, command, model, out, "--device", "cpu", *calibrated_by(text, *words))
     return out
 
 

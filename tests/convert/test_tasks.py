@@ -398,7 +398,7 @@ def test_text_and_tasks_go_together_and_one_is_needed(folder: Path, cli: Cli) ->
     assert (neither.code, neither.out) == (2, "")
     assert "give --text, --tasks or both" in neither.err
     for option in (["--limit", 2], ["--shots", 0], ["--task-path", folder]):
-        assert "go with --tasks" in cli("eval", DEMO, "--text", CODE, *option).err
+        assert "belongs to --tasks" in cli("eval", DEMO, "--text", CODE, *option).err
 
 
 def test_a_missing_library_is_named_with_the_way_to_install_it(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

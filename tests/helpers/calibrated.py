@@ -16,6 +16,7 @@ from slideconvert.hub.source import resolve
 from slideconvert.plan.plan import Plan, make_plan
 from slideconvert.plan.presets import PRESETS, Preset
 from slideconvert.plan.recipe import parse_recipe
+from slideconvert.prune import METHODS
 from tests.helpers import pico
 
 DEMO = Path(__file__).parents[2] / "examples" / "demo_model"
@@ -24,6 +25,14 @@ DEMO_TEXT = DEMO.parent / "demo_text"
 WORDS = pico.VOCABULARY - 2
 SAMPLES, LENGTH = 9, 24
 FLAGS = ("--samples", SAMPLES, "--length", LENGTH)
+
+
+def calibrated_by(text: Path, *words: object) -> tuple[object, ...]:
+    """The words of a command, with those of calibration by `text` unless their --method needs none."""
+    method = words[words.index("--method") + 1] if "--method" in words else None
+    data_free = method is not None and not METHODS[str(method)].calibrated and "--preset" not in words
+    return words if data_free else (*words, "--calibration", text, *FLAGS)
+
 
 STAGES = (
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
