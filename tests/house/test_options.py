@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 import pytest
-from slideconvert.formats.stored import LAYOUTS
 
 from slideconvert.allocate.speed import BUNDLED
 from slideconvert.cli import COMMANDS, group
 from slideconvert.core import choices
 from slideconvert.core.schemes import SCHEMES
+from slideconvert.formats.registry import LAYOUTS
 from slideconvert.plan.presets import PRESETS
 from slideconvert.prune import METHODS
 from tests.conftest import Cli
