@@ -20,7 +20,6 @@ from ..kernels.group_spec import GroupSpec
 from ..kernels.slide_spec import SlideSpec
 from ..kernels.spec import LinearSpec
 from ..models.families import decoder_linears
-from ..models.load import linear_spec
 
 PACKAGES = (
     "torch", "triton", "transformers", "safetensors", "compressed-tensors", "accelerate", "huggingface_hub", "datasets",
@@ -59,9 +58,8 @@ def explain(checkpoint: Checkpoint, device: str) -> list[dict[str, Any]]:
     numbers: Counter[LinearSpec] = Counter()
     places: dict[LinearSpec, list[str]] = {}
     for linear in decoder_linears(checkpoint.config):
-        stored = describe_linear(checkpoint, record, linear.name)
-        if stored.scheme.quantized:
-            spec = linear_spec(stored)
+        spec = describe_linear(checkpoint, record, linear.name).linear_spec
+        if spec:
             numbers[spec] += 1
             if linear.kind not in places.setdefault(spec, []):
                 places[spec].append(linear.kind)

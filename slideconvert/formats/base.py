@@ -15,6 +15,7 @@ from ..core.patterns import BlockPattern, Pattern
 from ..core.quantize import Weight
 from ..core.schemes import Scheme
 from ..errors import InputError
+from ..kernels.spec import LinearSpec
 
 DENSE = "dense"
 """The layout in which every linear is stored as stock loaders read it."""
@@ -22,6 +23,12 @@ FLOAT_NAMES = ("BF16", "F16", "F32")
 """Container dtypes of unquantized weights and of scales per channel."""
 DAMAGED = "the file is damaged: convert the model again"
 DISAGREE = "the record in config.json and the weights do not belong together"
+
+
+def block_length(pattern: Pattern) -> int | None:
+    """L of 2:L, the patterns that windows hold; None of 2:inf."""
+    assert isinstance(pattern, BlockPattern)
+    return pattern.length
 
 
 class Format(ABC):
@@ -66,6 +73,10 @@ class Format(ABC):
     ) -> tuple[TensorSpec, ...]:
         """The tensors that hold linear `name` [out, in]. dtype: container name of the floats that a format does not
         fix, which are unquantized weights (BF16 by default) and scales per channel (F32)."""
+
+    def linear_spec(self, shape: tuple[int, int], scheme: Scheme, pattern: Pattern) -> LinearSpec | None:
+        """A linear [out, in] as its kernels know it; None where they do not run it as it is stored."""
+        return None
 
     @abstractmethod
     def encode(self, name: str, weight: Weight, pattern: Pattern) -> dict[str, Tensor]:
@@ -169,6 +180,11 @@ class StoredLinear:
     @property
     def coding(self) -> str:
         return self.format.coding
+
+    @property
+    def linear_spec(self) -> LinearSpec | None:
+        """`Format.linear_spec` of this linear."""
+        return self.format.linear_spec(self.shape, self.scheme, self.pattern)
 
     @property
     def bytes(self) -> int:

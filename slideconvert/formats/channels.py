@@ -15,7 +15,8 @@ from ..core.patterns import Pattern
 from ..core.quantize import QuantizedWeight, Weight
 from ..core.schemes import BF16, FP8, INT8, Scheme
 from ..errors import InputError
-from .base import FLOAT_NAMES, Format, Found, StoredLinear
+from ..kernels.slide_spec import SlideSpec
+from .base import FLOAT_NAMES, Format, Found, StoredLinear, block_length
 
 CODES = {"I8": INT8, "F8_E4M3": FP8}
 """The scheme of codes by their container dtype."""
@@ -81,6 +82,9 @@ class ChannelCodes(Format):
     ) -> tuple[TensorSpec, ...]:
         codes = TensorSpec(f"{name}.weight", CODE_NAMES[scheme.name], shape)
         return codes, TensorSpec(f"{name}.weight_scale", dtype or "F32", (shape[0], 1))
+
+    def linear_spec(self, shape: tuple[int, int], scheme: Scheme, pattern: Pattern) -> SlideSpec:
+        return SlideSpec(*shape, block_length(pattern), scheme.torch_dtype, self.layout)
 
     def encode(self, name: str, weight: Weight, pattern: Pattern) -> dict[str, Tensor]:
         assert isinstance(weight, QuantizedWeight)

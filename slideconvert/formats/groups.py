@@ -30,12 +30,6 @@ Parts = tuple[Tensor, Tensor, Tensor | None]
 """Codes [N, K], and scale and zero point [N, K/G], of all groups."""
 
 
-def group_spec(shape: tuple[int, int], scheme: Scheme, pattern: Pattern) -> GroupSpec:
-    """A linear of a grouped scheme as its kernels know it."""
-    kept = pattern.kept_groups(shape, scheme.group)
-    return GroupSpec(*shape, scheme.group, scheme.bits, kept, scheme.symmetric, scheme.activation_bits)
-
-
 class GroupCodes(Format):
     """What both layouts have in common."""
 
@@ -60,13 +54,17 @@ class GroupCodes(Format):
     def specs(
         self, name: str, shape: tuple[int, int], scheme: Scheme, pattern: Pattern, *, dtype: str | None = None
     ) -> tuple[TensorSpec, ...]:
-        parts = group_spec(shape, scheme, pattern).tensors(self.layout)
+        parts = self.linear_spec(shape, scheme, pattern).tensors()
         return tuple(TensorSpec(f"{name}.{part}", DTYPE_NAMES[kind], size) for part, (size, kind) in parts.items())
+
+    def linear_spec(self, shape: tuple[int, int], scheme: Scheme, pattern: Pattern) -> GroupSpec:
+        kept, bits = pattern.kept_groups(shape, scheme.group), scheme.activation_bits
+        return GroupSpec(*shape, scheme.group, scheme.bits, kept, scheme.symmetric, bits, self.layout)
 
     def encode(self, name: str, weight: Weight, pattern: Pattern) -> dict[str, Tensor]:
         assert isinstance(weight, QuantizedWeight)
         rows, columns = weight.codes.shape
-        spec = group_spec((rows, columns), weight.scheme, pattern)
+        spec = self.linear_spec((rows, columns), weight.scheme, pattern)
         scale, zero = canonical(weight.codes, weight.scale, weight.zero, spec)
         try:
             parts = self._pack(weight.codes, scale, zero, spec)
@@ -77,7 +75,7 @@ class GroupCodes(Format):
     def decode(self, stored: StoredLinear, tensors: Mapping[str, Tensor], where: str) -> Weight:
         parts = {name.removeprefix(f"{stored.name}."): tensor for name, tensor in tensors.items()}
         try:
-            codes, scale, zero = self._unpack(parts, group_spec(stored.shape, stored.scheme, stored.pattern))
+            codes, scale, zero = self._unpack(parts, self.linear_spec(stored.shape, stored.scheme, stored.pattern))
         except ValueError as error:
             raise InputError(f"{where}: {error}", hint=DAMAGED) from error
         return QuantizedWeight(codes, scale, stored.scheme, None if stored.scheme.symmetric else zero)

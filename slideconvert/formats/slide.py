@@ -8,18 +8,21 @@ weight_scale    [out, 1] float
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import ClassVar
 
 from torch import Tensor
 
 from ..checkpoint.container import TensorSpec
-from ..core.patterns import BlockPattern, Pattern
+from ..checkpoint.reader import DTYPE_NAMES
+from ..core.patterns import Pattern
 from ..core.quantize import QuantizedWeight, Weight
 from ..core.schemes import Scheme
 from ..errors import InputError, PatternError
-from ..kernels.windows import slid_columns, slide_and_pack, unpack, unslide
+from ..kernels.slide_spec import SlideSpec
+from ..kernels.windows import slide_and_pack, unpack, unslide
 from ..runtime.slidesparse_record import SLIDE_FORMAT
-from .base import DAMAGED, Format, Found, StoredLinear
+from .base import DAMAGED, Format, Found, StoredLinear, block_length
 from .channels import CODE_NAMES, CODES
 
 
@@ -56,17 +59,17 @@ class Slide(Format):
     def specs(
         self, name: str, shape: tuple[int, int], scheme: Scheme, pattern: Pattern, *, dtype: str | None = None
     ) -> tuple[TensorSpec, ...]:
-        rows, slid = shape[0], slid_columns(shape[1], _length(pattern))
-        return (
-            TensorSpec(f"{name}.weight_packed", CODE_NAMES[scheme.name], (rows, slid // 2)),
-            TensorSpec(f"{name}.weight_meta", "U8", (rows, slid // 8)),
-            TensorSpec(f"{name}.weight_scale", dtype or "F32", (rows, 1)),
-        )
+        parts = self.linear_spec(shape, scheme, pattern).tensors().items()
+        *codes, scale = (TensorSpec(f"{name}.{part}", DTYPE_NAMES[kind], size) for part, (size, kind) in parts)
+        return *codes, replace(scale, dtype=dtype or scale.dtype)
+
+    def linear_spec(self, shape: tuple[int, int], scheme: Scheme, pattern: Pattern) -> SlideSpec:
+        return SlideSpec(*shape, block_length(pattern), scheme.torch_dtype, self.layout)
 
     def encode(self, name: str, weight: Weight, pattern: Pattern) -> dict[str, Tensor]:
         assert isinstance(weight, QuantizedWeight)
         try:
-            values, meta = slide_and_pack(weight.codes, _length(pattern))
+            values, meta = slide_and_pack(weight.codes, block_length(pattern))
         except ValueError as error:
             hint = "prune first (slideconvert sparsify) or name the pattern that the weights really have"
             raise PatternError(f"{name}: {error}", hint=hint) from error
@@ -75,16 +78,10 @@ class Slide(Format):
     def decode(self, stored: StoredLinear, tensors: Mapping[str, Tensor], where: str) -> Weight:
         values, meta, scale = (tensors[spec.name] for spec in stored.tensors)
         try:
-            codes = unslide(unpack(values, meta), stored.shape[1], _length(stored.pattern))
+            codes = unslide(unpack(values, meta), stored.shape[1], block_length(stored.pattern))
         except ValueError as error:
             raise PatternError(f"{where}: {error}", hint=DAMAGED) from error
         return QuantizedWeight(codes, scale.view(-1, 1), stored.scheme)
 
     def ct_format(self, scheme: Scheme) -> str:
         return SLIDE_FORMAT
-
-
-def _length(pattern: Pattern) -> int | None:
-    """L of 2:L, the patterns that windows hold; None of 2:inf."""
-    assert isinstance(pattern, BlockPattern)
-    return pattern.length

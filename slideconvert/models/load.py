@@ -14,15 +14,13 @@ from torch import Tensor, nn
 
 from ..checkpoint.reader import Checkpoint
 from ..core.choices import ACTIVATIONS
-from ..core.patterns import BlockPattern
 from ..core.quantize import QuantizedWeight
 from ..errors import InputError, pick
-from ..formats.base import StoredLinear
-from ..formats.groups import Gqs, group_spec
+from ..formats.base import DENSE, StoredLinear
 from ..formats.quantization_config import check_quantization
 from ..formats.record import Record, describe_linear, read_record
+from ..formats.registry import format_for
 from ..kernels.linear import SlideSparseLinear
-from ..kernels.slide_spec import SlideSpec
 from ..kernels.spec import LinearSpec
 from ..runtime.slidesparse_record import RECORD, SETTINGS
 from .families import decoder_linears
@@ -121,28 +119,20 @@ def _linear(
     return float_linear(floats, bias, dtype).to(device), used
 
 
-def _quantized(stored: StoredLinear, parts: dict[str, Tensor]) -> tuple[LinearSpec, dict[str, Tensor]] | None:
+def _quantized(stored: StoredLinear, tensors: dict[str, Tensor]) -> tuple[LinearSpec, dict[str, Tensor]] | None:
     """The spec and stored tensors of a linear that computes with quantized activations; None of floats."""
-    if stored.coding:
-        weight = stored.decode(parts, stored.name)
-        assert isinstance(weight, QuantizedWeight) and isinstance(stored.pattern, BlockPattern)
-        spec = SlideSpec(*stored.shape, stored.pattern.length, weight.codes.dtype, "dense")
-        return spec, {"weight": weight.codes, "weight_scale": weight.scale.float().view(-1, 1)}
-    if not stored.scheme.quantized:
+    if stored.coding:  # ternary weights compute as the codes that they stand for
+        weight = stored.decode(tensors, stored.name)
+        assert isinstance(weight, QuantizedWeight)
+        stored = replace(stored, scheme=weight.scheme, format=format_for(DENSE, weight.scheme, stored.pattern))
+        tensors = stored.encode(weight)
+    spec = stored.linear_spec
+    if spec is None:
         return None
-    named = {part.removeprefix(f"{stored.name}."): tensor for part, tensor in parts.items()}
-    if not stored.scheme.grouped:  # checkpoints of others have scales of any float, as [N] or [N, 1]
+    named = {name.removeprefix(f"{stored.name}."): tensor for name, tensor in tensors.items()}
+    if spec.plain:  # checkpoints of others have scales of any float, as [N] or [N, 1]
         named["weight_scale"] = named["weight_scale"].float().view(-1, 1)
-    return linear_spec(stored), named
-
-
-def linear_spec(stored: StoredLinear) -> LinearSpec:
-    """A quantized linear as its kernels know it."""
-    if stored.scheme.grouped:
-        spec = group_spec(stored.shape, stored.scheme, stored.pattern)
-        return spec if stored.layout == Gqs.layout else replace(spec, kept=spec.whole, layout=stored.layout)
-    assert isinstance(stored.pattern, BlockPattern)
-    return SlideSpec(*stored.shape, stored.pattern.length, getattr(torch, stored.scheme.dtype), stored.layout)
+    return spec, named
 
 
 def float_linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> nn.Linear:

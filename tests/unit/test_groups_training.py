@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from slideconvert.core.patterns import BlockPattern, GroupPattern
 from slideconvert.core.quantize import QuantizedWeight
 from slideconvert.core.schemes import GROUP_SIZES, INT8
-from slideconvert.formats.groups import group_spec
+from slideconvert.formats.groups import PackedGroups
 from slideconvert.kernels.groups import canonical
 from slideconvert.recover.groups import LEAST_SCALE, FrozenGroups, GroupTrainable, TrainedGroups
 from slideconvert.recover.trainable import Compressed, SurvivorLinear, make_trainable, trained_of
@@ -71,7 +71,7 @@ def test_it_starts_at_weights_of_all_kinds(stage: type[GroupTrainable], size: in
     train are as good as zero."""
     weight = scheme_of(bits, size, symmetric=symmetric).quantize(torch.from_numpy(rows_of_kinds(size)))
     rows, columns = weight.codes.shape
-    spec = group_spec((rows, columns), weight.scheme, GroupPattern(size, 0.0))
+    spec = PackedGroups().linear_spec((rows, columns), weight.scheme, GroupPattern(size, 0.0))
     scale, zero = canonical(weight.codes, weight.scale, weight.zero, spec)
     made, small = stage(weight, None).weight(), weight.scale.float() < LEAST_SCALE
     assert 0 < int(small.sum()) < 12
