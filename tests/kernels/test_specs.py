@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -10,14 +11,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from slideconvert.cli import doctor
 from slideconvert.core.patterns import ALL, BlockPattern
+from slideconvert.kernels.backends import choose as choosing
+from slideconvert.kernels.backends.base import Backend
 from slideconvert.kernels.backends.choose import BACKENDS, backends_for, choose
 from slideconvert.kernels.group_spec import BITS, GroupSpec
 from slideconvert.kernels.groups import Groups, canonical, decode, kept_groups, pack, pack_dense
+from slideconvert.kernels.linear import SlideSparseLinear
 from slideconvert.kernels.slide_spec import CODES, SlideSpec, SlideWeight
 from slideconvert.kernels.spec import LinearSpec
 from slideconvert.kernels.specs import KINDS, parse_spec
-from slideconvert.runtime.slidesparse_record import RecordedLinear
+from slideconvert.runtime.slidesparse_record import RecordedLinear, read_settings
+from tests.conftest import Cli
 from tests.helpers.matrices import as_dtype, codes_on
 from tests.unit.test_groups import random_weight
 
@@ -128,6 +134,69 @@ def test_the_last_backend_of_every_kind_runs_anywhere() -> None:
         *_, last = backends_for(type(spec)).values()
         assert last.name == "reference" and not last.refusal(spec, CPU)
     assert {backend.runs for backend in BACKENDS} == set(KINDS.values())
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.text)
+def test_torch_compile_takes_a_call_as_one_operator(spec: LinearSpec) -> None:
+    torch._dynamo.reset()  # so many specs are more than it recompiles for
+    linear = SlideSparseLinear.of(spec, spec.random(CPU).named(), torch.randn(spec.rows))
+    graphs: list[torch.fx.GraphModule] = []
+
+    def noted(graph: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(lambda x: linear(x * 2) + 1, fullgraph=True, dynamic=True, backend=noted)
+    for tokens in (2, 5):
+        x = torch.randn(3, tokens, spec.columns).bfloat16()
+        assert torch.equal(compiled(x), linear(x * 2) + 1)
+    called = [str(node.target) for graph in graphs for node in graph.graph.nodes if node.op == "call_function"]
+    assert sum("backends_base.linear" in name for name in called) == len(graphs) and len(called) == 3 * len(graphs)
+
+
+class Doubling(Backend):
+    """A backend that tests can tell from all others."""
+
+    name = "doubling"
+    runs = SlideSpec
+    on_request = True
+
+    @classmethod
+    def refusal(cls, spec: SlideSpec, device: torch.device) -> str:
+        return "it needs even rows" if spec.rows % 2 else ""
+
+    def prepare(self, weight: SlideWeight) -> tuple[Tensor, ...]:
+        return weight.dense.view(torch.int8), weight.scale
+
+    def weight(self, prepared: Any) -> SlideWeight:
+        return SlideWeight(self.spec, prepared[1], dense=prepared[0].view(self.spec.dtype))
+
+    def run(self, x: Tensor, prepared: Any, bias: Tensor | None) -> Tensor:
+        return x.new_full((*x.shape[:-1], self.spec.rows), 2.0)
+
+
+def test_a_backend_takes_part_once_it_stands_in_the_registry(monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
+    """Its class and its entry: the module, torch.compile, the config key and doctor need no more."""
+    spec = SlideSpec(6, 43, 8, torch.int8)
+    with pytest.raises(ValueError, match="unknown backend 'doubling'"):
+        choose(spec, CPU, "doubling")
+    monkeypatch.setattr(choosing, "BACKENDS", (Doubling, *BACKENDS))
+    monkeypatch.setattr(doctor, "BACKENDS", (Doubling, *BACKENDS))
+    backends_for.cache_clear()
+    try:
+        named = spec.random(CPU).named()
+        linear = SlideSparseLinear.of(spec, named, None, backend="doubling")
+        assert all_same(linear.state_dict(), named)
+        x = torch.randn(3, 43)
+        for call in (linear, torch.compile(linear, fullgraph=True, backend="eager")):
+            assert torch.equal(call(x), torch.full((3, 6), 2.0))
+        assert choose(spec, CPU).backend.name == "reference"
+        assert read_settings({"backend": "doubling"}, [backends_for(SlideSpec)], "here") == "doubling"
+        with pytest.raises(ValueError, match="cannot run 7x43 int8 2:8 on cpu: it needs even rows"):
+            choose(replace(spec, rows=7), CPU, "doubling")
+        assert json.loads(cli("doctor", "--json").out)["backends"]["cpu"]["doubling"] == ""
+    finally:
+        backends_for.cache_clear()
 
 
 # ---- 2:L
