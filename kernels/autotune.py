@@ -1,4 +1,4 @@
-"""Choosing among ways to compute the same by timing them, once per power of two of the number of tokens."""
+"""Choose the fastest way to compute something by timing the candidates, once per power of two of tokens."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import torch
 
 TIMED_RUNS = 3
 SHARE_OF_MEMORY = 4
-"""One part in so many of the free memory may be used to try with."""
+"""Timing may use one part in this many of the free memory."""
 
 
 class Autotuner:
     """The fastest of several candidates for each power of two, found on first use.
 
-    what: what is computed, for error messages. bytes_per_token: what trying takes, on `device`.
+    what: what is computed, for error messages. bytes_per_token: the memory that timing takes on `device`.
     """
 
     def __init__(self, what: str, bytes_per_token: int, device: torch.device) -> None:
@@ -22,8 +22,8 @@ class Autotuner:
         self._chosen: dict[int, int] = {}
 
     def choose(self, tokens: int, candidates: Callable[[int], Iterable[tuple[int, Callable[[int], None]]]]) -> int:
-        """candidates(tokens): candidates, each with what starts it on a stream. RuntimeError while a CUDA graph is
-        captured, or if there is no candidate."""
+        """candidates(tokens): numbers of candidates, each with a function that starts it on a stream. RuntimeError
+        while a CUDA graph is captured, or if there is no candidate."""
         octave = (tokens - 1).bit_length()
         if octave not in self._chosen:
             if torch.cuda.is_current_stream_capturing():
@@ -35,7 +35,7 @@ class Autotuner:
         return self._chosen[octave]
 
     def _affordable(self, octave: int) -> int:
-        """Where memory is short, the choice for fewer tokens serves."""
+        """If memory is short, measure with fewer tokens."""
         free = torch.cuda.mem_get_info(self.device)[0]
         while octave > 4 and self.bytes_per_token << octave > free // SHARE_OF_MEMORY:
             octave -= 1
@@ -50,7 +50,7 @@ class Autotuner:
         return best[1]
 
     def _milliseconds(self, start: Callable[[int], None], record: float) -> float:
-        """The least of several runs; given up after the first if far from the record."""
+        """The least of several runs; stops after the first if it is far from the record."""
         stream = torch.cuda.current_stream(self.device)
         least = float("inf")
         for run in range(1 + TIMED_RUNS):

@@ -34,7 +34,7 @@ def copies(nbytes: int, most: int = 64) -> int:
 
 
 def device_microseconds(call: Callable[[Any], Any], inputs: Sequence[Any]) -> float:
-    """Of a call with one of the inputs, which take turns: replays of a CUDA graph, the median."""
+    """Device time of a call, the inputs taking turns: the median of replays of a CUDA graph."""
 
     def round_of_calls() -> None:
         for one in inputs:
@@ -52,7 +52,7 @@ def device_microseconds(call: Callable[[Any], Any], inputs: Sequence[Any]) -> fl
 
 
 def wall_microseconds(call: Callable[[], Any], calls: int = 100) -> float:
-    """Of one call, eager, from start to end of many: the host's time or the device's, whichever is longer."""
+    """Wall time of one eager call, averaged over many: the host's time or the device's, whichever is longer."""
     for _ in range(10):
         call()
     found = []
@@ -67,7 +67,7 @@ def wall_microseconds(call: Callable[[], Any], calls: int = 100) -> float:
 
 
 def host_microseconds(call: Callable[[], Any], calls: int = 50) -> float:
-    """Of one call, eager: how long the host is busy, the device not waited for."""
+    """Host time of one eager call, without waiting for the device."""
     for _ in range(10):
         call()
     found = []
@@ -100,7 +100,7 @@ def _timed(work: Callable[[], Any]) -> float:
 
 
 def random_codes(rows: int, columns: int, length: int | None, dtype: torch.dtype) -> torch.Tensor:
-    """Codes as quantizing normal numbers gives them, the two smallest of every group zero."""
+    """Codes as quantizing normal numbers gives them, the two smallest of every block zero."""
     weight = torch.randn(rows, columns, device="cuda")
     codes = (weight * 30).round().clamp(-127, 127).to(torch.int8) if dtype == torch.int8 else (weight * 100).to(dtype)
     if length:

@@ -1,4 +1,4 @@
-"""Launching a Triton kernel again and again: compiled once per set of constants, then started within microseconds.
+"""Launch a Triton kernel many times: compiled once per set of constants, then started within microseconds.
 
 Triton's own call binds, specializes and hashes every argument each time, 18 microseconds of it (measured). Here the
 compiled kernel is looked up by a key of the caller's. What Triton would have specialized on is agreed instead:

@@ -1,4 +1,4 @@
-"""CUDA C++ compiled where it runs, by the NVRTC that torch's CUDA wheels bring; and launched without torch's help.
+"""Compile CUDA C++ where it runs, by the NVRTC of torch's CUDA wheels, and launch it without torch's help.
 
 A kernel is compiled once for a device's architecture and a set of constants; the machine code is kept in the user's
 cache, under the hash of all that went into it. Nothing here happens before the first call.
@@ -26,7 +26,7 @@ PROGRAMMATIC_STREAM_SERIALIZATION = 6
 
 
 class NvrtcError(RuntimeError):
-    """NVRTC is not there, a kernel could not be compiled, or the driver refused it."""
+    """NVRTC is missing, a kernel does not compile, or the driver refused it."""
 
 
 def missing() -> str:
@@ -194,7 +194,7 @@ class Launch:
         self._launch = _driver().cuLaunchKernelEx
 
     def start(self, stream: int) -> None:
-        """On this stream, of the current device."""
+        """Start on this stream of the current device."""
         if stream != self._stream:
             self._config.stream = self._stream = stream
         status = self._launch(*self._words)

@@ -14,9 +14,9 @@ from ..spec import LinearSpec
 from .base import Backend, Prepared
 
 TOKENS = (16, 128, 1024, 8192)
-"""Numbers of tokens that are measured: decoding, and prompts."""
+"""The numbers of tokens to measure: decoding, and prompts."""
 LEAST_MILLISECONDS = 1.0
-"""Of work in one timed replay."""
+"""The least work in one timed replay."""
 REPLAYS = 5
 
 
@@ -28,13 +28,13 @@ class Comparison:
     second: dict[int, float]
 
     def speedup(self, tokens: int) -> float:
-        """Of the first over the second, at the measured number that is nearest in proportion."""
+        """The first over the second, at the measured number of tokens that is nearest in proportion."""
         nearest = min(self.first, key=lambda measured: abs(math.log(max(1, tokens) / measured)))
         return self.second[nearest] / self.first[nearest]
 
     @property
     def overall(self) -> float:
-        """The geometric mean of the speed-ups, decoding and prompts weighing alike."""
+        """The geometric mean of the speed-ups: decoding and prompts have equal weight."""
         return math.exp(sum(math.log(self.speedup(tokens)) for tokens in self.first) / len(self.first))
 
     def __str__(self) -> str:
@@ -66,12 +66,12 @@ def _compare(first: Backend, second: Backend) -> Comparison:
 
 
 def _bytes(spec: LinearSpec, tokens: int) -> int:
-    """What a call at this size takes, roughly: activations, their codes (up to twofold when lifted), sums, output."""
+    """Roughly the bytes of a call: activations, their codes (up to twice as many when lifted), sums, output."""
     return tokens * (4 * spec.columns + 6 * spec.rows)
 
 
 def _microseconds(backend: Backend, x: Tensor, prepared: Prepared) -> float:
-    """Of one call, in a replayed CUDA graph: without the host's share."""
+    """Device time of one call, in a replayed CUDA graph."""
     events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
 
     def timed(work: object) -> float:

@@ -61,7 +61,7 @@ class Cusparselt(CudaBackend):
         return gemm.prepare(weight.slid.to(self.device)), weight.scale.detach().to(self.device).view(-1)
 
     def weight(self, prepared: Prepared) -> SlideWeight:
-        """By multiplying: each lane of the slid weight is what a token of that one lane sums to."""
+        """Multiplies unit vectors: a token with a 1 in one lane sums to that lane of the slid weight."""
         codes, scale = prepared
         with torch.cuda.device(self.device):
             return SlideWeight(self.spec, scale.view(-1, 1), slid=self._slid(codes))
@@ -102,9 +102,9 @@ class Cusparselt(CudaBackend):
         return out
 
     def _settle(self, key: _Key, x: Tensor, weight: Tensor, bias: Tensor | None) -> _Call:
-        """The call for a new number of tokens: that of its bucket."""
+        """The call for a new number of tokens, which is the call of its bucket."""
         tokens, dtype, term = key
-        shared = (-gemm.bucket(tokens), dtype, term)  # negative: apart from numbers of tokens
+        shared = (-gemm.bucket(tokens), dtype, term)  # negative, so that no number of tokens equals it
         if shared not in self._calls:
             self._calls[shared] = _Call(self, tokens, x, weight, bias)
         if len(self._calls) > MOST_CALLS:
@@ -130,7 +130,7 @@ def _scratch(nbytes: int, device: torch.device, stream: int) -> Tensor:
 
 
 class _Call:
-    """Everything about calls of one bucket that can be settled before: kernels, plan, and places in the scratch.
+    """Everything about the calls of one bucket that is known beforehand: kernels, plan, and offsets in the scratch.
 
     start(settled, tokens, x, scratch, weight, weight_scale, bias, out, stream) -> status: native.c's one call, or the
     same from Python where that cannot be built. All are addresses; the scratch holds codes, scales, sums and the

@@ -75,8 +75,8 @@ class Dense(CudaBackend):
             return out
         dense = weight.view(spec.dtype).T
         if x.dtype == torch.bfloat16 and (bias is None or bias.dtype == x.dtype):
-            # The one kind of output that takes scales per token and channel. Sums as the tensor cores add them up by
-            # themselves: a fifth faster, and what they lose is less than rounding to bfloat16 does.
+            # Only this output dtype takes scales per token and channel. Fast accumulation is a fifth faster, and loses
+            # less than rounding to bfloat16 does.
             by_channel = weight_scale.view(1, -1)
             out = torch._scaled_mm(codes, dense, scale, by_channel, bias, out_dtype=x.dtype, use_fast_accum=True)
             return out.view(*x.shape[:-1], spec.rows)

@@ -39,7 +39,7 @@ class Settled(ctypes.Structure):
 
 @cache
 def entry() -> Any:
-    """slidesparse_linear as a ctypes function, or None, said in the log, where it cannot be built."""
+    """slidesparse_linear as a ctypes function; None, with a warning in the log, if it cannot be built."""
     try:
         library = ctypes.CDLL(str(_built()))
     except (OSError, subprocess.SubprocessError) as error:
@@ -53,7 +53,7 @@ def entry() -> Any:
 
 @cache
 def launch_address() -> int:
-    """Of cuLaunchKernel."""
+    """The address of cuLaunchKernel."""
     driver = ctypes.CDLL("libcuda.so.1")
     address = ctypes.cast(driver.cuLaunchKernel, c_void_p).value
     assert address is not None
@@ -61,7 +61,7 @@ def launch_address() -> int:
 
 
 def _built() -> Path:
-    """The shared library; whoever builds it puts it in place whole."""
+    """The shared library, which is moved into place once it is complete."""
     compiler = next((found for name in COMPILERS if (found := shutil.which(name))), None)
     text = SOURCE.read_bytes()
     digest = hashlib.sha256(text + platform.machine().encode()).hexdigest()[:16]

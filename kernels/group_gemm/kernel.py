@@ -24,11 +24,11 @@ from .prepared import WARP, Layout, piece_of
 SOURCE = Path(__file__).with_name("kernel.cu")
 SMALL = 16
 PASSES = (1, 2, 4)
-"""Tokens of a launch: the fewest that do."""
+"""Tokens of a launch: the smallest that suffices is used."""
 WARPS = (24, 32)
-"""Of a block, for small weights and others: with few pieces for each, more warps only take longer to start."""
+"""Warps of a block, for small weights and others: with few pieces per warp, more warps only take longer to start."""
 SMALL_WEIGHT = 200
-"""Times 32 pieces a multiprocessor: less is small."""
+"""A weight is small below this many times 32 pieces per multiprocessor."""
 UNROLL = {1: 3, 2: 3, 4: 2}
 """Times 32 pieces that a warp has in flight, by the tokens of a pass."""
 HELD = 4
@@ -66,10 +66,10 @@ class GroupGemm:
         few = spec.kept * spec.size // piece_of(spec) < SMALL_WEIGHT * WARP * blocks
         self.layout = Layout(spec, dense, blocks, WARPS[0] if few else WARPS[1], division)
         token = spec.columns * (2 if spec.activation_bits == 16 else 1) * (2 if spec.size == 4 else 1)
-        room = properties.shared_memory_per_block_optin - STATIC_SHARED  # type: ignore[attr-defined]
-        self.passes = [tokens for tokens in PASSES if tokens * token <= room]
+        free = properties.shared_memory_per_block_optin - STATIC_SHARED  # type: ignore[attr-defined]
+        self.passes = [tokens for tokens in PASSES if tokens * token <= free]
         if not self.passes:
-            raise ValueError(f"{spec}: a token takes {token} bytes of shared memory, {room} are there")
+            raise ValueError(f"{spec}: a token takes {token} bytes of shared memory, {free} are there")
         self._token = token
         self._launches: dict[tuple[torch.dtype, torch.dtype | None, int], _Launches] = {}
 

@@ -1,4 +1,4 @@
-"""How kernel.cu wants a grouped weight to lie: one run of bytes, made once from the tensors of a checkpoint and back.
+"""The form in which kernel.cu reads a grouped weight: one run of bytes, made once from the tensors of a checkpoint.
 
     values     the stored codes of the groups, row after row, as they are in a checkpoint
     meta       4 bytes a group: scale << 16 | zero << 12 | index, the zero point in it where it fits
@@ -48,7 +48,7 @@ def piece_of(spec: GroupSpec) -> int:
 
 @dataclass(frozen=True)
 class Layout:
-    """Of the weights of one shape for a grid of `blocks` of `warps`. dense: every group exists."""
+    """The sections of weights of one shape for a grid of `blocks` of `warps`. dense: every group exists."""
 
     spec: GroupSpec
     dense: bool
@@ -63,7 +63,7 @@ class Layout:
 
     @property
     def pieces(self) -> int:
-        """Of a group."""
+        """Pieces of a group."""
         return self.spec.size // self.piece
 
     @property
@@ -75,7 +75,7 @@ class Layout:
 
     @cached_property
     def sections(self) -> dict[str, tuple[int, int]]:
-        """Where each begins and how many bytes it has."""
+        """Where each section begins and how many bytes it has."""
         spec = self.spec
         padded = -(-spec.kept // WARP) * WARP  # whole warps read
         workers = self.blocks * self.warps
@@ -167,8 +167,8 @@ class Layout:
             cuts = starts[self.spec.rows * workers // (self.blocks * self.warps)]
         else:
             blocks = total * torch.arange(self.blocks + 1, device=starts.device) // self.blocks
-            # To where a row begins: half a row more or less takes a fraction of what completing cut rows by a second
-            # kernel does.
+            # Blocks begin where rows do: half a row more or less costs a fraction of completing cut rows in a second
+            # kernel.
             above = torch.searchsorted(starts, blocks).clamp(min=1)
             high, low = starts[above], starts[above - 1]
             blocks = torch.where(high - blocks <= blocks - low, high, low)

@@ -22,7 +22,7 @@ ROWS_MULTIPLE = 32
 """Rows of an 8-bit structured matrix must be a multiple of this."""
 LEAST_BUCKET = 16
 FLOAT32_TOKENS = 256
-"""Up to so many tokens a product takes as long as reading its weights, whatever it writes."""
+"""Up to this many tokens, a product takes as long as reading its weights, whatever it writes."""
 MOST_PLANS = 512
 """Plans kept in a process; each is some 100 kB of memory of the host."""
 
@@ -97,7 +97,7 @@ class SparseGemm:
                 start = partial(plan.run, prepared.data_ptr(), codes.data_ptr(), sums.data_ptr(), workspace.data_ptr())
                 start(torch.cuda.current_stream(self.device).cuda_stream)
             except LibraryError:
-                continue  # an algorithm that this shape is none for
+                continue  # this algorithm does not take this shape
             yield algorithm, start
 
 

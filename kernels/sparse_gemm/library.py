@@ -43,7 +43,7 @@ def opaque() -> Any:
 
 @cache
 def load() -> Any:
-    """The library, its functions typed. LibraryError, saying where it was looked for, if there is none."""
+    """The library, its functions typed. LibraryError, with the paths that were tried, if there is none."""
     places = [SONAME]  # torch has loaded it already where it was built with it
     package = importlib.util.find_spec("nvidia.cusparselt") if importlib.util.find_spec("nvidia") else None
     for folder in package.submodule_search_locations or () if package else ():
@@ -169,7 +169,7 @@ class Plan:
 
     @property
     def addresses(self) -> tuple[int, int, int]:
-        """Of cusparseLtMatmul, the handle and the plan; good as long as the plan is kept."""
+        """Addresses of cusparseLtMatmul, the handle and the plan; valid as long as the plan is kept."""
         matmul = ctypes.cast(self._matmul, c_void_p).value
         assert matmul is not None
         return matmul, ctypes.addressof(handle(self._device)), ctypes.addressof(self._kept["plan"])
@@ -189,7 +189,7 @@ class Plan:
             raise LibraryError(f"cusparseLtMatmul: {load().cusparseLtGetErrorString(status).decode()} ({status})")
 
     def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        if finalizing():  # the process ends, and what this module imported may be gone: bound above
+        if finalizing():  # bound above: at the end of the process, imports of this module may be unloaded
             return
         for function, name in (
             ("cusparseLtMatmulPlanDestroy", "plan"),

@@ -1,4 +1,4 @@
-"""What this machine can do: versions, GPUs and their 2:4 units, room, what would help; and how it runs a checkpoint."""
+"""What this machine can do: versions, GPUs and their 2:4 units, disk space, advice; and how it runs a checkpoint."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PACKAGES = (
 
 
 def examine() -> dict[str, Any]:
-    """Everything as plain values, ready for a table or JSON. Never fails for what is not installed."""
+    """Everything as plain values, ready for a table or JSON. Packages that are not installed cause no error."""
     import torch
 
     gpus = [_gpu(torch.cuda.get_device_properties(number)) for number in range(torch.cuda.device_count())]
@@ -50,7 +50,8 @@ def examine() -> dict[str, Any]:
 def explain(checkpoint: Checkpoint, device: str) -> list[dict[str, Any]]:
     """Which backend runs the quantized linears of a checkpoint on `device`, and why; one entry per kind of linear.
 
-    On a GPU with 2:4 units sparse and dense ways are measured against each other: seconds per kind the first time.
+    On a GPU with 2:4 units the sparse and the dense backend are measured against each other, which takes seconds per
+    kind the first time.
     """
     import torch
 

@@ -69,7 +69,7 @@ _packages: dict[str, str] = {}
 
 
 class SlideSparseQuantizationConfig(QuantizationConfigMixin):
-    """The quantization_config of config.json, kept word for word: it is what is saved again."""
+    """The quantization_config of config.json, unchanged: transformers saves it again."""
 
     def __init__(self, quant_method: str, **words: Any) -> None:
         self.quant_method = quant_method
@@ -79,7 +79,7 @@ class SlideSparseQuantizationConfig(QuantizationConfigMixin):
         return dict(self.words)
 
     def get(self, word: str, default: Any = None) -> Any:
-        """As a dict has it: transformers asks so, whether the config was just read or comes from a loaded model."""
+        """Like dict.get: transformers calls it on configs that were just read and on those of loaded models."""
         return getattr(self, word, default)
 
 
@@ -103,7 +103,7 @@ class SlideSparseQuantizer(HfQuantizer):
         return False
 
     def validate_environment(self, *_: Any, device_map: Any = None, **__: Any) -> None:
-        """Called again with the map that "auto" has become."""
+        """transformers calls this again with the device map that "auto" resolves to."""
         _refuse_offload(device_map, self.linears)
 
     def _process_model_before_weight_loading(
@@ -118,7 +118,7 @@ class SlideSparseQuantizer(HfQuantizer):
             raise ValueError(
                 f"{where}: SlideSparse weights are read from safetensors files (give the checkpoint's path)"
             )
-        # The folder itself, or a snapshot in the Hub's cache, which holds what was asked for so far.
+        # The folder itself, or a snapshot in the Hub's cache, which holds the files that were fetched so far.
         folder = Path(checkpoint_files[0]).parent
         for fault in bundle_faults(folder, record.get("kernels") or {}, complete=Path(where).is_dir()):
             raise ValueError(f"{where}: {fault} ({REINSTALL_HINT})")
@@ -150,12 +150,12 @@ class SlideSparseQuantizer(HfQuantizer):
         return importlib.import_module(f"{self.package}.{name}")
 
     def _backends(self, linear: Any) -> Mapping[str, Any]:
-        """The backends of linears of its kind, by name."""
+        """The backends of its kind of linear, by name."""
         backends: Mapping[str, Any] = self._kernels("backends.choose").backends_for(type(linear.spec))
         return backends
 
     def _linear(self, entry: RecordedLinear, where: str) -> Any:
-        """Without weights, and without a bias, which is for the model to say."""
+        """A module without weights, and without a bias: the model decides about that."""
         try:
             spec = self._kernels("specs").parse_spec(entry.spec)
         except ValueError as error:
@@ -164,7 +164,7 @@ class SlideSparseQuantizer(HfQuantizer):
         return module.SlideSparseLinear(spec, bias=False, dtype=torch.float32, device="meta")
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
-        # Of a quantized model, transformers 5.17 leaves renamed tensors (a model without a head) in the file's dtype.
+        # transformers 5.17 leaves renamed tensors of a quantized model (one without a head) in the file's dtype.
         for name, dtype in self.dtypes.items():
             parameter = model.get_parameter(name)
             parameter.data = parameter.data.to(dtype)
@@ -188,7 +188,7 @@ class SlideSparseQuantizer(HfQuantizer):
 
 
 class SlideSparseForCausalLM:
-    """What auto_map names. Not a model: it gives the architecture's own, with the checkpoint's own kernels."""
+    """The class that auto_map names. It loads the architecture's own model, with the checkpoint's kernels."""
 
     @classmethod
     def from_pretrained(cls, path: str, *args: Any, config: Any, **words: Any) -> Any:
@@ -207,7 +207,7 @@ class SlideSparseForCausalLM:
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = None) -> None:
-        """transformers asks every class that an auto_map names; nothing is to be done."""
+        """transformers calls this on every class that an auto_map names; there is nothing to do."""
 
 
 def claim(config: Any, method: str, package: str) -> None:
@@ -219,7 +219,7 @@ def claim(config: Any, method: str, package: str) -> None:
 
 
 def refuse_other_quantization(config: Any) -> None:
-    """ValueError if the weights lie in a layout of ours, which no quantization_config of the caller's can read."""
+    """ValueError if the weights are in a layout that only we read, and so no quantization_config of the caller's."""
     if packed := packed_layouts(config.quantization_config):
         raise ValueError(
             f"{config.name_or_path}: the {' and '.join(packed)} layout takes no quantization_config (leave it out, or "
@@ -260,7 +260,7 @@ def _package(files: Mapping[str, bytes]) -> str:
         if target == folder or (target.is_file() and target.read_bytes() == data):
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
-        beside = target.with_name(f"{target.name}.{os.getpid()}")  # other processes may be at the same work
+        beside = target.with_name(f"{target.name}.{os.getpid()}")  # other processes may write the same file
         beside.write_bytes(data)
         beside.replace(target)
     importlib.invalidate_caches()
@@ -307,7 +307,7 @@ def _stored(files: list[str]) -> dict[str, tuple[str, list[int]]]:
 
 
 def _needed(model: Any, prefix: str) -> set[str]:
-    """Names in the checkpoint of what the model cannot do without: a new head may be on it, nothing else."""
+    """Names of the tensors that the checkpoint must have: a model may add a new head, and nothing else."""
     tied = set(model.all_tied_weights_keys)
     body = f"{model.base_model_prefix}."
     names = {f"{prefix}{name}" for name in model.state_dict() if name not in tied}
@@ -317,7 +317,8 @@ def _needed(model: Any, prefix: str) -> set[str]:
 def _tensor_faults(
     stored: Mapping[str, tuple[str, list[int]]], linears: Mapping[str, Any], needed: set[str]
 ) -> Iterator[str]:
-    """Where the weight files are not what the record says. transformers would initialize, drop or take it as it is."""
+    """Differences between the weight files and the record. transformers would initialize missing tensors, drop
+    unexpected ones, and load wrong ones as they are."""
     for name in sorted(needed - stored.keys()):
         yield f"tensor {name} is missing"
     for name, (dtype, shape) in sorted(stored.items()):

@@ -14,26 +14,26 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 RECORD = "slidesparse_config"
-"""Root key of config.json: what was done to which linear."""
+"""Root key of config.json: how each linear was converted."""
 SETTINGS = "slidesparse_runtime"
-"""Root key of config.json, optional, for the user to set: {"backend": "auto"}, or the name of a backend. Where linears
-of several kinds lie in one checkpoint, those that have no backend of that name choose by themselves."""
+"""Optional root key of config.json, which the user sets: {"backend": "auto"}, or the name of a backend. In a checkpoint
+with several kinds of linears, kinds without a backend of that name use auto."""
 FORMAT_VERSION = 1
 SLIDE_FORMAT = "slide-packed"
-"""The compressed-tensors format word of the slide layout; stock loaders refuse it, as they must."""
+"""The compressed-tensors format of the slide layout; stock loaders refuse it, as they must."""
 GQS_FORMAT = "gqs-packed"
-"""The same of the layout for groups."""
+"""The compressed-tensors format of the gqs layout."""
 FORMATS = {"slide": SLIDE_FORMAT, "gqs": GQS_FORMAT}
-"""The word of each layout that is ours alone."""
+"""The compressed-tensors format of each layout that only we read."""
 LAYOUTS = ("slide", "gqs", "dense")
 SCHEMES = ("int8", "fp8")
 GROUPED = {"w4a16": (4, 16), "w4a8": (4, 8), "w8a16": (8, 16)}
-"""Schemes of weights with a scale for every group of columns: bits of a weight, and of an activation."""
+"""Schemes with a scale for every group of columns: bits of a weight, and of an activation."""
 METHOD = "compressed-tensors"
 
 KERNELS = "kernels"
 SOURCES = (".py", ".c", ".h", ".cu", ".cuh")
-"""What can become code in the folder of kernels."""
+"""Suffixes of files that Python or a compiler may run."""
 CODE_FILES = ("modeling_slidesparse.py", "slidesparse_record.py")
 AUTO_MAP = {"AutoModelForCausalLM": "modeling_slidesparse.SlideSparseForCausalLM"}
 REINSTALL_HINT = "get the checkpoint again, or convert the model again"
@@ -59,7 +59,7 @@ class RecordedLinear:
 
     @property
     def numbers(self) -> str:
-        """Its kind of numbers, in words."""
+        """Its kind of numbers, for messages."""
         return group_numbers(self.scheme, self.size, symmetric=self.symmetric) if self.size else self.scheme
 
     @property
@@ -79,12 +79,12 @@ class RecordedLinear:
 
 
 def group_numbers(scheme: str, size: int, *, symmetric: bool) -> str:
-    """A scheme with a scale for `size` columns, in words."""
+    """A scheme with a scale for every `size` columns, for messages."""
     return f"{scheme} in {'symmetric' if symmetric else 'asymmetric'} groups of {size}"
 
 
 def packed_layouts(quantization: Mapping[str, Any]) -> list[str]:
-    """The layouts of ours alone in which weights lie, as a quantization_config says; stock loaders read none."""
+    """The layouts of a quantization_config that only we read; stock loaders refuse them."""
     groups = quantization.get("config_groups") or {}
     words = {quantization.get("format"), *(group.get("format") for group in groups.values())}
     return [layout for layout, word in FORMATS.items() if word in words]
@@ -147,10 +147,10 @@ def _linear(entry: Mapping[str, Any], layout: str) -> RecordedLinear:
 
 
 def read_settings(settings: Any, families: Iterable[Iterable[str]], where: str) -> str:
-    """The backend that config.json asks for, auto unless said. ValueError for words that are not known.
+    """The backend that config.json asks for, auto by default. ValueError for unknown keys and values.
 
-    families: the backends of every kind of linear that the checkpoint has. A word of one kind means auto for linears
-    of another (`backend_for`).
+    families: the backends of every kind of linear in the checkpoint. A backend of one kind means auto for linears of
+    another (`backend_for`).
     """
     words = {} if settings is None else settings
     known = {"backend": ("auto", *dict.fromkeys(name for family in families for name in family))}
@@ -165,12 +165,12 @@ def read_settings(settings: Any, families: Iterable[Iterable[str]], where: str) 
 
 
 def backend_for(asked: str, family: Iterable[str]) -> str:
-    """What `read_settings` found, for linears that have the backends of `family`."""
+    """The result of `read_settings` for linears that have the backends of `family`."""
     return asked if asked in family else "auto"
 
 
 def bundle_faults(folder: Path, hashes: Mapping[str, str], *, complete: bool = True) -> Iterator[str]:
-    """What is wrong with the code in `folder`, `hashes` being the record's kernels: sha256 by path.
+    """The faults of the code in `folder`. hashes: the record's kernels, sha256 by path.
 
     complete: whether a listed file must be there; not so in a cache, which fetches what is asked for. Without
     hashes (transformers saved the model again) there is nothing to compare with.
@@ -197,7 +197,7 @@ def changed(data: bytes, name: str, digest: str) -> Iterator[str]:
 
 
 def misplaced(name: str) -> str:
-    """The fault of a path that is none of a checkpoint's code, as one that leads out of its folder; "" if it is."""
+    """The fault of a path where no code of a checkpoint belongs, such as one outside its folder; else ""."""
     path = PurePosixPath(name)
     inside = name in CODE_FILES or path.parts[:1] == (KERNELS,)
     return "" if inside and ".." not in path.parts and "\\" not in name else f"{name}: no place for a checkpoint's code"

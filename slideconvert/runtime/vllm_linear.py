@@ -1,8 +1,8 @@
 """One (fused) linear of a SlideSparse checkpoint in vLLM, whatever part of it a tensor-parallel rank holds.
 
-What a rank holds may be known only once the weights are there (how many groups, of grouped ones). So each tensor of
-the checkpoint is taken whole when it arrives, those of one linear are cut to this rank's part once they are complete,
-and the parts of fused linears are joined when all of them are.
+How many groups a rank holds is known only when the weights are there. So each tensor of the checkpoint is kept whole
+when it arrives; once those of one linear are complete, they are cut to this rank's part; and once all linears of a
+layer are, their parts are joined.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A SlideSparse checkpoint as vLLM sees it: stock compressed-tensors, with our method on the linears of the record.
 
-Which linear has which scheme, which stay unquantized, the head and the KV cache are all decided by vLLM's own
-CompressedTensorsConfig. From our record come the patterns and the layout.
+vLLM's own CompressedTensorsConfig decides which linear has which scheme, which stay unquantized, and about the head and
+the KV cache. Our record adds the patterns and the layout.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ DENSE = {scheme.ct_type: scheme.ct_format for scheme in SCHEMES.values() if sche
 
 
 class SlideSparseConfig(CompressedTensorsConfig):
-    """At module level and without open handles: vLLM pickles it to its engine processes.
+    """Stands at module level and holds no open handles: vLLM pickles it to its engine processes.
 
     linears: by the name of the module in vLLM. layout: of the checkpoint. backend: auto, or the name of one.
     model_type: of config.json.
@@ -69,7 +69,7 @@ class SlideSparseConfig(CompressedTensorsConfig):
         return ours
 
     def maybe_update_config(self, model_name: str, hf_config: Any = None, revision: str | None = None) -> None:
-        """Take the record. vLLM calls this once, before it starts the engine, with the whole config.json.
+        """Read the record. vLLM calls this once, before it starts the engine, with the whole config.json.
 
         InputError if there is no record, if it is newer than we are or broken, if the code in the folder is not what
         it was published with, or if the backend asked for is unknown.
@@ -106,17 +106,17 @@ class SlideSparseConfig(CompressedTensorsConfig):
         names = [f"{parent}.{part}" for part in self.packed_modules_mapping.get(kind, [kind])]
         recorded = [self.linears[name] for name in names if name in self.linears]
         if not recorded and self.layout == "dense":
-            return method  # quantized by others, and none of our business
-        said = numbers(self.get_scheme_dict(layer, prefix))
-        wrong = [linear.numbers for linear in recorded if linear.numbers != said]
+            return method  # others quantized it: vLLM runs it
+        declared = numbers(self.get_scheme_dict(layer, prefix))
+        wrong = [linear.numbers for linear in recorded if linear.numbers != declared]
         if wrong or len(recorded) < len(names):
             found = f"says {wrong[0]}" if wrong else f"has {len(recorded)} of {', '.join(names)}"
-            raise InputError(f"{prefix}: quantization_config says {said}, {RECORD} {found}", hint=REINSTALL_HINT)
+            raise InputError(f"{prefix}: quantization_config says {declared}, {RECORD} {found}", hint=REINSTALL_HINT)
         return SlideSparseLinearMethod(prefix, names, recorded, self.backend, method)
 
 
 def numbers(scheme: Any) -> str:
-    """What vLLM has read of a config group, in the words of the record."""
+    """The numbers of a config group as vLLM read it, named as in `RecordedLinear.numbers`."""
     weights, kind = scheme["weights"], {"int": "int", "float": "fp"}[scheme["weights"].type]
     if not weights.group_size:
         return f"{kind}{weights.num_bits}"
