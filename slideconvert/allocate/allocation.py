@@ -158,7 +158,7 @@ def with_allocation(recipe: Recipe, patterns: Mapping[FusedGroup, BlockPattern],
 
 
 def _own(recipe: Recipe, group: FusedGroup, pattern: BlockPattern) -> LinearConfig:
-    """The recipe's choice for these linears with another pattern, without what it has from the recipe as a whole."""
-    said = recipe.for_linear(group.linears[0].name)
-    words = {word: value for word, value in vars(said).items() if value != getattr(recipe.config, word)}
-    return LinearConfig(**{**words, "pattern": pattern})
+    """The recipe's config of these linears with another pattern, without the fields of the recipe as a whole."""
+    config = recipe.for_linear(group.linears[0].name)
+    fields = {name: value for name, value in vars(config).items() if value != getattr(recipe.config, name)}
+    return LinearConfig(**{**fields, "pattern": pattern})

@@ -1,4 +1,4 @@
-"""From a planned conversion and a target to a pattern for each fused group, and the recipe that says so."""
+"""From a planned conversion and a target to a pattern for each fused group and a recipe with these patterns."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from .speed import DEFAULT_TOKENS, SpeedTable, Times
 
 DENSE = BlockPattern(None)
 ROUNDING = 1e-9
-"""What sums of times and weights may be off a target that they meet."""
+"""Relative slack within which sums of times and weights meet a target."""
 
 
 @dataclass(frozen=True)
 class SpeedTarget:
-    """All linears chosen for together `speedup` times as fast as dense ones, by `table` at `tokens` tokens."""
+    """Linears that together are `speedup` times as fast as dense ones, by `table` at `tokens` tokens."""
 
     speedup: float
     table: SpeedTable
@@ -34,7 +34,7 @@ class SpeedTarget:
 
 @dataclass(frozen=True)
 class DensityTarget:
-    """At most this share of the weights chosen for non-zero."""
+    """At most this share of the weights non-zero."""
 
     density: float
 
@@ -44,7 +44,8 @@ Target = SpeedTarget | DensityTarget
 
 @dataclass(frozen=True)
 class Uniform:
-    """What one pattern gives, had by all groups but those that a rule gives another. speedup: None without times."""
+    """The outcome of one pattern for all groups but those with a pattern of their own by a rule. speedup: None without
+    times."""
 
     pattern: BlockPattern
     error: float
@@ -54,11 +55,11 @@ class Uniform:
 
 @dataclass(frozen=True)
 class Chosen:
-    """What was chosen for a target, and among what.
+    """The allocation for a target, and its alternatives.
 
-    errors: of each group chosen for, by pattern tried. uniform: the same pattern for all of them instead, for each
-    that was tried. measured: what the times were measured for, in words. left_out: linears that nothing was chosen
-    for, since they are kept or, for a speed-up, not quantized. recipe: of the plan, with the rules of the allocation.
+    errors: of each allocated group, by pattern. uniform: one pattern for all of them instead, for each pattern tried.
+    measured: the GPUs, models and numbers of tokens behind the times. left_out: linears without an allocation, since
+    they are kept or, for a speed-up, not quantized. recipe: of the plan, with the rules of the allocation.
     """
 
     target: Target
@@ -71,7 +72,7 @@ class Chosen:
 
     @property
     def best_uniform(self) -> Uniform | None:
-        """Of the patterns that would meet the target if all had them, the one of least error."""
+        """Of the single patterns that meet the target, the one of least error."""
         if isinstance(self.target, DensityTarget):
             wanted = self.target.density
             meeting = [one for one in self.uniform if one.density <= wanted * (1 + ROUNDING)]
@@ -82,15 +83,15 @@ class Chosen:
 
 
 def choose_patterns(plan: Plan, target: Target, settings: RunSettings, progress: Progress = silent) -> Chosen:
-    """Measure what the patterns cost and choose those of least summed error that meet the target.
+    """Measure the error of each pattern and choose those of least summed error that meet the target.
 
-    Patterns of the recipe as a whole count for nothing here; those of its rules are fixed, and kept linears stay.
+    The recipe's own pattern is ignored; patterns of its rules are fixed, and kept linears stay.
     InputError for a target that cannot be met (before anything is measured), a method that prunes nothing, a table
-    without the needed times, and all that `measure_errors` refuses.
+    without the needed times, and whatever `measure_errors` refuses.
     """
     first = {plan.linear: plan for plan in plan.linears}
     every = fuse({linear: own.stored.shape for linear, own in first.items()})
-    # Fused linears are treated alike, so the first speaks for its group.
+    # Fused linears have equal plans, so the first one's is the group's.
     plans = {group: first[group.linears[0]] for group in every}
     by_rule = {group: _fixed(plan.recipe, group) for group in every if not plans[group].kept}
     times = _times(plans, target) if isinstance(target, SpeedTarget) else None
@@ -101,7 +102,7 @@ def choose_patterns(plan: Plan, target: Target, settings: RunSettings, progress:
     candidates = {group: tried if pattern is None else (pattern,) for group, pattern in fixed.items()}
     _check_methods(plan.recipe, free, tried)
     in_order = None if times is None else [times[group] for group in groups]
-    # What can be reached does not depend on the errors: a target out of reach is refused before they are measured.
+    # Whether a target can be met does not depend on the errors: refuse it before they are measured.
     _allocate(groups, [dict.fromkeys(candidates[group], 0.0) for group in groups], in_order, target)
     errors = measure_errors(plan, settings, candidates, progress)
     allocation = _allocate(groups, errors, in_order, target)
@@ -118,7 +119,7 @@ def choose_patterns(plan: Plan, target: Target, settings: RunSettings, progress:
 
 
 def _times(plans: dict[FusedGroup, LinearPlan], target: SpeedTarget) -> dict[FusedGroup, Times]:
-    """The times of the groups that are quantized here, each by its scheme."""
+    """The times of the quantized groups, each by its scheme."""
     timed = {group: own.scheme.name for group, own in plans.items() if own.scheme.quantized and not own.kept}
     if not timed:
         raise InputError(

@@ -1,4 +1,4 @@
-"""How much faster a planned model should be, by a table of measured times."""
+"""The expected speed-up of a planned model, by a table of measured times."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..core.patterns import BlockPattern
 from ..errors import InputError
 from .fused import fuse, group_times
 from .speed import DEFAULT_TOKENS, SpeedTable
 
 if TYPE_CHECKING:
     from ..plan.linear import LinearPlan
-from ..core.patterns import BlockPattern
 
 
 @dataclass(frozen=True)
 class Expected:
     """Expected times of a model's 8-bit linears at `tokens` tokens, all layers together, in the table's unit.
 
-    dense: none of them pruned. planned: with the patterns of the plan. measured: what the times were measured for, in
-    words. left_out: the linears that no table has times for, since they stay in 16 bits or more.
+    dense: none of them pruned. planned: with the patterns of the plan. measured: the GPUs, models and numbers of tokens
+    behind the times. left_out: linears in 16 bits or more, for which no table has times.
     """
 
     gpu: str
@@ -32,19 +32,19 @@ class Expected:
 
     @property
     def speedup(self) -> float:
-        """Of the linears over dense 8-bit ones. Attention, norms and the head are not in it."""
+        """Of the linears over dense 8-bit ones, without attention, norms and the head."""
         return self.dense / self.planned
 
 
 def expected_speedup(linears: Sequence[LinearPlan], table: SpeedTable, tokens: int = DEFAULT_TOKENS) -> Expected:
-    """What the table promises for these linears, all of a model: 2:L on sparse kernels, 2:inf on dense ones.
+    """The times of all linears of a model by the table: 2:L on sparse kernels, 2:inf on dense ones.
 
-    A pattern that is slower than dense is counted as it is, though the backends run it dense where they find it slower.
+    A pattern that is slower than dense counts with its own time, although the backends then run it dense.
     InputError if no linear is quantized, or the table has no times of a scheme, a pattern or that number of tokens.
     """
     plans = {plan.linear: plan for plan in linears}
     groups = fuse({plan.linear: plan.stored.shape for plan in linears})
-    # Fused linears are treated alike, so the first speaks for its group.
+    # Fused linears have equal plans, so the first one's is the group's.
     first = [plans[group.linears[0]] for group in groups]
     schemes = sorted({plan.scheme.name for plan in first if _timed(plan)})
     if not schemes:

@@ -1,4 +1,4 @@
-"""The linears of a model as a server fuses them, how long each group takes, and which patterns could speed it up."""
+"""The linears of a model as servers fuse them, by input group: their times, and the patterns that speed them up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each pattern costs each fused group: the group alone compressed, in its layer of the dense model."""
+"""The error of each pattern for each fused group: the group alone compressed, in its layer of the dense model."""
 
 from __future__ import annotations
 

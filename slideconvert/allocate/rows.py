@@ -1,6 +1,6 @@
 """Tables of measured times, as CSV files: what stands in them, and how they are read.
 
-Lines that start with # say where a table comes from. Then the words of the columns, and a row for each measurement:
+Lines that start with # name the source of a table. The header line follows, then a row for each measurement:
 
     gpu,scheme,model,linears,tokens,dense,2:4,2:8
     h100,int8,Qwen2.5-7B,4608x3584+3584x3584+37888x3584+3584x18944,4096,2380,1.70,1.15
@@ -23,11 +23,11 @@ from ..core.patterns import ALL, BlockPattern
 from ..core.schemes import SCHEMES
 from ..errors import InputError, pick
 
-WORDS = ("gpu", "scheme", "model", "linears", "tokens", "dense")
+COLUMNS = ("gpu", "scheme", "model", "linears", "tokens", "dense")
 """The columns before those of the patterns."""
 PATTERNS = [str(pattern) for pattern in ALL]
-SCHEME_WORDS = [scheme.name for scheme in SCHEMES.values() if scheme.quantized]
-FORMAT = f"{','.join(WORDS)}, then one column for each measured pattern of {', '.join(PATTERNS)}"
+SCHEME_NAMES = [scheme.name for scheme in SCHEMES.values() if scheme.quantized]
+FORMAT = f"{','.join(COLUMNS)}, then one column for each measured pattern of {', '.join(PATTERNS)}"
 
 Shape = tuple[int, int]
 """out x in."""
@@ -74,9 +74,9 @@ def read_rows(path: Path) -> tuple[tuple[str, ...], list[Row]]:
 
 def _columns(line: str, where: str) -> list[str]:
     found = [word.strip() for word in line.split(",")]
-    if tuple(found[: len(WORDS)]) != WORDS or not found[len(WORDS) :]:
+    if tuple(found[: len(COLUMNS)]) != COLUMNS or not found[len(COLUMNS) :]:
         raise InputError(f"{where}: the columns are {','.join(found)}", hint=f"they must be {FORMAT}")
-    for word in found[len(WORDS) :]:
+    for word in found[len(COLUMNS) :]:
         pick(word, PATTERNS, f"pattern in {where}:")
     if len(set(found)) < len(found):
         raise InputError(f"{where}: a column stands there twice")
@@ -86,25 +86,25 @@ def _columns(line: str, where: str) -> list[str]:
 def _parse_row(cells: list[str], columns: list[str], where: str) -> Row:
     if len(cells) != len(columns):
         raise InputError(f"{where}: {len(cells)} values for {len(columns)} columns")
-    words = {column: cell.strip() for column, cell in zip(columns, cells, strict=True)}
-    pick(words["scheme"], SCHEME_WORDS, f"scheme in {where}:")
-    for word in ("gpu", "model"):
-        if not words[word]:
-            raise InputError(f"{where}: {word} is empty")
-    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*(\+[1-9]\d*x[1-9]\d*)*", words["linears"]):
-        raise InputError(f"{where}: linears is '{words['linears']}'", hint="out x in of each, as 3072x2048+2048x2048")
-    shapes = [tuple(map(int, shape.split("x"))) for shape in words["linears"].split("+")]
-    if not re.fullmatch(r"[1-9]\d*", words["tokens"]):
-        raise InputError(f"{where}: tokens is '{words['tokens']}', a whole number above 0 was expected")
-    patterns = [word for word in columns[len(WORDS) :] if words[word]]
+    fields = {column: cell.strip() for column, cell in zip(columns, cells, strict=True)}
+    pick(fields["scheme"], SCHEME_NAMES, f"scheme in {where}:")
+    for name in ("gpu", "model"):
+        if not fields[name]:
+            raise InputError(f"{where}: {name} is empty")
+    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*(\+[1-9]\d*x[1-9]\d*)*", fields["linears"]):
+        raise InputError(f"{where}: linears is '{fields['linears']}'", hint="out x in of each, as 3072x2048+2048x2048")
+    shapes = [tuple(map(int, shape.split("x"))) for shape in fields["linears"].split("+")]
+    if not re.fullmatch(r"[1-9]\d*", fields["tokens"]):
+        raise InputError(f"{where}: tokens is '{fields['tokens']}', a whole number above 0 was expected")
+    patterns = [name for name in columns[len(COLUMNS) :] if fields[name]]
     return Row(
-        gpu=words["gpu"],
-        scheme=words["scheme"],
-        model=words["model"],
+        gpu=fields["gpu"],
+        scheme=fields["scheme"],
+        model=fields["model"],
         linears=tuple((outer, inner) for outer, inner in shapes),
-        tokens=int(words["tokens"]),
-        dense=_positive(words["dense"], "dense", where),
-        speedups={BlockPattern.parse(word): _positive(words[word], word, where) for word in patterns},
+        tokens=int(fields["tokens"]),
+        dense=_positive(fields["dense"], "dense", where),
+        speedups={BlockPattern.parse(name): _positive(fields[name], name, where) for name in patterns},
     )
 
 

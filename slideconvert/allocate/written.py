@@ -1,4 +1,4 @@
-"""What was chosen, in words, and as a recipe file that people can edit."""
+"""An allocation as a summary and as a recipe file that people can edit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .speed import SpeedTable
 
 
 def check_recipe_path(path: Path) -> None:
-    """InputError if no new file can lie there: there is one already, or no folder for it."""
+    """InputError if the file exists already or has no folder."""
     if path.exists():
         raise InputError(f"{path} exists already", hint="name a new file, or delete this one")
     if not path.parent.is_dir():
@@ -22,7 +22,7 @@ def check_recipe_path(path: Path) -> None:
 
 
 def write_recipe(path: Path, chosen: Chosen, source: str) -> None:
-    """The recipe of what was chosen for the model `source`, as a new file. InputError if it cannot be written."""
+    """Write the recipe of an allocation for the model `source` as a new file. InputError if it cannot be written."""
     check_recipe_path(path)
     head = (
         f"Chosen by slideconvert {__version__} allocate for {source}. To be edited: the first rule that matches wins."
@@ -32,7 +32,7 @@ def write_recipe(path: Path, chosen: Chosen, source: str) -> None:
 
 
 def summary(chosen: Chosen) -> list[str]:
-    """What was asked for, what is expected of the choice and by whose times, what it costs; in lines."""
+    """Target, expected speed with the source of the times, density and error of an allocation, line by line."""
     target, found, uniform = chosen.target, chosen.allocation, chosen.best_uniform
     if isinstance(target, SpeedTarget):
         gpu = f"{target.table.gpu} at {target.tokens} tokens"
@@ -58,5 +58,5 @@ def summary(chosen: Chosen) -> list[str]:
 
 
 def times_lines(measured: Iterable[str], table: SpeedTable) -> list[str]:
-    """What times were measured for, and what their table says of itself."""
+    """The measurements behind the times, and the comments of their table."""
     return [f"times    of {'; '.join(measured)}", *(f"         {line}" for line in table.source)]

@@ -76,7 +76,7 @@ def output_error(before: Tensor, after: Tensor, gram: Tensor) -> float:
 
 
 def _permute(part: str, plan: LinearPlan, streams: Streams, statistics: Statistics, result: LayerResult) -> Statistics:
-    """Permute the channels that a linear reads, in the layer and in what is solved of it; the statistics likewise."""
+    """Permute the channels that a linear reads, in the layer, its results and the statistics."""
     free, channels = streams.decoder.free, streams.decoder.free[part]
     assert isinstance(plan.pattern, BlockPattern)
     weight = streams.layer.linear(plan.linear.submodule).weight.data

@@ -1,4 +1,4 @@
-"""What a calibration will need in memory, from shapes alone."""
+"""The memory that a calibration needs, from shapes alone."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ DIAGONAL_MATRICES, DIAGONAL_ROWS = 5, 4
 @dataclass(frozen=True)
 class Needs:
     """Bytes. hidden: states of all tokens between layers and within one, wherever they are kept. layer: weights of the
-    layer at hand, for each stream. solving: the largest linears with their matrices. batch: what flows through a layer
-    at once. training: weights, gradients and Adam's moments of preset quality, by block and end to end.
+    layer at hand, for each stream. solving: the largest linears with their matrices. batch: tokens that go through a
+    layer at once. training: weights, gradients and Adam's moments of preset quality, by block and end to end.
     """
 
     hidden: int
@@ -46,7 +46,7 @@ class Needs:
 
 
 def needs(plan: Plan) -> Needs:
-    """What carrying out a calibrated plan needs on a GPU; estimates, compared with measured peaks in BENCHMARKS.md."""
+    """The memory that a calibrated plan needs on a GPU; estimates, compared with measured peaks in BENCHMARKS.md."""
     config, calibration = plan.source.config, plan.recipe.calibration
     length = sequence_length(calibration, plan.source)
     tokens, settings = calibration.samples * length, RunSettings("cuda")

@@ -19,7 +19,7 @@ from ..prune.statistics import Accumulator, Statistics
 from .activations import Activations
 
 HELD_SHARE = 8
-"""One sequence in so many is held out of what is fitted, to decide on."""
+"""One sequence in HELD_SHARE is held out of the fit, to decide on."""
 
 
 @dataclass(frozen=True)

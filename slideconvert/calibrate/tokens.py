@@ -22,7 +22,8 @@ def sequence_length(calibration: Calibration, source: Checkpoint) -> int:
     length = calibration.length or min(LENGTH, longest)
     if length > longest:
         raise InputError(
-            f"calibration sequences of {length} tokens, the model takes {longest}", hint=f"--length {longest} or less"
+            f"calibration sequences of {length} tokens, the model has positions for {longest}",
+            hint=f"--length {longest} or less",
         )
     return length
 

@@ -65,7 +65,7 @@ def finish(plan: Plan, folder: Path, weights: Weights, report: Report, checks: C
             else {}
         )
         record = replace(plan.record, files=dict(sorted(files.items())), kernels=kernels)
-        config = output_config(plan.source.config, record, plan.kept)
+        config = output_config(plan.source.config, record, [plan.architecture.head, *plan.kept])
         write_file(folder / CONFIG, (json.dumps(config, indent=1, ensure_ascii=False) + "\n").encode())
     verified = None
     if checks.verify:

@@ -23,7 +23,7 @@ EXPECTED = {
 def quantization_config(linears: dict[str, LinearRecord], untouched: list[str], layout: str) -> dict[str, Any] | None:
     """The compressed-tensors quantization_config, None if no linear is quantized.
 
-    untouched: linears that stay unquantized. One scheme for all linears gives the minimal form, targets
+    untouched: linears that stay unquantized, the head first. One scheme for all linears gives the minimal form, targets
     ["Linear"]; several schemes name their linears one by one.
     """
     kinds: dict[tuple[Scheme, Format], list[str]] = {}
@@ -40,7 +40,7 @@ def quantization_config(linears: dict[str, LinearRecord], untouched: list[str], 
         "quant_method": METHOD,
         "format": formats.pop() if len(formats) == 1 else "mixed-precision",
         "quantization_status": "compressed",
-        "ignore": ["lm_head", *untouched, *(name for name, linear in linears.items() if not linear.scheme.quantized)],
+        "ignore": [*untouched, *(name for name, linear in linears.items() if not linear.scheme.quantized)],
         "config_groups": {f"group_{number}": group for number, group in enumerate(groups)},
     }
 

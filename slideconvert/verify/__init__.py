@@ -149,8 +149,9 @@ def config_faults(checkpoint: Checkpoint, record: Record) -> Iterator[str]:
     unknown = sorted(record.linears.keys() - set(names))
     if unknown:
         yield f"{CONFIG}: record of {unknown[0]}, which the model does not have"
-    kept = [name for name in names if name not in record.linears]
-    if checkpoint.config.get("quantization_config") != quantization_config(record.linears, kept, record.layout):
+    head = architecture_of(checkpoint.config).head
+    untouched = [head, *(name for name in names if name not in record.linears)]
+    if checkpoint.config.get("quantization_config") != quantization_config(record.linears, untouched, record.layout):
         yield f"{CONFIG}: quantization_config does not agree with the record of the linears"
 
 

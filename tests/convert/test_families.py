@@ -158,7 +158,7 @@ def test_converts_verifies_and_computes_as_stock_transformers(
 
 @families
 def test_perplexity_is_that_of_transformers_own_loss(cli: Cli, family: str, model: Path, text: Path) -> None:
-    told = cli("eval", model, "--text", text, "--windows", 4, "--length", 24, "--activations", "float", "--json")
+    told = cli("eval", model, "--text", text, "--sequences", 4, "--length", 24, "--activations", "float", "--json")
     assert told.code == 0, told.err
     begin, end, words = 0, 1, 2
     stream: list[int] = []
