@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..core.patterns import BlockPattern
 from ..errors import InputError
+from ..formats.slide import Slide
 from .fused import fuse, group_times
 from .speed import DEFAULT_TOKENS, SpeedTable
 
@@ -66,6 +67,5 @@ def expected_speedup(linears: Sequence[LinearPlan], table: SpeedTable, tokens: i
 
 
 def _timed(plan: LinearPlan) -> bool:
-    return (
-        plan.scheme.quantized and not plan.kept and isinstance(plan.pattern, BlockPattern) and not plan.scheme.grouped
-    )
+    """Whether the table may have times: of linears that sparse kernels for windows run."""
+    return not plan.kept and Slide().stores(plan.scheme, whole_groups=plan.pattern.whole_groups)

@@ -6,15 +6,15 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.reader import TORCH_DTYPES
-from ..core.patterns import BlockPattern, Pattern
+from ..core.patterns import Pattern
 from ..core.precision import full_precision
 from ..core.quantize import Weight
 from ..core.schemes import Scheme
 from ..core.weights import floats, take_rows
 from ..errors import InputError, SlideConvertError
 from ..permute.fold import find_permutation, fold, in_order
+from ..permute.layer import query_columns
 from ..permute.permutations import permute_weight
-from ..permute.search import query_columns
 from ..plan.linear import LinearPlan
 from ..prune import METHODS, Problem
 from ..prune.direct import compress_directly
@@ -78,7 +78,6 @@ def output_error(before: Tensor, after: Tensor, gram: Tensor) -> float:
 def _permute(part: str, plan: LinearPlan, streams: Streams, statistics: Statistics, result: LayerResult) -> Statistics:
     """Permute the channels that a linear reads, in the layer, its results and the statistics."""
     free, channels = streams.decoder.free, streams.decoder.free[part]
-    assert isinstance(plan.pattern, BlockPattern)
     weight = streams.layer.linear(plan.linear.submodule).weight.data
     order = find_permutation(channels, weight, statistics, plan.pattern)
     result.permutations[part] = order

@@ -49,7 +49,7 @@ class LayerStore:
                 tensors |= {f"{submodule}.codes": weight.codes.cpu(), f"{submodule}.scale": weight.scale.cpu()}
                 if weight.zero is not None:
                     tensors[f"{submodule}.zero"] = weight.zero.cpu()
-                scheme = {"name": weight.scheme.name, "ternary": weight.scheme.ternary, **weight.scheme.describe()}
+                scheme = {"name": weight.scheme.name, **weight.scheme.describe(), **weight.scheme.constraint()}
                 metadata[SCHEME + submodule] = json.dumps(scheme)
             else:
                 tensors[submodule] = weight.cpu()

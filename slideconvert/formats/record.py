@@ -48,7 +48,7 @@ class LinearRecord:
             **({"pruned_on": "codes"} if self.on_codes else {}),
             **({"moved": self.moved} if self.moved else {}),
             **({"permuted": True} if self.permuted else {}),
-            **({"ternary": True} if self.scheme.ternary else {}),
+            **self.scheme.constraint(),
         }
 
 

@@ -1,1 +1,1 @@
-"""Channel permutations: found, folded into the weights, recorded."""
+"""Channel permutations: searched (search), folded into a layer (layer, fold), recorded and undone (permutations)."""

@@ -1,4 +1,4 @@
-"""Channel permutations in the running model: found when a layer's statistics are there, folded into its weights.
+"""Channel permutations in the running model: found once a layer's statistics are known, folded into its weights.
 
 The columns of a linear that may read its input in another order (o_proj, down_proj) are permuted before it is solved;
 the linears that produce that input, solved already, only have their rows moved. The dense stream stays as it is: the
@@ -12,14 +12,15 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from ..core.patterns import BlockPattern
+from ..core.patterns import Pattern
 from ..models.architecture import FreeChannels
 from ..prune.statistics import Statistics
+from .layer import permute_layer
 from .permutations import Permutations
-from .search import find_order, permute_layer
+from .search import find_order
 
 
-def find_permutation(channels: FreeChannels, weight: Tensor, statistics: Statistics, pattern: BlockPattern) -> Tensor:
+def find_permutation(channels: FreeChannels, weight: Tensor, statistics: Statistics, pattern: Pattern) -> Tensor:
     """The permutation of the consumer's input channels with which pruning loses least, int64 of channels.shape.
 
     weight [N, K] float32: of the consumer. On the CPU, whatever computes.

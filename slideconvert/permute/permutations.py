@@ -1,4 +1,4 @@
-"""Channel permutations: which permutations a conversion has folded into the weights of each layer (permute.py).
+"""The permutations that conversions have folded into the weights of each layer: kept, composed and undone.
 
 They are kept beside the weights in channel_orders.json, so that a weight can be found again in the source:
 {"0": {"heads": [[…], …], "inner": […]}, …}, by decoder layer; new channel i is old channel order[i]. A chain of
@@ -20,7 +20,7 @@ from ..core.quantize import Weight
 from ..errors import InputError
 from ..models.architecture import HEADS, MLP_INNER, FreeChannels
 from ..models.families import architecture_of
-from .search import check_order, producer_rows, query_columns
+from .layer import check_order, producer_rows, query_columns
 
 REINSTALL_HINT = "get the checkpoint again"
 PARTS = {HEADS: 2, MLP_INNER: 1}
@@ -81,7 +81,7 @@ def compose(first: Permutations, then: Permutations) -> Permutations:
 
 
 def compose_all(first: Mapping[int, Permutations], then: Mapping[int, Permutations]) -> dict[int, Permutations]:
-    """`compose` for every layer that either permutations."""
+    """`compose` for every layer that either of them permutes."""
     layers = sorted(first.keys() | then.keys())
     found = {layer: compose(first.get(layer, {}), then.get(layer, {})) for layer in layers}
     return {layer: permutations for layer, permutations in found.items() if permutations}

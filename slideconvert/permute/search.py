@@ -1,18 +1,8 @@
-"""Folded permutations: which columns of down_proj and o_proj share a group is ours to choose, and costs nothing.
-
-A 2:L pattern binds columns that stand together. Some columns can be moved for free, because the linear in front makes
-them: the inner channels of the MLP in any order (columns of down_proj, rows of gate_proj and up_proj), and the
-channels of a value head (columns of o_proj, rows and bias of v_proj) in one order for all query heads that read it.
-Attention, RoPE, the activation function, RMSNorm and per-token scales do not know the order: the model computes the
-same sums with their terms in another order, and nothing is left to do at run time. All other columns are channels of
-the residual stream, which every layer shares.
-
-Tensor parallelism: nothing breaks. The order is folded into both sides, so a channel moves to another shard with all
-of its weights, and value channels never leave their head. As without a permutation, shards must hold whole groups.
+"""The search for a channel permutation: which columns of a linear share a block of a 2:L pattern.
 
 The search lowers the saliency that the mask of Wanda loses: the two lowest s_ij = (w_ij ||X_j||)² of every row and
-group, summed. Channels are dealt to the groups by strength, then exchanged between groups, as in RIA (Zhang et al.,
-Plug-and-Play, ICLR 2024). An exchange takes one channel out of every group and puts each where it hurts least: with
+block, summed. Channels are dealt to the blocks by strength, then exchanged between blocks, as in RIA (Zhang et al.,
+Plug-and-Play, ICLR 2024). An exchange takes one channel out of every block and puts each where it hurts least: with
 a <= b the two lowest of those that stay, a row loses a + min(b, s_c) once channel c has joined, and the sum of minima
 over the rows is (Σ b + Σ s_c - Σ |b - s_c|) / 2, an L1 distance. The rest is an assignment problem.
 
@@ -21,130 +11,63 @@ Scores are whole numbers and their sums exact, so that every device and every ru
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..core.patterns import BlockPattern
+from ..core.patterns import Pattern
 from ..errors import InputError
-from ..models.architecture import FreeChannels, Producer
+from .layer import query_columns
 
 SWEEPS = 3
-"""Times that each place of the groups is visited."""
-BLOCK = 1024
-"""Groups that exchange channels at once: more find a little more, and take time and memory by the square."""
+"""Times that each place of the blocks is visited."""
+BATCH = 1024
+"""Blocks that exchange channels at once: more find a little more, and take time and memory by the square."""
 CLIP = 2.0**20
 """Scores count up to this many medians: what is larger is not pruned, and would leave no digits for what is."""
 SUM_BITS = 50
 """Scores are scaled such that their sums over all rows stay below 2 to this: exact in float64."""
 BID = 0.05
-"""Smallest bid of the auction, as a share of what a group would gain on average if it could choose alone."""
+"""Smallest bid of the auction, as a share of what a block would gain on average if it could choose alone."""
 PATIENCE = 4
-"""Rounds for each group after which the smallest bid doubles."""
+"""Rounds for each block after which the smallest bid doubles."""
 
 
-def permute_layer(tensors: dict[str, Tensor], channels: FreeChannels, order: Tensor) -> dict[str, Tensor]:
-    """The tensors of a decoder layer with these channels in `order`: the same values, moved.
-
-    tensors: by name in the layer ("mlp.gate_proj.weight" [inner, hidden] …), of any dtype. order int64, either
-    [inner]: new channel i is old channel order[i]; or [key_value_heads, head_dim]: new channel i of head k is its old
-    channel order[k, i]. InputError if order is no permutation, a weight is missing or a shape does not fit.
-    """
-    check_order(order, f"the order of what {channels.consumer} reads")
-    needed = [f"{place}.weight" for place in (*(one.submodule for one in channels.producers), channels.consumer)]
-    missing = [name for name in needed if name not in tensors]
-    if missing:
-        raise InputError(f"the layer has no {missing[0]}", hint="the permutation belongs to another architecture")
-    moved = dict(tensors)
-    for name, tensor in tensors.items():
-        place = name.rpartition(".")[0]
-        producer = channels.producer(place)
-        if producer:
-            dimension, index = 0, producer_rows(producer, order, tensor.shape, name)
-        elif channels.norm and place == channels.norm:
-            dimension, index = 0, query_columns(order, channels.readers)
-        elif name == f"{channels.consumer}.weight":
-            dimension, index = 1, query_columns(order, channels.readers)
-        else:
-            continue
-        if tensor.dim() <= dimension or tensor.shape[dimension] != len(index):
-            raise InputError(f"{name} {list(tensor.shape)} cannot be permuted by an order of {len(index)} channels")
-        moved[name] = tensor.index_select(dimension, index.to(tensor.device))
-    return moved
-
-
-def producer_rows(producer: Producer, order: Tensor, shape: Sequence[int], name: str) -> Tensor:
-    """What an order makes of the rows of a producer's tensor [rows, …], [rows] int64. InputError if they do not fit."""
-    produced = query_columns(order, order.view(-1, order.shape[-1]).shape[0])
-    first = (shape[0] if shape else 0) - producer.blocks * len(produced)
-    if first < 0 or (first and not producer.others_first):
-        raise InputError(f"{name} {list(shape)} cannot be permuted by an order of {len(produced)} channels")
-    starts = first + len(produced) * torch.arange(producer.blocks, device=order.device)[:, None]
-    return torch.cat([torch.arange(first, device=order.device), (starts + produced).flatten()])
-
-
-def query_columns(order: Tensor, heads: int) -> Tensor:
-    """order [key_value_heads, head_dim] -> what it makes of o_proj's columns, [heads * head_dim] int64.
-
-    Query head h reads key-value head h // (heads / key_value_heads). InputError if that is no whole number. An order
-    [inner] of the MLP is that of a single head.
-    """
-    order = order.view(-1, order.shape[-1])
-    count, size = order.shape
-    if heads % count:
-        raise InputError(f"{heads} query heads cannot share {count} key-value heads", hint="check config.json")
-    starts = size * torch.arange(heads, device=order.device)[:, None]
-    return (order.repeat_interleave(heads // count, dim=0) + starts).flatten()
-
-
-def check_order(order: Tensor, what: str) -> None:
-    """InputError, with `what` it permutations, unless every row of order [..., n] is a permutation of 0 … n - 1."""
-    natural = torch.arange(order.shape[-1], device=order.device).expand_as(order)
-    if not torch.equal(order.sort(dim=-1).values, natural):
-        raise InputError(f"{what} {list(order.shape)} is no permutation of 0 … {order.shape[-1] - 1}")
-
-
-# ---- the search
-
-
-def find_order(
-    weight: Tensor, norms: Tensor, pattern: BlockPattern, heads: int = 1, key_value_heads: int = 1
-) -> Tensor:
+def find_order(weight: Tensor, norms: Tensor, pattern: Pattern, heads: int = 1, key_value_heads: int = 1) -> Tensor:
     """The order [key_value_heads, K / heads] int64 of a weight's columns with which the mask of `pattern` loses least.
 
     weight [N, K], norms [K] (||X_j||, in any unit): finite floats. All query heads of a key-value head have one order;
-    the inner channels of an MLP are a single head. The saliency lost is never more than in the order that stands.
-    2:inf: that order. Blocks count from the first column of the weight, so those of 6 or 10 reach across heads.
+    the inner channels of an MLP are a single head. The saliency lost is never more than in the present order, which is
+    returned for a pattern that gains nothing, such as 2:inf. Blocks count from the first column of the weight, so those
+    of 6 or 10 reach across heads.
     """
-    columns, length = weight.shape[1], pattern.block
+    columns, length = weight.shape[1], pattern.permuted_block
     if columns % heads or heads % key_value_heads:
         raise InputError(
             f"{columns} columns, {heads} query heads, {key_value_heads} key-value heads: no whole number of each",
             hint="check num_attention_heads and num_key_value_heads in config.json",
         )
     size = columns // heads
-    groups = size // length  # that surely lie within a head
     natural = torch.arange(size, device=weight.device).repeat(key_value_heads, 1)
-    if not pattern.prunes or groups < 2:
+    if size < 2 * max(length, 1) or not length:
         return natural
+    count = size // length  # blocks that surely lie within a head
     scores = _whole_scores(weight, norms, heads // key_value_heads)
     dealt = _deal(scores[:-1], length, heads, key_value_heads)
     order = min(natural, dealt, key=lambda order: _lost(scores, query_columns(order, heads), length))
-    # A lane is one place in every group: places L apart, and the first at least L from the last of the head before.
-    starts = range(size - length * (groups - 1))
-    lanes = [torch.arange(start, start + length * groups, length, device=weight.device) for start in starts]
-    parts = -(-groups // BLOCK)
+    # A lane is one place in every block: places L apart, and the first at least L from the last of the head before.
+    starts = range(size - length * (count - 1))
+    lanes = [torch.arange(start, start + length * count, length, device=weight.device) for start in starts]
+    parts = -(-count // BATCH)
     for sweep in range(SWEEPS):
         before = order
         for lane in lanes:
-            # Blocks of near groups and of far ones by turns, so that a channel can get anywhere.
-            for block in lane.tensor_split(parts) if sweep % 2 else [lane[part::parts] for part in range(parts)]:
-                costs = _joining_costs(scores, query_columns(order, heads), block, length, heads, key_value_heads)
+            # Batches of near blocks and of far ones by turns, so that a channel can get anywhere.
+            for batch in lane.tensor_split(parts) if sweep % 2 else [lane[part::parts] for part in range(parts)]:
+                costs = _joining_costs(scores, query_columns(order, heads), batch, length, heads, key_value_heads)
                 chosen = np.stack([_assign(cost) for cost in costs.long().cpu().numpy()])
-                order = order.index_copy(1, block, order[:, block].gather(1, torch.from_numpy(chosen).to(order.device)))
+                order = order.index_copy(1, batch, order[:, batch].gather(1, torch.from_numpy(chosen).to(order.device)))
         if torch.equal(order, before):
             break
     return order
@@ -167,11 +90,11 @@ def _whole_scores(weight: Tensor, norms: Tensor, readers: int) -> Tensor:
 
 
 def _deal(scores: Tensor, length: int, heads: int, key_value_heads: int) -> Tensor:
-    """RIA's heuristic: scores [K, N] -> order [key_value_heads, head_dim], every group with its share of strength.
+    """RIA's heuristic: scores [K, N] -> order [key_value_heads, head_dim], every block with its share of strength.
 
-    The strength of a channel is how many of its weights the rows would keep if they had no groups, then their sum.
-    From weakest to strongest, channels are dealt to the groups, back and forth. What is left over, the strongest,
-    comes last, where a ragged group prunes nothing.
+    The strength of a channel is how many of its weights the rows would keep if there were no blocks, then their sum.
+    From weakest to strongest, channels are dealt to the blocks, back and forth. What is left over, the strongest,
+    comes last, where a ragged block prunes nothing.
     """
     columns = len(scores)
     kept = scores > scores.kthvalue(2 * columns // length, dim=0).values
@@ -179,10 +102,10 @@ def _deal(scores: Tensor, length: int, heads: int, key_value_heads: int) -> Tens
     count, total = (values.view(key_value_heads, -1, columns // heads).sum(1) for values in (count, total))
     rank = total.argsort(dim=1, stable=True)
     rank = rank.gather(1, count.gather(1, rank).argsort(dim=1, stable=True))
-    groups = rank.shape[1] // length
-    tiers = rank[:, : groups * length].view(key_value_heads, length, groups).clone()
+    count_blocks = rank.shape[1] // length
+    tiers = rank[:, : count_blocks * length].view(key_value_heads, length, count_blocks).clone()
     tiers[:, 1::2] = tiers[:, 1::2].flip(2)
-    return torch.cat([tiers.transpose(1, 2).flatten(1), rank[:, groups * length :]], dim=1)
+    return torch.cat([tiers.transpose(1, 2).flatten(1), rank[:, count_blocks * length :]], dim=1)
 
 
 def _two_lowest(scores: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
@@ -211,7 +134,7 @@ def _joining_costs(
 ) -> Tensor:
     """[key_value_heads, P, P]: what is lost, up to a constant, where the channel at place j of the lane moves to i.
 
-    lane [P]: places within a head. All heads are looked at together: the places of a lane lie in different groups.
+    lane [P]: places within a head. All heads are looked at together: the places of a lane lie in different blocks.
     """
     starts = len(placed) // heads * torch.arange(heads, device=lane.device)[:, None]
     at = starts + lane

@@ -128,8 +128,7 @@ def plan_linear(
     finds_codes = scheme.quantized and not stored.scheme.ternary
     method = _method(config.method or (preset.method(pattern) if preset else None), pattern, finds_codes)
     pattern.check_shape(stored.shape, name)
-    if scheme.grouped:
-        pattern.check_groups(scheme.group, scheme.name, name)
+    pattern.check_scheme(scheme, name)
     scheme.check_columns(stored.shape[1], name)
     solved = bool(method) and METHODS[method].calibrated  # finds codes and scales of its own
     new = stored.coding or stored.scheme.quantized != scheme.quantized or (solved and scheme.quantized)
@@ -176,7 +175,7 @@ def permuted(linears: list[LinearPlan], free: Iterable[FreeChannels]) -> list[Li
     by_name = {plan.linear.name: plan for plan in linears}
     for plan in linears:
         for channels in free:
-            if plan.linear.submodule != channels.consumer or not (plan.calibrated and plan.pattern.permutable):
+            if plan.linear.submodule != channels.consumer or not (plan.calibrated and plan.pattern.permuted_block):
                 continue
             prefix = plan.linear.name.removesuffix(channels.consumer)
             producers = [producer.submodule for producer in channels.producers]

@@ -144,9 +144,9 @@ def _storage(name: str, count: int) -> str:
     weights = f"{count:,} {'linear has its' if count == 1 else 'linears have their'} weights stored as {name.upper()}"
     if name in SCHEMES and SCHEMES[name].quantized:
         scheme = SCHEMES[name]
-        scales = "one scale per group" if scheme.grouped else "one scale per output channel"
-        activations = "activations are quantized per token when the model runs"
-        return f"{weights} with {scales}; {activations if scheme.activation_bits == 8 else 'activations stay floats'}."
+        quantized = "are quantized per token when the model runs"
+        activations = quantized if scheme.activation_bits == 8 else "stay floats"
+        return f"{weights} with one scale per {scheme.scale_unit}; activations {activations}."
     return f"{weights}, not quantized."
 
 

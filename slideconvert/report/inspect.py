@@ -12,7 +12,6 @@ from ..checkpoint.reader import Checkpoint
 from ..core.patterns import BlockPattern
 from ..core.weights import nonzeros
 from ..core.workers import in_order
-from ..formats.base import StoredLinear
 from ..formats.record import Record, describe_linear, read_record
 from ..models.families import decoder_linears
 from ..progress import Progress, silent
@@ -85,7 +84,7 @@ def _facts(checkpoint: Checkpoint, record: Record | None, errors: dict[str, floa
     return LinearFacts(
         name=name,
         shape=stored.shape,
-        scheme=_named(stored),
+        scheme=stored.scheme.label,
         ternary=stored.scheme.ternary,
         pattern=str(entry.pattern) if entry and entry.pattern != BlockPattern(None) else "",
         method=entry.method if entry else "",
@@ -94,14 +93,6 @@ def _facts(checkpoint: Checkpoint, record: Record | None, errors: dict[str, floa
         error=errors.get(name),
         bytes=stored.bytes,
     )
-
-
-def _named(stored: StoredLinear) -> str:
-    """The scheme, with its group size if it has one."""
-    scheme = stored.scheme
-    if not scheme.grouped:
-        return scheme.name
-    return f"{scheme.name} g{scheme.group}" + (" symmetric" if scheme.symmetric else "")
 
 
 def _from_report(path: Path) -> tuple[dict[str, float], int | None]:

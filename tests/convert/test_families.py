@@ -22,7 +22,7 @@ from slideconvert.models.decoder import Decoder
 from slideconvert.models.families import FAMILIES, decoder_linears
 from slideconvert.models.load import load_model
 from slideconvert.models.meta import meta_checkpoint
-from slideconvert.permute.search import permute_layer
+from slideconvert.permute.layer import permute_layer
 from tests.conftest import MAGNITUDE, Cli
 from tests.helpers.calibrated import FLAGS, write_text
 from tests.helpers.family_models import SHAPES, write

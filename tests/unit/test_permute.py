@@ -15,7 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from slideconvert.core.patterns import BlockPattern
 from slideconvert.errors import InputError
 from slideconvert.models.families import FAMILIES, LLAMA
-from slideconvert.permute.search import find_order, permute_layer, query_columns
+from slideconvert.permute.layer import permute_layer, query_columns
+from slideconvert.permute.search import find_order
 from tests.helpers.matrices import LENGTH, examples
 from tests.twins import permute as twin
 
@@ -219,7 +220,7 @@ def test_an_order_is_found_for_every_shape_and_loses_no_more(
     weight = {"ternary": weight.round().clamp(-1, 1), "zeros": torch.zeros_like(weight)}.get(kind, weight)
     norms = norms * (random(columns, seed=seed + 2) > 0) if kind == "dead inputs" else norms
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("slideconvert.permute.search.BLOCK", block)
+        patch.setattr("slideconvert.permute.search.BATCH", block)
         order = find_order(weight, norms, BlockPattern(length))[0]
     natural = torch.arange(columns)
     assert torch.equal(order.sort().values, natural)
@@ -290,7 +291,7 @@ def test_columns_get_past_the_blocks_that_exchange_them(monkeypatch: pytest.Monk
     weight, norms = random(8, 320), (0.7 * random(320, seed=1)).exp()
 
     def lost_with(block: int) -> float:
-        monkeypatch.setattr("slideconvert.permute.search.BLOCK", block)
+        monkeypatch.setattr("slideconvert.permute.search.BATCH", block)
         return loss(weight, norms, find_order(weight, norms, BlockPattern(8))[0], 8)
 
     assert lost_with(1024) < lost_with(5) < 1.15 * lost_with(1024)

@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from ..schemes import Scheme
+
 
 class Pattern(ABC):
     """Which weights of a linear may be zero. `str` gives its name in recipes, records and on the command line."""
@@ -53,8 +55,9 @@ class Pattern(ABC):
 
     @property
     @abstractmethod
-    def permutable(self) -> bool:
-        """Whether another order of the input channels can save what pruning loses."""
+    def permuted_block(self) -> int:
+        """Columns that prune each other, so that another order of the input channels can lower the loss; 0 if no order
+        is better."""
 
     @property
     @abstractmethod
@@ -70,8 +73,8 @@ class Pattern(ABC):
         """Groups of `size` consecutive weights that a linear [out, in] of this pattern stores."""
 
     @abstractmethod
-    def check_groups(self, size: int, scheme: str, where: str) -> None:
-        """Raise InputError if the pattern does not fit a scheme with groups of `size` weights."""
+    def check_scheme(self, scheme: Scheme, where: str) -> None:
+        """Raise InputError if the groups of the pattern are not those of the scheme."""
 
     @abstractmethod
     def check_shape(self, shape: tuple[int, int], where: str) -> None:

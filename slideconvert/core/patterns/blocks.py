@@ -29,6 +29,7 @@ from torch import Tensor
 
 from ...errors import InputError, PatternError, pick
 from ...kernels.planes import bits, from_planes, negative, nonzero, row_blocks, to_planes, without_negative_zero
+from ..schemes import Scheme
 from .base import MILD, SEVERE, Pattern
 
 WINDOW = 4
@@ -123,10 +124,10 @@ class BlockPattern(Pattern):
         return self.prunes
 
     @property
-    def permutable(self) -> bool:
-        return self.prunes
+    def permuted_block(self) -> int:
+        return self.length or 0
 
-    def check_groups(self, size: int, scheme: str, where: str) -> None:
+    def check_scheme(self, scheme: Scheme, where: str) -> None:
         return
 
     def kept_groups(self, shape: tuple[int, int], size: int) -> int:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...errors import InputError, PatternError
-from ..schemes import fitting_sizes
+from ..schemes import Scheme, fitting_sizes
 from .base import GROUPS, Pattern
 
 KEPT_MULTIPLE = 8
@@ -89,8 +89,8 @@ class GroupPattern(Pattern):
         return False
 
     @property
-    def permutable(self) -> bool:
-        return False
+    def permuted_block(self) -> int:
+        return 0
 
     @property
     def ideal_speedup(self) -> None:
@@ -129,11 +129,11 @@ class GroupPattern(Pattern):
     def legal_blocks(self, values: Tensor) -> None:
         return None
 
-    def check_groups(self, size: int, scheme: str, where: str) -> None:
-        if size != self.size:
+    def check_scheme(self, scheme: Scheme, where: str) -> None:
+        if scheme.group not in (0, self.size):
             raise InputError(
-                f"{where}: groups of {self.size} are pruned, those of {scheme} have {size} weights",
-                hint=f"use a group size of {size}",
+                f"{where}: groups of {self.size} are pruned, those of {scheme.name} have {scheme.group} weights",
+                hint=f"use a group size of {scheme.group}",
             )
 
     def kept_groups(self, shape: tuple[int, int], size: int) -> int:

@@ -6,6 +6,7 @@ kinds are methods of their types.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ...errors import pick
@@ -27,12 +28,9 @@ def parse_scheme(name: str) -> Scheme:
     return SCHEMES[pick(name, SCHEMES, "scheme")]
 
 
-def read_scheme(name: str, described: dict[str, Any]) -> Scheme:
-    """The scheme of a record: its name, and what `describe` tells besides. InputError, KeyError or ValueError."""
-    scheme = parse_scheme(name)
-    if scheme.grouped:
-        return scheme.resized(int(described["group_size"]), bool(described["symmetric"]), name)
-    return scheme.as_ternary if described.get("ternary") else scheme
+def read_scheme(name: str, described: Mapping[str, Any]) -> Scheme:
+    """The scheme of a record: its name, and what the record tells besides. InputError, KeyError or ValueError."""
+    return parse_scheme(name).described(described)
 
 
 __all__ = [

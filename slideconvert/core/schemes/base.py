@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -153,8 +154,21 @@ class Scheme(ABC):
             )
 
     def describe(self) -> dict[str, Any]:
-        """What its name does not tell, for records."""
+        """What its name does not tell of the storage, for records."""
         return {}
+
+    def constraint(self) -> dict[str, Any]:
+        """What a record tells of a constraint on the weights."""
+        return {"ternary": True} if self.ternary else {}
+
+    def described(self, fields: Mapping[str, Any]) -> Scheme:
+        """This scheme with what `describe` and `constraint` told a record. InputError, KeyError or ValueError."""
+        return self.as_ternary if fields.get("ternary") else self
+
+    @property
+    def label(self) -> str:
+        """The name and what else tells it from its like, for people: "w4a16 g16 symmetric"."""
+        return self.name
 
     def config_group(self, targets: list[str], storage: str) -> dict[str, Any]:
         """The compressed-tensors config group for these targets, with `storage` as its format.

@@ -9,6 +9,7 @@ is code 0. Symmetric groups have the zero point in the middle, which is therefor
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -100,6 +101,13 @@ class GroupScheme(Scheme):
     def multiply(self, codes: Tensor, scale: Tensor) -> Tensor:
         weight: Tensor = codes.unflatten(1, (-1, self.group)).mul_(scale[..., None]).flatten(1)
         return weight
+
+    def described(self, fields: Mapping[str, Any]) -> Scheme:
+        return self.in_groups(int(fields["group_size"]), symmetric=bool(fields["symmetric"]))
+
+    @property
+    def label(self) -> str:
+        return f"{self.name} g{self.group}" + (" symmetric" if self.symmetric else "")
 
     def describe(self) -> dict[str, Any]:
         return {"group_size": self.group, "symmetric": self.symmetric}
