@@ -20,7 +20,10 @@ from tests.helpers.demo import TEXT
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "slideconvert"
 
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "recipes" / "README.md"]
+DOCUMENTS = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "recipes/README.md", "examples/demo.sh")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 MARK = "<!-- tested -->"
 TESTED = [path for path in DOCUMENTS if MARK in path.read_text()]
 FOREIGN_OPTIONS = ("--tensor-parallel-size", "--hf-overrides")
