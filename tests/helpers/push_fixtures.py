@@ -20,7 +20,7 @@ def mine(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> HubServer:
     hub.add_account(TOKEN, Account("me", {"lab": "write", "guests": "read"}))
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr("slideconvert.hub.upload.ALONE", 10_000)
+    monkeypatch.setattr("slideconvert.hub.upload.ALONE", 20_000)
     return hub
 
 

@@ -121,7 +121,7 @@ def test_trouble_that_passes(mine: HubServer, cli: Cli, out: Path, waits: list[f
 
 def test_a_killed_push_goes_on(mine: HubServer, cli: Cli, out: Path, cache: Path) -> None:
     mine.faults += aim([fault("shard", "PUT", drop_after=3000, stall=True)], out)
-    code = "from slideconvert.hub import upload; upload.ALONE = 10_000; from slideconvert.cli import main; main()"
+    code = "from slideconvert.hub import upload; upload.ALONE = 20_000; from slideconvert.cli import main; main()"
     env = {"HF_ENDPOINT": mine.url, "NO_PROXY": "*", "HF_HOME": str(cache.parent), "HF_TOKEN": TOKEN}
     env |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
     command = [sys.executable, "-c", code, "push", str(out), REPO, "-q"]
