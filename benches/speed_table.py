@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 
-from slideconvert.allocate.rows import WORDS
+from slideconvert.allocate.rows import COLUMNS
 from slideconvert.core.patterns import ALL
 from slideconvert.kernels.bench_common import MODELS
 
@@ -41,7 +41,7 @@ def speed_table(gpu: str, results: list[dict[str, Any]]) -> str:
     out.write("# dense: microseconds of the best dense way of torch and Triton, sum over the linears of one layer.\n")
     out.write("# 2:L: how many times faster our sparse way is. Quantizing, lifting and scaling are counted in both.\n")
     table = csv.writer(out, lineterminator="\n")
-    table.writerow([*WORDS, *patterns])
+    table.writerow([*COLUMNS, *patterns])
     for (model, codes, tokens), layers in lines.items():
         missing = MODELS[model].keys() - layers.keys()
         if missing:

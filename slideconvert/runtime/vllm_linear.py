@@ -148,6 +148,11 @@ class SlideSparseLinearMethod(LinearMethodBase):
 
     def _check_shapes(self, layer: Any, columns: int, widths: list[int]) -> None:
         """InputError unless the record's shapes are what config.json makes of the layer."""
+        if len(widths) != len(self.specs):
+            raise InputError(
+                f"{self.name}: vLLM divides it into {len(widths)} linears, the checkpoint stores {len(self.specs)}",
+                hint="run it in transformers: the vLLM plugin does not divide linears that are stored fused",
+            )
         for spec, width in zip(self.specs, widths, strict=True):
             ranks = spec.rows // width  # among which its rows are divided; the others hold copies
             fits = spec.rows % width == 0 and ranks > 0 and layer.tp_size % ranks == 0
