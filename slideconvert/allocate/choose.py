@@ -135,7 +135,7 @@ def _times(plans: dict[FusedGroup, LinearPlan], target: SpeedTarget) -> dict[Fus
 def _fixed(recipe: Recipe, group: FusedGroup) -> BlockPattern | None:
     """The pattern that a rule of the recipe gives this group."""
     name = group.linears[0].name
-    if recipe.for_linear(name).takes_groups:
+    if recipe.for_linear(name).whole_groups:
         raise InputError(
             f"{name}: whole groups are pruned, and a target chooses among 2:L patterns",
             hint="leave the target out, or sparsity and method gqsa",

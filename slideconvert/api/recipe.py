@@ -38,7 +38,7 @@ def recipe_of(options: Options, *, defaults: Defaults = (BLOCK_DEFAULTS, GROUP_D
     given = {name: str(value) for name in RECIPE_FIELDS if (value := getattr(options, name, None)) is not None}
     explicit = parse_recipe({**given, "calibration": calibration}, "options")
     chosen = {**_compatible(recipe.config, explicit.config), **describe_config(explicit.config)}
-    groups = parse_linear_config(**chosen).takes_groups
+    groups = parse_linear_config(**chosen).whole_groups
     pattern = explicit.config.pattern or recipe.config.pattern
     if pattern and pattern.whole_groups:
         defaults = ({}, {name: value for name, value in defaults[1].items() if name != "sparsity"})
@@ -103,11 +103,11 @@ def _compatible(config: LinearConfig, explicit: LinearConfig) -> dict[str, Any]:
     """The fields of a recipe's config, without those that only go with another kind of pattern than the options'."""
     found = describe_config(config)
     grouped = config.method is not None and METHODS[config.method].whole_groups
-    if explicit.takes_groups and not config.takes_groups:
+    if explicit.whole_groups and not config.whole_groups:
         found.pop("pattern", None)
         if not grouped:
             found.pop("method", None)
-    if explicit.pattern and not explicit.takes_groups:
+    if explicit.pattern and not explicit.whole_groups:
         for name in ("sparsity", "row_cap", *(["method"] if grouped else [])):
             found.pop(name, None)
     return found
@@ -115,4 +115,4 @@ def _compatible(config: LinearConfig, explicit: LinearConfig) -> dict[str, Any]:
 
 def _usual_layout(configs: Sequence[LinearConfig]) -> str:
     schemes = [config.scheme for config in configs if config.scheme]
-    return usual_layout(schemes, whole_groups=any(config.takes_groups for config in configs))
+    return usual_layout(schemes, whole_groups=any(config.whole_groups for config in configs))

@@ -10,7 +10,7 @@ from ..errors import InputError
 from ..evaluate.text import is_file, read_documents, token_sequences
 from ..models.families import architecture_of
 from ..models.load import load_tokenizer
-from ..plan.presets import LENGTH, Calibration
+from ..plan.calibration import LENGTH, Calibration
 
 POOL = 16
 """Of a data set, which may not end, the first POOL times as many sequences as wanted are read."""

@@ -1,4 +1,4 @@
-"""What becomes of one linear: its scheme, pattern and method, by the recipe's config and by what the source has.
+"""The plan of one linear: its scheme, pattern and method, by the recipe's config and by what the source has.
 
 And what linears must agree on: those that are fused when served, and those that share channels.
 """
@@ -30,9 +30,8 @@ from .presets import Preset
 
 @dataclass(frozen=True)
 class LinearPlan:
-    """What becomes of one linear. method "" prunes nothing here; record is None for a kept linear. moves: survivors
-    will differ from the source's by more than rounding, by a calibrated method or by training. permuted: rows or
-    columns will stand in another order."""
+    """What is done to one linear. method "" prunes nothing here; record is None for a kept linear. moves: a calibrated
+    method or training changes the remaining weights by more than rounding. permuted: rows or columns are permuted."""
 
     linear: Linear
     stored: StoredLinear
@@ -51,12 +50,12 @@ class LinearPlan:
 
     @property
     def calibrated(self) -> bool:
-        """Whether its method needs to see what the linear is given."""
+        """Whether its method needs the inputs of the linear."""
         return bool(self.method) and METHODS[self.method].calibrated
 
     @property
     def on_codes(self) -> bool:
-        """Whether codes that lost what they were rounded from are pruned as they are."""
+        """Whether the codes of quantized weights are pruned as they are."""
         return bool(self.method) and not self.calibrated and self.stored.scheme.quantized
 
     @property
@@ -102,7 +101,7 @@ def plan_linear(
     *,
     trained: bool,
 ) -> LinearPlan:
-    """trained: whether what is left will train. record: of the source. InputError for what cannot be done."""
+    """trained: whether the remaining weights are trained. record: the source's. InputError for what cannot be done."""
     name = linear.name
     config = config if config.keep else config.resolved(name)
     stored = describe_linear(source, record, name)
@@ -188,21 +187,21 @@ def permuted(linears: list[LinearPlan], free: Iterable[FreeChannels]) -> list[Li
     return list(by_name.values())
 
 
-def _scheme_words(scheme: Scheme) -> list[str]:
-    return [scheme.name, *(f"{word} {value}" for word, value in scheme.describe().items())]
+def _describe_scheme(scheme: Scheme) -> list[str]:
+    return [scheme.name, *(f"{name} {value}" for name, value in scheme.describe().items())]
 
 
 def sibling_problems(linears: list[LinearPlan]) -> list[InputError]:
-    """Fused siblings with different choices: a server could not run them as one matrix."""
+    """Fused siblings with different configs: a server could not run them as one matrix."""
     by_name = {plan.linear.name: plan for plan in linears}
     problems = []
     for group in input_groups(plan.linear for plan in linears):
-        said = {
-            plan.linear.kind: "kept" if plan.kept else " ".join([*_scheme_words(plan.scheme), str(plan.pattern)])
+        found = {
+            plan.linear.kind: "kept" if plan.kept else " ".join([*_describe_scheme(plan.scheme), str(plan.pattern)])
             for plan in (by_name[linear.name] for linear in group)
         }
-        if len(set(said.values())) > 1:
-            what = ", ".join(f"{kind}: {words}" for kind, words in said.items())
+        if len(set(found.values())) > 1:
+            what = ", ".join(f"{kind}: {config}" for kind, config in found.items())
             rule = rule_of(linear.submodule for linear in group)
             problems.append(
                 InputError(

@@ -1,6 +1,6 @@
 """Plan a conversion on shapes alone: what becomes of every tensor, into which file it goes, what it will need.
 
-Everything that can be known to be wrong before the first weight is read is found here, and told at once.
+Everything that can be known to be wrong before the first weight is read is found here, and reported at once.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..models.architecture import Architecture
 from ..models.families import architecture_of
 from .linear import LinearPlan, permuted, plan_linear, sibling_problems
 from .presets import Recovery
-from .recipe import WORDS, Recipe
+from .recipe import FIELDS, Recipe
 
 BASE_MEMORY = 450_000_000
 """Bytes that Python, torch and the row blocks take whatever the model (measured, see BENCHMARKS.md)."""
@@ -76,11 +76,11 @@ class Plan:
         """The checkpoint's own record, files and kernels still empty. A chain of commands keeps the first source."""
         before = self.before
         origin = {"id": self.snapshot.id, "revision": self.snapshot.revision}
-        words = {**(before.recipe if before else {}), **self.recipe.describe(), "layout": self.layout}
+        recipe = {**(before.recipe if before else {}), **self.recipe.describe(), "layout": self.layout}
         return Record(
             layout=self.layout,
             source=before.source if before else origin,
-            recipe={word: words[word] for word in WORDS if word in words},
+            recipe={name: recipe[name] for name in FIELDS if name in recipe},
             linears={plan.linear.name: plan.record for plan in self.linears if plan.record},
         )
 
@@ -106,19 +106,19 @@ class Plan:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know before trusting the result."""
-        said = []
+        notes = []
         if any(plan.on_codes for plan in self.linears):
-            said.append(PRUNED_CODES)
+            notes.append(PRUNED_CODES)
         ternary = {plan.scheme.ternary for plan in self.linears if plan.stored.scheme.ternary}
-        said += [note for note, stays in ((TERNARY, True), (FULL_CODES, False)) if stays in ternary]
+        notes += [note for note, stays in ((TERNARY, True), (FULL_CODES, False)) if stays in ternary]
         if any(plan.permuted for plan in self.linears):
-            said.append(PERMUTED)
+            notes.append(PERMUTED)
         if self.before:
-            said.append(
+            notes.append(
                 f"Made from the checkpoint {self.snapshot.id}, itself made from {self.before.source['id']}: errors and "
                 f"sizes here are against {self.snapshot.id}."
             )
-        return tuple(said)
+        return tuple(notes)
 
     @property
     def bytes_before(self) -> int:

@@ -1,47 +1,22 @@
-"""What a calibrated conversion is told: which text, how the result is trained, and where the work lies."""
+"""Presets: which method a pattern gets, and how the pruned model is trained."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 from ..core.patterns import GROUPS, MILD, SEVERE, Pattern
 from ..errors import InputError, pick
 
-DEFAULT_TEXT = "allenai/c4:en:train"
-LENGTH = 2048
-"""Tokens of a window unless said otherwise, or the model's longest, whichever is less."""
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Which tokens the layers are shown.
-
-    text: a .txt, .jsonl or .parquet file, or a data set NAME[:CONFIG]:SPLIT. samples: windows of `length` tokens,
-    drawn with `seed` from all windows of a file (of the first POOL times as many of a data set). length None: 2048, or
-    the model's longest.
-    """
-
-    text: str = DEFAULT_TEXT
-    samples: int = 128
-    length: int | None = None
-    seed: int = 0
-
-    def describe(self) -> dict[str, Any]:
-        words = {"text": self.text, "samples": self.samples, "length": self.length, "seed": self.seed}
-        return {word: value for word, value in words.items() if value is not None}
-
-
 KL, CROSS_ENTROPY = "kl", "ce"
-"""What training end to end lowers: the divergence from the dense model's predictions, or the surprise at the text."""
+"""The loss of training end to end: divergence from the dense model's predictions, or cross-entropy of the text."""
 
 
 @dataclass(frozen=True)
 class Recovery:
-    """How what is left is trained against the dense model.
+    """How the remaining weights are trained against the dense model.
 
-    block_epochs, end_epochs: by block and end to end, over the calibration windows. block_rate, end_rate, batch,
-    relative, patience, retries: as training.Schedule has them. loss: KL or CROSS_ENTROPY, end to end.
+    block_epochs, end_epochs: epochs over the calibration sequences, block by block and end to end. block_rate,
+    end_rate, batch, relative, patience, retries: those of training.Schedule. loss: KL or CROSS_ENTROPY, end to end.
     """
 
     block_epochs: int = 0
@@ -60,18 +35,18 @@ class Recovery:
 
 
 GROUP_RECOVERY = Recovery(block_rate=0.02, end_rate=0.01, batch=4, patience=2, retries=1)
-"""Of grouped schemes, and where whole groups went: more is to be made up for than in 8 bits, and end to end only scales
-and zero points train."""
+"""For schemes with groups and for patterns of groups: they lose more than 8 bits do, and training end to end moves only
+scales and zero points."""
 
 
 @dataclass(frozen=True)
 class Preset:
     """How much time is spent for accuracy.
 
-    severe, mild: the method for 2:4 and 2:6, and for milder patterns: ADMM finds better masks where many weights
-    go, and hardly any where few do; "" if it is not for them. permute: fold channel permutations in. recovery: of
-    2:L patterns in 8 bits and more. groups: the method for group patterns (GQSA). group_recovery: their recovery, and
-    that of all grouped schemes.
+    severe, mild: the method for 2:4 and 2:6, and for milder patterns: ADMM finds better masks where many weights are
+    pruned, and hardly any where few are; "" for a preset that has none. permute: fold channel permutations into the
+    weights. recovery: for 2:L patterns in 8 bits and more. groups: the method for patterns of groups (GQSA).
+    group_recovery: their recovery, and that of all schemes with groups.
     """
 
     name: str
@@ -83,11 +58,11 @@ class Preset:
     group_recovery: Recovery = GROUP_RECOVERY
 
     def method(self, pattern: Pattern) -> str:
-        """The word of the method for a pattern."""
+        """The name of the method for a pattern. InputError for a pattern that the preset has none for."""
         found = {SEVERE: self.severe, MILD: self.mild, GROUPS: self.groups}[pattern.severity]
         if not found:
             raise InputError(
-                f"preset {self.name} is GQSA's and takes whole groups, not pattern {pattern}",
+                f"preset {self.name} is GQSA's and prunes whole groups, not pattern {pattern}",
                 hint="use fast, balanced or quality, or --sparsity instead of the pattern",
             )
         return found
@@ -106,7 +81,7 @@ PRESETS = {
             recovery=Recovery(block_epochs=16, end_epochs=8),
             group_recovery=replace(GROUP_RECOVERY, block_epochs=8, end_epochs=6),
         ),
-        # GQSA's own procedure, section 4.1; batch and loss, which the paper does not tell, are EfficientQAT's.
+        # GQSA's own procedure, section 4.1; batch and loss, which the paper leaves out, are EfficientQAT's.
         Preset(
             "paper",
             "",
@@ -119,20 +94,5 @@ PRESETS = {
 
 
 def parse_preset(name: str) -> Preset:
-    """'balanced' -> Preset. InputError with the nearest word for an unknown one."""
+    """'balanced' -> Preset. InputError with the nearest name for an unknown one."""
     return PRESETS[pick(name, PRESETS, "preset")]
-
-
-def parse_calibration(words: dict[str, str], where: str) -> Calibration:
-    """The words of a recipe's calibration, all strings, to a checked Calibration; InputError otherwise."""
-    numbers = {}
-    for word, least in (("samples", 2), ("length", 2), ("seed", 0)):
-        if word in words:
-            try:
-                numbers[word] = int(words[word])
-            except ValueError as error:
-                raise InputError(f"{where}: {word} is '{words[word]}', a whole number was expected") from error
-            if numbers[word] < least:
-                raise InputError(f"{where}: {word} is {words[word]}, at least {least} is needed")
-    text = {"text": words["text"]} if "text" in words else {}
-    return Calibration(**text, **numbers)  # type: ignore[arg-type]

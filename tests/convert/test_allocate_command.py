@@ -28,8 +28,8 @@ from slideconvert.calibrate.run import RunSettings
 from slideconvert.calibrate.tokens import calibration_tokens
 from slideconvert.core.patterns import ALL, BlockPattern
 from slideconvert.hub.snapshot import open_folder
+from slideconvert.plan.calibration import Calibration
 from slideconvert.plan.plan import Plan, make_plan
-from slideconvert.plan.presets import Calibration
 from slideconvert.plan.recipe import Recipe, load_recipe, parse_recipe, recipe_text
 from tests.conftest import Cli
 from tests.helpers import pico

@@ -196,14 +196,14 @@ def test_unusable_words(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("patern: 2:8", ("unknown word", "patern", "did you mean pattern")),
+        ("patern: 2:8", ("unknown field", "patern", "did you mean pattern")),
         ("rules: [{match: '*.q_proj', pattern: 2:6}]", ("q_proj: int8 2:6", "k_proj: int8 2:8", "must agree")),
         ("rules: [{match: '*.q_proj', keep: true}]", ("q_proj: kept", "fused")),
         ("rules: [{match: '*.nothing', keep: true}]", ("'*.nothing' matches no linear",)),
-        ("rules: [{match: '*', keep: true, pattern: 2:6}]", ("keep leaves the linear alone",)),
+        ("rules: [{match: '*', keep: true, pattern: 2:6}]", ("keep leaves the linear as it is",)),
         ("rules: [{pattern: 2:6}]", ("rule 1", "no match")),
         ("[1, 2", ("not valid YAML",)),
-        ("- a list", ("'word: value' lines",)),
+        ("- a list", ("'field: value' lines",)),
     ],
 )
 def test_unusable_recipe(cli: Cli, source: Path, tmp_path: Path, text: str, message: tuple[str, ...]) -> None:
@@ -250,7 +250,7 @@ def test_no_room_on_the_disk(cli: Cli, source: Path, tmp_path: Path, monkeypatch
     class Usage:
         free = 1_000_000
 
-    monkeypatch.setattr("slideconvert.convert.disk_space.shutil.disk_usage", lambda path: Usage)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: Usage)
     refused(cli("convert", *MAGNITUDE, source, tmp_path / "out"), tmp_path / "out", "needs 0.06 GB", "0.00 GB are free")
 
 

@@ -30,8 +30,9 @@ from slideconvert.calibrate.stream import StreamOptions, held_out
 from slideconvert.calibrate.tokens import calibration_tokens
 from slideconvert.checkpoint.reader import Checkpoint
 from slideconvert.convert.pipeline import convert
+from slideconvert.plan.calibration import Calibration
 from slideconvert.plan.plan import Plan
-from slideconvert.plan.presets import PRESETS, Calibration
+from slideconvert.plan.presets import PRESETS
 from slideconvert.prune import METHODS, Problem
 from slideconvert.prune.statistics import Accumulator, Statistics
 from tests.helpers import pico

@@ -113,9 +113,9 @@ WORDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "epochs without a preset": ("--method obs --block-epochs 2", ("there is no preset", "--preset quality")),
     "pattern and sparsity twice": (
         "--pattern 1x8:50% --sparsity 0.5",
-        ("1x8:50% says sparsity and group size already",),
+        ("1x8:50% has its own sparsity and group size",),
     ),
-    "pattern and another size": ("--pattern 1x8:50% --group-size 4", ("1x8:50% says sparsity and group size already",)),
+    "pattern and another size": ("--pattern 1x8:50% --group-size 4", ("1x8:50% has its own sparsity and group size",)),
     "a pattern of no size": ("--pattern 1x7:50%", ("group size 7 is not supported",)),
     "a pattern of no shape": ("--pattern 1x8", ("unknown pattern '1x8'", "1x16:50%")),
     "a pattern of groups in int8": ("--pattern 1x8:50% --scheme int8", ("scheme int8 has no groups",)),
@@ -191,7 +191,7 @@ RECIPES: dict[str, tuple[str, tuple[str, ...]]] = {
     "symmetric in words": ("scheme: w4a16\nsymmetric: maybe", ("symmetric is 'maybe'", "true or false")),
     "a rule that keeps groups": (
         "rules: [{match: '*.down_proj', keep: true, group_size: 8}]",
-        ("keep leaves the linear alone",),
+        ("keep leaves the linear as it is",),
     ),
     "epochs below 0": ("block_epochs: -1", ("block_epochs is -1, it cannot be negative",)),
     "epochs in words": ("end_epochs: some", ("end_epochs is 'some', a number was expected",)),

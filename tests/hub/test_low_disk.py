@@ -210,7 +210,7 @@ def test_room_for_output_and_shards(
     class Usage:
         free = 64_000_000 + output  # enough for it alone
 
-    monkeypatch.setattr("slideconvert.convert.disk_space.shutil.disk_usage", lambda path: Usage)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: Usage)
     refused = low(cli, tmp_path / "out")
     assert refused.code == 2 and "the output and shards of the source need 0.06 GB" in refused.err
     assert not (tmp_path / "out").exists()

@@ -23,9 +23,10 @@ from slideconvert.core.weights import floats
 from slideconvert.hub.snapshot import open_folder
 from slideconvert.models.load import load_model
 from slideconvert.permute.fold import fold
+from slideconvert.plan.calibration import Calibration
 from slideconvert.plan.linear_config import parse_linear_config
 from slideconvert.plan.plan import Plan, make_plan
-from slideconvert.plan.presets import PRESETS, Calibration, Preset
+from slideconvert.plan.presets import PRESETS, Preset
 from slideconvert.plan.recipe import Recipe
 from tests.conftest import Cli
 from tests.helpers import pico

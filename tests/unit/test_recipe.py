@@ -10,8 +10,8 @@ import yaml
 from slideconvert.core.patterns import BlockPattern
 from slideconvert.core.schemes import BF16, FP8, INT8
 from slideconvert.errors import InputError
+from slideconvert.plan.calibration import Calibration
 from slideconvert.plan.linear_config import LinearConfig, parse_linear_config
-from slideconvert.plan.presets import Calibration
 from slideconvert.plan.recipe import Recipe, Rule, load_recipe, parse_recipe
 
 FULL = """
@@ -200,22 +200,22 @@ def test_unknown_words_are_named_with_the_nearest(text: str, unknown: str, neare
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "'word: value' lines were expected"),
-        ("int8", "'word: value' lines were expected"),
-        ("[scheme, int8]", "'word: value' lines were expected"),
-        ("scheme: [int8, fp8]", "scheme must be a single word"),
-        ("pattern: {2: 8}", "pattern must be a single word"),
-        ("layout: [slide]", "layout must be a single word"),
+        ("", "'field: value' lines were expected"),
+        ("int8", "'field: value' lines were expected"),
+        ("[scheme, int8]", "'field: value' lines were expected"),
+        ("scheme: [int8, fp8]", "scheme must be a single value"),
+        ("pattern: {2: 8}", "pattern must be a single value"),
+        ("layout: [slide]", "layout must be a single value"),
         ("pattern:", "pattern has no value"),
         ("scheme: ''", "scheme has no value"),
         ("rules: [{match: x, keep: }]", "rule 1: keep has no value"),
         ("rules: down_proj", "rules must be a list"),
         ("rules: {match: x}", "rules must be a list"),
-        ("rules: [down_proj]", "rule 1: 'word: value' lines were expected"),
+        ("rules: [down_proj]", "rule 1: 'field: value' lines were expected"),
         ("rules: [{match: x}, {pattern: 2:8}]", "rule 2: no match"),
-        ("rules: [{match: [x, y]}]", "rule 1: match must be a single word"),
+        ("rules: [{match: [x, y]}]", "rule 1: match must be a single value"),
         ("rules: [{match: x, keep: yes}]", "rule 1: keep is 'yes'"),
-        ("rules: [{match: x, keep: true, pattern: 2:8}]", "rule 1: keep leaves the linear alone"),
+        ("rules: [{match: x, keep: true, pattern: 2:8}]", "rule 1: keep leaves the linear as it is"),
         ("shard_gb: big", "shard_gb is 'big', a number was expected"),
         ("shard_gb: nan", "shard_gb is 'nan', a number was expected"),
         ("shard_gb: inf", "shard_gb is 'inf', a number was expected"),
