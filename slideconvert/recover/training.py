@@ -117,65 +117,100 @@ def _train_once(
     options: TrainingOptions,
 ) -> Curve:
     """Once through all epochs; as `train`."""
-    micro, offload, state = options.micro, options.offload, options.state
-    parameters = [parameter for parameter, _ in trained]
-    units = [rms if schedule.relative else 1.0 for _, rms in trained]
-    device = parameters[0].device
-    masters = [parameter.detach().cpu().clone() for parameter in parameters] if offload else list(parameters)
-    optimizer = torch.optim.AdamW([{"params": [master]} for master in masters], lr=schedule.rate, weight_decay=0.0)
-    shuffler = torch.Generator().manual_seed(0)
+    run, shuffler = _Run(trained, loss, schedule, options), torch.Generator().manual_seed(0)
     steps = schedule.epochs * math.ceil(len(fitted) / schedule.batch)
-
-    def running_loss(windows: Tensor) -> Tensor:
-        with running(device, options.dtype):
-            return loss(windows)
-
-    best = [parameter.detach().clone() for parameter in parameters]
-    losses, skipped, in_a_row = [_mean(running_loss, held, micro or schedule.batch)], 0, 0
-    if state and state.is_file():
-        losses, skipped, in_a_row = load_state(state, masters, best, optimizer)
-        _put(parameters, masters)
-    done = (len(losses) - 1) * (steps // max(1, schedule.epochs))
+    run.begin(held)
+    done = (len(run.losses) - 1) * (steps // max(1, schedule.epochs))
     for epoch in range(schedule.epochs):
         order = torch.randperm(len(fitted), generator=shuffler)
-        if epoch < len(losses) - 1:
+        if epoch < len(run.losses) - 1:
             continue  # an earlier run has done it; the shuffler has advanced
-        if schedule.patience and epoch - _best(losses) >= schedule.patience:
+        if schedule.patience and epoch - _best(run.losses) >= schedule.patience:
             break
-        for windows in fitted[order].split(schedule.batch):
-            rate = schedule.rate_at(done, steps)
-            for group, unit in zip(optimizer.param_groups, units, strict=True):
-                group["lr"] = rate * unit
-            total = 0.0
-            for part in windows.split(micro or len(windows)):
-                value = running_loss(part) * (len(part) / len(windows))
-                with model_precision():
-                    value.backward()
-                total += float(value.detach())
-            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-            if math.isfinite(total) and all(bool(gradient.isfinite().all()) for gradient in gradients):
-                _step(optimizer, parameters, masters)
-                in_a_row = 0
-            else:
-                skipped, in_a_row = skipped + 1, in_a_row + 1
-            if in_a_row >= MOST_SKIPPED:
+        for numbers in fitted[order].split(schedule.batch):
+            run.step(numbers, schedule.rate_at(done, steps))
+            if run.in_a_row >= MOST_SKIPPED:
                 raise SlideConvertError(
-                    f"training: the loss or its gradient was not finite in {in_a_row} steps in a row, {skipped} in all "
-                    f"(step {done + 1} of {steps})",
+                    f"training: the loss or its gradient was not finite in {run.in_a_row} steps in a row, "
+                    f"{run.skipped} in all (step {done + 1} of {steps})",
                     hint="leave training out with --block-epochs 0 --end-epochs 0, or run with --precision float32",
                 )
-            for parameter in parameters:
-                parameter.grad = None
             done += 1
             options.progress(done, steps)
-        losses.append(_mean(running_loss, held, micro or schedule.batch))
-        if losses[-1] <= min(losses):
-            best = [parameter.detach().clone() for parameter in parameters]
-        if state:
-            save_state(state, losses, (skipped, in_a_row), masters, best, optimizer)
-    for parameter, found in zip(parameters, best, strict=True):
-        parameter.data.copy_(found)
-    return Curve(tuple(losses), _best(losses), skipped)
+        run.end_epoch(held)
+    for parameter, best in zip(run.parameters, run.best, strict=True):
+        parameter.data.copy_(best)
+    return Curve(tuple(run.losses), _best(run.losses), run.skipped)
+
+
+class _Run:
+    """One try: parameters with the optimizer's master copies, the best state so far, and what happened.
+
+    losses: on the held-out sequences, before training and after each epoch. skipped, in_a_row: steps left out, in all
+    and since the last one that was taken.
+    """
+
+    def __init__(
+        self,
+        trained: Sequence[tuple[nn.Parameter, float]],
+        loss: Callable[[Tensor], Tensor],
+        schedule: Schedule,
+        options: TrainingOptions,
+    ) -> None:
+        self.parameters = [parameter for parameter, _ in trained]
+        self.best = self._copies()
+        self.losses: list[float] = []
+        self.skipped = self.in_a_row = 0
+        self._loss, self._batch, self._options = loss, schedule.batch, options
+        self._units = [rms if schedule.relative else 1.0 for _, rms in trained]
+        self._masters: list[Tensor] = list(self.parameters)
+        if options.offload:
+            self._masters = [parameter.detach().cpu().clone() for parameter in self.parameters]
+        groups = [{"params": [master]} for master in self._masters]
+        self._optimizer = torch.optim.AdamW(groups, lr=schedule.rate, weight_decay=0.0)
+
+    def begin(self, held: Tensor) -> None:
+        """Measure the start, or restore the state of a run that was interrupted."""
+        self.losses = [_mean(self._run, held, self._options.micro or self._batch)]
+        state = self._options.state
+        if state and state.is_file():
+            self.losses, self.skipped, self.in_a_row = load_state(state, self._masters, self.best, self._optimizer)
+            _put(self.parameters, self._masters)
+
+    def step(self, numbers: Tensor, rate: float) -> None:
+        """One step on these sequences, left out if the loss or a gradient is not finite."""
+        for group, unit in zip(self._optimizer.param_groups, self._units, strict=True):
+            group["lr"] = rate * unit
+        total = 0.0
+        for part in numbers.split(self._options.micro or len(numbers)):
+            value = self._run(part) * (len(part) / len(numbers))
+            with model_precision():
+                value.backward()
+            total += float(value.detach())
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        if math.isfinite(total) and all(bool(gradient.isfinite().all()) for gradient in gradients):
+            _step(self._optimizer, self.parameters, self._masters)
+            self.in_a_row = 0
+        else:
+            self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def end_epoch(self, held: Tensor) -> None:
+        """Measure, remember the best state, and save all of it where that is asked for."""
+        self.losses.append(_mean(self._run, held, self._options.micro or self._batch))
+        if self.losses[-1] <= min(self.losses):
+            self.best = self._copies()
+        if self._options.state:
+            skipped = self.skipped, self.in_a_row
+            save_state(self._options.state, self.losses, skipped, self._masters, self.best, self._optimizer)
+
+    def _run(self, numbers: Tensor) -> Tensor:
+        with running(self.parameters[0].device, self._options.dtype):
+            return self._loss(numbers)
+
+    def _copies(self) -> list[Tensor]:
+        return [parameter.detach().clone() for parameter in self.parameters]
 
 
 def _best(losses: Sequence[float]) -> int:
@@ -199,7 +234,7 @@ def _put(parameters: Sequence[nn.Parameter], masters: Sequence[Tensor]) -> None:
 
 
 @torch.no_grad()
-def _mean(loss: Callable[[Tensor], Tensor], windows: Tensor, batch: int) -> float:
-    """The mean loss over windows; infinite if it is not a number, so that such a state is never the best."""
-    total = sum(float(loss(part)) * len(part) for part in windows.split(batch))
-    return total / len(windows) if math.isfinite(total) else math.inf
+def _mean(loss: Callable[[Tensor], Tensor], numbers: Tensor, batch: int) -> float:
+    """The mean loss over sequences; infinite if it is not a number, so that such a state is never the best."""
+    total = sum(float(loss(part)) * len(part) for part in numbers.split(batch))
+    return total / len(numbers) if math.isfinite(total) else math.inf
