@@ -191,11 +191,6 @@ def unpack_dense(dense: DenseGroups, spec: GroupSpec) -> tuple[Tensor, Tensor, T
 Weight = Groups | DenseGroups
 
 
-def weight_of(named: dict[str, Tensor], layout: str) -> Weight:
-    """The tensors of a layout by the names in a checkpoint -> their container."""
-    return Groups.of(named) if layout == "gqs" else DenseGroups.of(named)
-
-
 def decode(weight: Weight, spec: GroupSpec) -> tuple[Tensor, Tensor]:
     """Either layout -> codes [N, K], scale [N, K/G]. ValueError for damage."""
     if isinstance(weight, Groups):

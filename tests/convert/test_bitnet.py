@@ -508,7 +508,7 @@ def test_it_is_called_what_it_is(cli: Cli, tmp_path: Path, model: Path) -> None:
     card = (tmp_path / "out" / "README.md").read_text()
     report = Report.from_json((tmp_path / "out" / "report.json").read_text())
     legal = sum(layer.legal_groups or 0 for layer in report.layers) / sum(layer.groups for layer in report.layers)
-    assert f"| Groups that had their zeros as trained |  | {100 * legal:.2f}% |" in card
+    assert f"| Blocks that already had two zeros |  | {100 * legal:.2f}% |" in card
 
 
 # ---- loaded elsewhere
