@@ -123,12 +123,12 @@ class RevisionOptions(Options):
 
 @dataclass(frozen=True)
 class RecipeFile(Options):
-    """A recipe, which the other options overrule."""
+    """A recipe, which the other options override."""
 
     HEADING: ClassVar[str] = "Recipe"
 
     recipe: Path | None = option(
-        "YAML file, or the name of a bundled recipe, such as int8-2of8; options given here overrule it.", metavar="FILE"
+        "YAML file, or the name of a bundled recipe, such as int8-2of8; other options override it.", metavar="FILE"
     )
 
 
@@ -138,7 +138,7 @@ class PresetOptions(Options):
 
     HEADING: ClassVar[str] = "Recipe"
 
-    preset: str | None = option("How much time to spend for accuracy.  [default: balanced]", choices=choices.PRESETS)
+    preset: str | None = option("Trade time for accuracy.  [default: balanced]", choices=choices.PRESETS)
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ class EpochOptions(Options):
 
     HEADING: ClassVar[str] = "Recipe"
 
-    block_epochs: int | None = option("Epochs of training block by block.  [default: the preset's]", minimum=0)
+    block_epochs: int | None = option("Epochs of training by decoder layer.  [default: the preset's]", minimum=0)
     end_epochs: int | None = option("Epochs of training end to end.  [default: the preset's]", minimum=0)
 
 
@@ -203,7 +203,7 @@ class GroupSchemeOptions(Options):
         "Weights that share a scale, and are pruned together.  [default: 128; 16 where groups are pruned]"
     )
     symmetric: bool | None = option(
-        "Whether schemes with groups do without zero points.  [default: asymmetric]", flag="--symmetric/--asymmetric"
+        "Omit or use zero points in grouped schemes.  [default: asymmetric]", flag="--symmetric/--asymmetric"
     )
 
 
@@ -249,9 +249,9 @@ class TimesOptions(Options):
 
     HEADING: ClassVar[str] = "Speed and size"
 
-    gpu: str | None = option("GPU whose times count.", choices=choices.GPUS)
+    gpu: str | None = option("GPU whose measured times to use.", choices=choices.GPUS)
     tokens: int | None = option("Tokens computed at once.  [default: 4096]", minimum=1)
-    speed_table: Path | None = option("CSV file with times of your own.", metavar="FILE")
+    speed_table: Path | None = option("CSV file with your own times.", metavar="FILE")
 
 
 @dataclass(frozen=True)
@@ -260,8 +260,8 @@ class TargetOptions(TimesOptions):
 
     HEADING: ClassVar[str] = "Speed and size"
 
-    target_speedup: float | None = option("Choose patterns so that linears run X times as fast as dense.", metavar="X")
-    density: float | None = option("Choose patterns so that this share of the weights is left, as 0.75.", metavar="X")
+    target_speedup: float | None = option("Choose patterns that run the linears X times as fast as dense.", metavar="X")
+    density: float | None = option("Choose patterns that keep this share of the weights, such as 0.75.", metavar="X")
 
 
 @dataclass(frozen=True)
@@ -282,7 +282,7 @@ class ComputeOptions(DeviceOptions):
     keep_on: str | None = option("Where calibration keeps hidden states.  [default: device]", choices=choices.PLACES)
     batch_tokens: int | None = option("Calibration tokens computed at once.  [default: 4096; 8192 on a GPU]", minimum=1)
     precision: str | None = option(
-        "Precision that calibration runs the model in; auto takes bfloat16 where it is fast.  [default: auto]",
+        "Precision of the model in calibration; auto is bfloat16 where that is fast.  [default: auto]",
         choices=choices.PRECISIONS,
     )
 
@@ -303,7 +303,7 @@ class OutputOptions(Options):
     HEADING: ClassVar[str] = "Output"
 
     resume: bool = option("Continue an interrupted run of the same settings.", default=False)
-    verify: bool = option("Do not re-read the output; the report says so.", default=True, flag="--no-verify")
+    verify: bool = option("Do not read the output back; the report says so.", default=True, flag="--no-verify")
     text: str | None = option("Measure the perplexity of source and output on this text, for the reports.")
     sequences: int | None = option("Sequences of --text to measure on.  [default: 160]", minimum=1)
 
@@ -385,7 +385,7 @@ class QuantizeOptions(
 class SlideOptions(PatternOptions, DeviceOptions, SourceOptions, OutputOptions):
     """Options of `slide`."""
 
-    pattern: str | None = option("Pattern of weights that others pruned and left no record of.", metavar="2_L")
+    pattern: str | None = option("Pattern of weights that another tool pruned.", metavar="2_L")
 
 
 @dataclass(frozen=True)
@@ -399,7 +399,7 @@ class VerifyOptions(DeviceOptions):
 
     HEADING: ClassVar[str] = "Source"
 
-    source: str | None = option("Model that it was made from, a folder or a Hub id: compare every weight with it.")
+    source: str | None = option("Source model, a folder or a Hub id: compare every weight with it.")
     revision: str | None = option("Branch, tag or commit of the --source.  [default: main]")
 
 
@@ -408,7 +408,7 @@ class ModelOptions(DeviceOptions):
     """How a checkpoint is run."""
 
     activations: str | None = option(
-        "Activations of quantized linears, as served or not rounded.  [default: quantized]", choices=choices.ACTIVATIONS
+        "Quantize the activations as in serving, or not.  [default: quantized]", choices=choices.ACTIVATIONS
     )
 
 
@@ -432,7 +432,7 @@ class EvaluateOptions(ModelOptions):
     length: int | None = option("Tokens of a sequence of --text.  [default: 512]", minimum=2)
     tasks: str | None = option("Tasks of lm-eval, an optional extra: arc_easy,hellaswag.", metavar="NAME,NAME...")
     task_path: Path | None = option(
-        "Folder with tasks of your own, as lm-eval's YAML files. Those that name Python code are refused.",
+        "Folder with your own tasks as YAML files of lm-eval. Tasks with Python code are refused.",
         metavar="DIR",
     )
     limit: int | None = option("Only the first questions of each task.", minimum=1)
@@ -446,7 +446,9 @@ class PushOptions(DeviceOptions):
     HEADING: ClassVar[str] = "Push"
 
     dry_run: bool = option("Only show what would be sent and deleted.", default=False)
-    public: bool = option("Make a new repository public; an existing one stays as it is.", default=False)
-    revision: str | None = option("Branch to push to, made from main if it is new.  [default: main]", metavar="BRANCH")
-    message: str | None = option("Message of the commit.  [default: what the checkpoint is]")
-    verify: bool = option("Re-read the checkpoint first; needed after convert --no-verify.", default=False)
+    public: bool = option("Make a new repository public; an existing one keeps its visibility.", default=False)
+    revision: str | None = option(
+        "Branch to push to, created from main if it is new.  [default: main]", metavar="BRANCH"
+    )
+    message: str | None = option("Commit message.  [default: a description of the checkpoint]")
+    verify: bool = option("Verify the checkpoint first; needed after convert --no-verify.", default=False)

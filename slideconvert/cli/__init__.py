@@ -15,20 +15,20 @@ from .. import __version__
 from ..errors import SlideConvertError
 
 COMMANDS = {
-    "download": ("use", "Fetch a model from the Hub, pinned and checked."),
+    "download": ("use", "Fetch a model from the Hub, pinned to a commit and checked."),
     "plan": ("convert", "Show what a conversion would do; writes nothing."),
-    "convert": ("convert", "Prune, quantize, re-lay and verify a model in one go."),
+    "convert": ("convert", "Prune, quantize, pack and verify a model."),
     "allocate": ("allocate", "Choose patterns layer by layer for a speed-up or a density."),
     "sparsify": ("stages", "Prune to a 2:L pattern."),
     "quantize": ("stages", "Quantize to int8 or fp8."),
-    "slide": ("stages", "Re-lay quantized 2:L weights into 2:4 windows."),
-    "relayout": ("stages", "Convert between the slide and the dense layout, exactly."),
-    "verify": ("look", "Re-read a checkpoint and check every weight."),
-    "inspect": ("look", "Show what a checkpoint holds, layer by layer."),
-    "eval": ("use", "Measure perplexity and tasks, side by side."),
+    "slide": ("stages", "Store quantized 2:L weights as 2:4 windows."),
+    "relayout": ("stages", "Convert a checkpoint to another layout, exactly."),
+    "verify": ("look", "Read a checkpoint back and check every weight."),
+    "inspect": ("look", "Show the content of a checkpoint, layer by layer."),
+    "eval": ("use", "Compare checkpoints by perplexity and tasks."),
     "generate": ("use", "Continue a prompt with a checkpoint."),
     "push": ("push", "Publish a verified checkpoint on the Hub."),
-    "doctor": ("look", "Say what this machine can do."),
+    "doctor": ("look", "Show what this machine can run."),
 }
 """Each command's module and the line that --help shows for it."""
 

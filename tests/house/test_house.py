@@ -216,13 +216,16 @@ def test_links_between_documents_resolve(document: Path) -> None:
 
 @pytest.mark.parametrize("document", TESTED, ids=lambda path: path.name)
 def test_readme_commands_run(document: Path, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every slideconvert line of the tested blocks in README.md and docs/, pasted as it stands, on the demo model."""
+    """Every slideconvert line and every block of Python that README.md and docs/ mark as tested, as it stands."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     blocks = [part.split("```")[1] for part in document.read_text().split(MARK)[1:]]
+    programs = [block.removeprefix("python\n") for block in blocks if block.startswith("python\n")]
+    for program in programs:
+        exec(compile(program, document, "exec"), {})
     commands = [line.split() for line in "\n".join(blocks).splitlines() if line.startswith("slideconvert ")]
-    assert commands
+    assert commands or programs
     for words in commands:
         outcome = cli(*[word.strip("'\"") for word in words[1:]])
         assert outcome.code == 0, (words, outcome.err)
