@@ -365,7 +365,7 @@ def test_out_of_memory_keeps_what_is_finished(
     def full(*args: Any) -> Any:
         nonlocal calls
         calls += 1
-        if calls == 40:  # in the second layer: two lanes, four batches, three or four inputs
+        if calls == 40:  # in the second layer: two streams, four batches, three or four inputs
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return real(*args)
 

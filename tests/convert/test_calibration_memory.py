@@ -65,16 +65,16 @@ def test_the_plan_of_a_70b_model_states_the_memory(cli: Cli, tmp_path: Path) -> 
     told = json.loads(made.out)
     need = told["calibration_memory"]
     tokens, hidden = 128 * 2048, 8192
-    # Two lanes (compressed and dense) of hidden states, float32, and of attention's outputs, bfloat16.
+    # Two streams (compressed and dense) of hidden states, float32, and of attention's outputs, bfloat16.
     assert need["hidden"] == 2 * tokens * (4 + 2) * hidden
     linears = 2 * hidden * hidden + 2 * hidden * 1024 + 3 * hidden * 28672
     assert told["weights"] == 80 * linears
-    assert need["layer"] == 2 * 4 * linears  # one layer in each lane, never more
+    assert need["layer"] == 2 * 4 * linears  # one layer in each stream, never more
     assert need["end_training"] == need["block_training"] == 0
     # One layer, its largest Gram matrices (28672²) and a batch: an 80 GB GPU does it, hidden states elsewhere.
     assert 4 * 28672**2 * 10 < need["device"] < 80e9
     said = cli("plan", model).out.replace("\n", " ")
-    assert "128 windows of 2048 tokens of allenai/c4:en:train" in said and "25.8 GB" in said
+    assert "128 sequences of 2048 tokens of allenai/c4:en:train" in said and "25.8 GB" in said
 
 
 @pytest.mark.parametrize(("words", "least"), [((), 0), (("--preset", "quality"), 2 + 6 * 4)])
