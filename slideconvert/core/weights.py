@@ -75,7 +75,7 @@ class Tally:
 
 
 def tally(before: Weight, pruned: Weight, after: Weight) -> Tally:
-    """Measure some rows of a weight: as they were, with the pruned weights gone, and as stored."""
+    """Measure some rows of a weight: as they were, pruned, and as stored."""
     old = floats(before)
     prune_loss = 0.0 if pruned is before else energy(old - floats(pruned))
     loss = prune_loss if after is pruned else energy(old - floats(after))

@@ -1,19 +1,20 @@
-"""Descent over ternary codes: group by group the best change of one or two codes, all others fixed.
+"""Descent over ternary codes: block by block the best change of one or two codes, all others fixed.
 
-A sweep rounds each weight once and never returns to it. With three values to choose from that loses much: a group may
+A sweep rounds each weight once and never returns to it. With three values to choose from that loses much: a block may
 do better with other zeros, or with a code that pays back what a neighbour lost. For a row of codes q with scale s,
 target w* and damped Gram matrix H the loss is
 
     f(q) = (s q - w*) H (s q - w*)ᵀ + λ ||s q - m||²
 
 and changing codes i and j by a and b changes it by Δ(i, a) + Δ(j, b) + 2 a b s² H_ij with
-Δ(i, a) = 2 a s g_i + a² s² H_ii + the change of the second term, g = (s q - w*) H. Every pair of a group is tried,
-and the best that keeps the pattern is taken if it lowers f, so f never rises; a zero that moves within its group is a
+Δ(i, a) = 2 a s g_i + a² s² H_ii + the change of the second term, g = (s q - w*) H. Every pair of a block is tried,
+and the best that keeps the pattern is taken if it lowers f, so f never rises; a zero that moves within its block is a
 pair. Between passes each row's scale is fitted to the first term alone: s = w* H qᵀ / q H qᵀ (latent weights are wider
 spread than their codes, and would pull it off: see LOG.md).
 
-m are the latent, the floats that the codes were trained as. They say nothing of the layer's function, but a weight
-that training left near the edge between two codes matters less than one far from it (measured, see BENCHMARKS.md).
+m are the latent weights, the floats that the codes were trained as. They say nothing of the layer's function, but a
+weight that training left near the edge between two codes matters less than one far from it (measured, see
+BENCHMARKS.md).
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ from ..core.patterns import BlockPattern
 from ..kernels.planes import blocks
 
 ROUNDS = 3
-"""Passes over all groups, the scales fitted before each and after the last."""
+"""Passes over all blocks, the scales fitted before each and after the last."""
 PRIOR = 0.2
 """λ as a share of the mean diagonal of H."""
-BLOCK = 32
+PANEL = 32
 """Columns whose gradients are kept up to date together, at most."""
 CODES = (-1.0, 0.0, 1.0)
 
@@ -49,7 +50,7 @@ def descend(
     for _ in range(ROUNDS):
         for rows in blocks(len(codes), pairs, codes.device.type):
             own = None if latent is None else latent[rows]
-            sweep_groups(codes[rows], scale[rows], target[rows], gram, pattern, own, prior)
+            sweep_blocks(codes[rows], scale[rows], target[rows], gram, pattern, own, prior)
         scale = fit_scale(codes, scale, target, gram)
     return codes, scale
 
@@ -64,7 +65,7 @@ def fit_scale(codes: Tensor, scale: Tensor, target: Tensor, gram: Tensor) -> Ten
 
 @cache
 def _pairs(columns: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """All changes of one or two codes of a group, as indices of moves; the move after the last changes nothing.
+    """All changes of one or two codes of a block, as indices of moves; the move after the last changes nothing.
 
     Move 3 l + v makes column l the code CODES[v].
     """
@@ -77,7 +78,7 @@ def _pairs(columns: int, device: torch.device) -> tuple[Tensor, Tensor]:
     return torch.tensor(first, device=device), torch.tensor(second, device=device)
 
 
-def sweep_groups(
+def sweep_blocks(
     codes: Tensor,
     scale: Tensor,
     target: Tensor,
@@ -86,41 +87,41 @@ def sweep_groups(
     latent: Tensor | None,
     prior: float,
 ) -> None:
-    """Once over all groups of some rows: `codes` [N, K] is changed in place. prior: λ, the rest as for `descend`."""
-    columns, step = codes.shape[1], max(1, BLOCK // pattern.block) * pattern.block
+    """Once over all blocks of some rows: `codes` [N, K] is changed in place. prior: λ, the rest as for `descend`."""
+    columns, step = codes.shape[1], max(1, PANEL // pattern.block) * pattern.block
     off = codes * scale - target
     for start in range(0, columns, step):
-        block = slice(start, min(start + step, columns))
-        slope = off @ gram[:, block]
-        for first in range(block.start, block.stop, pattern.block):
-            group = slice(first, min(first + pattern.block, columns))
-            inside = slice(group.start - start, group.stop - start)
-            own = None if latent is None else latent[:, group]
-            change = best_change(codes[:, group], scale, slope[:, inside], gram[group, group], pattern, own, prior)
-            codes[:, group] += change
+        panel = slice(start, min(start + step, columns))
+        gradient = off @ gram[:, panel]
+        for first in range(panel.start, panel.stop, pattern.block):
+            block = slice(first, min(first + pattern.block, columns))
+            inside = slice(block.start - start, block.stop - start)
+            own = None if latent is None else latent[:, block]
+            change = best_change(codes[:, block], scale, gradient[:, inside], gram[block, block], pattern, own, prior)
+            codes[:, block] += change
             change = change * scale
-            off[:, group] += change
-            slope += change @ gram[group, block]
+            off[:, block] += change
+            gradient += change @ gram[block, panel]
 
 
 def best_change(
     codes: Tensor,
     scale: Tensor,
-    slope: Tensor,
+    gradient: Tensor,
     gram: Tensor,
     pattern: BlockPattern,
     latent: Tensor | None,
     prior: float,
 ) -> Tensor:
-    """codes [N, L] of one group -> what to add to them, zero where nothing helps.
+    """codes [N, L] of one block -> what to add to them, zero where nothing helps.
 
-    slope [N, L]: g of these columns. gram [L, L]: theirs. A last group may be narrower than the pattern's.
+    gradient [N, L]: g of these columns. gram [L, L]: theirs. A last block may be narrower than the pattern's.
     """
     rows, columns = codes.shape
     values = torch.tensor(CODES, device=codes.device)
     change = values - codes[:, :, None]  # [N, L, 3]
     step = change * scale[:, :, None]
-    cost = 2 * slope[:, :, None] * step + gram.diagonal()[None, :, None] * step.square()
+    cost = 2 * gradient[:, :, None] * step + gram.diagonal()[None, :, None] * step.square()
     if latent is not None and prior:
         wanted = latent[:, :, None]
         before = (codes * scale)[:, :, None]

@@ -70,8 +70,8 @@ def damp(gram: Tensor, share: float = DAMPING) -> Damped:
         lower, failed = torch.linalg.cholesky_ex(damped)
         if not int(failed):
             return Damped(damped, lower, dead, tuple(notes))
-        said = "10 % of each diagonal entry" if times is None else f"{share * times:g} of the mean diagonal"
-        notes = [f"the Gram matrix was not positive definite with a damping of {said} or less; more was used"]
+        damping = "10 % of each diagonal entry" if times is None else f"{share * times:g} of the mean diagonal"
+        notes = [f"the Gram matrix was not positive definite with a damping of {damping} or less; more was used"]
     raise ArithmeticError("the Gram matrix is not positive definite even with 10 % of each diagonal entry added")
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from slideconvert.core.patterns import LENGTHS, BlockPattern
-from slideconvert.prune.descent import best_change, descend, fit_scale, sweep_groups
+from slideconvert.prune.descent import best_change, descend, fit_scale, sweep_blocks
 from tests.twins import ternary
 
 ROWS = 12
@@ -93,7 +93,7 @@ def test_the_loss_falls_and_the_pattern_stays(length: int) -> None:
     pattern = BlockPattern(length)
     codes, scale, target, gram, latent = problem(75, pattern)
     before = losses(codes, scale, target, gram, latent, 0.3)
-    sweep_groups(codes, scale, target, gram, pattern, latent, 0.3)
+    sweep_blocks(codes, scale, target, gram, pattern, latent, 0.3)
     pattern.check(codes, "codes")
     assert codes.unique().tolist() == [-1.0, 0.0, 1.0]
     after = losses(codes, scale, target, gram, latent, 0.3)
@@ -130,7 +130,7 @@ def test_gradients_kept_by_blocks_are_those_of_the_whole() -> None:
     pattern = BlockPattern(8)
     codes, scale, target, gram, latent = problem(96, pattern)
     together, singly = codes.clone(), codes.clone()
-    sweep_groups(together, scale, target, gram, pattern, latent, 0.2)
+    sweep_blocks(together, scale, target, gram, pattern, latent, 0.2)
     for start in range(0, 96, 8):
         change_group(singly, slice(start, start + 8), scale, target, gram, pattern, latent, 0.2)
     assert torch.equal(together, singly) and not torch.equal(together, codes)

@@ -74,7 +74,7 @@ class BlockPattern(Pattern):
 
     @property
     def prunes(self) -> bool:
-        """Whether any weight has to go; False for 2:inf only."""
+        """Whether any weight must be zero; False for 2:inf only."""
         return self.length is not None
 
     @property

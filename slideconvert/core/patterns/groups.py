@@ -20,17 +20,17 @@ from .base import GROUPS, Pattern
 
 KEPT_MULTIPLE = 8
 DIGITS = 6
-"""Decimals of a sparsity and of a row cap: records have both in words, from which follows how many groups there are."""
+"""Decimals of a sparsity and of a row cap: records state both in the name, which determines the number of groups."""
 LEAST_SPARSITY, MOST_SPARSITY = 0.0, 0.9
-"""Of group patterns: beyond, a model is nothing but its embeddings."""
+"""Limits of a sparsity: beyond, a model is nothing but its embeddings."""
 
 
 @dataclass(frozen=True)
 class GroupPattern(Pattern):
     """Of all groups of `size` consecutive columns of a linear, the share `sparsity` is zero, in DIGITS decimals.
 
-    Which groups go is decided for all rows of a linear at once, so that rows may keep more or fewer; none is left
-    without. row_cap: no row keeps more than so many times the mean; None: as many as it likes.
+    Groups are selected for all rows of a linear at once, so that rows may keep more or fewer; every row keeps one.
+    row_cap: no row keeps more than so many times the mean; None: no limit.
     """
 
     rows_independent: ClassVar[bool] = False
@@ -46,7 +46,7 @@ class GroupPattern(Pattern):
         if not LEAST_SPARSITY <= self.sparsity <= MOST_SPARSITY:
             raise PatternError(
                 f"sparsity {self.sparsity:g} is out of range",
-                hint=f"the share of groups that go: {LEAST_SPARSITY:g} to {MOST_SPARSITY:g}",
+                hint=f"the share of groups that are pruned: {LEAST_SPARSITY:g} to {MOST_SPARSITY:g}",
             )
         if self.row_cap is not None and not 1 <= self.row_cap < math.inf:
             raise PatternError(f"row cap {self.row_cap:g}", hint="times the mean number of groups of a row: 1 or more")
@@ -72,7 +72,7 @@ class GroupPattern(Pattern):
 
     @property
     def prunes(self) -> bool:
-        """Whether any weight has to go."""
+        """Whether any group must be zero."""
         return self.sparsity > 0
 
     @property
@@ -101,7 +101,7 @@ class GroupPattern(Pattern):
         return columns // self.size
 
     def kept(self, shape: tuple[int, int]) -> int:
-        """Groups that stay of a linear [out, in]: a multiple of 8, rounded up, so that tensors in files are aligned."""
+        """Groups that a linear [out, in] keeps: a multiple of 8, rounded up, so that tensors in files are aligned."""
         total = shape[0] * self.units(shape[1])
         return min(total, -(-(total - round(self.sparsity * total)) // KEPT_MULTIPLE) * KEPT_MULTIPLE)
 
