@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .groups import WORD, DenseGroups, Groups, kept_groups, pack, pack_dense, unpack, unpack_dense
+from .groups import DenseGroups, Groups, kept_groups, pack, pack_dense, unpack, unpack_dense
+from .packing import WORD
 from .spec import LinearSpec, Part, TensorSpecs, check_tensors, stack
 
 SIZES = (4, 8, 16, 32, 64, 128)

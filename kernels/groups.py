@@ -31,11 +31,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .packing import packed_bytes, packed_words, unpacked_bytes, unpacked_words
+
 if TYPE_CHECKING:
     from .group_spec import GroupSpec
-
-WORD = 32
-"""Bits of a word of layout dense."""
 
 
 @dataclass(frozen=True)
@@ -169,9 +168,9 @@ def pack_dense(codes: Tensor, scale: Tensor, zero: Tensor | None, spec: GroupSpe
     _check_codes(codes, scale, zero, None, spec)
     zeros = None if zero is None else zero.flatten()
     stored = _stored(codes.view(-1, spec.size), zeros, spec).view(spec.rows, spec.columns)
-    packed = None if spec.symmetric or zero is None else _words(zero.T, spec.bits).T.contiguous()
+    packed = None if spec.symmetric or zero is None else packed_words(zero.T, spec.bits).T.contiguous()
     shape = torch.tensor([spec.rows, spec.columns], device=codes.device)
-    return DenseGroups(_words(stored, spec.bits), scale.contiguous(), packed, shape)
+    return DenseGroups(packed_words(stored, spec.bits), scale.contiguous(), packed, shape)
 
 
 def unpack_dense(dense: DenseGroups, spec: GroupSpec) -> tuple[Tensor, Tensor, Tensor]:
@@ -180,10 +179,12 @@ def unpack_dense(dense: DenseGroups, spec: GroupSpec) -> tuple[Tensor, Tensor, T
     _check_tensors(dense.named(), spec, "dense")
     if dense.shape.tolist() != [spec.rows, spec.columns]:
         raise ValueError(f"{spec}: weight_shape is {dense.shape.tolist()}")
-    stored = _from_words(dense.packed, spec.columns, spec, "weight_packed")
+    stored = unpacked_words(dense.packed, spec.bits, spec.columns, f"{spec}: weight_packed")
     zero = torch.full((spec.rows, spec.across), spec.middle, dtype=torch.uint8, device=stored.device)
     if dense.zero is not None:
-        zero = _from_words(dense.zero.T.contiguous(), spec.rows, spec, "weight_zero_point").T.contiguous()
+        zero = unpacked_words(
+            dense.zero.T.contiguous(), spec.bits, spec.rows, f"{spec}: weight_zero_point"
+        ).T.contiguous()
     codes = stored.view(*zero.shape, spec.size).short() - zero[..., None]
     return codes.to(spec.codes_dtype).view(spec.rows, spec.columns), dense.scale, zero
 
@@ -238,33 +239,6 @@ def _stored(codes: Tensor, zeros: Tensor | None, spec: GroupSpec) -> Tensor:
     if stored.numel() and not 0 <= int(stored.min()) <= int(stored.max()) <= spec.largest:
         raise ValueError(f"{spec}: stored codes of {int(stored.min())} to {int(stored.max())}, not 0 to {spec.largest}")
     return stored.to(torch.uint8)
-
-
-def packed_bytes(stored: Tensor, bits: int) -> Tensor:
-    """[..., E] uint8 -> [..., ceil(E*b/8)] uint8, the first in the low bits."""
-    if bits == 8:
-        return stored.contiguous()
-    even = torch.nn.functional.pad(stored, (0, stored.shape[-1] % 2))
-    return even[..., ::2] | even[..., 1::2] << 4
-
-
-def unpacked_bytes(packed: Tensor, bits: int) -> Tensor:
-    """[..., B] uint8 -> [..., B*8/b] uint8, the low bits first."""
-    return packed if bits == 8 else torch.stack((packed & 15, packed >> 4), -1).flatten(-2)
-
-
-def _words(stored: Tensor, bits: int) -> Tensor:
-    """[R, E] uint8 -> [R, ceil(E*b/32)] int32, the first in the low bits."""
-    packed = packed_bytes(torch.nn.functional.pad(stored, (0, -stored.shape[1] % (WORD // bits))), bits)
-    return packed.flatten().view(torch.int32).view(len(packed), -1)
-
-
-def _from_words(words: Tensor, count: int, spec: GroupSpec, name: str) -> Tensor:
-    """[R, ceil(E*b/32)] int32 -> [R, E = count] uint8. ValueError if the padding is not 0."""
-    stored = unpacked_bytes(words.contiguous().view(torch.uint8), spec.bits)
-    if stored[:, count:].any():
-        raise ValueError(f"{spec}: {name} has bits in the padding beyond {count}")
-    return stored[:, :count].contiguous()
 
 
 def kept_groups(codes: Tensor, spec: GroupSpec) -> Tensor:

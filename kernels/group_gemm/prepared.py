@@ -27,12 +27,11 @@ from ..groups import (
     Weight,
     check,
     pack_dense,
-    packed_bytes,
     places,
     unpack_dense,
-    unpacked_bytes,
     zero_points,
 )
+from ..packing import packed_bytes, unpacked_bytes
 
 WARP = 32
 BANKS = {16: 8, 8: 16}

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.quantize import QuantizedWeight
-from ..kernels.groups import packed_bytes, unpacked_bytes
+from ..kernels.packing import packed_bytes, unpacked_bytes
 
 LEAST_SCALE = 1e-15
 """Scales stay above: they train, and a weight must not change its sign by them. Not less: gradients divide by their
