@@ -19,8 +19,8 @@ COMMANDS = {
     "plan": ("convert", "Show what a conversion would do; writes nothing."),
     "convert": ("convert", "Prune, quantize, pack and verify a model."),
     "allocate": ("allocate", "Choose patterns layer by layer for a speed-up or a density."),
-    "sparsify": ("stages", "Prune to a 2:L pattern."),
-    "quantize": ("stages", "Quantize to int8 or fp8."),
+    "sparsify": ("stages", "Prune to a 2:L pattern, or prune whole groups."),
+    "quantize": ("stages", "Quantize to 8 or 4 bits."),
     "slide": ("stages", "Store quantized 2:L weights as 2:4 windows."),
     "relayout": ("stages", "Convert a checkpoint to another layout, exactly."),
     "verify": ("look", "Read a checkpoint back and check every weight."),
@@ -76,6 +76,6 @@ def main() -> NoReturn:
         click.echo("interrupted; a conversion can be continued with --resume, a push by running it again", err=True)
         sys.exit(130)
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output left: nobody to tell
+        sys.stderr.close()  # the reader of the output has left
         sys.exit(1)
     sys.exit(0)

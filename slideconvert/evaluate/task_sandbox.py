@@ -1,7 +1,7 @@
-"""What lm-eval may do in our process: run no code but its own, print nothing, start no process.
+"""Keep lm-eval in this process from running code of tasks, printing and starting processes.
 
-A task of lm-eval is a YAML file. Those of its own collection are trusted as lm-eval itself is, which brought them;
-any other is read here before lm-eval loads it, and its templates cannot reach into Python.
+A task of lm-eval is a YAML file. Those of its own collection are trusted as lm-eval itself is; any other is read here
+before lm-eval loads it, and its templates cannot reach into Python.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import yaml
 from ..errors import InputError
 
 ALONE = "DISABLE_MULTIPROC"
-"""Environment variable of lm-eval. Without it, it forks this process, threads and all, for every bootstrap."""
+"""Environment variable of lm-eval, which otherwise forks this process with its threads for every bootstrap."""
 
 
 class _Reader(yaml.SafeLoader):
-    """Reads a definition without doing what it says."""
+    """Reads a definition without carrying it out."""
 
 
 def _refuse_function(loader: yaml.SafeLoader, node: yaml.Node) -> NoReturn:
@@ -39,9 +39,10 @@ def _brings(path: Path, what: str) -> InputError:
 
 
 def parts(index: Mapping[str, Any], name: str) -> set[str]:
-    """`name` and the names of all that it is made of: members of groups, and of groups in groups; tasks with a tag.
+    """`name` and the names of its parts: members of groups, and of groups in groups; tasks with a tag.
 
-    index: the task_index of lm-eval's TaskManager. A name that it lacks is of another index, or defined in its group.
+    index: the task_index of lm-eval's TaskManager. A name that it lacks comes from another index, or from
+    its group.
     """
     found, todo = set(), [name]
     while todo:
@@ -56,7 +57,7 @@ def parts(index: Mapping[str, Any], name: str) -> set[str]:
 
 
 def refuse_code(index: Mapping[str, Any], name: str) -> None:
-    """InputError if the task, group or tag `name`, or any file that it is made of, brings code or is no YAML."""
+    """InputError if the task, group or tag `name`, or any file of its parts, brings code or is not YAML."""
     for part in parts(index, name) & index.keys():
         if index[part].yaml_path is not None:
             _refuse_in_file(Path(index[part].yaml_path), set())
@@ -93,7 +94,7 @@ def _refuse_in_file(path: Path, seen: set[Path]) -> None:
 
 
 def _refuse_scripts(path: Path, node: Any) -> None:
-    """A metric that lm-eval does not know is a script, which it would fetch from the Hub or the disk and run."""
+    """InputError for a metric that lm-eval does not know, which it would fetch as a script and run."""
     import lm_eval.api.metrics  # noqa: F401 (fills the registry)
     from lm_eval.api.registry import metric_registry
 
@@ -110,21 +111,21 @@ class _Listener(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self.heard: dict[tuple[str, int], str] = {}
+        self.seen: set[tuple[str, int]] = set()
         self.lines: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        place = (record.pathname, record.lineno)
-        if place not in self.heard:
-            self.heard[place] = record.getMessage()
-            self.lines.append(self.heard[place])
+        line = (record.pathname, record.lineno)
+        if line not in self.seen:
+            self.seen.add(line)
+            self.lines.append(record.getMessage())
 
 
 @contextmanager
 def sandboxed() -> Iterator[list[str]]:
-    """lm-eval with its templates in a sandbox, without bars, prints and processes.
+    """Run lm-eval with its templates in a sandbox, without progress bars, prints and processes.
 
-    Yields what it warns of, as a list that grows.
+    Yields the list of its warnings, which grows.
     """
     from jinja2.sandbox import SandboxedEnvironment
     from lm_eval import utils
@@ -135,8 +136,8 @@ def sandboxed() -> Iterator[list[str]]:
     sandbox = SandboxedEnvironment(undefined=plain.undefined, keep_trailing_newline=plain.keep_trailing_newline)
     sandbox.filters.update(plain.filters)
 
-    def start_hidden(bar: Any, *args: Any, **words: Any) -> None:
-        start_bar(bar, *args, **{**words, "disable": True})
+    def start_hidden(bar: Any, *args: Any, **options: Any) -> None:
+        start_bar(bar, *args, **{**options, "disable": True})
 
     utils.env, tqdm.__init__, logger.propagate, os.environ[ALONE] = sandbox, start_hidden, False, "1"
     logger.addHandler(listener)

@@ -20,17 +20,17 @@ from .perplexity import BATCH_TOKENS
 from .task_sandbox import parts, refuse_code, sandboxed
 
 DRAWS = 1000
-"""Of the bootstrap for metrics that are not means: it knows their standard error to 1/√(2·1000), 2 %."""
+"""Draws of the bootstrap for metrics that are not means: it gives their standard error to 1/√(2·1000), 2 %."""
 
 SEED = 1234
-"""Chooses the examples before a question; lm-eval's own default."""
+"""Seed that chooses the examples before a question; lm-eval's own default."""
 
 
 @dataclass(frozen=True)
 class Tasks:
     """Tasks with their data, ready to run.
 
-    loaded: what lm-eval made of each name that was asked for. notes: what it warned of.
+    loaded: by name asked for, what lm-eval loaded. notes: its warnings.
     """
 
     loaded: dict[str, Any]
@@ -39,7 +39,7 @@ class Tasks:
 
 @dataclass(frozen=True)
 class TaskResults:
-    """rows: one per task and checkpoint, see measure_tasks. notes: what lm-eval warned of, loading and running.
+    """rows: one per task and checkpoint, see measure_tasks. notes: warnings of lm-eval while loading and running.
 
     library: the version of lm-eval, on which scores depend as on the versions of the tasks.
     """
@@ -137,12 +137,12 @@ def measure_tasks(
             for task in loaded["tasks"].values():
                 task.set_fewshot_seed(seed=SEED)
             wrapped.set_cache_hook(_Watcher(f"{ckpt}, {name}", progress))
-            with sandboxed() as said:
+            with sandboxed() as warnings:
                 try:
                     found = lm_eval.evaluate(wrapped, loaded, limit=limit, bootstrap_iters=DRAWS, log_samples=False)
                 except faults as error:
                     raise InputError(f"task {name} on {ckpt}: {_reason(error)}") from error
-            notes += [f"{ckpt}, {name}: {line}" for line in said]
+            notes += [f"{ckpt}, {name}: {line}" for line in warnings]
             rows += _rows(ckpt, name, found)
         del model, wrapped  # before the next one is loaded
     first: dict[tuple[str, str | None], list[dict[str, Any]]] = {}
@@ -178,7 +178,7 @@ def _rows(ckpt: str, name: str, found: Any) -> list[dict[str, Any]]:
 
 
 class _Watcher:
-    """Stands where lm-eval expects a cache, which it tells every answer: counts them, refuses what is not finite."""
+    """In the place of lm-eval's cache, which gets every answer: counts them and refuses values that are not finite."""
 
     def __init__(self, stage: str, progress: Progress) -> None:
         self.stage, self.progress, self.done, self.total = stage, progress, 0, 0
@@ -195,7 +195,7 @@ class _Watcher:
 
 
 def _wrap(model: Any, tokenizer: Any) -> Any:
-    """The model as lm-eval takes it, running batches of BATCH_TOKENS tokens or less, but of one text at least."""
+    """The model for lm-eval, in batches of at most BATCH_TOKENS tokens, but of at least one text."""
     from lm_eval.models.huggingface import HFLM
 
     class Batched(HFLM):

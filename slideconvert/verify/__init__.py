@@ -2,10 +2,10 @@
 
 Without the source: hashes, index, config, shapes and dtypes, the pattern at absolute positions, 2:4 windows,
 canonical packing (slide and pack again: the same bytes, so nothing was lost or added), zeros stored as +0,
-finite positive scales. With the source besides: copied tensors equal byte for byte, and every weight within its
-scheme's rounding of the source's, but for at most two zeros a group, which pruning may take. Where calibration or
-training moved the weights, their errors are told, and each linear must be nearer to its source than to nothing.
-Channels that stand in another order are compared with those that they were.
+finite positive scales. With the source: copied tensors equal byte for byte, and every weight is within its scheme's
+rounding of the source's, except for the weights that the pattern allows to be pruned. Where calibration or training
+moved the weights, their errors are reported, and each linear must be nearer to its source than to zero. Permuted
+channels are compared with the source's channels in the same order.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ UNHASHED = (
 
 @dataclass
 class Verdict:
-    """The whole check: tensors re-read, linears one by one, faults in words (empty: sound).
+    """The whole check: number of tensors re-read, linears one by one, faults in words (empty: sound).
 
     notes: what could not be checked, and why.
     """
@@ -79,7 +79,7 @@ def verify_checkpoint(
     spoiled: dict[str, str] = {}
 
     def check_copies(layer: int | None) -> None:
-        """What else a layer has (None: what no layer has), while the files that it lies in are at hand."""
+        """Check the other tensors of a layer (None: those outside the layers) while its files are at hand."""
         for name in sorted(name for name in checkpoint.tensors.keys() - owned if layer_of(name) == layer):
             owned.add(name)
             fault = _copy_fault(checkpoint, checkpoint.spec(name), theirs) if theirs else ""
@@ -110,7 +110,7 @@ def verify_checkpoint(
 
 
 def _source_side(ours: Side, source: Checkpoint) -> Side:
-    """The source to compare with. InputError if one of the two does not tell in which order its channels stand."""
+    """The source to compare with. InputError if the order of the channels of one of the two is unknown."""
     theirs = Side(source, read_record(source.config, str(source.path / CONFIG)))
     known, wanted = read_permutations(source), read_permutations(ours.checkpoint)
     lost = [
@@ -118,9 +118,9 @@ def _source_side(ours: Side, source: Checkpoint) -> Side:
         for side, permutations in ((theirs, known), (ours, wanted))
         if side.permuted and not permutations
     ]
-    if len(lost) == 1:  # lost on the way to both: one was made of the other, whose order it has
+    if len(lost) == 1:  # where both lost it, one was made of the other and has its order
         raise InputError(
-            f"{lost[0] / CHANNEL_ORDERS} is missing: in which order the channels stand is not known",
+            f"{lost[0] / CHANNEL_ORDERS} is missing, so the order of the channels is unknown",
             hint="get the file again, or verify without a source",
         )
     return replace(theirs, permutations=between(known, wanted))
@@ -136,11 +136,11 @@ def _file_faults(checkpoint: Checkpoint, record: Record) -> Iterator[str]:
     yield from bundle_faults(checkpoint.path, record.kernels)
     for path in checkpoint.shards:
         if record.files and path.name not in record.files:
-            yield f"{path.name}: a weight file that the record does not know"
+            yield f"{path.name}: a weight file that the record does not list"
     if (checkpoint.path / INDEX).is_file():
-        said = read_json(checkpoint.path / INDEX).get("metadata", {}).get("total_size")
-        if said != checkpoint.bytes:
-            yield f"{INDEX}: total_size {said}, the tensors have {checkpoint.bytes} bytes"
+        total = read_json(checkpoint.path / INDEX).get("metadata", {}).get("total_size")
+        if total != checkpoint.bytes:
+            yield f"{INDEX}: total_size {total}, the tensors have {checkpoint.bytes} bytes"
 
 
 def config_faults(checkpoint: Checkpoint, record: Record) -> Iterator[str]:
@@ -156,7 +156,7 @@ def config_faults(checkpoint: Checkpoint, record: Record) -> Iterator[str]:
 
 
 def _copy_fault(checkpoint: Checkpoint, spec: TensorSpec, source: Side) -> str:
-    """What is wrong with a tensor that is merely carried along; "" if nothing."""
+    """What is wrong with a tensor that is copied from the source; "" if nothing."""
     theirs = source.checkpoint
     if spec.name not in theirs.tensors:
         return f"{spec.name}: the source has no such tensor"

@@ -1,6 +1,6 @@
 """Check one linear of a finished checkpoint: by itself, and against its source.
 
-Rows are read whole and taken through all checks a block at a time, as in converting.
+Rows are read whole and go through all checks a block at a time, as in a conversion.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from ..models.families import architecture_of
 from ..permute.permutations import Permutations, permute_weight
 
 LEAST_LIKENESS = 0.1
-"""Cosine between a linear that lost groups and its source, at least. What makes up for half of all groups may differ
-from the source by more than its size; other linears have cosines of 1 / sqrt(weights), 0.02 for the smallest."""
+"""Least cosine between a linear with pruned groups and its source. Weights that compensate for half of all groups may
+differ from the source by more than its norm; unrelated linears have cosines of 1 / sqrt(weights), at most 0.02."""
 ROUNDING_SLACK = 1 + 2**-16
 """Float32 rounding of w / scale and code * scale, generously: each is below 2**-23 relative of at most 448."""
 
 
 @dataclass(frozen=True)
 class LinearVerdict:
-    """What was found in one linear. pattern "kept" if it was left alone; error: relative to the source, None
-    without one; tensors: those that hold it; fault: "" if sound."""
+    """The result for one linear. pattern: "kept" for one that was left as it is. error: relative to the source, None
+    without one. tensors: names of those that store it. fault: "" if it is sound."""
 
     name: str
     scheme: str
@@ -48,8 +48,8 @@ class LinearVerdict:
 
 @dataclass(frozen=True)
 class Side:
-    """A checkpoint with its record: the output's, or the source's (which may have none). permutations: by layer, in
-    which order the source's channels stand in the output."""
+    """A checkpoint with its record: the output, or the source, which may have none. permutations: by layer, the order
+    of the source's channels in the output."""
 
     checkpoint: Checkpoint
     record: Record | None
@@ -57,18 +57,18 @@ class Side:
 
     @property
     def permuted(self) -> bool:
-        """Whether some channels stand in another order than in the first source."""
+        """Whether some channels are permuted against the first source."""
         return self.record is not None and any(linear.permuted for linear in self.record.linears.values())
 
     def weight(self, linear: Linear, stored: StoredLinear) -> Weight:
-        """The source's weight as it should stand in the output, rows and columns in its order."""
+        """The source's weight with rows and columns in the order of the output."""
         permutations, config = self.permutations.get(linear.layer, {}), self.checkpoint.config
         free = architecture_of(config).free_channels(config)
         return permute_weight(linear.submodule, stored.read(self.checkpoint), permutations, free)
 
 
 def verify_linear(ours: Side, source: Side | None, device: str, linear: Linear) -> LinearVerdict:
-    """The verdict on a linear; whatever is wrong with it becomes its fault."""
+    """The verdict on a linear; an error in it becomes its fault."""
     name, stored, found, fault = linear.name, None, Tally(), ""
     try:
         stored = describe_linear(ours.checkpoint, ours.record, name)
@@ -134,7 +134,7 @@ def _check_record(ours: Side, stored: StoredLinear) -> None:
 
 
 def _check_weight(stored: StoredLinear, block: dict[str, Tensor], weight: Weight, where: str) -> None:
-    """What must hold whatever the source was."""
+    """Raise InputError for what must hold whatever the source was."""
     check_finite(weight, where)
     if not stored.format.checks_pattern:
         stored.pattern.check(values(weight), where)  # encoding again, below, checks it as well
@@ -152,14 +152,14 @@ def _check_weight(stored: StoredLinear, block: dict[str, Tensor], weight: Weight
 
 
 def _moved_since(ours: Side, source: Side, name: str) -> bool:
-    """Whether the record tells that calibration or training has moved a linear since the source."""
+    """Whether calibration or training moved a linear since the source, by the records."""
     entry = ours.record.linears.get(name) if ours.record else None
     before = source.record.linears.get(name) if source.record else None
     return entry is not None and entry.moved > (before.moved if before else 0)
 
 
 def _check_moved(before: Weight, weight: Weight) -> Tally:
-    """Measure how far calibration and training have moved the weights; the error is judged over all rows."""
+    """Measure how far calibration and training moved the weights; the error is judged over all rows."""
     old, new = floats(before), floats(weight)
     product = float((old * new).sum(dtype=torch.float64)), energy(new)
     return Tally(energy=energy(old), loss=energy(old - new), product=product)
@@ -168,7 +168,7 @@ def _check_moved(before: Weight, weight: Weight) -> Tally:
 def _check_against(stored: StoredLinear, before: Weight, weight: Weight, pattern: Pattern | None, where: str) -> Tally:
     """Measure the loss; raise InputError at the first weight that is neither the source's (rounded) nor pruned.
 
-    pattern: what may have been pruned by; None if nothing may.
+    pattern: the pattern that weights may have been pruned to; None if none may be pruned.
     """
     old, new = floats(before), floats(weight)
     difference = old - new

@@ -87,7 +87,7 @@ FILES: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     ),
     "record without its hash": (
         lambda out: edit_config(out, lambda config: config["slidesparse_config"]["files"].pop("model.safetensors")),
-        ("model.safetensors", "does not know"),
+        ("model.safetensors", "does not list"),
     ),
     "record of a layer that is not there": (
         lambda out: edit_config(
