@@ -77,7 +77,7 @@ def test_finished_layers_are_not_computed_again(
     cli: Cli, model: Path, left: Callable[[Kill], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[str] = []
-    watch(monkeypatch, lambda name, arguments: done.append(arguments[0].linear.name) if name == "convert" else None)
+    watch(monkeypatch, lambda name, arguments: done.append(arguments[2].linear.name) if name == "convert" else None)
     assert cli(*command(model, left(("journal", 3))), "--resume").code == 0
     assert {name.split(".")[2] for name in done} == {str(pico.LAYERS - 1)}
 

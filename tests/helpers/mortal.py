@@ -94,12 +94,14 @@ def _run(where: str, after: int, words: list[str]) -> None:
 
 
 def _main() -> None:
+    deaths = json.loads(sys.argv[1])
     sys.modules["sklearn"] = None  # transformers would import it, for seconds
-    for module in ("torch._dynamo", "transformers.models.qwen2.modeling_qwen2"):  # or every child would import them
-        importlib.import_module(module)
+    if any("--calibration" in words for _, _, words in deaths):  # or every child would import these
+        for module in ("torch._dynamo", "transformers.models.qwen2.modeling_qwen2"):
+            importlib.import_module(module)
     torch.set_num_threads(1)
     PRESETS["quality"] = quality(2, 2)
-    for where, after, words in json.loads(sys.argv[1]):
+    for where, after, words in deaths:
         child = os.fork()
         if not child:
             _run(where, after, words)

@@ -221,7 +221,7 @@ def test_unverified_with_verify(mine: HubServer, cli: Cli, source: Path, out: Pa
     assert b"NOT VERIFIED" not in files["report.html"].upper() and (out / "report.json").read_bytes() == report
 
 
-def test_every_kind_of_output_may_go(cli: Cli, source: Path, tmp_path: Path) -> None:
+def test_every_kind_of_output_may_go(cli: Cli, source: Path, tmp_path: Path, short_demo: Path) -> None:
     """Stages one by one, both layouts, rules that keep linears or leave them BF16: their reports belong to them."""
     recipe = tmp_path / "recipe.yaml"
     rules = (
@@ -240,7 +240,7 @@ def test_every_kind_of_output_may_go(cli: Cli, source: Path, tmp_path: Path) -> 
         ("relayout", made["slid"], made["dense"], "--layout", "dense"),
         ("convert", source, made["mixed"], "--recipe", recipe, "--layout", "dense"),
         ("relayout", made["mixed"], made["relaid"], "--layout", "slide"),
-        ("convert", DEMO, made["moved"], *text, "--preset", "quality"),
+        ("convert", short_demo, made["moved"], *text, "--preset", "quality"),
     ):
         done = cli(*words)
         assert done.code == 0, (words, done.err)

@@ -99,30 +99,30 @@ def test_down_proj_loses_less(tmp_path: Path) -> None:
         assert after.errors["mlp.down_proj"] < before.errors["mlp.down_proj"]
 
 
-def test_quality_writes_verifies_and_tells_it(cli: Cli, tmp_path: Path) -> None:
+def test_quality_writes_verifies_and_tells_it(cli: Cli, tmp_path: Path, short_demo: Path) -> None:
     out = tmp_path / "out"
-    assert cli("convert", DEMO, out, "--preset", "quality", *CALIBRATION).code == 0
+    assert cli("convert", short_demo, out, "--preset", "quality", *CALIBRATION).code == 0
     record = json.loads((out / "config.json").read_text())["slidesparse_config"]["layers"]
     told = {name.rpartition(".")[2] for name, linear in record.items() if linear.get("permuted")}
     assert told == {"v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
-    assert cli("verify", out, "--source", DEMO).code == 0
+    assert cli("verify", out, "--source", short_demo).code == 0
     assert "another order" in json.loads((out / "report.json").read_text())["notes"][0]
     # What is made of it takes the orders along: it can be compared with either source.
     dense = tmp_path / "dense"
     assert cli("relayout", out, dense, "--layout", "dense").code == 0
     assert (dense / CHANNEL_ORDERS).read_bytes() == (out / CHANNEL_ORDERS).read_bytes()
-    for source in (out, DEMO):
+    for source in (out, short_demo):
         assert cli("verify", dense, "--source", source).code == 0
 
 
-def test_orders_of_a_chain_add_up(cli: Cli, tmp_path: Path) -> None:
+def test_orders_of_a_chain_add_up(cli: Cli, tmp_path: Path, short_demo: Path) -> None:
     """Permuted twice: every channel can still be found in the first source, and in the one between."""
     once, twice = tmp_path / "once", tmp_path / "twice"
-    assert cli("sparsify", DEMO, once, "--preset", "quality", *CALIBRATION).code == 0
+    assert cli("sparsify", short_demo, once, "--preset", "quality", *CALIBRATION).code == 0
     assert cli("convert", once, twice, "--preset", "quality", "--pattern", "2:4", *CALIBRATION).code == 0
     first, second = (json.loads((folder / CHANNEL_ORDERS).read_text())["1"]["inner"] for folder in (once, twice))
     assert first != second and sorted(first) == sorted(second)
-    for source in (once, DEMO):
+    for source in (once, short_demo):
         assert cli("verify", twice, "--source", source).code == 0
 
 
@@ -141,18 +141,18 @@ def test_orders_of_a_chain_add_up(cli: Cli, tmp_path: Path) -> None:
     ids=["another", "twice", "words", "fractions", "short", "few", "unknown", "layer"],
 )
 def test_damaged_orders_are_named(
-    cli: Cli, permuted: Path, tmp_path: Path, damage: Callable[[Any], None], told: str
+    cli: Cli, permuted: Path, tmp_path: Path, short_demo: Path, damage: Callable[[Any], None], told: str
 ) -> None:
     out = tmp_path / "out"
     shutil.copytree(permuted, out)
     orders = json.loads((out / CHANNEL_ORDERS).read_text())
     damage(orders)
     (out / CHANNEL_ORDERS).write_text(json.dumps(orders))
-    outcome = cli("verify", out, "--source", DEMO)
+    outcome = cli("verify", out, "--source", short_demo)
     assert outcome.code in (1, 2) and told in outcome.err and "Traceback" not in outcome.err
 
 
-def test_lost_orders_are_missed(cli: Cli, permuted: Path, tmp_path: Path) -> None:
+def test_lost_orders_are_missed(cli: Cli, permuted: Path, tmp_path: Path, short_demo: Path) -> None:
     """As where transformers has saved the model again, with our record and without this file."""
     out = tmp_path / "out"
     shutil.copytree(permuted, out)
@@ -160,7 +160,7 @@ def test_lost_orders_are_missed(cli: Cli, permuted: Path, tmp_path: Path) -> Non
     config = json.loads((out / "config.json").read_text())
     config["slidesparse_config"]["files"] = {}
     (out / "config.json").write_text(json.dumps(config))
-    outcome = cli("verify", out, "--source", DEMO)
+    outcome = cli("verify", out, "--source", short_demo)
     assert outcome.code == 2 and f"{CHANNEL_ORDERS} is missing" in outcome.err
     assert cli("verify", out).code == 0
     again = tmp_path / "again"
@@ -168,12 +168,12 @@ def test_lost_orders_are_missed(cli: Cli, permuted: Path, tmp_path: Path) -> Non
 
 
 @pytest.fixture(scope="module")
-def permuted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def permuted(short_demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model whose channels are permuted, in the slide layout."""
     out = tmp_path_factory.mktemp("permuted") / "out"
     calibration = Calibration(str(TEXT.with_name("calibration.jsonl")), 8, 64, 0)
-    recipe = replace(plan_of(DEMO, PERMUTING).recipe, layout="slide", calibration=calibration)
-    convert(make_plan(open_folder(DEMO), recipe), out)
+    recipe = replace(plan_of(short_demo, PERMUTING).recipe, layout="slide", calibration=calibration)
+    convert(make_plan(open_folder(short_demo), recipe), out)
     return out
 
 
