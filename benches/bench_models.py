@@ -26,6 +26,7 @@ from torch import Tensor
 
 from slideconvert import __version__
 from slideconvert.api.settings import choose_device
+from slideconvert.calibrate.run import RunSettings
 from slideconvert.checkpoint.reader import Checkpoint
 from slideconvert.convert.pipeline import convert
 from slideconvert.core.patterns import BlockPattern
@@ -102,8 +103,8 @@ def measure_model(
 
 
 def _convert(folder: Path, scheme: str, pattern: BlockPattern, device: str, layout: str, out: Path) -> Report:
-    recipe = Recipe(parse_linear_config(scheme, str(pattern), "magnitude"), layout=layout)
-    return convert(make_plan(open_folder(folder), recipe), out, device=device)
+    recipe = Recipe(parse_linear_config(scheme=scheme, pattern=str(pattern), method="magnitude"), layout=layout)
+    return convert(make_plan(open_folder(folder), recipe), out, settings=RunSettings(device))
 
 
 def _perplexity(work: Path, tokens: Tensor, same: int, kind: str, device: str) -> float:
