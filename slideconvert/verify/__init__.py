@@ -62,12 +62,7 @@ def verify_checkpoint(
     progress: Progress = silent,
 ) -> Verdict:
     """Check a checkpoint of ours, against its source if one is given. InputError if it is not one of ours."""
-    record = read_record(checkpoint.config, str(checkpoint.path / CONFIG))
-    if record is None:
-        raise InputError(
-            f"{checkpoint.path / CONFIG} has no slidesparse_config: not written by slideconvert",
-            hint="only slideconvert's checkpoints can be verified",
-        )
+    record = _own_record(checkpoint)
     verdict = Verdict()
     verdict.faults += config_faults(checkpoint, record)
     if not record.files:
@@ -107,6 +102,17 @@ def verify_checkpoint(
         verdict.faults += _lost_tensors(checkpoint, source, owned)
     progress("verify", len(linears), len(linears))
     return verdict
+
+
+def _own_record(checkpoint: Checkpoint) -> Record:
+    """The record of a checkpoint of ours. InputError if it is not one of ours."""
+    record = read_record(checkpoint.config, str(checkpoint.path / CONFIG))
+    if record is None:
+        raise InputError(
+            f"{checkpoint.path / CONFIG} has no slidesparse_config: not written by slideconvert",
+            hint="only slideconvert's checkpoints can be verified",
+        )
+    return record
 
 
 def _source_side(ours: Side, source: Checkpoint) -> Side:
