@@ -95,7 +95,7 @@ def _choose(
 ) -> tuple[dict[FusedGroup, BlockPattern], Solution] | None:
     """The pattern of each group, None if nothing costs so little. Mildest first: of equal options it is taken."""
     if not groups:
-        raise InputError("there is no linear to choose a pattern for", hint="rules with keep: true take them out")
+        raise InputError("no linear needs a pattern", hint="rules with keep: true exclude linears")
     options = [sorted(error, key=lambda pattern: -pattern.density) for error in errors]
     for group, error in zip(groups, errors, strict=True):
         if not error:

@@ -122,9 +122,7 @@ def _times(plans: dict[FusedGroup, LinearPlan], target: SpeedTarget) -> dict[Fus
     """The times of the quantized groups, each by its scheme."""
     timed = {group: own.scheme.name for group, own in plans.items() if own.scheme.quantized and not own.kept}
     if not timed:
-        raise InputError(
-            "no linear is quantized, so there are no times to choose by", hint="--scheme int8 or fp8, or --density"
-        )
+        raise InputError("no linear is quantized, so no times apply", hint="--scheme int8 or fp8, or --density")
     by_scheme = {
         scheme: dict(zip(plans, group_times(list(plans), target.table, scheme, target.tokens), strict=True))
         for scheme in sorted(set(timed.values()))

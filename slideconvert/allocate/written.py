@@ -18,7 +18,7 @@ def check_recipe_path(path: Path) -> None:
     if path.exists():
         raise InputError(f"{path} exists already", hint="name a new file, or delete this one")
     if not path.parent.is_dir():
-        raise InputError(f"{path}: there is no folder {path.parent}", hint="make it, or name another")
+        raise InputError(f"{path}: the folder {path.parent} does not exist", hint="create it, or name another")
 
 
 def write_recipe(path: Path, chosen: Chosen, source: str) -> None:

@@ -74,7 +74,7 @@ def verify(
         []
     """
     if options.revision is not None and options.source is None:
-        raise InputError("--revision belongs to --source", hint="name the source, or leave it out")
+        raise InputError("--revision belongs to --source", hint="name the source, or omit it")
     original = None
     if options.source is not None:
         original = Checkpoint.open(resolve(options.source, revision=options.revision, progress=progress).path)
@@ -111,7 +111,7 @@ def evaluate(
     for one in options.given():
         owner = OWNERS.get(one.name)
         if owner and not getattr(options, owner):
-            raise InputError(f"{one.flag} belongs to --{owner}", hint=f"give --{owner}, or leave it out")
+            raise InputError(f"{one.flag} belongs to --{owner}", hint=f"add --{owner}, or omit it")
     if options.task_path and not options.task_path.is_dir():
         raise InputError(f"--task-path {options.task_path}: no such folder", hint="give the folder of the YAML files")
     device, activations = choose_device(options.device), options.activations or "quantized"
@@ -184,9 +184,9 @@ def push(
     InputError for a folder that may not be published, HubError for a Hub that does not take it.
     """
     if options.message is not None and not options.message.strip():
-        raise InputError("--message is empty", hint="leave it out, or write a message")
+        raise InputError("--message is empty", hint="omit it, or write a message")
     if options.device is not None and not options.verify:
-        raise InputError("--device belongs to --verify", hint="nothing else is computed: leave it out")
+        raise InputError("--device belongs to --verify", hint="omit it: nothing else is computed")
     target = find_target(repo, options.revision)
     check_target(target)  # before every byte of the folder is read
     device = choose_device(options.device) if options.verify else "cpu"

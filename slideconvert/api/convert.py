@@ -166,7 +166,7 @@ def check_target(options: ConvertOptions) -> Target | None:
     if target and options.pattern:
         raise InputError(
             f"--pattern {options.pattern} and a target to choose patterns for",
-            hint="leave one out; a rule in a --recipe gives some linears a pattern of their own",
+            hint="omit one; a rule in a --recipe sets the pattern of single linears",
         )
     if target and options.low_disk and not options.source_cache:
         raise InputError(
@@ -190,7 +190,7 @@ def convert_source(
     """
     assert isinstance(options, DeviceOptions)
     if options.sequences is not None and not options.text:
-        raise InputError("--sequences belongs to --text", hint="name the text to measure on, or leave it out")
+        raise InputError("--sequences belongs to --text", hint="name the text to measure on, or omit it")
     check_free(out, resume=options.resume)  # before gigabytes are fetched
     settings, chosen = settings_of(options), None
     with opened(str(source), out, options, progress) as (snapshot, checkpoint):
@@ -221,7 +221,7 @@ def opened(source: str, out: Path, options: OutputOptions, progress: Progress) -
         return
     cache = options.source_cache
     if cache and not is_hub_id(source):
-        raise InputError(f"--source-cache: {source} is no Hub id", hint="leave it out; a folder is read where it lies")
+        raise InputError(f"--source-cache: {source} is not a Hub id", hint="omit it; a local folder is read in place")
     shards = shards_folder(out, cache) if options.low_disk else None
     aside = progress.aside if isinstance(progress, Stopwatch) else progress  # shards are fetched from other threads
     try:

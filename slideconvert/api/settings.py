@@ -45,11 +45,11 @@ def refuse_unused(options: Options, plan: Plan, *, measures: bool = False) -> No
         if unused:
             raise InputError(
                 f"{unused[0].flag} has no effect: nothing is calibrated or trained here",
-                hint="leave it out, or choose a calibrated --method or a --preset",
+                hint="omit it, or choose a calibrated --method or a --preset",
             )
     recovery = plan.recovery
     if isinstance(options, OffloadOptions) and options.offload and not (recovery and recovery.end_epochs):
         raise InputError(
             "--offload has no effect: nothing is trained end to end here",
-            hint="leave it out, or choose --preset quality or --end-epochs",
+            hint="omit it, or choose --preset quality or --end-epochs",
         )

@@ -78,7 +78,7 @@ def parse_header(path: Path, head: bytes, size: int) -> dict[str, Placed]:
         if spec.dtype not in ITEM_BYTES:
             raise InputError(f"{path}: tensor {spec.name} has dtype {spec.dtype}, which is not supported")
         if start != end or stop - start != spec.bytes:
-            raise _broken(path, f"tensor {spec.name} lies at {start} … {stop}, expected {end} … {end + spec.bytes}")
+            raise _broken(path, f"tensor {spec.name} is at {start} … {stop}, expected {end} … {end + spec.bytes}")
         placed[spec.name] = Placed(path, 8 + length + start, spec)
         end = stop
     if 8 + length + end != size:

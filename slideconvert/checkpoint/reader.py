@@ -168,7 +168,7 @@ def by_index(path: Path, weight_map: dict[str, str], header: Callable[[Path], di
     lost = [tensor for tensor, shard in weight_map.items() if tensor not in headers[shard]]
     if lost:
         raise InputError(
-            f"{path / INDEX}: says {lost[0]} lies in {weight_map[lost[0]]}, which does not hold it "
+            f"{path / INDEX}: maps {lost[0]} to {weight_map[lost[0]]}, which does not contain it "
             f"({len(lost)} such tensors)",
             hint="index and shards do not belong together: download again",
         )

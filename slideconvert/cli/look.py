@@ -69,7 +69,7 @@ def doctor_command(ckpt: Path | None, options: DeviceOptions, display: Display) 
     from .tables import backends_table, doctor_table
 
     if options.device is not None and ckpt is None:
-        raise InputError("--device belongs to a checkpoint CKPT", hint="name the checkpoint, or leave it out")
+        raise InputError("--device belongs to a checkpoint CKPT", hint="name the checkpoint, or omit it")
     found = examine()
     rows = explain(Checkpoint.open(ckpt), choose_device(options.device)) if ckpt else []
     if display.as_json:

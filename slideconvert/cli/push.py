@@ -107,7 +107,7 @@ def check_push(repo: str | None, *, public: bool, verify: bool) -> None:
 
     if repo is None:
         if public:
-            raise InputError("--public belongs to --push", hint="add --push REPO, or leave it out")
+            raise InputError("--public belongs to --push", hint="add --push REPO, or omit it")
         return
     if not verify:
         raise InputError("--push publishes only what was verified", hint="leave out --no-verify or --push")
@@ -133,7 +133,7 @@ class Attempt:
                 done = push(out, repo, options, progress=progress)
         except SlideConvertError as error:
             command = ["slideconvert", "push", str(out), repo, *(["--public"] if public else [])]
-            hint = f"{error.hint}; the checkpoint in {out} is complete: `{shlex.join(command)}` goes on from here"
+            hint = f"{error.hint}; the checkpoint in {out} is complete: `{shlex.join(command)}` continues from here"
             return cls(None, type(error)(error.what, hint=hint))
         if shown:
             show(push_summary(done, options))

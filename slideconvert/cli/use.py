@@ -45,7 +45,7 @@ def eval_command(ckpts: tuple[str, ...], options: EvaluateOptions, display: Disp
     from .tables import eval_table, tasks_table
 
     if display.verbose and not options.tasks:
-        raise InputError("--verbose belongs to --tasks", hint="it shows every metric of a task: leave it out")
+        raise InputError("--verbose belongs to --tasks", hint="omit it: it shows every metric of a task")
     with progress_bar(display.shown) as progress:
         found = evaluate(list(ckpts), options, progress=progress)
     length, activations = options.length or LENGTH, options.activations or "quantized"

@@ -80,4 +80,4 @@ def check_order(order: Tensor, what: str) -> None:
     """InputError, which names `what` it orders, unless every row of order [..., n] is a permutation of 0 … n - 1."""
     natural = torch.arange(order.shape[-1], device=order.device).expand_as(order)
     if not torch.equal(order.sort(dim=-1).values, natural):
-        raise InputError(f"{what} {list(order.shape)} is no permutation of 0 … {order.shape[-1] - 1}")
+        raise InputError(f"{what} {list(order.shape)} is not a permutation of 0 … {order.shape[-1] - 1}")

@@ -31,23 +31,23 @@ BASE_MEMORY = 450_000_000
 
 PRUNED_CODES = (
     "The weights were already quantized, so their codes were pruned and the scales kept. Pruning the BF16 model "
-    "first and quantizing after keeps more accuracy."
+    "first and quantizing it afterwards keeps more accuracy."
 )
 
 TERNARY = (
     "Every weight of a linear is -1, 0 or 1 times the scale of its row, as the model was trained, and stays so "
-    "(codes: ternary): groups that have two zeros already lose nothing. With codes: full those that are left could "
+    "(codes: ternary): blocks that already have two zeros lose nothing. With codes: full, the remaining weights could "
     "take any code of the scheme, which keeps more accuracy at the same size and speed."
 )
 
 FULL_CODES = (
-    "The model was trained with ternary weights. Those that are left may take any code of the scheme (codes: full), "
-    "which makes up for more of what was pruned; the result is no BitNet model any more, only as fast and as large."
+    "The model was trained with ternary weights. The remaining weights may take any code of the scheme (codes: full), "
+    "which compensates more of the pruning. The result is not a BitNet model, but has the same size and speed."
 )
 
 PERMUTED = (
-    "Inner channels of the MLPs and of the value heads stand in another order than in the source, so that pruning "
-    f"loses less. The model computes the same; {CHANNEL_ORDERS} says which channel stood where."
+    "The inner channels of the MLPs and of the value heads are permuted, which lowers the pruning error. The model "
+    f"computes the same function; {CHANNEL_ORDERS} records the permutations."
 )
 
 
@@ -148,8 +148,8 @@ def make_plan(snapshot: Snapshot, recipe: Recipe, source: Checkpoint | None = No
     problems: list[InputError] = []
     if recipe.preset is None and (recipe.block_epochs or recipe.end_epochs):
         raise InputError(
-            "block_epochs and end_epochs say how long a preset trains, and there is no preset",
-            hint="name one as well: --preset quality goes with --method",
+            "block_epochs and end_epochs belong to a preset, and no preset is given",
+            hint="add a preset, such as --preset quality",
         )
     architecture = architecture_of(source.config)
     choices = {linear: recipe.for_linear(linear.name) for linear in architecture.decoder_linears(source.config)}

@@ -141,7 +141,7 @@ def _about(report: Report) -> str:
 
 
 def _storage(name: str, count: int) -> str:
-    weights = f"{count:,} {'linear has its' if count == 1 else 'linears have their'} weights stored as {name.upper()}"
+    weights = f"{count:,} {'linear stores its' if count == 1 else 'linears store their'} weights as {name.upper()}"
     if name in SCHEMES and SCHEMES[name].quantized:
         scheme = SCHEMES[name]
         quantized = "are quantized per token when the model runs"

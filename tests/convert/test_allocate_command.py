@@ -457,7 +457,7 @@ def test_nothing_that_exists_is_overwritten(cli: Cli, tmp_path: Path, table: Pat
     words = ("--target-speedup", 1.3, "--speed-table", table, *MISSING)
     assert "mine.yaml exists already" in cli("allocate", DEMO, tmp_path / "mine.yaml", *words).err
     assert (tmp_path / "mine.yaml").read_text() == "mine"
-    assert "there is no folder" in cli("allocate", DEMO, tmp_path / "no" / "out.yaml", *words).err
+    assert "does not exist" in cli("allocate", DEMO, tmp_path / "no" / "out.yaml", *words).err
     assert "is not an empty folder" in cli("convert", DEMO, tmp_path, *words).err
 
 

@@ -153,7 +153,7 @@ INDEX_FAULTS: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     ),
     "tensor in the wrong shard": (
         lambda folder: edit_index(folder, lambda names: names.update(ghost="model-00001-of-00003.safetensors")),
-        ("ghost", "does not hold it"),
+        ("ghost", "does not contain it"),
     ),
     "empty index": (broken("model.safetensors.index.json", "{}"), ("no weight_map",)),
 }

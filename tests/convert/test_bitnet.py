@@ -333,7 +333,7 @@ def test_full_codes_on_demand(cli: Cli, tmp_path: Path, model: Path, text: Path)
     for codes in ("ternary", "full"):
         report = run(model, tmp_path / codes, text, method="obs", codes=codes)
         errors[codes] = [layer.output_error or 0 for layer in report.layers]
-        assert any(("no BitNet model" in note) == (codes == "full") for note in report.notes)
+        assert any(("not a BitNet model" in note) == (codes == "full") for note in report.notes)
         assert report.recipe["codes"] == codes
     assert sum(errors["full"]) < 0.8 * sum(errors["ternary"])
     full = weights(tmp_path / "full")
@@ -373,7 +373,7 @@ def test_codes_may_differ_among_linears_that_share_an_input(tmp_path: Path, mode
     for name, weight in weights(tmp_path / "out").items():
         assert weight.scheme.ternary != name.endswith("q_proj")
         assert (weight.codes.abs().max() > 1) == name.endswith("q_proj")
-    assert any("-1, 0 or 1" in note for note in report.notes) and any("no BitNet" in note for note in report.notes)
+    assert any("-1, 0 or 1" in note for note in report.notes) and any("not a BitNet" in note for note in report.notes)
 
 
 def test_masters_cannot_be_kept(cli: Cli, tmp_path: Path, model: Path) -> None:

@@ -110,7 +110,7 @@ WORDS: dict[str, tuple[str, tuple[str, ...]]] = {
         ("whole groups are pruned", "2:L"),
     ),
     "a density and sparsity": ("--sparsity 0.5 --group-size 8 --density 0.7", ("whole groups are pruned", "2:L")),
-    "epochs without a preset": ("--method obs --block-epochs 2", ("there is no preset", "--preset quality")),
+    "epochs without a preset": ("--method obs --block-epochs 2", ("no preset is given", "--preset quality")),
     "pattern and sparsity twice": (
         "--pattern 1x8:50% --sparsity 0.5",
         ("1x8:50% has its own sparsity and group size",),

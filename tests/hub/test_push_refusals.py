@@ -238,7 +238,7 @@ def test_a_push_that_fails_after_the_conversion(
     line = complaint(failed)
     command = f"slideconvert push {out} {REPO} --public"
     assert (
-        "no rights any more" in line and f"the checkpoint in {out} is complete: `{command}` goes on from here" in line
+        "no rights any more" in line and f"the checkpoint in {out} is complete: `{command}` continues from here" in line
     )
     if as_json:
         assert json.loads(failed.out)["pushed"] is None and json.loads(failed.out)["verified_tensors"]

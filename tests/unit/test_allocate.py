@@ -269,7 +269,7 @@ def test_nothing_to_choose_from_is_refused() -> None:
     groups = model(1)
     with pytest.raises(InputError, match="layer 0 q/k/v: no pattern to choose from"):
         allocate_for_density(groups, [{}] * 4, 0.9)
-    with pytest.raises(InputError, match="there is no linear to choose a pattern for"):
+    with pytest.raises(InputError, match="no linear needs a pattern"):
         allocate_for_speedup([], [], [], 1.2)
 
 

@@ -106,7 +106,7 @@ def test_quality_writes_verifies_and_tells_it(cli: Cli, tmp_path: Path, short_de
     told = {name.rpartition(".")[2] for name, linear in record.items() if linear.get("permuted")}
     assert told == {"v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
     assert cli("verify", out, "--source", short_demo).code == 0
-    assert "another order" in json.loads((out / "report.json").read_text())["notes"][0]
+    assert "are permuted" in json.loads((out / "report.json").read_text())["notes"][0]
     # What is made of it takes the orders along: it can be compared with either source.
     dense = tmp_path / "dense"
     assert cli("relayout", out, dense, "--layout", "dense").code == 0
@@ -130,7 +130,7 @@ def test_orders_of_a_chain_add_up(cli: Cli, tmp_path: Path, short_demo: Path) ->
     ("damage", "told"),
     [
         (lambda orders: orders["1"]["inner"].reverse(), "sha256 differs"),
-        (lambda orders: orders["1"]["inner"].__setitem__(0, orders["1"]["inner"][1]), "is no permutation"),
+        (lambda orders: orders["1"]["inner"].__setitem__(0, orders["1"]["inner"][1]), "is not a permutation"),
         (lambda orders: orders["1"].update(inner=["a"]), "unreadable orders"),
         (lambda orders: orders["1"].update(inner=[0.5]), "lists of whole numbers"),
         (lambda orders: orders["1"].update(inner=[0, 1, 2]), "[3] channels of inner, the model has [352]"),

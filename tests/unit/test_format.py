@@ -81,13 +81,13 @@ def entry(start: int, stop: int, **changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("header", "said"),
     [
-        ({"a": entry(0, 4), "b": entry(2, 8)}, "tensor b lies at 2 … 8, expected 4 … 10"),
-        ({"a": entry(0, 4), "b": entry(0, 4), "c": entry(4, 8)}, "tensor b lies at 0 … 4, expected 4 … 8"),
-        ({"a": entry(0, 3), "b": entry(4, 8)}, "tensor b lies at 4 … 8, expected 3 … 7"),
-        ({"a": entry(1, 8)}, "tensor a lies at 1 … 8, expected 0 … 7"),
+        ({"a": entry(0, 4), "b": entry(2, 8)}, "tensor b is at 2 … 8, expected 4 … 10"),
+        ({"a": entry(0, 4), "b": entry(0, 4), "c": entry(4, 8)}, "tensor b is at 0 … 4, expected 4 … 8"),
+        ({"a": entry(0, 3), "b": entry(4, 8)}, "tensor b is at 4 … 8, expected 3 … 7"),
+        ({"a": entry(1, 8)}, "tensor a is at 1 … 8, expected 0 … 7"),
         ({"a": entry(0, 7)}, "header promises"),
         ({"a": entry(0, 9)}, "header promises"),
-        ({"a": entry(0, 8, shape=[7])}, "tensor a lies at 0 … 8, expected 0 … 7"),
+        ({"a": entry(0, 8, shape=[7])}, "tensor a is at 0 … 8, expected 0 … 7"),
         ({"a": entry(0, 8, shape=[3, 3])}, "expected 0 … 9"),
         ({"a": entry(0, 8, dtype="F16")}, "expected 0 … 16"),
         ({"a": entry(0, 8, dtype="F4")}, "tensor a has dtype F4, which is not supported"),

@@ -188,10 +188,10 @@ def test_layers_that_do_not_fit_are_refused(change: dict[str, Tensor | None], sa
 
 def test_orders_that_are_none_are_refused() -> None:
     twice = torch.arange(INNER).index_fill(0, torch.tensor([3]), 4)
-    with pytest.raises(InputError, match="no permutation of 0 … 47"):
+    with pytest.raises(InputError, match="not a permutation of 0 … 47"):
         permute_layer(tensors(), FREE["inner"], twice)
     across = torch.arange(KV_HEADS * WIDE_HEAD).view(KV_HEADS, WIDE_HEAD)  # channels of another head
-    with pytest.raises(InputError, match="no permutation of 0 … 11"):
+    with pytest.raises(InputError, match="not a permutation of 0 … 11"):
         permute_layer(tensors(), FREE["heads"], across)
     with pytest.raises(InputError, match="5 query heads cannot share 2"):
         query_columns(across, 5)

@@ -190,5 +190,5 @@ class Scheme(ABC):
 def no_groups(option: str, name: str, where: str) -> InputError:
     """The error for an option of groups where the scheme has none."""
     return InputError(
-        f"{where}: {option}, but scheme {name} has no groups", hint="use w4a16, w4a8 or w8a16, or leave it out"
+        f"{where}: {option}, but scheme {name} has no groups", hint="use w4a16, w4a8 or w8a16, or omit it"
     )
