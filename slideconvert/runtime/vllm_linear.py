@@ -82,6 +82,7 @@ class SlideSparseLinearMethod(LinearMethodBase):
         self.on_stock = False
         self.arrived: list[dict[str, Tensor]] = [{} for _ in parts]
         self.parts: list[Part | None] = [None for _ in parts]
+        self.whole: tuple[LinearSpec, Any] | Part | None = None
         self.backend: Backend | None = None
 
     def _spec(self, part: RecordedLinear) -> LinearSpec:
@@ -202,6 +203,12 @@ class SlideSparseLinearMethod(LinearMethodBase):
         except ValueError as error:
             raise InputError(f"{name}: {error}", hint=f"the file is damaged: {REINSTALL_HINT}") from error
         self.arrived[number] = {}
+        complete = [part for part in self.parts if part is not None]
+        if len(complete) == len(self.parts):
+            # At once: grouped codes take several times as much memory before they are joined.
+            self.whole = stack(complete) if self.on_stock else self.specs[0].join(complete)
+            self.device = complete[0]["codes"].device
+            self.parts = [None for _ in self.parts]
 
     def _checked(self, label: str, wanted: TensorSpecs, kind: str, tensor: Tensor) -> Tensor:
         shape, dtype = wanted.get(kind, ((), None))
@@ -220,17 +227,18 @@ class SlideSparseLinearMethod(LinearMethodBase):
         if self.on_stock and self.layout == "dense":
             self.stock.process_weights_after_loading(layer)
             return
-        parts = self._complete()
+        self._check_complete()
+        whole, self.whole = self.whole, None
         for kind in [name for name, held in layer.named_parameters() if isinstance(held, ArrivingParameter)]:
             layer._parameters.pop(kind)
-        if self.on_stock:
-            whole = stack(parts)
+        if isinstance(whole, dict):
             own(layer, "weight", whole["codes"])
             own(layer, "weight_scale", whole["scale"])
             self.stock.process_weights_after_loading(layer)
             return
-        spec, weight = self.specs[0].join(parts)
-        choice = self._choose(spec, parts[0]["codes"].device)
+        assert whole is not None
+        spec, weight = whole
+        choice = self._choose(spec, self.device)
         try:
             prepared = choice.backend.prepare(weight)
         except ValueError as error:
@@ -245,19 +253,17 @@ class SlideSparseLinearMethod(LinearMethodBase):
             chosen = self.config.additional_config.setdefault("slidesparse", {})
             chosen[self.name] = f"{choice.backend.name}: {spec.text}"
 
-    def _complete(self) -> list[Part]:
-        """The parts of all linears, which are let go of. InputError if there are tensors that have not arrived."""
+    def _check_complete(self) -> None:
+        """InputError if there are tensors that have not arrived."""
+        if self.whole is not None:
+            return
         missing = [
             f"{name}.{kind}"
             for name, spec, arrived, part in zip(self.names, self.specs, self.arrived, self.parts, strict=True)
             for kind in spec.tensors()
             if part is None and kind not in arrived
         ]
-        if missing:
-            raise InputError(f"{self.name}: the checkpoint has no {', '.join(missing)}", hint=REINSTALL_HINT)
-        parts = [part for part in self.parts if part is not None]
-        self.parts = [None for _ in self.parts]
-        return parts
+        raise InputError(f"{self.name}: the checkpoint has no {', '.join(missing)}", hint=REINSTALL_HINT)
 
     def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x [..., K] -> [..., rows] of the same dtype."""
