@@ -24,27 +24,12 @@ from slideconvert.kernels.spec import LinearSpec
 from slideconvert.kernels.specs import KINDS, parse_spec
 from slideconvert.runtime.slidesparse_record import RecordedLinear, read_settings
 from tests.conftest import Cli
+from tests.helpers.linears import SPECS, all_same, same
 from tests.helpers.matrices import as_dtype, codes_on
 from tests.unit.test_groups import random_weight
 
 CPU = torch.device("cpu")
 RANKS = (1, 2, 3, 4, 8)
-SPECS = [
-    *(SlideSpec(6, 43, length, dtype, layout) for length in (8, None) for dtype in CODES.values() for layout in
-      ("slide", "dense")),
-    *(GroupSpec(9, 48, 16, bits, 12, symmetric, activations, layout) for bits, activations in ((4, 16), (4, 8), (8, 16))
-      for symmetric in (False, True) for layout in ("gqs", "dense")),
-]  # fmt: skip
-
-
-def same(found: Tensor, expected: Tensor) -> bool:
-    return (found.dtype, found.shape) == (expected.dtype, expected.shape) and torch.equal(
-        found.contiguous().view(torch.uint8), expected.contiguous().view(torch.uint8)
-    )
-
-
-def all_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
-    return found.keys() == expected.keys() and all(same(found[name], expected[name]) for name in expected)
 
 
 # ---- every kind
