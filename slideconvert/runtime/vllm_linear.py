@@ -14,7 +14,11 @@ import torch
 from torch import Tensor, nn
 from vllm.config import get_current_vllm_config
 from vllm.logger import init_logger
-from vllm.model_executor.layers.linear import LinearMethodBase, register_weight_loader_v2_supported_method
+from vllm.model_executor.layers.linear import (
+    LinearMethodBase,
+    ReplicatedLinear,
+    register_weight_loader_v2_supported_method,
+)
 from vllm.model_executor.layers.quantization.compressed_tensors.schemes import (
     CompressedTensorsW8A8Fp8,
     CompressedTensorsW8A8Int8,
@@ -43,23 +47,24 @@ class ArrivingParameter(BasevLLMParameter):
         super().__init__(**kwargs)
         self.method, self.kind, self.weight_loader_numel = method, kind, elements
 
-    def _hand_over(self, loaded: Tensor, part: int = 0) -> None:
+    def hand_over(self, loaded: Tensor, part: int = 0) -> None:
+        """One whole tensor, of the linear of this number."""
         # Copied: some loaders use their buffers again. On the meta device vLLM only counts what is copied.
         held = torch.empty_like(loaded, device=self.device).copy_(loaded)
         if not self.is_meta:
             self.method.arrive(self.kind, part, held)
 
     def load_column_parallel_weight(self, loaded_weight: Tensor) -> None:
-        self._hand_over(loaded_weight)
+        self.hand_over(loaded_weight)
 
     def load_row_parallel_weight(self, loaded_weight: Tensor) -> None:
-        self._hand_over(loaded_weight)
+        self.hand_over(loaded_weight)
 
     def load_merged_column_weight(self, loaded_weight: Tensor, **kwargs: Any) -> None:
-        self._hand_over(loaded_weight, self._shard_id_as_int(kwargs["shard_id"]))
+        self.hand_over(loaded_weight, self._shard_id_as_int(kwargs["shard_id"]))
 
     def load_qkv_weight(self, loaded_weight: Tensor, **kwargs: Any) -> None:
-        self._hand_over(loaded_weight, self._shard_id_as_int(kwargs["shard_id"]))
+        self.hand_over(loaded_weight, self._shard_id_as_int(kwargs["shard_id"]))
 
 
 @register_weight_loader_v2_supported_method
@@ -137,6 +142,8 @@ class SlideSparseLinearMethod(LinearMethodBase):
             # Refused now if it cannot run here, not after minutes of loading.
             own_shape = self.specs[0].resized(sum(output_partition_sizes), input_size_per_partition)
             self._choose(own_shape, torch.empty(0).device)
+        if isinstance(layer, ReplicatedLinear):
+            weight_loader = ArrivingParameter.hand_over  # its own copies into the parameter, which has no elements
         elements: dict[str, int] = {}
         for spec in self.specs:
             for kind, (shape, _) in spec.tensors().items():
