@@ -554,7 +554,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str, tuple[str, ...]]] = {
     "too long": (
         untouched,
         "--calibration text.jsonl --length 129",
-        ("129 tokens, the model takes 128", "--length 128"),
+        ("129 tokens, the model has positions for 128", "--length 128"),
     ),
     "no tokenizer": (
         lambda folder: [(folder / name).unlink() for name in ("tokenizer.json", "tokenizer_config.json")],

@@ -17,7 +17,7 @@ from slideconvert.convert.pipeline import convert
 from tests.conftest import Cli
 from tests.convert.test_verify import Tensors, edit_config, edit_tensors, faulty, flip_byte
 from tests.helpers import bitnet, pico
-from tests.helpers.calibrated import FLAGS, plan_for, write_model, write_text
+from tests.helpers.calibrated import plan_for, write_model, write_text
 
 Q, DOWN = "model.layers.1.self_attn.q_proj", "model.layers.0.mlp.down_proj"
 WORDS: dict[str, Any] = {"pattern": None, "group_size": "8", "scheme": "w4a16"}
@@ -269,7 +269,7 @@ def test_a_wrong_source_is_found(cli: Cli, folders: dict[str, Path], tmp_path: P
 def test_ternary_weights_may_be_rounded_to_groups(cli: Cli, tmp_path: Path, words: str) -> None:
     """With full codes: groups without zero in the middle round what was ternary, by half a step at most."""
     source, out = bitnet.write(tmp_path / "bitnet"), tmp_path / "out"
-    chosen = ("--codes", "full", "--scheme", "w4a16", "--group-size", 8, *FLAGS, "-q")
+    chosen = ("--codes", "full", "--scheme", "w4a16", "--group-size", 8, "-q")
     assert cli("convert", source, out, *chosen, *words.split()).code == 0
     assert cli("verify", out, "--source", source).code == 0
     edit_tensors(out, one_code("weight_packed"))

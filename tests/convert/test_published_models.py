@@ -51,9 +51,7 @@ def test_recipes_plan_the_published_shapes(model: Published, scheme: str, patter
     # Values and positions of what is slid, a scale a row, and everything else as it was.
     before = sum(linear.stored.bytes for linear in plan.linears)
     after = sum(
-        rows * (5 * linear.slid_columns("slide") // 8 + 4)
-        for linear in plan.linears
-        for rows in [linear.stored.shape[0]]
+        rows * (5 * linear.slid_columns // 8 + 4) for linear in plan.linears for rows in [linear.stored.shape[0]]
     )
     assert plan.bytes_after == plan.bytes_before - before + after
 

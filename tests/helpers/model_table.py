@@ -107,7 +107,7 @@ def render(models: Sequence[Published] = PROMISED) -> str:
 
 def slid_columns(plan: Plan) -> dict[int, int]:
     """K -> K' of a plan's linears, in the order in which they come."""
-    return {linear.stored.shape[1]: linear.slid_columns("slide") for linear in plan.linears}
+    return {linear.stored.shape[1]: linear.slid_columns for linear in plan.linears}
 
 
 def _row(cells: list[str]) -> str:
