@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 assert slideconvert.__file__.startswith(sys.prefix), slideconvert.__file__
 model, tokenizer = AutoModelForCausalLM.from_pretrained(sys.argv[1]), AutoTokenizer.from_pretrained(sys.argv[1])
-assert "SlideLinear" in {type(module).__name__ for module in model.modules()}
+assert "SlideSparseLinear" in {type(module).__name__ for module in model.modules()}
 print(tokenizer.decode(model.generate(**tokenizer("def ", return_tensors="pt"), max_new_tokens=4)[0]))
 """
 
