@@ -1,4 +1,4 @@
-"""How fast, and in how much memory, a model is converted; against reading and writing alone; and where time goes.
+"""How fast, in how much memory, a model is converted without calibration; against mere reading and writing; a profile.
 
     python benches/synthetic.py /tmp/llama-1b --model llama-3.2-1b
     python benches/bench_convert.py /tmp/llama-1b /tmp/out
@@ -41,7 +41,7 @@ print(time.perf_counter() - started)
 PROFILED = """
 import json, sys, threading, time
 from collections import Counter
-from slideconvert.convert import pipeline
+from slideconvert.convert import linear, pipeline
 from slideconvert.formats.slide import Slide
 from slideconvert.checkpoint import reader, writer
 
@@ -62,16 +62,10 @@ def timed(owner, name, label):
 timed(pipeline, "convert_linear", "a linear, all of it")
 timed(reader.Checkpoint, "read_flat", "read")
 timed(writer.WeightWriter, "_put", "hash and write")
-timed(pipeline, "apply_mask", "apply mask")
-timed(pipeline, "quantize", "quantize")
+timed(linear, "compress_directly", "prune and quantize")
 timed(Slide, "encode", "slide and pack")
-timed(pipeline, "tally", "errors and zeros for the report")
-timed(pipeline, "check_finite", "check for NaN")
-from types import SimpleNamespace
-pruners = SimpleNamespace(**pipeline.PRUNERS)
-for method in pipeline.PRUNERS:
-    timed(pruners, method, "choose what to prune")
-pipeline.PRUNERS.update(vars(pruners))
+timed(linear, "tally", "errors and zeros for the report")
+timed(linear, "check_finite", "check for NaN")
 sys.argv = ["slideconvert", *sys.argv[1:]]
 from slideconvert.cli import main
 try:
@@ -103,7 +97,8 @@ def run(command: list[str]) -> tuple[float, str, str]:
 @click.option("--device", default="cpu", show_default=True)
 def main(source: Path, out: Path, repeats: int, scheme: str, pattern: str, device: str) -> None:
     """Convert SOURCE into OUT repeatedly and print the figures as Markdown and JSON."""
-    words = ["convert", str(source), str(out), "--scheme", scheme, "--pattern", pattern, "--device", device, "--json"]
+    words = ["convert", str(source), str(out), "--method", "magnitude", "--scheme", scheme, "--pattern", pattern]
+    words += ["--device", device, "--json"]
     runs: dict[str, list[dict[str, Any]]] = {"convert only": [], "convert and verify": [], "read and write": []}
     for _ in range(repeats):
         for name, extra in (("convert only", ["--no-verify"]), ("convert and verify", [])):
