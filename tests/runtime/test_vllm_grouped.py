@@ -281,7 +281,7 @@ DAMAGE: dict[str, tuple[str, Any, str]] = {
     "a backend for GPUs": (
         "gqs",
         lambda folder: edit_config(folder, lambda c: c.update(slidesparse_runtime={"backend": "group_gemm"})),
-        "model.layers.0.self_attn.qkv_proj: backend group_gemm cannot run 64x64 W4A16 g8",
+        "model.layers.0.self_attn.qkv_proj: backend group_gemm cannot run 128x64 W4A16 g8",
     ),
 }
 ENGINE = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "8", "--skip-tokenizer-init"]
