@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from slideconvert.prune.statistics import Accumulator, Statistics
 from slideconvert.prune.sweep import Damped, damp
 
 
@@ -37,3 +38,13 @@ def layer(rows: int, columns: int, seed: int = 0) -> Layer:
     made = torch.from_numpy(inputs.astype(np.float32))
     weight = torch.from_numpy(rng.normal(size=(rows, columns)).astype(np.float32))
     return Layer(weight, made, damp(made.T @ made / len(made)))
+
+
+def statistics(inputs: Tensor, dense: Tensor | None = None, *, held: int = 0) -> Statistics:
+    """Of all tokens, the last `held` of them held out."""
+    parts = []
+    for part in (slice(len(inputs) - held, None), slice(len(inputs) - held)):
+        collected = Accumulator(inputs.shape[1], inputs.device, cross=dense is not None)
+        collected.add(inputs[part], None if dense is None else dense[part])
+        parts.append(collected)
+    return parts[1].statistics(parts[0].statistics() if held else None)

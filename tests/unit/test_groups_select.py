@@ -10,7 +10,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from torch import Tensor
 
 from slideconvert.core.patterns import BlockPattern, GroupPattern, Pattern, parse_pattern
 from slideconvert.core.quantize import QuantizedWeight
@@ -20,9 +19,8 @@ from slideconvert.prune import METHODS, Problem
 from slideconvert.prune.alps import alps_mask
 from slideconvert.prune.gqsa import group_saliency
 from slideconvert.prune.refit import refit
-from slideconvert.prune.statistics import Accumulator, Statistics
 from slideconvert.prune.sweep import column_order, sweep
-from tests.helpers.correlated import Layer, layer
+from tests.helpers.correlated import Layer, layer, statistics
 from tests.helpers.matrices import examples
 from tests.twins import groups as twin
 from tests.twins import pruning
@@ -274,16 +272,6 @@ def test_sweep_prunes_and_rounds_to_groups_at_once(length: int) -> None:
 
 
 # ---- whole methods
-
-
-def statistics(inputs: Tensor, dense: Tensor | None = None, *, held: int = 0) -> Statistics:
-    """Of all tokens, the last `held` of them held out."""
-    parts = []
-    for part in (slice(len(inputs) - held, None), slice(len(inputs) - held)):
-        collected = Accumulator(inputs.shape[1], inputs.device, cross=dense is not None)
-        collected.add(inputs[part], None if dense is None else dense[part])
-        parts.append(collected)
-    return parts[1].statistics(parts[0].statistics() if held else None)
 
 
 PATTERNS: list[Pattern] = [

@@ -29,10 +29,9 @@ from slideconvert.prune.methods import Method
 from slideconvert.prune.panel import prune_panel
 from slideconvert.prune.refit import asymmetric_target, refit, refit_steps, steps_to_take
 from slideconvert.prune.solvers import on_mask
-from slideconvert.prune.statistics import Accumulator, Statistics
 from slideconvert.prune.sweep import Grid, block_order, column_order, damp, sweep
 from slideconvert.prune.wanda import wanda_mask
-from tests.helpers.correlated import Layer, layer
+from tests.helpers.correlated import Layer, layer, statistics
 from tests.helpers.matrices import UNGROUPED, raw
 from tests.twins import prune, pruning
 
@@ -223,16 +222,6 @@ def test_both_masks_keep_the_pattern_at_a_real_width(length: int) -> None:
 
 
 # ---- every method, scheme and pattern
-
-
-def statistics(inputs: Tensor, dense: Tensor | None = None, *, held: int = 0) -> Statistics:
-    """Of all tokens, the last `held` of them held out."""
-    parts = []
-    for part in (slice(len(inputs) - held, None), slice(len(inputs) - held)):
-        collected = Accumulator(inputs.shape[1], inputs.device, cross=dense is not None)
-        collected.add(inputs[part], None if dense is None else dense[part])
-        parts.append(collected)
-    return parts[1].statistics(parts[0].statistics() if held else None)
 
 
 @pytest.mark.parametrize("scheme", UNGROUPED.values(), ids=UNGROUPED)
