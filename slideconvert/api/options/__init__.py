@@ -1,0 +1,76 @@
+"""The options of every job, once: the fields of these dataclasses are the arguments of the Python functions, and the
+command line makes its flags and its help of them.
+
+A class is a heading of --help, a job inherits the headings that it offers. None means that an option is not given; the
+job then takes the default that the help names. An option that would have no effect raises InputError.
+
+Nothing heavy is imported here, so that --help is instant.
+"""
+
+from __future__ import annotations
+
+from .base import Option, Options, option
+from .checkpoints import EvaluateOptions, GenerateOptions, ModelOptions, PushOptions, VerifyOptions
+from .conversions import (
+    AllocateOptions,
+    ConvertOptions,
+    PlanOptions,
+    QuantizeOptions,
+    RelayoutOptions,
+    SlideOptions,
+    SparsifyOptions,
+)
+from .machine import ComputeOptions, DeviceOptions, OffloadOptions, OutputOptions, RevisionOptions, SourceOptions
+from .recipe import (
+    CalibrationOptions,
+    CodesOptions,
+    EpochOptions,
+    GroupPatternOptions,
+    GroupSchemeOptions,
+    LayoutOptions,
+    MethodOptions,
+    PatternOptions,
+    PresetOptions,
+    RecipeFile,
+    RecipeOptions,
+    SchemeOptions,
+)
+from .target import TargetOptions, TimesOptions
+
+__all__ = [
+    "AllocateOptions",
+    "CalibrationOptions",
+    "CodesOptions",
+    "ComputeOptions",
+    "ConvertOptions",
+    "DeviceOptions",
+    "EpochOptions",
+    "EvaluateOptions",
+    "GenerateOptions",
+    "GroupPatternOptions",
+    "GroupSchemeOptions",
+    "LayoutOptions",
+    "MethodOptions",
+    "ModelOptions",
+    "OffloadOptions",
+    "Option",
+    "Options",
+    "OutputOptions",
+    "PatternOptions",
+    "PlanOptions",
+    "PresetOptions",
+    "PushOptions",
+    "QuantizeOptions",
+    "RecipeFile",
+    "RecipeOptions",
+    "RelayoutOptions",
+    "RevisionOptions",
+    "SchemeOptions",
+    "SlideOptions",
+    "SourceOptions",
+    "SparsifyOptions",
+    "TargetOptions",
+    "TimesOptions",
+    "VerifyOptions",
+    "option",
+]

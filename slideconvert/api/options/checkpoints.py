@@ -1,0 +1,72 @@
+"""The options of each job that uses a finished checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from ...core import choices
+from .base import option
+from .machine import DeviceOptions
+
+
+@dataclass(frozen=True)
+class VerifyOptions(DeviceOptions):
+    """Options of `verify`."""
+
+    HEADING: ClassVar[str] = "Source"
+
+    source: str | None = option("Source model, a folder or a Hub id: compare every weight with it.")
+    revision: str | None = option("Branch, tag or commit of the --source.  [default: main]")
+
+
+@dataclass(frozen=True)
+class ModelOptions(DeviceOptions):
+    """How a checkpoint is run."""
+
+    activations: str | None = option(
+        "Quantize the activations as in serving, or not.  [default: quantized]", choices=choices.ACTIVATIONS
+    )
+
+
+@dataclass(frozen=True)
+class GenerateOptions(ModelOptions):
+    """Options of `generate`."""
+
+    HEADING: ClassVar[str] = "Text"
+
+    max_new_tokens: int | None = option("Tokens to generate at most.  [default: 32]", minimum=1)
+
+
+@dataclass(frozen=True)
+class EvaluateOptions(ModelOptions):
+    """Options of `eval`: perplexity of a text, tasks of lm-eval, or both."""
+
+    HEADING: ClassVar[str] = "Measurement"
+
+    text: str | None = option("Perplexity on a .txt, .jsonl or .parquet file, or on a data set NAME[:CONFIG]:SPLIT.")
+    sequences: int | None = option("Sequences of --text.  [default: 160]", minimum=1)
+    length: int | None = option("Tokens of a sequence of --text.  [default: 512]", minimum=2)
+    tasks: str | None = option("Tasks of lm-eval, an optional extra: arc_easy,hellaswag.", metavar="NAME,NAME...")
+    task_path: Path | None = option(
+        "Folder with your own tasks as YAML files of lm-eval. Tasks with Python code are refused.",
+        metavar="DIR",
+    )
+    limit: int | None = option("Only the first questions of each task.", minimum=1)
+    shots: int | None = option("Examples before each question.  [default: the task's own number]", minimum=0)
+
+
+@dataclass(frozen=True)
+class PushOptions(DeviceOptions):
+    """Options of `push`."""
+
+    HEADING: ClassVar[str] = "Push"
+
+    dry_run: bool = option("Only show what would be sent and deleted.", default=False)
+    public: bool = option("Make a new repository public; an existing one keeps its visibility.", default=False)
+    revision: str | None = option(
+        "Branch to push to, created from main if it is new.  [default: main]", metavar="BRANCH"
+    )
+    message: str | None = option("Commit message.  [default: a description of the checkpoint]")
+    verify: bool = option("Verify the checkpoint first; needed after convert --no-verify.", default=False)

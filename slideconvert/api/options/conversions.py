@@ -1,0 +1,90 @@
+"""The options of each job that plans or writes a checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...core import choices
+from .base import option
+from .machine import ComputeOptions, DeviceOptions, OffloadOptions, OutputOptions, RevisionOptions, SourceOptions
+from .recipe import (
+    CalibrationOptions,
+    EpochOptions,
+    GroupPatternOptions,
+    GroupSchemeOptions,
+    MethodOptions,
+    PatternOptions,
+    PresetOptions,
+    RecipeFile,
+    RecipeOptions,
+    SchemeOptions,
+)
+from .target import TargetOptions, TimesOptions
+
+
+@dataclass(frozen=True)
+class PlanOptions(RecipeOptions, TimesOptions, RevisionOptions):
+    """Options of `plan`."""
+
+
+@dataclass(frozen=True)
+class ConvertOptions(RecipeOptions, TargetOptions, ComputeOptions, OffloadOptions, SourceOptions, OutputOptions):
+    """Options of `convert`."""
+
+
+@dataclass(frozen=True)
+class AllocateOptions(
+    TargetOptions,
+    RecipeFile,
+    PresetOptions,
+    MethodOptions,
+    SchemeOptions,
+    CalibrationOptions,
+    ComputeOptions,
+    RevisionOptions,
+):
+    """Options of `allocate`."""
+
+
+@dataclass(frozen=True)
+class SparsifyOptions(
+    PatternOptions,
+    GroupPatternOptions,
+    PresetOptions,
+    MethodOptions,
+    EpochOptions,
+    CalibrationOptions,
+    ComputeOptions,
+    OffloadOptions,
+    SourceOptions,
+    OutputOptions,
+):
+    """Options of `sparsify`."""
+
+    method: str | None = option("One pruning method, instead of the preset's.", choices=choices.PRUNING)
+    group_size: int | None = option("Weights of a group that is pruned as a whole (GQSA).  [default: 16]")
+
+
+@dataclass(frozen=True)
+class QuantizeOptions(
+    SchemeOptions, GroupSchemeOptions, MethodOptions, CalibrationOptions, ComputeOptions, SourceOptions, OutputOptions
+):
+    """Options of `quantize`."""
+
+    scheme: str | None = option(
+        "Number scheme of the weights.  [default: int8]",
+        choices=[name for name in choices.SCHEMES if name != "bf16"],
+    )
+    method: str | None = option("rtn rounds to nearest, gptq by calibration.  [default: rtn]", choices=choices.ROUNDING)
+
+
+@dataclass(frozen=True)
+class SlideOptions(PatternOptions, DeviceOptions, SourceOptions, OutputOptions):
+    """Options of `slide`."""
+
+    pattern: str | None = option("Pattern of weights that another tool pruned.", metavar="2_L")
+
+
+@dataclass(frozen=True)
+class RelayoutOptions(DeviceOptions, OutputOptions):
+    """Options of `relayout`."""
