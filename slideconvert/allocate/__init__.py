@@ -1,6 +1,7 @@
 """A pattern for each linear, so that a model reaches a speed or size with the least error.
 
     speed.py       how long a linear takes on a GPU, by tables of measurements (rows.py; the .csv files here)
+    gpus.py        the GPUs whose tables come with the package
     fused.py       linears as a server fuses them, by input group: q/k/v, o, gate/up, down of each layer
     measure.py     the error of each pattern for each group: the group alone compressed, in its layer of the dense model
     knapsack.py    the search: the least sum of errors within a budget of costs

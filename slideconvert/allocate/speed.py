@@ -15,15 +15,12 @@ from pathlib import Path
 
 from ..core.patterns import BlockPattern
 from ..errors import InputError, pick
+from .gpus import BUNDLED
 from .rows import Row, Shape, read_rows
 
 DEFAULT_TOKENS = 4096
 """Tokens that are computed at once, unless asked otherwise: a prompt, or a server's batch of prompts. There 2:L pays
 most; decoding reads the weights once for few tokens, and 2:8 reads 0.94 bytes a weight."""
-
-PUBLISHED = ("a100", "rtx4090", "h100", "b200", "rtx5080", "gb10")
-BUNDLED = {**dict.fromkeys(PUBLISHED, "speed_published_int8.csv"), "h200": "speed_h200.csv"}
-"""The file with the times of each GPU that we have some of, by the word for the GPU."""
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import InputError, pick
-from ..formats.base import DENSE
 from ..formats.registry import usual_layout
 from ..formats.slide import Slide
 from ..plan.linear_config import LINEAR_FIELDS, LinearConfig, describe_config, parse_linear_config
 from ..plan.presets import parse_preset
 from ..plan.recipe import EPOCHS, Recipe, load_recipe, parse_recipe
 from ..prune import METHODS
+from ..runtime.slidesparse_record import DENSE
 from .options import CalibrationOptions, Options, PatternOptions, QuantizeOptions, SparsifyOptions
 
 BLOCK_DEFAULTS = {"scheme": "int8", "pattern": "2:8"}

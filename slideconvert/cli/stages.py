@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from ..api.options import QuantizeOptions, RelayoutOptions, SlideOptions, SparsifyOptions
-from ..core.choices import LAYOUTS
+from ..runtime.slidesparse_record import LAYOUTS
 from .common import checkpoint_argument, out_argument, source_argument
 from .convert import run
 from .options import Display, HeadedOption, command

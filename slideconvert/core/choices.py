@@ -1,29 +1,30 @@
-"""Words to choose from that --help shows; they stand here, where importing them loads no torch.
+"""Names to choose from. --help shows them, so that this module must not import torch.
 
-The first ones name the entries of registries whose modules need torch: tests/house/test_options.py compares them.
+The registries of schemes (core/schemes) and methods (prune/methods.py) take their names from here; a test compares
+them. Presets, layouts and GPUs are named where they are defined, in modules that do not import torch either.
 """
 
 from __future__ import annotations
 
-SCHEMES = ("int8", "fp8", "bf16", "w4a16", "w4a8", "w8a16")
-LAYOUTS = ("slide", "gqs", "dense")
-PRESETS = ("fast", "balanced", "quality", "paper")
-GPUS = ("a100", "rtx4090", "h100", "b200", "rtx5080", "gb10", "h200")
-"""The GPUs that allocate.speed has times of."""
+SCHEMES = INT8, FP8, BF16, W4A16, W4A8, W8A16 = "int8", "fp8", "bf16", "w4a16", "w4a8", "w8a16"
+"""The number schemes."""
 
-PRUNING = ("magnitude", "wanda", "hessian", "obs", "alps", "gqsa", "saliency")
-ROUNDING = ("rtn", "gptq")
-"""The methods that prune, and those that only round; prune.METHODS says what they are."""
+PRUNING = MAGNITUDE, WANDA, HESSIAN, OBS, ALPS, GQSA, SALIENCY = (
+    *("magnitude", "wanda", "hessian", "obs", "alps"),
+    *("gqsa", "saliency"),
+)
+"""The methods that prune: to 2:L patterns, and to patterns of whole groups."""
+ROUNDING = RTN, GPTQ = "rtn", "gptq"
+"""The methods that only round."""
 
-FULL = "full"
-CODES = ("ternary", FULL)
+CODES = TERNARY, FULL = "ternary", "full"
 """Which codes ternary weights may become: -1, 0 and 1 only, or all of the scheme."""
 
 ACTIVATIONS = ("quantized", "float")
-"""How the input of a quantized linear is treated: per token in 8 bits, as served, or not rounded at all."""
+"""How inputs of quantized linears are treated: quantized to 8 bits per token, as in serving, or left as floats."""
 
 PLACES = ("device", "cpu", "disk")
-"""Where hidden states are kept between layers: where the model computes, in CPU memory or in files."""
+"""Where calibration keeps hidden states between layers: on the device that computes, in CPU memory or in files."""
 
 PRECISIONS = ("auto", "float32", "bfloat16")
-"""What models run in while they are calibrated and trained."""
+"""The precision of the model in calibration and training."""

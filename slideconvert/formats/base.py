@@ -16,9 +16,8 @@ from ..core.quantize import Weight
 from ..core.schemes import Scheme
 from ..errors import InputError
 from ..kernels.spec import LinearSpec
+from ..runtime.slidesparse_record import DENSE
 
-DENSE = "dense"
-"""The layout in which every linear is stored as stock loaders read it."""
 FLOAT_NAMES = ("BF16", "F16", "F32")
 """Container dtypes of unquantized weights and of scales per channel."""
 DAMAGED = "the file is damaged: convert the model again"

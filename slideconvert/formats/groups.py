@@ -23,7 +23,7 @@ from ..errors import InputError, PatternError
 from ..kernels.group_spec import GroupSpec
 from ..kernels.groups import DenseGroups, Groups, canonical, kept_groups, pack, pack_dense, unpack_dense
 from ..kernels.groups import unpack as unpack_groups
-from ..runtime.slidesparse_record import GQS_FORMAT
+from ..runtime.slidesparse_record import GQS, GQS_FORMAT
 from .base import DAMAGED, Format, Found, StoredLinear
 
 Parts = tuple[Tensor, Tensor, Tensor | None]
@@ -100,7 +100,7 @@ class PackedGroups(GroupCodes):
 class Gqs(GroupCodes):
     """Block sparse rows: absent groups take no space."""
 
-    layout: ClassVar[str] = "gqs"
+    layout: ClassVar[str] = GQS
     takes: ClassVar[str] = "w4a16, w4a8 and w8a16 weights that lost whole groups"
     description: ClassVar[str] = "block sparse rows, which store only the groups that were not pruned"
 

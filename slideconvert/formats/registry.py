@@ -12,7 +12,8 @@ from ..core.patterns import Pattern
 from ..core.schemes import Scheme
 from ..core.ternary import FLOATS, LATENT, PACKED, PACKED_INVERSE
 from ..errors import InputError, pick
-from .base import DENSE, Declared, Format, Found, StoredLinear
+from ..runtime.slidesparse_record import DENSE, LAYOUTS
+from .base import Declared, Format, Found, StoredLinear
 from .bitnet import TernaryFloats, TernaryPacked
 from .channels import ChannelCodes, Floats
 from .groups import Gqs, PackedGroups
@@ -30,7 +31,6 @@ FORMATS: tuple[Format, ...] = (
     ChannelCodes(),
 )
 """In the order in which they are asked whether they match; the last one takes what no other claims."""
-LAYOUTS = (*OWN, DENSE)
 
 
 def parse_layout(name: str) -> str:

@@ -21,7 +21,7 @@ from ..core.schemes import Scheme
 from ..errors import InputError, PatternError
 from ..kernels.slide_spec import SlideSpec
 from ..kernels.windows import slide_and_pack, unpack, unslide
-from ..runtime.slidesparse_record import SLIDE_FORMAT
+from ..runtime.slidesparse_record import SLIDE, SLIDE_FORMAT
 from .base import DAMAGED, Format, Found, StoredLinear, block_length
 from .channels import CODE_NAMES, CODES
 
@@ -29,7 +29,7 @@ from .channels import CODE_NAMES, CODES
 class Slide(Format):
     """Packed windows of codes with one scale per output channel."""
 
-    layout: ClassVar[str] = "slide"
+    layout: ClassVar[str] = SLIDE
     takes: ClassVar[str] = "int8 and fp8 weights"
     description: ClassVar[str] = "overlapping 2:4 windows for sparse tensor cores"
     slid: ClassVar[bool] = True

@@ -16,13 +16,13 @@ from ..checkpoint.reader import Checkpoint
 from ..core.choices import ACTIVATIONS
 from ..core.quantize import QuantizedWeight
 from ..errors import InputError, pick
-from ..formats.base import DENSE, StoredLinear
+from ..formats.base import StoredLinear
 from ..formats.quantization_config import check_quantization
 from ..formats.record import Record, describe_linear, read_record
 from ..formats.registry import format_for
 from ..kernels.linear import SlideSparseLinear
 from ..kernels.spec import LinearSpec
-from ..runtime.slidesparse_record import RECORD, SETTINGS
+from ..runtime.slidesparse_record import DENSE, RECORD, SETTINGS
 from .families import decoder_linears
 
 NOT_ARCHITECTURE = (

@@ -15,13 +15,13 @@ from ..checkpoint.reader import Checkpoint
 from ..checkpoint.writer import Shard, Unit
 from ..core import workers
 from ..errors import InputError
-from ..formats.base import DENSE
 from ..formats.quantization_config import check_quantization
 from ..formats.record import Record, read_record
 from ..formats.registry import OWN
 from ..hub.snapshot import Snapshot
 from ..models.architecture import Architecture
 from ..models.families import architecture_of
+from ..runtime.slidesparse_record import DENSE
 from .linear import LinearPlan, permuted, plan_linear, sibling_problems
 from .presets import Recovery
 from .recipe import FIELDS, Recipe

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from ..core.patterns import GROUPS, MILD, SEVERE, Pattern
+from ..core.choices import ALPS, GQSA, OBS, SALIENCY, WANDA
 from ..errors import InputError, pick
+
+if TYPE_CHECKING:
+    from ..core.patterns import Pattern  # imports torch, and --help reads the names of the presets
 
 KL, CROSS_ENTROPY = "kl", "ce"
 """The loss of training end to end: divergence from the dense model's predictions, or cross-entropy of the text."""
@@ -54,12 +58,12 @@ class Preset:
     mild: str
     permute: bool = False
     recovery: Recovery = Recovery()
-    groups: str = "gqsa"
+    groups: str = GQSA
     group_recovery: Recovery = GROUP_RECOVERY
 
     def method(self, pattern: Pattern) -> str:
         """The name of the method for a pattern. InputError for a pattern that the preset has none for."""
-        found = {SEVERE: self.severe, MILD: self.mild, GROUPS: self.groups}[pattern.severity]
+        found = pattern.by_severity(severe=self.severe, mild=self.mild, groups=self.groups)
         if not found:
             raise InputError(
                 f"preset {self.name} is GQSA's and prunes whole groups, not pattern {pattern}",
@@ -71,12 +75,12 @@ class Preset:
 PRESETS = {
     preset.name: preset
     for preset in (
-        Preset("fast", "wanda", "wanda"),
-        Preset("balanced", "alps", "obs", group_recovery=replace(GROUP_RECOVERY, block_epochs=3, end_epochs=2)),
+        Preset("fast", WANDA, WANDA),
+        Preset("balanced", ALPS, OBS, group_recovery=replace(GROUP_RECOVERY, block_epochs=3, end_epochs=2)),
         Preset(
             "quality",
-            "alps",
-            "obs",
+            ALPS,
+            OBS,
             permute=True,
             recovery=Recovery(block_epochs=16, end_epochs=8),
             group_recovery=replace(GROUP_RECOVERY, block_epochs=8, end_epochs=6),
@@ -86,7 +90,7 @@ PRESETS = {
             "paper",
             "",
             "",
-            groups="saliency",
+            groups=SALIENCY,
             group_recovery=Recovery(5, 2, 1e-5, 1e-5, batch=2, relative=False, loss=CROSS_ENTROPY),
         ),
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..core import choices
 from ..core.patterns import BlockPattern, GroupPattern, Pattern
 from ..errors import pick
 from .gqsa import saliency
@@ -20,7 +21,6 @@ from .wanda import wanda
 class Method:
     """One method of choosing (and moving) weights.
 
-    prunes: whether it takes weights away; without, the pattern must be there already.
     mask: of a method that needs no data: (weight [out, in], pattern) -> keep mask.
     solve: of a calibrated one.
     asymmetric: whether it wants to know how far the inputs have moved from the dense model's.
@@ -29,12 +29,16 @@ class Method:
     """
 
     name: str
-    prunes: bool
     mask: Callable[[Tensor, Pattern], Tensor] | None = None
     solve: Solver | None = None
     asymmetric: bool = False
     diagonal: bool = False
     family: type[Pattern] = BlockPattern
+
+    @property
+    def prunes(self) -> bool:
+        """Whether it prunes weights; otherwise they must have the pattern already."""
+        return self.name in choices.PRUNING
 
     @property
     def calibrated(self) -> bool:
@@ -49,15 +53,15 @@ class Method:
 METHODS = {
     method.name: method
     for method in (
-        Method("magnitude", True, mask=magnitude),
-        Method("wanda", True, solve=wanda, diagonal=True),
-        Method("hessian", True, solve=hessian),
-        Method("obs", True, solve=obs, asymmetric=True),
-        Method("alps", True, solve=alps, asymmetric=True),
-        Method("gqsa", True, solve=gqsa, asymmetric=True, family=GroupPattern),
-        Method("saliency", True, solve=saliency, family=GroupPattern),
-        Method("rtn", False),
-        Method("gptq", False, solve=gptq),
+        Method(choices.MAGNITUDE, mask=magnitude),
+        Method(choices.WANDA, solve=wanda, diagonal=True),
+        Method(choices.HESSIAN, solve=hessian),
+        Method(choices.OBS, solve=obs, asymmetric=True),
+        Method(choices.ALPS, solve=alps, asymmetric=True),
+        Method(choices.GQSA, solve=gqsa, asymmetric=True, family=GroupPattern),
+        Method(choices.SALIENCY, solve=saliency, family=GroupPattern),
+        Method(choices.RTN),
+        Method(choices.GPTQ, solve=gptq),
     )
 }
 

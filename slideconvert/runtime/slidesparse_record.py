@@ -23,9 +23,10 @@ SLIDE_FORMAT = "slide-packed"
 """The compressed-tensors format of the slide layout; stock loaders refuse it, as they must."""
 GQS_FORMAT = "gqs-packed"
 """The compressed-tensors format of the gqs layout."""
-FORMATS = {"slide": SLIDE_FORMAT, "gqs": GQS_FORMAT}
+LAYOUTS = SLIDE, GQS, DENSE = "slide", "gqs", "dense"
+"""How the linears of a checkpoint are stored: as windows, as block sparse rows, or as stock loaders read them."""
+FORMATS = {SLIDE: SLIDE_FORMAT, GQS: GQS_FORMAT}
 """The compressed-tensors format of each layout that only we read."""
-LAYOUTS = ("slide", "gqs", "dense")
 SCHEMES = ("int8", "fp8")
 GROUPED = {"w4a16": (4, 16), "w4a8": (4, 8), "w8a16": (8, 16)}
 """Schemes with a scale for every group of columns: bits of a weight, and of an activation."""
@@ -119,7 +120,7 @@ def read_linears(record: Any, quantization: Mapping[str, Any], where: str) -> tu
     known = (*SCHEMES, *GROUPED)
     unknown = [f"{name}: scheme {linear.scheme!r}" for name, linear in linears.items() if linear.scheme not in known]
     stored = {linear.layout for linear in linears.values()}
-    if layout not in LAYOUTS or stored - {"dense"} != set(packed):
+    if layout not in LAYOUTS or stored - {DENSE} != set(packed):
         unknown.append(f"layout {layout!r} with format {quantization.get('format')!r}")
     if unknown:
         raise ValueError(f"{where}: {RECORD} says {unknown[0]}, which cannot be ({REINSTALL_HINT})")
@@ -137,12 +138,12 @@ def _linear(entry: Mapping[str, Any], layout: str) -> RecordedLinear:
         by_groups, kept = pattern.startswith(f"1x{size}:"), int(entry.get("kept_groups", whole))
         if by_groups != ("kept_groups" in entry) or not 0 <= kept <= whole:
             raise ValueError(f"pattern {pattern} with group_size {size} and kept_groups {kept} of {whole}")
-        found = layout if layout == "gqs" and by_groups else "dense"
+        found = layout if layout == GQS and by_groups else DENSE
         return RecordedLinear(rows, columns, scheme, found, size=size, kept=kept, symmetric=bool(entry["symmetric"]))
     zeros, _, length = pattern.partition(":")
     if zeros != "2" or (length != "inf" and (int(length) < 4 or int(length) % 2)):
         raise ValueError(f"pattern {pattern}")
-    found = layout if layout == "slide" else "dense"
+    found = layout if layout == SLIDE else DENSE
     return RecordedLinear(rows, columns, scheme, found, length=None if length == "inf" else int(length))
 
 

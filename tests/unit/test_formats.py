@@ -13,15 +13,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from slideconvert.checkpoint.reader import DTYPE_NAMES, Checkpoint
-from slideconvert.core import choices
 from slideconvert.core.patterns import BlockPattern, GroupPattern, Pattern
 from slideconvert.core.quantize import QuantizedWeight, Weight
 from slideconvert.core.schemes import BF16, FP8, INT8, SCHEMES, W4A8, W4A16, W8A16, Scheme
 from slideconvert.core.ternary import FLOATS, LATENT, PACKED, PACKED_INVERSE
 from slideconvert.errors import InputError, PatternError
-from slideconvert.formats.base import DENSE, Declared, Format, StoredLinear
-from slideconvert.formats.registry import FORMATS, LAYOUTS, OWN, describe, format_for, usual_layout
+from slideconvert.formats.base import Declared, Format, StoredLinear
+from slideconvert.formats.registry import FORMATS, OWN, describe, format_for, usual_layout
 from slideconvert.runtime import slidesparse_record
+from slideconvert.runtime.slidesparse_record import DENSE, LAYOUTS
 
 NAME, SHAPE = "model.layers.0.mlp.up_proj", (24, 64)
 CASES: list[tuple[Scheme, Pattern]] = [
@@ -103,7 +103,7 @@ def test_every_format_has_a_case() -> None:
 
 
 def test_names_of_layouts_and_formats_are_those_of_the_help_and_of_the_bundled_code() -> None:
-    assert LAYOUTS == choices.LAYOUTS
+    assert (*OWN, DENSE) == LAYOUTS
     words = {layout: form.ct_format(INT8) for layout, form in OWN.items()}
     for layout, word in words.items():
         assert slidesparse_record.packed_layouts({"format": word}) == [layout]

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slideconvert.allocate.speed import BUNDLED, PUBLISHED, SpeedTable, Times
+from slideconvert.allocate.gpus import BUNDLED, PUBLISHED
+from slideconvert.allocate.speed import SpeedTable, Times
 from slideconvert.core.patterns import ALL, BlockPattern
 from slideconvert.errors import InputError
 from tests.helpers.fused_models import HEAD, LAYERS, LLAMA_70B, table_of

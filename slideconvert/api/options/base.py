@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import Field, dataclass, field, fields
 from inspect import get_annotations
 from typing import Any, ClassVar, get_type_hints
@@ -48,7 +48,7 @@ def option(
     default: Any = None,
     flag: str = "",
     metavar: str = "",
-    choices: Sequence[str] = (),
+    choices: Iterable[str] = (),
     minimum: int | None = None,
 ) -> Any:
     """A dataclass field with the Spec of its option."""

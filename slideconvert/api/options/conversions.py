@@ -73,7 +73,7 @@ class QuantizeOptions(
 
     scheme: str | None = option(
         "Number scheme of the weights.  [default: int8]",
-        choices=[name for name in choices.SCHEMES if name != "bf16"],
+        choices=[name for name in choices.SCHEMES if name != choices.BF16],
     )
     method: str | None = option("rtn rounds to nearest, gptq by calibration.  [default: rtn]", choices=choices.ROUNDING)
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from ...core import choices
+from ...plan.presets import PRESETS
+from ...runtime.slidesparse_record import LAYOUTS
 from .base import Options, option
 
 
@@ -27,7 +29,7 @@ class PresetOptions(Options):
 
     HEADING: ClassVar[str] = "Recipe"
 
-    preset: str | None = option("Trade time for accuracy.  [default: balanced]", choices=choices.PRESETS)
+    preset: str | None = option("Trade time for accuracy.  [default: balanced]", choices=PRESETS)
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ class LayoutOptions(Options):
     HEADING: ClassVar[str] = "Output"
 
     layout: str | None = option(
-        "How weights are stored.  [default: what the kernels of the scheme read]", choices=choices.LAYOUTS
+        "How weights are stored.  [default: what the kernels of the scheme read]", choices=LAYOUTS
     )
     shard_gb: float | None = option("Size of the largest weight file, in GB.  [default: 5]")
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from ...core import choices
+from ...allocate.gpus import BUNDLED
 from .base import Options, option
 
 
@@ -16,7 +16,7 @@ class TimesOptions(Options):
 
     HEADING: ClassVar[str] = "Speed and size"
 
-    gpu: str | None = option("GPU whose measured times to use.", choices=choices.GPUS)
+    gpu: str | None = option("GPU whose measured times to use.", choices=BUNDLED)
     tokens: int | None = option("Tokens computed at once.  [default: 4096]", minimum=1)
     speed_table: Path | None = option("CSV file with your own times.", metavar="FILE")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import GROUPS, MILD, SEVERE, Pattern
+from .base import Pattern
 from .blocks import ALL, LENGTHS, SLID_MULTIPLE, WINDOW, ZEROS, BlockPattern
 from .groups import GroupPattern
 
@@ -18,10 +18,7 @@ def parse_pattern(text: str) -> Pattern:
 __all__ = [
     "ALL",
     "FAMILIES",
-    "GROUPS",
     "LENGTHS",
-    "MILD",
-    "SEVERE",
     "SLID_MULTIPLE",
     "WINDOW",
     "ZEROS",

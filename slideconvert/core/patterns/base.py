@@ -43,10 +43,10 @@ class Pattern(ABC):
     def density(self) -> float:
         """Largest share of weights that may be non-zero."""
 
-    @property
     @abstractmethod
-    def severity(self) -> str:
-        """The word by which a preset picks a method for the pattern: SEVERE, MILD or GROUPS."""
+    def by_severity(self, *, severe: str, mild: str, groups: str) -> str:
+        """The argument for patterns like this one: `severe` for 2:4 and 2:6, `mild` for the other 2:L patterns,
+        `groups` for patterns of whole groups."""
 
     @property
     @abstractmethod
@@ -108,7 +108,3 @@ class Pattern(ABC):
     @abstractmethod
     def record_fields(self, shape: tuple[int, int], *, slid: bool) -> dict[str, Any]:
         """The derived sizes that a record of a linear [out, in] states. slid: whether the linear is stored slid."""
-
-
-SEVERE, MILD, GROUPS = "severe", "mild", "groups"
-"""2:4 and 2:6; milder 2:L patterns; patterns of whole groups."""

@@ -30,7 +30,7 @@ from torch import Tensor
 from ...errors import InputError, PatternError, pick
 from ...kernels.planes import bits, from_planes, negative, nonzero, row_blocks, to_planes, without_negative_zero
 from ..schemes import Scheme
-from .base import MILD, SEVERE, Pattern
+from .base import Pattern
 
 WINDOW = 4
 """Lanes of a window: the hardware's 2:4 unit."""
@@ -115,9 +115,8 @@ class BlockPattern(Pattern):
         """K' for K = `columns`: all windows of all blocks, padded with empty windows to a multiple of 32."""
         return _ceil_to(self.units(columns) * WINDOW * self.windows, SLID_MULTIPLE)
 
-    @property
-    def severity(self) -> str:
-        return SEVERE if self.length is not None and self.length <= 6 else MILD
+    def by_severity(self, *, severe: str, mild: str, groups: str) -> str:
+        return severe if self.length is not None and self.length <= 6 else mild
 
     @property
     def zeros_fixed(self) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...errors import InputError, PatternError
 from ..schemes import Scheme, fitting_sizes
-from .base import GROUPS, Pattern
+from .base import Pattern
 
 KEPT_MULTIPLE = 8
 DIGITS = 6
@@ -80,9 +80,8 @@ class GroupPattern(Pattern):
         """Largest share of weights that may be non-zero."""
         return 1 - self.sparsity
 
-    @property
-    def severity(self) -> str:
-        return GROUPS
+    def by_severity(self, *, severe: str, mild: str, groups: str) -> str:
+        return groups
 
     @property
     def zeros_fixed(self) -> bool:

@@ -10,15 +10,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...errors import pick
+from .. import choices
 from .base import Scheme, no_groups
 from .channel import FP8, INT8, ChannelScheme
 from .floats import FloatScheme
 from .groups import GROUP, GROUP_SIZES, GroupScheme, fitting_sizes
 
-BF16 = FloatScheme("bf16", "bfloat16", 16)
-W4A16 = GroupScheme("w4a16", "int8", 4, activation_bits=16)
-W4A8 = GroupScheme("w4a8", "int8", 4)
-W8A16 = GroupScheme("w8a16", "int16", 8, activation_bits=16)
+BF16 = FloatScheme(choices.BF16, "bfloat16", 16)
+W4A16 = GroupScheme(choices.W4A16, "int8", 4, activation_bits=16)
+W4A8 = GroupScheme(choices.W4A8, "int8", 4)
+W8A16 = GroupScheme(choices.W8A16, "int16", 8, activation_bits=16)
 
 SCHEMES: dict[str, Scheme] = {scheme.name: scheme for scheme in (INT8, FP8, BF16, W4A16, W4A8, W8A16)}
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ...errors import InputError
 from ...kernels.planes import bits, without_negative_zero
+from .. import choices
 from ..quantize import Grid
 from .base import Scheme
 
@@ -84,5 +85,5 @@ class Fp8Scheme(ChannelScheme):
             raise InputError(f"{where}: a zero is stored as -0 (byte 0x80)")
 
 
-INT8 = Int8Scheme("int8", "int8", 8)
-FP8 = Fp8Scheme("fp8", "float8_e4m3fn", 8)
+INT8 = Int8Scheme(choices.INT8, "int8", 8)
+FP8 = Fp8Scheme(choices.FP8, "float8_e4m3fn", 8)
