@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
-from ..core.patterns import ALL, BlockPattern
+from ..core.patterns import ALL, Pattern
 from ..errors import InputError
 from ..models.architecture import Linear
 from ..plan.linear_config import LinearConfig
@@ -20,7 +20,7 @@ from .fused import FusedGroup
 from .knapsack import Solution, least_error
 from .speed import Times
 
-Errors = Mapping[BlockPattern, float]
+Errors = Mapping[Pattern, float]
 """The error of one fused group with each pattern that may be chosen for it."""
 
 
@@ -33,7 +33,7 @@ class Allocation:
     all of them dense; None where no times were given.
     """
 
-    patterns: Mapping[FusedGroup, BlockPattern]
+    patterns: Mapping[FusedGroup, Pattern]
     error: float
     floor: float
     density: float
@@ -91,8 +91,8 @@ def allocate_for_density(groups: Sequence[FusedGroup], errors: Sequence[Errors],
 
 
 def _choose(
-    groups: Sequence[FusedGroup], errors: Sequence[Errors], costs: Sequence[Mapping[BlockPattern, float]], budget: float
-) -> tuple[dict[FusedGroup, BlockPattern], Solution] | None:
+    groups: Sequence[FusedGroup], errors: Sequence[Errors], costs: Sequence[Mapping[Pattern, float]], budget: float
+) -> tuple[dict[FusedGroup, Pattern], Solution] | None:
     """The pattern of each group, None if nothing costs so little. Mildest first: of equal options it is taken."""
     if not groups:
         raise InputError("no linear needs a pattern", hint="rules with keep: true exclude linears")
@@ -119,7 +119,7 @@ def _choose(
     return patterns, solution
 
 
-def _density(patterns: Mapping[FusedGroup, BlockPattern]) -> float:
+def _density(patterns: Mapping[FusedGroup, Pattern]) -> float:
     kept = sum(group.weights * pattern.density for group, pattern in patterns.items())
     return kept / sum(group.weights for group in patterns)
 
@@ -129,7 +129,7 @@ def _tried(errors: Sequence[Errors]) -> str:
     return ", ".join(str(pattern) for pattern in ALL if pattern in tried)
 
 
-def with_allocation(recipe: Recipe, patterns: Mapping[FusedGroup, BlockPattern], linears: Iterable[Linear]) -> Recipe:
+def with_allocation(recipe: Recipe, patterns: Mapping[FusedGroup, Pattern], linears: Iterable[Linear]) -> Recipe:
     """The recipe, and before its rules those that give groups their patterns: layers that differ first, then the usual
     choice of each submodule.
 
@@ -157,7 +157,7 @@ def with_allocation(recipe: Recipe, patterns: Mapping[FusedGroup, BlockPattern],
     return replace(recipe, rules=(*special, *general, *recipe.rules))
 
 
-def _own(recipe: Recipe, group: FusedGroup, pattern: BlockPattern) -> LinearConfig:
+def _own(recipe: Recipe, group: FusedGroup, pattern: Pattern) -> LinearConfig:
     """The recipe's config of these linears with another pattern, without the fields of the recipe as a whole."""
     config = recipe.for_linear(group.linears[0].name)
     fields = {name: value for name, value in vars(config).items() if value != getattr(recipe.config, name)}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..calibrate.run import RunSettings
-from ..core.patterns import ALL, BlockPattern
+from ..core.patterns import ALL, BlockPattern, Pattern
 from ..errors import InputError
 from ..plan.linear import LinearPlan
 from ..plan.plan import Plan
@@ -47,7 +47,7 @@ class Uniform:
     """The outcome of one pattern for all groups but those with a pattern of their own by a rule. speedup: None without
     times."""
 
-    pattern: BlockPattern
+    pattern: Pattern
     error: float
     density: float
     speedup: float | None
@@ -130,7 +130,7 @@ def _times(plans: dict[FusedGroup, LinearPlan], target: SpeedTarget) -> dict[Fus
     return {group: by_scheme[scheme][group] for group, scheme in timed.items()}
 
 
-def _fixed(recipe: Recipe, group: FusedGroup) -> BlockPattern | None:
+def _fixed(recipe: Recipe, group: FusedGroup) -> Pattern | None:
     """The pattern that a rule of the recipe gives this group."""
     name = group.linears[0].name
     if recipe.for_linear(name).whole_groups:
@@ -139,11 +139,10 @@ def _fixed(recipe: Recipe, group: FusedGroup) -> BlockPattern | None:
             hint="leave the target out, or sparsity and method gqsa",
         )
     rule = recipe.rule_for(name)
-    pattern = rule.config.pattern if rule else None
-    return pattern if isinstance(pattern, BlockPattern) else None
+    return rule.config.pattern if rule else None
 
 
-def _check_methods(recipe: Recipe, groups: Sequence[FusedGroup], tried: Sequence[BlockPattern]) -> None:
+def _check_methods(recipe: Recipe, groups: Sequence[FusedGroup], tried: Sequence[Pattern]) -> None:
     """A method that does not prune would make all patterns look alike."""
     for group in groups:
         method = recipe.for_linear(group.linears[0].name).method
@@ -164,7 +163,7 @@ def _allocate(
 
 
 def _uniform(
-    pattern: BlockPattern, groups: Sequence[FusedGroup], errors: Sequence[Errors], times: Sequence[Times] | None
+    pattern: Pattern, groups: Sequence[FusedGroup], errors: Sequence[Errors], times: Sequence[Times] | None
 ) -> Uniform:
     own = [pattern if pattern in error else next(iter(error)) for error in errors]
     speedup = None

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..core.patterns import BlockPattern
 from ..errors import InputError
 from ..formats.slide import Slide
 from .fused import fuse, group_times
@@ -52,9 +51,7 @@ def expected_speedup(linears: Sequence[LinearPlan], table: SpeedTable, tokens: i
         raise InputError("no linear is quantized, so there is nothing to expect", hint="--scheme int8 or fp8")
     by_scheme = {scheme: group_times(groups, table, scheme, tokens) for scheme in schemes}
     found = [
-        (by_scheme[plan.scheme.name][submodule], plan.pattern)
-        for submodule, plan in enumerate(first)
-        if _timed(plan) and isinstance(plan.pattern, BlockPattern)
+        (by_scheme[plan.scheme.name][submodule], plan.pattern) for submodule, plan in enumerate(first) if _timed(plan)
     ]
     return Expected(
         gpu=table.gpu,

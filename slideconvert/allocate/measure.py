@@ -15,7 +15,7 @@ from ..calibrate.result import LayerResult
 from ..calibrate.run import RunSettings
 from ..calibrate.stream import StreamOptions, Streams, embed, held_out
 from ..calibrate.tokens import calibration_tokens
-from ..core.patterns import ALL, BlockPattern
+from ..core.patterns import ALL, Pattern
 from ..errors import InputError
 from ..models.architecture import Linear
 from ..models.decoder import Decoder
@@ -26,17 +26,17 @@ from ..prune.statistics import Statistics
 from .allocation import with_allocation
 from .fused import FusedGroup
 
-Candidates = Mapping[FusedGroup, Sequence[BlockPattern]]
+Candidates = Mapping[FusedGroup, Sequence[Pattern]]
 """The patterns that are tried for each group."""
 LEAST_SEQUENCES = 3
 """One that is fitted to, one that decides (stream.held_out), one that errors are measured on."""
-Measured = tuple[FusedGroup, BlockPattern, float]
+Measured = tuple[FusedGroup, Pattern, float]
 """A group, a pattern that was tried, its error."""
 
 
 def measure_errors(
     plan: Plan, settings: RunSettings, candidates: Candidates, progress: Progress = silent
-) -> list[dict[BlockPattern, float]]:
+) -> list[dict[Pattern, float]]:
     """The error of each of these groups with each of its candidates, in the order of `candidates`.
 
     The linears of a group are pruned and rounded together, as the plan's recipe does it with that pattern, and put
@@ -56,7 +56,7 @@ def measure_errors(
             f"{len(tokens)} calibration sequences: errors are measured with {LEAST_SEQUENCES} at least",
             hint="take more --samples",
         )
-    errors: dict[FusedGroup, dict[BlockPattern, float]] = {group: {} for group in candidates}
+    errors: dict[FusedGroup, dict[Pattern, float]] = {group: {} for group in candidates}
     total = sum(len(tried) for tried in candidates.values())
     progress("allocate", 0, total)
     with tempfile.TemporaryDirectory(prefix="slideconvert-") as folder:
@@ -112,10 +112,10 @@ def _measured(plan: Plan, tokens: Tensor, options: StreamOptions, candidates: Ca
         inputs = outputs
 
 
-def _plans(plan: Plan, candidates: Candidates) -> dict[BlockPattern, dict[Linear, LinearPlan]]:
+def _plans(plan: Plan, candidates: Candidates) -> dict[Pattern, dict[Linear, LinearPlan]]:
     """By pattern what the recipe makes of all linears, those groups having it for which it is tried."""
     linears = [linear.linear for linear in plan.linears]
-    found = {}
+    found: dict[Pattern, dict[Linear, LinearPlan]] = {}
     for pattern in ALL:
         chosen = {group: pattern for group, tried in candidates.items() if pattern in tried}
         if chosen:

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..core.patterns import ALL, BlockPattern
+from ..core.patterns import ALL, BlockPattern, Pattern
 from ..core.schemes import SCHEMES
 from ..errors import InputError, pick
 
@@ -43,7 +43,7 @@ class Row:
     linears: tuple[Shape, ...]
     tokens: int
     dense: float
-    speedups: Mapping[BlockPattern, float]
+    speedups: Mapping[Pattern, float]
 
 
 def read_rows(path: Path) -> tuple[tuple[str, ...], list[Row]]:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..core.patterns import BlockPattern
+from ..core.patterns import Pattern
 from ..errors import InputError, pick
 from .gpus import BUNDLED
 from .rows import Row, Shape, read_rows
@@ -32,10 +32,10 @@ class Times:
     """
 
     dense: float
-    sparse: Mapping[BlockPattern, float]
+    sparse: Mapping[Pattern, float]
     measured: str
 
-    def of(self, pattern: BlockPattern) -> float:
+    def of(self, pattern: Pattern) -> float:
         """The time with that pattern. 2:inf runs dense: there is nothing to gain from sliding it.
 
         InputError if the table does not have it.

@@ -29,7 +29,7 @@ class TernaryFloats(Floats):
         self.coding = coding
 
     def stores(self, scheme: Scheme, *, whole_groups: bool) -> bool:
-        return self.coding == FLOATS and scheme.ternary and not scheme.quantized
+        return self.coding == FLOATS and super().stores(scheme, whole_groups=whole_groups)
 
     def match(self, found: Found) -> bool:
         return found.coding == self.coding and found.has("weight") and found.spec("weight").dtype in FLOAT_NAMES

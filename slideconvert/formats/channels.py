@@ -27,7 +27,7 @@ class Floats(Format):
     """Unquantized weights."""
 
     def stores(self, scheme: Scheme, *, whole_groups: bool) -> bool:
-        return not scheme.quantized and not scheme.ternary
+        return not scheme.quantized and scheme.ternary == bool(self.coding)
 
     def match(self, found: Found) -> bool:
         return found.coding is None and found.has("weight") and found.spec("weight").dtype in FLOAT_NAMES

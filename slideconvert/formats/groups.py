@@ -36,6 +36,12 @@ class GroupCodes(Format):
     canonical: ClassVar[bool] = True
     asymmetric: ClassVar[bool] = True
 
+    def stores(self, scheme: Scheme, *, whole_groups: bool) -> bool:
+        return scheme.grouped
+
+    def match(self, found: Found) -> bool:
+        return found.declared is not None and self.stores(found.declared.scheme, whole_groups=True)
+
     @abstractmethod
     def _pack(self, codes: Tensor, scale: Tensor, zero: Tensor | None, spec: GroupSpec) -> dict[str, Tensor]:
         """The tensors by the last part of their names. ValueError if codes and zero points do not fit."""
@@ -84,12 +90,6 @@ class GroupCodes(Format):
 class PackedGroups(GroupCodes):
     """pack-quantized: absent groups are stored as zeros."""
 
-    def stores(self, scheme: Scheme, *, whole_groups: bool) -> bool:
-        return scheme.grouped
-
-    def match(self, found: Found) -> bool:
-        return found.declared is not None and found.declared.scheme.grouped
-
     def _pack(self, codes: Tensor, scale: Tensor, zero: Tensor | None, spec: GroupSpec) -> dict[str, Tensor]:
         return pack_dense(codes, scale, zero, spec).named()
 
@@ -105,10 +105,10 @@ class Gqs(GroupCodes):
     description: ClassVar[str] = "block sparse rows, which store only the groups that were not pruned"
 
     def stores(self, scheme: Scheme, *, whole_groups: bool) -> bool:
-        return scheme.grouped and whole_groups
+        return whole_groups and super().stores(scheme, whole_groups=whole_groups)
 
     def match(self, found: Found) -> bool:
-        return found.declared is not None and found.declared.scheme.grouped and found.has("weight_row_index")
+        return super().match(found) and found.has("weight_row_index")
 
     def ct_format(self, scheme: Scheme) -> str:
         return GQS_FORMAT

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ..checkpoint.container import TensorSpec
 from ..checkpoint.reader import Checkpoint
-from ..core.choices import FULL
 from ..core.patterns import BlockPattern, Pattern
 from ..core.schemes import Scheme
 from ..errors import InputError
@@ -116,7 +115,7 @@ def plan_linear(
         if stored.scheme.quantized:
             raise InputError(f"{name}: keep leaves float weights alone, these are {stored.scheme.name} codes already")
         return LinearPlan(linear, stored, stored.scheme, BlockPattern(None), "", stored.format, stored.tensors, None)
-    scheme = _scheme(config, stored)
+    scheme = stored.scheme.carried_to(config.scheme or stored.scheme, config.codes, name)
     if stored.scheme.quantized and config.scheme:
         raise InputError(
             f"{name}: already quantized to {stored.scheme.name}",
@@ -144,20 +143,6 @@ def plan_linear(
     form = format_for(layout, scheme, pattern)
     outputs = form.specs(name, stored.shape, scheme, pattern, dtype=dtype)
     return LinearPlan(linear, stored, scheme, pattern, method, form, outputs, done, solved or trained)
-
-
-def _scheme(config: LinearConfig, stored: StoredLinear) -> Scheme:
-    """In which scheme a linear will be stored: ternary weights stay ternary unless full codes are asked for."""
-    scheme = config.scheme or stored.scheme
-    if config.codes and not stored.scheme.ternary:
-        raise InputError(
-            f"{stored.name}: codes: {config.codes}, but its weights are not ternary",
-            hint="only BitNet models have ternary weights: leave --codes out",
-        )
-    if not stored.scheme.ternary or config.codes == FULL:
-        return scheme.unconstrained
-    scheme.check_ternary(stored.name)
-    return scheme.as_ternary
 
 
 def _method(name: str | None, pattern: Pattern, finds_codes: bool) -> str:

@@ -47,26 +47,27 @@ class LinearConfig:
     def resolved(self, where: str) -> LinearConfig:
         """The same with the group size in the scheme, and sparsity and row cap as a pattern. InputError, which names
         `where`, for fields that contradict each other."""
-        scheme, pattern, size = self.scheme, self.pattern, self.group_size
+        given = [name for name in ("group_size", "symmetric") if getattr(self, name) is not None]
         if self.whole_groups:
-            pattern, size = self._group_pattern(where)
-            if scheme and scheme.quantized and not scheme.grouped:
-                raise InputError(
-                    f"{where}: whole groups are pruned, but scheme {scheme.name} has no groups",
-                    hint="use w4a16, w4a8 or w8a16 (or bf16, to prune only)",
-                )
-        elif self.row_cap is not None:
+            pattern = self._group_pattern(where)
+            if self.scheme:
+                scheme = self.scheme.for_whole_groups(pattern.size, self.symmetric, where)
+                return replace(self, scheme=scheme, pattern=pattern)
+            if "symmetric" in given:
+                raise no_groups("symmetric", "of the source", where)
+            return replace(self, pattern=pattern)
+        if self.row_cap is not None:
             raise InputError(
                 f"{where}: row_cap without sparsity",
                 hint="it counts the groups of a row: give a sparsity, or leave it out",
             )
-        if scheme and (scheme.grouped or not self.whole_groups):
-            scheme = scheme.resized(size, self.symmetric, where)
-        elif self.symmetric is not None or (self.group_size is not None and not self.whole_groups):
-            raise no_groups("group_size" if self.group_size is not None else "symmetric", "of the source", where)
-        return replace(self, scheme=scheme, pattern=pattern)
+        if self.scheme:
+            return replace(self, scheme=self.scheme.resized(self.group_size, self.symmetric, where))
+        if given:
+            raise no_groups(given[0], "of the source", where)
+        return self
 
-    def _group_pattern(self, where: str) -> tuple[GroupPattern, int]:
+    def _group_pattern(self, where: str) -> GroupPattern:
         if self.method and not METHODS[self.method].whole_groups and METHODS[self.method].prunes:
             raise InputError(
                 f"{where}: method {self.method} prunes 2:L patterns, not whole groups", hint="use gqsa or saliency"
@@ -74,7 +75,7 @@ class LinearConfig:
         if isinstance(self.pattern, GroupPattern):
             if self.sparsity is not None or self.group_size not in (None, self.pattern.size):
                 raise InputError(f"{where}: pattern {self.pattern} has its own sparsity and group size")
-            return self.pattern, self.pattern.size
+            return self.pattern
         if self.pattern is not None:
             raise InputError(
                 f"{where}: pattern {self.pattern}, but whole groups are pruned",
@@ -85,8 +86,7 @@ class LinearConfig:
                 f"{where}: method {self.method} without a sparsity",
                 hint="give the share of groups to prune, as sparsity: 0.5",
             )
-        size = self.group_size or PRUNED_GROUP
-        return GroupPattern(size, self.sparsity, self.row_cap), size
+        return GroupPattern(self.group_size or PRUNED_GROUP, self.sparsity, self.row_cap)
 
 
 def describe_config(config: LinearConfig) -> dict[str, Any]:

@@ -230,3 +230,11 @@ def test_stages_refuse_what_is_not_theirs(cli: Cli, tmp_path: Path, model: Path,
     outcome = cli("sparsify", dense, out, "--sparsity", 0.5, "--group-size", 4, *calibration)
     refused(outcome, out, "groups of 4 are pruned, those of w4a16 have 8 weights", "group size of 8")
     assert pico.read(dense)
+
+
+def test_codes_with_a_scale_per_row_lose_no_whole_groups(cli: Cli, tmp_path: Path, model: Path, text: Path) -> None:
+    """No layout and no kernel has both."""
+    out, int8 = tmp_path / "out", tmp_path / "int8"
+    assert cli("quantize", model, int8, "--scheme", "int8", "-q").code == 0
+    outcome = cli("sparsify", int8, out, "--sparsity", 0.5, "--group-size", 8, "--calibration", text, *FLAGS, "-q")
+    refused(outcome, out, Q, "whole groups are pruned, but scheme int8 has no groups", "from the unquantized model")

@@ -129,11 +129,7 @@ class GroupPattern(Pattern):
         return None
 
     def check_scheme(self, scheme: Scheme, where: str) -> None:
-        if scheme.group not in (0, self.size):
-            raise InputError(
-                f"{where}: groups of {self.size} are pruned, those of {scheme.name} have {scheme.group} weights",
-                hint=f"use a group size of {scheme.group}",
-            )
+        scheme.check_whole_groups(self.size, where)
 
     def kept_groups(self, shape: tuple[int, int], size: int) -> int:
         return self.kept(shape)

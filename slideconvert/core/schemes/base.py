@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...errors import InputError
+from ..choices import FULL
 from ..quantize import Grid, QuantizedWeight, Weight
 
 
@@ -88,6 +89,35 @@ class Scheme(ABC):
             if value is not None:
                 raise no_groups(option, self.name, where)
         return self
+
+    def check_whole_groups(self, size: int, where: str) -> None:
+        """Raise InputError unless the pattern may zero whole groups of `size` weights of this scheme."""
+        raise InputError(
+            f"{where}: whole groups are pruned, but scheme {self.name} has no groups",
+            hint="use w4a16, w4a8 or w8a16 (or bf16, to prune only), from the unquantized model",
+        )
+
+    def for_whole_groups(self, size: int, symmetric: bool | None, where: str) -> Scheme:
+        """The scheme of a linear whose pattern zeroes whole groups of `size` weights. InputError if it has none."""
+        self.check_whole_groups(size, where)
+        if symmetric is not None:
+            raise no_groups("symmetric", self.name, where)
+        return self
+
+    def carried_to(self, target: Scheme, codes: str | None, where: str) -> Scheme:
+        """The scheme of weights of this one, stored as `target`: ternary weights stay ternary unless `codes` is FULL.
+
+        InputError for `codes` of weights that are not ternary, and for a target that cannot keep them ternary.
+        """
+        if codes and not self.ternary:
+            raise InputError(
+                f"{where}: codes: {codes}, but its weights are not ternary",
+                hint="only BitNet models have ternary weights: leave --codes out",
+            )
+        if not self.ternary or codes == FULL:
+            return target.unconstrained
+        target.check_ternary(where)
+        return target.as_ternary
 
     def check_ternary(self, where: str) -> None:
         """Raise InputError if ternary weights cannot be stored without becoming full codes."""

@@ -54,6 +54,16 @@ class GroupScheme(Scheme):
     def resized(self, group: int | None, symmetric: bool | None, where: str) -> Scheme:
         return self.in_groups(group or GROUP, symmetric=bool(symmetric))
 
+    def check_whole_groups(self, size: int, where: str) -> None:
+        if self.group != size:
+            raise InputError(
+                f"{where}: groups of {size} are pruned, those of {self.name} have {self.group} weights",
+                hint=f"use a group size of {self.group}",
+            )
+
+    def for_whole_groups(self, size: int, symmetric: bool | None, where: str) -> Scheme:
+        return self.resized(size, symmetric, where)
+
     def check_ternary(self, where: str) -> None:
         raise InputError(
             f"{where}: its weights are ternary, and {self.name} has a scale for every group",
