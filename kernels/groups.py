@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .group_checks import check, check_codes, check_tensors
 from .packing import packed_bytes, packed_words, unpacked_bytes, unpacked_words
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def pack(codes: Tensor, scale: Tensor, zero: Tensor | None, keep: Tensor, spec: 
     What scale and zero say of absent groups is forgotten. ValueError if `keep` is not of spec.kept groups, an absent
     group has a code that is not 0, or codes and zero points do not fit the bits.
     """
-    _check_codes(codes, scale, zero, keep, spec)
+    check_codes(codes, scale, zero, keep, spec)
     absent = codes.view(spec.rows, spec.across, spec.size).ne(0).any(-1) & ~keep
     if absent.any():
         raise ValueError(f"{spec}: {int(absent.sum())} absent groups have codes that are not 0")
@@ -119,35 +120,6 @@ def unpack(groups: Groups, spec: GroupSpec) -> tuple[Tensor, Tensor, Tensor, Ten
     return codes.view(spec.rows, spec.columns), scale.view(small), zero.view(small), keep.view(small)
 
 
-def check(groups: Groups, spec: GroupSpec) -> None:
-    """ValueError for tensors that no such linear has: shapes, dtypes, rows that do not follow one another, groups
-    beyond the row, twice or out of order, scales that are no numbers, bits in the padding."""
-    _check_tensors(groups.named(), spec, "gqs")
-    starts, index = groups.row_index, groups.groups
-    if int(starts[0]) != 0 or int(starts[-1]) != spec.kept:
-        raise ValueError(
-            f"{spec}: weight_row_index goes from {int(starts[0])} to {int(starts[-1])}, not from 0 to {spec.kept}"
-        )
-    falls = starts.diff() < 0
-    if falls.any():
-        row = int(falls.nonzero()[0])
-        raise ValueError(
-            f"{spec}: weight_row_index falls from {int(starts[row])} to {int(starts[row + 1])} at row {row}"
-        )
-    outside = (index < 0) | (index >= spec.across)
-    if outside.any():
-        place = int(outside.nonzero()[0])
-        raise ValueError(f"{spec}: weight_groups[{place}] is {int(index[place])}, a row has {spec.across} groups")
-    descends = index.diff() <= 0
-    descends[starts[(starts > 0) & (starts < spec.kept)].long() - 1] = False
-    if descends.any():
-        place = int(descends.nonzero()[0])
-        pair = f"{int(index[place])} then {int(index[place + 1])}"
-        raise ValueError(f"{spec}: weight_groups has {pair} at {place}, they must ascend within a row")
-    if groups.zero is not None and spec.bits == 4 and spec.kept % 2 and int(groups.zero[-1]) > spec.largest:
-        raise ValueError(f"{spec}: weight_zero_point has {int(groups.zero[-1]) >> 4} in the nibble of padding")
-
-
 def places(groups: Groups, spec: GroupSpec) -> Tensor:
     """[n] int64: row * K/G + group of every group that exists, ascending."""
     rows = torch.arange(spec.rows, device=groups.groups.device)
@@ -165,7 +137,7 @@ def zero_points(groups: Groups, spec: GroupSpec) -> Tensor:
 def pack_dense(codes: Tensor, scale: Tensor, zero: Tensor | None, spec: GroupSpec) -> DenseGroups:
     """codes, scale and zero as this module describes them (zero may be None if symmetric) -> layout dense.
     ValueError if codes and zero points do not fit the bits."""
-    _check_codes(codes, scale, zero, None, spec)
+    check_codes(codes, scale, zero, None, spec)
     zeros = None if zero is None else zero.flatten()
     stored = _stored(codes.view(-1, spec.size), zeros, spec).view(spec.rows, spec.columns)
     packed = None if spec.symmetric or zero is None else packed_words(zero.T, spec.bits).T.contiguous()
@@ -176,7 +148,7 @@ def pack_dense(codes: Tensor, scale: Tensor, zero: Tensor | None, spec: GroupSpe
 def unpack_dense(dense: DenseGroups, spec: GroupSpec) -> tuple[Tensor, Tensor, Tensor]:
     """Layout dense -> codes [N, K], scale and zero [N, K/G]. ValueError for shapes, dtypes, scales that are no
     numbers, a weight_shape that is another, bits in the padding."""
-    _check_tensors(dense.named(), spec, "dense")
+    check_tensors(dense.named(), spec, "dense")
     if dense.shape.tolist() != [spec.rows, spec.columns]:
         raise ValueError(f"{spec}: weight_shape is {dense.shape.tolist()}")
     stored = unpacked_words(dense.packed, spec.bits, spec.columns, f"{spec}: weight_packed")
@@ -197,36 +169,6 @@ def decode(weight: Weight, spec: GroupSpec) -> tuple[Tensor, Tensor]:
     if isinstance(weight, Groups):
         return unpack(weight, spec)[:2]
     return unpack_dense(weight, spec)[:2]
-
-
-def _check_codes(codes: Tensor, scale: Tensor, zero: Tensor | None, keep: Tensor | None, spec: GroupSpec) -> None:
-    small = (spec.rows, spec.across)
-    expected = [("codes", codes, (spec.rows, spec.columns), spec.codes_dtype), ("scale", scale, small, torch.bfloat16)]
-    if zero is not None:
-        expected.append(("zero", zero, small, torch.uint8))
-    elif not spec.symmetric:
-        raise ValueError(f"{spec}: no zero points, and they are not symmetric")
-    if keep is not None:
-        expected.append(("keep", keep, small, torch.bool))
-    for name, tensor, shape, dtype in expected:
-        _check_tensor(name, tensor, shape, dtype, spec)
-
-
-def _check_tensors(named: dict[str, Tensor], spec: GroupSpec, layout: str) -> None:
-    wanted = spec.tensors(layout)
-    if named.keys() != wanted.keys():
-        raise ValueError(f"{spec}: tensors {', '.join(sorted(named))}; {', '.join(sorted(wanted))} were expected")
-    for name, (shape, dtype) in wanted.items():
-        _check_tensor(name, named[name], shape, dtype, spec)
-    if not named["weight_scale"].isfinite().all():
-        raise ValueError(
-            f"{spec}: weight_scale has {int((~named['weight_scale'].isfinite()).sum())} that are not finite"
-        )
-
-
-def _check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, spec: GroupSpec) -> None:
-    if tuple(tensor.shape) != shape or tensor.dtype != dtype:
-        raise ValueError(f"{spec}: {name} is {tensor.dtype} {list(tensor.shape)}, not {dtype} {list(shape)}")
 
 
 def _stored(codes: Tensor, zeros: Tensor | None, spec: GroupSpec) -> Tensor:

@@ -20,12 +20,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ..group_checks import check
 from ..group_spec import GroupSpec
 from ..groups import (
     DenseGroups,
     Groups,
     Weight,
-    check,
     pack_dense,
     places,
     unpack_dense,

@@ -42,7 +42,7 @@ def eval_command(ckpts: tuple[str, ...], options: EvaluateOptions, display: Disp
     from ..api.checkpoints import evaluate
     from ..errors import InputError
     from ..evaluate.perplexity import LENGTH
-    from .tables import eval_table, tasks_table
+    from .scores import eval_table, tasks_table
 
     if display.verbose and not options.tasks:
         raise InputError("--verbose belongs to --tasks", hint="omit it: it shows every metric of a task")

@@ -10,12 +10,11 @@ from __future__ import annotations
 import hashlib
 import importlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.quantizers import HfQuantizer
@@ -23,6 +22,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_
 from transformers.utils import cached_file
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from .slidesparse_checks import needed_tensors, refuse_offload, stored_tensors, tensor_faults
 from .slidesparse_record import (
     KERNELS,
     METHOD,
@@ -41,28 +41,7 @@ from .slidesparse_record import (
 )
 
 OURS = "slidesparse"
-STORED = {
-    torch.int8: ("I8",),
-    torch.float8_e4m3fn: ("F8_E4M3",),
-    torch.uint8: ("U8",),
-    torch.int16: ("I16",),
-    torch.int32: ("I32",),
-    torch.int64: ("I64",),
-    torch.bfloat16: ("BF16",),
-}
-FLOATS = ("F32", "BF16", "F16")
-QUANTIZED = (
-    "weight_packed",
-    "weight_meta",
-    "weight_scale",
-    "weight_row_index",
-    "weight_groups",
-    "weight_values",
-    "weight_zero_point",
-    "weight_shape",
-)
-"""Tensors that only quantized linears have."""
-HUB_WORDS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 _packages: dict[str, str] = {}
 """The kernels' package by the name of the quantization method that runs them."""
@@ -71,16 +50,16 @@ _packages: dict[str, str] = {}
 class SlideSparseQuantizationConfig(QuantizationConfigMixin):
     """The quantization_config of config.json, unchanged: transformers saves it again."""
 
-    def __init__(self, quant_method: str, **words: Any) -> None:
+    def __init__(self, quant_method: str, **fields: Any) -> None:
         self.quant_method = quant_method
-        self.words = {"quant_method": METHOD, **words}
+        self.fields = {"quant_method": METHOD, **fields}
 
     def to_dict(self) -> dict[str, Any]:
-        return dict(self.words)
+        return dict(self.fields)
 
-    def get(self, word: str, default: Any = None) -> Any:
+    def get(self, name: str, default: Any = None) -> Any:
         """Like dict.get: transformers calls it on configs that were just read and on those of loaded models."""
-        return getattr(self, word, default)
+        return getattr(self, name, default)
 
 
 class SlideSparseQuantizer(HfQuantizer):
@@ -88,8 +67,8 @@ class SlideSparseQuantizer(HfQuantizer):
 
     requires_calibration = True
 
-    def __init__(self, quantization_config: SlideSparseQuantizationConfig, **words: Any) -> None:
-        super().__init__(quantization_config, **words)
+    def __init__(self, quantization_config: SlideSparseQuantizationConfig, **options: Any) -> None:
+        super().__init__(quantization_config, **options)
         self.package = _packages[quantization_config.quant_method]
         self.linears: dict[str, Any] = {}
         self.dtypes: dict[str, torch.dtype] = {}
@@ -104,14 +83,14 @@ class SlideSparseQuantizer(HfQuantizer):
 
     def validate_environment(self, *_: Any, device_map: Any = None, **__: Any) -> None:
         """transformers calls this again with the device map that "auto" resolves to."""
-        _refuse_offload(device_map, self.linears)
+        refuse_offload(device_map, self.linears)
 
     def _process_model_before_weight_loading(
         self, model: Any, checkpoint_files: list[str] | None = None, device_map: Any = None, **_: Any
     ) -> None:
         config, where = model.config, str(model.config.name_or_path)
         record: Any = getattr(config, RECORD, None)
-        entries = read_linears(record, self.quantization_config.words, where)[1]
+        entries = read_linears(record, self.quantization_config.fields, where)[1]
         if getattr(config, "distributed_config", None) is not None:
             raise ValueError(f"{where}: transformers cannot split SlideSparse linears over processes (use vLLM)")
         if not checkpoint_files or not str(checkpoint_files[0]).endswith(".safetensors"):
@@ -141,9 +120,12 @@ class SlideSparseQuantizer(HfQuantizer):
                 linear.bias = old.bias
             model.set_submodule(name, linear)
         self.dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()} if prefix else {}
-        _refuse_offload(device_map, self.linears)
-        stored, made = _stored(checkpoint_files), {f"{prefix}{name}": linear for name, linear in self.linears.items()}
-        for fault in _tensor_faults(stored, made, _needed(model, prefix)):
+        refuse_offload(device_map, self.linears)
+        stored, made = (
+            stored_tensors(checkpoint_files),
+            {f"{prefix}{name}": linear for name, linear in self.linears.items()},
+        )
+        for fault in tensor_faults(stored, made, needed_tensors(model, prefix)):
             raise ValueError(f"{where}: {fault} ({REINSTALL_HINT})")
 
     def _kernels(self, name: str) -> Any:
@@ -168,11 +150,9 @@ class SlideSparseQuantizer(HfQuantizer):
         for name, dtype in self.dtypes.items():
             parameter = model.get_parameter(name)
             parameter.data = parameter.data.to(dtype)
-        way_out = (
-            REINSTALL_HINT
-            if self.backend == "auto"
-            else f'{REINSTALL_HINT}, or set {SETTINGS} to {{"backend": "auto"}}'
-        )
+        way_out = REINSTALL_HINT
+        if self.backend != "auto":
+            way_out += f', or set {SETTINGS} to {{"backend": "auto"}}'
         for name, linear in self.linears.items():
             linear.requires_grad_(False)  # transformers loads floats as trainable
             try:
@@ -181,7 +161,7 @@ class SlideSparseQuantizer(HfQuantizer):
                 raise ValueError(f"{model.config.name_or_path}: {name}: {error} ({way_out})") from error
         # The hashes and the code belong to the folder that was read, not to one that will be saved.
         record = getattr(model.config, RECORD)
-        setattr(model.config, RECORD, {word: value for word, value in record.items() if word not in ("files", KERNELS)})
+        setattr(model.config, RECORD, {key: value for key, value in record.items() if key not in ("files", KERNELS)})
         if hasattr(model.config, "auto_map"):
             del model.config.auto_map
         return model
@@ -191,19 +171,19 @@ class SlideSparseForCausalLM:
     """The class that auto_map names. It loads the architecture's own model, with the checkpoint's kernels."""
 
     @classmethod
-    def from_pretrained(cls, path: str, *args: Any, config: Any, **words: Any) -> Any:
-        if words.get("quantization_config") is not None:
+    def from_pretrained(cls, path: str, *args: Any, config: Any, **options: Any) -> Any:
+        if options.get("quantization_config") is not None:
             raise ValueError(f"{path}: quantized already, takes no quantization_config (leave trust_remote_code out)")
-        hub = {word: words[word] for word in HUB_WORDS if word in words}
+        hub = {name: options[name] for name in HUB_OPTIONS if name in options}
         quantization, record = getattr(config, "quantization_config", None), getattr(config, RECORD, None)
         if is_ours(quantization, record):
             package = bundled_kernels(path, record, {**hub, "revision": _revision(config, hub)})
             claim(config, f"{OURS}-{package.rpartition('_')[2]}", package)
-        return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(path, *args, config=config, **words)
+        return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(path, *args, config=config, **options)
 
     @classmethod
-    def _from_config(cls, config: Any, **words: Any) -> Any:
-        return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._from_config(config, **words)
+    def _from_config(cls, config: Any, **options: Any) -> Any:
+        return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._from_config(config, **options)
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = None) -> None:
@@ -277,61 +257,3 @@ def _find(model: nn.Module, name: str) -> nn.Module | None:
         return model.get_submodule(name)
     except AttributeError:
         return None
-
-
-def _refuse_offload(device_map: Any, linears: Mapping[str, Any]) -> None:
-    """ValueError if a linear would be offloaded: its prepared weight cannot be moved to the device for every call."""
-    if not isinstance(device_map, Mapping):
-        return
-    beside_gpu = not {str(device) for device in device_map.values()} <= {"cpu", "disk"}
-    for name in linears:
-        parts = name.split(".")
-        places = [".".join(parts[:count]) for count in range(len(parts), -1, -1)]
-        device = str(next((device_map[place] for place in places if place in device_map), "cpu"))
-        if device == "disk" or (device == "cpu" and beside_gpu):
-            raise ValueError(
-                f"{name} would be offloaded to {device}, which SlideSparse linears cannot be (raise max_memory, use "
-                'more GPUs, or device_map="cpu")'
-            )
-
-
-def _stored(files: list[str]) -> dict[str, tuple[str, list[int]]]:
-    """dtype and shape of every tensor in safetensors files, by name."""
-    found = {}
-    for file in files:
-        with safe_open(file, framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118 - not a mapping
-                part = opened.get_slice(name)
-                found[name] = (part.get_dtype(), list(part.get_shape()))
-    return found
-
-
-def _needed(model: Any, prefix: str) -> set[str]:
-    """Names of the tensors that the checkpoint must have: a model may add a new head, and nothing else."""
-    tied = set(model.all_tied_weights_keys)
-    body = f"{model.base_model_prefix}."
-    names = {f"{prefix}{name}" for name in model.state_dict() if name not in tied}
-    return {name for name in names if name.startswith((body, "lm_head."))}
-
-
-def _tensor_faults(
-    stored: Mapping[str, tuple[str, list[int]]], linears: Mapping[str, Any], needed: set[str]
-) -> Iterator[str]:
-    """Differences between the weight files and the record. transformers would initialize missing tensors, drop
-    unexpected ones, and load wrong ones as they are."""
-    for name in sorted(needed - stored.keys()):
-        yield f"tensor {name} is missing"
-    for name, (dtype, shape) in sorted(stored.items()):
-        module, _, part = name.rpartition(".")
-        if module not in linears:
-            if dtype in ("I8", "F8_E4M3") or part in QUANTIZED:
-                yield f"{name}: {dtype} {shape} of a quantized linear that {RECORD} does not name"
-            continue
-        parameter = dict(linears[module].named_parameters()).get(part)
-        if parameter is None:
-            yield f"{name}: {dtype} {shape} has no place in a {linears[module].spec.layout} {linears[module].spec}"
-            continue
-        wanted = FLOATS if part == "bias" else STORED.get(parameter.dtype, FLOATS)
-        if dtype not in wanted or shape != list(parameter.shape):
-            spec = linears[module].spec
-            yield f"{name}: {dtype} {shape}, {spec} needs {wanted[0]} {list(parameter.shape)}"

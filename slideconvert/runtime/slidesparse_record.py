@@ -1,6 +1,6 @@
 """The record that a SlideSparse checkpoint carries in config.json, and the code that it carries beside its weights.
 
-This file and modeling_slidesparse.py are copied into every checkpoint, so that transformers can run it without
+The CODE_FILES, this one among them, are copied into every checkpoint, so that transformers can run it without
 slideconvert; here they serve slideconvert itself. Standard library only, nothing of the package.
 Errors are ValueErrors of one line: where, what, the numbers, and the way out.
 """
@@ -35,7 +35,7 @@ METHOD = "compressed-tensors"
 KERNELS = "kernels"
 SOURCES = (".py", ".c", ".h", ".cu", ".cuh")
 """Suffixes of files that Python or a compiler may run."""
-CODE_FILES = ("modeling_slidesparse.py", "slidesparse_record.py")
+CODE_FILES = ("modeling_slidesparse.py", "slidesparse_record.py", "slidesparse_checks.py")
 AUTO_MAP = {"AutoModelForCausalLM": "modeling_slidesparse.SlideSparseForCausalLM"}
 REINSTALL_HINT = "get the checkpoint again, or convert the model again"
 
