@@ -9,12 +9,12 @@ from typing import Any
 from torch import nn
 
 from ..checkpoint.reader import Checkpoint
+from ..checkpoint.snapshot import Snapshot
 from ..errors import InputError
 from ..evaluate.perplexity import LENGTH, continue_text, measure
 from ..evaluate.tasks import TaskResults, load_tasks, measure_tasks
 from ..hub.account import Target, find_target
 from ..hub.publish import Pushed, carry_out, check_target, plan_push, read_folder
-from ..hub.snapshot import Snapshot
 from ..hub.source import download as fetch
 from ..hub.source import resolve
 from ..hub.upload import Upload

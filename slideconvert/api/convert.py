@@ -14,11 +14,11 @@ from ..allocate.choose import Chosen, Target, choose_patterns
 from ..allocate.written import check_recipe_path, write_recipe
 from ..checkpoint.files import STAGING
 from ..checkpoint.reader import Checkpoint
+from ..checkpoint.snapshot import Snapshot
 from ..checkpoint.staging import WORK, check_free
 from ..convert import pipeline
 from ..errors import InputError
 from ..formats.registry import parse_layout
-from ..hub.snapshot import Snapshot
 from ..hub.source import is_hub_id, open_for_planning, open_source, resolve
 from ..plan.plan import Plan, make_plan
 from ..plan.recipe import Recipe

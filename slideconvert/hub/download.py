@@ -17,12 +17,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..checkpoint.files import CONFIG, INDEX
+from ..checkpoint.snapshot import Snapshot
 from ..errors import InputError
 from ..progress import Progress
 from .bundled_code import fetch_code
 from .errors import NOT_WRITABLE, hub_errors, offline
 from .listing import Listing, RemoteFile, list_files
-from .snapshot import COMMIT, FileFacts, Record, Snapshot, claim, open_folder, release, repo_cache, write_whole
+from .snapshot import COMMIT, FileFacts, Record, claim, open_folder, release, repo_cache, write_whole
 from .transfer import Transfer, cache_folder, cached_folder, check_shards
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..checkpoint.files import CONFIG
+from ..checkpoint.snapshot import Snapshot
 from .download import find, remember_branch
 from .errors import hub_errors
-from .snapshot import Snapshot
 from .transfer import Transfer, cache_folder
 
 

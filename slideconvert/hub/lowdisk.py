@@ -14,13 +14,14 @@ from ..checkpoint.container import Placed, read_header
 from ..checkpoint.files import CONFIG, INDEX
 from ..checkpoint.reader import Checkpoint, read_json
 from ..checkpoint.shard_cache import ROOM, ShardCache
+from ..checkpoint.snapshot import Snapshot
 from ..errors import HubError
 from ..progress import Progress
 from .download import find, remember_branch
 from .errors import RETRY_HINT, hub_errors
 from .headers import remote_tensors
 from .listing import is_weight
-from .snapshot import Snapshot, interrupted_transfers
+from .snapshot import interrupted_transfers
 from .transfer import Transfer, cache_folder, discard
 
 

@@ -24,25 +24,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint.snapshot import Snapshot
 from ..errors import InputError
 
 RECORD = ".slideconvert-source.json"
 UNFINISHED = ".slideconvert-unfinished.json"
 COMMIT = re.compile(r"[0-9a-f]{40}")
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """A local folder with one fixed state of a model.
-
-    path: the folder with config.json and the *.safetensors files.
-    id: the Hub id, or the folder's name for a folder of unknown origin.
-    revision: the 40-hex commit, None for a folder of unknown origin.
-    """
-
-    path: Path
-    id: str
-    revision: str | None
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..checkpoint.snapshot import Snapshot
 from ..core.hub_id import valid_id
 from ..errors import InputError
 from ..progress import Progress
 from .download import download
 from .fetch_config import fetch_config
 from .listing import Listing, RemoteFile, list_files
-from .snapshot import Snapshot, open_folder
+from .snapshot import open_folder
 
 if TYPE_CHECKING:
     from ..checkpoint.reader import Checkpoint

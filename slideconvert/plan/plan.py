@@ -12,13 +12,13 @@ from typing import Any
 from ..checkpoint.container import ITEM_BYTES, TensorSpec
 from ..checkpoint.files import CHANNEL_ORDERS, SINGLE
 from ..checkpoint.reader import Checkpoint
+from ..checkpoint.snapshot import Snapshot
 from ..checkpoint.writer import Shard, Unit
 from ..core import workers
 from ..errors import InputError
 from ..formats.quantization_config import check_quantization
 from ..formats.record import Record, read_record
 from ..formats.registry import OWN
-from ..hub.snapshot import Snapshot
 from ..models.architecture import Architecture
 from ..models.families import architecture_of
 from ..runtime.slidesparse_record import DENSE

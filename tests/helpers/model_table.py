@@ -18,8 +18,8 @@ from unittest import mock
 
 from slideconvert.calibrate.needs import needs
 from slideconvert.checkpoint.reader import Checkpoint
+from slideconvert.checkpoint.snapshot import Snapshot
 from slideconvert.core import workers
-from slideconvert.hub.snapshot import Snapshot
 from slideconvert.hub.source import open_for_planning
 from slideconvert.plan.plan import Plan, make_plan
 from slideconvert.plan.presets import parse_preset

@@ -30,20 +30,15 @@ FOREIGN_OPTIONS = ("--tensor-parallel-size", "--hf-overrides")
 """Options of vLLM that documents show."""
 
 ROWS = (
-    ("errors", "progress"),
-    ("kernels",),
-    ("core",),
+    ("errors", "progress", "kernels"),
+    ("core", "checkpoint"),
     ("runtime",),
-    ("checkpoint",),
     ("formats",),
     ("models", "prune"),
     ("permute", "recover", "report", "evaluate"),
-    ("verify",),
-    ("hub",),
-    ("plan",),
-    ("calibrate",),
-    ("allocate",),
-    ("convert",),
+    ("verify", "plan"),
+    ("hub", "calibrate"),
+    ("allocate", "convert"),
     ("api",),
     ("cli",),
 )

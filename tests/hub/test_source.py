@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants, snapshot_download
 
+from slideconvert.checkpoint.snapshot import Snapshot
 from slideconvert.errors import HubError, InputError
 from slideconvert.hub.snapshot import RECORD, UNFINISHED
-from slideconvert.hub.source import Snapshot, download, is_hub_id, list_files, resolve
+from slideconvert.hub.source import download, is_hub_id, list_files, resolve
 from tests.helpers.hub_models import INDEX, MODEL, WEIGHTS
 from tests.helpers.hub_server import HubServer
 

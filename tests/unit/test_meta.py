@@ -12,8 +12,9 @@ import torch
 from huggingface_hub import constants
 
 from slideconvert.checkpoint.reader import Checkpoint
+from slideconvert.checkpoint.snapshot import Snapshot
 from slideconvert.errors import InputError
-from slideconvert.hub.snapshot import Snapshot, open_folder
+from slideconvert.hub.snapshot import open_folder
 from slideconvert.hub.source import open_for_planning
 from slideconvert.models.meta import meta_checkpoint, open_or_describe
 from slideconvert.plan.plan import make_plan
