@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,6 +39,14 @@ def one_thread() -> None:
 def without_sklearn() -> None:
     """transformers imports it with the first model, for speculative decoding: seconds in every process."""
     transformers.utils.is_sklearn_available = lambda: False
+
+
+@pytest.fixture(scope="session", autouse=True)
+def without_fsync() -> Iterator[None]:
+    """No test cuts the power, and a killed process loses nothing that it wrote: waiting for the disk checks nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from slideconvert.cli import main
 from tests.conftest import MAGNITUDE, Cli
 from tests.helpers import pico
 from tests.helpers.mortal import STAGING, Death, die, watch
@@ -40,7 +39,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def uninterrupted(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     out = tmp_path_factory.mktemp("whole") / "out"
-    subprocess.run([sys.executable, "-m", "slideconvert", *command(model, out)], check=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["slideconvert", *map(str, command(model, out))])
+        with pytest.raises(SystemExit, match="0"):
+            main()
     return pico.files(out)
 
 

@@ -1,23 +1,21 @@
 """Conversions that kill themselves (kill -9) at a chosen call, and the calls that an uninterrupted one makes.
 
-One process loads everything once and forks a child for each death: a child that dies costs no imports.
+A child is forked for each death, so that it costs no imports.
 """
 
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import signal
-import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from slideconvert import cli
 from slideconvert.calibrate.store import LayerStore
@@ -30,7 +28,6 @@ from tests.helpers.calibrated import quality
 
 STAGING = Path(".slideconvert-partial")
 WORK = STAGING / "work"
-ROOT = Path(__file__).parents[2]
 
 WATCHED: dict[str, tuple[Any, str]] = {
     "keep": (LayerStore, "save"),  # before a layer is kept
@@ -70,47 +67,33 @@ def watch(patch: pytest.MonkeyPatch, report: Callable[[str, tuple[Any, ...]], No
 
 
 def die(*deaths: Death) -> None:
-    """Run these commands to their deaths, in order; fail if one survives."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    told = json.dumps([(death.where, death.after, [str(word) for word in death.words]) for death in deaths])
-    command = [sys.executable, "-m", "tests.helpers.mortal", told]
-    ran = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert ran.stdout.split() == [str(-signal.SIGKILL)] * len(deaths), ran.stderr
+    """Run these commands to their deaths, in order, each in a fork of this process; fail if one survives."""
+    if any("--calibration" in death.words for death in deaths):  # or every child would import these
+        for module in ("torch._dynamo", "transformers.models.qwen2.modeling_qwen2"):
+            importlib.import_module(module)
+    for death in deaths:
+        child = os.fork()
+        if not child:
+            try:
+                _run(death)
+            except BaseException:
+                traceback.print_exc()
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, (death, status)
 
 
-def _run(where: str, after: int, words: list[str]) -> None:
+def _run(death: Death) -> None:
     calls = 0
 
     def report(name: str, _: tuple[Any, ...]) -> None:
         nonlocal calls
-        if name == where:
-            if calls == after:
+        if name == death.where:
+            if calls == death.after:
                 os.kill(os.getpid(), signal.SIGKILL)
             calls += 1
 
     watch(pytest.MonkeyPatch(), report)
-    sys.argv = ["slideconvert", *words]
-    cli.main()
-
-
-def _main() -> None:
-    deaths = json.loads(sys.argv[1])
-    sys.modules["sklearn"] = None  # transformers would import it, for seconds
-    if any("--calibration" in words for _, _, words in deaths):  # or every child would import these
-        for module in ("torch._dynamo", "transformers.models.qwen2.modeling_qwen2"):
-            importlib.import_module(module)
-    torch.set_num_threads(1)
     PRESETS["quality"] = quality(2, 2)
-    for where, after, words in deaths:
-        child = os.fork()
-        if not child:
-            _run(where, after, words)
-            os._exit(0)
-        _, status = os.waitpid(child, 0)
-        died = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
-        sys.stdout.write(f"{died}\n")
-        sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    _main()
+    sys.argv = ["slideconvert", *map(str, death.words)]
+    cli.main()

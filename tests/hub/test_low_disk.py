@@ -104,7 +104,9 @@ def test_the_same_bytes_with_a_few_shards_at_a_time(
     assert max(counts) <= MOST and counts[-1] > 0
     assert set(fetched(hub)) == {name for name in sizes if name.endswith(".safetensors")}
     if not scattered:
-        assert len(fetched(hub)) <= 2 * SHARDS  # converted, verified
+        # Converted and verified; and the writer copies a layer's norms after its linears, when the reader of the next
+        # layer may have taken the room of this shard.
+        assert len(fetched(hub)) <= 3 * SHARDS
     # Nothing of it stays, and the cache holds no weights.
     assert not (out / STAGING).exists() and not list(cache.rglob("*.safetensors"))
     # The normal way gives the same.
