@@ -154,7 +154,7 @@ def test_a_group_is_measured_in_the_dense_model_whatever_else_is() -> None:
     assert alone[0] == measured(plan, every[4:11], tried)[5][1:]
 
 
-def test_errors_do_not_depend_on_where_the_work_lies() -> None:
+def test_errors_do_not_depend_on_the_work_folder() -> None:
     """But by the rounding of sums in another order, which changes an error by some 1e-6 of itself."""
     plan = demo_plan(preset="fast")
     every, tried = groups_of(plan)[:6], patterns("2:8")
@@ -296,7 +296,7 @@ def test_people_see_what_was_chosen_and_by_whose_times(cli: Cli, tmp_path: Path,
     assert "gate/up" in converted and "Made up [for tests]." in converted
 
 
-def test_a_plan_says_how_fast_it_should_be(cli: Cli, table: Path) -> None:
+def test_a_plan_predicts_its_speed(cli: Cli, table: Path) -> None:
     words = ("plan", DEMO, "--method", "magnitude", "--pattern", "2_4")
     assert (
         "1.80× dense 8-bit linears expected on toy at 64 tokens"
@@ -420,7 +420,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("words", "said"), REFUSED, ids=lambda value: None if isinstance(value, str) else "")
-def test_what_cannot_be_done_is_refused_before_it_is_begun(
+def test_impossible_targets_are_refused_before_work_begins(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: Path, words: Sequence[object], said: str
 ) -> None:
     monkeypatch.chdir(table.parent)
@@ -443,7 +443,7 @@ def test_too_few_windows_are_refused(cli: Cli, tmp_path: Path) -> None:
     assert cli("allocate", DEMO, tmp_path / "out.yaml", *words, "--samples", 3).code == 0
 
 
-def test_a_table_of_several_gpus_must_be_told_which(cli: Cli, tmp_path: Path, table: Path) -> None:
+def test_a_table_of_several_gpus_needs_a_gpu(cli: Cli, tmp_path: Path, table: Path) -> None:
     table.write_text(TABLE + TABLE.splitlines()[3].replace("toy", "other").replace("1.3", "1.2") + "\n")
     words = ("plan", DEMO, "--method", "magnitude", "--speed-table", table)
     assert f"{table} has times of toy, other (name one with --gpu)" in cli(*words).err

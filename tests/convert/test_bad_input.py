@@ -278,7 +278,9 @@ def test_disk_that_fills_up_midway_can_be_resumed(
     assert cli("verify", out, "--source", source).code == 0
 
 
-def test_source_that_vanishes_underway(cli: Cli, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_source_that_vanishes_during_a_conversion(
+    cli: Cli, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from slideconvert.convert import pipeline
 
     real = pipeline.convert_linear
@@ -313,7 +315,7 @@ def test_no_permission_to_write(cli: Cli, source: Path, tmp_path: Path, monkeypa
     )
 
 
-def test_sources_that_are_not_there(cli: Cli, source: Path, tmp_path: Path) -> None:
+def test_missing_sources(cli: Cli, source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     refused(cli("convert", *MAGNITUDE, tmp_path / "absent" / "folder", out), out, "no such folder")
     refused(cli("convert", *MAGNITUDE, source / "model.safetensors", out), out, "is a file")

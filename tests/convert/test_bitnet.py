@@ -267,7 +267,7 @@ def run(source: Path, out: Path, text: Path, **words: Any) -> Report:
     return convert(plan_for(source, text, **words), out, settings=RunSettings(precision="float32"))
 
 
-def test_bfloat16_stays_ternary_and_goes_on(cli: Cli, tmp_path: Path, model: Path, text: Path) -> None:
+def test_bfloat16_stays_ternary_in_later_steps(cli: Cli, tmp_path: Path, model: Path, text: Path) -> None:
     """sparsify leaves floats of one magnitude a row; quantize finds the same codes in them."""
     pruned, quantized = tmp_path / "pruned", tmp_path / "quantized"
     assert cli("sparsify", model, pruned, "--pattern", "2_8", "--calibration", text, *FLAGS).code == 0

@@ -144,7 +144,7 @@ def test_what_is_finished_is_not_done_again(
     assert (calls["solve"], calls["train"]) == (solved, trained)
 
 
-def test_a_layer_is_kept_before_the_next_is_begun(killed: dict[Kill, Path]) -> None:
+def test_a_layer_is_saved_before_the_next_begins(killed: dict[Kill, Path]) -> None:
     """And nothing of the work is left in a finished output (the comparison of all files above)."""
     for kill, kept in {("solve", 0, "balanced"): 0, ("solve", 6, "balanced"): 1, ("convert", 7, "balanced"): 2}.items():
         assert len(list((killed[kill] / WORK).glob("layer-*.safetensors"))) == kept
@@ -153,7 +153,7 @@ def test_a_layer_is_kept_before_the_next_is_begun(killed: dict[Kill, Path]) -> N
     assert len(list((killed[("keep", 4, "quality")] / WORK).glob("trained-*.safetensors"))) == 1
 
 
-def test_a_layer_comes_back_as_it_was_kept(tmp_path: Path) -> None:
+def test_a_layer_is_loaded_as_it_was_saved(tmp_path: Path) -> None:
     """Names of places with codes among them, weights without, notes, errors and both curves."""
     weight = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
     kept = LayerResult(

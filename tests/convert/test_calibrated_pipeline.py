@@ -171,7 +171,7 @@ def test_methods_that_only_quantize_keep_the_mask_of_the_source(
 
 
 @pytest.mark.parametrize("method", ["wanda", "hessian", "obs", "alps", "gptq"])
-def test_codes_of_others_are_solved_anew(cli: Cli, tmp_path: Path, text: Path, method: str) -> None:
+def test_codes_of_other_tools_are_solved_again(cli: Cli, tmp_path: Path, text: Path, method: str) -> None:
     """Scales are found again with the codes, float32; gptq finds none better than the codes that are there."""
     source, out = write_tokenizer(pico.w8a8(tmp_path / "w8a8")), tmp_path / "out"
     pattern = "2:inf" if method == "gptq" else "2:8"
@@ -242,7 +242,7 @@ QUALITY: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("case", QUALITY)
-def test_quality_goes_with_every_choice(cli: Cli, tmp_path: Path, short_demo: Path, brief: None, case: str) -> None:
+def test_quality_works_with_every_choice(cli: Cli, tmp_path: Path, short_demo: Path, brief: None, case: str) -> None:
     """On the demo model, where training helps, so that weights do move."""
     rules = QUALITY[case]
     plan = plan_for(short_demo, DEMO_TEXT / "calibration.jsonl", 32, 32, preset="quality", pattern="2:4", **rules)
@@ -330,7 +330,7 @@ def indefinite(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
 
 @pytest.mark.parametrize("method", ["hessian", "obs", "alps", "gptq"])
-def test_more_damping_than_usual_is_told(
+def test_increased_damping_is_reported(
     tmp_path: Path, model: Path, text: Path, indefinite: Callable[[float], None], method: str
 ) -> None:
     indefinite(0.05)
@@ -352,7 +352,7 @@ def test_what_no_damping_helps_is_an_error_that_names_the_layer(
     assert outcome.code == 1 and "model.layers.1.self_attn.q_proj" in outcome.err and "samples" in outcome.err
 
 
-def test_what_each_stage_took_is_told(cli: Cli, tmp_path: Path, model: Path, text: Path, brief: None) -> None:
+def test_time_of_each_stage_is_reported(cli: Cli, tmp_path: Path, model: Path, text: Path, brief: None) -> None:
     words = ("convert", model, tmp_path / "out", "--preset", "quality", "--calibration", text, "--samples", SAMPLES)
     told = json.loads(cli(*words, "--length", LENGTH, "--json").out)
     assert list(told["stages"]) == ["calibrate", "train", "verify"]
@@ -368,7 +368,7 @@ def test_sparsify_takes_methods_that_prune(cli: Cli, tmp_path: Path, model: Path
     assert not (tmp_path / "out").exists()
 
 
-def test_training_is_told_part_by_part(tmp_path: Path, model: Path, text: Path, brief: None) -> None:
+def test_training_is_reported_per_part(tmp_path: Path, model: Path, text: Path, brief: None) -> None:
     convert(plan_for(model, text, preset="quality", pattern="2:4"), tmp_path / "out")
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     curves = {part["part"]: part for part in report["training"]}
@@ -378,7 +378,7 @@ def test_training_is_told_part_by_part(tmp_path: Path, model: Path, text: Path, 
         assert curve["losses"][curve["best"]] == min(curve["losses"]) and curve["skipped"] == 0
 
 
-def test_training_that_overflows_is_told_in_strict_json(
+def test_training_that_overflows_is_reported_in_strict_json(
     tmp_path: Path, model: Path, text: Path, brief: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second held-out loss of each training is not finite."""
@@ -400,7 +400,7 @@ def test_training_that_overflows_is_told_in_strict_json(
     assert Report.from_json(written).training[0].losses[1] is None
 
 
-def test_errors_told_are_those_of_what_is_stored(gains: dict[str, tuple[Path, float]]) -> None:
+def test_reported_errors_are_those_of_the_stored_weights(gains: dict[str, tuple[Path, float]]) -> None:
     """The output error of the first linears, whose input is known from the embedding alone; to a bfloat16's half step,
     for that is how the inputs are taken."""
     source = pico.read(DEMO)
@@ -454,9 +454,7 @@ def test_another_linear_of_the_same_shape_is_found(cli: Cli, model: Path, calibr
     assert outcome.code == 1 and Q in outcome.err and "not the same linear" in outcome.err
 
 
-def test_permuted_linears_that_changed_places_are_found(
-    cli: Cli, tmp_path: Path, model: Path, text: Path, brief: None
-) -> None:
+def test_exchanged_permuted_linears_are_found(cli: Cli, tmp_path: Path, model: Path, text: Path, brief: None) -> None:
     """Preset quality permutes channels, so weights stand elsewhere than in the source; which ones they are is known."""
     out, other = tmp_path / "out", DOWN.replace("layers.1", "layers.2")
     convert(plan_for(model, text, preset="quality"), out)
@@ -516,7 +514,7 @@ def test_sparsify_quantize_slide_with_calibration(
 
 
 @pytest.mark.parametrize("words", [("--method", "obs"), ()], ids=["obs", "the presets' methods"])
-def test_what_was_sparsified_may_be_converted_by_the_same_method(
+def test_a_sparsified_model_may_be_converted_by_the_same_method(
     cli: Cli, tmp_path: Path, model: Path, text: Path, words: tuple[str, ...]
 ) -> None:
     calibration = (*words, "--calibration", text, *FLAGS, "-q")
@@ -651,7 +649,7 @@ def test_a_folder_that_is_not_empty_is_refused_before_any_text_is_read(
 
 
 @pytest.mark.parametrize("place", ["slideconvert.models.decoder.Layer.inputs", "slideconvert.recover.training._step"])
-def test_out_of_memory_says_which_settings_to_lower(
+def test_out_of_memory_names_the_settings_to_lower(
     cli: Cli, tmp_path: Path, model: Path, text: Path, brief: None, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     def full(*_: object, **__: object) -> object:

@@ -87,5 +87,5 @@ def test_training_end_to_end_needs_the_whole_model(
     assert told["calibration_memory"]["end_training"] >= least * told["weights"]
 
 
-def test_nothing_is_said_without_calibration(cli: Cli, source: Path) -> None:
+def test_nothing_is_reported_without_calibration(cli: Cli, source: Path) -> None:
     assert json.loads(cli("plan", source, "--method", "magnitude", "--json").out)["calibration_memory"] is None

@@ -192,7 +192,7 @@ def test_layouts_hold_the_same_weights(
     assert sizes["gqs"] < sizes["dense"]
 
 
-def test_group_after_group_in_two_commands(cli: Cli, tmp_path: Path, model: Path, text: Path) -> None:
+def test_groups_are_pruned_in_two_commands(cli: Cli, tmp_path: Path, model: Path, text: Path) -> None:
     """Groups go in bfloat16, what stays is quantized later, to nearest or by calibration, and slid together at last."""
     sparse = convert(cli, model, tmp_path / "sparse", text, *GQSA, *BRIEF, command="sparsify")
     done(cli, "verify", sparse, "--source", model)
@@ -354,7 +354,7 @@ def test_training_that_is_never_finite_ends_the_run_with_words(
     assert not (tmp_path / "out" / "config.json").exists()
 
 
-def test_steps_that_are_not_finite_are_told(
+def test_steps_that_are_not_finite_are_reported(
     cli: Cli, tmp_path: Path, model: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, calls = torch.nn.functional.mse_loss, 0

@@ -55,7 +55,7 @@ def kept(path: Path) -> tuple[dict[str, str], dict[str, bytes]]:
     ],
     ids=str,
 )
-def test_an_interrupted_training_goes_on_to_the_same_bits(tmp_path: Path, after: int, words: dict[str, Any]) -> None:
+def test_resumed_training_gives_the_same_bits(tmp_path: Path, after: int, words: dict[str, Any]) -> None:
     """Killed after any step. Whole epochs are not done again; what had been done of one is."""
     whole, keep = tmp_path / "whole.safetensors", tmp_path / "keep.safetensors"
     line = Line()
@@ -107,9 +107,7 @@ def test_a_training_that_is_finished_is_not_done_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("epoch", [1, 2, 5])
-def test_a_state_that_was_not_written_whole_is_not_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch: int
-) -> None:
+def test_a_partly_written_state_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch: int) -> None:
     """Killed with the new state written and not yet by its name, or half of it: the one before it counts."""
     keep, calls, real = tmp_path / "keep.safetensors", 0, Path.replace
 
@@ -145,7 +143,7 @@ def hurting(schedule: Schedule, keep: Path | None = None, tell: Any = lambda *_:
 EAGER = Schedule(6, 0.4, batch=4, warmup=0.0, floor=1.0, retries=2)
 
 
-def test_training_that_does_not_help_is_begun_again_with_a_quarter_of_the_rate() -> None:
+def test_training_without_improvement_restarts_with_a_quarter_of_the_rate() -> None:
     number, curve = hurting(EAGER)
     alone, second = hurting(replace(EAGER, rate=EAGER.rate / 16, retries=0))
     for rate in (EAGER.rate, EAGER.rate / 4):
@@ -155,7 +153,7 @@ def test_training_that_does_not_help_is_begun_again_with_a_quarter_of_the_rate()
     assert told.best == 0 and patient.item() == 1
 
 
-def test_training_that_helps_is_not_begun_again() -> None:
+def test_training_with_improvement_does_not_restart() -> None:
     lines, told = (Line(), Line()), list[int]()
     curves = [
         train(
@@ -199,7 +197,7 @@ def test_training_ends_early_where_nothing_gets_better(patience: int) -> None:
     assert len(curve.losses) == 1 + (patience or EAGER.epochs) and curve.best == 0 and number.item() == 1
 
 
-def test_patience_begins_anew_with_every_best_epoch(tmp_path: Path) -> None:
+def test_patience_restarts_with_every_best_epoch(tmp_path: Path) -> None:
     """Better for some epochs, then worse: two more after the best one, interrupted or not."""
     schedule = Schedule(12, 0.15, batch=4, floor=1.0, warmup=0.0, patience=2)
     number, loss = away(9.0, 1.9)
@@ -233,13 +231,13 @@ def broken_from(step: int, count: int) -> tuple[Line, Callable[[Tensor], Tensor]
     return line, loss
 
 
-def test_some_steps_in_a_row_may_be_lost() -> None:
+def test_some_consecutive_steps_may_fail() -> None:
     line, loss = broken_from(3, MOST_SKIPPED - 1)
     curve = train(sized(line.weight), loss, FITTED, HELD, SCHEDULE)
     assert curve.skipped == MOST_SKIPPED - 1 and curve.best and bool(line.weight.isfinite().all())
 
 
-def test_many_that_are_not_in_a_row_may_be_lost() -> None:
+def test_many_steps_that_are_not_consecutive_may_fail() -> None:
     line, done = Line(), 0
 
     def loss(windows: Tensor) -> Tensor:
@@ -278,7 +276,7 @@ def test_steps_are_in_a_row_over_the_ends_of_epochs_and_of_runs(tmp_path: Path) 
         train(sized(line.weight), loss, FITTED, HELD, SCHEDULE, TrainingOptions(state=keep))
 
 
-def test_lost_steps_are_counted_over_all_runs_and_attempts(tmp_path: Path) -> None:
+def test_failed_steps_are_counted_over_all_runs_and_attempts(tmp_path: Path) -> None:
     counts = []
     for keep in (None, tmp_path / "keep.safetensors"):
         line, loss = broken_from(2, 3)
@@ -300,7 +298,7 @@ def test_lost_steps_are_counted_over_all_runs_and_attempts(tmp_path: Path) -> No
     assert curve.best == 0 and curve.skipped == 2 * EAGER.epochs
 
 
-def test_what_adam_knows_comes_back_where_it_was(tmp_path: Path) -> None:
+def test_the_state_of_adam_is_restored(tmp_path: Path) -> None:
     """Files hold what is needed and no more: each parameter now, at its best, and three things of Adam's."""
     line, keep = Line(), tmp_path / "keep.safetensors"
     train(sized(line.weight), line.loss, FITTED, HELD, SCHEDULE, TrainingOptions(state=keep))

@@ -1,6 +1,6 @@
-"""verify finds what is wrong with weights in groups, in either layout, alone or against the source.
+"""verify finds faults of weights in the GQSA format, in both layouts, with and without the source.
 
-Hashes are made to agree with the damage, so that only the weights can give it away.
+The recorded hashes match the damaged files, so that only the weights reveal the damage.
 """
 
 from __future__ import annotations
@@ -213,7 +213,7 @@ def exchanged(first: str, second: str) -> Callable[[Tensors], None]:
         (DOWN, "model.layers.1.mlp.down_proj"),
     ],
 )
-def test_solved_linears_that_changed_places_are_found(
+def test_exchanged_solved_linears_are_found(
     cli: Cli, folders: dict[str, Path], damaged: Callable[[str], Path], first: str, second: str
 ) -> None:
     """Each sound in itself; the cosine between it and what it should be gives it away."""

@@ -80,7 +80,7 @@ def test_other_float_sources_keep_their_dtype_when_only_pruned(cli: Cli, tmp_pat
         assert int((~kept).sum()) == before[name].numel() // 4
 
 
-def test_published_order_prunes_codes_keeps_scales_and_says_what_is_better(
+def test_published_order_prunes_codes_keeps_scales_and_reports_the_better_order(
     cli: Cli, source: Path, tmp_path: Path
 ) -> None:
     quantized, sparse = tmp_path / "quantized", tmp_path / "sparse"
@@ -218,7 +218,7 @@ def test_biases_and_norms_are_copied(cli: Cli, tmp_path: Path) -> None:
     assert all(torch.equal(before[name], after[name]) for name in copied)
 
 
-def test_the_report_says_what_was_measured(cli: Cli, source: Path, tmp_path: Path) -> None:
+def test_the_report_contains_what_was_measured(cli: Cli, source: Path, tmp_path: Path) -> None:
     """Error, zeros and bytes of the report against the tensors themselves."""
     assert cli("convert", *MAGNITUDE, source, tmp_path / "out", "--layout", "dense").code == 0
     report = json.loads((tmp_path / "out" / "report.json").read_text())

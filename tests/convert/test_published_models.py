@@ -73,7 +73,7 @@ def test_the_command_plans_them(cli: Cli, tmp_path: Path) -> None:
     assert (made["bytes_after"], made["known_by"]) == (plan.bytes_after, "config.json")
 
 
-def test_the_table_is_what_plan_says() -> None:
+def test_the_table_agrees_with_plan() -> None:
     assert TABLE.read_text() == render(), "run `python -m tests.helpers.model_table`"
     for model in PROMISED:
         assert f"`{model.hub_id}`" in TABLE.read_text() and (RECIPES / f"{model.recipe}.yaml").is_file()

@@ -368,7 +368,7 @@ def test_rows_show_every_linear() -> None:
     assert sum("worst" in row.text for row in rows) == 1
 
 
-def test_recipe_and_hashes_are_there() -> None:
+def test_the_report_contains_recipe_and_hashes() -> None:
     report = sample_report(1)
     page = Page(render_html(report))
     assert json.loads(page.find("pre")[0].text) == report.recipe
@@ -401,7 +401,7 @@ def test_larger_error_is_higher_and_inside_the_plot() -> None:
     assert all(0 < x < 1080 and 0 < y < 370 for x, y in points.values())
 
 
-def test_errors_close_together_get_an_axis_of_their_own_and_it_says_so() -> None:
+def test_errors_close_together_get_an_axis_of_their_own_with_a_remark() -> None:
     layers = [sample_layer(0, place, error=0.16 + 0.002 * step) for step, place in enumerate(LINEARS)]
     page = Page(render_html(sample_report(layers=layers)))
     heights = [y for _, y in page.points().values()]

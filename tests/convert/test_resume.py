@@ -117,7 +117,7 @@ def test_changed_source_is_refused(cli: Cli, tmp_path: Path) -> None:
     assert outcome.code == 2 and "source_files" in outcome.err
 
 
-def test_resume_of_nothing_starts_afresh_and_of_a_finished_folder_is_refused(
+def test_resume_starts_in_an_empty_folder_and_is_refused_in_a_finished_one(
     cli: Cli, model: Path, uninterrupted: dict[str, bytes], tmp_path: Path
 ) -> None:
     assert cli(*command(model, tmp_path / "out"), "--resume").code == 0

@@ -340,7 +340,7 @@ def test_batches_leave_room_for_what_is_generated(folder: Path, monkeypatch: pyt
     assert shapes[0][0] == 1000 // (longest + 256) > 1, "256 is what lm-eval allows an answer"
 
 
-def test_a_context_that_is_cut_is_told(folder: Path, tmp_path: Path) -> None:
+def test_a_truncated_context_is_reported(folder: Path, tmp_path: Path) -> None:
     short = tmp_path / "short"
     shutil.copytree(DEMO, short)
     config = json.loads((short / "config.json").read_text())
@@ -544,7 +544,7 @@ def test_tasks_that_do_not_work_are_refused(
         load_tasks([define(folder, "bad", **words)], folder=folder, shots=shots)
 
 
-def test_a_template_that_fails_later_is_told(folder: Path) -> None:
+def test_a_template_that_fails_later_is_reported(folder: Path) -> None:
     docs = [{**doc, "number": number} for number, doc in enumerate(questions()[:3])]
     (folder.parent / "questions.jsonl").write_text("\n".join(map(json.dumps, docs)))
     task = define(folder, "late", doc_to_text="{{ question if number < 2 else absent }}")

@@ -233,7 +233,7 @@ def test_a_conversion_whose_output_is_damaged_is_not_published(
     assert not (out / "config.json").exists()
 
 
-def test_unverified_output_says_so_everywhere(cli: Cli, model: Path) -> None:
+def test_unverified_output_is_marked_everywhere(cli: Cli, model: Path) -> None:
     outcome = cli("convert", *MAGNITUDE, model, model.parent / "out", "--no-verify")
     assert outcome.code == 0 and "NOT VERIFIED" in outcome.out
     report = json.loads((model.parent / "out" / "report.json").read_text())

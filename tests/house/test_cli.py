@@ -118,7 +118,7 @@ def test_doctor_explains_how_a_checkpoint_is_run(cli: Cli, source: Path, tmp_pat
     assert "64x88 int8 2:6" in shown and "reference" in shown
 
 
-def test_doctor_says_what_can_run_where(cli: Cli) -> None:
+def test_doctor_lists_what_runs_on_each_device(cli: Cli) -> None:
     told = json.loads(cli("doctor", "--json").out)["backends"]
     if "cpu" in told:
         assert told["cpu"]["reference"] == "" and "needs a CUDA device" in told["cpu"]["cusparselt"]
@@ -132,7 +132,7 @@ def test_doctor_never_prints_the_token(cli: Cli, monkeypatch: pytest.MonkeyPatch
     assert "secret" not in cli("doctor").out
 
 
-def test_interruption_says_how_to_go_on(
+def test_interruption_prints_how_to_resume(
     cli: Cli, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from slideconvert.convert import pipeline

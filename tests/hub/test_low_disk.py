@@ -1,4 +1,4 @@
-"""--low-disk and --source-cache: a source on the Hub whose shards come and go, to the very same output."""
+"""--low-disk and --source-cache: shards are fetched and deleted during the conversion; the output is the same."""
 
 from __future__ import annotations
 
@@ -238,7 +238,7 @@ def header_of(hub: HubServer) -> bytes:
     ],
     ids=["dropped", "reset", "429", "503"],
 )
-def test_trouble_that_passes(cli: Cli, hub: HubServer, expected: Files, tmp_path: Path, fault: Fault) -> None:
+def test_temporary_faults_are_retried(cli: Cli, hub: HubServer, expected: Files, tmp_path: Path, fault: Fault) -> None:
     counts = watch_disk(hub, private(tmp_path / "out"))
     hub.faults.append(fault)
     made = low(cli, tmp_path / "out", "-q")

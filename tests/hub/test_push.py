@@ -38,7 +38,7 @@ def test_a_new_repository(mine: HubServer, cli: Cli, out: Path) -> None:
     assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}  # nothing is written there
 
 
-def test_what_comes_back_is_sound(mine: HubServer, cli: Cli, tmp_path: Path) -> None:
+def test_a_downloaded_push_is_sound(mine: HubServer, cli: Cli, tmp_path: Path) -> None:
     assert cli("convert", *MAGNITUDE, DEMO, tmp_path / "demo").code == 0
     assert cli("push", tmp_path / "demo", REPO).code == 0
     folder = huggingface_hub.snapshot_download(REPO, local_dir=tmp_path / "copy", endpoint=mine.url)
@@ -130,7 +130,7 @@ def test_what_is_never_deleted(name: str) -> None:
     assert not is_checkpoints(name)
 
 
-def test_shards_that_are_there_are_not_sent_again(mine: HubServer, cli: Cli, source: Path, out: Path) -> None:
+def test_published_shards_are_not_sent_again(mine: HubServer, cli: Cli, source: Path, out: Path) -> None:
     assert cli("push", out, REPO).code == 0
     changed = pico.weights()
     changed["model.norm.weight"] = changed["model.norm.weight"] + 1

@@ -1,4 +1,4 @@
-"""Pushes that break: a clear sentence, nothing to be seen on the Hub, and the next run sends only what is missing."""
+"""Pushes that fail: a clear error, nothing published, and the next run sends only what is missing."""
 
 from __future__ import annotations
 
@@ -90,7 +90,9 @@ BREAKS = {
 
 @pytest.mark.parametrize("updating", [False, True], ids=["new repository", "update"])
 @pytest.mark.parametrize("name", BREAKS)
-def test_what_breaks(mine: HubServer, cli: Cli, out: Path, waits: list[float], name: str, updating: bool) -> None:
+def test_a_failed_push_is_reported_and_resumes(
+    mine: HubServer, cli: Cli, out: Path, waits: list[float], name: str, updating: bool
+) -> None:
     before = {"config.json": b"{}", "report.json": b"{}", "model.safetensors": b"old"}
     if updating:
         mine.add_repo(REPO, before)
@@ -109,7 +111,7 @@ def test_what_breaks(mine: HubServer, cli: Cli, out: Path, waits: list[float], n
     assert not arrived & set(sent(mine)) and arrived | set(sent(mine)) == set(digests(shards(out)))
 
 
-def test_trouble_that_passes(mine: HubServer, cli: Cli, out: Path, waits: list[float]) -> None:
+def test_temporary_faults_are_retried(mine: HubServer, cli: Cli, out: Path, waits: list[float]) -> None:
     broken = [Fault("shard", method="PUT", times=2, drop_after=3000), Fault(PREUPLOAD, method="POST", status=503)]
     limited = Fault(BATCH, method="POST", status=429, headers={"Retry-After": "7"})
     mine.faults += aim([*broken, limited], out)
@@ -119,7 +121,7 @@ def test_trouble_that_passes(mine: HubServer, cli: Cli, out: Path, waits: list[f
     assert sent(mine).count(digests(shards(out))[1]) == 3
 
 
-def test_a_killed_push_goes_on(mine: HubServer, cli: Cli, out: Path, cache: Path) -> None:
+def test_a_killed_push_resumes(mine: HubServer, cli: Cli, out: Path, cache: Path) -> None:
     mine.faults += aim([fault("shard", "PUT", drop_after=3000, stall=True)], out)
     code = "from slideconvert.hub import upload; upload.ALONE = 20_000; from slideconvert.cli import main; main()"
     env = {"HF_ENDPOINT": mine.url, "NO_PROXY": "*", "HF_HOME": str(cache.parent), "HF_TOKEN": TOKEN}
@@ -147,7 +149,7 @@ def test_the_answer_to_the_commit_is_lost(mine: HubServer, cli: Cli, out: Path) 
 
 
 @pytest.mark.parametrize("when", [PREUPLOAD, BATCH, "/validate-yaml"])
-def test_the_branch_moves_underway(mine: HubServer, cli: Cli, out: Path, when: str) -> None:
+def test_the_branch_moves_during_a_push(mine: HubServer, cli: Cli, out: Path, when: str) -> None:
     mine.add_repo(REPO, {"notes.txt": b"mine"})
     theirs = {"notes.txt": b"theirs", "config.json": b"{}"}
     mine.faults.append(Fault(when, method="POST", then=lambda: mine.add_repo(REPO, theirs)))
@@ -158,7 +160,7 @@ def test_the_branch_moves_underway(mine: HubServer, cli: Cli, out: Path, when: s
 
 @pytest.mark.parametrize("which", [0, 1])
 @pytest.mark.parametrize("when", ["POST /repos/create", f"POST {BATCH}", "PUT shard"])
-def test_a_shard_changes_underway(mine: HubServer, cli: Cli, out: Path, which: int, when: str) -> None:
+def test_a_shard_changes_during_a_push(mine: HubServer, cli: Cli, out: Path, which: int, when: str) -> None:
     """Sent already or not yet; of the same size, with the time of its last change set back."""
     shard = shards(out)[which]
     times = shard.stat()
@@ -178,8 +180,8 @@ def test_a_shard_changes_underway(mine: HubServer, cli: Cli, out: Path, which: i
 
 @pytest.mark.parametrize("when", ["/validate-yaml", COMMIT])
 @pytest.mark.parametrize("name", ["model-*.safetensors", "config.json", "kernels/*.md"])
-def test_a_file_changes_too_late_to_matter(mine: HubServer, cli: Cli, out: Path, name: str, when: str) -> None:
-    """After the last look at the folder: what is published is what was looked at."""
+def test_a_file_changes_after_the_last_check(mine: HubServer, cli: Cli, out: Path, name: str, when: str) -> None:
+    """The push publishes the bytes that it has checked."""
     path = sorted(out.glob(name))[-1]
     before = path.read_bytes()
     mine.faults.append(Fault(when, method="POST", then=lambda: path.write_bytes(b"late")))
@@ -188,7 +190,7 @@ def test_a_file_changes_too_late_to_matter(mine: HubServer, cli: Cli, out: Path,
 
 
 @pytest.mark.parametrize("name", ["model-*.safetensors", "config.json", "kernels/*.md"])
-def test_a_file_vanishes_underway(mine: HubServer, cli: Cli, out: Path, name: str) -> None:
+def test_a_file_vanishes_during_a_push(mine: HubServer, cli: Cli, out: Path, name: str) -> None:
     path = sorted(out.glob(name))[-1]
     mine.faults.append(Fault(BATCH, method="POST", then=path.unlink))
     assert f"{path} was changed while it was being pushed" in complaint(cli("push", out, REPO, "-q"))
@@ -196,7 +198,7 @@ def test_a_file_vanishes_underway(mine: HubServer, cli: Cli, out: Path, name: st
 
 
 @pytest.mark.parametrize("spoil", ["damaged", "missing"])
-def test_what_lies_there_is_not_what_was_sent(mine: HubServer, cli: Cli, out: Path, spoil: str) -> None:
+def test_the_published_file_differs_from_the_one_sent(mine: HubServer, cli: Cli, out: Path, spoil: str) -> None:
     shard = shards(out)[0]
 
     def spoiled() -> None:
@@ -221,7 +223,7 @@ def test_gitignore_would_leave_a_file_out(mine: HubServer, cli: Cli, out: Path) 
         assert mine.repos[REPO].head() == {".gitignore": name.encode()}
 
 
-def test_the_token_is_nowhere(
+def test_the_token_appears_in_no_output(
     mine: HubServer,
     cli: Cli,
     out: Path,

@@ -75,7 +75,7 @@ def test_through_xet(mine: HubServer, xet: FakeXet, out: Path) -> None:
     assert shards(out)[0].stat().st_size // 2 in told and told == sorted(told)  # inside a file, too
 
 
-def test_through_xet_a_shard_changes_underway(mine: HubServer, xet: FakeXet, cli: Cli, out: Path) -> None:
+def test_a_shard_changes_during_a_push_through_xet(mine: HubServer, xet: FakeXet, cli: Cli, out: Path) -> None:
     """Changed and changed back: only what was read for the upload tells."""
     shard = shards(out)[0]
     xet.digest = lambda data: "0" * 64  # type: ignore[method-assign]

@@ -163,7 +163,7 @@ def test_hub_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not is_hub_id("org/model")
 
 
-def test_plain_folder_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plain_folder_is_used_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "org" / "model"
     folder.mkdir(parents=True)
     monkeypatch.chdir(tmp_path)

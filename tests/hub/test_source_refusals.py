@@ -103,7 +103,7 @@ def test_unknown_revision(hub: HubServer) -> None:
 
 
 @pytest.mark.parametrize("token", [TOKEN, "an.oidc-token/without+form"])
-def test_what_the_server_says_is_cleaned(hub: HubServer, monkeypatch: pytest.MonkeyPatch, token: str) -> None:
+def test_messages_of_the_server_are_cleaned(hub: HubServer, monkeypatch: pytest.MonkeyPatch, token: str) -> None:
     hub.add_repo("org/model", MODEL)
     monkeypatch.setenv("HF_TOKEN", token)
     with pytest.raises(HubError, match="the Hub refuses the token") as unknown:

@@ -39,7 +39,7 @@ def test_broken_off_file_is_resumed_where_it_broke(hub: HubServer, waits: list[f
 
 
 @pytest.mark.parametrize("reset", [False, True])
-def test_download_that_stays_broken_goes_on_in_the_next_run(hub: HubServer, tmp_path: Path, reset: bool) -> None:
+def test_a_broken_download_resumes_in_the_next_run(hub: HubServer, tmp_path: Path, reset: bool) -> None:
     commit = hub.add_repo("org/model", MODEL)
     folder = tmp_path / "model"
     hub.faults.append(Fault(SHARD, times=99, drop_after=0, reset=reset))
@@ -107,7 +107,7 @@ def test_folder_is_not_filled_from_a_damaged_cache_for_ever(hub: HubServer, tmp_
     assert (download("org/model", tmp_path / "model").path / SHARD).read_bytes() == WEIGHTS[SHARD]
 
 
-def test_complete_snapshot_in_the_cache_that_changed_is_mended(hub: HubServer) -> None:
+def test_a_changed_snapshot_in_the_cache_is_repaired(hub: HubServer) -> None:
     hub.add_repo("org/model", MODEL)
     path = resolve("org/model").path / SHARD
     path.unlink()

@@ -46,7 +46,7 @@ def test_a_gpu_newer_than_the_compiler_gets_its_newest_code() -> None:
         nvrtc.architecture((2, 0))
 
 
-def test_what_does_not_compile_says_why(tmp_path: Path) -> None:
+def test_an_error_for_code_that_does_not_compile_names_the_reason(tmp_path: Path) -> None:
     source = tmp_path / "wrong.cu"
     source.write_text("int x = SIZE + nothing;")
     with pytest.raises(nvrtc.NvrtcError, match=r'(?s)wrong.cu does not compile.*-DSIZE=3.*"nothing" is undefined'):

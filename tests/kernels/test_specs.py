@@ -315,7 +315,7 @@ def test_damaged_groups_are_refused() -> None:
             refused()
 
 
-def test_ranks_that_cut_groups_are_told_which_sizes_fit() -> None:
+def test_an_error_for_ranks_that_cut_groups_names_sizes_that_fit() -> None:
     spec = GroupSpec(8, 352, 32, 4, 8, False)
     assert spec.misfit(slice(0, 160)) is None
     assert spec.misfit(slice(176, 352)) == (

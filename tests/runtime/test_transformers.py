@@ -163,7 +163,7 @@ def test_saved_again_in_shards_and_from_another_dtype(tmp_path: Path) -> None:
     assert torch.equal(logits(load(tmp_path / "again")), logits(load(out)))
 
 
-def test_saved_again_verify_and_inspect_say_that_hashes_are_gone(tmp_path: Path, cli: Cli) -> None:
+def test_verify_and_inspect_report_missing_hashes_after_saving_again(tmp_path: Path, cli: Cli) -> None:
     out = checkpoint(tmp_path)
     load(out, "auto").save_pretrained(tmp_path / "again")
     assert not verify_checkpoint(Checkpoint.open(out)).notes

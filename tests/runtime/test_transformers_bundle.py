@@ -237,7 +237,7 @@ torch.save(results, "results.pt")
 """
 
 
-def test_installed_runs_its_own_kernels_unless_told_to_trust(tmp_path: Path) -> None:
+def test_installed_package_runs_its_own_kernels_without_trust_remote_code(tmp_path: Path) -> None:
     """From the Hub it fetches no code, and checks what lies in the cache already."""
     out = checkpoint(tmp_path)
     files = pico.files(out)
@@ -282,7 +282,7 @@ def test_config_names_the_code_and_its_hashes(tmp_path: Path, layout: str) -> No
     assert {path.relative_to(out).as_posix() for path in out.rglob("*.py")} <= listed
 
 
-def test_the_code_of_a_source_is_not_taken_over(tmp_path: Path, cli: Cli) -> None:
+def test_code_of_the_source_is_not_copied(tmp_path: Path, cli: Cli) -> None:
     """Its files are not copied, so its auto_map would lead nowhere."""
     theirs = {"auto_map": {"AutoModelForCausalLM": "modeling_theirs.Model", "AutoConfig": "modeling_theirs.Config"}}
     source = pico.write(tmp_path / "source", pico.weights(bias=True), {**QWEN2, **theirs})

@@ -118,7 +118,7 @@ def test_eighty_layers_are_solved_exactly(seed: int) -> None:
 
 @examples(100)
 @given(seed=st.integers(0, 2**32), most=st.integers(1, 6), speedup=st.floats(1, 1.99))
-def test_with_room_for_few_sums_the_answer_says_how_far_it_can_be_off(seed: int, most: int, speedup: float) -> None:
+def test_with_room_for_few_sums_the_answer_bounds_its_error(seed: int, most: int, speedup: float) -> None:
     groups = large_groups(seed, 3)
     budget = int(sum(group[-1][0] for group in groups) / speedup)
     best = table_dp(groups, budget)
@@ -205,7 +205,7 @@ def test_what_gains_nothing_stays_dense() -> None:
     assert set(allocate_for_speedup(groups, errors, times, 1.0).patterns.values()) == {DENSE}
 
 
-def test_of_patterns_that_cost_the_same_the_milder_one_is_taken(tmp_path: Path) -> None:
+def test_of_patterns_with_equal_cost_the_milder_one_is_chosen(tmp_path: Path) -> None:
     table = table_of(tmp_path, HEAD + "g,int8,m,3072x2048,64,10,1.5,1.5\n")
     groups = model(1)
     errors = [dict.fromkeys(patterns("2:4", "2:8"), 1.0)] * 4
@@ -226,7 +226,7 @@ def test_a_target_out_of_reach_is_refused_with_what_can_be_reached() -> None:
 
 
 @pytest.mark.parametrize("dense", range(4))
-def test_what_is_said_to_be_reachable_is(dense: int) -> None:
+def test_targets_reported_as_reachable_are_reachable(dense: int) -> None:
     groups = model(2, LAYERS["Qwen2.5-7B"])
     times = group_times(groups, SpeedTable.load("a100"), "int8", 2048)
     errors = random_errors(groups, patterns("2:6", "2:8", "2:inf"), 0)

@@ -47,7 +47,7 @@ def results(plan: Plan, tokens: torch.Tensor, folder: Path) -> list[LayerResult]
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen2"])
-def test_nothing_but_the_order_changes_where_nothing_is_lost(tmp_path: Path, model_type: str) -> None:
+def test_only_the_order_changes_where_nothing_is_pruned(tmp_path: Path, model_type: str) -> None:
     """Folded into a model that is not compressed, the orders leave its logits alone: only sums run in another order."""
     qwen = model_type == "qwen2"
     config = {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]} if qwen else {}
@@ -152,7 +152,7 @@ def test_damaged_orders_are_named(
     assert outcome.code in (1, 2) and told in outcome.err and "Traceback" not in outcome.err
 
 
-def test_lost_orders_are_missed(cli: Cli, permuted: Path, tmp_path: Path, short_demo: Path) -> None:
+def test_missing_permutations_are_refused(cli: Cli, permuted: Path, tmp_path: Path, short_demo: Path) -> None:
     """As where transformers has saved the model again, with our record and without this file."""
     out = tmp_path / "out"
     shutil.copytree(permuted, out)

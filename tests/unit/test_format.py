@@ -354,7 +354,7 @@ DAMAGES: dict[str, tuple[Damage, int]] = {
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_what_the_disk_lost_is_written_again(name: str, tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
+def test_bytes_missing_on_disk_are_written_again(name: str, tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
     damage, trusted = DAMAGES[name]
     write(tmp_path, 3)
     damage(tmp_path)
@@ -369,7 +369,7 @@ def test_damage_after_the_last_unit(tmp_path: Path, uninterrupted: dict[str, byt
     assert_resumes(tmp_path, 3, uninterrupted)
 
 
-def test_leftovers_of_another_plan_are_not_taken_for_ours(tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
+def test_leftovers_of_another_plan_are_not_reused(tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
     other = [Shard(FIRST, (layer(0), OUTSIDE))]
     writer = WeightWriter(tmp_path, other)
     writer.write(layer(0), contents, {})
@@ -411,7 +411,7 @@ def test_tensors_are_written_row_by_row_however_they_lie_in_memory(tmp_path: Pat
     assert (tmp_path / SINGLE).read_bytes().endswith(bytes([1, 2, 3, 4, 5, 6]))
 
 
-def test_full_disk_is_said_while_writing_and_while_closing(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_while_writing_and_closing(tmp_path: Path) -> None:
     writer = WeightWriter(tmp_path, PLAN)
     (tmp_path / FIRST).symlink_to("/dev/full")  # takes everything, then says that there is no space
     with pytest.raises(OutputError, match="the disk is full"):
@@ -475,7 +475,7 @@ def test_killed_before_the_state_was_written_begins_again(out: Path) -> None:
     assert (Staging(out, STATE_OF_JOB, resume=True).path / STATE).is_file()
 
 
-def test_another_job_cannot_resume_and_is_told_what_differs(out: Path) -> None:
+def test_another_job_cannot_resume_and_the_error_names_the_difference(out: Path) -> None:
     Staging(out, STATE_OF_JOB, resume=False)
     changed = {**STATE_OF_JOB, "recipe": {"pattern": "2:6"}, "shard_bytes": 7}
     with pytest.raises(InputError) as error:
@@ -540,13 +540,13 @@ def test_discard_removes_the_work_and_the_folder_it_made(out: Path) -> None:
     assert not out.exists()
 
 
-def test_discard_leaves_what_was_there_before(out: Path) -> None:
+def test_discard_keeps_older_files(out: Path) -> None:
     out.mkdir(parents=True)
     finished(out, SINGLE).discard()
     assert list(out.iterdir()) == []
 
 
-def test_discard_leaves_what_others_put_there(out: Path) -> None:
+def test_discard_keeps_files_of_others(out: Path) -> None:
     staging = finished(out, SINGLE)
     (out / "notes.txt").write_text("mine")
     staging.discard()

@@ -114,9 +114,7 @@ def test_shapes_that_do_not_fit() -> None:
     ("rows", "across", "sparsity"), [(3, 4, 0.4), (4, 3, 0.34), (2, 6, 0.4), (8, 2, 0.5), (1, 10, 0.25)]
 )
 @pytest.mark.parametrize("cap", [None, 1.0, 1.2, 2.0])
-def test_groups_that_stay_are_the_best_choice_there_is(
-    rows: int, across: int, sparsity: float, cap: float | None
-) -> None:
+def test_kept_groups_are_the_best_choice(rows: int, across: int, sparsity: float, cap: float | None) -> None:
     """All choices of 8 groups: of those that leave every row one and none too many the one with the largest sum, ties
     by place. Scores of 0 and 1 (all, or 400 of them), which tie everywhere, and others that never do."""
     pattern = GroupPattern(4, sparsity, cap)

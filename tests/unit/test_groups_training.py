@@ -84,7 +84,7 @@ def test_it_starts_at_weights_of_all_kinds(stage: type[GroupTrainable], size: in
 
 @SYMMETRIC
 @BITS
-def test_only_what_is_there_has_parameters(bits: int, symmetric: bool) -> None:
+def test_only_kept_groups_have_parameters(bits: int, symmetric: bool) -> None:
     weight = start(bits, symmetric=symmetric)
     groups = PATTERN.kept((ROWS, COLUMNS))
     grid = groups * (1 if symmetric else 2)

@@ -93,7 +93,7 @@ def test_every_legal_window_has_one_form(
 @pytest.mark.parametrize("dtype", BYTE_DTYPES)
 @examples(40)
 @given(data=st.data(), length=ANY_LENGTH)
-def test_packing_equals_the_twin_and_comes_back(dtype: torch.dtype, data: st.DataObject, length: int | None) -> None:
+def test_packing_equals_the_twin_and_unpacks(dtype: torch.dtype, data: st.DataObject, length: int | None) -> None:
     weight = as_dtype(data.draw(legal_codes(length)), dtype)
     slid = slide(weight, length)
     values, meta = pack(slid)

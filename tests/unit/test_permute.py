@@ -261,7 +261,7 @@ def test_most_of_what_can_be_gained_is(columns: int, length: int) -> None:
 
 
 @pytest.mark.parametrize(("size", "length"), [(16, 6), (22, 10)])
-def test_groups_that_reach_across_heads_are_looked_at_as_they_stand(size: int, length: int) -> None:
+def test_blocks_across_heads_are_scored_unpermuted(size: int, length: int) -> None:
     """The loss falls by 36 % (2:6) and 41 % (2:10); by 16 % if groups are taken to start anew in every head."""
     shares = []
     for seed in range(8):

@@ -190,7 +190,7 @@ def test_check_passes_everything_for_two_inf() -> None:
 
 
 @pytest.mark.parametrize("block", [1, 1 << 20])
-def test_check_says_where_and_how_many(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_names_place_and_count(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(planes.BLOCK_WEIGHTS, "cpu", block)
     weight = torch.zeros(5, 27)
     weight[3, 8:16] = 1

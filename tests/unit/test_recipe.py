@@ -66,7 +66,7 @@ def test_bundled_recipes_are_known_by_name(tmp_path: Path, monkeypatch: pytest.M
     assert load_recipe(Path("fp8-2of6")).shard_bytes == 2_500_000_000
 
 
-def test_what_is_not_said_is_not_chosen(tmp_path: Path) -> None:
+def test_omitted_fields_are_not_chosen(tmp_path: Path) -> None:
     assert load("{}", tmp_path) == Recipe(
         config=LinearConfig(None, None, None, None, False, None, None, None, None),
         rules=(),

@@ -217,7 +217,7 @@ def test_zeros_do_not_count_in_the_size_of_a_weight() -> None:
     assert not wide.latent[0, 2:].any()
 
 
-def test_a_rate_that_is_not_relative_is_taken_as_it_is() -> None:
+def test_an_absolute_rate_is_used_unchanged() -> None:
     """The size plays no part, and without it twice the rate takes twice the steps."""
     lines = Line(), Line(), Line()
     for line, size, rate in zip(lines, (1.0, 9.0, 1.0), (0.1, 0.1, 0.2), strict=True):
@@ -370,9 +370,7 @@ def test_curves_tell_the_losses_of_what_is_stored(tmp_path: Path, brief: None, n
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
-def test_the_published_model_has_the_loss_that_was_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
+def test_the_published_model_has_the_reported_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """Everything that quality does, permuted channels and biases included, read back by stock transformers."""
     monkeypatch.setitem(PRESETS, "quality", quality(2, 2))
     source, text = write_model(tmp_path / "source", kind), write_text(tmp_path / "text.jsonl", documents=60)

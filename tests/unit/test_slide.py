@@ -56,7 +56,7 @@ def test_every_legal_mask_gives_the_same_integer_products(length: int) -> None:
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-def test_every_legal_mask_comes_back(length: int) -> None:
+def test_every_legal_mask_is_restored(length: int) -> None:
     codes = group_codes(length)
     assert torch.equal(unslide(slide(codes, length), length, length), codes)
 

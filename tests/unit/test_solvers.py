@@ -361,7 +361,7 @@ def test_asymmetric_target_equals_least_squares(strength: float) -> None:
 # ---- damping
 
 
-def test_damping_that_is_not_enough_is_raised_and_said() -> None:
+def test_insufficient_damping_is_raised_and_reported() -> None:
     one = layer(1, 20)
     gram = one.damped.gram
     values, vectors = torch.linalg.eigh(gram)

@@ -91,7 +91,7 @@ def test_the_published_blocks_belong_to_their_models(gpu: str) -> None:
         assert grown == sorted(grown)
 
 
-def test_our_own_table_says_what_the_benchmarks_say() -> None:
+def test_our_own_table_agrees_with_the_benchmarks() -> None:
     text = (ROOT / "BENCHMARKS.md").read_text().split("## Running: linears of real models")[1].split("\n## ")[0]
     table, found = SpeedTable.load("h200"), 0
     for scheme, part in zip(("int8", "fp8"), text.split("**FP8**"), strict=True):
@@ -108,7 +108,7 @@ def test_our_own_table_says_what_the_benchmarks_say() -> None:
 
 
 @pytest.mark.parametrize("gpu", BUNDLED)
-def test_every_table_says_where_it_comes_from(gpu: str) -> None:
+def test_every_table_names_its_origin(gpu: str) -> None:
     table = SpeedTable.load(gpu.upper())
     assert table.gpu == gpu
     assert any(re.search("arXiv 2603.05232|bench_backends", line) for line in table.source)
@@ -117,7 +117,7 @@ def test_every_table_says_where_it_comes_from(gpu: str) -> None:
 # ---- looking up
 
 
-def test_a_model_that_was_not_measured_is_taken_as_the_nearest_one() -> None:
+def test_a_model_without_measurements_uses_the_nearest_one() -> None:
     times = SpeedTable.load("a100").times(LLAMA_70B, "int8", 4096)
     assert {time.measured for time in times} == {"Qwen2.5-14B on a100 at 4096 tokens"}
     assert whole(times, "2:8") == pytest.approx(1.43)
@@ -159,7 +159,7 @@ def test_times_lie_between_those_of_the_measured_tokens(gpu: str, model: str, to
         assert ends[0] * (1 - near) <= whole(times, str(pattern)) <= ends[1] * (1 + near)
 
 
-def test_in_a_table_of_linears_each_is_looked_up_by_itself(tmp_path: Path) -> None:
+def test_a_table_of_linears_is_searched_per_linear(tmp_path: Path) -> None:
     rows = "g,int8,wide,4096x1024,64,8,1.5,1.1\ng,int8,long,1024x4096,64,16,1.9,1.3\n"
     wide, long, small = table_of(tmp_path, HEAD + rows).times([(8192, 1024), (1024, 3000), (64, 128)], "int8", 64)
     assert (wide.measured, long.measured) == ("wide on g at 64 tokens", "long on g at 64 tokens")

@@ -49,7 +49,7 @@ def test_documents_are_wrapped_joined_and_cut() -> None:
     assert windows.dtype == torch.int64
 
 
-def test_reading_stops_when_there_are_enough_windows() -> None:
+def test_reading_stops_after_enough_sequences() -> None:
     def endless() -> object:
         yield "abc"
         yield "def"
@@ -100,7 +100,7 @@ def test_unreadable_text_is_refused(tmp_path: Path, name: str, content: bytes | 
         list(read_documents(str(tmp_path / name)))
 
 
-def test_a_data_set_out_of_reach_says_how_to_pass_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_an_unreachable_data_set_suggests_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
     def unreachable(*_: object, **__: object) -> object:

@@ -45,7 +45,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 # ---- what a model is made of, and what it gives
 
 
-def test_grouped_linears_are_group_linears_and_all_else_is_what_it_was(folder: Path) -> None:
+def test_gqsa_linears_become_group_linears_and_others_stay_unchanged(folder: Path) -> None:
     model = load(folder)
     record = json.loads((folder / "config.json").read_text())["slidesparse_config"]
     found, whole = our_linears(model), 21

@@ -1,4 +1,4 @@
-"""What doctor and the model card say of weights with scales for groups of columns."""
+"""doctor and the model card describe weights in the GQSA format: a scale for each group of columns."""
 
 from __future__ import annotations
 
@@ -17,27 +17,29 @@ from tests.conftest import Cli
 from tests.helpers.serving import grouped
 
 
-def told(cli: Cli, checkpoint: Path) -> dict[str, tuple[list[str], int]]:
+def doctor_linears(cli: Cli, checkpoint: Path) -> dict[str, tuple[list[str], int]]:
     rows = json.loads(cli("doctor", checkpoint, "--device", "cpu", "--json").out)["linears"]
     assert {(row["backend"], row["why"]) for row in rows} == {("reference", "plain torch: the device is cpu")}
     return {row["kind"]: (row["linears"], row["number"]) for row in rows}
 
 
-def test_doctor_explains_how_linears_in_groups_are_run(cli: Cli, tmp_path: Path) -> None:
-    assert told(cli, grouped(tmp_path / "gqs")) == {
+def test_doctor_explains_how_gqsa_linears_run(cli: Cli, tmp_path: Path) -> None:
+    assert doctor_linears(cli, grouped(tmp_path / "gqs")) == {
         "64x64 W4A16 g8 asymmetric S50.0%": (["q_proj", "o_proj"], 6),
         "32x64 W4A16 g8 asymmetric S50.0%": (["k_proj", "v_proj"], 6),
         "88x64 W4A16 g8 asymmetric S50.0%": (["gate_proj", "up_proj"], 6),
         "64x88 W4A16 g8 asymmetric S50.0%": (["down_proj"], 3),
     }
-    mixed = told(cli, grouped(tmp_path / "mixed", "mixed"))
+    mixed = doctor_linears(cli, grouped(tmp_path / "mixed", "mixed"))
     assert mixed["64x64 int8 2:8"] == (["q_proj", "o_proj"], 4)
     assert mixed["64x64 W4A16 g8 asymmetric S50.0%"] == (["q_proj", "o_proj"], 2)
     assert "W4A16 g8" in cli("doctor", tmp_path / "mixed" / "out", "--device", "cpu").out
 
 
-def test_doctor_asks_for_the_layout_that_is_stored(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which the choice on a GPU depends on."""
+def test_doctor_chooses_a_backend_for_the_stored_layout(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The choice on a GPU depends on it."""
     asked: list[tuple[str, int]] = []
 
     def noted(spec: LinearSpec, device: torch.device) -> BackendChoice:
@@ -46,15 +48,15 @@ def test_doctor_asks_for_the_layout_that_is_stored(cli: Cli, tmp_path: Path, mon
         return choose(spec, device)
 
     monkeypatch.setattr(doctor, "choose", noted)
-    told(cli, grouped(tmp_path / "mixed", "mixed"))
+    doctor_linears(cli, grouped(tmp_path / "mixed", "mixed"))
     assert ("gqs", 256) in asked and ("dense", 64 * 88 // 4) in asked
 
 
-def test_in_the_dense_layout_every_group_is_there(cli: Cli, tmp_path: Path) -> None:
-    assert "64x88 W4A16 g8 asymmetric S0.0%" in told(cli, grouped(tmp_path, layout="dense"))
+def test_the_dense_layout_stores_every_group(cli: Cli, tmp_path: Path) -> None:
+    assert "64x88 W4A16 g8 asymmetric S0.0%" in doctor_linears(cli, grouped(tmp_path, layout="dense"))
 
 
-def test_doctor_says_what_can_run_them_where(cli: Cli) -> None:
+def test_doctor_names_the_backends_of_each_device(cli: Cli) -> None:
     for device, backends in json.loads(cli("doctor", "--json").out)["backends"].items():
         assert backends["reference"] == ""
         assert ("it needs a CUDA device, not cpu" in backends["group_gemm"]) == (device == "cpu")
