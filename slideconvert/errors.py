@@ -29,13 +29,13 @@ class SlideConvertError(Exception):
 
 
 class InputError(SlideConvertError):
-    """The request or the input cannot be used as it is: wrong option, broken checkpoint, no room."""
+    """The request or the input cannot be used as it is: wrong option, broken checkpoint, too little disk space."""
 
     exit_code = 2
 
 
 class OutputError(InputError):
-    """The work cannot go on here: no permission, no room, no memory. What is done so far stays and can be resumed."""
+    """The work cannot go on here: no permission, disk space or memory. --resume continues from the finished work."""
 
 
 class PatternError(InputError):

@@ -73,11 +73,11 @@ def read_rows(path: Path) -> tuple[tuple[str, ...], list[Row]]:
 
 
 def _columns(line: str, where: str) -> list[str]:
-    found = [word.strip() for word in line.split(",")]
+    found = [name.strip() for name in line.split(",")]
     if tuple(found[: len(COLUMNS)]) != COLUMNS or not found[len(COLUMNS) :]:
         raise InputError(f"{where}: the columns are {','.join(found)}", hint=f"they must be {FORMAT}")
-    for word in found[len(COLUMNS) :]:
-        pick(word, PATTERNS, f"pattern in {where}:")
+    for name in found[len(COLUMNS) :]:
+        pick(name, PATTERNS, f"pattern in {where}:")
     if len(set(found)) < len(found):
         raise InputError(f"{where}: a column stands there twice")
     return found

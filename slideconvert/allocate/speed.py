@@ -28,7 +28,7 @@ class Times:
     """How long one linear takes with each pattern, in the unit of its table.
 
     dense: 8-bit and not pruned, on dense kernels. sparse: by pattern, as far as the table has it.
-    measured: which GPU, model and number of tokens this was measured for, in words.
+    measured: which GPU, model and number of tokens this was measured for, as text.
     """
 
     dense: float
@@ -60,17 +60,17 @@ class SpeedTable:
 
     @classmethod
     def load(cls, gpu: str) -> SpeedTable:
-        """The bundled table for the word of a GPU (a100, H100 …), or a table from the path of a .csv file.
+        """The bundled table for the name of a GPU (a100, H100 …), or a table from the path of a .csv file.
 
-        InputError for an unknown word, with the nearest one, and for a file that is not understood, with its line.
+        InputError for an unknown name, with the nearest one, and for a file that cannot be read, with its line.
         """
         if gpu.lower().endswith(".csv"):
             return cls._read(Path(gpu), None)
         try:
-            word = pick(gpu.lower(), BUNDLED, "GPU")
+            name = pick(gpu.lower(), BUNDLED, "GPU")
         except InputError as error:
             raise InputError(error.what, hint=f"{error.hint}, or give the path of a .csv file of times") from error
-        return cls._read(Path(__file__).with_name(BUNDLED[word]), word)
+        return cls._read(Path(__file__).with_name(BUNDLED[name]), name)
 
     @classmethod
     def _read(cls, path: Path, gpu: str | None) -> SpeedTable:

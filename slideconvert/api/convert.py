@@ -41,7 +41,7 @@ from .settings import refuse_unused, settings_of
 from .target import target_of
 
 SEQUENCES = 160
-"""Sequences that perplexity is measured on unless told otherwise."""
+"""Default number of sequences that perplexity is measured on."""
 
 
 @dataclass(frozen=True)

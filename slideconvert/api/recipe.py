@@ -1,4 +1,4 @@
-"""Options to a recipe: a recipe file, overruled by the options that are given, completed with defaults."""
+"""Options to a recipe: a recipe file, overridden by explicit options, completed with defaults."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from ..core.choices import INT8, PRUNING, ROUNDING, RTN, W4A16
 from ..errors import InputError, pick
 from ..formats.registry import usual_layout
 from ..formats.slide import Slide
@@ -16,9 +17,9 @@ from ..prune import METHODS
 from ..runtime.slidesparse_record import DENSE
 from .options import CalibrationOptions, Options, PatternOptions, QuantizeOptions, SparsifyOptions
 
-BLOCK_DEFAULTS = {"scheme": "int8", "pattern": "2:8"}
-GROUP_DEFAULTS = {"scheme": "w4a16", "sparsity": 0.5}
-"""What a conversion does unless told otherwise, to a 2:L pattern and to a pattern of groups."""
+BLOCK_DEFAULTS = {"scheme": INT8, "pattern": "2:8"}
+GROUP_DEFAULTS = {"scheme": W4A16, "sparsity": 0.5}
+"""The defaults of a conversion to a 2:L pattern, and to a pattern of groups."""
 PRESET = "balanced"
 RECIPE_FIELDS = ("bits", *LINEAR_FIELDS, "preset", *EPOCHS, "layout", "shard_gb")
 """Options that are fields of a recipe under the same name."""
@@ -27,10 +28,10 @@ Defaults = tuple[dict[str, Any], dict[str, Any]]
 
 
 def recipe_of(options: Options, *, defaults: Defaults = (BLOCK_DEFAULTS, GROUP_DEFAULTS)) -> Recipe:
-    """The recipe file of the options if there is one, overruled by the other options, completed with defaults.
+    """The recipe file of the options if there is one, overridden by the other options, completed with defaults.
 
-    defaults: fields for 2:L patterns, and for patterns of groups. InputError for options that are not understood, or
-    that contradict each other.
+    defaults: fields for 2:L patterns, and for patterns of groups. InputError for options that are invalid or
+    contradict each other.
     """
     path = getattr(options, "recipe", None)
     recipe = load_recipe(path) if path else Recipe()
@@ -57,17 +58,17 @@ def recipe_of(options: Options, *, defaults: Defaults = (BLOCK_DEFAULTS, GROUP_D
 
 
 def sparsify_recipe(options: SparsifyOptions) -> Recipe:
-    """The recipe of `sparsify`: whatever the numbers, they stay."""
+    """The recipe of `sparsify`, which keeps the number scheme of the source."""
     if options.method:
-        pick(options.method, [name for name, method in METHODS.items() if method.prunes], "pruning method")
+        pick(options.method, PRUNING, "pruning method")
     return replace(recipe_of(options, defaults=({"pattern": "2:8"}, {"sparsity": 0.5})), layout=DENSE)
 
 
 def quantize_recipe(options: QuantizeOptions) -> Recipe:
-    """The recipe of `quantize`: whatever the pattern, it stays."""
-    method = options.method or "rtn"
-    pick(method, [name for name, known in METHODS.items() if not known.prunes], "quantization method")
-    scheme = options.scheme or (None if options.bits else "int8")
+    """The recipe of `quantize`, which keeps the pattern of the source."""
+    method = options.method or RTN
+    pick(method, ROUNDING, "quantization method")
+    scheme = options.scheme or (None if options.bits else INT8)
     config = parse_linear_config(
         scheme=scheme,
         bits=options.bits,
@@ -82,7 +83,7 @@ def quantize_recipe(options: QuantizeOptions) -> Recipe:
 
 
 def slide_recipe(options: PatternOptions) -> Recipe:
-    """The recipe of `slide`: the weights stay, in the slide layout."""
+    """The recipe of `slide`, which changes the layout and no weight."""
     return Recipe(parse_linear_config(pattern=options.pattern), layout=Slide.layout)
 
 

@@ -15,7 +15,7 @@ class LayerResult:
 
     weights: as stored, ternary ones as codes whatever their scheme. errors: of calibrated linears the relative error of
     the output on the calibration tokens, for the inputs with which they were solved. notes: anything degraded or
-    unusual, in words. permutations: of the layer's channels; weights and errors are those of the permuted layer. curve:
+    unusual, as text. permutations: of the layer's channels; weights and errors are those of the permuted layer. curve:
     of block recovery, end: of end-to-end recovery, None without it.
     """
 

@@ -1,12 +1,12 @@
-"""A shard_store with room for a few weight files: each is brought when it is read, and makes way for the next ones.
+"""A shard store that keeps a few weight files on disk: it fetches each when it is read, and evicts others for it.
 
-    idle        there and read by nobody; the one that was read longest ago goes first
-    lent        there and being read: stays
-    coming      being brought by one thread; others that want it wait
-    leftover    of an interrupted run: brought again as if it were not there, which finds it and checks it
+    idle        on disk and not open; the least recently read file is evicted first
+    in use      on disk and open: never evicted
+    coming      being fetched by one thread; other readers of it wait
+    leftover    from an interrupted run: fetched again as if it were missing, which finds and checks it
 
-Together they are never more than there is room for. A reader holds one file at a time and lets go of it before it
-asks for the next, so that whoever waits for room gets it.
+Together they never exceed the capacity. A reader opens one file at a time and closes it before it opens the next, so
+that every waiting thread gets its turn.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from io import FileIO
 from pathlib import Path
 
 Bring = Callable[[str], int]
-"""Bring the file of that name into the folder, whole and checked; gives the bytes that were fetched for it."""
+"""Fetch the file of that name into the folder, whole and checked; returns the number of bytes fetched."""
 
-ROOM = 3
-"""Weight files at a time: readers are at one or two, and what lies outside the layers is often in the last."""
+CAPACITY = 3
+"""Weight files on disk at a time: layers span one or two, and the tensors outside the layers are often in the last."""
 
 
 class ShardCache:
-    """A ShardStore over `folder`, in which `bring` puts files. Deletes no files but those that have a name in `sizes`.
+    """A ShardStore over `folder`, in which `bring` puts files. Deletes only files that `sizes` names.
 
-    sizes: bytes of each weight file, by name. fetched: bytes fetched so far. deleted: files that made way.
+    sizes: bytes of each weight file, by name. fetched: bytes fetched so far. deleted: files evicted.
     """
 
     known_by: str = "weights"
 
-    def __init__(self, folder: Path, sizes: Mapping[str, int], bring: Bring, room: int = ROOM) -> None:
-        self.folder, self.room, self.fetched, self.deleted = folder, room, 0, 0
+    def __init__(self, folder: Path, sizes: Mapping[str, int], bring: Bring, capacity: int = CAPACITY) -> None:
+        self.folder, self.capacity, self.fetched, self.deleted = folder, capacity, 0, 0
         self._sizes, self._bring = dict(sizes), bring
         self._turn = threading.Condition()
         self._idle: dict[str, None] = {}  # in the order in which they were read
@@ -46,7 +46,7 @@ class ShardCache:
     @property
     def disk_use(self) -> tuple[Path, int]:
         """The folder, and the most bytes that its files will have at a time."""
-        return self.folder, sum(sorted(self._sizes.values())[-self.room :])
+        return self.folder, sum(sorted(self._sizes.values())[-self.capacity :])
 
     def identity(self, file: Path) -> list[object]:
         return [self._sizes[file.name]]
@@ -67,7 +67,7 @@ class ShardCache:
             while name not in self._in_use and name not in self._idle:
                 if self._failure:
                     raise self._failure
-                if name not in self._coming and self._make_room(name):
+                if name not in self._coming and self._make_space(name):
                     self._coming.add(name)
                     break
                 self._turn.wait()
@@ -99,20 +99,20 @@ class ShardCache:
                 self._idle[name] = None
             self._turn.notify_all()
 
-    def _make_room(self, name: str) -> bool:
-        """Whether there is a place for the file, after an idle one was deleted for it if necessary."""
+    def _make_space(self, name: str) -> bool:
+        """Whether there is space for the file; evicts another one if necessary."""
         if name in self._leftover:
-            self._leftover.remove(name)  # it has a place already
+            self._leftover.remove(name)  # counted already
             return True
-        while len(self._idle) + len(self._in_use) + len(self._coming) + len(self._leftover) >= self.room:
+        while len(self._idle) + len(self._in_use) + len(self._coming) + len(self._leftover) >= self.capacity:
             if self._leftover:
-                gone = self._leftover.pop(0)  # the first in order of name: work goes on from there
+                evicted = self._leftover.pop(0)  # the first by name: a resumed run starts behind it
             elif self._idle:
-                gone = next(iter(self._idle))
-                del self._idle[gone]
+                evicted = next(iter(self._idle))
+                del self._idle[evicted]
             else:
                 return False
             with suppress(FileNotFoundError):
-                (self.folder / gone).unlink()
+                (self.folder / evicted).unlink()
             self.deleted += 1
         return True

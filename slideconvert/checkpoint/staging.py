@@ -122,7 +122,7 @@ def writing(where: Path) -> Iterator[None]:
         if isinstance(error, PermissionError):
             raise OutputError(f"{where}: no permission to write", hint="choose another folder") from error
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise OutputError(f"{where}: the disk is full", hint="make room, then go on with --resume") from error
+            raise OutputError(f"{where}: the disk is full", hint="free disk space and --resume") from error
         if isinstance(error, NotADirectoryError):
             raise OutputError(f"{where}: a part of this path is a file, not a folder", hint="choose another") from error
         if error.errno == errno.EROFS:

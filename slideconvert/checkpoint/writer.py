@@ -114,7 +114,7 @@ class WeightWriter:
 
     def _journal(self, shard: Shard, unit: Unit, note: dict[str, Any]) -> None:
         assert self._file is not None
-        self._file.flush()  # what the journal tells of must at least have left this process
+        self._file.flush()  # the bytes that the journal lists must have left this process
         line = {"unit": unit.name, "file": shard.file, "end": self._file.tell()}
         line |= {"sha256": self._hash.hexdigest(), "note": note}
         with (self.folder / JOURNAL).open("a", encoding="utf-8") as journal:
@@ -132,9 +132,9 @@ class WeightWriter:
             by_file.setdefault(shard.file, []).append(line)
         good: list[dict[str, Any]] = []
         for shard in self.shards:
-            said = by_file.get(shard.file, [])
-            held = self._trust(shard, said)
-            good += said[:held]
+            listed = by_file.get(shard.file, [])
+            held = self._trust(shard, listed)
+            good += listed[:held]
             if held < len(shard.units):
                 break
         self.notes = [line["note"] for line in good]

@@ -53,7 +53,7 @@ def uniform_table(chosen: Chosen) -> Table:
 
 
 def chosen_summary(chosen: Chosen) -> str:
-    """The choice in words."""
+    """The choice as text."""
     return escape("\n".join(summary(chosen)))
 
 

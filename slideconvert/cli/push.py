@@ -78,7 +78,7 @@ def push_table(done: Publication) -> Any:
 
 
 def push_summary(done: Publication, options: PushOptions) -> str:
-    """What a push did, or would do, in words."""
+    """What a push did, or would do, as text."""
     from rich.markup import escape
 
     from ..report.summary import size

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 UNSEEN = "Planned from config.json and its architecture alone: no weights were looked at."
 
 
-def table(title: str, words: Iterable[str], numbers: Iterable[str]) -> Table:
-    """An empty table: columns of words to the left, columns of numbers to the right."""
+def table(title: str, labels: Iterable[str], numbers: Iterable[str]) -> Table:
+    """An empty table: columns of labels to the left, columns of numbers to the right."""
     made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for name in words:
+    for name in labels:
         made.add_column(name, overflow="fold")
     for name in numbers:
         made.add_column(name, justify="right", no_wrap=True)
@@ -47,15 +47,15 @@ def plan_table(plan: Plan, *, every_linear: bool) -> Table:
         what = ("kept", "", "") if linear.kept else (linear.scheme.name, str(linear.pattern), linear.method or "none")
         slid = str(linear.slid_columns or "")
         groups.setdefault((name, *what, _shape(linear.stored.shape), slid), []).append(linear)
-    for (*words, shape, slid), members in groups.items():
+    for (*labels, shape, slid), members in groups.items():
         before = sum(member.stored.bytes for member in members)
         after = sum(spec.bytes for member in members for spec in member.outputs)
-        made.add_row(*words, str(len(members)), shape, slid, size(before), size(after))
+        made.add_row(*labels, str(len(members)), shape, slid, size(before), size(after))
     return made
 
 
 def plan_summary(plan: Plan) -> str:
-    """The totals of a plan in words."""
+    """The totals of a plan as text."""
     patterns = {str(linear.pattern): linear.pattern for linear in plan.linears if not linear.kept}
     ideal = ", ".join(
         f"{name} {pattern.ideal_speedup:.2f}×"
@@ -110,7 +110,7 @@ def report_table(report: Report) -> Table:
 
 
 def report_summary(done: Conversion, out: Path, stages: Mapping[str, Stage]) -> str:
-    """What a conversion did, in words."""
+    """What a conversion did, as text."""
     report, fetched = done.report, done.fetched
     shares = ", ".join(f"{name} {stage.seconds:.1f}" for name, stage in stages.items())
     peak = max((stage.device_bytes for stage in stages.values()), default=0)
@@ -144,11 +144,11 @@ def verdict_table(verdict: Verdict, *, every_linear: bool) -> Table:
         name = linear.name if single else linear.name.rpartition(".")[2]
         key = (name, linear.scheme, linear.pattern, "FAULT" if linear.fault else "sound")
         groups.setdefault(key, []).append(linear)
-    for words, members in groups.items():
+    for labels, members in groups.items():
         weights = sum(member.shape[0] * member.shape[1] for member in members)
         errors = [member.error for member in members if member.error is not None]
         made.add_row(
-            *words,
+            *labels,
             str(len(members)),
             f"{sum(member.zeros for member in members) / weights:.1%}" if weights else "",
             f"{max(errors):.4f}" if errors else "–",
@@ -175,7 +175,7 @@ def inspect_table(found: Inspection) -> Table:
 
 
 def inspect_summary(found: Inspection) -> str:
-    """The checkpoint as a whole, in words."""
+    """The checkpoint as a whole, as text."""
     weights, zeros = sum(x.weights for x in found.linears), sum(x.zeros for x in found.linears)
     revision = found.source.get("revision")
     origin = f"source   {found.source['id']}" + (f" at {revision}" if revision else "") if found.source else ""

@@ -1,4 +1,4 @@
-"""Whether the disks have room for what a conversion writes, and for what it keeps of a source on the Hub."""
+"""Whether the disks have space for the output of a conversion and for the shards that it fetches from the Hub."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ BESIDE = 64_000_000
 
 
 def check_disk_space(plan: Plan, out: Path) -> None:
-    """Raise InputError if a disk has no room for the output in `out`, or for the source's shards that are fetched."""
+    """Raise InputError if a disk has too little space for the output in `out` and the source shards fetched to it."""
     wanted = {out: plan.bytes_after + BESIDE}
-    if rented := plan.source.shard_store.disk_use:
-        wanted[rented[0]] = rented[1]
+    if cached := plan.source.shard_store.disk_use:
+        wanted[cached[0]] = cached[1]
     by_disk: defaultdict[int, list[Path]] = defaultdict(list)
     for folder in wanted:
         by_disk[_existing(folder).stat().st_dev].append(folder)
@@ -28,7 +28,7 @@ def check_disk_space(plan: Plan, out: Path) -> None:
             raise InputError(
                 f"{folders[0]}: {what} need{'s' if what == 'the output' else ''} {needed / 1e9:.2f} GB, "
                 f"{free / 1e9:.2f} GB are free",
-                hint="make room or choose another disk",
+                hint="free disk space or choose another disk",
             )
 
 

@@ -67,7 +67,7 @@ def convert(
             else:
                 layers = compressed_layers(plan, tokens, settings, writer.folder / WORK, progress)
                 made = _calibrated(plan, linears, layers)
-            count = progress if tokens is None else silent  # calibration tells its own progress
+            count = progress if tokens is None else silent  # calibration reports its own progress
             done = plan.weights - sum(linear.weights for linear in linears)
             count("convert", done, plan.weights)
             with closing(made), ThreadPoolExecutor(1) as background:
@@ -86,7 +86,7 @@ def convert(
                 if writing:
                     writing.result()
     except (OutputError, HubError):
-        raise  # what is written stays: with more room, or when the Hub is there again, --resume goes on
+        raise  # the files written so far stay: --resume continues with more disk space, or when the Hub answers again
     except InputError:
         if not resume:  # hours of work may lie there already
             staging.discard()

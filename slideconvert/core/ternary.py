@@ -23,20 +23,20 @@ LEAST_MEAN = 1e-5
 """Of |w|, below which the scale does not follow it (BitNet's own code)."""
 
 
-def ternarize(master: Tensor) -> QuantizedWeight:
-    """master [out, in] float -> codes [out, in] int8 of -1, 0, 1 and scale [out, 1] float32, the same in every row.
+def ternarize(latent: Tensor) -> QuantizedWeight:
+    """latent [out, in] float -> codes [out, in] int8 of -1, 0, 1 and scale [out, 1] float32, the same in every row.
 
     As transformers' WeightQuant computes it: s = 1 / max(mean |w|, 1e-5) in float32, codes = clamp(round(w · s), -1,
     1), and 1 / s as the scale. The mean alone is summed in float64, so that every device gets the same.
     """
-    total = sum(float(master[rows].abs().sum(dtype=torch.float64)) for rows in row_blocks(master))
-    mean = torch.tensor(total / master.numel(), dtype=torch.float32).clamp(min=LEAST_MEAN)
-    inverse = mean.reciprocal().to(master.device)
-    codes = torch.empty(master.shape, dtype=torch.int8, device=master.device)
-    for rows in row_blocks(master):
-        scaled = master[rows].to(torch.float32, copy=True).mul_(inverse)  # a copy: the latent weights are not ours
+    total = sum(float(latent[rows].abs().sum(dtype=torch.float64)) for rows in row_blocks(latent))
+    mean = torch.tensor(total / latent.numel(), dtype=torch.float32).clamp(min=LEAST_MEAN)
+    inverse = mean.reciprocal().to(latent.device)
+    codes = torch.empty(latent.shape, dtype=torch.int8, device=latent.device)
+    for rows in row_blocks(latent):
+        scaled = latent[rows].to(torch.float32, copy=True).mul_(inverse)  # a copy: the caller keeps the latent weights
         codes[rows] = scaled.round_().clamp_(-1, 1).to(torch.int8)
-    scale = inverse.reciprocal().expand(len(master), 1).clone()
+    scale = inverse.reciprocal().expand(len(latent), 1).clone()
     return QuantizedWeight(codes, scale, INT8.as_ternary)
 
 

@@ -40,9 +40,9 @@ class Format(ABC):
     layout: ClassVar[str] = DENSE
     """The layout of the checkpoints in which linears are stored in this format."""
     takes: ClassVar[str] = ""
-    """Which weights the layout is for, in words; empty for dense formats."""
+    """The weights that the layout is for, as text for messages; empty for dense formats."""
     description: ClassVar[str] = ""
-    """What the layout looks like, in words; empty for dense formats, which stock loaders know."""
+    """What the layout looks like, as text for the model card; empty for dense formats, which stock loaders know."""
     slid: ClassVar[bool] = False
     """Whether columns are re-laid into windows."""
     canonical: ClassVar[bool] = False

@@ -1,4 +1,4 @@
-"""The part of config.json that stock loaders read: quantization_config, in the words of compressed-tensors."""
+"""The part of config.json that stock loaders read: quantization_config in the schema of compressed-tensors."""
 
 from __future__ import annotations
 

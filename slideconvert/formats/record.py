@@ -56,7 +56,7 @@ class LinearRecord:
 class Record:
     """The whole slidesparse_config. linears: by module name, without those that were kept.
 
-    source: id and revision of the BF16 model everything comes from. recipe: the words of the recipe.
+    source: id and revision of the BF16 model that the weights come from. recipe: the fields of the recipe.
     files: sha256 by file name. kernels: sha256 of the bundled code by path. Both are empty where transformers has
     saved the model again.
     """

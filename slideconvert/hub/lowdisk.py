@@ -13,7 +13,7 @@ from pathlib import Path
 from ..checkpoint.container import Placed, read_header
 from ..checkpoint.files import CONFIG, INDEX
 from ..checkpoint.reader import Checkpoint, read_json
-from ..checkpoint.shard_cache import ROOM, ShardCache
+from ..checkpoint.shard_cache import ShardCache
 from ..checkpoint.snapshot import Snapshot
 from ..errors import HubError
 from ..progress import Progress
@@ -31,10 +31,9 @@ def open_remote(
     *,
     revision: str | None = None,
     cache: Path | None = None,
-    room: int = ROOM,
     progress: Progress | None = None,
 ) -> tuple[Snapshot, Checkpoint]:
-    """The model `hub_id` at `revision`, with its shards on the Hub; at most `room` of them are in `folder`.
+    """The model `hub_id` at `revision`, with its shards on the Hub; at most CAPACITY of them are in `folder`.
 
     A complete snapshot in `cache` is opened as it is. Raises what `download` does, and InputError for headers that no
     checkpoint has; reading tensors raises HubError.
@@ -54,7 +53,7 @@ def open_remote(
     used = sorted({placed.file.name for placed in tensors.values()})
     # A separate cache: files of the shared one are neither copied nor, if damaged, deleted.
     fetch = Fetch(replace(transfer, cache=folder, folder=folder), tensors)
-    shard_store = ShardCache(folder, {name: found.file(name).size for name in used}, fetch, room)
+    shard_store = ShardCache(folder, {name: found.file(name).size for name in used}, fetch)
     return Snapshot(path, hub_id, found.revision), Checkpoint(path, read_json(path / CONFIG), tensors, shard_store)
 
 

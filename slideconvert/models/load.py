@@ -83,8 +83,8 @@ def empty_model(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> A
     import accelerate
     import transformers
 
-    words = {key: value for key, value in checkpoint.config.items() if key not in NOT_ARCHITECTURE}
-    config = transformers.AutoConfig.for_model(checkpoint.config["model_type"], **words)
+    fields = {key: value for key, value in checkpoint.config.items() if key not in NOT_ARCHITECTURE}
+    config = transformers.AutoConfig.for_model(checkpoint.config["model_type"], **fields)
     with accelerate.init_empty_weights(include_buffers=False):
         return transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
 
@@ -148,7 +148,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
     """The checkpoint's tokenizer, as its tokenizer.json stands if it has one.
 
     AutoTokenizer is only asked where there is none: for some architectures (qwen2) it rebuilds the tokenizer with a
-    splitting rule of its own, and gives other tokens than the file, without a word.
+    splitting rule of its own, and silently gives other tokens than the file.
     InputError if there is none that transformers can load without running the checkpoint's code.
     """
     import transformers

@@ -1,7 +1,7 @@
 """Checkpoints without weights: what a plan needs to know of a model, from a few kilobytes of it.
 
 From config.json alone: the architecture is transformers' own, built without memory for its parameters; it knows every
-tensor's name and shape, and config.json tells their dtype. How quantized weights are stored it does not know.
+tensor's name and shape, and config.json gives their dtype. It does not know how quantized weights are stored.
 """
 
 from __future__ import annotations

@@ -556,8 +556,8 @@ def test_discard_keeps_files_of_others(out: Path) -> None:
 @pytest.mark.parametrize(
     ("number", "said"),
     [
-        (errno.ENOSPC, "the disk is full (make room, then go on with --resume)"),
-        (errno.EDQUOT, "the disk is full (make room, then go on with --resume)"),
+        (errno.ENOSPC, "the disk is full (free disk space and --resume)"),
+        (errno.EDQUOT, "the disk is full (free disk space and --resume)"),
         (errno.EACCES, "no permission to write (choose another folder)"),
         (errno.EPERM, "no permission to write (choose another folder)"),
         (errno.EROFS, "the file system is read-only (choose another folder)"),

@@ -103,7 +103,7 @@ class Pattern(ABC):
 
     @abstractmethod
     def describe(self) -> str:
-        """The rule in words, as a clause: "at least two of every 8 consecutive input weights are zero"."""
+        """The rule as a clause: "at least two of every 8 consecutive input weights are zero"."""
 
     @abstractmethod
     def record_fields(self, shape: tuple[int, int], *, slid: bool) -> dict[str, Any]:
