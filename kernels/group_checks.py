@@ -9,13 +9,13 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from .group_spec import GroupSpec
-    from .groups import Groups
+    from .groups import Groups, Weight
 
 
 def check(groups: Groups, spec: GroupSpec) -> None:
     """ValueError for tensors that no such linear has: shapes, dtypes, rows that do not follow one another, groups
     beyond the row, twice or out of order, scales that are no numbers, bits in the padding."""
-    check_tensors(groups.named(), spec, "gqs")
+    check_tensors(groups, spec)
     starts, index = groups.row_index, groups.groups
     if int(starts[0]) != 0 or int(starts[-1]) != spec.kept:
         raise ValueError(
@@ -54,8 +54,8 @@ def check_codes(codes: Tensor, scale: Tensor, zero: Tensor | None, keep: Tensor 
         _check_tensor(name, tensor, shape, dtype, spec)
 
 
-def check_tensors(named: dict[str, Tensor], spec: GroupSpec, layout: str) -> None:
-    wanted = spec.tensors(layout)
+def check_tensors(weight: Weight, spec: GroupSpec) -> None:
+    named, wanted = weight.named(), spec.tensors(weight.layout)
     if named.keys() != wanted.keys():
         raise ValueError(f"{spec}: tensors {', '.join(sorted(named))}; {', '.join(sorted(wanted))} were expected")
     for name, (shape, dtype) in wanted.items():

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Groups:
     """The tensors of layout gqs."""
+
+    layout: ClassVar[str] = "gqs"
 
     row_index: Tensor
     groups: Tensor
@@ -63,6 +65,8 @@ class Groups:
 @dataclass(frozen=True)
 class DenseGroups:
     """The tensors of layout dense."""
+
+    layout: ClassVar[str] = "dense"
 
     packed: Tensor
     scale: Tensor
@@ -148,7 +152,7 @@ def pack_dense(codes: Tensor, scale: Tensor, zero: Tensor | None, spec: GroupSpe
 def unpack_dense(dense: DenseGroups, spec: GroupSpec) -> tuple[Tensor, Tensor, Tensor]:
     """Layout dense -> codes [N, K], scale and zero [N, K/G]. ValueError for shapes, dtypes, scales that are no
     numbers, a weight_shape that is another, bits in the padding."""
-    check_tensors(dense.named(), spec, "dense")
+    check_tensors(dense, spec)
     if dense.shape.tolist() != [spec.rows, spec.columns]:
         raise ValueError(f"{spec}: weight_shape is {dense.shape.tolist()}")
     stored = unpacked_words(dense.packed, spec.bits, spec.columns, f"{spec}: weight_packed")

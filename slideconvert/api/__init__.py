@@ -1,1 +1,1 @@
-"""What the commands do, as functions: options as dataclasses, results as objects; nothing is printed."""
+"""The commands as Python functions: options as dataclasses, results as objects; they print nothing."""

@@ -1,1 +1,1 @@
-"""Calibration: text through the model, layer after layer, and each layer compressed with what was seen there."""
+"""Calibration: runs text through the model layer by layer and compresses each layer by its inputs."""

@@ -1,1 +1,1 @@
-"""The conversion itself: the one place that knows the order of the stages."""
+"""The conversion of a planned model; pipeline.py alone knows the order of the stages."""

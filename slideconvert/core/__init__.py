@@ -1,1 +1,1 @@
-"""What every stage works on: patterns, number schemes, quantized weights, masks."""
+"""The types that every stage works on: patterns, number schemes, quantized weights, masks."""

@@ -1,4 +1,4 @@
-"""What every storage format of a linear can tell and do, and how one linear of a checkpoint is stored."""
+"""The interface of all storage formats, and how one linear of a checkpoint is stored."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ class Found:
         return spec
 
     def check(self, expected: tuple[TensorSpec, ...], scheme: Scheme, *, free: str = "") -> tuple[TensorSpec, ...]:
-        """The tensors that are there. InputError at the first that is not as expected; `free` may be of any float."""
+        """The stored tensors. InputError at the first that differs from `expected`; `free` may have any float dtype."""
         found = tuple(self.checkpoint.spec(spec.name) for spec in expected)
         for want, have in zip(expected, found, strict=True):
             other_float = want.name == f"{self.name}.{free}" and have.dtype in FLOAT_NAMES and want.shape == have.shape

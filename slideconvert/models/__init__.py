@@ -1,1 +1,1 @@
-"""What is known of a model family, and models built from it: with weights, without, and layer by layer."""
+"""Model families, and models built from them: with weights, without weights, and layer by layer."""

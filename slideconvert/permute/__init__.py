@@ -1,1 +1,1 @@
-"""Channel permutations: searched (search), folded into a layer (layer, fold), recorded and undone (permutations)."""
+"""Channel permutations: their search, folding into a layer, record and inverse."""

@@ -1,1 +1,1 @@
-"""Recovery: training what pruning left over against the dense model, block by block and end to end."""
+"""Recovery: trains the remaining weights against the dense model, block by block and end to end."""

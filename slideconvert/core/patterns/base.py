@@ -1,4 +1,4 @@
-"""What every sparsity pattern can tell and do."""
+"""The interface of all sparsity patterns."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Number schemes: how a weight and its activations are stored and scaled.
 
-The weight is code * scale in every scheme, and zero is code 0. Schemes are constants; what differs between their
-kinds are methods of their types.
+The weight is code * scale in every scheme, and zero is code 0. Schemes are constants; the methods of their types
+hold the differences between kinds.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def parse_scheme(name: str) -> Scheme:
 
 
 def read_scheme(name: str, described: Mapping[str, Any]) -> Scheme:
-    """The scheme of a record: its name, and what the record tells besides. InputError, KeyError or ValueError."""
+    """The scheme of a record, by its name and its other fields. InputError, KeyError or ValueError."""
     return parse_scheme(name).described(described)
 
 

@@ -1,4 +1,4 @@
-"""What every number scheme can tell and do: how a weight and its activations are stored and scaled."""
+"""The interface of all number schemes: how a weight and its activations are stored and scaled."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class Scheme(ABC):
     rows_independent: ClassVar[bool] = True
     """Whether a row is stored, and its codes compare, without regard to other rows and to groups within it."""
     ct_type: ClassVar[str] = ""
-    """How compressed-tensors calls the number type."""
+    """The number type in compressed-tensors."""
     ct_format: ClassVar[str] = ""
-    """How compressed-tensors calls the dense storage."""
+    """The format of the dense layout in compressed-tensors."""
     scale_unit: ClassVar[str] = ""
-    """What shares one scale, in words."""
+    """The weights that share one scale, as text."""
 
     name: str
     dtype: str
@@ -177,27 +177,27 @@ class Scheme(ABC):
         return self.by_column(scale, values.shape[1]) * 0.5
 
     def check_codes(self, codes: Tensor, where: str) -> None:
-        """Raise InputError if codes [out, in] are none of this scheme's."""
+        """Raise InputError if codes [out, in] are not valid in this scheme."""
         if self.ternary and not torch.equal(codes.float().abs(), codes.float().ne(0).float()):
             raise InputError(
                 f"{where}: the record says ternary, but not all weights are -1, 0 or 1 times the row's scale"
             )
 
     def describe(self) -> dict[str, Any]:
-        """What its name does not tell of the storage, for records."""
+        """The parameters of the storage that the name leaves open, for records."""
         return {}
 
     def constraint(self) -> dict[str, Any]:
-        """What a record tells of a constraint on the weights."""
+        """The constraint on the weights, for records."""
         return {"ternary": True} if self.ternary else {}
 
     def described(self, fields: Mapping[str, Any]) -> Scheme:
-        """This scheme with what `describe` and `constraint` told a record. InputError, KeyError or ValueError."""
+        """This scheme with the fields that `describe` and `constraint` wrote. InputError, KeyError or ValueError."""
         return self.as_ternary if fields.get("ternary") else self
 
     @property
     def label(self) -> str:
-        """The name and what else tells it from its like, for people: "w4a16 g16 symmetric"."""
+        """The name with its parameters, for people: "w4a16 g16 symmetric"."""
         return self.name
 
     def config_group(self, targets: list[str], storage: str) -> dict[str, Any]:
