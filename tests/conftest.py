@@ -13,6 +13,7 @@ import transformers.utils
 
 from slideconvert.cli import main
 from tests.helpers import demo, pico
+from tests.helpers.calibrated import write_text
 
 
 class Outcome(NamedTuple):
@@ -67,6 +68,12 @@ def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> C
 def source(tmp_path: Path) -> Path:
     """A fresh pico model in one file."""
     return pico.write(tmp_path / "source")
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Calibration text for pico models; not to be changed."""
+    return write_text(tmp_path_factory.mktemp("text") / "text.jsonl")
 
 
 @pytest.fixture(scope="session")

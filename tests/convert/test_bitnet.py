@@ -39,7 +39,7 @@ from tests.conftest import MAGNITUDE, Cli
 from tests.convert.test_bad_input import refused
 from tests.convert.test_verify import edit_tensors
 from tests.helpers import bitnet, pico
-from tests.helpers.calibrated import FLAGS, calibrated_by, plan_for, quality, write_model, write_text
+from tests.helpers.calibrated import FLAGS, calibrated_by, plan_for, quality, write_model
 from tests.helpers.matrices import UNGROUPED
 from tests.twins import ternary
 
@@ -47,11 +47,6 @@ CALIBRATED = [
     name for name, method in METHODS.items() if method.calibrated and method.prunes and not method.whole_groups
 ]
 TOKENS = torch.randint(2, pico.VOCABULARY, (2, 40), generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_text(tmp_path_factory.mktemp("text") / "text.jsonl")
 
 
 @pytest.fixture(scope="module")

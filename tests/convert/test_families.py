@@ -24,7 +24,7 @@ from slideconvert.models.load import load_model
 from slideconvert.models.meta import meta_checkpoint
 from slideconvert.permute.layer import permute_layer
 from tests.conftest import MAGNITUDE, Cli
-from tests.helpers.calibrated import FLAGS, write_text
+from tests.helpers.calibrated import FLAGS
 from tests.helpers.family_models import SHAPES, write
 
 TOKENS = torch.randint(2, SHAPES["vocab_size"], (3, 24), generator=torch.Generator().manual_seed(0))
@@ -35,11 +35,6 @@ ROUNDS = {
 }
 
 families = pytest.mark.parametrize("family", FAMILIES)
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_text(tmp_path_factory.mktemp("text") / "text.jsonl")
 
 
 @pytest.fixture(scope="module")

@@ -18,17 +18,12 @@ from slideconvert.core.weights import floats
 from slideconvert.formats.record import describe_linear, read_record
 from tests.conftest import Cli
 from tests.helpers import pico
-from tests.helpers.calibrated import FLAGS, STAGES, calibrated_by, plan_for, write_model, write_text
+from tests.helpers.calibrated import FLAGS, STAGES, calibrated_by, plan_for, write_model
 from tests.twins import groups as twin
 
 PLACES = [place for stage in STAGES for place in stage]
 BRIEF = ("--block-epochs", 1, "--end-epochs", 1)
 GQSA = ("--method", "gqsa", "--group-size", 8)
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_text(tmp_path_factory.mktemp("text") / "text.jsonl")
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import Cli, Outcome
 from tests.convert.test_bad_input import refused
 from tests.helpers import bitnet, pico
-from tests.helpers.calibrated import FLAGS, write_model, write_text
+from tests.helpers.calibrated import FLAGS, write_model
 
 Q = "model.layers.0.self_attn.q_proj"
 GQSA = "--method gqsa"
@@ -18,11 +18,6 @@ GQSA = "--method gqsa"
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("model") / "source", num_hidden_layers=1)
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_text(tmp_path_factory.mktemp("text") / "text.jsonl")
 
 
 def misused(outcome: Outcome, out: Path, *words: str) -> None:

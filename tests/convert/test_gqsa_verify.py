@@ -15,9 +15,10 @@ import torch
 
 from slideconvert.convert.pipeline import convert
 from tests.conftest import Cli
-from tests.convert.test_verify import Tensors, edit_config, edit_tensors, faulty, flip_byte
+from tests.convert.test_verify import Tensors, edit_tensors, faulty, flip_byte
 from tests.helpers import bitnet, pico
 from tests.helpers.calibrated import plan_for, write_model, write_text
+from tests.helpers.serving import edit_config
 
 Q, DOWN = "model.layers.1.self_attn.q_proj", "model.layers.0.mlp.down_proj"
 WORDS: dict[str, Any] = {"pattern": None, "group_size": "8", "scheme": "w4a16"}

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from tests.conftest import MAGNITUDE, Cli
 from tests.helpers import pico
+from tests.helpers.serving import edit_config
 
 Q = "model.layers.1.self_attn.q_proj"
 Tensors = dict[str, torch.Tensor]
@@ -28,12 +29,6 @@ def converted(cli: Cli, model: Path, *words: str) -> Path:
     out = model.parent / "out"
     assert cli("convert", *MAGNITUDE, model, out, *words, "-q").code == 0
     return out
-
-
-def edit_config(out: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    config = json.loads((out / "config.json").read_text())
-    change(config)
-    (out / "config.json").write_text(json.dumps(config))
 
 
 def edit_tensors(out: Path, change: Callable[[Tensors], Any]) -> None:

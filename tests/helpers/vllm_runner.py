@@ -20,6 +20,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from slideconvert.checkpoint.reader import Checkpoint
+from slideconvert.models.load import load_model
+
 STOCK = "SLIDECONVERT_VLLM_STOCK_PYTHON"
 """Names the Python of an environment with vLLM and without slideconvert."""
 PLUGIN = "SLIDECONVERT_VLLM_PYTHON"
@@ -107,3 +110,31 @@ def start(script: str, task: Any, folder: Path, variable: str) -> Outcome:
 
 def run(job: Job, folder: Path) -> Outcome:
     return start("vllm_job.py", asdict(job), folder, STOCK if job.stock else PLUGIN)
+
+
+def run_layouts(
+    checkpoints: dict[str, Path], ids: list[list[int]], capture: dict[str, str], folder: Path, **common: Any
+) -> tuple[Outcome, Outcome, Outcome]:
+    """The dense layout, the packed one (the other of the two checkpoints) and stock vLLM on the dense one.
+
+    The first captures the inputs of every linear in `folder`/run-dense; all three run their linears on these.
+    In one process the packed layout also loads its weights a second time.
+    """
+    dense = str(checkpoints["dense"])
+    (packed,) = (str(path) for layout, path in checkpoints.items() if layout != "dense")
+    inputs, reload = folder / "run-dense", common["environment"] == ONE_PROCESS
+    return (
+        run(Job(dense, ids, capture=capture, **common), inputs),
+        run(Job(packed, ids, inputs=str(inputs), reload=reload, **common), folder / "run-packed"),
+        run(Job(dense, ids, inputs=str(inputs), stock=True, **common), folder / "run-stock"),
+    )
+
+
+def log_probabilities(
+    model: Path, ids: list[list[int]], dtype: torch.dtype = torch.float32, activations: str = "quantized"
+) -> Tensor:
+    """[prompts, tokens - 1] of every token of the prompts after the first, float64, by our own loader."""
+    tokens = torch.tensor(ids)
+    with torch.no_grad():
+        logits = load_model(Checkpoint.open(model), activations=activations, dtype=dtype)(tokens).logits[:, :-1]
+    return logits.double().log_softmax(-1).gather(-1, tokens[:, 1:, None])[..., 0]

@@ -10,10 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from slideconvert.checkpoint.reader import Checkpoint
-from slideconvert.models.load import load_model
 from tests.helpers.demo import DEMO, DOWN_2_6, FP8_LATE, KEEP_FIRST, converted, text_windows
-from tests.helpers.vllm_runner import ONE_PROCESS, STOCK, Job, Outcome, run, start
+from tests.helpers.vllm_runner import ONE_PROCESS, STOCK, Job, Outcome, log_probabilities, run, start
 
 pytestmark = pytest.mark.vllm
 
@@ -37,9 +35,7 @@ def served(model: Path, tokens: Tensor, dtype: str) -> Outcome:
 
 def ours(model: Path, tokens: Tensor, dtype: torch.dtype = torch.float32, activations: str = "quantized") -> Tensor:
     """The same by our loader."""
-    with torch.no_grad():
-        logits = load_model(Checkpoint.open(model), activations=activations, dtype=dtype)(tokens[None]).logits[0, :-1]
-    return logits.double().log_softmax(-1).gather(-1, tokens[1:, None])[:, 0]
+    return log_probabilities(model, [tokens.tolist()], dtype, activations)[0]
 
 
 @pytest.mark.parametrize(("name", "dtype"), [*((name, "float32") for name in RECIPES), ("mixed", "bfloat16")])

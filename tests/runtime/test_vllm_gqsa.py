@@ -18,7 +18,18 @@ from slideconvert.models.load import load_model
 from tests.helpers import pico
 from tests.helpers.demo import DEMO, KEEP_FIRST, converted
 from tests.helpers.serving import edit_config, grouped
-from tests.helpers.vllm_runner import ONE_PROCESS, PLUGIN, STOCK, TWO_RANKS, Job, Outcome, run, start
+from tests.helpers.vllm_runner import (
+    ONE_PROCESS,
+    PLUGIN,
+    STOCK,
+    TWO_RANKS,
+    Job,
+    Outcome,
+    log_probabilities,
+    run,
+    run_layouts,
+    start,
+)
 from tests.runtime.test_vllm_plugin import INT8, linears, prompts
 
 pytestmark = pytest.mark.vllm
@@ -113,11 +124,8 @@ def test_layouts_agree_to_the_bit_and_with_stock_to_rounding(tmp_path: Path) -> 
     the dense layout; and everything is loaded a second time."""
     checkpoints, ids = layouts(halved(tmp_path / "source"), tmp_path, **MIXED), prompts(DEMO)
     inputs = tmp_path / "run-dense"
-    common: dict[str, Any] = {"engine": BFLOAT16, "environment": ONE_PROCESS}
     capture = input_dtypes(checkpoints["dense"])
-    dense = run(Job(str(checkpoints["dense"]), ids, capture=capture, **common), inputs)
-    gqs = run(Job(str(checkpoints["gqs"]), ids, inputs=str(inputs), reload=True, **common), tmp_path / "run-gqs")
-    stock = run(Job(str(checkpoints["dense"]), ids, inputs=str(inputs), stock=True, **common), tmp_path / "run-stock")
+    dense, gqs, stock = run_layouts(checkpoints, ids, capture, tmp_path, engine=BFLOAT16, environment=ONE_PROCESS)
     for outcome, checkpoint in ((dense, checkpoints["dense"]), (gqs, checkpoints["gqs"])):
         assert_ours_ran(outcome, checkpoint)
         assert_within_rounding(outcome, inputs, checkpoint)
@@ -131,11 +139,7 @@ def test_served_as_our_own_loader_computes(tmp_path: Path) -> None:
     """In float32: vLLM's attention and norms add up in another order, nothing else differs."""
     model, ids = converted(halved(tmp_path / "source"), tmp_path / "model", layout="gqs", **HALF), prompts(DEMO)
     found = run(Job(str(model), ids, engine=FLOAT32, environment=ONE_PROCESS), tmp_path / "run")
-    tokens = torch.tensor(ids)
-    with torch.no_grad():
-        logits = load_model(Checkpoint.open(model))(tokens).logits[:, :-1]
-    expected = logits.double().log_softmax(-1).gather(-1, tokens[:, 1:, None])[..., 0]
-    assert (found.logprobs - expected).abs().max() < 1e-3
+    assert (found.logprobs - log_probabilities(model, ids)).abs().max() < 1e-3
 
 
 def test_tensor_parallel_ranks_hold_rows_or_groups(tmp_path: Path) -> None:
@@ -196,15 +200,8 @@ def test_served_compiled(tmp_path: Path) -> None:
     chosen = found.results["ranks"][0]["hashed"]
     kept = sum(layers_of(model)[f"model.layers.2.self_attn.{kind}_proj"]["kept_groups"] for kind in "qkv")
     assert re.fullmatch(rf"reference: group \d+ 128 16 4 {kept} .*", chosen["model.layers.2.self_attn.qkv_proj"])
-
-    def ours(dtype: torch.dtype) -> Tensor:
-        tokens = torch.tensor(ids)
-        with torch.no_grad():
-            logits = load_model(Checkpoint.open(model), dtype=dtype)(tokens).logits[:, :-1]
-        return logits.double().log_softmax(-1).gather(-1, tokens[:, 1:, None])[..., 0]
-
-    expected = ours(torch.float32)
-    noise = (ours(torch.bfloat16) - expected).abs().mean()
+    expected = log_probabilities(model, ids)
+    noise = (log_probabilities(model, ids, torch.bfloat16) - expected).abs().mean()
     assert (found.logprobs - expected).abs().mean() < 2 * noise
 
 

@@ -13,13 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from slideconvert.checkpoint.reader import Checkpoint
 from slideconvert.core.patterns import BlockPattern
 from slideconvert.kernels.windows import slide_and_pack, unpack, unslide
-from slideconvert.models.load import load_model
 from tests.helpers.demo import DEMO, DOWN_2_6, KEEP_FIRST, both_layouts, converted, text_windows
 from tests.helpers.serving import edit_config
-from tests.helpers.vllm_runner import ONE_PROCESS, TWO_RANKS, Job, Outcome, run
+from tests.helpers.vllm_runner import ONE_PROCESS, TWO_RANKS, Job, Outcome, log_probabilities, run, run_layouts
 
 pytestmark = pytest.mark.vllm
 
@@ -105,12 +103,8 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance
 def test_layouts_agree_to_the_bit_and_with_stock_to_rounding(tmp_path: Path, source: Path) -> None:
     """INT8, FP8 and kept layers, ragged tails. Given the same inputs, every linear gives what stock vLLM gives."""
     checkpoints, ids = both_layouts(source, tmp_path, **MIXED), prompts(source)
-    folder = str(tmp_path / "run-dense")
-    common: dict[str, Any] = {"engine": EAGER, "environment": ONE_PROCESS}
     capture = code_dtypes(checkpoints["dense"])
-    dense = run(Job(str(checkpoints["dense"]), ids, capture=capture, **common), tmp_path / "run-dense")
-    slide = run(Job(str(checkpoints["slide"]), ids, inputs=folder, reload=True, **common), tmp_path / "run-slide")
-    stock = run(Job(str(checkpoints["dense"]), ids, inputs=folder, stock=True, **common), tmp_path / "run-stock")
+    dense, slide, stock = run_layouts(checkpoints, ids, capture, tmp_path, engine=EAGER, environment=ONE_PROCESS)
     for outcome, checkpoint in ((dense, checkpoints["dense"]), (slide, checkpoints["slide"])):
         assert_ours_ran(outcome, checkpoint)
     assert slide.results["greedy"] == dense.results["greedy"] == stock.results["greedy"]
@@ -160,12 +154,8 @@ def test_tensor_parallel_ranks_cut_windows_or_fall_back(tmp_path: Path) -> None:
     checkpoints = both_layouts(source, tmp_path, scheme="int8", pattern="2:8", rules=rules)
     for checkpoint in checkpoints.values():
         up_proj_unlike_gate_proj(checkpoint)
-    folder = str(tmp_path / "run-dense")
-    common: dict[str, Any] = {"engine": {**EAGER, "tensor_parallel_size": 2}, "environment": TWO_RANKS}
-    capture = code_dtypes(checkpoints["dense"])
-    dense = run(Job(str(checkpoints["dense"]), ids, capture=capture, **common), tmp_path / "run-dense")
-    slide = run(Job(str(checkpoints["slide"]), ids, inputs=folder, **common), tmp_path / "run-slide")
-    stock = run(Job(str(checkpoints["dense"]), ids, inputs=folder, stock=True, **common), tmp_path / "run-stock")
+    capture, engine = code_dtypes(checkpoints["dense"]), {**EAGER, "tensor_parallel_size": 2}
+    dense, slide, stock = run_layouts(checkpoints, ids, capture, tmp_path, engine=engine, environment=TWO_RANKS)
     fallen = (
         "layers.0.self_attn.o_proj",
         "layers.1.mlp.gate_up_proj",
@@ -209,15 +199,8 @@ def test_served_compiled_and_in_half_precision(
     chosen = found.results["ranks"][0]["hashed"]
     assert chosen.keys() == linears(model).keys()
     assert all(value.startswith("reference: slide ") for value in chosen.values())
-
-    def ours(dtype: torch.dtype) -> Tensor:
-        tokens = torch.tensor(ids)
-        with torch.no_grad():
-            logits = load_model(Checkpoint.open(model), dtype=dtype)(tokens).logits[:, :-1]
-        return logits.double().log_softmax(-1).gather(-1, tokens[:, 1:, None])[..., 0]
-
-    expected = ours(torch.float32)
-    noise = (ours(getattr(torch, dtype)) - expected).abs().mean()
+    expected = log_probabilities(model, ids)
+    noise = (log_probabilities(model, ids, getattr(torch, dtype)) - expected).abs().mean()
     assert (found.logprobs - expected).abs().mean() < 2 * noise
 
 
@@ -257,7 +240,9 @@ def test_bitnet_is_served_in_both_layouts(tmp_path: Path, scheme: str) -> None:
         }
     assert slide.results["greedy"] == dense.results["greedy"]
     assert slide.results["logprobs"] == dense.results["logprobs"]
-    expected, plain = (reference(checkpoints["dense"], ids, kind) for kind in ("quantized", "float"))
+    expected, plain = (
+        log_probabilities(checkpoints["dense"], ids, activations=kind) for kind in ("quantized", "float")
+    )
     rounding = (plain - expected).abs().mean()
     assert (dense.logprobs - expected).abs().mean() < rounding
     assert (stock.logprobs - expected).abs().mean() < rounding
@@ -269,11 +254,3 @@ def test_bitnet_is_not_divided_among_ranks(tmp_path: Path) -> None:
     engine = {**EAGER, "tensor_parallel_size": 2}
     outcome = run(Job(str(model), prompts(DEMO), engine=engine, environment=TWO_RANKS), tmp_path / "run")
     assert outcome.told is None and "BitNet over 2 tensor-parallel ranks" in outcome.said
-
-
-def reference(model: Path, ids: list[list[int]], activations: str) -> Tensor:
-    """[prompts, tokens - 1] log probabilities by our loader."""
-    tokens = torch.tensor(ids)
-    with torch.no_grad():
-        logits = load_model(Checkpoint.open(model), activations=activations)(tokens).logits[:, :-1]
-    return logits.double().log_softmax(-1).gather(-1, tokens[:, 1:, None])[..., 0]
