@@ -3,8 +3,8 @@
     python benches/bench_models.py models/llama models/qwen2 --text evaluation.jsonl --out results.json
 
 Every model is converted with every scheme and pattern into both layouts, each verified against its source. The
-dense layout is measured on all windows, with activations as served (quantized per token) and left in float. The
-slide layout is measured on the first few windows, where it must give the dense layout's number to the last digit.
+dense layout is measured on all sequences, with activations as served (quantized per token) and left in float. The
+slide layout is measured on the first few sequences, where it must give the dense layout's number to the last digit.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ PATTERNS = ("2:4", "2:6", "2:8", "2:10", "2:inf")
 class Row:
     """One model, as it is (scheme "bf16", pattern "") or converted by magnitude.
 
-    perplexity: by kind of activations, on all windows. zeros: share of the decoder linears' weights.
+    perplexity: by kind of activations, on all sequences. zeros: share of the decoder linears' weights.
     bytes: of the decoder linears, by layout. verified: tensors that were read back and compared with the source.
     """
 
@@ -66,21 +66,21 @@ def measure_model(
     schemes: Sequence[str],
     patterns: Sequence[str],
     *,
-    windows: int,
+    sequences: int,
     same: int,
     length: int,
     device: str,
 ) -> Iterator[Row]:
     """The model in `folder` as it is, then in every scheme and pattern.
 
-    `same`: windows on which the layouts are compared. SlideConvertError if they differ there, or if a conversion
+    `same`: sequences on which the layouts are compared. SlideConvertError if they differ there, or if a conversion
     does not verify, or the text is too short.
     """
     source = Checkpoint.open(folder)
-    tokens = token_sequences(load_tokenizer(source), read_documents(text), length, windows)
-    if len(tokens) < windows:
+    tokens = token_sequences(load_tokenizer(source), read_documents(text), length, sequences)
+    if len(tokens) < sequences:
         raise SlideConvertError(
-            f"{text} has {len(tokens)} windows for {folder.name}, not {windows}", hint="ask for fewer"
+            f"{text} has {len(tokens)} sequences for {folder.name}, not {sequences}", hint="ask for fewer"
         )
     value = perplexity(load_model(source, device=device), tokens)
     yield Row(folder.name, "bf16", "", dict.fromkeys(ACTIVATIONS, value), 0.0, {}, 0)
@@ -108,7 +108,7 @@ def _convert(folder: Path, scheme: str, pattern: BlockPattern, device: str, layo
 
 
 def _perplexity(work: Path, tokens: Tensor, same: int, kind: str, device: str) -> float:
-    """The dense layout's perplexity on all windows, after both layouts have given one number on the first `same`."""
+    """The dense layout's perplexity on all sequences, after both layouts have given one number on the first `same`."""
     slide, dense = (
         load_model(Checkpoint.open(work / layout), activations=kind, device=device) for layout in ("slide", "dense")
     )
@@ -121,8 +121,8 @@ def _perplexity(work: Path, tokens: Tensor, same: int, kind: str, device: str) -
 def markdown(rows: list[Row], protocol: dict[str, Any]) -> str:
     """The rows as a table, the protocol above it. Ratios are to the model as it is."""
     lines = [
-        f"Perplexity, {protocol['windows']} windows of {protocol['length']} tokens; weights pruned by magnitude. "
-        f"Slide = dense exactly on the first {protocol['same']} windows of every row.",
+        f"Perplexity, {protocol['sequences']} sequences of {protocol['length']} tokens; weights pruned by magnitude. "
+        f"Slide = dense exactly on the first {protocol['same']} sequences of every row.",
         "",
         "| model | scheme | pattern | float activations | quantized | ratio | zeros | dense MB | slide MB |",
         "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
@@ -145,9 +145,11 @@ def markdown(rows: list[Row], protocol: dict[str, Any]) -> str:
 )
 @click.option("--scheme", "schemes", multiple=True, default=("int8", "fp8"), show_default=True)
 @click.option("--pattern", "patterns", multiple=True, default=PATTERNS, show_default=True)
-@click.option("--windows", default=160, show_default=True, type=click.IntRange(1))
+@click.option("--sequences", default=160, show_default=True, type=click.IntRange(1))
 @click.option("--length", default=512, show_default=True, type=click.IntRange(2))
-@click.option("--same", default=4, show_default=True, type=click.IntRange(1), help="Windows to compare the layouts on.")
+@click.option(
+    "--same", default=4, show_default=True, type=click.IntRange(1), help="Sequences to compare the layouts on."
+)
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]")
 def main(
     models: tuple[Path, ...], text: str, out: Path, schemes: tuple[str, ...], patterns: tuple[str, ...], device: str,

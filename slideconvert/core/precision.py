@@ -1,10 +1,10 @@
-"""In which precision models run and matrices are multiplied: everything here that does either says which.
+"""The precision in which models run and matrices are multiplied; all code that does either chooses it here.
 
 Models run in bfloat16, as they are served, on devices that multiply it fast: linears and attention take and give
 bfloat16, sums within them and the residual stream are float32. Training runs likewise, with weights and gradients in
 float32; what is measured runs in float32 (TF32 on a GPU).
-Gram matrices and factors are float32: in anything less their small eigenvalues would drown. But of inputs that are
-bfloat16 numbers every product is exact in TF32 as in bfloat16 mode, and sums are float32: nothing is lost.
+Gram matrices and factors are float32: lower precision would lose their small eigenvalues. Products of bfloat16 inputs
+are exact in TF32 and in bfloat16 mode, and sums are float32, so these modes lose nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ FAST_BFLOAT16 = ("avx512_bf16", "amx_bf16")
 
 
 def running_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """In which a device runs models. auto: bfloat16, or float32 where that is no faster. InputError for other words."""
+    """The dtype in which a device runs models. auto: bfloat16, or float32 where that is no faster.
+
+    InputError for other names.
+    """
     if pick(precision, PRECISIONS, "precision") != "auto":
         return torch.float32 if precision == "float32" else torch.bfloat16
     if device.type == "cuda":
@@ -55,7 +58,7 @@ def model_precision() -> Iterator[None]:
 def running(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
     """Layers run in `dtype`; float32 as in model_precision."""
     reduced = dtype != torch.float32
-    # Weights are put in place again and again: a cache would keep what they were.
+    # Weights are replaced repeatedly: a cache would keep the old ones.
     with model_precision(), torch.autocast(device.type, dtype, enabled=reduced, cache_enabled=False):
         yield
 

@@ -1,8 +1,8 @@
-"""Work on several linears at once: one thread each, torch single-threaded inside.
+"""Process several linears at once: one thread each, torch single-threaded within it.
 
 Torch's own threads split every small operation and wait for each other after it; with anything else running on
-the machine that costs more than it gains (see LOG.md). Whole linears need no waiting: torch lets go of the
-interpreter while it computes. Results come in the order of the items and do not depend on the number of threads.
+the machine that costs more than it gains (see LOG.md). Whole linears need no synchronization: torch releases the
+GIL while it computes. Results come in the order of the items and do not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MOST = 8
 
 
 def count(device: str = "cpu") -> int:
-    """How many linears are worked on at once: as many as there are cores; two on a GPU (one reads, one computes)."""
+    """How many linears are processed at once: one per core, at most MOST; two on a GPU (one reads, one computes)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return 2 if device != "cpu" else min(MOST, cores)
 
@@ -31,9 +31,9 @@ def count(device: str = "cpu") -> int:
 def in_order(
     function: Callable[[Item], Result], items: Iterable[Item], device: str = "cpu"
 ) -> Generator[Result, None, None]:
-    """function(item) for each item, computed ahead by `count(device)` threads, given in order.
+    """function(item) for each item, computed ahead by `count(device)` threads and yielded in order.
 
-    An exception in one comes out when its turn comes; what is already under way ends first.
+    An exception of an item is raised when its turn comes, after the running items finish.
     """
     before = torch.get_num_threads()
     workers = count(device)

@@ -18,7 +18,7 @@ from .text import read_documents, token_sequences
 
 BATCH_TOKENS = 4096
 LENGTH = 512
-"""Tokens of a sequence unless told otherwise."""
+"""Default number of tokens of a sequence."""
 
 
 def perplexity(model: torch.nn.Module, sequences: Tensor, progress: Progress = silent) -> float:

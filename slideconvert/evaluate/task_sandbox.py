@@ -23,7 +23,7 @@ ALONE = "DISABLE_MULTIPROC"
 
 
 class _Reader(yaml.SafeLoader):
-    """Reads a definition without carrying it out."""
+    """Reads a definition without executing it."""
 
 
 def _refuse_function(loader: yaml.SafeLoader, node: yaml.Node) -> NoReturn:

@@ -30,7 +30,7 @@ SEED = 1234
 class Tasks:
     """Tasks with their data, ready to run.
 
-    loaded: by name asked for, what lm-eval loaded. notes: its warnings.
+    loaded: what lm-eval loaded, by requested name. notes: its warnings.
     """
 
     loaded: dict[str, Any]
@@ -178,7 +178,7 @@ def _rows(ckpt: str, name: str, found: Any) -> list[dict[str, Any]]:
 
 
 class _Watcher:
-    """In the place of lm-eval's cache, which gets every answer: counts them and refuses values that are not finite."""
+    """Replaces lm-eval's cache, which receives every answer: counts answers and refuses values that are not finite."""
 
     def __init__(self, stage: str, progress: Progress) -> None:
         self.stage, self.progress, self.done, self.total = stage, progress, 0, 0

@@ -1,1 +1,1 @@
-"""What is to be done, from the words of a recipe to the tensors of the output; on shapes alone."""
+"""The plan of a conversion, from the fields of a recipe to the tensors of the output; from shapes alone."""

@@ -1,6 +1,6 @@
-"""The plan of one linear: its scheme, pattern and method, by the recipe's config and by what the source has.
+"""The plan of one linear: its scheme, pattern and method, from the recipe's config and from the source.
 
-And what linears must agree on: those that are fused when served, and those that share channels.
+Also the constraints between linears that are fused when served, and between linears that share channels.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class LinearPlan:
 
     @property
     def zeros_stay(self) -> bool:
-        """Whether every weight that is zero must be so after training: of a 2:L pattern, not of whole groups."""
+        """Whether every zero must stay zero in training: true for 2:L patterns, false for whole groups."""
         return self.pattern.zeros_fixed
 
     @property
@@ -154,8 +154,8 @@ def _method(name: str | None, pattern: Pattern, finds_codes: bool) -> str:
 
 
 def permuted(linears: list[LinearPlan], free: Iterable[FreeChannels]) -> list[LinearPlan]:
-    """The same, with those marked whose channels will be ordered: the one that reads them is pruned by calibration,
-    and none of those that make them is kept."""
+    """The same plans, with those marked whose channels will be permuted: calibration prunes the consumer of the
+    channels, and none of their producers is kept."""
     by_name = {plan.linear.name: plan for plan in linears}
     for plan in linears:
         for channels in free:

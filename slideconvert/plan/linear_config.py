@@ -1,4 +1,4 @@
-"""What is to be done to one linear: the fields of a recipe that a rule may have as well, parsed and checked."""
+"""The config of one linear: the fields of a recipe that a rule may also have, parsed and checked."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BITS = {"4": W4A16, "8": W8A16}
 
 @dataclass(frozen=True)
 class LinearConfig:
-    """What is to be done to one linear. None means: as the source has it (method None: prune nothing)."""
+    """The config of one linear. None means as in the source (method None: prune nothing)."""
 
     scheme: Scheme | None = None
     pattern: Pattern | None = None

@@ -48,8 +48,8 @@ class Preset:
     """How much time is spent for accuracy.
 
     severe, mild: the method for 2:4 and 2:6, and for milder patterns: ADMM finds better masks where many weights are
-    pruned, and hardly any where few are; "" for a preset that has none. permute: fold channel permutations into the
-    weights. recovery: for 2:L patterns in 8 bits and more. groups: the method for patterns of groups (GQSA).
+    pruned, but hardly better ones where few are; "" for a preset that has none. permute: fold channel permutations into
+    the weights. recovery: for 2:L patterns in 8 bits and more. groups: the method for patterns of groups (GQSA).
     group_recovery: their recovery, and that of all schemes with groups.
     """
 

@@ -1,4 +1,4 @@
-"""Recipes: what is to be done to which linear. The command line's options, or the same fields in a YAML file.
+"""Recipes: how each linear is converted. The options of the command line, or the same fields in a YAML file.
 
     scheme: int8              # int8 | fp8 | w4a16 | w4a8 | w8a16 | bf16
     group_size: 16            # 4 … 128; of w4a16, w4a8 and w8a16
@@ -18,7 +18,7 @@
       - {match: "*.layers.0.*", keep: true}
       - {match: "*.down_proj", pattern: "2:6"}
 
-A rule takes the fields that it lacks from the recipe. What neither has (None) stays as the source has it.
+A rule inherits the fields that it lacks from the recipe. A field that neither sets (None) stays as in the source.
 """
 
 from __future__ import annotations

@@ -1,20 +1,20 @@
-"""ALPS: a mask decided for all columns at once, by ADMM (arXiv 2406.07831, algorithm 1).
+"""ALPS: choose the mask of all columns at once, by ADMM (arXiv 2406.07831, algorithm 1).
 
-A sweep decides the groups one after another and never returns to one. ALPS splits the layer's problem
+A sweep decides one block or group after another and never revises one. ALPS splits the layer's problem
 
     minimize (W - D) H (W - D)ᵀ, D of the pattern
 
-into a half B that may be anything and a half D that follows the pattern, and lets a multiplier V pull them together:
+into an unconstrained variable B and a variable D that follows the pattern, and a multiplier V pulls them together:
 
     B = (WH - V + ρD)(H + ρI)⁻¹     D = the part of B + V/ρ that the pattern keeps     V = V + ρ(B - D)
 
-where columns are scaled so that diag(H) = 1. ρ grows while the mask still changes; the mask that no longer does is
-the answer, and the refit solves for its weights.
+where columns are scaled so that diag(H) = 1. ρ grows while the mask changes; the result is the mask that no longer
+changes, and the refit solves for its weights.
 
-With the point P = B + V/ρ as the state and W's own share taken out, B = W + (D - V/ρ - W) · ρ(H + ρI)⁻¹, and V/ρ is
-what of P is not in D. The eigenvalues of ρ(H + ρI)⁻¹ lie between 0 and 1, so float32 serves however ill-conditioned H
-is. The paper decomposes H into eigenvectors once; a Cholesky inverse for each ρ costs no more than multiplying the
-eigenvectors together again, and needs no decomposition.
+The state is the point P = B + V/ρ. Then B = W + (D - V/ρ - W) · ρ(H + ρI)⁻¹, and V/ρ = P - D. The eigenvalues of
+ρ(H + ρI)⁻¹ lie between 0 and 1, so float32 suffices however ill-conditioned H is. The paper decomposes H into
+eigenvectors once; a Cholesky inverse for each ρ costs no more than multiplying the eigenvectors together again, and
+needs no decomposition.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ START = 0.1
 """The first ρ, where diag(H) = 1 …"""
 UNEXPLAINED = 0.5
 """… but at most this share of what the other inputs leave unexplained of one on average, 1 / diag(H⁻¹): where inputs
-are nearly copies of each other, a larger ρ holds the mask fast where it begins (measured: 20 % more loss). The
-authors' code begins again with a smaller ρ instead."""
+are nearly copies of each other, a larger ρ freezes the initial mask (measured: 20 % more loss). The authors' code
+restarts with a smaller ρ instead."""
 INTERVAL = 3
-"""Iterations between two looks at the mask."""
+"""Iterations between two checks of the mask."""
 MOST = 300
 """Iterations at most."""
 GROWTH = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))
-"""(share of the mask that changed, at least; by what ρ grows then)."""
+"""Pairs: the least share of the mask that changed, and the factor by which ρ grows then."""
 SETTLED, SETTLED_AFTER = 0.0003, 30
-"""After so many iterations, a mask of which a smaller share than this changes is taken as it is."""
+"""After SETTLED_AFTER iterations, a mask is final if a smaller share than SETTLED changes."""
 
 
 def alps_mask(weight: Tensor, gram: Tensor, pattern: Pattern) -> Tensor:

@@ -19,13 +19,13 @@ def compress_directly(
 ) -> tuple[Weight, Weight]:
     """Some rows of a weight -> pruned, and as stored. method "" prunes nothing.
 
-    Codes stay codes, with their scale, but ternary ones, which become those of `scheme`. latent: the same rows of what
-    ternary codes were rounded from: of codes of equal size those with the smallest latent weights go.
+    Codes keep their scale, except ternary ones, which become codes of `scheme`. latent: the same rows of the latent
+    weights of ternary codes: among equal codes, those with the smallest latent weights are pruned.
     """
     pruned = weight = source
     mask = METHODS[method].mask if method else None
     if mask:
         keep = mask(comparable(source) if latent is None else latent, pattern)
-        survivors = apply_mask(values(source), keep)
-        pruned = weight = survivors if isinstance(source, Tensor) else replace(source, codes=survivors)
+        kept = apply_mask(values(source), keep)
+        pruned = weight = kept if isinstance(source, Tensor) else replace(source, codes=kept)
     return pruned, scheme.store(weight)

@@ -1,6 +1,6 @@
 """The first step of GQSA as its paper has it: the least salient groups are pruned, the others rounded to nearest.
 
-Training, block by block and then end to end, makes up for it (recover/). Method gqsa takes the same step by ADMM, refit
+Training, block by block and then end to end, compensates (recover/). Method gqsa takes the same step by ADMM, refit
 and compensated rounding (solvers.py), which leaves much less to training.
 """
 

@@ -21,10 +21,10 @@ from .wanda import wanda
 class Method:
     """One method of choosing (and moving) weights.
 
-    mask: of a method that needs no data: (weight [out, in], pattern) -> keep mask.
-    solve: of a calibrated one.
-    asymmetric: whether it wants to know how far the inputs have moved from the dense model's.
-    diagonal: whether the diagonal of the Gram matrix is all that it looks at.
+    mask: for a method without calibration: (weight [out, in], pattern) -> keep mask [out, in] bool.
+    solve: for a calibrated method.
+    asymmetric: whether it uses the difference between the inputs and those of the dense model.
+    diagonal: whether it uses only the diagonal of the Gram matrix.
     family: the patterns that it prunes to.
     """
 

@@ -33,7 +33,7 @@ class Problem(Generic[P]):
 
 @dataclass(frozen=True)
 class Solved:
-    """What a calibrated method made of a weight. notes: anything degraded or unusual, in words."""
+    """What a calibrated method made of a weight. notes: everything degraded or unusual."""
 
     weight: Weight
     notes: tuple[str, ...] = ()

@@ -1,7 +1,7 @@
-"""Refit: with the mask fixed, solve for the survivors again, and aim at what the dense model would have given.
+"""Refit: solve for the kept weights again on a fixed mask, to reproduce the outputs of the dense model.
 
-The sweep decides and pays back column by column; with the mask known, the survivors of a row solve a least squares
-problem of their own, min (ŵ - w) H (ŵ - w)ᵀ with ŵ zero off the mask. Preconditioned conjugate gradients (ALPS, arXiv
+The sweep decides and compensates column by column. Once the mask is known, the kept weights of a row solve a least
+squares problem, min (ŵ - w) H (ŵ - w)ᵀ with ŵ zero off the mask. Preconditioned conjugate gradients (ALPS, arXiv
 2406.07831, algorithm 2) solve all rows at once with one product by H per step. Stopped early they regularize: the
 exact solution fits the calibration tokens better and others worse.
 """
@@ -35,7 +35,7 @@ def refit_steps(target: Tensor, start: Tensor, keep: Tensor, gram: Tensor, most:
     for _ in range(most):
         moved = (direction @ gram).mul_(mask)
         curvature = (direction * moved).sum(1, keepdim=True)
-        going = (power > first * 1e-12) & (curvature > 0)  # rows that have arrived stand still
+        going = (power > first * 1e-12) & (curvature > 0)  # converged rows do not move
         if not bool(going.any()):
             return
         length = torch.where(going, power / curvature, torch.zeros_like(power))
@@ -59,9 +59,9 @@ def refit(target: Tensor, start: Tensor, keep: Tensor, gram: Tensor, steps: int)
 def steps_to_take(
     weight: Tensor, target: Tensor, start: Tensor, keep: Tensor, gram: Tensor, held: Statistics, most: int
 ) -> int:
-    """How many steps of the refit do best on tokens that are not in `gram`.
+    """The number of refit steps with the least error on tokens that are not in `gram`.
 
-    weight [N, K]: the source's, for the error on the held-out tokens. 0 if the start is never beaten.
+    weight [N, K]: the source's, for the error on the held-out tokens. 0 if no step improves on the start.
     """
     loss = held.loss_of(weight)
     losses = [loss(step) for step in refit_steps(target, start, keep, gram, most)]
@@ -69,9 +69,9 @@ def steps_to_take(
 
 
 def asymmetric_target(weight: Tensor, damped: Damped, cross: Tensor, strength: float) -> Tensor:
-    """W* = W + strength · W · cross · H⁻¹, [N, K]: what to aim at when the inputs have moved already.
+    """W* = W + strength · W · cross · H⁻¹, [N, K]: the target when the inputs differ from those of the dense model.
 
     min ||ŵX - wX̃||² + λ||ŵ - w||² equals (w* - ŵ) H (w* - ŵ)ᵀ up to a constant, with H = XᵀX + λ and strength 1, by
-    completing the square (the idea is GPTAQ's, arXiv 2504.02692). Less than 1 trusts the statistics less.
+    completing the square (the idea is GPTAQ's, arXiv 2504.02692). A strength below 1 gives the statistics less weight.
     """
     return weight + strength * damped.solve(weight @ cross)

@@ -1,10 +1,10 @@
-"""Calibrated methods that make up for what they prune and round: hessian, gptq, obs, alps and gqsa.
+"""Calibrated methods that compensate for pruning and rounding: hessian, gptq, obs, alps and gqsa.
 
 obs, alps and gqsa share four steps and differ in how they find the mask:
 
-    1. target W*        aim at the dense model's outputs although the inputs have moved (asymmetric_target)
+    1. target W*        compensate for inputs that differ from the dense model's (asymmetric_target)
     2. mask             the SparseGPT sweep on W* (obs), or ADMM for all columns at once (alps, gqsa)
-    3. refit            conjugate gradients on the survivors, stopped where held-out tokens say so
+    3. refit            conjugate gradients on the kept weights, stopped by the error on held-out tokens
     4. rounding         the GPTQ sweep on the fixed mask, columns of largest input first
 
 At a least squares solution the loss of any Q on the mask is a constant plus its distance to that solution, so
@@ -43,8 +43,8 @@ FindMask = Callable[[Tensor, Damped], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Refitted:
-    """A mask and its survivors, before rounding. source, target, weight [N, K] float32: without dead inputs, what to
-    aim at, and the survivors. keep [N, K] bool."""
+    """A mask and the kept weights before rounding. source, target, weight [N, K] float32: the source without dead
+    inputs, the target of the refit, and the refitted weights. keep [N, K] bool."""
 
     source: Tensor
     weight: Tensor

@@ -1,13 +1,13 @@
-"""The sweep of SparseGPT and GPTQ: one column after another is pruned or rounded, those behind it make up for it.
+"""The sweep of SparseGPT and GPTQ: prune or round one column after another; the later columns compensate.
 
 Optimal Brain Surgeon for a row w and the damped Gram matrix H: setting w_c to q costs (w_c - q)² / [H⁻¹]_cc, and the
-other weights pay it back best by moving - (w_c - q) / [H⁻¹]_cc · [H⁻¹]_c,:. Columns already passed are fixed, so H⁻¹ is
-that of the columns still free, and all of those stand in one upper triangular factor, H⁻¹ = UᵀU: the error is
+other weights compensate best by moving - (w_c - q) / [H⁻¹]_cc · [H⁻¹]_c,:. Visited columns are fixed, so H⁻¹ is
+that of the remaining columns, and one upper triangular factor holds all of these inverses, H⁻¹ = UᵀU: the error is
 e = (w_c - q) / U_cc, the update - e · U_c,: (SparseGPT, arXiv 2301.00774, algorithm 1; GPTQ, arXiv 2210.17323).
 
-Blocks of L columns are visited whole: at the first column of a block the two lowest (w_c / U_cc)² of the current
-weights are marked. Panels of lazily updated columns therefore hold whole blocks; panels of 128 columns would cut blocks
-of 6, 10, 12 and 14 apart and break the pattern.
+The sweep visits whole blocks of L columns: at the first column of a block it marks the two weights with the lowest
+(w_c / U_cc)². Panels of lazily updated columns therefore hold whole blocks; panels of 128 columns would split blocks of
+6, 10, 12 and 14 and break the pattern.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Damped:
     """A Gram matrix [K, K] made safe to invert.
 
     gram: float32, positive definite. lower: its Cholesky factor, gram = lower · lowerᵀ. dead [K] bool: inputs that
-    are always zero, whose weights mean nothing. notes: what had to be done beyond the usual, in words.
+    are always zero, so that their weights have no effect. notes: every increase of the damping.
     """
 
     gram: Tensor
@@ -55,8 +55,8 @@ class Damped:
 def damp(gram: Tensor, share: float = DAMPING) -> Damped:
     """gram [K, K] float32, positive semi-definite up to rounding -> Damped.
 
-    The diagonal gets `share` of its mean, more if that is not enough for a Cholesky factor (ten times, three times
-    over, each noted), and at last 10 % of itself. ArithmeticError for what even that does not help.
+    Adds `share` of the mean diagonal to the diagonal. If the Cholesky factorization fails, adds 10, 100 and 1000 times
+    as much, each noted, and at last 10 % of each diagonal entry. ArithmeticError if that fails too.
     """
     diagonal = gram.diagonal()
     dead = diagonal == 0
@@ -78,7 +78,7 @@ def damp(gram: Tensor, share: float = DAMPING) -> Damped:
 def free_factor(gram: Tensor, order: Tensor) -> Tensor:
     """gram [K, K] positive definite -> U [K, K] upper triangular with UᵀU = (gram in that order of columns)⁻¹.
 
-    From the Cholesky factor of the reversed matrix, whose inverse it is: one factorization, no explicit inverse.
+    U is the inverse of the Cholesky factor of the reversed matrix: one factorization, no explicit inverse.
     ArithmeticError if rounding leaves no factor.
     """
     backwards = order.flip(0)
@@ -93,7 +93,7 @@ def free_factor(gram: Tensor, order: Tensor) -> Tensor:
 def block_order(weight: Tensor, damped: Damped, pattern: BlockPattern) -> Tensor:
     """weight [N, K] -> order [K] int64 of the columns: blocks of largest predicted pruning loss first.
 
-    What is pruned early finds most columns still free to make up for it. A ragged last block stays last.
+    More columns can compensate for what is pruned early. A ragged last block stays last.
     """
     columns = weight.shape[1]
     score = weight.square() / damped.inverse_diagonal
@@ -120,11 +120,12 @@ def sweep(
     keep: Tensor | None = None,
     grid: Grid | None = None,
 ) -> tuple[Weight, Tensor]:
-    """weight [N, K] float32 -> what it becomes, and the keep mask [N, K] bool.
+    """weight [N, K] float32 -> the pruned or rounded weight, and the keep mask [N, K] bool.
 
-    gram [K, K]: damped, positive definite. order [K]: in which columns are visited; with `choose` it must keep blocks
-    whole and a ragged one last. choose: mark the two of each block to prune, on the way. keep: a mask instead.
-    grid: round what is kept to codes, in the same pass; without it the result is float32. Pruned weights are +0.
+    gram [K, K]: damped, positive definite. order [K] int64: the order of the columns; with `choose` it must
+    keep blocks whole and a ragged one last. choose: the pattern to which the sweep prunes. keep: a fixed mask instead.
+    grid: round the kept weights to codes in the same pass; without it the result is float32. Pruned weights are +0.
+    ArithmeticError if gram has no Cholesky factor.
     """
     rows, columns = weight.shape
     upper = free_factor(gram, order)

@@ -10,7 +10,7 @@ from .problem import Problem, Solved
 
 
 def wanda(problem: Problem[Pattern]) -> Solved:
-    """Wanda's mask, survivors rounded to nearest. Ternary weights are weighed by their latent weights."""
+    """Wanda's mask, kept weights rounded to nearest. Latent weights, if known, give the importance of ternary ones."""
     weight, norms = problem.weight, problem.statistics.whole.norms
     keep = wanda_mask(weight if problem.latent is None else problem.latent, norms, problem.pattern)
     return Solved(problem.scheme.store(apply_mask(weight, keep)))

@@ -1,4 +1,4 @@
-"""Read a finished checkpoint back and check that it is what it says: every file, every tensor, every weight.
+"""Read a finished checkpoint back and check it against its record: every file, every tensor, every weight.
 
 Without the source: hashes, index, config, shapes and dtypes, the pattern at absolute positions, 2:4 windows,
 canonical packing (slide and pack again: the same bytes, so nothing was lost or added), zeros stored as +0,
@@ -43,7 +43,7 @@ UNHASHED = (
 
 @dataclass
 class Verdict:
-    """The whole check: number of tensors re-read, linears one by one, faults in words (empty: sound).
+    """The whole check: number of tensors read back, one verdict per linear, messages of faults (empty: sound).
 
     notes: what could not be checked, and why.
     """

@@ -45,8 +45,8 @@ slideconvert convert Qwen/Qwen2.5-7B-Instruct qwen-7b --recipe recipes/int8-2of8
 
 *Begin with*: the smaller a model, the more it loses by pruning and the less a GPU gains, so the smallest begin at 2:10.
 Sizes are those of the weight files. *Memory* is that of a conversion by weights alone on {cores} cores; *GPU* that of
-calibration with preset balanced, or quality with 1,024 windows, hidden states included (those may be kept elsewhere:
-`--keep-on`). `plan` says the parts.
+calibration with preset balanced, or quality with 1,024 sequences, hidden states included (those may be kept elsewhere:
+`--keep-on`). `plan` lists the parts.
 
 | model | begin with | BF16 | 2:4 | 2:6 | 2:8 | 2:10 | memory | GPU | GPU, quality |
 |---|---|---|---|---|---|---|---|---|---|
@@ -81,7 +81,7 @@ def _surveyed(config: str) -> tuple[Snapshot, Checkpoint]:
 
 
 def quality(recipe: Recipe) -> Recipe:
-    """The same recipe with preset quality and as many windows as it deserves."""
+    """The same recipe with preset quality and as many sequences as it needs."""
     return replace(recipe, preset=parse_preset("quality"), calibration=replace(recipe.calibration, samples=1024))
 
 
