@@ -3,7 +3,7 @@
     python benches/calibration/compare.py models/llama --calibration calibration.jsonl --text evaluation.jsonl \\
         --case 2_8/int8 --case 2_4/bf16 --peer-python peer/bin/python
 
-llmcompressor_sparsegpt.py says how its environment is made. Both sides get the same windows (windows.py) and the cores
+llmcompressor_sparsegpt.py describes its environment. Both sides get the same sequences (sequences.py) and the cores
 that this process may use (`taskset` narrows them), and run one after another, each as a process of its own.
 Perplexity is measured by us for both: float32, weights as stored, activations not quantized.
 """
@@ -27,8 +27,8 @@ from typing import Any
 import click
 import torch
 from safetensors.torch import save_file
+from sequences import NAME, draw
 from torch import Tensor
-from windows import NAME, draw
 
 from slideconvert import __version__
 from slideconvert.checkpoint.reader import Checkpoint
@@ -39,7 +39,7 @@ from slideconvert.errors import SlideConvertError
 from slideconvert.evaluate.perplexity import perplexity
 from slideconvert.evaluate.text import read_documents, token_sequences
 from slideconvert.formats.record import describe_linear, read_record
-from slideconvert.models.architecture import decoder_linears
+from slideconvert.models.families import decoder_linears
 from slideconvert.models.load import load_model, load_tokenizer
 
 PEER = "llm-compressor SparseGPT"
@@ -51,14 +51,14 @@ class Run:
     """One process. Seconds: work, pruning and quantizing alone, as it reports it; wall from start to end, imports and
     reading included; cpu of all its threads, user and system.
 
-    load: of the machine in the minute before, in processes that want to run. told: the JSON that it printed.
+    load: of the machine in the minute before, in processes that want to run. reported: the JSON that it printed.
     """
 
     work: float
     wall: float
     cpu: float
     load: float
-    told: dict[str, Any]
+    reported: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -85,12 +85,12 @@ def timed(command: Sequence[str]) -> Run:
     if done.returncode:
         raise click.ClickException(f"{' '.join(command)}\n{done.stderr[-4000:]}")
     lines = done.stdout.splitlines()
-    told = json.loads(done.stdout if lines[0] == "{" else lines[-1])  # the peer logs to stdout before it
+    reported = json.loads(done.stdout if lines[0] == "{" else lines[-1])  # the peer logs to stdout before it
     cpu = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
-    return Run(working_seconds(told), wall, cpu, load, told)
+    return Run(working_seconds(reported), wall, cpu, load, reported)
 
 
-def broken_groups(checkpoint: Checkpoint, pattern: BlockPattern) -> int:
+def broken_blocks(checkpoint: Checkpoint, pattern: BlockPattern) -> int:
     """Groups of the decoder linears with more non-zeros than the pattern allows, counted at absolute columns."""
     record, broken = read_record(checkpoint.config, str(checkpoint.path)), 0
     for linear in decoder_linears(checkpoint.config) if pattern.prunes else ():
@@ -102,20 +102,30 @@ def broken_groups(checkpoint: Checkpoint, pattern: BlockPattern) -> int:
 
 
 def peer_command(
-    python: str, model: Path, windows: Path, pattern: BlockPattern, scheme: str, options: dict[str, int]
+    python: str, model: Path, sequences: Path, pattern: BlockPattern, scheme: str, options: dict[str, int]
 ) -> list[str]:
     """llm-compressor's command; the output folder follows. options: batch, block, threads."""
-    words = [python, str(PEER_SCRIPT), str(model), str(windows), "--mask", str(pattern), "--scheme", scheme]
-    return words + flags(options)
+    command = [python, str(PEER_SCRIPT), str(model), str(sequences), "--mask", str(pattern), "--scheme", scheme]
+    return command + flags(options)
 
 
 def our_command(
     preset: str, model: Path, calibration: str, pattern: BlockPattern, scheme: str, drawing: dict[str, int]
 ) -> list[str]:
     """Our command; the output folder follows."""
-    words = [sys.executable, "-m", "slideconvert", "convert", str(model), "--preset", preset, "--layout", "dense"]
-    words += ["--pattern", pattern.slug, "--scheme", scheme, "--device", "cpu", "--calibration", calibration, "--json"]
-    return words + flags(drawing)
+    command = [sys.executable, "-m", "slideconvert", "convert", str(model), "--preset", preset, "--layout", "dense"]
+    command += [
+        "--pattern",
+        pattern.slug,
+        "--scheme",
+        scheme,
+        "--device",
+        "cpu",
+        "--calibration",
+        calibration,
+        "--json",
+    ]
+    return command + flags(drawing)
 
 
 def flags(numbers: dict[str, int]) -> list[str]:
@@ -123,11 +133,13 @@ def flags(numbers: dict[str, int]) -> list[str]:
     return [word for name, number in numbers.items() for word in (f"--{name}", str(number))]
 
 
-def working_seconds(told: dict[str, Any]) -> float:
-    """The time that a process says pruning and quantizing took. Ours includes writing the layers, and training."""
-    if "stages" in told:
-        return sum(told["stages"][stage]["seconds"] for stage in ("calibrate", "train") if stage in told["stages"])
-    return told["seconds"]["prune"] + told["seconds"].get("quantize", 0.0)
+def working_seconds(reported: dict[str, Any]) -> float:
+    """The seconds that a process reports for pruning and quantizing. Ours includes writing the layers, and training."""
+    if "stages" in reported:
+        return sum(
+            reported["stages"][stage]["seconds"] for stage in ("calibrate", "train") if stage in reported["stages"]
+        )
+    return reported["seconds"]["prune"] + reported["seconds"].get("quantize", 0.0)
 
 
 def measure(model: Path, tokens: Tensor) -> float:
@@ -146,7 +158,7 @@ def compare(
     rows = []
     for number, way in enumerate(ways):
         folder = outputs / f"{number}.{repeats - 1}"
-        broken = broken_groups(Checkpoint.open(folder), pattern)
+        broken = broken_blocks(Checkpoint.open(folder), pattern)
         rows.append(Row(str(pattern), scheme, way, measure(folder, tokens), broken, runs[way]))
         click.echo(f"{pattern} {scheme} {way}: {rows[-1].perplexity:.4f}", err=True)
     return rows
@@ -156,11 +168,12 @@ def markdown(rows: list[Row], protocol: dict[str, Any]) -> str:
     """The rows as a table, the protocol above it. Times are medians; × is to the peer's fastest on the case."""
     loads = [run.load for row in rows for run in row.runs]
     lines = [
-        f"{protocol['model']}; {protocol['samples']} windows of {protocol['length']} tokens, seed {protocol['seed']}; "
-        f"perplexity on {protocol['windows']} windows, the model as it is {protocol['perplexity']:.3f}; runs: "
-        f"{protocol['repeats']}, on {protocol['cores']} cores, load before them {min(loads):.1f} … {max(loads):.1f}",
+        f"{protocol['model']}; {protocol['samples']} sequences of {protocol['length']} tokens, "
+        f"seed {protocol['seed']}; perplexity on {protocol['sequences']} sequences, "
+        f"the model as it is {protocol['perplexity']:.3f}; runs: {protocol['repeats']}, "
+        f"on {protocol['cores']} cores, load before them {min(loads):.1f} … {max(loads):.1f}",
         "",
-        "| pattern | scheme | how | perplexity | work, s | × | process, s | × | CPU, s | broken groups |",
+        "| pattern | scheme | how | perplexity | work, s | × | process, s | × | CPU, s | broken blocks |",
         "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in rows:
@@ -183,18 +196,18 @@ def markdown(rows: list[Row], protocol: dict[str, Any]) -> str:
 @click.option("--case", "cases", multiple=True, default=("2_8/int8",), show_default=True, metavar="2_L/SCHEME")
 @click.option("--presets", default="fast,balanced", show_default=True, help="Ours, with commas; may be empty.")
 @click.option("--peer-python", help="Python of llm-compressor's environment.  [default: measure ours alone]")
-@click.option("--peer-batch", default=1, show_default=True, type=click.IntRange(1), help="Windows of its passes.")
+@click.option("--peer-batch", default=1, show_default=True, type=click.IntRange(1), help="Sequences of its passes.")
 @click.option("--peer-block", default=128, show_default=True, type=click.IntRange(1), help="Columns of its blocks.")
 @click.option("--peer-threads", multiple=True, type=click.IntRange(1), help="Each is measured.  [default: all cores]")
 @click.option("--samples", default=128, show_default=True, type=click.IntRange(1))
 @click.option("--length", default=512, show_default=True, type=click.IntRange(2))
 @click.option("--seed", default=0, show_default=True)
-@click.option("--windows", default=160, show_default=True, type=click.IntRange(1), help="To measure on.")
+@click.option("--sequences", default=160, show_default=True, type=click.IntRange(1), help="To measure on.")
 @click.option("--repeats", default=1, show_default=True, type=click.IntRange(1), help="Of the timing.")
 @click.option("--json", "out", type=click.Path(path_type=Path), help="File for everything measured.")
 def main(
     model: Path, calibration: str, text: str, cases: tuple[str, ...], presets: str, peer_python: str | None,
-    peer_batch: int, peer_block: int, peer_threads: tuple[int, ...], windows: int, repeats: int, out: Path | None,
+    peer_batch: int, peer_block: int, peer_threads: tuple[int, ...], sequences: int, repeats: int, out: Path | None,
     **drawing: int,
 ) -> None:  # fmt: skip
     """Prune MODEL both ways in every case and print a table."""
@@ -204,20 +217,20 @@ def main(
     try:
         wanted = [(BlockPattern.parse(pattern), parse_scheme(scheme).name) for pattern, _, scheme in map(parts, cases)]
         tokens = token_sequences(
-            load_tokenizer(Checkpoint.open(model)), read_documents(text), drawing["length"], windows
+            load_tokenizer(Checkpoint.open(model)), read_documents(text), drawing["length"], sequences
         )
-        protocol = {"model": model.name, "perplexity": measure(model, tokens), "windows": len(tokens), **drawing}
+        protocol = {"model": model.name, "perplexity": measure(model, tokens), "sequences": len(tokens), **drawing}
         protocol |= {"repeats": repeats, "peer": peer, "cores": cores, "machine": platform.machine()}
         protocol |= {"slideconvert": __version__, "torch": torch.__version__}
         with tempfile.TemporaryDirectory() as work:
-            saved = Path(work, "windows.safetensors")
+            saved = Path(work, "sequences.safetensors")
             save_file({NAME: draw(model, calibration, **drawing)}, saved)
             for pattern, scheme in wanted:
                 ways = {}
                 if peer_python:
                     for threads in peer_threads or (cores,):
-                        words = peer_command(peer_python, model, saved, pattern, scheme, {**peer, "threads": threads})
-                        ways[f"{PEER}, threads: {threads}"] = words
+                        command = peer_command(peer_python, model, saved, pattern, scheme, {**peer, "threads": threads})
+                        ways[f"{PEER}, threads: {threads}"] = command
                 for preset in filter(None, presets.split(",")):
                     ways[preset] = our_command(preset, model, calibration, pattern, scheme, drawing)
                 with tempfile.TemporaryDirectory(dir=work) as outputs:

@@ -3,10 +3,10 @@
     python benches/calibration/gqsa.py --models models --calibration calibration.jsonl --text evaluation.jsonl \\
         --case qwen2/gqsa/1x16:50% --case qwen2/saliency/1x16:50% --case qwen2/hessian/2:4 --jobs 4
 
-A case is MODEL/METHOD/PATTERN[/WORD=VALUE …], the words those of a recipe (scheme=w4a8, symmetric=true, preset=paper,
+A case is MODEL/METHOD/PATTERN[/FIELD=VALUE …], with fields of a recipe (scheme=w4a8, symmetric=true, preset=paper,
 block_epochs=5) besides samples=1024. Pattern 1x16:50% takes half of the groups of 16; of a 2:L pattern group_size
-says how many weights share a scale (16 unless said otherwise). Perplexity of the first 160 windows of 512 tokens,
-float32, weights as stored, activations not quantized. Calibration: 128 windows of 512 tokens drawn with seed 0.
+says how many weights share a scale (16 by default). Perplexity of the first 160 sequences of 512 tokens,
+float32, weights as stored, activations not quantized. Calibration: 128 sequences of 512 tokens drawn with seed 0.
 """
 
 from __future__ import annotations
@@ -38,24 +38,24 @@ from slideconvert.plan.plan import Plan, make_plan
 from slideconvert.plan.recipe import parse_recipe
 from slideconvert.progress import silent
 
-LENGTH, WINDOWS = 512, 160
+LENGTH, SEQUENCES = 512, 160
 
 
 def plan_of(models: Path, calibration: str, case: str) -> Plan:
     """The conversion that a case names."""
     model, method, pattern, *more = case.split("/")
-    said = dict(word.split("=", 1) for word in more)
-    text = {"text": calibration, "samples": said.pop("samples", "128"), "length": str(LENGTH)}
+    fields = dict(word.split("=", 1) for word in more)
+    text = {"text": calibration, "samples": fields.pop("samples", "128"), "length": str(LENGTH)}
     grouped = isinstance(parse_pattern(pattern), GroupPattern)
     common = {"scheme": "w4a16", "preset": "balanced" if grouped else "fast"}
     common |= {} if grouped else {"group_size": "16"}
-    words = {**common, "method": method, "pattern": pattern, "layout": "dense", "calibration": text, **said}
-    return make_plan(resolve(str(models / model)), parse_recipe(words, case))
+    recipe = {**common, "method": method, "pattern": pattern, "layout": "dense", "calibration": text, **fields}
+    return make_plan(resolve(str(models / model)), parse_recipe(recipe, case))
 
 
 def measured(plan: Plan, weights: dict[str, Weight], text: str, device: str) -> float:
     """Perplexity of the source with these weights, by module name."""
-    tokens = token_sequences(load_tokenizer(plan.source), read_documents(text), LENGTH, WINDOWS)
+    tokens = token_sequences(load_tokenizer(plan.source), read_documents(text), LENGTH, SEQUENCES)
     model = load_model(plan.source, activations="float", device=device)
     for name, weight in weights.items():
         model.get_submodule(name).weight.data.copy_(floats(weight))
@@ -131,7 +131,7 @@ def named(found: list[LayerResult]) -> dict[str, Weight]:
 @click.option("--models", required=True, type=click.Path(exists=True, path_type=Path), help="Folder of models.")
 @click.option("--calibration", required=True)
 @click.option("--text", required=True)
-@click.option("--case", "cases", multiple=True, help="MODEL/METHOD/PATTERN[/WORD=VALUE ...]")
+@click.option("--case", "cases", multiple=True, help="MODEL/METHOD/PATTERN[/FIELD=VALUE ...]")
 @click.option("--cases", "listed", type=click.Path(exists=True, path_type=Path), help="A file with a case a line.")
 @click.option("--jobs", default=1, help="Cases at once.")
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu")

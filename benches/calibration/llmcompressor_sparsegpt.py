@@ -4,9 +4,9 @@ Runs in llm-compressor's own environment, which has no slideconvert:
 
     python3.11 -m venv peer
     peer/bin/pip install torch==2.13.0 llmcompressor==0.14.0.1
-    peer/bin/python benches/calibration/llmcompressor_sparsegpt.py models/llama windows.safetensors out --mask 2:8
+    peer/bin/python benches/calibration/llmcompressor_sparsegpt.py models/llama sequences.safetensors out --mask 2:8
 
-windows.safetensors is made by windows.py. OUT is a Hugging Face folder: plain safetensors, or symmetric W8A8 in
+sequences.safetensors is made by sequences.py. OUT is a Hugging Face folder: plain safetensors, or symmetric W8A8 in
 compressed-tensors with --scheme. Everything but the mask and the batch is llm-compressor's default.
 """
 
@@ -28,15 +28,15 @@ HEAD = "re:.*lm_head"
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.argument("windows", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("sequences", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--mask", required=True, metavar="2:L", help="Zeros : group.")
 @click.option("--scheme", type=click.Choice(["bf16", *SCHEMES]), default="bf16", show_default=True)
-@click.option("--batch", default=1, show_default=True, type=click.IntRange(1), help="Windows of one forward pass.")
+@click.option("--batch", default=1, show_default=True, type=click.IntRange(1), help="Sequences of one forward pass.")
 @click.option("--block", default=128, show_default=True, type=click.IntRange(1), help="Columns of one SparseGPT block.")
 @click.option("--threads", type=click.IntRange(1), help="Of torch.  [default: torch's own choice]")
 def main(
-    model: Path, windows: Path, out: Path, mask: str, scheme: str, batch: int, block: int, threads: int | None
+    model: Path, sequences: Path, out: Path, mask: str, scheme: str, batch: int, block: int, threads: int | None
 ) -> None:
     """Prune MODEL with the tokens in WINDOWS into OUT. Prints JSON on the last line of stdout."""
     seconds: dict[str, float] = {}
@@ -59,7 +59,7 @@ def main(
         torch.set_num_threads(threads)
     with timed("load"):
         network = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
-        tokens = load_file(windows)["windows"]
+        tokens = load_file(sequences)["sequences"]
         rows = Dataset.from_dict({"input_ids": tokens.tolist(), "attention_mask": torch.ones_like(tokens).tolist()})
     zeros, group = (int(number) for number in mask.split(":"))
     with timed("prune"):
@@ -81,12 +81,12 @@ def main(
             )
     with timed("save"):
         network.save_pretrained(out, save_compressed=scheme in SCHEMES)
-    told = {
+    reported = {
         "seconds": seconds,
         "threads": torch.get_num_threads(),
         "versions": {name: version(name) for name in ("llmcompressor", "compressed-tensors", "transformers", "torch")},
     }
-    click.echo(json.dumps(told))
+    click.echo(json.dumps(reported))
 
 
 if __name__ == "__main__":

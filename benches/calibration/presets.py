@@ -3,8 +3,8 @@
     python benches/calibration/presets.py --models models --calibration calibration.jsonl --text evaluation.jsonl \\
         --case llama/2_8/int8 --case qwen2/2_4/bf16 --preset balanced --preset quality --samples 128
 
-Perplexity of the first 160 windows of 512 tokens, float32, weights as stored, activations not quantized. Calibration:
-windows of 512 tokens drawn with seed 0. Times are of whole commands: reading, drawing, solving, writing, verifying.
+Perplexity of the first 160 sequences of 512 tokens, float32, weights as stored, activations not quantized. Calibration:
+sequences of 512 tokens drawn with seed 0. Times are of whole commands: reading, drawing, solving, writing, verifying.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def main(
     device: str,
 ) -> None:
     dense: dict[str, float] = {}
-    click.echo(f"| model | pattern | numbers | preset, {samples} windows | perplexity | dense | seconds |")
+    click.echo(f"| model | pattern | numbers | preset, {samples} sequences | perplexity | dense | seconds |")
     click.echo("|---|---|---|---|---|---|---|")
     for case in cases:
         model, pattern, scheme, *codes = case.split("/")

@@ -77,7 +77,7 @@ def convert(
     *,
     progress: Progress = silent,
 ) -> Report:
-    """Prune, quantize, re-lay and verify a model, a folder or a Hub id, into the folder `out`.
+    """Prune, quantize, pack and verify a model, a folder or a Hub id, into the folder `out`.
 
     InputError for options or a source that cannot be used, VerificationError if the output is not what it should be,
     HubError for a Hub id that cannot be fetched. Interrupted, it goes on with resume=True.

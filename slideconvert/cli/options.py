@@ -30,7 +30,7 @@ class Display(Options):
     HEADING: ClassVar[str] = "Display"
 
     as_json: bool = option("Print the result as JSON on stdout.", default=False, flag="--json")
-    verbose: bool = option("Say more: every linear.", default=False, flag="-v/--verbose")
+    verbose: bool = option("Print a line for every linear.", default=False, flag="-v/--verbose")
     quiet: bool = option("No progress bars, no summary; errors only.", default=False, flag="-q/--quiet")
 
     def __post_init__(self) -> None:

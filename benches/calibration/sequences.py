@@ -1,9 +1,9 @@
-"""Draw the calibration windows that every side of the comparison gets.
+"""Draw the calibration sequences that every side of the comparison gets.
 
-    python benches/calibration/windows.py models/llama calibration.jsonl windows.safetensors
+    python benches/calibration/sequences.py models/llama calibration.jsonl sequences.safetensors
 
-Documents are tokenized without special tokens, each wrapped in begin and end, concatenated and cut into windows.
-All windows of the text are permuted by a generator with a seed of its own; the first ones are taken.
+Documents are tokenized without special tokens, each wrapped in begin and end, concatenated and cut into sequences.
+All sequences of the text are permuted by a generator with a seed of its own; the first ones are used.
 """
 
 from __future__ import annotations
@@ -20,17 +20,19 @@ from slideconvert.errors import InputError, SlideConvertError
 from slideconvert.evaluate.text import read_documents, token_sequences
 from slideconvert.models.load import load_tokenizer
 
-NAME = "windows"
+NAME = "sequences"
 """The tensor's name in the file."""
 
 
 def draw(model: Path, text: str, *, samples: int, length: int, seed: int) -> Tensor:
-    """[samples, length] int64: windows of `text` in the model's tokens. InputError if the text has too few."""
-    windows = token_sequences(load_tokenizer(Checkpoint.open(model)), read_documents(text), length)
-    if len(windows) < samples:
-        raise InputError(f"{text} has {len(windows)} windows of {length} tokens, not {samples}", hint="ask for fewer")
-    order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))
-    return windows[order[:samples]]
+    """[samples, length] int64: sequences of `text` in the model's tokens. InputError if the text has too few."""
+    sequences = token_sequences(load_tokenizer(Checkpoint.open(model)), read_documents(text), length)
+    if len(sequences) < samples:
+        raise InputError(
+            f"{text} has {len(sequences)} sequences of {length} tokens, not {samples}", hint="ask for fewer"
+        )
+    order = torch.randperm(len(sequences), generator=torch.Generator().manual_seed(seed))
+    return sequences[order[:samples]]
 
 
 @click.command()
@@ -41,7 +43,7 @@ def draw(model: Path, text: str, *, samples: int, length: int, seed: int) -> Ten
 @click.option("--length", default=512, show_default=True, type=click.IntRange(2))
 @click.option("--seed", default=0, show_default=True)
 def main(model: Path, text: str, out: Path, samples: int, length: int, seed: int) -> None:
-    """Write windows of TEXT in the tokens of MODEL into the safetensors file OUT."""
+    """Write sequences of TEXT in the tokens of MODEL into the safetensors file OUT."""
     try:
         drawn = draw(model, text, samples=samples, length=length, seed=seed)
     except SlideConvertError as error:
