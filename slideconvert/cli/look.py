@@ -16,7 +16,7 @@ from .options import Display, ResultDisplay, command
 @command("verify", VerifyOptions)
 @checkpoint_argument
 def verify_command(ckpt: Path, options: VerifyOptions, display: Display) -> None:
-    """Re-read the checkpoint CKPT and check hashes, shapes, patterns, windows and weights. Exit code 1 on a fault."""
+    """Read the checkpoint CKPT back and check hashes, shapes, patterns, windows and weights. Exit code 1 on a fault."""
     from ..api.checkpoints import verify
     from .tables import verdict_table
 

@@ -42,7 +42,7 @@ def quantize_command(source: str, out: Path, options: QuantizeOptions, display: 
 @source_argument
 @out_argument
 def slide_command(source: str, out: Path, options: SlideOptions, display: Display) -> None:
-    """Re-lay the quantized weights of SOURCE into 2:4 windows (the slide layout)."""
+    """Pack the quantized weights of SOURCE into 2:4 windows (the slide layout)."""
     from ..api.recipe import slide_recipe
 
     run(source, out, slide_recipe(options), options, display)

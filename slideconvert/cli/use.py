@@ -18,7 +18,7 @@ from .options import Display, HeadedOption, ResultDisplay, command
 def download_command(hub_id: str, directory: Path | None, options: RevisionOptions, display: Display) -> None:
     """Fetch the safetensors, config and tokenizer of HUB_ID into DIR (or the Hugging Face cache) and check every file.
 
-    Run again after an interruption, it keeps the files that arrived whole.
+    If interrupted, run it again: it keeps the complete files.
     """
     from ..api.checkpoints import download
 
