@@ -54,7 +54,7 @@ def download(
 ) -> Snapshot:
     """Fetch a model from the Hub into a folder, or into the Hugging Face cache, and check every file.
 
-    Called again after an interruption, it keeps the files that arrived whole. HubError, and InputError if the folder is
+    Called again after an interruption, it keeps the complete files. HubError, and InputError if the folder is
     not free.
     """
     return fetch(hub_id, None if directory is None else Path(directory), revision=revision, progress=progress)

@@ -118,7 +118,7 @@ def slide(
     *,
     progress: Progress = silent,
 ) -> Report:
-    """Re-lay the quantized weights of a model into 2:4 windows. Raises as `convert` does."""
+    """Pack the quantized weights of a model into 2:4 windows. Raises as `convert` does."""
     return convert_source(source, Path(out), slide_recipe(options), options, progress).report
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def push_command(ckpt: Path, repo: str, options: PushOptions, display: Display) -> None:
     """Publish the checkpoint CKPT as the Hub repository REPO ("user/name", or "name" of yours), in one commit.
 
-    A new repository is private unless --public. Interrupted, run it again: it sends only what is still missing. Files
+    A new repository is private unless --public. If interrupted, run it again: it sends only the missing files. Files
     of an earlier checkpoint that this one does not have are deleted there, other files never.
     """
     from ..api.checkpoints import push
