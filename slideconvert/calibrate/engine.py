@@ -44,8 +44,8 @@ def compress_layers(
     layers: dict[int, dict[str, LinearPlan]] = {}
     for linear in plan.linears:
         layers.setdefault(linear.linear.layer, {})[linear.linear.submodule] = linear
-    asymmetric = any(METHODS[linear.method].asymmetric for linear in plan.linears if linear.method)
-    streams = Streams(decoder, tokens, options, dense=asymmetric or recovery is not None)
+    dense_inputs = any(METHODS[linear.method].uses_dense_inputs for linear in plan.linears if linear.method)
+    streams = Streams(decoder, tokens, options, dense=dense_inputs or recovery is not None)
     progress("calibrate", 0, len(layers))
     for number, plans in sorted(layers.items()):
         streams.enter(number)
@@ -92,7 +92,7 @@ def _recover(
     latent = {submodule: latent_weights(plans[submodule], streams, result) for submodule in result.weights}
     result.weights, result.curve = recover_block(
         streams.layer,
-        Compressed(result.weights, latent, {submodule for submodule, plan in plans.items() if plan.zeros_stay}),
+        Compressed(result.weights, latent, {submodule for submodule, plan in plans.items() if plan.zeros_fixed}),
         streams.compressed.hidden.sequences,
         dense.hidden.sequences,
         streams.fitted,

@@ -54,8 +54,8 @@ def needs(plan: Plan) -> Needs:
     architecture = architecture_of(config)
     attended = architecture.head_count(config) * architecture.head_size(config)
     recovery = plan.recovery
-    asymmetric = any(METHODS[linear.method].asymmetric for linear in plan.linears if linear.method)
-    streams = 2 if asymmetric or recovery else 1
+    dense_inputs = any(METHODS[linear.method].uses_dense_inputs for linear in plan.linears if linear.method)
+    streams = 2 if dense_inputs or recovery else 1
     shapes = {linear.linear.name: linear.stored.shape for linear in plan.linears}
     first = {linear.linear.submodule: shapes[linear.linear.name] for linear in plan.linears if linear.linear.layer == 0}
     stacks = [
@@ -91,7 +91,7 @@ def _end_training(plan: Plan) -> int:
             # Packed codes and an index of each group; scale and zero point, each with gradient, moments and best state.
             size, trained = linear.scheme.group, 1 if linear.scheme.symmetric else 2
             groups = linear.pattern.kept_groups(linear.stored.shape, size)
-            mask = size if linear.zeros_stay else 0
+            mask = size if linear.zeros_fixed else 0
             total += groups * (size * linear.scheme.bits // 8 + 8 + 4 * 5 * trained + mask)
         else:
             total += (4 * 6 + 1) * linear.weights  # latent weights, masks, gradients, moments, best state; codes

@@ -185,7 +185,7 @@ def train_end_to_end(
     return end_to_end.recover_end_to_end(
         student,
         teacher.requires_grad_(False) if teacher else None,
-        Compressed(weights, latent, {linear.linear.name for linear in plan.linears if linear.zeros_stay}),
+        Compressed(weights, latent, {linear.linear.name for linear in plan.linears if linear.zeros_fixed}),
         tokens.to(settings.device),
         fitted,
         held,

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..calibrate.result import LayerResult
 from ..core.quantize import Weight
 from ..core.select import apply_mask
-from ..core.weights import Tally, check_finite, floats, ratio, take_rows, tally, values
+from ..core.weights import ChangeSums, check_finite, floats, ratio, sum_changes, take_rows, values
 from ..kernels.planes import row_blocks
 from ..permute.permutations import permute_vector, permute_weight, vectors_beside
 from ..plan.linear import LinearPlan
@@ -46,7 +46,7 @@ def convert_linear(plan: Plan, device: str, linear: LinearPlan, solved: LayerRes
     latent = linear.latent_weights(plan.source, {}, device) if linear.method and not solved else None
     made = solved.weights.get(linear.linear.submodule) if solved else None
     parts: list[dict[str, Tensor]] = []
-    total = Tally()
+    total = ChangeSums()
     for rows in [slice(None)] if linear.whole else row_blocks(values(source)):
         before = take_rows(source, rows)
         if made is None:
@@ -57,7 +57,7 @@ def convert_linear(plan: Plan, device: str, linear: LinearPlan, solved: LayerRes
             pruned = apply_mask(floats(before), floats(solved_rows) != 0)
             after = linear.scheme.store(solved_rows)
         parts.append({} if linear.kept else linear.format.encode(linear.linear.name, after, linear.pattern))
-        total += tally(before, pruned, after)
+        total += sum_changes(before, pruned, after)
     tensors = {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
     return ConvertedLinear(beside | tensors, _report(linear, source, total, solved), solved)
 
@@ -80,8 +80,8 @@ def _read(plan: Plan, device: str, linear: LinearPlan, solved: LayerResult | Non
     return source, beside
 
 
-def _report(linear: LinearPlan, source: Weight, total: Tally, solved: LayerResult | None) -> LayerReport:
-    """What was done to a linear. total: its tally over all rows."""
+def _report(linear: LinearPlan, source: Weight, total: ChangeSums, solved: LayerResult | None) -> LayerReport:
+    """The report of a linear. total: the sums over all its rows."""
     submodule = linear.linear.submodule
     return LayerReport(
         name=linear.linear.name,

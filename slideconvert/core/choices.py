@@ -9,7 +9,7 @@ from __future__ import annotations
 SCHEMES = INT8, FP8, BF16, W4A16, W4A8, W8A16 = "int8", "fp8", "bf16", "w4a16", "w4a8", "w8a16"
 """The number schemes."""
 
-PRUNING = MAGNITUDE, WANDA, HESSIAN, OBS, ALPS, GQSA, SALIENCY = (
+PRUNING = MAGNITUDE, WANDA, HESSIAN, SWEEP_REFIT, ALPS, GQSA, SALIENCY = (
     *("magnitude", "wanda", "hessian", "obs", "alps"),
     *("gqsa", "saliency"),
 )

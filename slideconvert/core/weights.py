@@ -43,12 +43,12 @@ def nonzeros(weight: Weight) -> int:
 
 
 @dataclass(frozen=True)
-class Tally:
-    """Sums over some rows of a weight before and after conversion; tallies of disjoint rows add up.
+class ChangeSums:
+    """Sums over some rows of a weight before and after conversion; the sums of disjoint rows add up.
 
-    energy, prune_loss, loss: squared Frobenius norms of the source, of what pruning alone took away, and of all
-    that changed. nonzeros: of the source, after pruning, and as stored. product: of the source with what is stored,
-    weight by weight, and energy of the latter, where somebody asks how alike the two are.
+    energy, prune_loss, loss: squared Frobenius norms of the source, of the change by pruning alone, and of the whole
+    change. nonzeros: counts in the source, after pruning, and as stored. product: the inner product of source and
+    stored weight, and the energy of the stored weight; both 0 where no cosine is needed.
     """
 
     energy: float = 0.0
@@ -58,14 +58,14 @@ class Tally:
     product: tuple[float, float] = (0.0, 0.0)
 
     @property
-    def likeness(self) -> float:
-        """Cosine between source and stored weight, from -1 to 1; of unrelated ones it is near 0."""
+    def cosine(self) -> float:
+        """Cosine between source and stored weight, from -1 to 1; near 0 for unrelated ones, 0 if one has no energy."""
         both = (self.energy * self.product[1]) ** 0.5
         return self.product[0] / both if both else 0.0
 
-    def __add__(self, other: Tally) -> Tally:
+    def __add__(self, other: ChangeSums) -> ChangeSums:
         counts = tuple(mine + theirs for mine, theirs in zip(self.nonzeros, other.nonzeros, strict=True))
-        return Tally(
+        return ChangeSums(
             self.energy + other.energy,
             self.prune_loss + other.prune_loss,
             self.loss + other.loss,
@@ -74,15 +74,15 @@ class Tally:
         )
 
 
-def tally(before: Weight, pruned: Weight, after: Weight) -> Tally:
-    """Measure some rows of a weight: as they were, pruned, and as stored."""
+def sum_changes(before: Weight, pruned: Weight, after: Weight) -> ChangeSums:
+    """The sums over some rows of a weight: as in the source, after pruning, and as stored."""
     old = floats(before)
     prune_loss = 0.0 if pruned is before else energy(old - floats(pruned))
     loss = prune_loss if after is pruned else energy(old - floats(after))
     first = nonzeros(before)
     second = first if pruned is before else nonzeros(pruned)
     third = second if after is pruned else nonzeros(after)
-    return Tally(energy(old), prune_loss, loss, (first, second, third))
+    return ChangeSums(energy(old), prune_loss, loss, (first, second, third))
 
 
 def energy(matrix: Tensor) -> float:

@@ -22,10 +22,10 @@ LENGTH = 512
 
 
 def perplexity(model: torch.nn.Module, sequences: Tensor, progress: Progress = silent) -> float:
-    """sequences [n, length] int64 -> exp(mean cross-entropy of tokens 2 … length of each given those before).
+    """sequences [n, length] int64 -> exp(mean cross-entropy of tokens 2 … length, each given all before it).
 
-    The model runs in its own dtype and on its own device; the losses are summed in float64. SlideConvertError if
-    a loss is not finite: such a model is broken, and a number would hide it.
+    The model runs in its own dtype and on its own device; the losses are summed in float64. SlideConvertError if a loss
+    is not finite: such a model is broken, and a number would hide that.
     """
     device = next(model.parameters()).device
     batch = max(1, BATCH_TOKENS // sequences.shape[1])
@@ -56,10 +56,14 @@ def measure(
     device: str = "cpu",
     progress: Progress = silent,
 ) -> list[dict[str, Any]]:
-    """The perplexity of each checkpoint on the first sequences of `text`, with its tokenizer, one after another.
+    """Measure the perplexity of each checkpoint on the first `sequences` sequences of `text`, with its own tokenizer.
 
-    Returns per checkpoint its name, perplexity, number of sequences, bytes of its weight files, and the ratio of
-    its perplexity to the first one's.
+    checkpoints: by the name to report. text: as for `read_documents`. length: tokens per sequence. activations:
+    "quantized" per token as in serving, or "float".
+
+    Returns one row per checkpoint: "ckpt" (its name), "perplexity", "sequences" (their number), "bytes" (of all weight
+    files), and "ratio" (of its perplexity to the first one's). InputError for text that cannot be read or is too short;
+    SlideConvertError for a loss that is not finite.
     """
     rows: list[dict[str, Any]] = []
     for name, checkpoint in checkpoints.items():
@@ -86,11 +90,14 @@ def _named(progress: Progress, name: str, _stage: str, done: int, total: int) ->
 def continue_text(
     checkpoint: Checkpoint, prompt: str, *, most: int, activations: str = "quantized", device: str = "cpu"
 ) -> str:
-    """The greedy continuation of `prompt` by at most `most` tokens. InputError for a prompt without a token."""
+    """The greedy continuation of `prompt` by at most `most` tokens, without the prompt and without special tokens.
+
+    InputError for a prompt without a token.
+    """
     tokenizer = load_tokenizer(checkpoint)
     encoded = tokenizer(prompt, return_tensors="pt")
     if not encoded["input_ids"].numel():
-        raise InputError("the prompt has no tokens", hint="give at least a word")
+        raise InputError("the prompt has no tokens", hint="give at least one word")
     model: Any = load_model(checkpoint, activations=activations, device=device, backend="auto")
     inputs = {name: tensor.to(device) for name, tensor in encoded.items() if name in ("input_ids", "attention_mask")}
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id

@@ -1,7 +1,7 @@
-"""Keep lm-eval in this process from running code of tasks, printing and starting processes.
+"""Prevent lm-eval from running code of tasks, printing, and starting processes.
 
-A task of lm-eval is a YAML file. Those of its own collection are trusted as lm-eval itself is; any other is read here
-before lm-eval loads it, and its templates cannot reach into Python.
+A task of lm-eval is a YAML file. Tasks of lm-eval's own collection are trusted like lm-eval itself. Any other file is
+checked here before lm-eval loads it, and its templates run in a sandbox that has no access to Python.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ import yaml
 from ..errors import InputError
 
 ALONE = "DISABLE_MULTIPROC"
-"""Environment variable of lm-eval, which otherwise forks this process with its threads for every bootstrap."""
+"""Environment variable of lm-eval; without it, lm-eval forks this process with all threads for every bootstrap."""
 
 
 class _Reader(yaml.SafeLoader):
-    """Reads a definition without executing it."""
+    """Reads a task definition and refuses Python functions."""
 
 
 def _refuse_function(loader: yaml.SafeLoader, node: yaml.Node) -> NoReturn:
-    raise _brings(Path(loader.name), f"the Python function {node.value} in line {node.start_mark.line + 1}")
+    raise _code_error(Path(loader.name), f"the Python function {node.value} in line {node.start_mark.line + 1}")
 
 
 _Reader.add_constructor("!function", _refuse_function)
 
 
-def _brings(path: Path, what: str) -> InputError:
-    hint = "no code of a task is run: prepare its data beforehand and use lm-eval's own metrics, or run lm-eval itself"
-    return InputError(f"{path} asks for {what}", hint=hint)
+def _code_error(path: Path, what: str) -> InputError:
+    hint = "slideconvert never runs code of a task: use prepared data and lm-eval's own metrics, or run lm-eval itself"
+    return InputError(f"{path} uses {what}", hint=hint)
 
 
 def parts(index: Mapping[str, Any], name: str) -> set[str]:
-    """`name` and the names of its parts: members of groups, and of groups in groups; tasks with a tag.
+    """`name` and the names of all its parts: the members of a group, also of nested groups, and the tasks of a tag.
 
-    index: the task_index of lm-eval's TaskManager. A name that it lacks comes from another index, or from
-    its group.
+    index: the task_index of lm-eval's TaskManager. The result may have names that the index lacks: tasks of another
+    index, and tasks that a group defines itself.
     """
     found, todo = set(), [name]
     while todo:
@@ -57,14 +57,14 @@ def parts(index: Mapping[str, Any], name: str) -> set[str]:
 
 
 def refuse_code(index: Mapping[str, Any], name: str) -> None:
-    """InputError if the task, group or tag `name`, or any file of its parts, brings code or is not YAML."""
+    """InputError if a file of the task, group or tag `name`, or of its parts, contains code or is not valid YAML."""
     for part in parts(index, name) & index.keys():
         if index[part].yaml_path is not None:
             _refuse_in_file(Path(index[part].yaml_path), set())
 
 
 def _members(node: Any) -> Iterator[str]:
-    """The names of tasks and groups in what a group lists, which may hold groups of its own."""
+    """The names of tasks and groups in the `task` entry of a group, including its inline groups."""
     if isinstance(node, str):
         yield node
     elif isinstance(node, list):
@@ -94,20 +94,20 @@ def _refuse_in_file(path: Path, seen: set[Path]) -> None:
 
 
 def _refuse_scripts(path: Path, node: Any) -> None:
-    """InputError for a metric that lm-eval does not know, which it would fetch as a script and run."""
+    """InputError for a metric that lm-eval does not know: lm-eval would download it as a script and run it."""
     import lm_eval.api.metrics  # noqa: F401 (fills the registry)
     from lm_eval.api.registry import metric_registry
 
     if isinstance(node, dict):
         metric = node.get("metric")
         if node.get("hf_evaluate") or (isinstance(metric, str) and metric not in metric_registry):
-            raise _brings(path, f"the metric {metric}, which is a script of the evaluate library")
+            raise _code_error(path, f"the metric {metric}, which is a script of the evaluate library")
     for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
         _refuse_scripts(path, child)
 
 
 class _Listener(logging.Handler):
-    """Keeps the first warning from each place in lm-eval's code: the others differ in numbers only."""
+    """Keeps the first warning from each line of lm-eval's code; later ones differ only in numbers."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -123,9 +123,9 @@ class _Listener(logging.Handler):
 
 @contextmanager
 def sandboxed() -> Iterator[list[str]]:
-    """Run lm-eval with its templates in a sandbox, without progress bars, prints and processes.
+    """Run lm-eval with its templates in a sandbox, and without progress bars, prints and new processes.
 
-    Yields the list of its warnings, which grows.
+    Yields a list to which warnings of lm-eval are appended.
     """
     from jinja2.sandbox import SandboxedEnvironment
     from lm_eval import utils

@@ -1,6 +1,7 @@
-"""Zero-shot tasks of EleutherAI's lm-eval, an optional extra: what checkpoints get right, side by side.
+"""Zero-shot tasks of EleutherAI's lm-eval (an optional extra): the scores of checkpoints side by side.
 
-lm-eval reads the tasks, asks and scores; the model and its tokenizer are loaded by us, as they are for perplexity.
+lm-eval reads the tasks, runs their requests and scores the answers. slideconvert loads the model and its tokenizer, as
+it does for perplexity.
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ from .perplexity import BATCH_TOKENS
 from .task_sandbox import parts, refuse_code, sandboxed
 
 DRAWS = 1000
-"""Draws of the bootstrap for metrics that are not means: it gives their standard error to 1/√(2·1000), 2 %."""
+"""Bootstrap samples for the standard error of metrics that are not means: accurate to 1/√(2·1000), 2 %."""
 
 SEED = 1234
-"""Seed that chooses the examples before a question; lm-eval's own default."""
+"""The seed for the few-shot examples; lm-eval's default."""
 
 
 @dataclass(frozen=True)
 class Tasks:
     """Tasks with their data, ready to run.
 
-    loaded: what lm-eval loaded, by requested name. notes: its warnings.
+    loaded: the objects that lm-eval loaded, by requested name. notes: the warnings of lm-eval.
     """
 
     loaded: dict[str, Any]
@@ -39,9 +40,9 @@ class Tasks:
 
 @dataclass(frozen=True)
 class TaskResults:
-    """rows: one per task and checkpoint, see measure_tasks. notes: warnings of lm-eval while loading and running.
+    """The scores of tasks. rows: one per task and checkpoint, see `measure_tasks`. notes: warnings of lm-eval.
 
-    library: the version of lm-eval, on which scores depend as on the versions of the tasks.
+    library: the version of lm-eval; scores depend on it and on the versions of the tasks.
     """
 
     rows: list[dict[str, Any]]
@@ -52,11 +53,11 @@ class TaskResults:
 def load_tasks(
     names: Sequence[str], *, folder: Path | None = None, shots: int | None = None, progress: Progress = silent
 ) -> Tasks:
-    """The tasks, groups of tasks or tags of these names, from lm-eval's collection and the YAML files in `folder`.
+    """Load tasks, groups or tags by name, from lm-eval's collection and from the YAML files in `folder`.
 
-    shots: examples before each question; None leaves it to the task.
-    InputError if lm-eval cannot be imported, a name is unknown, a file of `folder` brings code, data are out of
-    reach, or a task does not work or does not take `shots`.
+    shots: few-shot examples per question; None for the task's own number.
+    InputError if lm-eval cannot be imported, a name is unknown, a file of `folder` contains code, the data are not
+    available, or a task is invalid or does not support `shots`.
     """
     try:
         from lm_eval.tasks import TaskManager
@@ -74,7 +75,7 @@ def load_tasks(
             if name not in manager.task_index:
                 close = difflib.get_close_matches(name, manager.all_tasks, n=1, cutoff=0.5)
                 nearest = f"did you mean {close[0]}? " if close else ""
-                raise InputError(f"unknown task '{name}'", hint=f"{nearest}lm-eval ls tasks lists those of lm-eval")
+                raise InputError(f"unknown task '{name}'", hint=f"{nearest}`lm-eval ls tasks` lists lm-eval's tasks")
             refuse_code(manager.task_index, name)
             loaded[name] = _load(manager, name)
             for task in loaded[name]["tasks"].values():
@@ -91,16 +92,16 @@ def _load(manager: Any, name: str) -> Any:
             f"task {name}: its data cannot be read: {_reason(error)}",
             hint="connect to the network, fill the Hugging Face cache, or define a task over a local file",
         ) from error
-    except Exception as error:  # a definition can be wrong in any way
+    except Exception as error:  # an invalid definition can raise anything
         raise InputError(f"task {name} cannot be loaded: {_reason(error)}") from error
 
 
 def _prepare(task: Any, shots: int | None) -> None:
     own = task.get_config("num_fewshot")
     if shots and own == 0:
-        raise InputError(f"task {task.task_name} is defined with no examples, not {shots}", hint="leave --shots out")
+        raise InputError(f"task {task.task_name} is defined with no examples, not {shots}", hint="omit --shots")
     if getattr(task, "UNSAFE_CODE", False):
-        raise InputError(f"task {task.task_name} runs the code that a model writes", hint="run lm-eval in a sandbox")
+        raise InputError(f"task {task.task_name} runs code that the model writes", hint="run lm-eval in a sandbox")
     task.set_config("num_fewshot", (own or 0) if shots is None else shots)
 
 
@@ -113,14 +114,16 @@ def measure_tasks(
     device: str = "cpu",
     progress: Progress = silent,
 ) -> TaskResults:
-    """Run every task on every checkpoint, with its own tokenizer, one after another.
+    """Run every task on one checkpoint after another, each with its own tokenizer.
 
-    limit: of each task only the first so many questions.
-    A row has the ckpt, the task, its version, the group that it was asked for in (part_of; None if by its own name),
-    the number of samples and of shots, and its metrics, each with metric, filter, value, stderr (None if lm-eval
-    knows none), higher_is_better, and the difference to the first checkpoint. The main one is the first: acc if any.
+    checkpoints: by the name to report. limit: run only this many questions of each task. activations: "quantized" per
+    token as in serving, or "float".
+
+    A row has ckpt, task, version, part_of (the requested group; None if the task itself was requested), samples, shots
+    and metrics. A metric has metric, filter, value, stderr (None if lm-eval has none), higher_is_better, and difference
+    (to the first checkpoint). The main metric comes first: acc, if the task has it.
     InputError if a task fails on its questions. SlideConvertError if a log-likelihood is not finite: such a model is
-    broken, and a score would hide it.
+    broken, and a score would hide that.
     """
     import lm_eval
     from jinja2 import TemplateError
@@ -131,7 +134,7 @@ def measure_tasks(
     for ckpt, checkpoint in checkpoints.items():
         tokenizer = load_tokenizer(checkpoint)
         model = load_model(checkpoint, activations=activations, device=device)
-        with sandboxed():  # it warns of every model that it did not load itself
+        with sandboxed():  # suppresses lm-eval's warning about a model that it did not load itself
             wrapped = _wrap(model, tokenizer)
         for name, loaded in tasks.loaded.items():
             for task in loaded["tasks"].values():
@@ -156,7 +159,7 @@ def measure_tasks(
 
 
 def _rows(ckpt: str, name: str, found: Any) -> list[dict[str, Any]]:
-    """What lm-eval found for one name: a row for a group that has a value of its own, and one for each task."""
+    """The results of lm-eval for one requested name: a row for a group with a score of its own, and one per task."""
     rows = []
     for task, values in found["results"].items():
         metrics = []
@@ -178,7 +181,7 @@ def _rows(ckpt: str, name: str, found: Any) -> list[dict[str, Any]]:
 
 
 class _Watcher:
-    """Replaces lm-eval's cache, which receives every answer: counts answers and refuses values that are not finite."""
+    """Replaces lm-eval's cache, which receives every answer, to count answers and to refuse non-finite scores."""
 
     def __init__(self, stage: str, progress: Progress) -> None:
         self.stage, self.progress, self.done, self.total = stage, progress, 0, 0
@@ -195,7 +198,7 @@ class _Watcher:
 
 
 def _wrap(model: Any, tokenizer: Any) -> Any:
-    """The model for lm-eval, in batches of at most BATCH_TOKENS tokens, but of at least one text."""
+    """The model for lm-eval, in batches of at most BATCH_TOKENS tokens and at least one text."""
     from lm_eval.models.huggingface import HFLM
 
     class Batched(HFLM):

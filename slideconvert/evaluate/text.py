@@ -1,7 +1,8 @@
-"""Text for measuring and calibrating: documents from files or data sets, cut into sequences of tokens.
+"""Text for evaluation and calibration: documents from files or data sets, cut into sequences of tokens.
 
-Documents are tokenized without special tokens, each wrapped in the tokenizer's begin and end tokens (those that
-it has), concatenated and cut into sequences of a fixed length; the ragged rest is dropped. No padding anywhere.
+Each document is tokenized without special tokens, between the tokenizer's begin and end tokens if it has them. The
+tokens of all documents are concatenated and cut into sequences of a fixed length; the rest is dropped. There is no
+padding.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from ..errors import InputError
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 COLUMN = "text"
 TOGETHER = 64
-"""Documents that are tokenized at once, on all cores."""
+"""Documents that are tokenized in one call, on all cores."""
 
 
 def read_documents(source: str) -> Iterator[str]:
-    """The documents of a .txt (one), .jsonl or .parquet file (its "text" column), or of a `datasets` name.
+    """The documents of a .txt (one document), .jsonl or .parquet file (column "text"), or of a data set of the Hub.
 
-    A data set is named as NAME, NAME:SPLIT or NAME:CONFIG:SPLIT; the split is "test" if not given.
-    InputError for a file that is missing, of another kind or without text, and for a data set out of reach.
+    A data set is NAME, NAME:SPLIT or NAME:CONFIG:SPLIT; the split is "test" if not given.
+    InputError for a file that is missing, of another kind or without text, and for a data set that cannot be read.
     """
     return _from_file(Path(source)) if is_file(source) else _from_dataset(source)
 
@@ -105,9 +106,9 @@ def _text_of_line(line: str, where: str) -> str:
 
 
 def token_sequences(tokenizer: Any, documents: Iterable[str], length: int, most: int | None = None) -> Tensor:
-    """[sequences, length] int64: the first `most` sequences (all if None) of the documents' tokens.
+    """[sequences, length] int64: the first `most` sequences of the documents' tokens; None for all.
 
-    Stops reading as soon as it has enough. InputError if there is not even one sequence.
+    It stops reading when it has enough tokens. InputError if they do not suffice for one sequence.
     """
     begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]

@@ -12,16 +12,16 @@ DEFAULT_TEXT = "allenai/c4:en:train"
 LENGTH = 2048
 """Default number of tokens of a sequence, unless the model takes fewer."""
 LEAST = {"samples": 2, "length": 2, "seed": 0}
-"""The whole numbers among the fields, and the least that each may be."""
+"""The fields that are whole numbers, and the least value of each."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Which sequences of tokens run through the layers.
+    """The sequences of tokens that run through the layers.
 
-    text: a .txt, .jsonl or .parquet file, or a data set NAME[:CONFIG]:SPLIT. samples: number of sequences of `length`
-    tokens, drawn with `seed` from all sequences of a file (of a data set from the first tokens.POOL times as many).
-    length None: LENGTH, or the longest that the model takes.
+    text: a .txt, .jsonl or .parquet file, or a data set NAME[:CONFIG]:SPLIT. samples: the number of sequences, which
+    `seed` draws from all sequences of a file, or from the first samples × tokens.POOL sequences of a data set. length:
+    tokens per sequence; None for LENGTH, or for the longest that the model takes if that is less.
     """
 
     text: str = DEFAULT_TEXT
@@ -30,12 +30,13 @@ class Calibration:
     seed: int = 0
 
     def describe(self) -> dict[str, Any]:
-        """The fields of a recipe's calibration."""
+        """The calibration as fields of a recipe."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
 def parse_calibration(fields: Mapping[str, str], where: str) -> Calibration:
-    """The fields of a recipe's calibration, all strings, to a checked Calibration; InputError otherwise."""
+    """The fields of a recipe's calibration, all strings, to a checked Calibration. InputError, which names `where`, for
+    a number that is not whole or too small."""
     parsed: dict[str, Any] = dict(fields)
     for name, least in LEAST.items():
         if name not in fields:

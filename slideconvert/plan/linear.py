@@ -1,6 +1,6 @@
-"""The plan of one linear: its scheme, pattern and method, from the recipe's config and from the source.
+"""The plan of one linear: its scheme, pattern and method, from the recipe and from the source.
 
-Also the constraints between linears that are fused when served, and between linears that share channels.
+Also the constraints between linears that servers fuse, and between linears that share channels.
 """
 
 from __future__ import annotations
@@ -29,8 +29,12 @@ from .presets import Preset
 
 @dataclass(frozen=True)
 class LinearPlan:
-    """What is done to one linear. method "" prunes nothing here; record is None for a kept linear. moves: a calibrated
-    method or training changes the remaining weights by more than rounding. permuted: rows or columns are permuted."""
+    """What the conversion does to one linear.
+
+    stored: the linear in the source. scheme, pattern, format, outputs: of the output. method: "" if neither pruning nor
+    calibration has anything to do. record: None for a kept linear. moves: whether a calibrated method or training
+    changes the remaining weights by more than rounding. permuted: whether its rows or columns are permuted.
+    """
 
     linear: Linear
     stored: StoredLinear
@@ -45,6 +49,7 @@ class LinearPlan:
 
     @property
     def kept(self) -> bool:
+        """Whether the linear is copied byte for byte."""
         return self.record is None
 
     @property
@@ -54,33 +59,34 @@ class LinearPlan:
 
     @property
     def on_codes(self) -> bool:
-        """Whether the codes of quantized weights are pruned as they are."""
+        """Whether the method prunes the codes of quantized weights and keeps their scales."""
         return bool(self.method) and not self.calibrated and self.stored.scheme.quantized
 
     @property
-    def zeros_stay(self) -> bool:
-        """Whether every zero must stay zero in training: true for 2:L patterns, false for whole groups."""
+    def zeros_fixed(self) -> bool:
+        """Whether training must keep every zero: true for 2:L patterns, false for patterns of whole groups."""
         return self.pattern.zeros_fixed
 
     @property
     def whole(self) -> bool:
-        """Whether its rows are chosen or stored together."""
+        """Whether its rows depend on each other in pruning or storage, so that they must be converted together."""
         schemes = self.scheme.rows_independent and self.stored.scheme.rows_independent
         return not (schemes and self.pattern.rows_independent)
 
     @property
     def weights(self) -> int:
+        """The number of weights, out × in."""
         return self.stored.shape[0] * self.stored.shape[1]
 
     @property
     def slid_columns(self) -> int:
-        """K' of this linear; 0 where it is not slid."""
+        """K' of this linear; 0 if its format does not slide it."""
         sizes = self.pattern.record_fields(self.stored.shape, slid=self.format.slid)
         return int(sizes.get("slid_columns", 0))
 
     def latent_weights(self, source: Checkpoint, permutations: Permutations, device: str) -> Tensor | None:
-        """What a weight that stays ternary was rounded from [out, in] float32, its channels in these orders; None for
-        other weights, and where it is not known."""
+        """The latent weights [out, in] float32 of a weight that stays ternary, with their channels permuted, on
+        `device`. None for other weights, and if the source has no latent weights."""
         found = read_latent(self.stored, source) if self.scheme.ternary else None
         if found is None:
             return None
@@ -100,7 +106,11 @@ def plan_linear(
     *,
     trained: bool,
 ) -> LinearPlan:
-    """trained: whether the remaining weights are trained. record: the source's. InputError for what cannot be done."""
+    """The plan of a linear from its config and the preset. InputError if the config is impossible for it.
+
+    record: that of the source, None without one. layout: of the output. trained: whether the remaining weights are
+    trained.
+    """
     name = linear.name
     config = config if config.keep else config.resolved(name)
     stored = describe_linear(source, record, name)
@@ -108,12 +118,12 @@ def plan_linear(
     kept_before = record is not None and before is None and not describe_config(config)
     if config.keep and stored.coding:
         raise InputError(
-            f"{name}: keep leaves weights as they are, but these mean something only once they are ternarized",
+            f"{name}: keep copies weights unchanged, but these must be ternarized",
             hint="give the linear pattern 2:inf and scheme bf16 instead",
         )
     if config.keep or kept_before:
         if stored.scheme.quantized:
-            raise InputError(f"{name}: keep leaves float weights alone, these are {stored.scheme.name} codes already")
+            raise InputError(f"{name}: keep is for float weights; these are {stored.scheme.name} codes already")
         return LinearPlan(linear, stored, stored.scheme, BlockPattern(None), "", stored.format, stored.tensors, None)
     scheme = stored.scheme.carried_to(config.scheme or stored.scheme, config.codes, name)
     if stored.scheme.quantized and config.scheme:
@@ -122,15 +132,15 @@ def plan_linear(
             hint="quantize takes float weights; sparsify, slide and relayout take quantized ones",
         )
     pattern = config.pattern or stored.pattern
-    # Ternary weights are codes of every scheme already.
+    # Ternary weights need no search for codes: -1, 0 and 1 are codes of every scheme.
     finds_codes = scheme.quantized and not stored.scheme.ternary
     method = _method(config.method or (preset.method(pattern) if preset else None), pattern, finds_codes)
     pattern.check_shape(stored.shape, name)
     pattern.check_scheme(scheme, name)
     scheme.check_columns(stored.shape[1], name)
-    solved = bool(method) and METHODS[method].calibrated  # finds codes and scales of its own
+    solved = bool(method) and METHODS[method].calibrated  # such a method finds new codes and scales
     new = stored.coding or stored.scheme.quantized != scheme.quantized or (solved and scheme.quantized)
-    dtype = None if new else stored.tensors[-1].dtype  # of floats, or of the scales of codes
+    dtype = None if new else stored.tensors[-1].dtype  # the dtype of float weights, or of the scales of codes
     done = LinearRecord(
         shape=stored.shape,
         scheme=scheme,
@@ -146,7 +156,7 @@ def plan_linear(
 
 
 def _method(name: str | None, pattern: Pattern, finds_codes: bool) -> str:
-    """The method if it has something to do here, a pattern to prune to or codes to find by calibration; else ""."""
+    """The method, or "" if it has nothing to do: no pattern to prune to, and no codes to find by calibration."""
     if name is None:
         return ""
     method = METHODS[name]
@@ -154,8 +164,8 @@ def _method(name: str | None, pattern: Pattern, finds_codes: bool) -> str:
 
 
 def permuted(linears: list[LinearPlan], free: Iterable[FreeChannels]) -> list[LinearPlan]:
-    """The same plans, with those marked whose channels will be permuted: calibration prunes the consumer of the
-    channels, and none of their producers is kept."""
+    """The same plans, with `permuted` set for linears whose channels will be permuted: where calibration prunes the
+    consumer of the channels, and none of the linears involved is kept."""
     by_name = {plan.linear.name: plan for plan in linears}
     for plan in linears:
         for channels in free:
@@ -177,7 +187,7 @@ def _describe_scheme(scheme: Scheme) -> list[str]:
 
 
 def sibling_problems(linears: list[LinearPlan]) -> list[InputError]:
-    """Fused siblings with different configs: a server could not run them as one matrix."""
+    """An InputError for every group of linears that servers fuse into one matrix but whose configs differ."""
     by_name = {plan.linear.name: plan for plan in linears}
     problems = []
     for group in input_groups(plan.linear for plan in linears):
@@ -190,8 +200,8 @@ def sibling_problems(linears: list[LinearPlan]) -> list[InputError]:
             rule = rule_of(linear.submodule for linear in group)
             problems.append(
                 InputError(
-                    f"layer {group[0].layer}: {what}; they are fused when served and must agree",
-                    hint=f"write the rule for all of them, as match: '*.{rule}'",
+                    f"layer {group[0].layer}: {what}; they are fused in serving, so their settings must agree",
+                    hint=f"write one rule for all of them, such as match: '*.{rule}'",
                 )
             )
     return problems

@@ -20,7 +20,11 @@ BITS = {"4": W4A16, "8": W8A16}
 
 @dataclass(frozen=True)
 class LinearConfig:
-    """The config of one linear. None means as in the source (method None: prune nothing)."""
+    """The config of one linear. None leaves the field as in the source (method None: prune nothing).
+
+    codes: "ternary" or "full", for ternary weights. keep: copy the linear unchanged. group_size: weights per group.
+    sparsity: share of groups to prune, 0 to 0.9. row_cap: maximum of groups in a row, as a multiple of the mean.
+    """
 
     scheme: Scheme | None = None
     pattern: Pattern | None = None
@@ -100,10 +104,10 @@ def describe_config(config: LinearConfig) -> dict[str, Any]:
 
 
 def parse_linear_config(**fields: Any) -> LinearConfig:
-    """Fields of a recipe to a checked config; None means not given. InputError names the nearest word for an unknown
-    one.
+    """Fields of a recipe to a checked config; None means not given. InputError for an unknown name, with the nearest
+    one, and for impossible values.
 
-    bits: 4 or 8, the weight-only schemes of that name. Numbers and flags may be strings.
+    bits: 4 or 8, for scheme w4a16 or w8a16. Numbers and flags may be strings.
     """
     given = {name: value for name, value in fields.items() if value is not None}
     bits = given.pop("bits", None)
@@ -112,9 +116,9 @@ def parse_linear_config(**fields: Any) -> LinearConfig:
         by_bits = BITS[pick(str(bits), BITS, "number of bits")]
         scheme = parsed.setdefault("scheme", by_bits)
         if scheme.bits != by_bits.bits:
-            raise InputError(f"scheme {scheme.name} has {scheme.bits} bits, --bits {bits} are asked for")
+            raise InputError(f"scheme {scheme.name} has {scheme.bits} bits, not {bits} (--bits)")
     config = LinearConfig(**parsed)
-    # Whatever else is chosen, these must be possible; a scheme with groups may come from elsewhere.
+    # Check these even without a grouped scheme here: the scheme may come from the recipe or from the source.
     size = PRUNED_GROUP if config.group_size is None else config.group_size
     W4A16.in_groups(size, symmetric=False)
     GroupPattern(size, config.sparsity or 0.0, config.row_cap)

@@ -1,6 +1,6 @@
-"""Plan a conversion on shapes alone: what becomes of every tensor, into which file it goes, what it will need.
+"""Plan a conversion from shapes alone: the new tensors of every linear, the output files, and the memory.
 
-Everything that can be known to be wrong before the first weight is read is found here, and reported at once.
+The plan finds every fault that can be found before the first weight is read, and reports all of them at once.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .presets import Recovery
 from .recipe import FIELDS, Recipe
 
 BASE_MEMORY = 450_000_000
-"""Bytes that Python, torch and the row blocks take whatever the model (measured, see BENCHMARKS.md)."""
+"""Bytes that Python, torch and the row blocks take for any model (measured, see BENCHMARKS.md)."""
 
 PRUNED_CODES = (
     "The weights were already quantized, so their codes were pruned and the scales kept. Pruning the BF16 model "
@@ -53,7 +53,10 @@ PERMUTED = (
 
 @dataclass(frozen=True)
 class Plan:
-    """A whole conversion, before anything is read or written."""
+    """A whole conversion, before any weight is read or written.
+
+    layout: of the output. linears: in model order. shards: the weight files of the output, with the tensors of each.
+    """
 
     source: Checkpoint
     snapshot: Snapshot
@@ -62,9 +65,9 @@ class Plan:
     linears: tuple[LinearPlan, ...]
     shards: tuple[Shard, ...]
     before: Record | None
-    """The source's own record, if it is a checkpoint of ours."""
+    """The record of the source, if slideconvert wrote it."""
     dropped: tuple[str, ...]
-    """Tensors not written: a tied head that the source stores twice."""
+    """Tensors that are not written: a tied head that the source stores as well."""
 
     @property
     def architecture(self) -> Architecture:
@@ -73,7 +76,7 @@ class Plan:
 
     @property
     def record(self) -> Record:
-        """The checkpoint's own record, files and kernels still empty. A chain of commands keeps the first source."""
+        """The record of the output, files and kernels still empty. A chain of commands keeps the first source."""
         before = self.before
         origin = {"id": self.snapshot.id, "revision": self.snapshot.revision}
         recipe = {**(before.recipe if before else {}), **self.recipe.describe(), "layout": self.layout}
@@ -86,26 +89,27 @@ class Plan:
 
     @property
     def recovery(self) -> Recovery | None:
-        """How what is left is trained, None if it is not."""
+        """How the remaining weights are trained; None if they are not."""
         return self.recipe.recovery(groups=any(plan.whole for plan in self.linears if not plan.kept))
 
     @property
     def calibrated(self) -> bool:
-        """Whether text must go through the model: for some method, or for training."""
+        """Whether a method or training runs text through the model."""
         return any(plan.moves for plan in self.linears)
 
     @property
     def kept(self) -> list[str]:
+        """The names of the kept linears."""
         return [plan.linear.name for plan in self.linears if plan.kept]
 
     @property
     def weights(self) -> int:
-        """Weights in the decoder linears."""
+        """The number of weights in the decoder linears."""
         return sum(plan.weights for plan in self.linears)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should know before trusting the result."""
+        """Sentences that a user must know before using the result."""
         notes = []
         if any(plan.on_codes for plan in self.linears):
             notes.append(PRUNED_CODES)
@@ -122,16 +126,18 @@ class Plan:
 
     @property
     def bytes_before(self) -> int:
+        """Bytes of all tensors of the source."""
         return sum(placed.spec.bytes for placed in self.source.tensors.values())
 
     @property
     def bytes_after(self) -> int:
+        """Bytes of all tensors of the output."""
         return sum(unit.bytes for shard in self.shards for unit in shard.units)
 
     @property
     def peak_memory(self) -> int:
-        """Bytes of memory that the conversion is expected to need on this machine: the base, the linears that are
-        worked on at once (one more waits for its turn), and a layer being written while the next is collected."""
+        """Estimated peak memory in bytes of a conversion without calibration on this machine: the base, the linears in
+        work and one that waits, a layer that is being written, and the next one, which is being collected."""
         layer_of = self.architecture.layer_of
         layers = [unit for shard in self.shards for unit in shard.units if layer_of(unit.tensors[0].name) is not None]
         largest = max(plan.stored.bytes + sum(spec.bytes for spec in plan.outputs) for plan in self.linears)
@@ -139,7 +145,10 @@ class Plan:
 
 
 def make_plan(snapshot: Snapshot, recipe: Recipe, source: Checkpoint | None = None) -> Plan:
-    """Decide for every tensor of the source, which is opened unless given. InputError lists all that is wrong."""
+    """The plan for the files of `snapshot` and a recipe. source: the open checkpoint, if there is one already.
+
+    Reads shapes and dtypes only. InputError for the first of all faults, with the number of the others.
+    """
     source = source or Checkpoint.open(snapshot.path)
     check_quantization(source.config, str(source.path))
     before = read_record(source.config, str(source.path))
@@ -170,7 +179,7 @@ def make_plan(snapshot: Snapshot, recipe: Recipe, source: Checkpoint | None = No
     own = OWN.get(layout)
     if own and linears and not any(plan.format is own for plan in linears):
         problems.append(
-            InputError(f"the {layout} layout is for {own.takes}, here are none", hint=f"use --layout {DENSE}")
+            InputError(f"the {layout} layout is for {own.takes}; there are none", hint=f"use --layout {DENSE}")
         )
     if problems:
         more = f" (and {len(problems) - 1} more like it)" if len(problems) > 1 else ""
@@ -191,14 +200,15 @@ def _matches(pattern: str, linears: list[LinearPlan]) -> bool:
 
 
 def _tied_copies(source: Checkpoint, architecture: Architecture) -> tuple[str, ...]:
-    """A head that config.json ties to the embedding but the file stores again."""
+    """The name of a head that config.json ties to the embedding but the source stores as well; else nothing."""
     head = f"{architecture.head}.weight"
     both = {head, f"{architecture.embedding}.weight"} <= source.tensors.keys()
     return (head,) if architecture.is_tied(source.config) and both else ()
 
 
 def _shards(source: Checkpoint, linears: list[LinearPlan], dropped: tuple[str, ...], limit: int) -> tuple[Shard, ...]:
-    """Put all tensors in order of unit (outside the layers first) and cut them into files of at most `limit`."""
+    """Order all tensors by unit (those outside the layers first) and divide the units into files of at most `limit`
+    bytes; a larger unit gets a file of its own."""
     replaced = {spec.name for plan in linears for spec in plan.stored.tensors} | set(dropped)
     specs = [placed.spec for name, placed in source.tensors.items() if name not in replaced]
     specs += [spec for plan in linears for spec in plan.outputs]

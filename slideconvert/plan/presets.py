@@ -1,18 +1,18 @@
-"""Presets: which method a pattern gets, and how the pruned model is trained."""
+"""Presets: the method for each pattern, and how the pruned model is trained."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ..core.choices import ALPS, GQSA, OBS, SALIENCY, WANDA
+from ..core.choices import ALPS, GQSA, SALIENCY, SWEEP_REFIT, WANDA
 from ..errors import InputError, pick
 
 if TYPE_CHECKING:
     from ..core.patterns import Pattern  # imports torch, and --help reads the names of the presets
 
 KL, CROSS_ENTROPY = "kl", "ce"
-"""The loss of training end to end: divergence from the dense model's predictions, or cross-entropy of the text."""
+"""The loss of training end to end: divergence from the dense model's predictions, or cross-entropy of the tokens."""
 
 
 @dataclass(frozen=True)
@@ -39,18 +39,18 @@ class Recovery:
 
 
 GROUP_RECOVERY = Recovery(block_rate=0.02, end_rate=0.01, batch=4, patience=2, retries=1)
-"""For schemes with groups and for patterns of groups: they lose more than 8 bits do, and training end to end moves only
-scales and zero points."""
+"""For grouped schemes and group patterns: they lose more accuracy than 8 bits per channel, and training end to end
+changes only scales and zero points."""
 
 
 @dataclass(frozen=True)
 class Preset:
-    """How much time is spent for accuracy.
+    """A trade of time for accuracy.
 
-    severe, mild: the method for 2:4 and 2:6, and for milder patterns: ADMM finds better masks where many weights are
-    pruned, but hardly better ones where few are; "" for a preset that has none. permute: fold channel permutations into
-    the weights. recovery: for 2:L patterns in 8 bits and more. groups: the method for patterns of groups (GQSA).
-    group_recovery: their recovery, and that of all schemes with groups.
+    severe, mild: the method for 2:4 and 2:6, and for milder patterns; "" if the preset does not support 2:L patterns.
+    ADMM finds better masks where many weights are pruned, and hardly better ones where few are. permute: whether to
+    permute channels for a smaller pruning loss. recovery: training for 2:L patterns in schemes without groups. groups:
+    the method for group patterns (GQSA). group_recovery: training for group patterns and for grouped schemes.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Preset:
     group_recovery: Recovery = GROUP_RECOVERY
 
     def method(self, pattern: Pattern) -> str:
-        """The name of the method for a pattern. InputError for a pattern that the preset has none for."""
+        """The name of the method for a pattern. InputError if the preset has none for it."""
         found = pattern.by_severity(severe=self.severe, mild=self.mild, groups=self.groups)
         if not found:
             raise InputError(
@@ -76,16 +76,16 @@ PRESETS = {
     preset.name: preset
     for preset in (
         Preset("fast", WANDA, WANDA),
-        Preset("balanced", ALPS, OBS, group_recovery=replace(GROUP_RECOVERY, block_epochs=3, end_epochs=2)),
+        Preset("balanced", ALPS, SWEEP_REFIT, group_recovery=replace(GROUP_RECOVERY, block_epochs=3, end_epochs=2)),
         Preset(
             "quality",
             ALPS,
-            OBS,
+            SWEEP_REFIT,
             permute=True,
             recovery=Recovery(block_epochs=16, end_epochs=8),
             group_recovery=replace(GROUP_RECOVERY, block_epochs=8, end_epochs=6),
         ),
-        # GQSA's own procedure, section 4.1; batch and loss, which the paper leaves out, are EfficientQAT's.
+        # The procedure of the GQSA paper, section 4.1; the paper omits batch and loss, so they are EfficientQAT's.
         Preset(
             "paper",
             "",

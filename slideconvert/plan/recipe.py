@@ -1,4 +1,4 @@
-"""Recipes: how each linear is converted. The options of the command line, or the same fields in a YAML file.
+"""Recipes: how each linear is converted. A recipe comes from command-line options or from a YAML file with fields:
 
     scheme: int8              # int8 | fp8 | w4a16 | w4a8 | w8a16 | bf16
     group_size: 16            # 4 … 128; of w4a16, w4a8 and w8a16
@@ -45,12 +45,13 @@ FIELDS = (*LINEAR_FIELDS, "preset", *EPOCHS, "calibration", "layout", "rules")
 
 @dataclass(frozen=True)
 class Rule:
-    """The config of the linears whose module name matches; keep leaves them byte for byte as they are."""
+    """The config of the linears whose module name matches the wildcard `match`."""
 
     match: str
     config: LinearConfig
 
     def describe(self) -> dict[str, Any]:
+        """The rule as fields of a recipe."""
         if self.config.keep:
             return {"match": self.match, "keep": True}
         return {"match": self.match, **describe_config(self.config)}
@@ -58,11 +59,11 @@ class Rule:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The config of all linears, the rules that differ from it, and the layout of the output.
+    """The config of all linears, the rules that override it, and the layout of the output (None: that of the source).
 
-    preset: chooses the method where neither config nor rule names one, and how the result is trained. block_epochs,
-    end_epochs: None for the preset's. calibration: the text for calibrated methods and training. shard_bytes: size of
-    the largest weight file.
+    preset: determines the method where neither config nor rule names one, and the training. block_epochs, end_epochs:
+    None for those of the preset. calibration: the text for calibrated methods and training. shard_bytes: maximum size
+    of a weight file in bytes.
     """
 
     config: LinearConfig = field(default_factory=LinearConfig)
@@ -75,16 +76,16 @@ class Recipe:
     shard_bytes: int = 5_000_000_000
 
     def rule_for(self, name: str) -> Rule | None:
-        """The first rule that matches the linear, None if none does."""
+        """The first rule that matches the linear's module name; None if no rule does."""
         return next((rule for rule in self.rules if fnmatchcase(name, rule.match)), None)
 
     def for_linear(self, name: str) -> LinearConfig:
-        """The config for one linear: its rule's, completed from the recipe's own."""
+        """The config for one linear: the fields of its rule, and those of the recipe for all others."""
         rule = self.rule_for(name)
         own = vars(rule.config) if rule else {}
         explicit = {key: value for key, value in own.items() if value is not None}
         general = self.config
-        if "pattern" in explicit and not explicit["pattern"].whole_groups:  # of the other kind than the recipe's
+        if "pattern" in explicit and not explicit["pattern"].whole_groups:  # a 2:L pattern replaces a sparsity
             general = replace(general, sparsity=None, row_cap=None)
         elif "sparsity" in explicit or "pattern" in explicit:
             general = replace(general, pattern=None)
@@ -94,8 +95,8 @@ class Recipe:
         return config
 
     def recovery(self, *, groups: bool) -> Recovery | None:
-        """How the remaining weights are trained, None if they are not. groups: whether groups of weights share a scale
-        or are pruned together."""
+        """How the remaining weights are trained; None if they are not. groups: whether some groups of weights share a
+        scale or are pruned together."""
         if not self.preset:
             return None
         found = self.preset.group_recovery if groups else self.preset.recovery
@@ -105,7 +106,7 @@ class Recipe:
 
     @property
     def calibrates(self) -> bool:
-        """Whether any of its methods may need calibration text."""
+        """Whether a method of the recipe, or one that the preset may choose, needs calibration text."""
         methods = [config.method for config in (self.config, *(rule.config for rule in self.rules)) if config.method]
         return self.preset is not None or any(METHODS[method].calibrated for method in methods)
 
@@ -120,15 +121,15 @@ class Recipe:
 
 
 def bundled_recipes() -> dict[str, Path]:
-    """The recipes that come with slideconvert, by name: in the package, or beside it in a checkout."""
+    """The recipes that slideconvert provides, by name: in the package, or beside it in a checkout."""
     package = Path(__file__).resolve().parents[1]
     folder = next(folder for folder in (package / "recipes", package.parent / "recipes") if folder.is_dir())
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
 def load_recipe(path: Path) -> Recipe:
-    """Read a YAML recipe: a file, or the bundled one of that name. InputError for anything that is not understood,
-    with the nearest name."""
+    """Read a YAML recipe: a file, or the bundled recipe of that name. InputError if it cannot be read, or for an
+    unknown name, with the nearest one."""
     import yaml
 
     if not path.suffix and path.parent == Path() and not path.exists():
@@ -144,7 +145,7 @@ def load_recipe(path: Path) -> Recipe:
 
 
 def recipe_text(recipe: Recipe, comments: Sequence[str]) -> str:
-    """The inverse of load_recipe: a recipe as YAML below lines of comments."""
+    """The inverse of load_recipe: the comment lines, then the recipe as YAML."""
     import yaml
 
     fields: dict[str, Any] = recipe.describe()
@@ -160,13 +161,14 @@ def recipe_text(recipe: Recipe, comments: Sequence[str]) -> str:
 
 
 def _gigabytes(count: int) -> float:
-    """The number from which a recipe gets these bytes back: the quotient itself may fall short of the last."""
+    """Bytes as the number of gigabytes that a recipe reads back as the same number of bytes: the quotient itself may
+    round down to one byte less."""
     quotient = count / GIGA
     return quotient if int(quotient * GIGA) == count else math.nextafter(quotient, math.inf)
 
 
 def parse_recipe(fields: Any, where: str) -> Recipe:
-    """The parsed YAML (all scalars strings) to a Recipe."""
+    """The parsed YAML (all scalars strings) to a Recipe. InputError, which names `where`, for invalid fields."""
     _check_fields(fields, {"shard_gb", "bits", *FIELDS}, where)
     rules = fields.get("rules", [])
     if not isinstance(rules, list):
@@ -200,11 +202,11 @@ def _epochs(value: str, name: str) -> int:
 def _parse_rule(fields: Any, where: str) -> Rule:
     _check_fields(fields, {"match", "keep", "bits", *LINEAR_FIELDS}, where)
     if "match" not in fields:
-        raise InputError(f"{where}: no match", hint="name the linears that it is for, as match: '*.down_proj'")
+        raise InputError(f"{where}: no match", hint="name the linears, such as match: '*.down_proj'")
     keep = parse_flag(fields.get("keep", "false"), f"{where}: keep")
     config = parse_linear_config(**{name: fields.get(name) for name in ("bits", *LINEAR_FIELDS)})
     if keep and describe_config(config):
-        raise InputError(f"{where}: keep leaves the linear as it is and goes with no other field")
+        raise InputError(f"{where}: keep copies the linear unchanged, so no other field has an effect")
     return Rule(fields["match"], replace(config, keep=keep))
 
 
@@ -218,4 +220,4 @@ def _check_fields(fields: Any, known: set[str], where: str) -> None:
         elif not isinstance(value, str) and name != "rules":
             raise InputError(f"{where}: {name} must be a single value")
         if value == "":
-            raise InputError(f"{where}: {name} has no value", hint="give one, or leave the line out")
+            raise InputError(f"{where}: {name} has no value", hint="give one, or omit the line")

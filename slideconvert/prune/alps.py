@@ -42,10 +42,10 @@ SETTLED, SETTLED_AFTER = 0.0003, 30
 
 
 def alps_mask(weight: Tensor, gram: Tensor, pattern: Pattern) -> Tensor:
-    """weight [N, K] float32 -> keep mask [N, K] bool: two of every full group False of a 2:L pattern, or whole groups.
+    """weight [N, K] float32 -> keep mask [N, K] bool that follows the pattern.
 
     gram [K, K] float32: H, damped and so positive definite, on the weight's device. Everything is float32, TF32 must
-    be off. The same mask in every run on one device. Raises InputError if gram is not positive definite.
+    be off. Every run on one device gives the same mask. InputError if gram is not positive definite.
     """
     if not pattern.prunes:
         return torch.ones(weight.shape, dtype=torch.bool, device=weight.device)

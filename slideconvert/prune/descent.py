@@ -1,20 +1,20 @@
-"""Descent over ternary codes: block by block the best change of one or two codes, all others fixed.
+"""Coordinate descent over ternary codes: block by block, apply the best change of one or two codes.
 
-A sweep rounds each weight once and never returns to it. With three values to choose from that loses much: a block may
-do better with other zeros, or with a code that pays back what a neighbour lost. For a row of codes q with scale s,
-target w* and damped Gram matrix H the loss is
+A sweep rounds each weight once and never revises it. With only three values to choose from, this loses much: a block
+may have a smaller loss with other zeros, or with a code that compensates for the error of its neighbor. For a row of
+codes q with scale s, target w* and damped Gram matrix H, the loss is
 
     f(q) = (s q - w*) H (s q - w*)ᵀ + λ ||s q - m||²
 
 and changing codes i and j by a and b changes it by Δ(i, a) + Δ(j, b) + 2 a b s² H_ij with
-Δ(i, a) = 2 a s g_i + a² s² H_ii + the change of the second term, g = (s q - w*) H. Every pair of a block is tried,
-and the best that keeps the pattern is taken if it lowers f, so f never rises; a zero that moves within its block is a
-pair. Between passes each row's scale is fitted to the first term alone: s = w* H qᵀ / q H qᵀ (latent weights are wider
-spread than their codes, and would pull it off: see LOG.md).
+Δ(i, a) = 2 a s g_i + a² s² H_ii + the change of the second term, where g = (s q - w*) H. Every pair of changes in a
+block is evaluated, and the best one that keeps the pattern is applied if it lowers f, so f never increases. To move a
+zero within its block is a pair of changes. Between passes, the scale of each row is fitted to the first term alone:
+s = w* H qᵀ / q H qᵀ (latent weights spread more widely than their codes and would bias the scale: see LOG.md).
 
-m are the latent weights, the floats that the codes were trained as. They say nothing of the layer's function, but a
-weight that training left near the edge between two codes matters less than one far from it (measured, see
-BENCHMARKS.md).
+m are the latent weights, the floats that were trained and that the codes are rounded from. They do not enter the
+function of the layer, but a weight that training left near the threshold between two codes matters less than one far
+from it (measured, see BENCHMARKS.md).
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from ..core.patterns import BlockPattern
 from ..kernels.planes import blocks
 
 ROUNDS = 3
-"""Passes over all blocks, the scales fitted before each and after the last."""
+"""Passes over all blocks. The scales are fitted before the first pass and after each pass."""
 PRIOR = 0.2
 """λ as a share of the mean diagonal of H."""
 PANEL = 32
-"""Columns whose gradients are kept up to date together, at most."""
+"""Maximum number of columns whose gradients are updated after each block; the others are updated once per panel."""
 CODES = (-1.0, 0.0, 1.0)
 
 
 def descend(
     codes: Tensor, scale: Tensor, target: Tensor, gram: Tensor, pattern: BlockPattern, latent: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """codes [N, K] of -1, 0, 1 that follow the pattern, scale [N, 1] -> better ones, float32 both.
+    """codes [N, K] float32 of -1, 0, 1 that follow the pattern, scale [N, 1] float32 -> codes and scale of less loss.
 
-    target [N, K] float32: w*. gram [K, K] float32: H, damped. latent [N, K] float32, None if they are not known.
+    target [N, K] float32: w*. gram [K, K] float32: H, damped. latent [N, K] float32: m; None if they are not known.
     """
     prior = 0.0 if latent is None else PRIOR * float(gram.diagonal().mean())
     codes, pairs = codes.clone(), len(_pairs(pattern.block, codes.device)[0])
@@ -56,7 +56,7 @@ def descend(
 
 
 def fit_scale(codes: Tensor, scale: Tensor, target: Tensor, gram: Tensor) -> Tensor:
-    """The scale [N, 1] with which codes [N, K] come nearest to the target; `scale` where no positive one does."""
+    """The scale [N, 1] that minimizes the loss of codes [N, K]; `scale` [N, 1] for rows whose best is not positive."""
     bent = codes @ gram
     energy, reached = (bent * codes).sum(1, keepdim=True), (bent * target).sum(1, keepdim=True)
     fits = (energy > 0) & (reached > 0)
@@ -65,9 +65,9 @@ def fit_scale(codes: Tensor, scale: Tensor, target: Tensor, gram: Tensor) -> Ten
 
 @cache
 def _pairs(columns: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """All changes of one or two codes of a block, as indices of moves; the move after the last changes nothing.
+    """All changes of one or two codes of a block, as two tensors [pairs] of indices of changes.
 
-    Move 3 l + v makes column l the code CODES[v].
+    Change 3 l + v sets column l to CODES[v]; the index after the last stands for no second change.
     """
     nothing = 3 * columns
     first, second = list(range(nothing)), [nothing] * nothing
@@ -87,7 +87,7 @@ def sweep_blocks(
     latent: Tensor | None,
     prior: float,
 ) -> None:
-    """Once over all blocks of some rows: `codes` [N, K] is changed in place. prior: λ, the rest as for `descend`."""
+    """One pass over all blocks; changes `codes` [N, K] in place. prior: λ. Other arguments: as for `descend`."""
     columns, step = codes.shape[1], max(1, PANEL // pattern.block) * pattern.block
     off = codes * scale - target
     for start in range(0, columns, step):
@@ -113,9 +113,10 @@ def best_change(
     latent: Tensor | None,
     prior: float,
 ) -> Tensor:
-    """codes [N, L] of one block -> what to add to them, zero where nothing helps.
+    """codes [N, L] float32 of one block -> the change [N, L] to add to them; zero where no change lowers the loss.
 
-    gradient [N, L]: g of these columns. gram [L, L]: theirs. A last block may be narrower than the pattern's.
+    gradient [N, L] float32: g of these columns. gram [L, L] float32: H of these columns. The last block may have fewer
+    columns than the pattern's L.
     """
     rows, columns = codes.shape
     values = torch.tensor(CODES, device=codes.device)
@@ -128,7 +129,7 @@ def best_change(
         cost += prior * ((before + step - wanted).square() - (before - wanted).square())
     taken = codes.count_nonzero(1)[:, None]
     more = (values != 0).to(torch.int8) - (codes != 0).to(torch.int8)[:, :, None]
-    # One more move that changes nothing, so that single changes are pairs as well.
+    # An entry of zeros for "no second change", so that a single change is a pair as well.
     cost, step, more = (torch.nn.functional.pad(part.flatten(1), (0, 1)) for part in (cost, step, more))
     first, second = _pairs(columns, codes.device)
     coupling = torch.nn.functional.pad(gram, (0, 1, 0, 1))[first // 3, second // 3]

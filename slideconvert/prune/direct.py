@@ -1,4 +1,4 @@
-"""Linears that need no calibration: prune by the weights themselves, round to nearest."""
+"""Compression without calibration: prune by the weights alone, and round to nearest."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from . import METHODS
 def compress_directly(
     source: Weight, method: str, pattern: Pattern, scheme: Scheme, latent: Tensor | None = None
 ) -> tuple[Weight, Weight]:
-    """Some rows of a weight -> pruned, and as stored. method "" prunes nothing.
+    """source [rows, in], some rows of a weight -> the rows after pruning, and as stored in `scheme`.
 
-    Codes keep their scale, except ternary ones, which become codes of `scheme`. latent: the same rows of the latent
-    weights of ternary codes: among equal codes, those with the smallest latent weights are pruned.
+    method: a method without calibration; "" prunes nothing. Codes keep their scale, except ternary ones, which become
+    codes of `scheme`. latent [rows, in] float32: the latent weights of ternary codes; if given, the weights of a block
+    are ranked by them and not by the codes.
     """
     pruned = weight = source
     mask = METHODS[method].mask if method else None

@@ -1,7 +1,7 @@
-"""The first step of GQSA as its paper has it: the least salient groups are pruned, the others rounded to nearest.
+"""Method saliency, the first step of the GQSA paper: prune the least salient groups, round the others to nearest.
 
-Training, block by block and then end to end, compensates (recover/). Method gqsa takes the same step by ADMM, refit
-and compensated rounding (solvers.py), which leaves much less to training.
+Training, block by block and then end to end, compensates for the loss (recover/). Method gqsa replaces this step with
+ADMM, refit and compensated rounding (solvers.py), which leave much less loss to training.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from .sweep import Damped
 
 
 def saliency(problem: Problem[GroupPattern]) -> Solved:
-    """The salient groups (GQSA, section 3.1 and 3.2), to nearest codes of the scheme."""
+    """Keep the most salient groups and round them to nearest (GQSA, arXiv 2412.17560, sections 3.1 and 3.2)."""
     damped, weight = prepared(problem)
     keep = problem.pattern.select(group_saliency(weight, damped, problem.pattern))
     return Solved(problem.scheme.store(apply_mask(weight, keep)), damped.notes)
 
 
 def group_saliency(weight: Tensor, damped: Damped, pattern: GroupPattern) -> Tensor:
-    """weight [N, K] float32 -> [N, K / G], the mean over each group of w^2 / [H^-1]_jj^2 (GQSA, equation 4)."""
+    """weight [N, K] float32 -> [N, K / G] float32: the mean of w² / [H⁻¹]_jj² over each group (GQSA, equation 4)."""
     score = (weight / damped.inverse_diagonal).square_()
     means: Tensor = score.unflatten(1, (-1, pattern.size)).mean(2)
     return means

@@ -1,4 +1,4 @@
-"""Magnitude pruning: the weights of smallest |w| are pruned, the others stay as they are."""
+"""Magnitude pruning: prune the weights with the smallest |w|; the others stay unchanged."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ from ..core.patterns import Pattern
 def magnitude(weight: Tensor, pattern: Pattern) -> Tensor:
     """weight [out, in] float, or int8 / float8 codes -> keep mask [out, in] bool.
 
-    Codes are compared by the value they stand for; the scale is one per row and cannot change the order.
+    Codes are compared without their scale: it is the same for a whole row, so it cannot change the order.
     """
     return pattern.select_largest(weight if weight.dtype.itemsize > 1 else weight.half())  # float16 holds every code

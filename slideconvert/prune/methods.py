@@ -1,4 +1,4 @@
-"""Every method by its name: what it does, which patterns it prunes to, and how it is carried out."""
+"""The registry of methods: what each needs, which patterns it prunes to, and the function that carries it out."""
 
 from __future__ import annotations
 
@@ -13,35 +13,36 @@ from ..errors import pick
 from .gqsa import saliency
 from .magnitude import magnitude
 from .problem import Solver
-from .solvers import alps, gptq, gqsa, hessian, obs
+from .solvers import alps, gptq, gqsa, hessian, sweep_refit
 from .wanda import wanda
 
 
 @dataclass(frozen=True)
 class Method:
-    """One method of choosing (and moving) weights.
+    """One method that chooses, and possibly updates, the weights of a linear.
 
-    mask: for a method without calibration: (weight [out, in], pattern) -> keep mask [out, in] bool.
-    solve: for a calibrated method.
-    asymmetric: whether it uses the difference between the inputs and those of the dense model.
+    mask: (weight [out, in], pattern) -> keep mask [out, in] bool; None for a calibrated method and for rtn.
+    solve: Problem -> Solved; None for a method without calibration.
+    uses_dense_inputs: whether it compensates for inputs that differ from the dense model's (`Statistics.cross`).
     diagonal: whether it uses only the diagonal of the Gram matrix.
-    family: the patterns that it prunes to.
+    family: the class of the patterns that it prunes to.
     """
 
     name: str
     mask: Callable[[Tensor, Pattern], Tensor] | None = None
     solve: Solver | None = None
-    asymmetric: bool = False
+    uses_dense_inputs: bool = False
     diagonal: bool = False
     family: type[Pattern] = BlockPattern
 
     @property
     def prunes(self) -> bool:
-        """Whether it prunes weights; otherwise they must have the pattern already."""
+        """Whether it prunes weights; otherwise they must follow the pattern already."""
         return self.name in choices.PRUNING
 
     @property
     def calibrated(self) -> bool:
+        """Whether it needs the inputs of the linear."""
         return self.solve is not None
 
     @property
@@ -56,9 +57,9 @@ METHODS = {
         Method(choices.MAGNITUDE, mask=magnitude),
         Method(choices.WANDA, solve=wanda, diagonal=True),
         Method(choices.HESSIAN, solve=hessian),
-        Method(choices.OBS, solve=obs, asymmetric=True),
-        Method(choices.ALPS, solve=alps, asymmetric=True),
-        Method(choices.GQSA, solve=gqsa, asymmetric=True, family=GroupPattern),
+        Method(choices.SWEEP_REFIT, solve=sweep_refit, uses_dense_inputs=True),
+        Method(choices.ALPS, solve=alps, uses_dense_inputs=True),
+        Method(choices.GQSA, solve=gqsa, uses_dense_inputs=True, family=GroupPattern),
         Method(choices.SALIENCY, solve=saliency, family=GroupPattern),
         Method(choices.RTN),
         Method(choices.GPTQ, solve=gptq),
@@ -67,5 +68,5 @@ METHODS = {
 
 
 def parse_method(name: str) -> str:
-    """Check a method's name. InputError with the nearest one if it is unknown."""
+    """The name of a method, checked. InputError with the nearest name if it is unknown."""
     return pick(name, METHODS, "method")

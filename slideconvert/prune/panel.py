@@ -1,7 +1,7 @@
-"""A panel of columns of the sweep: each pruned or rounded in turn, those behind it in the panel make up for it.
+"""A panel of columns of the sweep: prune or round one column after another; the later columns of the panel compensate.
 
-These are some ten small operations a column. A GPU carries them out faster than they can be started one by one, so
-there they are recorded once as a CUDA graph and replayed panel after panel.
+Each column takes about ten small operations. A GPU executes them faster than they can be launched, so on a GPU they are
+captured once as a CUDA graph, which is replayed for every panel.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from ..core.schemes import Scheme
 
 @dataclass(frozen=True)
 class Panel:
-    """Columns of a weight with N rows, one tensor row each, and what becomes of them. All written in place.
+    """Some columns of a weight with N rows, transposed, with the buffers for the results; `prune_panel` works in place.
 
-    values [columns, N] float32: the weights, with what they made up for. kept [columns, N] float32: 1 where they
-    stay. made [columns, N]: codes of the scheme, or float32. errors [columns, N] float32: (w - q) / U_cc.
-    corner [columns, columns] float32: U of these columns. scale, zero [columns, N] float32: of the codes, the zero
-    points of grouped schemes; scale 1 without codes.
+    values [columns, N] float32: the weights, compensated so far. kept [columns, N] float32: 1 for kept weights, else 0.
+    made [columns, N]: the result, codes of the scheme or float32. errors [columns, N] float32: (w - q) / U_cc.
+    corner [columns, columns] float32: U of these columns. scale, zero [columns, N] float32: scales and zero points of
+    the codes; scale 1 without codes.
     """
 
     values: Tensor
@@ -35,13 +35,17 @@ class Panel:
     zero: Tensor
 
     def copy_(self, other: Panel, *names: str) -> None:
-        """Take over another's contents, of the same shapes: all, or what is named."""
+        """Copy the tensors of another panel of the same shapes: all of them, or those of these names."""
         for name in names or vars(self):
             getattr(self, name).copy_(getattr(other, name))
 
 
 def prune_panel(panel: Panel, choose: BlockPattern | None, scheme: Scheme | None) -> None:
-    """Fill `made` and `errors`. choose: decide `kept` on the way, block after block. scheme: round to codes."""
+    """Fill `made` and `errors`, and update `values`.
+
+    choose: the pattern to prune to, which fills `kept` block after block; None: `kept` is a fixed mask. scheme: the
+    scheme of the codes to round to; None: no rounding.
+    """
     values, kept, errors, corner = panel.values, panel.kept, panel.errors, panel.corner
     diagonal = corner.diagonal()[:, None]
     for column in range(len(values)):
@@ -62,7 +66,7 @@ def prune_panel(panel: Panel, choose: BlockPattern | None, scheme: Scheme | None
 
 
 class Replay:
-    """prune_panel for panels of one shape on a GPU: recorded once, replayed with other contents."""
+    """`prune_panel` for panels of one shape on a GPU: a CUDA graph, captured once and replayed for each panel."""
 
     def __init__(
         self, shape: tuple[int, int], choose: BlockPattern | None, scheme: Scheme | None, device: torch.device
@@ -82,7 +86,7 @@ class Replay:
         stream = torch.cuda.Stream(device)
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
-            prune_panel(self._panel, choose, scheme)  # once as it is: what initializes itself must not be recorded
+            prune_panel(self._panel, choose, scheme)  # warm-up: lazy initialization must not be captured
             self._graph.capture_begin(capture_error_mode="thread_local")
             prune_panel(self._panel, choose, scheme)
             self._graph.capture_end()
@@ -91,10 +95,10 @@ class Replay:
     def __call__(self, panel: Panel) -> None:
         self._panel.copy_(panel)
         self._graph.replay()
-        panel.copy_(self._panel, "kept", "made", "errors")  # nobody reads the rest
+        panel.copy_(self._panel, "kept", "made", "errors")  # the sweep does not read the others
 
 
 @lru_cache(maxsize=32)
 def replay(shape: tuple[int, int], choose: BlockPattern | None, scheme: Scheme | None, device: torch.device) -> Replay:
-    """The recording for panels [columns, N] = shape; the layers of a model have but a few shapes."""
+    """The graph for panels of this shape [columns, N]; the layers of a model have only a few shapes."""
     return Replay(shape, choose, scheme, device)

@@ -1,4 +1,4 @@
-"""What a calibrated method is given of a linear, and what it returns."""
+"""The input and the result of a calibrated method."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ P = TypeVar("P", bound=Pattern, covariant=True)
 
 @dataclass(frozen=True)
 class Problem(Generic[P]):
-    """A linear to prune and round, or several with one input, whose rows stand below each other.
+    """A linear to prune and round, or several linears with the same input, stacked along the rows.
 
-    weight [N, K] float32. statistics: of the inputs [K]. scheme: of the codes to find, or one without codes.
-    latent [N, K] float32: what a ternary weight was rounded from; None for others and where it is not known.
+    weight [N, K] float32. statistics: of the K inputs. scheme: the number format to round to, or a float scheme.
+    latent [N, K] float32: the latent weights of ternary codes; None for other weights, and where they are unknown.
     """
 
     weight: Tensor
@@ -33,11 +33,11 @@ class Problem(Generic[P]):
 
 @dataclass(frozen=True)
 class Solved:
-    """What a calibrated method made of a weight. notes: everything degraded or unusual."""
+    """The weight [N, K] that a calibrated method returns. notes: sentences on anything degraded or unusual."""
 
     weight: Weight
     notes: tuple[str, ...] = ()
 
 
 Solver = Callable[[Problem[Any]], Solved]
-"""A calibrated method. It leaves the problem's weight alone."""
+"""A calibrated method. It does not modify the weight of the problem."""

@@ -56,12 +56,12 @@ def refit(target: Tensor, start: Tensor, keep: Tensor, gram: Tensor, steps: int)
     return weight
 
 
-def steps_to_take(
+def best_step_count(
     weight: Tensor, target: Tensor, start: Tensor, keep: Tensor, gram: Tensor, held: Statistics, most: int
 ) -> int:
-    """The number of refit steps with the least error on tokens that are not in `gram`.
+    """The number of refit steps, 0 to `most`, with the least error on the held-out tokens, which are not in `gram`.
 
-    weight [N, K]: the source's, for the error on the held-out tokens. 0 if no step improves on the start.
+    weight [N, K] float32: the source's. target, start, keep, gram: as for `refit_steps`.
     """
     loss = held.loss_of(weight)
     losses = [loss(step) for step in refit_steps(target, start, keep, gram, most)]

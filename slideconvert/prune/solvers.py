@@ -3,7 +3,7 @@
 obs, alps and gqsa share four steps and differ in how they find the mask:
 
     1. target W*        compensate for inputs that differ from the dense model's (asymmetric_target)
-    2. mask             the SparseGPT sweep on W* (obs), or ADMM for all columns at once (alps, gqsa)
+    2. mask             the SparseGPT sweep on W* (method obs), or ADMM for all columns at once (alps, gqsa)
     3. refit            conjugate gradients on the kept weights, stopped by the error on held-out tokens
     4. rounding         the GPTQ sweep on the fixed mask, columns of largest input first
 
@@ -29,7 +29,7 @@ from ..core.select import apply_mask
 from .alps import alps_mask
 from .descent import descend
 from .problem import Problem, Solved
-from .refit import asymmetric_target, refit, steps_to_take
+from .refit import asymmetric_target, best_step_count, refit
 from .sweep import Damped, block_order, column_order, damp, sweep
 
 STEPS = 12
@@ -55,7 +55,7 @@ class Refitted:
 
 
 def hessian(problem: Problem[BlockPattern]) -> Solved:
-    """SparseGPT, joint with rounding in one sweep."""
+    """SparseGPT (arXiv 2301.00774): one sweep prunes and rounds."""
     damped, weight = prepared(problem)
     grid = problem.scheme.grid(weight) if problem.scheme.quantized else None
     order = block_order(weight, damped, problem.pattern)
@@ -64,13 +64,13 @@ def hessian(problem: Problem[BlockPattern]) -> Solved:
 
 
 def gptq(problem: Problem[Pattern]) -> Solved:
-    """Quantization alone: the sweep with the mask that the weight has already."""
+    """GPTQ (arXiv 2210.17323): the sweep rounds and keeps the zeros that the weight has already."""
     damped, weight = prepared(problem)
     return Solved(on_mask(weight, weight != 0, damped, problem.scheme), damped.notes)
 
 
-def obs(problem: Problem[BlockPattern]) -> Solved:
-    """The four steps with the mask of the sweep."""
+def sweep_refit(problem: Problem[BlockPattern]) -> Solved:
+    """Method obs: the four steps with the mask of the sweep."""
 
     def swept(target: Tensor, damped: Damped) -> tuple[Tensor, Tensor]:
         order = block_order(target, damped, problem.pattern)
@@ -82,20 +82,20 @@ def obs(problem: Problem[BlockPattern]) -> Solved:
 
 
 def alps(problem: Problem[BlockPattern]) -> Solved:
-    """The four steps with the mask of ADMM."""
+    """The four steps with ADMM's mask (ALPS, arXiv 2406.07831)."""
     return _rounded_to_blocks(problem, _admm(problem.pattern))
 
 
 def gqsa(problem: Problem[GroupPattern]) -> Solved:
-    """The four steps with the mask of ADMM, of whole groups."""
+    """The four steps with ADMM's mask of whole groups."""
     fitted = _refitted(problem, _admm(problem.pattern))
     return Solved(on_mask(fitted.weight, fitted.keep, fitted.damped, problem.scheme), fitted.notes)
 
 
 def on_mask(weight: Tensor, keep: Tensor, damped: Damped, scheme: Scheme, grid: Grid | None = None) -> Weight:
-    """Round weight [N, K] float32 to the scheme, zeros off the mask staying exactly zero.
+    """Round weight [N, K] float32 to the scheme with keep mask [N, K] bool; pruned weights become exactly zero.
 
-    grid: of the codes, if it is known; else the one that the kept weights span.
+    grid: scales and zero points of the codes; None: the ones that cover the kept weights.
     """
     if not scheme.quantized:
         return apply_mask(weight, keep)
@@ -104,7 +104,7 @@ def on_mask(weight: Tensor, keep: Tensor, damped: Damped, scheme: Scheme, grid: 
 
 
 def prepared(problem: Problem[Pattern]) -> tuple[Damped, Tensor]:
-    """The Gram matrix made safe to invert, and the weight without what meets dead inputs."""
+    """The damped Gram matrix, and the weight [N, K] float32 with zeros in the columns of dead inputs."""
     damped = damp(problem.statistics.whole.gram)
     return damped, torch.where(damped.dead, torch.zeros_like(problem.weight), problem.weight)
 
@@ -128,13 +128,13 @@ def _refitted(problem: Problem[Any], find_mask: FindMask) -> Refitted:
     steps, notes = STEPS, damped.notes
     if statistics.held is not None:
         fitted_only = damp(statistics.gram)
-        steps = steps_to_take(weight, target, start, keep, fitted_only.gram, statistics.held, STEPS)
+        steps = best_step_count(weight, target, start, keep, fitted_only.gram, statistics.held, STEPS)
         notes = tuple(dict.fromkeys((*notes, *fitted_only.notes)))
     return Refitted(weight, refit(target, start, keep, damped.gram, steps), target, keep, damped, notes)
 
 
 def _rounded_to_blocks(problem: Problem[BlockPattern], find_mask: FindMask) -> Solved:
-    """All steps; ternary codes are improved once they are found."""
+    """All four steps; then coordinate descent improves ternary codes."""
     scheme, fitted = problem.scheme, _refitted(problem, find_mask)
     if not scheme.ternary:
         return Solved(on_mask(fitted.weight, fitted.keep, fitted.damped, scheme), fitted.notes)

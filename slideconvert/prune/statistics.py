@@ -1,8 +1,8 @@
-"""What a calibrated method knows of a linear's input: second moments over calibration tokens.
+"""The statistics of a linear's input that calibrated methods use: second moments over the calibration tokens.
 
-With X [tokens, K] the input that the linear gets behind the layers already compressed, and X̃ the input that it
-gets in the dense model, everything that the methods need of the tokens is in two K × K matrices. Siblings (q/k/v,
-gate/up) read the same input and share them.
+X [tokens, K] is the input of the linear after the layers that are already compressed, X̃ its input in the dense model.
+Two K × K matrices contain everything that the methods need of them. Linears that read the same input (q/k/v, gate/up)
+share them.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ class Statistics:
     """Means over `tokens` calibration tokens, float32.
 
     gram [K, K]: XᵀX / tokens.
-    cross [K, K]: (X̃ - X)ᵀX / tokens, how far the compressed prefix has moved the input; None if not collected.
-    held: the same over tokens that are in neither matrix, for decisions that must not overfit; None without any.
-    diagonal: gram is zero outside its diagonal, because nobody asked for more; that of `held` is whole.
+    cross [K, K]: (X̃ - X)ᵀX / tokens, by how much the compressed layers before change the input; None if not collected.
+    held: the statistics of held-out tokens, which are in neither matrix, for decisions that must not overfit; or None.
+    diagonal: whether only the diagonal of gram was collected, and the rest is zero; `held.gram` is always complete.
     """
 
     gram: Tensor
@@ -34,17 +34,17 @@ class Statistics:
 
     @property
     def judging(self) -> Tensor:
-        """[K, K] the Gram matrix by which a linear's output is judged: over all tokens for which it is known."""
+        """[K, K] float32: the Gram matrix for output errors, over all tokens for which it is complete."""
         return self.held.gram if self.diagonal and self.held else self.whole.gram
 
     @property
     def norms(self) -> Tensor:
-        """[K] root mean square of each input: what Wanda calls ||X_j||, up to a factor common to all."""
+        """[K] float32: the root mean square of each input, which is Wanda's ||X_j|| up to a common factor."""
         return self.gram.diagonal().clamp(min=0).sqrt()
 
     @property
     def whole(self) -> Statistics:
-        """Over all tokens, those held out included."""
+        """The statistics over all tokens, including the held-out ones."""
         if self.held is None:
             return self
         tokens = self.tokens + self.held.tokens
@@ -56,9 +56,10 @@ class Statistics:
         return Statistics(gram.diagonal().diag() if self.diagonal else gram, cross, tokens, diagonal=self.diagonal)
 
     def loss_of(self, weight: Tensor) -> Callable[[Tensor], float]:
-        """weight [N, K] float32 -> other [N, K] -> mean squared error E ||other X - weight X̃||² (X̃ = X without cross).
+        """weight [N, K] float32 -> a function: other [N, K] -> E ||other X - weight X̃||² (X̃ = X without cross).
 
-        Summed over rows in float64, up to what the weight alone decides: losses can be compared, and be negative.
+        The mean squared error per token, summed over rows in float64, without the constant that depends on `weight`
+        alone. Losses of the same function can be compared; they may be negative.
         """
         moved = None if self.cross is None else weight @ self.cross
 
@@ -73,13 +74,14 @@ class Statistics:
 
 
 LEAST_BLOCK, MOST_BLOCKS = 128, 8
-"""Columns of a block of the Gram matrix at least, and blocks in a row of it at most: products stay large enough."""
+"""Minimum width of a block of the Gram matrix, and maximum number of blocks in a row: small products are slow."""
 
 
 class Accumulator:
-    """Collects Statistics batch by batch.
+    """Accumulates Statistics batch by batch.
 
-    cross: collect that too. diagonal: of the Gram matrix the diagonal alone, which takes hardly any time.
+    cross: whether to collect `cross` as well. diagonal: whether to collect only the diagonal of the Gram matrix, which
+    takes little time.
     """
 
     def __init__(self, columns: int, device: torch.device, *, cross: bool = False, diagonal: bool = False) -> None:
@@ -90,10 +92,10 @@ class Accumulator:
         self._tokens = 0
 
     def add(self, inputs: Tensor, dense: Tensor | None) -> None:
-        """inputs, dense [tokens, K] float32 or bfloat16: X, and X̃ if cross is collected.
+        """inputs, dense [tokens, K] float32 or bfloat16: X, and X̃ if cross is collected, else None.
 
-        Products of float32 inputs are float32. Those of bfloat16 inputs are exact; X̃ - X is rounded to what the device
-        multiplies fast, bfloat16 at least: evenly up and down, and only in cross.
+        Products of float32 inputs are computed in float32; those of bfloat16 inputs are exact. In cross, X̃ - X may be
+        rounded to the precision that the device multiplies fast (at least bfloat16); this rounding has no bias.
         """
         with exact_for_bfloat16() if inputs.dtype == torch.bfloat16 else full_precision():
             self._add(inputs.float(), None if dense is None else dense.float())
@@ -104,14 +106,14 @@ class Accumulator:
             self._gram.diagonal().add_(inputs.square().sum(0))
             return
         for start in range(0, len(self._gram), self._step):
-            # The matrix is symmetric: blocks on and above the diagonal are enough.
+            # The matrix is symmetric, so only the blocks on and above the diagonal are computed.
             rows = slice(start, start + self._step)
             self._gram[rows, start:].addmm_(inputs[:, rows].T, inputs[:, start:])
         if self._cross is not None and dense is not None:
             self._cross.addmm_((dense - inputs).T, inputs)
 
     def statistics(self, held: Statistics | None = None) -> Statistics:
-        """The means. The accumulator is spent: its memory is theirs."""
+        """The means over all batches. Call it once: it reuses the memory of the accumulator."""
         tokens = max(1, self._tokens)
         gram = self._gram.div_(tokens)
         gram = gram.triu_().add_(gram.triu(1).T)

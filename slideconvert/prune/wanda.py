@@ -1,4 +1,4 @@
-"""Wanda: the weights of smallest |w| · ||X_j|| are pruned, the others stay (arXiv 2306.11695)."""
+"""Wanda: prune the weights with the smallest |w| · ||X_j||; the others stay unchanged (arXiv 2306.11695)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .problem import Problem, Solved
 
 
 def wanda(problem: Problem[Pattern]) -> Solved:
-    """Wanda's mask, kept weights rounded to nearest. Latent weights, if known, give the importance of ternary ones."""
+    """Wanda's mask; kept weights are rounded to nearest. Latent weights, if known, score ternary ones."""
     weight, norms = problem.weight, problem.statistics.whole.norms
     keep = wanda_mask(weight if problem.latent is None else problem.latent, norms, problem.pattern)
     return Solved(problem.scheme.store(apply_mask(weight, keep)))

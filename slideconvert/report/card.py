@@ -1,7 +1,7 @@
 """The model card (README.md) of a converted checkpoint: conversion, measurements, and commands to load and verify it.
 
-Every number comes from the report, and the card does not mention anything that was not measured. Names and notes may
-come from an untrusted checkpoint, so Markdown and HTML in them are escaped. The front matter is the Hub's metadata.
+All numbers come from the report; the card does not mention what was not measured. Names and notes may come from an
+untrusted checkpoint, so Markdown and HTML in them are escaped. The front matter is the Hub's metadata.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from .summary import (
 )
 
 NAMES_SHOWN = 3
-"""A note names so many linears and counts the others."""
+"""The number of linears that a note names; it counts the others."""
 
 
 def render_card(report: Report, *, repo: str | None = None, branch: str | None = None) -> str:
     """The whole README.md.
 
-    repo: the Hub id that the commands name, and its branch if that is not main. None: the commands name PATH and CKPT.
+    repo: the Hub id in the commands; None for the placeholders PATH and CKPT. branch: its branch; None for main.
     """
     sections = [
         _front_matter(report),
@@ -79,7 +79,7 @@ def _front_matter(report: Report) -> str:
 
 
 def _quantized(report: Report) -> list[str]:
-    """The quantized schemes in use."""
+    """The names of the quantized schemes in use."""
     return [name for name in schemes(report) if name in SCHEMES and SCHEMES[name].quantized]
 
 
@@ -89,7 +89,7 @@ def _loading(report: Report, repo: str | None, branch: str | None) -> str:
 
 
 def _sparse(report: Report) -> bool:
-    """Whether any linear follows a pattern that requires zeros, as all but 2:inf do."""
+    """Whether any linear follows a pattern that requires zeros; only 2:inf does not."""
     return any(parse_pattern(name).prunes for name in patterns(report))
 
 
@@ -100,12 +100,12 @@ def _text(text: str) -> str:
 
 
 def _code(text: str) -> str:
-    """Text as inline code. Backticks and pipes would end the span or the table cell, so they are replaced."""
+    """Text as inline code. Backticks and pipes, which would end the span or the table cell, are replaced."""
     return f"`{' '.join(printable(text).split()).replace('`', chr(0xFFFD)).replace('|', chr(0xFFFD))}`"
 
 
 def _fenced(text: str, language: str) -> str:
-    """A code block whose fence is longer than any run of backticks inside."""
+    """A code block whose fence is longer than every run of backticks in the text."""
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{printable(text)}{fence}\n"
@@ -118,7 +118,7 @@ def _what(report: Report) -> str:
 
 
 def _about(report: Report) -> str:
-    """One paragraph: the format of the weights, and the linears that were kept."""
+    """One paragraph: the source, the patterns and schemes of the linears, and the number of kept linears."""
     count = len(converted(report))
     kept = len(report.layers) - count
     source = _code(report.source) + (f" (revision {_code(report.revision)})" if report.revision else "")
@@ -151,7 +151,7 @@ def _storage(name: str, count: int) -> str:
 
 
 def _measured(report: Report) -> str:
-    """Sizes, zeros and, if measured, perplexity; then the errors per kind."""
+    """Sizes, zeros and, if measured, perplexity; then the weight errors by kind of linear."""
     sums = report.totals
     rows: list[tuple[str, ...]] = [
         ("All weight files", _bytes(sums.file_bytes_before), _bytes(sums.file_bytes_after)),

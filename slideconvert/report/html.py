@@ -1,4 +1,4 @@
-"""A conversion report as one HTML page without scripts and external resources; equal reports give equal bytes.
+"""A conversion report as one HTML page without scripts or external resources; equal reports give equal bytes.
 
 Every name on the page may come from an untrusted checkpoint, so `_text` escapes all text. As a second line of defence,
 the content security policy of the page forbids scripts and requests.
@@ -19,7 +19,7 @@ from .svg import bytes_plot, error_plot
 from .training import training_plot, training_table
 
 NAMES_SHOWN = 3
-"""A note names so many linears and counts the others; the table names all."""
+"""The number of linears that a note names; it counts the others, and the table shows the note at each linear."""
 
 _NUMBER = ' class="number"'
 COLUMNS = (
@@ -67,7 +67,7 @@ def _head(report: Report) -> str:
 
 
 def _verdict(report: Report) -> str:
-    """The verdict. Zero tensors prove nothing, so they count as not verified."""
+    """Whether the output was verified. Zero checked tensors prove nothing, so they count as not verified."""
     if report.verified:
         count = f"{report.verified:,} {'tensor' if report.verified == 1 else 'tensors'}"
         return (
@@ -143,7 +143,7 @@ def _perplexity(report: Report) -> str:
 
 
 def _tile(title: str, value: str, detail: str, extra: str = "") -> str:
-    """One key figure. `detail` is markup, the other texts are plain."""
+    """One key figure. `detail` is markup; `title` and `value` are plain text. extra: more CSS classes."""
     return (
         f'<div class="tile{extra}"><h2>{_text(title)}</h2><div class="value">{_text(value)}</div>'
         f'<p class="soft">{detail}</p></div>\n'

@@ -1,4 +1,4 @@
-"""The content of a checkpoint, linear by linear: ours in any layout, one of other tools, or a plain BF16 model."""
+"""The content of a checkpoint, linear by linear: of slideconvert in any layout, of another tool, or a BF16 model."""
 
 from __future__ import annotations
 
@@ -20,8 +20,12 @@ from . import Report
 
 @dataclass(frozen=True)
 class LinearFacts:
-    """One linear. ternary: its weights are -1, 0 or 1 times a scale. pattern: "" if the checkpoint declares none.
-    error: from report.json, None without one. bytes: of weight and scales, as stored."""
+    """One linear of a checkpoint.
+
+    shape: (out, in). scheme: name of the number format. ternary: whether its weights are -1, 0 or 1 times a scale.
+    pattern, method: "" if the checkpoint declares none. zeros: number of zero weights. error: relative Frobenius error
+    from report.json, None without one. bytes: of weight and scales, as stored.
+    """
 
     name: str
     shape: tuple[int, int]
@@ -41,8 +45,12 @@ class LinearFacts:
 
 @dataclass(frozen=True)
 class Inspection:
-    """A whole checkpoint. layout and source: "" and {} for checkpoints of other tools. hashed: the number of files with
-    a recorded sha256, 0 if transformers saved the checkpoint again."""
+    """A whole checkpoint.
+
+    layout, source, recipe: empty for checkpoints of other tools. verified: tensors that the conversion read back; None
+    if it did not, or without report.json. bytes: of all weight files. hashed: the number of files with a recorded
+    sha256; 0 if transformers saved the checkpoint again.
+    """
 
     path: str
     model_type: str
@@ -56,7 +64,10 @@ class Inspection:
 
 
 def inspect_checkpoint(path: Path, progress: Progress = silent) -> Inspection:
-    """Read and count every linear of the checkpoint in `path`. InputError if something cannot be read."""
+    """Read every decoder linear of the checkpoint in `path` and count its zeros.
+
+    progress: called with ("inspect", linears done, all linears). InputError if something cannot be read.
+    """
     checkpoint = Checkpoint.open(path)
     record = read_record(checkpoint.config, str(path))
     errors, verified = _from_report(path)
@@ -96,7 +107,7 @@ def _facts(checkpoint: Checkpoint, record: Record | None, errors: dict[str, floa
 
 
 def _from_report(path: Path) -> tuple[dict[str, float], int | None]:
-    """Errors by linear and the number of verified tensors; {} and None without a readable report.json."""
+    """The error of each linear, and the number of verified tensors; {} and None without a readable report.json."""
     try:
         report = Report.from_json((path / REPORT_JSON).read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError, TypeError):

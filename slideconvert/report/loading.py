@@ -1,6 +1,6 @@
-"""The sections "Load" and "Check" of the model card: commands that work when pasted.
+"""The sections "Load" and "Check" of the model card, with commands to copy.
 
-PATH is what loaders take, a folder or a Hub id. CKPT is the same in commands of slideconvert.
+PATH stands for what loaders take, a folder or a Hub id; CKPT for the same in commands of slideconvert.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ slideconvert verify CKPT
 def how_to_load(
     layout: str, schemes: Collection[str], *, by_groups: bool, repo: str | None = None, branch: str | None = None
 ) -> str:
-    """The section "Load" of a checkpoint in `layout` whose quantized linears have these schemes.
+    """The section "Load" of a checkpoint in `layout`. schemes: the names of the schemes of its quantized linears.
 
     by_groups: whether some linears have a group pattern. repo: the Hub id, or None; branch: None for main.
     """
@@ -104,12 +104,13 @@ def how_to_load(
 
 
 def how_to_check(repo: str | None = None, branch: str | None = None) -> str:
-    """The text and the command that verify a copy."""
+    """The section "Check": how to verify a copy. repo, branch: as for `how_to_load`."""
     return _after_download(CHECK, repo, branch) if repo else CHECK
 
 
 def _named(text: str, repo: str | None, branch: str | None) -> str:
-    """The commands with the repository's name. Ours take no branch, so they name a folder that is downloaded first."""
+    """The text with the repository's name in its commands. With a branch, which commands of slideconvert do not take,
+    they name a folder that is downloaded first."""
     if not repo:
         return text
     if not branch:
@@ -120,7 +121,7 @@ def _named(text: str, repo: str | None, branch: str | None) -> str:
 
 
 def _after_download(text: str, repo: str, branch: str | None) -> str:
-    """The text with a folder for CKPT, which is downloaded before the first command of slideconvert."""
+    """The text with a folder instead of CKPT, and its download before the first command of slideconvert."""
     where = ["--revision", branch] if branch else []
     folder = repo.split("/")[-1]
     download = shlex.join(["hf", "download", repo, *where, "--local-dir", folder])

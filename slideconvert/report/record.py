@@ -20,19 +20,18 @@ from ..core.patterns import parse_pattern
 class LayerReport:
     """One decoder linear.
 
-    name: module name; layer: its decoder layer; kind: last part of the name.
-    shape: (out, in). scheme, pattern, method: as converted; method "" if nothing was pruned here.
-    kept: a rule keeps this linear, which is copied byte for byte.
-    zeros: zero weights of the output. pruned: non-zero weights that pruning set to zero.
-    error: relative Frobenius error ||W - W'|| / ||W||, W the source weight, W' the weight as served.
-    prune_error: the same error of pruning alone.
+    name: module name. layer: number of its decoder layer. kind: last part of the name.
+    shape: (out, in). scheme, pattern, method: of the output; method "" if the conversion did not prune this linear.
+    kept: whether the linear is a byte-for-byte copy.
+    zeros: number of zero weights in the output. pruned: number of non-zero weights that pruning set to zero.
+    error: relative Frobenius error ||W - W'|| / ||W||, where W is the source weight and W' the weight of the output.
+    prune_error: the same error after pruning alone.
     bytes_before, bytes_after: of weight and scales, as stored.
     slid_columns: K' in the slide layout, else 0.
     output_error: relative error of the linear's output on the calibration tokens; None without calibration, and after
     training end to end, which does not measure it.
     notes: sentences on anything degraded or unusual.
-    legal_groups: how many of `groups` had enough zeros in the source; None if that was not counted (weights that are
-    not ternary).
+    legal_groups: the number of blocks that had enough zeros in the source; None for weights that are not ternary.
     """
 
     name: str
@@ -56,26 +55,29 @@ class LayerReport:
 
     @property
     def weights(self) -> int:
+        """The number of weights, out × in."""
         return math.prod(self.shape)
 
     @property
     def groups(self) -> int:
-        """Groups of the pattern in all rows."""
+        """The number of blocks (of a group pattern: groups) in all rows."""
         return self.shape[0] * parse_pattern(self.pattern).units(self.shape[1])
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> LayerReport:
+        """From the fields of report.json. KeyError or TypeError for other fields."""
         return cls(**{**values, "shape": tuple(values["shape"]), "notes": tuple(values["notes"])})
 
 
 @dataclass(frozen=True)
 class Training:
-    """One training of the remaining weights against the dense model. part: "layer 3" or "end to end".
+    """One training of the remaining weights against the dense model.
 
-    losses: on held-out sequences, before training and after each epoch; None where not finite. Of a layer: the squared
-    error of its output over the energy of what the dense layer adds. End to end: the Kullback-Leibler divergence per
-    token in nats, or the cross-entropy of the next token with preset paper. best: the kept epoch, 0 if training did not
-    help and was undone. skipped: the number of steps whose loss or gradient was not finite.
+    part: "layer 3" or "end to end". losses: on held-out sequences, before training and after each epoch; None if not
+    finite. Loss of a layer: squared error of its output over the energy of what the dense layer adds to its input. Loss
+    end to end: Kullback-Leibler divergence per token in nats; with preset paper, cross-entropy of the next token. best:
+    the kept epoch, 0 if training did not help and was undone. skipped: the number of steps that were skipped because
+    loss or gradient was not finite.
     """
 
     part: str
@@ -85,11 +87,12 @@ class Training:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Training:
+        """From the fields of report.json. KeyError or TypeError for other fields."""
         return cls(**{**values, "losses": tuple(values["losses"])})
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Sentences on what did not work as requested."""
+        """Sentences on training that did not help or skipped steps."""
         found = []
         if not self.best:
             found.append(f"Training of {self.part} did not lower the held-out loss and was undone.")
@@ -100,7 +103,10 @@ class Training:
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over the linears (weights, zeros, bytes) and the size of all weight files before and after."""
+    """Sums over the decoder linears, and the bytes of all weight files.
+
+    weights, zeros, pruned: counts. linear_bytes_before, linear_bytes_after: of weights and scales, as stored.
+    """
 
     weights: int
     zeros: int
@@ -115,9 +121,11 @@ class Totals:
 class Report:
     """A whole conversion.
 
-    verified: the number of tensors that were read back and checked, None before that. perplexity: "source" and "output"
-    to values, if this run measured them; perplexity_protocol: how. training: one entry per trained part. source_card:
-    licence and languages from the model card of the source. notes: sentences that a user must know.
+    source, revision: the Hub id or folder of the source, and its commit (None for a folder). recipe: as fields of a
+    recipe. layers: one entry per decoder linear. files: sha256 by file name, of weights, index and tokenizer. verified:
+    the number of tensors that were read back and checked; None if they were not. notes: sentences that a user must
+    know. perplexity: "source" and "output" to values, if this run measured them; perplexity_protocol: how. training:
+    one entry per trained part. source_card: license and languages from the model card of the source.
     """
 
     source: str
@@ -136,11 +144,12 @@ class Report:
     source_card: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
+        """The text of report.json."""
         return json.dumps({"tool": f"slideconvert {__version__}", **asdict(self)}, indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Report:
-        """The inverse of `to_json`. Raises KeyError, TypeError or ValueError for anything else."""
+        """The inverse of `to_json`. KeyError, TypeError or ValueError for any other text."""
         values = json.loads(text)
         if not isinstance(values, dict):
             raise TypeError(f"a report is a JSON object, not {type(values).__name__}")
@@ -152,7 +161,7 @@ class Report:
 
 
 def totals(layers: Sequence[LayerReport], file_bytes_before: int, file_bytes_after: int) -> Totals:
-    """Sums over the linears, with the sizes of all weight files in bytes."""
+    """The sums over all linears, with the bytes of all weight files before and after."""
     return Totals(
         weights=sum(layer.weights for layer in layers),
         zeros=sum(layer.zeros for layer in layers),

@@ -1,4 +1,4 @@
-"""Every file that shows a report, by name."""
+"""Render all files of a report."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from .record import Report
 
 
 def render_reports(report: Report, *, repo: str | None = None, branch: str | None = None) -> dict[str, bytes]:
-    """report.json, report.html and the card, whose commands name the Hub id `repo` and its branch (None: main)."""
+    """The content of report.json, report.html and README.md, by file name.
+
+    repo: the Hub id in the commands of the model card; None for placeholders. branch: its branch; None for main.
+    """
     texts = {
         REPORT_JSON: report.to_json(),
         REPORT_HTML: render_html(report),

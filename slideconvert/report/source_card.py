@@ -1,4 +1,4 @@
-"""The metadata of the source's model card (README.md) that a derived model must repeat: licence and languages."""
+"""The metadata of the source's model card (README.md) that a derived model must repeat: license and languages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CARRIED = ("license", "license_name", "license_link", "language")
 
 
 def source_card(folder: Path) -> dict[str, Any]:
-    """The fields of `CARRIED` in the card of `folder`, as strings or lists of strings; {} without a readable card.
+    """The fields `CARRIED` of the card in `folder`, as strings or lists of strings; {} without a readable card.
 
     A single language becomes a list.
     """
@@ -35,6 +35,6 @@ def source_card(folder: Path) -> dict[str, Any]:
 
 
 def _is_text(value: Any) -> bool:
-    """Whether a value is a string or a list of strings: YAML reads the language `no` as a bool."""
+    """Whether a value is a string or a list of strings. YAML reads the language `no` as a bool, which is neither."""
     parts = value if isinstance(value, list) else [value]
     return bool(parts) and all(isinstance(part, str) and part for part in parts)

@@ -1,6 +1,7 @@
-"""The style sheet of the HTML report: system fonts only, light and dark, wide and narrow, screen and print.
+"""The style sheet of the HTML report: system fonts, light and dark mode, wide and narrow screens, print.
 
---s0 … --s6 color the seven linear kinds: attention cool, MLP warm, each at least 3:1 against its background.
+--s0 … --s6 are the colors of the seven kinds of linears: cool for attention, warm for the MLP, each with a contrast of
+at least 3:1 to its background.
 """
 
 STYLE = """

@@ -14,7 +14,7 @@ _UNITS = ("B", "KB", "MB", "GB", "TB")
 
 @dataclass(frozen=True)
 class ErrorSummary:
-    """Relative errors of the converted linears of one kind, or of all. `worst` is None when there are none."""
+    """Relative errors of some linears: their count, mean error, and worst linear (None if there are no linears)."""
 
     count: int
     mean: float
@@ -22,12 +22,12 @@ class ErrorSummary:
 
 
 def converted(report: Report) -> list[LayerReport]:
-    """The linears that were not kept. Kept linears have no error and would lower every mean."""
+    """The linears that were not kept: kept linears have no error and would lower every mean."""
     return [layer for layer in report.layers if not layer.kept]
 
 
 def errors(layers: Sequence[LayerReport]) -> ErrorSummary:
-    """Mean over linears, and the worst linear; a non-finite error is worse than any number."""
+    """The errors of these linears. A non-finite error counts as worse than any number."""
     if not layers:
         return ErrorSummary(0, 0.0, None)
     worst = max(layers, key=lambda layer: (not math.isfinite(layer.error), layer.error))
@@ -35,7 +35,7 @@ def errors(layers: Sequence[LayerReport]) -> ErrorSummary:
 
 
 def by_kind(layers: Iterable[LayerReport]) -> dict[str, list[LayerReport]]:
-    """Linears per kind, known kinds in model order, others after them by name."""
+    """Linears by kind: known kinds in model order, then others by name."""
     found: dict[str, list[LayerReport]] = {}
     for layer in layers:
         found.setdefault(layer.kind, []).append(layer)
@@ -50,12 +50,12 @@ def patterns(report: Report) -> dict[str, int]:
 
 
 def schemes(report: Report) -> list[str]:
-    """Number schemes of the converted linears, by name."""
+    """The names of the schemes of the converted linears, in alphabetical order."""
     return sorted({layer.scheme for layer in converted(report)})
 
 
 def notes(report: Report) -> list[tuple[str, list[str]]]:
-    """Every note once, with its linears. Notes on the whole model come first and have no linears."""
+    """Every note once, with the names of its linears. Notes on the whole model come first and have no linears."""
     whole = [*report.notes, *(note for part in report.training for note in part.notes)]
     found: dict[str, list[str]] = {note: [] for note in whole}
     for layer in report.layers:
@@ -65,12 +65,12 @@ def notes(report: Report) -> list[tuple[str, list[str]]]:
 
 
 def zero_share(report: Report) -> float:
-    """Share of zeros among the weights of all decoder linears, including kept ones."""
+    """The share of zeros, 0 to 1, among the weights of all decoder linears, including kept ones."""
     return report.totals.zeros / report.totals.weights if report.totals.weights else 0.0
 
 
 def legal_share(report: Report) -> float | None:
-    """Share of blocks that had enough zeros before pruning, among the linears that count them; None without any."""
+    """The share of blocks, 0 to 1, that had enough zeros before pruning; None if no linear counts them."""
     counted = [layer for layer in converted(report) if layer.legal_groups is not None and layer.pattern != "2:inf"]
     groups = sum(layer.groups for layer in counted)
     return sum(layer.legal_groups or 0 for layer in counted) / groups if groups else None
@@ -82,7 +82,7 @@ def percent(share: float, digits: int = 2) -> str:
 
 
 def size(count: int) -> str:
-    """Bytes in decimal units with three digits: 2471645608 -> '2.47 GB'."""
+    """A number of bytes in decimal units with three digits: 2471645608 -> '2.47 GB'."""
     if count < 1000:
         return f"{count} B"
     power = 1
@@ -93,6 +93,6 @@ def size(count: int) -> str:
 
 
 def printable(text: str) -> str:
-    """Text from a checkpoint that is safe to show: U+FFFD replaces control characters, lone surrogates and overrides of
-    the text direction, which can make one name look like another. Line feeds stay."""
+    """Text from a checkpoint, safe to show. U+FFFD replaces control characters, lone surrogates, and overrides of the
+    text direction, which can make one name look like another; line feeds are kept."""
     return "".join(char if char.isprintable() or char == "\n" else "\ufffd" for char in text)

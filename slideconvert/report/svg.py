@@ -1,4 +1,4 @@
-"""Plots of the HTML report as inline SVG. Colors come from the style sheet of the page, light and dark."""
+"""Plots of the HTML report as inline SVG. The colors, for light and dark mode, are in the style sheet of the page."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ MARKERS = (
     "M-1.4-4.8h2.8v3.4h3.4v2.8h-3.4v3.4h-2.8v-3.4h-3.4v-2.8h3.4z",  # plus
     "M0-2L2.6-4.6L4.6-2.6L2 0L4.6 2.6L2.6 4.6L0 2L-2.6 4.6L-4.6 2.6L-2 0L-4.6-2.6L-2.6-4.6z",  # cross
 )
-"""One outline per kind: color alone is lost in black-and-white prints and to color-blind readers."""
+"""One marker per kind: color alone does not work in black-and-white prints and for color-blind readers."""
 
 
 @dataclass(frozen=True)
 class Axis:
-    """A vertical axis with round, evenly spaced ticks that enclose the data."""
+    """A vertical axis with round, evenly spaced ticks that enclose the data. top: y of its upper end in pixels."""
 
     ticks: tuple[float, ...]
     top: float
 
     @classmethod
     def over(cls, low: float, high: float, top: float) -> Axis:
-        """About six ticks at most. The axis starts at zero unless all data lie in its upper half."""
+        """An axis for data from `low` to `high` with about six ticks. It starts at zero unless low > high / 2."""
         if low <= high / 2 or low == high:
             low = 0.0
         raw = ((high - low) or 1.0) / 5
@@ -86,8 +86,8 @@ class Bands:
 
 
 def error_plot(layers: Sequence[LayerReport]) -> str:
-    """Relative error of every linear over decoder layers, one line per kind. Kept linears have no error, so their marks
-    are hollow and unconnected. Linears with a non-finite error are omitted."""
+    """The relative error of every linear over decoder layers, one line per kind. Kept linears have no error, so their
+    markers are hollow and not connected. Linears with a non-finite error are omitted."""
     kinds = by_kind(layers)
     shown = [layer for layer in layers if math.isfinite(layer.error)]
     values = [100 * layer.error for layer in shown] or [0.0]
@@ -122,7 +122,7 @@ def error_plot(layers: Sequence[LayerReport]) -> str:
 
 
 def bytes_plot(layers: Sequence[LayerReport]) -> str:
-    """Stored bytes of every decoder layer's linears before and after, as pairs of bars from zero."""
+    """The stored bytes of the linears of every decoder layer before and after, as pairs of bars."""
     bands = _bands(layers)
     before, after = dict.fromkeys(bands.layers, 0), dict.fromkeys(bands.layers, 0)
     for layer in layers:
@@ -159,7 +159,7 @@ def _bands(layers: Sequence[LayerReport]) -> Bands:
 
 
 def _line(members: Sequence[LayerReport], bands: Bands, axis: Axis) -> str:
-    """One path through the points of a kind, interrupted at layers that are kept, missing or without a finite error."""
+    """One path through the points of a kind, interrupted where the linear is kept, missing or without finite error."""
     points = {layer.layer: layer.error for layer in members if not layer.kept and math.isfinite(layer.error)}
     parts, joined = [], False
     for layer in bands.layers:
@@ -170,7 +170,7 @@ def _line(members: Sequence[LayerReport], bands: Bands, axis: Axis) -> str:
 
 
 def _marker(style: int, x: float, y: float, scale: float, layer: LayerReport | None = None) -> str:
-    """A mark; with `layer`, a data point with its value as a tooltip."""
+    """A marker; with `layer`, a data point with its value as a tooltip."""
     place = f'transform="translate({x:.1f} {y:.1f}) scale({scale:.2f})" d="{MARKERS[style]}"'
     if layer is None:
         return f'<path class="mark" {place}/>'
@@ -184,7 +184,7 @@ def _text(text: str) -> str:
 
 
 def svg(name: str, title: str, about: str, height: float, body: str) -> str:
-    """A plot of the page. `body` is markup; title and description are plain texts for screen readers."""
+    """A plot of the page. `body` is markup; `title` and `about` are plain text for screen readers."""
     return (
         f'<svg class="plot" id="{name}" viewBox="0 0 {WIDTH} {height:.0f}" role="img" '
         f'aria-labelledby="{name}-title {name}-desc"><title id="{name}-title">{title}</title>'

@@ -13,7 +13,7 @@ COLORS = 7
 
 
 def training_plot(parts: Sequence[Training]) -> str:
-    """The loss on held-out sequences over epochs, relative to the loss before training; marks show the kept epochs."""
+    """The loss on held-out sequences over epochs, relative to the loss before training; markers: kept epochs."""
     longest = max(len(part.losses) for part in parts)
     shares = [[_share(loss, part.losses[0]) for loss in part.losses] for part in parts]
     finite = [share for line in shares for share in line if math.isfinite(share)]
@@ -58,7 +58,7 @@ def _number(loss: float | None) -> str:
 
 
 def _dot(number: int) -> str:
-    """The mark of a line in the plot, shown before its name."""
+    """The marker of a line in the plot, for the table."""
     mark = '<circle class="mark" cx="5" cy="5" r="4"/>'
     return (
         f'<svg class="dot" aria-hidden="true" viewBox="0 0 10 10"><g class="series s{number % COLORS}">{mark}</g></svg>'
@@ -66,7 +66,7 @@ def _dot(number: int) -> str:
 
 
 def training_table(parts: Sequence[Training]) -> str:
-    """Before and best loss of each part, as an HTML table."""
+    """The losses before training and of the kept epoch, for each part, as an HTML table."""
     rows = "".join(
         f'<tr><th scope="row">{_dot(number)}{printable(part.part)}</th>'
         f'<td class="number">{_number(part.losses[0])}</td>'

@@ -1,11 +1,11 @@
-"""Read a finished checkpoint back and check it against its record: every file, every tensor, every weight.
+"""Read a finished checkpoint back and check every file, every tensor and every weight against its record.
 
 Without the source: hashes, index, config, shapes and dtypes, the pattern at absolute positions, 2:4 windows,
-canonical packing (slide and pack again: the same bytes, so nothing was lost or added), zeros stored as +0,
-finite positive scales. With the source: copied tensors equal byte for byte, and every weight is within its scheme's
-rounding of the source's, except for the weights that the pattern allows to be pruned. Where calibration or training
-moved the weights, their errors are reported, and each linear must be nearer to its source than to zero. Permuted
-channels are compared with the source's channels in the same order.
+canonical packing (sliding and packing again gives the same bytes, so nothing was lost or added), zeros stored as +0,
+finite positive scales. With the source: copied tensors are equal byte for byte, and every weight is within the rounding
+error of its scheme of the source weight, except for weights that the pattern allows to prune. Where calibration or
+training changed the weights, their errors are reported, and each linear must be nearer to its source than to zero.
+Permuted channels are compared with the source's channels in the same order.
 """
 
 from __future__ import annotations
@@ -43,9 +43,10 @@ UNHASHED = (
 
 @dataclass
 class Verdict:
-    """The whole check: number of tensors read back, one verdict per linear, messages of faults (empty: sound).
+    """The result for a checkpoint.
 
-    notes: what could not be checked, and why.
+    tensors: the number of tensors that were read back. linears: one verdict per decoder linear. faults: messages; empty
+    if the checkpoint is sound. notes: what could not be checked, and why.
     """
 
     tensors: int = 0
@@ -61,7 +62,12 @@ def verify_checkpoint(
     device: str = "cpu",
     progress: Progress = silent,
 ) -> Verdict:
-    """Check a checkpoint of ours, against its source if one is given. InputError if it is not one of ours."""
+    """Check a checkpoint that slideconvert wrote, against its source if one is given.
+
+    device: where the weights are compared. progress: called with ("verify", linears done, all linears). Faults are in
+    the Verdict. InputError if slideconvert did not write the checkpoint, or if `channel_orders.json` of one side is
+    missing and the channels are permuted.
+    """
     record = _own_record(checkpoint)
     verdict = Verdict()
     verdict.faults += config_faults(checkpoint, record)
@@ -74,7 +80,7 @@ def verify_checkpoint(
     spoiled: dict[str, str] = {}
 
     def check_copies(layer: int | None) -> None:
-        """Check the other tensors of a layer (None: those outside the layers) while its files are at hand."""
+        """Check the other tensors of a layer (None: those outside the layers) while its shards are still local."""
         for name in sorted(name for name in checkpoint.tensors.keys() - owned if layer_of(name) == layer):
             owned.add(name)
             fault = _copy_fault(checkpoint, checkpoint.spec(name), theirs) if theirs else ""
@@ -105,7 +111,7 @@ def verify_checkpoint(
 
 
 def _own_record(checkpoint: Checkpoint) -> Record:
-    """The record of a checkpoint of ours. InputError if it is not one of ours."""
+    """The record in config.json. InputError without one."""
     record = read_record(checkpoint.config, str(checkpoint.path / CONFIG))
     if record is None:
         raise InputError(
@@ -116,7 +122,7 @@ def _own_record(checkpoint: Checkpoint) -> Record:
 
 
 def _source_side(ours: Side, source: Checkpoint) -> Side:
-    """The source to compare with. InputError if the order of the channels of one of the two is unknown."""
+    """The source to compare with. InputError if the order of the channels is unknown on one side."""
     theirs = Side(source, read_record(source.config, str(source.path / CONFIG)))
     known, wanted = read_permutations(source), read_permutations(ours.checkpoint)
     lost = [
@@ -124,7 +130,7 @@ def _source_side(ours: Side, source: Checkpoint) -> Side:
         for side, permutations in ((theirs, known), (ours, wanted))
         if side.permuted and not permutations
     ]
-    if len(lost) == 1:  # where both lost it, one was made of the other and has its order
+    if len(lost) == 1:  # if both lack it, one was made from the other, and their orders agree
         raise InputError(
             f"{lost[0] / CHANNEL_ORDERS} is missing, so the order of the channels is unknown",
             hint="get the file again, or verify without a source",
@@ -150,7 +156,7 @@ def _file_faults(checkpoint: Checkpoint, record: Record) -> Iterator[str]:
 
 
 def config_faults(checkpoint: Checkpoint, record: Record) -> Iterator[str]:
-    """Where config.json and its own record contradict each other."""
+    """Messages for contradictions between config.json and its record; none if they agree."""
     names = [linear.name for linear in decoder_linears(checkpoint.config)]
     unknown = sorted(record.linears.keys() - set(names))
     if unknown:
@@ -162,7 +168,7 @@ def config_faults(checkpoint: Checkpoint, record: Record) -> Iterator[str]:
 
 
 def _copy_fault(checkpoint: Checkpoint, spec: TensorSpec, source: Side) -> str:
-    """What is wrong with a tensor that is copied from the source; "" if nothing."""
+    """The fault of a tensor that must be a copy of the source's; "" if it is sound."""
     theirs = source.checkpoint
     if spec.name not in theirs.tensors:
         return f"{spec.name}: the source has no such tensor"

@@ -1,6 +1,6 @@
 """Check one linear of a finished checkpoint: by itself, and against its source.
 
-Rows are read whole and go through all checks a block at a time, as in a conversion.
+Blocks of rows go through all checks one after another, as in a conversion.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 from ..checkpoint.reader import Checkpoint
 from ..core.patterns import Pattern
 from ..core.quantize import QuantizedWeight, Weight
-from ..core.weights import Tally, check_finite, energy, floats, nonzeros, ratio, take_rows, values
+from ..core.weights import ChangeSums, check_finite, energy, floats, nonzeros, ratio, take_rows, values
 from ..errors import InputError, SlideConvertError
 from ..formats.base import StoredLinear
 from ..formats.record import Record, describe_linear
@@ -23,17 +23,23 @@ from ..models.architecture import Linear
 from ..models.families import architecture_of
 from ..permute.permutations import Permutations, permute_weight
 
-LEAST_LIKENESS = 0.1
+LEAST_COSINE = 0.1
 """Least cosine between a linear with pruned groups and its source. Weights that compensate for half of all groups may
-differ from the source by more than its norm; unrelated linears have cosines of 1 / sqrt(weights), at most 0.02."""
+differ from the source by more than its norm. The cosine of unrelated linears is about 1 / sqrt(weights), at most 0.02.
+"""
 ROUNDING_SLACK = 1 + 2**-16
-"""Float32 rounding of w / scale and code * scale, generously: each is below 2**-23 relative of at most 448."""
+"""Factor on the rounding error for the float32 rounding of w / scale and code * scale, with a wide margin: each adds a
+relative error below 2**-23, of quotients up to 448."""
 
 
 @dataclass(frozen=True)
 class LinearVerdict:
-    """The result for one linear. pattern: "kept" for one that was left as it is. error: relative to the source, None
-    without one. tensors: names of those that store it. fault: "" if it is sound."""
+    """The result for one linear.
+
+    pattern: "kept" for a kept linear. shape: (out, in). bytes: of weight and scales, as stored. error: relative
+    Frobenius error against the source, None without a source. tensors: the names of its tensors. fault: what is wrong,
+    "" if it is sound.
+    """
 
     name: str
     scheme: str
@@ -48,8 +54,10 @@ class LinearVerdict:
 
 @dataclass(frozen=True)
 class Side:
-    """A checkpoint with its record: the output, or the source, which may have none. permutations: by layer, the order
-    of the source's channels in the output."""
+    """A checkpoint with its record: the output, or the source, whose record may be None.
+
+    permutations: by layer, the order of the source's channels in the output.
+    """
 
     checkpoint: Checkpoint
     record: Record | None
@@ -57,19 +65,19 @@ class Side:
 
     @property
     def permuted(self) -> bool:
-        """Whether some channels are permuted against the first source."""
+        """Whether some channels have another order than in the first source of the conversion."""
         return self.record is not None and any(linear.permuted for linear in self.record.linears.values())
 
     def weight(self, linear: Linear, stored: StoredLinear) -> Weight:
-        """The source's weight with rows and columns in the order of the output."""
+        """The weight [out, in] of this checkpoint with rows and columns in the order of the output."""
         permutations, config = self.permutations.get(linear.layer, {}), self.checkpoint.config
         free = architecture_of(config).free_channels(config)
         return permute_weight(linear.submodule, stored.read(self.checkpoint), permutations, free)
 
 
 def verify_linear(ours: Side, source: Side | None, device: str, linear: Linear) -> LinearVerdict:
-    """The verdict on a linear; an error in it becomes its fault."""
-    name, stored, found, fault = linear.name, None, Tally(), ""
+    """Check one linear of the output `ours`, against `source` if there is one; an error becomes its fault."""
+    name, stored, found, fault = linear.name, None, ChangeSums(), ""
     try:
         stored = describe_linear(ours.checkpoint, ours.record, name)
         _check_record(ours, stored)
@@ -85,7 +93,7 @@ def verify_linear(ours: Side, source: Side | None, device: str, linear: Linear) 
             block = {part: (tensor[rows] if alone else tensor).to(device) for part, tensor in parts.items()}
             weight = stored.decode(block, where)
             _check_weight(stored, block, weight, where)
-            found += Tally(nonzeros=(0, 0, nonzeros(weight)))
+            found += ChangeSums(nonzeros=(0, 0, nonzeros(weight)))
             if source and theirs is not None:
                 before = take_rows(theirs, rows)
                 kept = ours.record is None or name not in ours.record.linears
@@ -96,10 +104,10 @@ def verify_linear(ours: Side, source: Side | None, device: str, linear: Linear) 
                 )
         whole_groups = stored.pattern.whole_groups
         if source and found.energy and not whole_groups and found.loss >= found.energy:
-            raise InputError(f"{name}: differs from the source by more than its size; it is not the same linear")
-        if source and found.product[1] and whole_groups and found.likeness < LEAST_LIKENESS:
+            raise InputError(f"{name}: differs from the source by more than its norm; it is not the same linear")
+        if source and found.product[1] and whole_groups and found.cosine < LEAST_COSINE:
             raise InputError(
-                f"{name}: the cosine between it and the source is {found.likeness:.3f}; it is not the same linear"
+                f"{name}: the cosine between it and the source is {found.cosine:.3f}; it is not the same linear"
             )
     except SlideConvertError as problem:
         fault = problem.what if name in problem.what else f"{name}: {problem.what}"
@@ -134,10 +142,10 @@ def _check_record(ours: Side, stored: StoredLinear) -> None:
 
 
 def _check_weight(stored: StoredLinear, block: dict[str, Tensor], weight: Weight, where: str) -> None:
-    """Raise InputError for what must hold whatever the source was."""
+    """Raise InputError for a fault that shows without the source."""
     check_finite(weight, where)
     if not stored.format.checks_pattern:
-        stored.pattern.check(values(weight), where)  # encoding again, below, checks it as well
+        stored.pattern.check(values(weight), where)  # for other formats, `encode` below checks it
     if not isinstance(weight, QuantizedWeight):
         return
     if not float(weight.scale.amin()) > 0:
@@ -152,27 +160,29 @@ def _check_weight(stored: StoredLinear, block: dict[str, Tensor], weight: Weight
 
 
 def _moved_since(ours: Side, source: Side, name: str) -> bool:
-    """Whether calibration or training moved a linear since the source, by the records."""
+    """Whether, by the records, calibration or training changed the weights after the source was written."""
     entry = ours.record.linears.get(name) if ours.record else None
     before = source.record.linears.get(name) if source.record else None
     return entry is not None and entry.moved > (before.moved if before else 0)
 
 
-def _check_moved(before: Weight, weight: Weight) -> Tally:
-    """Measure how far calibration and training moved the weights; the error is judged over all rows."""
+def _check_moved(before: Weight, weight: Weight) -> ChangeSums:
+    """Measure how much calibration and training changed some rows; `verify_linear` judges the sums over all rows."""
     old, new = floats(before), floats(weight)
     product = float((old * new).sum(dtype=torch.float64)), energy(new)
-    return Tally(energy=energy(old), loss=energy(old - new), product=product)
+    return ChangeSums(energy=energy(old), loss=energy(old - new), product=product)
 
 
-def _check_against(stored: StoredLinear, before: Weight, weight: Weight, pattern: Pattern | None, where: str) -> Tally:
-    """Measure the loss; raise InputError at the first weight that is neither the source's (rounded) nor pruned.
+def _check_against(
+    stored: StoredLinear, before: Weight, weight: Weight, pattern: Pattern | None, where: str
+) -> ChangeSums:
+    """Measure the loss. InputError at the first weight that is neither the rounded source weight nor pruned.
 
-    pattern: the pattern that weights may have been pruned to; None if none may be pruned.
+    pattern: the pattern that the weights were pruned to; None if no weight may be pruned.
     """
     old, new = floats(before), floats(weight)
     difference = old - new
-    measured = Tally(energy=energy(old), loss=energy(difference))
+    measured = ChangeSums(energy=energy(old), loss=energy(difference))
     off = negative(bits(_rounding(stored, before, weight, old) - difference.abs_()))
     if not int(off.amin()):
         return measured
@@ -190,7 +200,7 @@ def _check_against(stored: StoredLinear, before: Weight, weight: Weight, pattern
 
 
 def _rounding(stored: StoredLinear, before: Weight, weight: Weight, old: Tensor) -> Tensor:
-    """The largest error that storing may make, per weight; 0 where nothing was to be rounded."""
+    """The largest rounding error of each weight, [out, in] float32; 0 if the scheme keeps the source's weights."""
     if stored.scheme.keeps(before):
         return torch.zeros_like(old)
     scale = weight.scale.float() if isinstance(weight, QuantizedWeight) else torch.ones((), device=old.device)

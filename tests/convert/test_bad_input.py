@@ -200,7 +200,7 @@ def test_unusable_words(
         ("rules: [{match: '*.q_proj', pattern: 2:6}]", ("q_proj: int8 2:6", "k_proj: int8 2:8", "must agree")),
         ("rules: [{match: '*.q_proj', keep: true}]", ("q_proj: kept", "fused")),
         ("rules: [{match: '*.nothing', keep: true}]", ("'*.nothing' matches no linear",)),
-        ("rules: [{match: '*', keep: true, pattern: 2:6}]", ("keep leaves the linear as it is",)),
+        ("rules: [{match: '*', keep: true, pattern: 2:6}]", ("keep copies the linear unchanged",)),
         ("rules: [{pattern: 2:6}]", ("rule 1", "no match")),
         ("[1, 2", ("not valid YAML",)),
         ("- a list", ("'field: value' lines",)),

@@ -506,8 +506,8 @@ def test_python_of_a_task_is_refused_unread(folder: Path, cli: Cli, place: str) 
         asked = "mine"
     outcome = cli("eval", DEMO, "--tasks", asked, "--task-path", folder, "-q")
     assert (outcome.code, outcome.out) == (2, "")
-    assert "asks for the Python function code.run in line" in outcome.err
-    assert "no code of a task is run" in outcome.err
+    assert "uses the Python function code.run in line" in outcome.err
+    assert "slideconvert never runs code of a task" in outcome.err
     assert not trace.exists()
     define(folder, "good")
     assert cli("eval", DEMO, "--tasks", "good", "--task-path", folder, "--limit", 1, "-q").code == 0
@@ -534,7 +534,7 @@ def test_templates_cannot_reach_into_python(folder: Path, tmp_path: Path) -> Non
         ({"output_type": "guess"}, None, "task bad cannot be loaded: ValueError: .*guess"),
         ({"dataset_kwargs": {"data_files": "/nowhere.jsonl"}}, None, "data cannot be read: .*nowhere.*a local file"),
         ({"num_fewshot": 0}, 3, "task bad is defined with no examples, not 3"),
-        ({"unsafe_code": True}, None, "task bad runs the code that a model writes"),
+        ({"unsafe_code": True}, None, "task bad runs code that the model writes"),
     ],
 )
 def test_tasks_that_do_not_work_are_refused(

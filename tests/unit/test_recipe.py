@@ -215,7 +215,7 @@ def test_unknown_words_are_named_with_the_nearest(text: str, unknown: str, neare
         ("rules: [{match: x}, {pattern: 2:8}]", "rule 2: no match"),
         ("rules: [{match: [x, y]}]", "rule 1: match must be a single value"),
         ("rules: [{match: x, keep: yes}]", "rule 1: keep is 'yes'"),
-        ("rules: [{match: x, keep: true, pattern: 2:8}]", "rule 1: keep leaves the linear as it is"),
+        ("rules: [{match: x, keep: true, pattern: 2:8}]", "rule 1: keep copies the linear unchanged"),
         ("shard_gb: big", "shard_gb is 'big', a number was expected"),
         ("shard_gb: nan", "shard_gb is 'nan', a number was expected"),
         ("shard_gb: inf", "shard_gb is 'inf', a number was expected"),

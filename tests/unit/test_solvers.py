@@ -27,7 +27,7 @@ from slideconvert.prune import METHODS, Problem
 from slideconvert.prune.alps import alps_mask
 from slideconvert.prune.methods import Method
 from slideconvert.prune.panel import prune_panel
-from slideconvert.prune.refit import asymmetric_target, refit, refit_steps, steps_to_take
+from slideconvert.prune.refit import asymmetric_target, best_step_count, refit, refit_steps
 from slideconvert.prune.solvers import on_mask
 from slideconvert.prune.sweep import Grid, block_order, column_order, damp, sweep
 from slideconvert.prune.wanda import wanda_mask
@@ -335,7 +335,7 @@ def test_refit_stops_where_held_out_tokens_say() -> None:
     start = apply_mask(one.weight, keep := BlockPattern(4).select(one.weight.abs()))
     steps = list(refit_steps(one.weight, start, keep, damped.gram, 30))
     errors = [float(((step - one.weight) @ held.T).double().square().sum()) for step in steps]
-    best = steps_to_take(one.weight, one.weight, start, keep, damped.gram, statistics(held), 30)
+    best = best_step_count(one.weight, one.weight, start, keep, damped.gram, statistics(held), 30)
     assert 0 < best < len(steps) - 1
     assert errors[best] == pytest.approx(min(errors), rel=1e-5)
 
