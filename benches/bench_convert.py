@@ -104,8 +104,8 @@ def main(source: Path, out: Path, repeats: int, scheme: str, pattern: str, devic
         for name, extra in (("convert only", ["--no-verify"]), ("convert and verify", [])):
             shutil.rmtree(out, ignore_errors=True)
             peak, stdout, _ = run([sys.executable, "-m", "slideconvert", *words, *extra])
-            told = json.loads(stdout)
-            runs[name].append({"seconds": told["seconds"], "peak": peak, "totals": told["totals"]})
+            result = json.loads(stdout)
+            runs[name].append({"seconds": result["seconds"], "peak": peak, "totals": result["totals"]})
         files = ":".join(str(path) for path in sorted(source.glob("*.safetensors")))
         written = ":".join(str(path) for path in sorted(out.glob("*.safetensors")))
         scratch = out.with_name(out.name + ".baseline")

@@ -2,8 +2,8 @@
 
     python benches/bench_forward.py /tmp/llama-1b --scheme int8 --pattern 2:8
 
-SOURCE is a BF16 checkpoint (benches/synthetic.py makes one); it is measured too, as it is. Eager times are what a
-user of transformers waits for, host work included; the graph's are the device's alone.
+SOURCE is a BF16 checkpoint (benches/synthetic.py makes one), which is measured as well. Eager times include the work of
+the host, as for a user of transformers; graph times are those of the device alone.
 """
 
 from __future__ import annotations

@@ -2,11 +2,11 @@
 
     python benches/bench_generation.py --lengths 128 --lengths 1024 --out generation.json
 
-Random weights (speed does not depend on them), one sequence, a prompt of 15 tokens, greedy: the GQSA paper's table 16.
-Every decoder linear runs as slideconvert serves it: float16 by cuBLAS, W4 by our own kernel with all groups there, and
-with 30, 40 and 50 % of the groups of 16 gone. What generates is transformers' model and static cache; a decode step,
-its argmax included, is captured once for each length and replayed. Memory is what torch has allocated at its peak while
-generating. Latency is from the prompt to the last token.
+Random weights (speed does not depend on them), one sequence, a prompt of 15 tokens, greedy: table 16 of the GQSA paper.
+Every decoder linear runs as slideconvert serves it: float16 by cuBLAS; W4 by our kernel with all groups, and with 30,
+40 and 50 % of the groups of 16 pruned. The model and the static cache are those of transformers. A decode step with its
+argmax is captured once for each length and replayed. Memory is the peak that torch allocates during generation. Latency
+is the time from the prompt to the last token.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from slideconvert.kernels.bench_common import header, table
 from slideconvert.kernels.group_gemm.bench_group_gemm import random_weight
 from slideconvert.kernels.linear import SlideSparseLinear
-from slideconvert.models.architecture import LINEARS
+from slideconvert.models.families import LLAMA
 
 PROMPT = 15
 LLAMA_7B = {
@@ -32,19 +32,19 @@ LLAMA_7B = {
     "num_key_value_heads": 32, "vocab_size": 32000, "max_position_embeddings": 2048,
 }  # fmt: skip
 SETTINGS: dict[str, float | None] = {"fp16": None, "W4": 0.0, "W4S30": 0.3, "W4S40": 0.4, "W4S50": 0.5}
-"""By name the share of groups that are gone; None: not quantized."""
+"""By name, the share of pruned groups; None: not quantized."""
 
 
 def model_of(sparsity: float | None, shape: dict[str, int], size: int) -> Any:
-    """The model with random weights, on the GPU, its decoder linears as the setting has them."""
+    """The model with random weights on the GPU, its decoder linears as in the setting."""
     config = transformers.LlamaConfig(**shape, tie_word_embeddings=False)
     with torch.device("meta"):
         model = transformers.LlamaForCausalLM(config).to(torch.float16)
     for layer in model.model.layers:
-        for place in LINEARS:
+        for submodule in LLAMA.linears:
             if sparsity is not None:
-                linear = layer.get_submodule(place)
-                layer.set_submodule(place, group_linear(linear.out_features, linear.in_features, sparsity, size))
+                linear = layer.get_submodule(submodule)
+                layer.set_submodule(submodule, group_linear(linear.out_features, linear.in_features, sparsity, size))
     for name, parameter in list(model.named_parameters()):
         if parameter.is_meta:
             owner, _, part = name.rpartition(".")
@@ -55,7 +55,7 @@ def model_of(sparsity: float | None, shape: dict[str, int], size: int) -> Any:
 
 
 def group_linear(rows: int, columns: int, sparsity: float, size: int) -> SlideSparseLinear:
-    """Random codes of 4 bits, the groups that stay drawn at random over the whole linear."""
+    """A linear with random 4-bit codes. The kept groups are drawn at random over the whole linear."""
     scores = torch.rand(rows, columns // size, device="cuda")
     keep = scores.flatten().argsort().view_as(scores) >= round(sparsity * scores.numel())
     spec, weight = random_weight(keep, columns, size, 4, dense=sparsity == 0)
@@ -64,7 +64,7 @@ def group_linear(rows: int, columns: int, sparsity: float, size: int) -> SlideSp
 
 
 class Generation:
-    """One model and one length, its decode step captured."""
+    """Generation with one model to one length, with a captured decode step."""
 
     def __init__(self, model: Any, tokens: int) -> None:
         self.model, self.tokens = model, tokens
@@ -79,14 +79,14 @@ class Generation:
 
     @torch.inference_mode()
     def prefill(self, prompt: Tensor) -> None:
-        """The prompt [1, PROMPT] through the model, and the first token."""
+        """Run the prompt [1, PROMPT] through the model and choose the first token."""
         self.cache.reset()
         self._forward(prompt, self.places[:PROMPT])
         self.position.fill_(PROMPT)
 
     @torch.inference_mode()
     def step(self) -> None:
-        """One token more, from and into the buffers."""
+        """Generate one more token, from and into the buffers."""
         self.out.index_copy_(0, self.position, self.token[0])
         self._forward(self.token, self.position)
         self.position.add_(1)
@@ -99,7 +99,7 @@ class Generation:
         self.token.copy_(logits[:, -1].argmax(-1, keepdim=True))
 
     def capture(self, prompt: Tensor) -> None:
-        """Record `step` as a CUDA graph."""
+        """Capture `step` as a CUDA graph."""
         self.prefill(prompt)
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
@@ -123,7 +123,7 @@ class Generation:
 
 
 def measure(model: Any, tokens: int, repeats: int) -> tuple[float, float]:
-    """Seconds from the prompt to the last token, the best of several, and the peak of memory in GB."""
+    """Seconds from the prompt to the last token, the best of several runs, and the peak memory in GB."""
     prompt = torch.randint(0, model.config.vocab_size, (1, PROMPT), device="cuda")
     generation = Generation(model, tokens)
     generation.capture(prompt)

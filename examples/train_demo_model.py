@@ -28,7 +28,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 BEGIN, END, PAD = "<|begin|>", "<|end|>", "<|pad|>"  # token ids 0, 1 and 2, in this order
 BEGIN_ID, END_ID, PAD_ID = range(3)
 VOCABULARY_SIZE = 2048
-WINDOW = 512
+LENGTH = 512
 
 # Tests and vendored tools are not library code, tables are not prose, and the files that the build
 # generates (_sysconfigdata*, config-*) name paths of the machine that built Python.
@@ -126,9 +126,9 @@ def token_stream(tokenizer: Tokenizer, texts: Iterable[str]) -> torch.Tensor:
     return torch.tensor([token for e in encodings for token in (BEGIN_ID, *e.ids, END_ID)])
 
 
-def cut_windows(stream: torch.Tensor) -> torch.Tensor:
-    """Cut a stream into whole windows, dropping the remainder."""
-    return stream[: len(stream) // WINDOW * WINDOW].view(-1, WINDOW)
+def cut_sequences(stream: torch.Tensor) -> torch.Tensor:
+    """Cut a stream into whole sequences, dropping the remainder."""
+    return stream[: len(stream) // LENGTH * LENGTH].view(-1, LENGTH)
 
 
 def build_model() -> LlamaForCausalLM:
@@ -166,11 +166,11 @@ def add_dropout(model: LlamaForCausalLM) -> None:
 
 
 def train(model: LlamaForCausalLM, stream: torch.Tensor, steps: int, seed: int) -> None:
-    """Train ``model`` in place on windows that start at random places of ``stream``."""
+    """Train ``model`` in place on sequences that start at random places of ``stream``."""
     device, on_gpu = model.device, model.device.type == "cuda"
     # The generator lives on the CPU so that every device sees the same batches.
     generator = torch.Generator().manual_seed(seed)
-    offsets = torch.arange(WINDOW, device=device)
+    offsets = torch.arange(LENGTH, device=device)
     matrices = {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": WEIGHT_DECAY}
     scales = {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0}  # the norms'
     optimizer = torch.optim.AdamW([matrices, scales], lr=PEAK_LEARNING_RATE, betas=BETAS, fused=on_gpu)
@@ -180,7 +180,7 @@ def train(model: LlamaForCausalLM, stream: torch.Tensor, steps: int, seed: int) 
     model.train()
     start = time.monotonic()
     for step in range(1, steps + 1):
-        starts = torch.randint(len(stream) - WINDOW + 1, (BATCH_SIZE, 1), generator=generator)
+        starts = torch.randint(len(stream) - LENGTH + 1, (BATCH_SIZE, 1), generator=generator)
         batch = stream[starts.to(device) + offsets]
         with torch.autocast(device.type, torch.bfloat16, enabled=on_gpu):
             loss = forward(input_ids=batch, labels=batch, use_cache=False).loss
@@ -194,10 +194,10 @@ def train(model: LlamaForCausalLM, stream: torch.Tensor, steps: int, seed: int) 
 
 
 @torch.inference_mode()
-def perplexity(model: LlamaForCausalLM, windows: torch.Tensor) -> float:
-    """Return exp of the mean next-token cross-entropy inside the windows, which are equally long."""
+def perplexity(model: LlamaForCausalLM, sequences: torch.Tensor) -> float:
+    """Return exp of the mean next-token cross-entropy inside the sequences, which are equally long."""
     model.eval()
-    losses = [model(input_ids=w, labels=w).loss.item() for w in windows.to(model.device).split(1)]
+    losses = [model(input_ids=w, labels=w).loss.item() for w in sequences.to(model.device).split(1)]
     return math.exp(sum(losses) / len(losses))
 
 
@@ -241,8 +241,8 @@ def main() -> None:
     save(model, tokenizer, arguments.out)
 
     saved = AutoModelForCausalLM.from_pretrained(arguments.out, dtype=torch.float32).to(device)
-    windows = cut_windows(token_stream(tokenizer, read_documents(EVALUATION_FILE)))
-    log.info("perplexity %.3f over %d held-out windows", perplexity(saved, windows), len(windows))
+    sequences = cut_sequences(token_stream(tokenizer, read_documents(EVALUATION_FILE)))
+    log.info("perplexity %.3f over %d held-out sequences", perplexity(saved, sequences), len(sequences))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What GQSA leaves of a model after each of its stages: perplexity of mask, BQPO and E2E-OQP.
+"""The perplexity of a model after each stage of GQSA: mask, BQPO and E2E-OQP.
 
     python benches/calibration/gqsa.py --models models --calibration calibration.jsonl --text evaluation.jsonl \\
         --case qwen2/gqsa/1x16:50% --case qwen2/saliency/1x16:50% --case qwen2/hessian/2:4 --jobs 4
@@ -24,7 +24,8 @@ import click
 import torch
 from torch import Tensor
 
-from slideconvert.calibrate.engine import LayerResult, compress_layers
+from slideconvert.calibrate.engine import compress_layers
+from slideconvert.calibrate.result import LayerResult
 from slideconvert.calibrate.run import RunSettings, block_schedule, train_end_to_end
 from slideconvert.calibrate.tokens import calibration_tokens
 from slideconvert.core.patterns import GroupPattern, parse_pattern
@@ -63,9 +64,9 @@ def measured(plan: Plan, weights: dict[str, Weight], text: str, device: str) -> 
 
 
 def bits_per_weight(plan: Plan, weights: dict[str, Weight]) -> float:
-    """Of what must be kept: codes of the weights that are not zero, scales and zero points, and where they are.
+    """Bits per weight of what must be stored: codes of non-zero weights, scales, zero points, and positions.
 
-    Groups: as layout gqs stores them. 2:L: L - 2 codes a group and the smallest whole number of bits that tells which.
+    Groups: as layout gqs stores them. 2:L: L - 2 codes per block, and whole bits for their positions.
     """
     total = stored = 0.0
     for linear in plan.linears:
@@ -84,7 +85,7 @@ def bits_per_weight(plan: Plan, weights: dict[str, Weight]) -> float:
 
 
 def run_case(case: str, *, models: Path, calibration: str, text: str, device: str) -> list[dict[str, Any]]:
-    """One row a stage."""
+    """One row per stage."""
     torch.set_num_threads(2 if device == "cuda" else torch.get_num_threads())
     plan = plan_of(models, calibration, case)
     tokens: Tensor = calibration_tokens(plan.recipe.calibration, plan.source)
@@ -102,7 +103,8 @@ def run_case(case: str, *, models: Path, calibration: str, text: str, device: st
         def compress(trained: bool) -> list[LayerResult]:
             schedule = block_schedule(recovery) if recovery and trained else None
             return [
-                result for _, result in compress_layers(plan, tokens, settings.runs(Path(folder)), recovery=schedule)
+                result
+                for _, result in compress_layers(plan, tokens, settings.stream_options(Path(folder)), recovery=schedule)
             ]
 
         found = compress(trained=False)
@@ -121,9 +123,9 @@ def run_case(case: str, *, models: Path, calibration: str, text: str, device: st
 def named(found: list[LayerResult]) -> dict[str, Weight]:
     """Weights by module name."""
     return {
-        f"model.layers.{number}.{place}": weight
+        f"model.layers.{number}.{submodule}": weight
         for number, result in enumerate(found)
-        for place, weight in result.weights.items()
+        for submodule, weight in result.weights.items()
     }
 
 

@@ -24,13 +24,13 @@ from slideconvert.evaluate.perplexity import perplexity
 from slideconvert.evaluate.text import read_documents, token_sequences
 from slideconvert.models.load import load_model, load_tokenizer
 
-LENGTH, WINDOWS = 512, 160
+LENGTH, SEQUENCES = 512, 160
 
 
 def measure(folder: Path, text: str, device: str) -> float:
-    """Perplexity of a checkpoint as the protocol has it."""
+    """The perplexity of a checkpoint by the protocol."""
     checkpoint = Checkpoint.open(folder)
-    tokens = token_sequences(load_tokenizer(checkpoint), read_documents(text), LENGTH, WINDOWS)
+    tokens = token_sequences(load_tokenizer(checkpoint), read_documents(text), LENGTH, SEQUENCES)
     return perplexity(load_model(checkpoint, activations="float", device=device), tokens)
 
 

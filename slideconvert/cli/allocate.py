@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
-from ..api.options import AllocateOptions
+from ..api.options import AllocateOptions, option
 from .common import echo_json, progress_bar, show, source_argument
 from .options import Display, command
 
 
-@command("allocate", AllocateOptions)
+@dataclass(frozen=True)
+class ErrorDisplay(Display):
+    """Of a command whose details are the measured errors."""
+
+    verbose: bool = option("Print all measured errors, a line for each group.", default=False, flag="-v/--verbose")
+
+
+@command("allocate", AllocateOptions, ErrorDisplay)
 @source_argument
 @click.argument("recipe_out", type=click.Path(path_type=Path))
 def allocate_command(source: str, recipe_out: Path, options: AllocateOptions, display: Display) -> None:

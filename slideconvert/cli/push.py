@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..api.options import PushOptions
+from ..api.options import PushOptions, option
 from .common import checkpoint_argument, echo_json, progress_bar, show
 from .options import Display, command
 
@@ -18,7 +18,14 @@ if TYPE_CHECKING:
     from ..errors import SlideConvertError
 
 
-@command("push", PushOptions)
+@dataclass(frozen=True)
+class FileDisplay(Display):
+    """Of a command whose details are the files."""
+
+    verbose: bool = option("Print a line for every file.", default=False, flag="-v/--verbose")
+
+
+@command("push", PushOptions, FileDisplay)
 @checkpoint_argument
 @click.argument("repo")
 def push_command(ckpt: Path, repo: str, options: PushOptions, display: Display) -> None:

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ..api.options import EvaluateOptions, GenerateOptions, RevisionOptions
+from ..api.options import EvaluateOptions, GenerateOptions, RevisionOptions, option
 from .common import echo_json, progress_bar, show
 from .options import Display, HeadedOption, ResultDisplay, command
 
 
-@command("download", RevisionOptions, ResultDisplay)
+@dataclass(frozen=True)
+class CommitDisplay(ResultDisplay):
+    """Of a command whose details are the commit."""
+
+    verbose: bool = option("Print the Hub id and the commit as well.", default=False, flag="-v/--verbose")
+
+
+@dataclass(frozen=True)
+class MetricDisplay(ResultDisplay):
+    """Of a command whose details are metrics."""
+
+    verbose: bool = option("Print every metric of each task.", default=False, flag="-v/--verbose")
+
+
+@command("download", RevisionOptions, CommitDisplay)
 @click.argument("hub_id")
 @click.argument("directory", metavar="[DIR]", required=False, type=click.Path(path_type=Path))
 def download_command(hub_id: str, directory: Path | None, options: RevisionOptions, display: Display) -> None:
@@ -32,7 +47,7 @@ def download_command(hub_id: str, directory: Path | None, options: RevisionOptio
         click.echo(f"{snapshot.id} at {snapshot.revision}", err=True)
 
 
-@command("eval", EvaluateOptions, ResultDisplay)
+@command("eval", EvaluateOptions, MetricDisplay)
 @click.argument("ckpts", metavar="CKPT...", nargs=-1, required=True)
 def eval_command(ckpts: tuple[str, ...], options: EvaluateOptions, display: Display) -> None:
     """Measure checkpoints (ours in any layout, or any source model) side by side.
