@@ -1,4 +1,4 @@
-"""How long work tells how far it is, and what of it took how long."""
+"""How long jobs report their progress, and how much time and device memory each of their stages takes."""
 
 from __future__ import annotations
 
@@ -7,26 +7,28 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 Progress = Callable[[str, int, int], None]
-"""progress(stage, done, total): `done` of `total` units (weights, linears, windows, bytes) of a stage are finished."""
+"""progress(stage, done, total): `done` of `total` units (weights, linears, sequences, bytes) are finished."""
 
 
 def silent(stage: str, done: int, total: int) -> None:
-    """A Progress that nobody watches."""
+    """A Progress that does nothing."""
 
 
 @dataclass
 class Stage:
-    """What a stage took from its first word to its last. seconds; device_bytes: most of a GPU's memory that was in use,
-    0 without one."""
+    """The cost of a stage between its first and last report.
+
+    seconds: wall-clock time. device_bytes: the peak of GPU memory in use, 0 without a GPU.
+    """
 
     seconds: float = 0.0
     device_bytes: int = 0
 
 
 class Stopwatch:
-    """A Progress that passes on what it is told and keeps, by stage, what it took. Stages follow one another.
+    """A Progress that forwards reports to another one and measures each stage. Stages follow one another.
 
-    device_peak: gives the most device memory in use since it was last asked, bytes.
+    device_peak: returns the peak of device memory in use since its last call, in bytes.
     """
 
     def __init__(self, watcher: Progress = silent, device_peak: Callable[[], int] = lambda: 0) -> None:
@@ -36,7 +38,7 @@ class Stopwatch:
         self._since = time.monotonic()
 
     def aside(self, stage: str, done: int, total: int) -> None:
-        """Pass on what goes on beside the stages, from other threads: it has no time of its own."""
+        """Forward a report of work in another thread, which overlaps with the stages and is not timed."""
         self._watcher(stage, done, total)
 
     def __call__(self, stage: str, done: int, total: int) -> None:

@@ -1,14 +1,14 @@
-"""One option for each group, so that the errors add up to the least and the costs to no more than a budget.
+"""The multiple-choice knapsack problem: choose one option for each item so that the sum of errors is minimal and the
+sum of costs is at most a budget.
 
-The multiple-choice knapsack problem, solved by branch and bound over a frontier: group after group, all sums of costs
-and errors that can still matter are kept. A sum does not matter if another one costs no more and has no more error
-(dominance), or if it cannot lead to less error than a solution that is known already. That is told by the relaxed
-problem, in which a group may take any mix of two options: its answer is never above the true one, and comes at once
-from the lower convex hulls of the groups' options, taken in order of error saved per cost (Dyer 1984, Zemel 1984).
+Branch and bound over a frontier: item by item, the solver keeps the partial sums (cost, error) that can still lead to
+the optimum. It drops a sum if another one has neither a higher cost nor a higher error (dominance), or if its lower
+bound exceeds the error of a known solution. The bound is the linear relaxation, in which an item may mix two options:
+it follows the lower convex hulls of the items' options in order of error saved per cost (Dyer 1984, Zemel 1984).
 
-Exact, up to the rounding of float64 sums. With measured errors a few thousand sums matter, and 80 layers of 4 groups
-with 8 options take a fifth of a second. Where errors are nearly proportional to costs, too many do: then the
-most promising MOST_SUMS are kept, and `Solution.floor` says how far from the least error the answer can be.
+The solution is exact up to the rounding of float64 sums. With measured errors a few thousand sums remain, and 80 layers
+of 4 items with 8 options take a fifth of a second. If errors are nearly proportional to costs, too many remain: the
+solver then keeps the MOST_SUMS with the lowest bounds, and `Solution.floor` bounds the distance to the optimum.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 MOST_SUMS = 20_000
-"""Sums that are kept from group to group at most: about ten seconds for 320 groups where all of them are."""
+"""The most partial sums after an item: 320 items with as many take about ten seconds."""
 ROUNDING = 1e-9
-"""Of the largest sum of errors: what float64 sums of another order may differ by, with room to spare."""
+"""Tolerance, relative to the largest sum of errors, for float64 sums in another order."""
 BUDGET_ROUNDING = 1e-12
-"""The same, of the budget: a solution that costs exactly the budget must not be lost."""
+"""Tolerance relative to the budget, so that a solution that costs exactly the budget is found."""
 
 Option = tuple[float, float]
 """Cost and error of one option, both finite and >= 0."""
@@ -33,9 +33,9 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Solution:
-    """choices: for each group the index of its option. cost, error: the sums.
+    """choices: the index of the option of each item. cost, error: their sums.
 
-    floor: no choices within the budget have less error than this; `error` itself where the answer is proven exact.
+    floor: a lower bound of the error of every solution within the budget; equal to `error` if that is proven optimal.
     """
 
     choices: tuple[int, ...]
@@ -44,14 +44,14 @@ class Solution:
     floor: float
 
 
-def least_error(groups: Sequence[Sequence[Option]], budget: float) -> Solution | None:
-    """The options with the least sum of errors whose costs add up to at most `budget`; None if there are none.
+def least_error(items: Sequence[Sequence[Option]], budget: float) -> Solution | None:
+    """The choice of options with minimal error and a cost of at most `budget`; None if the budget is too small.
 
-    Of solutions with the same error one of the least cost; of those always the same one.
+    Of solutions with equal error, one with the lowest cost, always the same one. items: the options of each.
     """
-    fronts = [_front(options) for options in groups]
-    costs = [np.array([options[i][0] for i in front]) for options, front in zip(groups, fronts, strict=True)]
-    errors = [np.array([options[i][1] for i in front]) for options, front in zip(groups, fronts, strict=True)]
+    fronts = [_front(options) for options in items]
+    costs = [np.array([options[i][0] for i in front]) for options, front in zip(items, fronts, strict=True)]
+    errors = [np.array([options[i][1] for i in front]) for options, front in zip(items, fronts, strict=True)]
     relaxed = _Relaxed(costs, errors)
     limit = budget * (1 + BUDGET_ROUNDING)
     if relaxed.cost[0] > limit:
@@ -71,11 +71,11 @@ def least_error(groups: Sequence[Sequence[Option]], budget: float) -> Solution |
             kept = kept[np.sort(promising[:MOST_SUMS])]
         first = kept[np.argmin(bound[kept])]
         reached = relaxed.greedy(done, limit - sums[first], losses[first])
-        # What is known must be reachable from a sum that is kept, else all of them might go.
+        # The known solution must extend a kept sum, otherwise its bound could drop all sums.
         known = reached if too_many else min(known, reached)
         cost, error = sums[kept], losses[kept]
         trail.append((kept // len(more_cost), kept % len(more_cost)))
-    best = len(cost) - 1  # a frontier ends with its least error
+    best = len(cost) - 1  # the errors of a frontier fall
     choices, at = [], best
     for front, (before, option) in zip(reversed(fronts), reversed(trail), strict=True):
         choices.append(front[option[at]])
@@ -85,13 +85,13 @@ def least_error(groups: Sequence[Sequence[Option]], budget: float) -> Solution |
 
 
 def _front(options: Sequence[Option]) -> list[int]:
-    """The options that no other one makes pointless, by rising cost and falling error."""
+    """Indices of the undominated options, by rising cost and falling error."""
     costs, errors = (np.array([option[part] for option in options], dtype=np.float64) for part in (0, 1))
     return [int(index) for index in _undominated(costs, errors)]
 
 
 def _undominated(costs: Floats, errors: Floats) -> NDArray[np.intp]:
-    """Indices by rising cost and strictly falling error; of equal ones the first."""
+    """Indices of undominated points, by rising cost and strictly falling error; of equal points, the first."""
     order = np.lexsort((errors, costs))
     sorted_errors = errors[order]
     falls = np.ones(len(order), dtype=bool)
@@ -100,10 +100,10 @@ def _undominated(costs: Floats, errors: Floats) -> NDArray[np.intp]:
 
 
 class _Relaxed:
-    """The problem of the groups from some group on, in which a group may take any mix of two options.
+    """The linear relaxation for the items from some item on: an item may mix two options.
 
-    cost, error [groups + 1]: sums over the groups from here on where each takes its cheapest option.
-    The rest are steps along the groups' hulls, all of them together by falling error saved per cost.
+    cost, error [items + 1]: sums over the items from each one on, with the cheapest option of each. The steps along the
+    hulls of all items are sorted by falling error saved per cost.
     """
 
     def __init__(self, costs: list[Floats], errors: list[Floats]) -> None:
@@ -113,30 +113,31 @@ class _Relaxed:
         self.error = _suffix_sums([float(error[0]) for error in errors])
         steps = np.concatenate([np.diff(cost[hull]) for cost, _, hull in pairs])
         saved = np.concatenate([-np.diff(error[hull]) for _, error, hull in pairs])
-        group = np.repeat(np.arange(len(pairs)), [len(hull) - 1 for hull in hulls])
-        # Stable: the steps of one hull keep their order where rounding makes their slopes equal.
+        item = np.repeat(np.arange(len(pairs)), [len(hull) - 1 for hull in hulls])
+        # Stable: the steps of a hull keep their order if rounding makes their slopes equal.
         order = np.argsort(-saved / steps, kind="stable")
-        self._steps, self._saved, self._group = steps[order], saved[order], group[order]
+        self._steps, self._saved, self._item = steps[order], saved[order], item[order]
 
-    def least(self, first: int, room: Floats) -> Floats:
-        """A lower bound of the error of the groups from `first` on, for each room left; infinite where none is."""
-        here = self._group >= first
+    def least(self, first: int, budget: Floats) -> Floats:
+        """A lower bound of the error of the items from `first` on, for each remaining budget; infinite if it is too
+        small."""
+        here = self._item >= first
         spent = np.append(0.0, np.cumsum(self._steps[here]))
         saved = np.append(0.0, np.cumsum(self._saved[here]))
-        free = room - self.cost[first]
+        free = budget - self.cost[first]
         return np.where(free < 0, np.inf, self.error[first] - np.interp(free, spent, saved))
 
-    def greedy(self, first: int, room: float, error: float) -> float:
-        """The error of a true solution: of `error` so far, and steps from group `first` on as long as they fit."""
-        free, error = room - self.cost[first], error + self.error[first]
+    def greedy(self, first: int, budget: float, error: float) -> float:
+        """The error of a solution: `error` so far, and steps of the items from `first` on while they fit the budget."""
+        free, error = budget - self.cost[first], error + self.error[first]
         full: set[int] = set()
-        for step, saved, group in zip(self._steps, self._saved, self._group, strict=True):
-            if group < first or group in full:
+        for step, saved, item in zip(self._steps, self._saved, self._item, strict=True):
+            if item < first or item in full:
                 continue
             if step <= free:
                 free, error = free - step, error - saved
             else:
-                full.add(group)
+                full.add(item)
         return float(error)
 
 
@@ -145,7 +146,7 @@ def _suffix_sums(values: list[float]) -> Floats:
 
 
 def _hull(costs: Floats, errors: Floats) -> list[int]:
-    """Of options by rising cost and falling error, those on their lower convex hull."""
+    """Indices of the lower convex hull of options by rising cost and falling error."""
 
     def slope(a: int, b: int) -> float:
         return float((errors[b] - errors[a]) / (costs[b] - costs[a]))

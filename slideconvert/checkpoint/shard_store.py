@@ -1,4 +1,4 @@
-"""Where a checkpoint's weight files are: in its folder, nowhere (a plan needs none), or fetched when they are read."""
+"""Access to the weight files of a checkpoint: in its folder, absent (a plan needs none), or fetched on first read."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from ..errors import InputError
 
 
 class ShardStore(Protocol):
-    """Gives weight files out for reading. Several threads may read at once."""
+    """Opens weight files for reading, also from several threads at once."""
 
     @property
     def known_by(self) -> str:
-        """What names, shapes and dtypes of the tensors were taken from: weights, or config.json."""
+        """The source of names, shapes and dtypes of the tensors: "weights" or "config.json"."""
 
     @property
     def fetched(self) -> int:
-        """Bytes that were fetched to give files out."""
+        """Bytes fetched so far to open files."""
 
     @property
     def disk_use(self) -> tuple[Path, int] | None:
-        """The folder where files will be put, and the most bytes there; None if they are where they stay."""
+        """The folder that receives fetched files, and the most bytes in it; None if nothing is fetched."""
 
     def identity(self, file: Path) -> list[object]:
-        """By what a file is known again in a resumed run."""
+        """What identifies the content of a file, so that a resumed run detects a changed one."""
 
     def open_shard(self, file: Path) -> AbstractContextManager[FileIO]:
-        """A weight file, open for unbuffered reading inside the block. OSError if it cannot be read."""
+        """A weight file, open for unbuffered reading inside the `with` block. OSError if it cannot be read."""
 
 
 @dataclass(frozen=True)
 class Folder:
-    """The files lie where they are said to be."""
+    """The files are in the folder of the checkpoint."""
 
     known_by: str = "weights"
     disk_use: tuple[Path, int] | None = None
@@ -53,7 +53,7 @@ class Folder:
 
 @dataclass(frozen=True)
 class NoWeights:
-    """There are no files: config.json alone is known, which is enough for a plan."""
+    """There are no weight files, only config.json, which suffices for a plan."""
 
     known_by: str = "config.json"
     disk_use: tuple[Path, int] | None = None
@@ -67,5 +67,5 @@ class NoWeights:
 
     def _refusal(self, file: Path) -> InputError:
         return InputError(
-            f"{file.parent}: only config.json is known, no weights", hint="without weights a model can only be planned"
+            f"{file.parent} contains config.json but no weights", hint="without weights a model can only be planned"
         )

@@ -71,7 +71,7 @@ class Slide(Format):
         try:
             values, meta = slide_and_pack(weight.codes, block_length(pattern))
         except ValueError as error:
-            hint = "prune first (slideconvert sparsify) or name the pattern that the weights really have"
+            hint = "prune first (slideconvert sparsify), or name the pattern that the weights satisfy"
             raise PatternError(f"{name}: {error}", hint=hint) from error
         return {f"{name}.weight_packed": values, f"{name}.weight_meta": meta, f"{name}.weight_scale": weight.scale}
 

@@ -1,1 +1,1 @@
-"""Channel permutations: their search, folding into a layer, record and inverse."""
+"""Channel permutations: search, folding into a layer, storage, composition and inverse."""

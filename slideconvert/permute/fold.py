@@ -1,8 +1,8 @@
-"""Channel permutations in the running model: found once a layer's statistics are known, folded into its weights.
+"""Channel permutations in the running model: found from the statistics of a layer, and folded into its weights.
 
-The columns of a linear that may read its input in another order (o_proj, down_proj) are permuted before it is solved;
-the linears that produce that input, solved already, only have their rows moved. The dense stream stays as it is: the
-layer computes the same with either order.
+Calibration permutes the columns of a linear whose input channels are free (o_proj, down_proj) before it solves the
+linear; the linears that produce that input are solved already, and only their rows move. The dense stream keeps its
+order: the layer computes the same function with either one.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from .search import find_order
 
 
 def find_permutation(channels: FreeChannels, weight: Tensor, statistics: Statistics, pattern: Pattern) -> Tensor:
-    """The permutation of the consumer's input channels with which pruning loses least, int64 of channels.shape.
+    """The permutation of the consumer's input channels that minimizes the loss of pruning, int64 of channels.shape.
 
-    weight [N, K] float32: of the consumer. On the CPU, whatever computes.
+    weight [N, K] float32: of the consumer, on any device. The permutation is on the CPU.
     """
     owners = channels.shape[0] if len(channels.shape) > 1 else 1
     order = find_order(weight, statistics.whole.norms, pattern, channels.readers, owners)
@@ -31,7 +31,7 @@ def find_permutation(channels: FreeChannels, weight: Tensor, statistics: Statist
 
 
 def fold(module: nn.Module, permutations: Permutations, free: Mapping[str, FreeChannels]) -> None:
-    """Permute the tensors of a decoder layer, in place of those that it has. Nothing to do without permutations."""
+    """Replace the tensors of a decoder layer by permuted ones, if there are permutations."""
     tensors = dict(module.state_dict())
     for part, order in permutations.items():
         tensors = permute_layer(tensors, free[part], order.to(next(iter(tensors.values())).device))
@@ -40,7 +40,7 @@ def fold(module: nn.Module, permutations: Permutations, free: Mapping[str, FreeC
 
 
 def in_order(statistics: Statistics, order: Tensor) -> Statistics:
-    """Statistics of the same input with its channels in another order [K]."""
+    """Statistics of the same input with its channels in `order` [K] int64."""
     order = order.to(statistics.gram.device)
 
     def moved(matrix: Tensor | None) -> Tensor | None:

@@ -1,8 +1,8 @@
-"""The permutations that conversions have folded into the weights of each layer: kept, composed and undone.
+"""The permutations that conversions have folded into the weights of each layer: storage, composition and inverse.
 
-They are kept beside the weights in channel_orders.json, so that a weight can be found again in the source:
+channel_orders.json beside the weights stores them, so that `verify` can map a weight to the source:
 {"0": {"heads": [[…], …], "inner": […]}, …}, by decoder layer; new channel i is old channel order[i]. A chain of
-conversions composes them: the file counts from the first source.
+conversions composes them: the file is relative to the first source.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from ..models.architecture import HEADS, MLP_INNER, FreeChannels
 from ..models.families import architecture_of
 from .layer import check_order, producer_rows, query_columns
 
-REINSTALL_HINT = "get the checkpoint again"
+RESTORE_HINT = "download or copy the checkpoint again"
 PARTS = {HEADS: 2, MLP_INNER: 1}
-"""What can be permuted, with the number of dimensions of its order."""
+"""The parts of a layer that can be permuted, with the number of dimensions of their orders."""
 
 Permutations = dict[str, Tensor]
 """The order of each part of a layer, int64: HEADS [key-value heads, head_dim], MLP_INNER [inner]; empty if none."""
@@ -33,8 +33,8 @@ Free = Mapping[str, FreeChannels]
 
 
 def move(weight: Weight, order: Tensor, dimension: int) -> Weight:
-    """Rows (0) or columns (1) of a weight in another order; as floats where columns leave the groups that share a
-    scale. InputError if it does not fit."""
+    """The weight with its rows (dimension 0) or columns (1) in `order` [n] int64; floats if columns leave the groups
+    that share a scale. InputError if the length does not fit."""
     matrix = weight if isinstance(weight, Tensor) else weight.codes
     if len(order) != matrix.shape[dimension]:
         raise InputError(f"an order of {len(order)} channels does not fit a weight {list(matrix.shape)}")
@@ -45,7 +45,7 @@ def move(weight: Weight, order: Tensor, dimension: int) -> Weight:
 
 
 def permute_weight(submodule: str, weight: Weight, permutations: Permutations, free: Free) -> Weight:
-    """The weight of the linear at `submodule` as it stands in the permuted layer."""
+    """The weight of the linear at `submodule` in the permuted layer."""
     for part, order in permutations.items():
         producer = free[part].producer(submodule)
         if producer:
@@ -57,7 +57,7 @@ def permute_weight(submodule: str, weight: Weight, permutations: Permutations, f
 
 
 def permute_vector(name: str, vector: Tensor, permutations: Permutations, free: Free) -> Tensor:
-    """A tensor [n] of a layer, self_attn.v_proj.bias or mlp.ffn_sub_norm.weight, as it stands in the permuted layer."""
+    """A vector [n] of a layer, such as self_attn.v_proj.bias or mlp.ffn_sub_norm.weight, in the permuted layer."""
     submodule = name.rpartition(".")[0]
     for part, order in permutations.items():
         producer = free[part].producer(submodule)
@@ -69,26 +69,26 @@ def permute_vector(name: str, vector: Tensor, permutations: Permutations, free: 
 
 
 def vectors_beside(submodule: str, free: Free) -> tuple[str, ...]:
-    """The tensors [n] of a layer that move with the linear at `submodule`, where the layer has them."""
+    """Names of the vectors [n] that a permutation moves with the linear at `submodule`, if the layer has them."""
     norms = [channels.norm for channels in free.values() if channels.norm and submodule == channels.consumer]
     return (f"{submodule}.bias", *(f"{norm}.weight" for norm in norms))
 
 
 def compose(first: Permutations, then: Permutations) -> Permutations:
-    """One order for two, the second found on what the first had made."""
+    """The permutation that applies `first`, then `then`."""
     both = {part: first[part].gather(-1, then[part]) for part in first.keys() & then.keys()}
     return {part: both.get(part, (first | then)[part]) for part in PARTS if part in first or part in then}
 
 
 def compose_all(first: Mapping[int, Permutations], then: Mapping[int, Permutations]) -> dict[int, Permutations]:
-    """`compose` for every layer that either of them permutes."""
+    """`compose` for every layer in either mapping."""
     layers = sorted(first.keys() | then.keys())
     found = {layer: compose(first.get(layer, {}), then.get(layer, {})) for layer in layers}
     return {layer: permutations for layer, permutations in found.items() if permutations}
 
 
 def between(theirs: Mapping[int, Permutations], ours: Mapping[int, Permutations]) -> dict[int, Permutations]:
-    """The orders that lead from one checkpoint to another, by layer; of both those since the first source are given."""
+    """The permutations from one checkpoint to another, by layer. Both arguments are relative to the first source."""
     back = {layer: {part: order.argsort(-1) for part, order in parts.items()} for layer, parts in theirs.items()}
     return compose_all(back, ours)
 
@@ -103,14 +103,14 @@ def to_json(permutations: Mapping[int, Permutations]) -> str:
 
 
 def read_permutations(checkpoint: Checkpoint) -> dict[int, Permutations]:
-    """The orders of a checkpoint by layer, {} if it has no such file. InputError for one that cannot be right."""
+    """The permutations of a checkpoint by layer, {} if it has none. InputError unless they fit the model."""
     path = checkpoint.path / CHANNEL_ORDERS
     if not path.is_file():
         return {}
     found = read_json(path)
     numbers = {str(number) for number in range(checkpoint.config["num_hidden_layers"])}
     if found.keys() - numbers:
-        raise InputError(f"{path}: the model has no layer {min(found.keys() - numbers)}", hint=REINSTALL_HINT)
+        raise InputError(f"{path}: the model has no layer {min(found.keys() - numbers)}", hint=RESTORE_HINT)
     permutations = {int(layer): parse_permutations(parts, f"{path}: layer {layer}") for layer, parts in found.items()}
     free = architecture_of(checkpoint.config).free_channels(checkpoint.config)
     for layer, parts in permutations.items():
@@ -118,21 +118,21 @@ def read_permutations(checkpoint: Checkpoint) -> dict[int, Permutations]:
             wanted = free[part].shape if part in free else ()
             if order.shape != wanted:
                 raise InputError(
-                    f"{path}: layer {layer}: {list(order.shape)} channels of {part}, the model has {list(wanted)}",
-                    hint=REINSTALL_HINT,
+                    f"{path}: layer {layer}: {list(order.shape)} channels of {part}, but the model has {list(wanted)}",
+                    hint=RESTORE_HINT,
                 )
     return permutations
 
 
 def parse_permutations(parts: Any, where: str) -> Permutations:
-    """The orders of a layer from JSON. InputError for what is none."""
+    """The permutations of a layer from JSON. InputError for other content."""
     try:
         permutations = {part: torch.tensor(order) for part, order in parts.items()}
         fits = all(order.dtype == torch.int64 and order.dim() == PARTS[part] for part, order in permutations.items())
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{where}: unreadable orders ({error!r})", hint=REINSTALL_HINT) from error
+        raise InputError(f"{where}: unreadable orders ({error!r})", hint=RESTORE_HINT) from error
     if not fits:
-        raise InputError(f"{where}: orders are lists of whole numbers", hint=REINSTALL_HINT)
+        raise InputError(f"{where}: orders must be lists of integers", hint=RESTORE_HINT)
     for part, order in permutations.items():
         check_order(order, f"{where}: the order of {part}")
     return permutations

@@ -1,12 +1,13 @@
 """The search for a channel permutation: which columns of a linear share a block of a 2:L pattern.
 
-The search lowers the saliency that the mask of Wanda loses: the two lowest s_ij = (w_ij ||X_j||)² of every row and
-block, summed. Channels are dealt to the blocks by strength, then exchanged between blocks, as in RIA (Zhang et al.,
-Plug-and-Play, ICLR 2024). An exchange takes one channel out of every block and puts each where it hurts least: with
-a <= b the two lowest of those that stay, a row loses a + min(b, s_c) once channel c has joined, and the sum of minima
-over the rows is (Σ b + Σ s_c - Σ |b - s_c|) / 2, an L1 distance. The rest is an assignment problem.
+The search minimizes the saliency that Wanda's mask removes: the sum, over rows and blocks, of the two lowest
+s_ij = (w_ij ||X_j||)². It first distributes channels over the blocks by strength, then exchanges them between blocks,
+as RIA does (Zhang et al., Plug-and-Play, ICLR 2024). An exchange removes one channel from every block and assigns the
+removed channels to the blocks at minimal loss: with a <= b the two lowest scores of the remaining channels, a row loses
+a + min(b, s_c) after channel c joins the block, and the sum of these minima over the rows is
+(Σ b + Σ s_c - Σ |b - s_c|) / 2, an L1 distance. Finding the assignment is a linear assignment problem.
 
-Scores are whole numbers and their sums exact, so that every device and every run finds the same order.
+Scores are integers and their sums exact, so that every device and every run finds the same order.
 """
 
 from __future__ import annotations
@@ -21,50 +22,51 @@ from ..errors import InputError
 from .layer import query_columns
 
 SWEEPS = 3
-"""Times that each place of the blocks is visited."""
+"""Passes over all positions of the blocks."""
 BATCH = 1024
-"""Blocks that exchange channels at once: more find a little more, and take time and memory by the square."""
+"""Blocks that exchange channels at once: larger batches find slightly more, at quadratic time and memory."""
 CLIP = 2.0**20
-"""Scores count up to this many medians: what is larger is not pruned, and would leave no digits for what is."""
+"""Scores are clipped to this multiple of their median: larger ones are not pruned, and would leave no digits for those
+that are."""
 SUM_BITS = 50
-"""Scores are scaled such that their sums over all rows stay below 2 to this: exact in float64."""
+"""Scores are scaled so that their sums over all rows stay below 2**SUM_BITS: exact in float64."""
 BID = 0.05
-"""Smallest bid of the auction, as a share of what a block would gain on average if it could choose alone."""
+"""Minimal bid increment of the auction, as a share of the mean gain of a block that could choose freely."""
 PATIENCE = 4
-"""Rounds for each block after which the smallest bid doubles."""
+"""The minimal bid increment doubles after this many rounds per block."""
 
 
 def find_order(weight: Tensor, norms: Tensor, pattern: Pattern, heads: int = 1, key_value_heads: int = 1) -> Tensor:
-    """The order [key_value_heads, K / heads] int64 of a weight's columns with which the mask of `pattern` loses least.
+    """The order [key_value_heads, K / heads] int64 of a weight's columns that minimizes the loss of the pattern's mask.
 
-    weight [N, K], norms [K] (||X_j||, in any unit): finite floats. All query heads of a key-value head have one order;
-    the inner channels of an MLP are a single head. The saliency lost is never more than in the present order, which is
-    returned for a pattern that gains nothing, such as 2:inf. Blocks count from the first column of the weight, so those
-    of 6 or 10 reach across heads.
+    weight [N, K], norms [K] (||X_j||, in any unit): finite floats. The query heads of a key-value head share an order;
+    the inner channels of an MLP are one head. The loss is never above that of the natural order, which is returned for
+    a pattern that gains nothing, such as 2:inf. Blocks start at the first column of the weight, so blocks of 6 or 10
+    columns cross heads. InputError if `heads` does not divide K, or `key_value_heads` does not divide `heads`.
     """
     columns, length = weight.shape[1], pattern.permuted_block
     if columns % heads or heads % key_value_heads:
         raise InputError(
-            f"{columns} columns, {heads} query heads, {key_value_heads} key-value heads: no whole number of each",
+            f"{columns} columns, {heads} query heads, {key_value_heads} key-value heads do not divide each other",
             hint="check num_attention_heads and num_key_value_heads in config.json",
         )
     size = columns // heads
     natural = torch.arange(size, device=weight.device).repeat(key_value_heads, 1)
     if size < 2 * max(length, 1) or not length:
         return natural
-    count = size // length  # blocks that surely lie within a head
-    scores = _whole_scores(weight, norms, heads // key_value_heads)
-    dealt = _deal(scores[:-1], length, heads, key_value_heads)
-    order = min(natural, dealt, key=lambda order: _lost(scores, query_columns(order, heads), length))
-    # A lane is one place in every block: places L apart, and the first at least L from the last of the head before.
+    count = size // length  # blocks that lie within a head at any offset
+    scores = _integer_scores(weight, norms, heads // key_value_heads)
+    distributed = _distribute(scores[:-1], length, heads, key_value_heads)
+    order = min(natural, distributed, key=lambda order: _lost(scores, query_columns(order, heads), length))
+    # A comb has one position in every block: positions L apart, the first at least L after the last of the head before.
     starts = range(size - length * (count - 1))
-    lanes = [torch.arange(start, start + length * count, length, device=weight.device) for start in starts]
+    combs = [torch.arange(start, start + length * count, length, device=weight.device) for start in starts]
     parts = -(-count // BATCH)
     for sweep in range(SWEEPS):
         before = order
-        for lane in lanes:
-            # Batches of near blocks and of far ones by turns, so that a channel can get anywhere.
-            for batch in lane.tensor_split(parts) if sweep % 2 else [lane[part::parts] for part in range(parts)]:
+        for comb in combs:
+            # Batches of adjacent blocks and of distant ones alternate, so that a channel can reach every block.
+            for batch in comb.tensor_split(parts) if sweep % 2 else [comb[part::parts] for part in range(parts)]:
                 costs = _joining_costs(scores, query_columns(order, heads), batch, length, heads, key_value_heads)
                 chosen = np.stack([_assign(cost) for cost in costs.long().cpu().numpy()])
                 order = order.index_copy(1, batch, order[:, batch].gather(1, torch.from_numpy(chosen).to(order.device)))
@@ -73,10 +75,10 @@ def find_order(weight: Tensor, norms: Tensor, pattern: Pattern, heads: int = 1, 
     return order
 
 
-def _whole_scores(weight: Tensor, norms: Tensor, readers: int) -> Tensor:
-    """(w_ij ||X_j||)² in whole numbers, float64 [K + 1, N]: a row for each column, and a last one of zeros.
+def _integer_scores(weight: Tensor, norms: Tensor, readers: int) -> Tensor:
+    """(w_ij ||X_j||)² as integers, float64 [K + 1, N]: a row for each column of the weight, and a last row of zeros.
 
-    The unit is such that sums over all rows and the `readers` of a head stay exact. All zeros if the weight is.
+    The unit keeps sums over all rows and the `readers` of a head exact. A zero weight has zero scores.
     """
     rows, columns = weight.shape
     score = (weight.double() * norms.double()).square_().T
@@ -89,12 +91,12 @@ def _whole_scores(weight: Tensor, norms: Tensor, readers: int) -> Tensor:
     return whole
 
 
-def _deal(scores: Tensor, length: int, heads: int, key_value_heads: int) -> Tensor:
-    """RIA's heuristic: scores [K, N] -> order [key_value_heads, head_dim], every block with its share of strength.
+def _distribute(scores: Tensor, length: int, heads: int, key_value_heads: int) -> Tensor:
+    """RIA's heuristic: scores [K, N] -> order [key_value_heads, head_dim] with similar strength in every block.
 
-    The strength of a channel is how many of its weights the rows would keep if there were no blocks, then their sum.
-    From weakest to strongest, channels are dealt to the blocks, back and forth. What is left over, the strongest,
-    comes last, where a ragged block prunes nothing.
+    The strength of a channel is the number of its weights that the rows would keep without blocks, then their sum.
+    From weakest to strongest, channels go to the blocks in alternating direction. The remaining channels, the
+    strongest, come last, where an incomplete block prunes nothing.
     """
     columns = len(scores)
     kept = scores > scores.kthvalue(2 * columns // length, dim=0).values
@@ -109,7 +111,7 @@ def _deal(scores: Tensor, length: int, heads: int, key_value_heads: int) -> Tens
 
 
 def _two_lowest(scores: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-    """scores [K + 1, N], columns [..., J] -> lowest and second lowest over the J columns, [..., N] each."""
+    """scores [K + 1, N], columns [..., J] -> lowest and second lowest score of the J columns, [..., N] each."""
     lowest = second = torch.full((), float("inf"), dtype=scores.dtype, device=scores.device)
     for column in columns.unbind(-1):
         score = scores[column]
@@ -119,26 +121,26 @@ def _two_lowest(scores: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _padded(placed: Tensor, length: int) -> Tensor:
-    """placed [K]: which column stands where -> the same with the zero column behind a ragged end."""
+    """placed [K]: the column at each position -> the same, with the zero column where the last block is incomplete."""
     return torch.nn.functional.pad(placed, (0, -len(placed) % length), value=len(placed))
 
 
 def _lost(scores: Tensor, placed: Tensor, length: int) -> float:
-    """The saliency that a mask loses with the columns placed so."""
+    """The saliency that the mask removes with column placed[i] at position i."""
     lowest, second = _two_lowest(scores, _padded(placed, length).view(-1, length))
     return float((lowest + second).sum())
 
 
 def _joining_costs(
-    scores: Tensor, placed: Tensor, lane: Tensor, length: int, heads: int, key_value_heads: int
+    scores: Tensor, placed: Tensor, comb: Tensor, length: int, heads: int, key_value_heads: int
 ) -> Tensor:
-    """[key_value_heads, P, P]: what is lost, up to a constant, where the channel at place j of the lane moves to i.
+    """[key_value_heads, P, P]: the loss, up to a constant, if the channel at position comb[j] moves to comb[i].
 
-    lane [P]: places within a head. All heads are looked at together: the places of a lane lie in different blocks.
+    comb [P]: positions within a head. All heads are computed together, since their positions lie in different blocks.
     """
-    starts = len(placed) // heads * torch.arange(heads, device=lane.device)[:, None]
-    at = starts + lane
-    others = torch.arange(1, length, device=lane.device)
+    starts = len(placed) // heads * torch.arange(heads, device=comb.device)[:, None]
+    at = starts + comb
+    others = torch.arange(1, length, device=comb.device)
     first = at[..., None] // length * length
     beside = first + (at[..., None] - first + others) % length
     placed = _padded(placed, length)
@@ -146,7 +148,7 @@ def _joining_costs(
     joining = scores[placed[at]]
 
     def by_reader(values: Tensor) -> Tensor:
-        return values.view(key_value_heads, -1, len(lane), values.shape[-1]).transpose(1, 2).flatten(2).contiguous()
+        return values.view(key_value_heads, -1, len(comb), values.shape[-1]).transpose(1, 2).flatten(2).contiguous()
 
     second, joining = by_reader(second), by_reader(joining)
     apart = torch.cdist(second, joining, p=1)
@@ -154,15 +156,15 @@ def _joining_costs(
 
 
 def _assign(cost: NDArray[np.int64]) -> NDArray[np.int64]:
-    """cost [P, P] -> for every row its column [P], each once, of nearly the lowest sum.
+    """cost [P, P] -> a permutation [P], the column of every row, with nearly minimal cost.
 
-    Bertsekas' auction: rows without a column bid for the one they like best, by as much as they like it more than
-    the next best and a little more. That little is how far a row may end from its best; it doubles now and
-    then, or rows that want the same would go on for long. The rows keep their own columns where that is no worse.
+    Bertsekas' auction algorithm: a row without a column bids for its best one the difference to its second best, plus a
+    minimal increment. The increment bounds the distance of a row from its optimum; it doubles regularly, which limits
+    the rounds that rows with equal preferences need. The result is the identity unless the auction improves on it.
     """
     count = len(cost)
     own = np.arange(count)
-    gain = cost.diagonal() - cost  # over what the column costs where it is: prices start fair
+    gain = cost.diagonal() - cost  # relative to the present position of the column
     least = int((gain.max(1) // count).sum() * BID) + 1
     prices, chosen, owner = np.zeros_like(gain[0]), np.full(count, -1), np.full(count, -1)
     rounds = 0
@@ -176,7 +178,7 @@ def _assign(cost: NDArray[np.int64]) -> NDArray[np.int64]:
         bid = prices[wanted] + best - value.max(1) + least
         np.maximum.at(prices, wanted, bid)
         highest = np.flatnonzero(bid == prices[wanted])
-        sold, first = np.unique(wanted[highest], return_index=True)  # of equal bids the first row's
+        sold, first = np.unique(wanted[highest], return_index=True)  # of equal bids, that of the first row
         losers = owner[sold]
         chosen[losers[losers >= 0]] = -1
         owner[sold] = bidders[highest[first]]

@@ -132,9 +132,9 @@ def plan_linear(
             hint="quantize takes float weights; sparsify, slide and relayout take quantized ones",
         )
     pattern = config.pattern or stored.pattern
-    # Ternary weights need no search for codes: -1, 0 and 1 are codes of every scheme.
-    finds_codes = scheme.quantized and not stored.scheme.ternary
-    method = _method(config.method or (preset.method(pattern) if preset else None), pattern, finds_codes)
+    method = _method(
+        config.method or (preset.method(pattern) if preset else None), pattern, scheme.rounds(stored.scheme)
+    )
     pattern.check_shape(stored.shape, name)
     pattern.check_scheme(scheme, name)
     scheme.check_columns(stored.shape[1], name)

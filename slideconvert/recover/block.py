@@ -1,7 +1,7 @@
-"""Block recovery: train a compressed layer's survivors against what the dense layer gives for the dense input.
+"""Block recovery: train the remaining weights of a compressed layer towards the output of the dense layer.
 
-The layer's input is what the compressed prefix leaves, its target what the dense model has behind the same layer, so
-that each layer also undoes what those before it did (EfficientQAT's Block-AP, arXiv 2407.11062, section 3.2).
+The input of the layer comes from the compressed layers before it, its target from the dense model, so that each layer
+also compensates the error of its predecessors (EfficientQAT's Block-AP, arXiv 2407.11062, section 3.2).
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def recover_block(
     )
     energy /= len(held)
 
-    def loss(windows: Tensor) -> Tensor:
-        return torch.nn.functional.mse_loss(layer.run(inputs(windows)), targets(windows)) / energy
+    def loss(numbers: Tensor) -> Tensor:
+        return torch.nn.functional.mse_loss(layer.run(inputs(numbers)), targets(numbers)) / energy
 
     curve = train(trained_of(trained), loss, fitted, held, schedule, TrainingOptions(dtype=layer.dtype))
     return {submodule: linear.weight() for submodule, linear in trained.items()}, curve

@@ -1,6 +1,6 @@
-"""End-to-end recovery: train all survivors at once so that the model's predictions stay those of the dense model.
+"""End-to-end recovery: train the remaining weights of all layers so that the model predicts what the dense one does.
 
-Of group schemes only scales and zero points train, the codes being frozen and packed (GQSA's E2E-OQP, section 3.4).
+In group schemes, only scales and zero points train; codes are frozen and packed (GQSA's E2E-OQP, section 3.4).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def recover_end_to_end(
     options: TrainingOptions,
 ) -> tuple[dict[str, Weight], Curve]:
     """The trained weights by module name, and the held-out loss per token in nats: the Kullback-Leibler divergence from
-    the teacher, without one the cross-entropy of the next token.
+    the teacher, or without a teacher the cross-entropy of the next token.
 
     student, teacher: causal language models of the same architecture; the student's compressed linears are replaced.
     tokens [sequences, length] int64; fitted, held: numbers of sequences. Gradient checkpointing keeps one layer's
@@ -35,7 +35,7 @@ def recover_end_to_end(
     student.requires_grad_(False)
     trained = make_trainable(student, compressed, frozen=True)
     student.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
-    student.train()  # checkpointing works in no other mode; whatever is random in it is turned off
+    student.train()  # gradient checkpointing requires this mode; the loop below disables dropout
     module: Any
     for module in student.modules():
         if isinstance(module, nn.Dropout):
@@ -43,8 +43,8 @@ def recover_end_to_end(
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.0
 
-    def loss(windows: Tensor) -> Tensor:
-        inputs = tokens[windows]
+    def loss(numbers: Tensor) -> Tensor:
+        inputs = tokens[numbers]
         if teacher is None:
             logits = student(input_ids=inputs, use_cache=False).logits[:, :-1].float()
             return torch.nn.functional.cross_entropy(logits.flatten(0, 1), inputs[:, 1:].flatten())

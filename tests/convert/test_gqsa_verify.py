@@ -120,7 +120,7 @@ def woken(tensors: Tensors) -> None:
 
 
 DENSE: dict[str, tuple[Callable[[Tensors], object], tuple[str, ...]]] = {
-    "a group too many": (woken, (Q, "257 groups of 8 are not zero, 1x8:50% allows 256")),
+    "a group too many": (woken, (Q, "257 groups of 8 are non-zero, 1x8:50% allows 256")),
     "another shape": (
         lambda t: t[f"{Q}.weight_shape"].copy_(torch.tensor([32, 128])),
         (Q, "weight_shape is [32, 128]"),
@@ -179,7 +179,7 @@ SOURCE: dict[str, tuple[str, Callable[[Tensors], object], tuple[str, ...]]] = {
     ),
     "a zero point": ("gqs", lambda t: t[f"{Q}.weight_zero_point"][:1].bitwise_xor_(1), (Q, "more than rounding")),
     "a row that took a group of the next": ("gqs", added("weight_row_index", 1, -1), (Q,)),
-    "a weight that is gone": ("dense", lost_weight, (Q, "lost some of its weights, 1x8:50% takes whole groups")),
+    "a weight that is gone": ("dense", lost_weight, (Q, "lost some of its weights, 1x8:50% prunes whole groups")),
 }
 
 

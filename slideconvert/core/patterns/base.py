@@ -11,17 +11,17 @@ from ..schemes import Scheme
 
 
 class Pattern(ABC):
-    """Which weights of a linear may be zero. `str` gives its name in recipes, records and on the command line."""
+    """Which weights of a linear must be zero. `str` gives its name in recipes, records and on the command line."""
 
     rows_independent: ClassVar[bool]
-    """Whether a row satisfies the pattern whatever the other rows hold."""
+    """Whether the pattern constrains each row separately."""
     whole_groups: ClassVar[bool]
-    """Whether the pattern zeroes whole quantization groups, which then need neither codes nor a scale."""
+    """Whether the pattern zeroes whole quantization groups, which are then stored without codes and scale."""
 
     @classmethod
     @abstractmethod
     def claims(cls, text: str) -> bool:
-        """Whether the text is written like a pattern of this family."""
+        """Whether the text has the syntax of this family."""
 
     @classmethod
     @abstractmethod
@@ -30,7 +30,7 @@ class Pattern(ABC):
 
     @property
     def slug(self) -> str:
-        """The pattern as it stands in file names."""
+        """The name of the pattern in file names: "2_8"."""
         return str(self).replace(":", "_").replace("%", "")
 
     @property
@@ -45,24 +45,24 @@ class Pattern(ABC):
 
     @abstractmethod
     def by_severity(self, *, severe: str, mild: str, groups: str) -> str:
-        """The argument for patterns like this one: `severe` for 2:4 and 2:6, `mild` for the other 2:L patterns,
-        `groups` for patterns of whole groups."""
+        """One of the arguments: `severe` for 2:4 and 2:6, `mild` for the other 2:L patterns, `groups` for group
+        patterns."""
 
     @property
     @abstractmethod
     def zeros_fixed(self) -> bool:
-        """Whether training must hold every zero: kept groups may have zeros anywhere, blocks may not lose one."""
+        """Whether training must keep every zero: blocks need theirs, weights in kept groups may take any value."""
 
     @property
     @abstractmethod
     def permuted_block(self) -> int:
-        """Columns that prune each other, so that another order of the input channels can lower the loss; 0 if no order
-        is better."""
+        """Columns of the block in which weights compete, so that permuting the input channels can lower the loss; 0 if
+        no permutation helps."""
 
     @property
     @abstractmethod
     def ideal_speedup(self) -> float | None:
-        """Speed-up over dense on hardware that runs 2:4 exactly twice as fast; None if the pattern runs elsewhere."""
+        """Speed-up over dense on hardware that runs 2:4 exactly twice as fast; None if it does not run there."""
 
     @abstractmethod
     def units(self, columns: int) -> int:
@@ -74,7 +74,7 @@ class Pattern(ABC):
 
     @abstractmethod
     def check_scheme(self, scheme: Scheme, where: str) -> None:
-        """Raise InputError if the groups of the pattern are not those of the scheme."""
+        """Raise InputError if the pattern and the scheme have groups of different sizes."""
 
     @abstractmethod
     def check_shape(self, shape: tuple[int, int], where: str) -> None:
@@ -82,15 +82,16 @@ class Pattern(ABC):
 
     @abstractmethod
     def select(self, score: Tensor) -> Tensor:
-        """Keep mask [out, in] bool of the best scores, one score for each weight or group that may be removed."""
+        """score -> keep mask [out, in] bool of the highest scores. One score for each weight [out, in], or of group
+        patterns for each group [out, groups]."""
 
     @abstractmethod
     def select_largest(self, weight: Tensor) -> Tensor:
-        """weight [out, in] float -> keep mask [out, in] bool that preserves most of its sum of squares."""
+        """weight [out, in] float -> keep mask [out, in] bool with the largest sum of squares of the kept weights."""
 
     @abstractmethod
     def legal_blocks(self, values: Tensor) -> int | None:
-        """How many blocks of values [out, in] have the zeros that the pattern demands; None if it has no blocks."""
+        """The number of blocks of values [out, in] that satisfy the pattern; None if it has no blocks."""
 
     @abstractmethod
     def check(self, values: Tensor, where: str) -> None:
@@ -107,4 +108,4 @@ class Pattern(ABC):
 
     @abstractmethod
     def record_fields(self, shape: tuple[int, int], *, slid: bool) -> dict[str, Any]:
-        """The derived sizes that a record of a linear [out, in] states. slid: whether the linear is stored slid."""
+        """The derived sizes in the record of a linear [out, in]. slid: whether the linear has the slide layout."""

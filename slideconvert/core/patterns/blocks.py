@@ -1,10 +1,10 @@
 """2:L patterns: at least two zeros in every block of L consecutive input columns, and every number that follows.
 
-Blocks start at absolute columns 0, L, 2L … of a row. A block is re-laid ("slid") into
-W = L/2 - 1 windows of four lanes at stride two: window w covers columns 2w … 2w+3 of its block. Each window keeps at
-most two non-zeros, so a block keeps at most 2W = L - 2: exactly what the pattern allows. Lanes 2, 3 of a window are
-lanes 0, 1 of the next, so filling windows from left to right always finds space (SlideSparse, arXiv 2603.05232; checked
-exhaustively in tests/unit/test_slide.py).
+Blocks start at absolute columns 0, L, 2L … of a row. Sliding stores a block as W = L/2 - 1 windows of four columns at
+stride two: window w covers columns 2w … 2w+3 of its block. Each window holds at most two non-zeros, so a block holds at
+most 2W = L - 2: exactly what the pattern allows. Columns 2 and 3 of a window are columns 0 and 1 of the next one, so
+filling windows from left to right always finds space (SlideSparse, arXiv 2603.05232; checked exhaustively in
+tests/unit/test_slide.py).
 
     2:8, one block of 8 columns          0 1 2 3 4 5 6 7
       window 0                           0 1 2 3
@@ -12,11 +12,12 @@ exhaustively in tests/unit/test_slide.py).
       window 2                                   4 5 6 7
     slid columns: 12 per 8, so K' = 1.5 K; ideal speed-up on 2:4 units: 2 / 1.5 = L / (L - 2) = 1.33
 
-`2:inf` prunes nothing: every pair of columns gets a window of its own (lanes 0, 1), K' = 2K.
+`2:inf` prunes nothing: every pair of columns gets its own window, as its columns 0 and 1, so K' = 2K.
 
-In every block the two lowest scores are pruned. Zeros already there must carry the lowest score, 0, and so count first;
-the missing columns of a ragged tail are zeros too, so a tail of L - 1 columns loses at most one weight and a shorter
-one none. Ties break by column index, the lower one is pruned: the result is the same on every device and in every run.
+Selection prunes the two lowest scores of every block. Existing zeros must have the lowest score, 0, and so are selected
+first; the missing columns of an incomplete last block count as zeros, so a last block of L - 1 columns loses at most
+one weight and a shorter one none. Of equal scores, the one with the lower column index is pruned: the result is the
+same on every device and in every run.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ from ..schemes import Scheme
 from .base import Pattern
 
 WINDOW = 4
-"""Lanes of a window: the hardware's 2:4 unit."""
+"""Columns of a window: the 2:4 unit of the hardware."""
 ZEROS = 2
-"""Zeros that every block of a 2:L pattern holds."""
+"""Zeros of a block of a 2:L pattern, at least."""
 SLID_MULTIPLE = 32
-"""K' is padded with empty windows to a multiple of this: 8-bit sparse operands need it (cuSPARSELt)."""
+"""K' is padded with empty windows to a multiple of this: cuSPARSELt requires it of 8-bit sparse matrices."""
 LENGTHS = (4, 6, 8, 10, 12, 14, 16)
 """The supported block lengths L."""
 
@@ -48,7 +49,7 @@ def _ceil_to(value: int, multiple: int) -> int:
 
 @dataclass(frozen=True)
 class BlockPattern(Pattern):
-    """A 2:L pattern. `length` is L, or None for 2:inf (nothing pruned, every window re-laid)."""
+    """A 2:L pattern. `length` is L, or None for 2:inf, which prunes nothing."""
 
     rows_independent: ClassVar[bool] = True
     whole_groups: ClassVar[bool] = False
@@ -65,7 +66,7 @@ class BlockPattern(Pattern):
 
     @classmethod
     def parse(cls, text: str) -> BlockPattern:
-        """'2:8', '2_8', '2:inf' or '2_inf' -> BlockPattern. InputError names the nearest for anything else."""
+        """'2:8', '2_8', '2:inf' or '2_inf' -> BlockPattern. InputError for other text, with the nearest name."""
         name = pick(text.strip().lower().replace("_", ":"), _names(), "pattern")
         return cls(None if name == "2:inf" else int(name.removeprefix("2:")))
 
@@ -79,17 +80,17 @@ class BlockPattern(Pattern):
 
     @property
     def block(self) -> int:
-        """Columns of one block: L, or 2 for 2:inf."""
+        """Columns of a block: L, or 2 for 2:inf."""
         return self.length or 2
 
     @property
     def windows(self) -> int:
-        """Windows of one block, W = L/2 - 1; 1 for 2:inf."""
+        """Windows of a block, W = L/2 - 1; 1 for 2:inf."""
         return 1 if self.length is None else self.length // 2 - 1
 
     @property
     def most_nonzeros(self) -> int:
-        """Non-zeros that a block may keep: L - 2; 2 of 2 for 2:inf."""
+        """The most non-zeros of a block: L - 2; 2 for 2:inf."""
         return 2 * self.windows
 
     @property
@@ -104,11 +105,11 @@ class BlockPattern(Pattern):
 
     @property
     def ideal_speedup(self) -> float:
-        """Over dense, were 2:4 units exactly twice as fast: 2 / expansion = L / (L - 2)."""
+        """Speed-up over dense if 2:4 units were exactly twice as fast: 2 / expansion = L / (L - 2)."""
         return 2 / self.expansion
 
     def units(self, columns: int) -> int:
-        """Blocks in a row of `columns` weights; a ragged tail counts as one, its missing columns as zeros."""
+        """Blocks in a row of `columns` weights; an incomplete last block counts, its missing columns as zeros."""
         return -(-columns // self.block)
 
     def slid_columns(self, columns: int) -> int:
@@ -133,7 +134,7 @@ class BlockPattern(Pattern):
         return shape[0] * shape[1] // size
 
     def check_shape(self, shape: tuple[int, int], where: str) -> None:
-        """Raise PatternError if rows are too short for one whole block."""
+        """Raise PatternError if a row is shorter than one block."""
         if shape[1] < self.block:
             raise PatternError(
                 f"{where}: {shape[1]} input columns, {self} needs at least {self.block}",
@@ -147,7 +148,7 @@ class BlockPattern(Pattern):
         """
         keep = torch.ones(score.shape, dtype=torch.bool, device=score.device)
         if self.prunes and score.is_cuda and score.shape[1] <= self.block:
-            # The sweep selects one block at a time, and a GPU spends all its time on starting small kernels: few here.
+            # The sweep selects one block at a time, where launching kernels dominates on a GPU: this needs few.
             pruned = max(0, ZEROS - (self.block - score.shape[1]))
             keep.scatter_(1, score.sort(dim=1, stable=True).indices[:, :pruned], False)
         elif self.prunes:
@@ -159,12 +160,12 @@ class BlockPattern(Pattern):
         return self.select(weight.abs())
 
     def legal_blocks(self, values: Tensor) -> int:
-        """How many blocks of [out, in] have the zeros that the pattern demands."""
+        """The number of blocks of values [out, in] with at least two zeros."""
         counts = [_nonzeros(values[rows], self.block) <= self.most_nonzeros for rows in row_blocks(values)]
         return sum(int(legal.count_nonzero()) for legal in counts)
 
     def check(self, values: Tensor, where: str) -> None:
-        """Raise PatternError with row, columns and count at the first block of [out, in] with too many non-zeros."""
+        """Raise PatternError with row, columns and count of the first block [out, in] with too many non-zeros."""
         if not self.prunes:
             return
         for rows in row_blocks(values):
@@ -178,7 +179,7 @@ class BlockPattern(Pattern):
                 f"{min((block + 1) * self.block, values.shape[1]) - 1} hold {int(taken[row, block])} "
                 f"non-zeros, {self} allows {self.most_nonzeros} ({ZEROS} zeros in {self.block}); "
                 f"{int(over.sum())} such blocks in these rows",
-                hint="prune first (slideconvert sparsify) or name the pattern the weights really have",
+                hint="prune first (slideconvert sparsify), or name the pattern that the weights satisfy",
             )
 
     def check_removed(self, removed: Tensor, present: Tensor, where: str) -> None:
@@ -187,7 +188,7 @@ class BlockPattern(Pattern):
         if int(taken.amax()) > ZEROS:
             row, block = (int(index) for index in (taken > ZEROS).nonzero()[0])
             raise InputError(
-                f"{where}: row {row}, block {block} lost {int(taken[row, block])} weights, {self} takes {ZEROS}"
+                f"{where}: row {row}, block {block} lost {int(taken[row, block])} weights, {self} prunes {ZEROS}"
             )
 
     def describe(self) -> str:
@@ -198,28 +199,28 @@ class BlockPattern(Pattern):
 
 
 def _select_rows(score: Tensor, block: int) -> Tensor:
-    # The bits of a float >= 0, read as an integer, order like the float itself (and -0 is cleared by the sign bit).
+    # The bits of a float >= 0, read as an integer, order like the float itself; clearing the sign bit turns -0 to 0.
     planes = to_planes(bits(score) & torch.iinfo(bits(score).dtype).max, block)
     lowest, second = torch.minimum(planes[0], planes[1]), torch.maximum(planes[0], planes[1])
     for plane in planes[2:]:
         second = torch.minimum(second, torch.maximum(lowest, plane))
         lowest = torch.minimum(lowest, plane)
-    # Everything below `second` is pruned (at most one can be). Of those equal to it, as many as are missing to two,
-    # from the left: one, or two if the lowest score is the same.
+    # Scores below `second` are pruned: at most one. Of scores equal to it, the leftmost are pruned until the block has
+    # lost two: one, or two if the lowest score equals it as well.
     missing = (ZEROS + negative(lowest - second)).to(torch.int8)
     keep = []
     for plane in planes:
         ahead = second - plane  # both are >= 0, so this cannot overflow
         above, below = negative(ahead).to(torch.int8), negative(-ahead).to(torch.int8)
         tie = ~(above | below)
-        spared = tie & ~negative(-missing)  # a tie when none are missing any more
+        spared = tie & ~negative(-missing)  # a tie after the block has lost two
         missing += tie
         keep.append((above | spared) & 1)
     return from_planes(keep)[:, : score.shape[1]].view(torch.bool)
 
 
 def _nonzeros(values: Tensor, block: int) -> Tensor:
-    """Non-zeros of every block of some rows [rows, in] -> [rows, blocks] int8."""
+    """values [rows, in] -> the number of non-zeros of every block, [rows, blocks] int8."""
     taken = torch.zeros((), dtype=torch.int8, device=values.device)
     for plane in to_planes(bits(without_negative_zero(values)), block):
         taken = taken - nonzero(plane).to(torch.int8)

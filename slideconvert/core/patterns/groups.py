@@ -1,7 +1,7 @@
 """Group patterns, 1xG:S%: whole quantization groups of a linear are zero (GQSA, section 3.2).
 
-1x16:50% keeps half of the groups of 16 consecutive columns, anywhere in the linear. Such weights run without windows,
-on kernels for groups.
+1x16:50% keeps half of the groups of 16 consecutive columns, anywhere in the linear. Such weights are stored as block
+sparse rows and run on kernels for groups.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ KEPT_MULTIPLE = 8
 DIGITS = 6
 """Decimals of a sparsity and of a row cap: records state both in the name, which determines the number of groups."""
 LEAST_SPARSITY, MOST_SPARSITY = 0.0, 0.9
-"""Limits of a sparsity: beyond, a model is nothing but its embeddings."""
+"""Limits of the sparsity."""
 
 
 @dataclass(frozen=True)
 class GroupPattern(Pattern):
-    """Of all groups of `size` consecutive columns of a linear, the share `sparsity` is zero, in DIGITS decimals.
+    """Of all groups of `size` consecutive columns of a linear, the share `sparsity` (DIGITS decimals) is zero.
 
-    Groups are selected for all rows of a linear at once, so that rows may keep more or fewer; every row keeps one.
-    row_cap: no row keeps more than so many times the mean; None: no limit.
+    Selection compares the groups of all rows, so rows keep different numbers of them, each at least one. row_cap: the
+    most groups of a row, as a multiple of the mean; None: no limit.
     """
 
     rows_independent: ClassVar[bool] = False
@@ -46,10 +46,12 @@ class GroupPattern(Pattern):
         if not LEAST_SPARSITY <= self.sparsity <= MOST_SPARSITY:
             raise PatternError(
                 f"sparsity {self.sparsity:g} is out of range",
-                hint=f"the share of groups that are pruned: {LEAST_SPARSITY:g} to {MOST_SPARSITY:g}",
+                hint=f"use a share of pruned groups from {LEAST_SPARSITY:g} to {MOST_SPARSITY:g}",
             )
         if self.row_cap is not None and not 1 <= self.row_cap < math.inf:
-            raise PatternError(f"row cap {self.row_cap:g}", hint="times the mean number of groups of a row: 1 or more")
+            raise PatternError(
+                f"row cap {self.row_cap:g}", hint="use a multiple of the mean number of groups in a row, 1 or more"
+            )
         object.__setattr__(self, "sparsity", round(self.sparsity, DIGITS))
         object.__setattr__(self, "row_cap", self.row_cap and round(self.row_cap, DIGITS))
 
@@ -100,28 +102,27 @@ class GroupPattern(Pattern):
         return columns // self.size
 
     def kept(self, shape: tuple[int, int]) -> int:
-        """Groups that a linear [out, in] keeps: a multiple of 8, rounded up, so that tensors in files are aligned."""
+        """Groups that a linear [out, in] keeps, rounded up to a multiple of 8 so that tensors in files are aligned."""
         total = shape[0] * self.units(shape[1])
         return min(total, -(-(total - round(self.sparsity * total)) // KEPT_MULTIPLE) * KEPT_MULTIPLE)
 
     def most_in_row(self, shape: tuple[int, int]) -> int:
-        """Groups that one row may keep."""
+        """The most groups of a row of a linear [out, in]."""
         most = self.units(shape[1])
         return most if self.row_cap is None else min(most, math.ceil(self.row_cap * self.kept(shape) / shape[0]))
 
     def check_shape(self, shape: tuple[int, int], where: str) -> None:
-        """Raise PatternError if the groups do not divide the rows of a linear [out, in], or some row would be left
-        without any."""
+        """Raise PatternError if the group size does not divide `in`, or a row would keep no group."""
         rows, columns = shape
         if columns % self.size:
             raise PatternError(
-                f"{where}: {columns} input columns are no multiple of the group size {self.size}",
+                f"{where}: {columns} input columns are not a multiple of the group size {self.size}",
                 hint=fitting_sizes(columns),
             )
         if self.kept(shape) < rows:
             raise PatternError(
-                f"{where}: {self} leaves {self.kept(shape)} groups for {rows} rows of {self.units(columns)}, some "
-                "with none",
+                f"{where}: {self} keeps {self.kept(shape)} groups of {rows} rows with {self.units(columns)} each, so "
+                "some rows would be empty",
                 hint="lower the sparsity or the group size",
             )
 
@@ -135,15 +136,15 @@ class GroupPattern(Pattern):
         return self.kept(shape)
 
     def select(self, score: Tensor) -> Tensor:
-        """score [N, K / G] float32, not NaN, of groups -> keep mask [N, K] bool of their weights."""
+        """score [N, K / G] float32 of groups, not NaN -> keep mask [N, K] bool of their weights."""
         return self.select_groups(score).repeat_interleave(self.size, 1)
 
     def select_groups(self, score: Tensor) -> Tensor:
-        """score [N, K / G] float32, not NaN -> those that stay [N, K / G] bool, exactly `kept` of them.
+        """score [N, K / G] float32, not NaN -> keep mask of groups [N, K / G] bool, with `kept` of them True.
 
-        Rows differ in what they keep. Three limits: every row keeps its best group, no row keeps more than its cap, and
-        ties break by position, the group further down or to the right is pruned: the result is the same on every device
-        and in every run. Raises PatternError if fewer groups than rows would stay.
+        The groups with the highest scores in the linear are kept, with two limits: every row keeps its best group, and
+        at most `most_in_row` groups. Of equal scores, the lower row, then the lower column is kept: the result is the
+        same on every device and in every run. Raises what `check_shape` does.
         """
         rows, groups = score.shape
         shape = (rows, groups * self.size)
@@ -159,33 +160,33 @@ class GroupPattern(Pattern):
         return self.select(weight.square().unflatten(1, (-1, self.size)).sum(2))
 
     def check(self, values: Tensor, where: str) -> None:
-        """Raise PatternError if more groups of [out, in] are non-zero than the pattern allows, in all or in one row."""
+        """Raise PatternError if values [out, in] have more non-zero groups than allowed, in all or in a row."""
         if not self.prunes:
             return
         shape = (values.shape[0], values.shape[1])
         found = self._nonzero(values).sum(1)
         if int(found.sum()) > self.kept(shape):
             raise PatternError(
-                f"{where}: {int(found.sum())} groups of {self.size} are not zero, {self} allows {self.kept(shape)}",
-                hint="prune first (slideconvert sparsify) or name the sparsity that the weights really have",
+                f"{where}: {int(found.sum())} groups of {self.size} are non-zero, {self} allows {self.kept(shape)}",
+                hint="prune first (slideconvert sparsify), or name the sparsity of the weights",
             )
         if int(found.amax()) > self.most_in_row(shape):
             row = int(found.argmax())
             raise PatternError(
-                f"{where}: row {row} has {int(found[row])} groups that are not zero, {self} allows "
+                f"{where}: row {row} has {int(found[row])} non-zero groups, {self} allows "
                 f"{self.most_in_row(shape)} in one row",
-                hint="prune first (slideconvert sparsify) or leave the row cap out",
+                hint="prune first (slideconvert sparsify), or omit the row cap",
             )
 
     def check_removed(self, removed: Tensor, present: Tensor, where: str) -> None:
-        """Raise InputError at the first group that lost only some of its weights; `check` counts the groups."""
+        """Raise InputError at the first group that lost only some of its weights. `check` counts the groups."""
         partly = self._nonzero(removed) & self._nonzero(present)
         if bool(partly.any()):
             row, group = (int(index) for index in partly.nonzero()[0])
-            raise InputError(f"{where}: row {row}, group {group} lost some of its weights, {self} takes whole groups")
+            raise InputError(f"{where}: row {row}, group {group} lost some of its weights, {self} prunes whole groups")
 
     def _nonzero(self, values: Tensor) -> Tensor:
-        """values [N, K] -> [N, K / G] bool, the groups that hold a non-zero."""
+        """values [N, K] -> whether each group has a non-zero, [N, K / G] bool."""
         kept: Tensor = values.unflatten(1, (-1, self.size)).ne(0).any(2)
         return kept
 

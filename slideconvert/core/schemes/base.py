@@ -119,6 +119,10 @@ class Scheme(ABC):
         target.check_ternary(where)
         return target.as_ternary
 
+    def rounds(self, stored: Scheme) -> bool:
+        """Whether weights of `stored` must be rounded to codes of this scheme; ternary codes are codes of every one."""
+        return self.quantized and not stored.ternary
+
     def check_ternary(self, where: str) -> None:
         """Raise InputError if ternary weights cannot be stored without becoming full codes."""
         return
