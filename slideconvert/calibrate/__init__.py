@@ -1,1 +1,1 @@
-"""Calibration: runs text through the model layer by layer and compresses each layer by its inputs."""
+"""Calibration: run text through the model layer by layer, and compress each layer for its inputs."""

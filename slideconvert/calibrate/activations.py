@@ -15,9 +15,9 @@ from ..errors import pick
 
 
 class Activations:
-    """Batches of hidden states, [sequences, length, columns] each, kept in one place and computed in another.
+    """Batches of hidden states, [sequences, length, columns] each, stored in one place and computed in another.
 
-    place: device (where the model computes), cpu or disk; `folder` holds the files then.
+    place: device (where the model computes), cpu, or disk (files in `folder`). InputError for other places.
     """
 
     def __init__(self, place: str, device: torch.device, folder: Path, name: str) -> None:
@@ -34,7 +34,7 @@ class Activations:
         return (self[number] for number in range(len(self)))
 
     def __getitem__(self, number: int) -> Tensor:
-        """A batch, on the device that computes."""
+        """A batch, on the device where the model computes."""
         return self._batches[number].to(self._device)
 
     def sequences(self, numbers: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ class Activations:
         return torch.stack(found).to(self._device)
 
     def append(self, batch: Tensor) -> None:
-        """Store one more batch."""
+        """Append a batch."""
         kept = batch
         if self._place == "cpu":
             pinned = self._device.type == "cuda"
@@ -60,7 +60,7 @@ class Activations:
         self._batches.append(kept)
 
     def replace(self, number: int, batch: Tensor) -> None:
-        """Store another batch of the same shape in a batch's place."""
+        """Overwrite a batch with another one of the same shape."""
         self._batches[number].copy_(batch)
 
     def copy(self, name: str) -> Activations:

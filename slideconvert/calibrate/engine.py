@@ -1,8 +1,8 @@
-"""Compress a model layer after layer, each for the inputs that the layers compressed before it leave.
+"""Compress a model layer by layer, each layer for the outputs of the compressed layers before it.
 
 Per layer, for each input group in order of data flow: run all tokens up to the input that its linears share, collect
-statistics, solve, put the result into the layer, go on. A dense stream runs beside where a method compares with it or
-training needs its outputs. One layer (two with the dense stream) and a handful of K × K matrices are in memory.
+statistics, solve, and put the result into the layer. A dense stream runs in parallel if a method compares with it or
+training needs its outputs. One layer (two with the dense stream) and a few K × K matrices are in memory.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .result import LayerResult
 from .stream import StreamOptions, Streams
 
 Done = Callable[[int], LayerResult | None]
-"""The result of a layer that an earlier run finished, None for one that is still to be compressed."""
+"""The result of a layer that an earlier run finished, or None."""
 
 
 def compress_layers(
@@ -38,7 +38,10 @@ def compress_layers(
     done: Done = lambda _: None,
     progress: Progress = silent,
 ) -> Iterator[tuple[int, LayerResult]]:
-    """tokens [sequences, length] -> (layer, its result) for all layers in order, finished ones included."""
+    """tokens [sequences, length] int64 -> (layer number, result) of every layer in order, including finished ones.
+
+    Raises InputError for inputs or weights that are not finite, SlideConvertError if a solver fails.
+    """
     decoder = Decoder(plan.source, options.device, options.dtype)
     decoder.record_passed(tokens.shape[1])
     layers: dict[int, dict[str, LinearPlan]] = {}
@@ -57,12 +60,12 @@ def compress_layers(
             put(streams, result.weights)
         progress("calibrate", number + 1, len(layers))
         yield number, result
-        if number < max(layers):  # nothing reads the output of the last one
+        if number < max(layers):  # nothing reads the output of the last layer
             streams.leave()
 
 
 def _compress_layer(streams: Streams, plans: dict[str, LinearPlan], recovery: Schedule | None) -> LayerResult:
-    """The layer that the streams have entered, compressed and trained; plans: by submodule."""
+    """Compress and train the current layer of the streams. plans: by submodule."""
     result = LayerResult()
     grams: dict[str, Tensor] = {}
     for group, submodules in enumerate(streams.decoder.architecture.input_groups):
@@ -82,9 +85,10 @@ def _recover(
     grams: dict[str, Tensor],
     schedule: Schedule,
 ) -> None:
-    """Train the layer's survivors towards the dense stream; weights and errors of `result` are then the trained ones.
+    """Train the remaining weights of the layer towards the dense stream; update weights and errors of `result`.
 
-    grams: of the inputs, by submodule, with which the linears were solved: training moves the inputs within a layer.
+    grams: Gram matrices of the inputs for which the linears were solved, by submodule; training changes the inputs
+    within a layer.
     """
     dense, free = streams.dense, streams.decoder.free
     assert dense is not None

@@ -1,4 +1,4 @@
-"""Compress the linears of a layer that share an input: collect its statistics, permute, solve, put into the layer."""
+"""Compress the linears of a layer that share an input: collect statistics, permute, solve, update the layer."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from .stream import Streams
 def compress_input_group(
     streams: Streams, group: int, plans: dict[str, LinearPlan], result: LayerResult
 ) -> Tensor | None:
-    """Compress linears of an input group, those with equal plans as one matrix; results go into `result` and the layer.
+    """Compress the linears of an input group, linears with equal plans as one matrix.
 
-    plans: by submodule. Returns the Gram matrix [K, K] of their input, None if no method needs it.
+    plans: by submodule. Returns the Gram matrix [K, K] float32 of their input, None if no method needs it.
     """
     statistics = None
     together: dict[tuple[str, Pattern, Scheme, str], list[str]] = {}
@@ -36,7 +36,7 @@ def compress_input_group(
         if plan.kept:
             continue
         if plan.method and METHODS[plan.method].calibrated:
-            # A pattern whose rows depend on each other is solved for each linear by itself.
+            # If the rows of a pattern depend on each other, each linear is solved alone.
             alone = "" if plan.pattern.rows_independent else submodule
             together.setdefault((plan.method, plan.pattern, plan.scheme, alone), []).append(submodule)
         else:
@@ -57,18 +57,18 @@ def compress_input_group(
 
 
 def put(streams: Streams, weights: dict[str, Weight]) -> None:
-    """Put weights, by submodule, into the layer that is being compressed."""
+    """Put weights, by submodule, into the current layer of the compressed stream."""
     for submodule, weight in weights.items():
         streams.layer.set_weight(submodule, floats(weight).to(streams.options.device))
 
 
 def latent_weights(plan: LinearPlan, streams: Streams, result: LayerResult) -> Tensor | None:
-    """The latent weights of a linear that stays ternary, in the channel order of the layer; None for other linears."""
+    """The latent weights of a linear that stays ternary, in the permuted channel order; None for other linears."""
     return plan.latent_weights(streams.decoder.source, result.permutations, str(streams.options.device))
 
 
 def output_error(before: Tensor, after: Tensor, gram: Tensor) -> float:
-    """Relative error of a linear's output: root of tr(D H Dᵀ) / tr(W H Wᵀ), D = after - before, with six digits."""
+    """Relative error of a linear's output: root of tr(D H Dᵀ) / tr(W H Wᵀ), D = after - before, six digits."""
     change = after - before
     loss = float((change @ gram * change).sum(dtype=torch.float64))
     whole = float((before @ gram * before).sum(dtype=torch.float64))
@@ -76,7 +76,7 @@ def output_error(before: Tensor, after: Tensor, gram: Tensor) -> float:
 
 
 def _permute(part: str, plan: LinearPlan, streams: Streams, statistics: Statistics, result: LayerResult) -> Statistics:
-    """Permute the channels that a linear reads, in the layer, its results and the statistics."""
+    """Permute the input channels of a linear, in the layer, its results and the statistics."""
     free, channels = streams.decoder.free, streams.decoder.free[part]
     weight = streams.layer.linear(plan.linear.submodule).weight.data
     order = find_permutation(channels, weight, statistics, plan.pattern)
@@ -91,7 +91,7 @@ def _permute(part: str, plan: LinearPlan, streams: Streams, statistics: Statisti
 
 
 def _solve(plans: list[LinearPlan], streams: Streams, statistics: Statistics, result: LayerResult) -> None:
-    """Solve linears with the same input and equal plans as one matrix: its rows are independent of each other."""
+    """Solve linears with the same input and equal plans as one matrix, whose rows are independent."""
     plan, submodules = plans[0], [plan.linear.submodule for plan in plans]
     weights = [streams.layer.linear(submodule).weight.data for submodule in submodules]
     known = [own for own in (latent_weights(plan, streams, result) for plan in plans) if own is not None]
@@ -113,8 +113,8 @@ def _solve(plans: list[LinearPlan], streams: Streams, statistics: Statistics, re
             made = made.to(TORCH_DTYPES[own.outputs[0].dtype] if own.outputs else torch.bfloat16)
         if not bool(floats(made).isfinite().all()):
             raise InputError(
-                f"{own.linear.name}: what {own.method} made of it is not finite",
-                hint="weights and inputs of this linear are too large for float32: keep it (rule with keep: true)",
+                f"{own.linear.name}: the result of method {own.method} is not finite",
+                hint="weights or inputs of this linear are too large for float32: keep it (rule with keep: true)",
             )
         result.weights[submodule] = made
         result.notes[submodule] = solved.notes

@@ -1,4 +1,4 @@
-"""The memory that a calibration needs, from shapes alone."""
+"""Estimate the memory that a calibration needs, from shapes alone."""
 
 from __future__ import annotations
 
@@ -14,19 +14,22 @@ from .run import RunSettings
 from .tokens import sequence_length
 
 MATRICES, ROWS = 14, 12
-"""Float32 matrices alive at once in the largest solve. [K, K]: statistics and held-out ones, damped, factors, orders.
-[N, K]: weight, target, mask, what the sweep and the refit work on."""
+"""Float32 matrices in memory at the peak of a solve. [K, K]: statistics, held-out statistics, damped matrix, factors,
+permuted copies. [N, K]: weight, target, mask, working copies of the sweep and the refit."""
 LOGITS = 10
-"""Float32 arrays [tokens, vocabulary] alive at once where the model is trained end to end."""
+"""Float32 arrays [tokens, vocabulary] in memory at the peak of end-to-end training."""
 DIAGONAL_MATRICES, DIAGONAL_ROWS = 5, 4
-"""The same where methods look at the diagonal alone."""
+"""MATRICES and ROWS of methods that use only the diagonal of the Gram matrix."""
 
 
 @dataclass(frozen=True)
 class Needs:
-    """Bytes. hidden: states of all tokens between layers and within one, wherever they are kept. layer: weights of the
-    layer at hand, for each stream. solving: the largest linears with their matrices. batch: tokens that go through a
-    layer at once. training: weights, gradients and Adam's moments of preset quality, by block and end to end.
+    """Bytes by purpose.
+
+    hidden: hidden states of all tokens between layers and within one, wherever they are stored. layer: weights of the
+    current layer, for each stream. solving: the largest input group with its matrices. batch: tokens that run through a
+    layer at once. block_training, end_training: weights, gradients and Adam's moments of recovery by block and end to
+    end, 0 without it.
     """
 
     hidden: int
@@ -38,7 +41,7 @@ class Needs:
 
     @property
     def device(self) -> int:
-        """Peak on the device that computes, without the hidden states, which may be kept elsewhere."""
+        """Peak on the device where the model computes, without the hidden states, which may be stored elsewhere."""
         return max(self.layer + max(self.solving, self.batch), self.layer + self.block_training, self.end_training)
 
     def to_json(self) -> dict[str, Any]:
@@ -46,7 +49,7 @@ class Needs:
 
 
 def needs(plan: Plan) -> Needs:
-    """The memory that a calibrated plan needs on a GPU; estimates, compared with measured peaks in BENCHMARKS.md."""
+    """The memory that a calibrated plan needs on a GPU. BENCHMARKS.md compares the estimates with measured peaks."""
     config, calibration = plan.source.config, plan.recipe.calibration
     length = sequence_length(calibration, plan.source)
     tokens, settings = calibration.samples * length, RunSettings("cuda")
@@ -66,7 +69,7 @@ def needs(plan: Plan) -> Needs:
     square, wide = (DIAGONAL_MATRICES, DIAGONAL_ROWS) if diagonal else (MATRICES, ROWS)
     solving = max(4 * (square * columns * columns + wide * rows * columns) for rows, columns in stacks)
     layer = sum(rows * columns for rows, columns in stacks)
-    # In bfloat16, attention being fused; what meets the Gram matrix is float32 again. Training keeps as much.
+    # Layers run in bfloat16 with fused attention; inputs of the Gram matrix are float32. Training needs as much.
     of_token = 16 * hidden + 12 * inner
     logits = LOGITS * settings.micro_tokens * vocabulary
     return Needs(
@@ -82,13 +85,13 @@ def needs(plan: Plan) -> Needs:
 
 
 def _end_training(plan: Plan) -> int:
-    """Bytes of the linears of teacher and student, trained end to end."""
+    """Bytes of the linears of teacher and student in end-to-end training."""
     total = torch.bfloat16.itemsize * plan.weights  # the teacher's
     for linear in plan.linears:
         if linear.kept:
             total += torch.bfloat16.itemsize * linear.weights
         elif linear.scheme.grouped:
-            # Packed codes and an index of each group; scale and zero point, each with gradient, moments and best state.
+            # Packed codes and the index of each group; scale and zero point with gradient, moments and best state each.
             size, trained = linear.scheme.group, 1 if linear.scheme.symmetric else 2
             groups = linear.pattern.kept_groups(linear.stored.shape, size)
             mask = size if linear.zeros_fixed else 0

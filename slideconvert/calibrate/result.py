@@ -1,4 +1,4 @@
-"""What calibration makes of a layer."""
+"""The result of calibrating a layer."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ..recover.training import Curve
 
 @dataclass
 class LayerResult:
-    """The compressed linears of a layer, by submodule; kept linears are left out.
+    """The compressed linears of a layer, by submodule, without kept linears.
 
-    weights: as stored, ternary ones as codes whatever their scheme. errors: of calibrated linears the relative error of
-    the output on the calibration tokens, for the inputs with which they were solved. notes: anything degraded or
-    unusual, as text. permutations: of the layer's channels; weights and errors are those of the permuted layer. curve:
-    of block recovery, end: of end-to-end recovery, None without it.
+    weights: as stored, ternary ones as codes in every scheme. errors: of calibrated linears, the relative output error
+    on the calibration tokens, for the inputs for which they were solved. notes: anything degraded or unusual, as text.
+    permutations: of the layer's channels; weights and errors are those of the permuted layer. curve: the losses of
+    block recovery; end: of end-to-end recovery; None without it.
     """
 
     weights: dict[str, Weight] = field(default_factory=dict)

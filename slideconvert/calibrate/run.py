@@ -1,4 +1,4 @@
-"""A whole calibrated compression: all layers, then end to end. Each finished step is kept for a resumed run."""
+"""A complete calibration: all layers, then end-to-end training. Each finished step is saved for --resume."""
 
 from __future__ import annotations
 
@@ -31,18 +31,19 @@ from .store import LayerStore
 from .stream import StreamOptions, held_out
 
 END_TO_END = "end to end"
-"""The name of the training of all layers at once in a report."""
+"""The name of the training of all layers in reports."""
 BATCH_TOKENS = {"cpu": 4096, "cuda": 8192}
-"""Tokens that go through a layer at once by default: enough to keep the device busy."""
+"""Tokens that run through a layer at once by default, by device type."""
 
 
 @dataclass(frozen=True)
 class RunSettings:
-    """How a run is carried out; results depend on it by rounding alone.
+    """How a calibration runs. Results depend on it only through rounding.
 
-    device: computes. keep_on: keeps hidden states between layers (device, cpu, disk). batch_tokens: go through a layer
-    at once, None for the device's default. offload: keep the optimizer in CPU memory. precision: of tokens on their way
-    through the layers, as precision.running_dtype takes it.
+    device: where the model computes. keep_on: where hidden states are stored between layers (device, cpu, disk).
+    batch_tokens: tokens that run through a layer at once, None for the default of the device. offload: keep the
+    optimizer in CPU memory. precision: of the running model, an argument of precision.running_dtype. InputError for
+    unknown names.
     """
 
     device: str = "cpu"
@@ -57,30 +58,30 @@ class RunSettings:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype in which tokens run through the layers."""
+        """The dtype in which layers run."""
         return running_dtype(self.precision, torch.device(self.device))
 
     @property
     def tokens_at_once(self) -> int:
-        """Tokens that go through a layer at once."""
+        """Tokens that run through a layer at once."""
         return self.batch_tokens or BATCH_TOKENS.get(torch.device(self.device).type, BATCH_TOKENS["cpu"])
 
     @property
     def micro_tokens(self) -> int:
-        """Tokens at once where logits and gradients of the whole model are needed."""
+        """Tokens at once in end-to-end training, which needs logits and gradients of the whole model."""
         return max(1, self.tokens_at_once // 4)
 
     def stream_options(self, folder: Path) -> StreamOptions:
-        """The same for the streams of hidden states; `folder` holds those on disk."""
+        """These settings for streams. folder: for hidden states on disk."""
         return StreamOptions(torch.device(self.device), self.keep_on, folder, self.tokens_at_once, self.dtype)
 
 
 def compressed_layers(
     plan: Plan, tokens: Tensor, settings: RunSettings, folder: Path, progress: Progress
 ) -> Iterator[LayerResult]:
-    """tokens [sequences, length] -> the final result of each layer, in order. `folder` keeps what is finished.
+    """tokens [sequences, length] int64 -> the final result of each layer, in order. folder: for finished layers.
 
-    OutputError if the device's memory does not suffice, naming what to lower; what is finished stays.
+    OutputError if the device runs out of memory, with the options to lower; finished layers remain.
     """
     store = LayerStore(folder, "layer")
     options = settings.stream_options(folder / "hidden")
@@ -100,13 +101,13 @@ def compressed_layers(
     except torch.OutOfMemoryError as error:
         raise OutputError(
             f"out of memory on {settings.device}: {str(error).splitlines()[0]}",
-            hint="go on with --resume and --keep-on cpu or disk (preset quality: also --offload), or begin again with "
+            hint="continue with --resume and --keep-on cpu or disk (preset quality: also --offload), or restart with "
             "a lower --batch-tokens or fewer --samples",
         ) from error
 
 
 def block_schedule(recovery: Recovery) -> Schedule | None:
-    """The schedule of training block by block, None without it."""
+    """The schedule of block recovery, None without it."""
     return _schedule(recovery, recovery.block_epochs, recovery.block_rate)
 
 
@@ -118,20 +119,20 @@ def _schedule(recovery: Recovery, epochs: int, rate: float) -> Schedule | None:
 
 
 def trainings(number: int, result: LayerResult) -> tuple[Training, ...]:
-    """The trainings behind a layer's result, as a report shows them."""
+    """The trainings of a layer, for a report."""
     named = ((f"layer {number}", result.curve), (END_TO_END, result.end))
     return tuple(Training(name, _reported(curve.losses), curve.best, curve.skipped) for name, curve in named if curve)
 
 
 def _reported(losses: tuple[float, ...]) -> tuple[float | None, ...]:
-    """Losses for JSON, which cannot express numbers that are not finite."""
+    """Losses for JSON, which has no infinity or NaN: None."""
     return tuple(loss if math.isfinite(loss) else None for loss in losses)
 
 
 def _trained(
     plan: Plan, tokens: Tensor, settings: RunSettings, store: LayerStore, recovery: Recovery, progress: Progress
 ) -> Iterator[LayerResult]:
-    """The layers after end-to-end recovery, once all are compressed."""
+    """The results of all compressed layers after end-to-end recovery."""
     count = len({linear.linear.layer for linear in plan.linears})
     trained = LayerStore(store.folder, "trained")
     if not trained.path(count - 1).is_file():
@@ -158,9 +159,10 @@ def train_end_to_end(
     progress: Progress,
     keep: Path | None = None,
 ) -> tuple[dict[str, Weight], Curve]:
-    """Teacher and student side by side on the device: the end-to-end pass over all layers.
+    """End-to-end recovery of all layers, with teacher and student on the device: trained weights by name, and losses.
 
-    keep: a file for the state after each epoch, from which an interrupted pass goes on.
+    found: results of all layers, in order. tokens [sequences, length] int64. keep: a file for the state after each
+    epoch, from which an interrupted training continues.
     """
     schedule = _schedule(recovery, recovery.end_epochs, recovery.end_rate)
     assert schedule is not None
@@ -176,7 +178,7 @@ def train_end_to_end(
         for submodule, weight in result.weights.items()
     }
     latent = {
-        # In CPU memory: each goes to the device with its linear, and not all of them at once.
+        # In CPU memory: each moves to the device with its linear, so the device never holds all of them.
         linear.linear.name: linear.latent_weights(plan.source, found[linear.linear.layer].permutations, "cpu")
         for linear in plan.linears
         if linear.linear.name in weights

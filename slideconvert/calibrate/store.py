@@ -1,7 +1,7 @@
-"""Finished layers on disk, from which an interrupted calibration goes on.
+"""Finished layers on disk, from which an interrupted calibration continues.
 
-One safetensors file a layer, in the staging folder of the conversion, written beside and renamed, so that every file is
-whole. Its metadata holds what describes the weights.
+One safetensors file per layer in the staging folder of the conversion, written to a temporary file and renamed, so that
+every file is complete. Its metadata describes the weights.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from ..recover.training import Curve
 from .result import LayerResult
 
 SCHEME = "scheme:"
-"""Before a submodule in the metadata: the scheme of its codes."""
+"""Prefix of a submodule in the metadata: the scheme of its codes."""
 ORDER = "order:"
-"""Before the part that is permuted, in the names of the tensors."""
+"""Prefix of a permuted part in the names of tensors."""
 CURVES = ("curve", "end")
 
 
 class LayerStore:
-    """LayerResults by number in `folder`, whose files begin with `name`."""
+    """LayerResults by layer number, in files of `folder` whose names begin with `name`."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.folder, self.name = folder, name
@@ -37,7 +37,7 @@ class LayerStore:
         return self.folder / f"{self.name}-{number:05}.safetensors"
 
     def save(self, number: int, result: LayerResult) -> None:
-        """Keep a layer. OutputError if the disk cannot hold it."""
+        """Save a layer. OutputError if the disk is full."""
         tensors: dict[str, Tensor] = {ORDER + part: order for part, order in result.permutations.items()}
         metadata = {"errors": json.dumps(result.errors), "notes": json.dumps(result.notes)}
         for part in CURVES:
@@ -60,7 +60,7 @@ class LayerStore:
             )
 
     def load(self, number: int) -> LayerResult | None:
-        """A layer that was kept, None for any other."""
+        """A saved layer, or None."""
         if not self.path(number).is_file():
             return None
         with safe_open(self.path(number), "pt") as file:

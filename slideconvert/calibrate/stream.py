@@ -1,6 +1,6 @@
-"""The calibration tokens on their way through a model: their hidden states before one layer after another.
+"""Streams: the hidden states of the calibration tokens, advanced through a model layer by layer.
 
-One stream runs behind the layers that are compressed already. A second one runs through the dense model where a method
+The compressed stream passes through the compressed layers. The dense stream passes through the dense model, if a method
 or training compares with it.
 """
 
@@ -19,15 +19,15 @@ from ..prune.statistics import Accumulator, Statistics
 from .activations import Activations
 
 HELD_SHARE = 8
-"""One sequence in HELD_SHARE is held out of the fit, to decide on."""
+"""One sequence in HELD_SHARE is held out of the fit, to choose between results."""
 
 
 @dataclass(frozen=True)
 class StreamOptions:
-    """How tokens run through the layers; results depend on it by rounding alone.
+    """How tokens run through the layers. Results depend on it only through rounding.
 
-    device: computes. place: keeps hidden states (core.choices.PLACES), `folder` those on disk. batch_tokens: go through
-    a layer at once, in `dtype`.
+    device: where the model computes. place: where hidden states are stored (core.choices.PLACES). folder: for those on
+    disk. batch_tokens: tokens that run through a layer at once. dtype: of the running layers.
     """
 
     device: torch.device
@@ -37,16 +37,16 @@ class StreamOptions:
     dtype: torch.dtype = torch.float32
 
     def batch(self, length: int) -> int:
-        """Sequences of `length` tokens that go through a layer at once."""
+        """Sequences of `length` tokens that run through a layer at once."""
         return max(1, self.batch_tokens // length)
 
     def store(self, name: str) -> Activations:
-        """An empty store for hidden states, in their place."""
+        """An empty store for hidden states."""
         return Activations(self.place, self.device, self.folder, name)
 
 
 class Stream:
-    """Hidden states before a layer, and the layer that they enter."""
+    """Hidden states of all tokens before a layer, and that layer."""
 
     def __init__(self, name: str, hidden: Activations, options: StreamOptions) -> None:
         self.name, self.hidden, self.options = name, hidden, options
@@ -56,13 +56,14 @@ class Stream:
         self._left = False
 
     def enter(self, layer: Layer) -> None:
-        """Put `layer` behind the hidden states."""
+        """Make `layer` the current layer."""
         self.layer, self._attended, self._inner, self._left = layer, None, None, False
 
     def inputs(self, group: int, *, leaving: bool) -> Iterator[Tensor]:
         """The input of an input group, batch by batch [sequences, length, K].
 
-        leaving: the layer's weights are final, so the last group's inputs take the stream on to the layer's output.
+        leaving: the layer's weights are final, so that computing the last group's input also advances the hidden states
+        to the layer's output.
         """
         after_attention, last = self._landmarks
         attended = self.options.store(f"{self.name}-attended") if group == after_attention else None
@@ -87,7 +88,7 @@ class Stream:
         self._left = group == last and leaving
 
     def reorder(self, group: int, order: Tensor) -> None:
-        """Permute the kept input of an input group: channel i is channel order[i] [K] from now on."""
+        """Permute the stored input of an input group: new channel i is old channel order[i]. order [K] int64."""
         store = self._attended if group == self._landmarks[0] else self._inner
         for number in range(0 if store is None else len(store)):
             assert store is not None
@@ -95,18 +96,18 @@ class Stream:
 
     @property
     def _landmarks(self) -> tuple[int, int]:
-        """The index of the input group that reads what attention computes, and that of the last group."""
+        """The index of the input group that reads the output of attention, and that of the last group."""
         architecture = self.layer.architecture
         return architecture.attended, len(architecture.input_groups) - 1
 
     @property
     def _keeps_inner(self) -> bool:
-        """Whether the MLP's inner states, the widest of all, are kept and not computed again. They fill a GPU's memory,
-        and a GPU computes them faster than it moves them."""
+        """Whether the MLP's inner states, the widest ones, are stored instead of recomputed. On a GPU they would fill
+        the memory, and computing them is faster than moving them."""
         return self.options.device.type == "cpu"
 
     def leave(self) -> None:
-        """Run all tokens through the layer with its present weights."""
+        """Advance all tokens through the current layer with its present weights."""
         if not self._left:
             for _ in self.inputs(self._landmarks[1], leaving=True):
                 pass
@@ -114,14 +115,14 @@ class Stream:
 
 
 def held_out(sequences: int) -> tuple[Tensor, Tensor]:
-    """Numbers of the sequences that are fitted, and of those held out (the last ones), [n] int64 each."""
+    """Numbers of the fitted sequences, and of the held-out ones (the last), [n] int64 each."""
     held = sequences // HELD_SHARE or 1
     fitted, rest = torch.arange(sequences).split([sequences - held, held])
     return fitted, rest
 
 
 def embed(decoder: Decoder, parts: Sequence[Tensor], options: StreamOptions, name: str) -> Activations:
-    """Tokens [sequences, length], part by part -> hidden states before the first layer; batches end where parts do."""
+    """parts: tokens [sequences, length] int64 -> hidden states before the first layer. No batch spans two parts."""
     hidden, embedding = options.store(name), decoder.embedding()
     for part in parts:
         for tokens in part.split(options.batch(part.shape[1])):
@@ -130,8 +131,10 @@ def embed(decoder: Decoder, parts: Sequence[Tensor], options: StreamOptions, nam
 
 
 class Streams:
-    """The compressed stream, and the dense one where it is wanted (None elsewhere), over the same batches of sequences.
-    Those held out come last, in batches of their own."""
+    """The compressed stream, and the dense stream or None, over the same batches of sequences.
+
+    The held-out sequences come last, in separate batches.
+    """
 
     def __init__(self, decoder: Decoder, tokens: Tensor, options: StreamOptions, *, dense: bool) -> None:
         self.decoder, self.options, self.number = decoder, options, -1
@@ -143,11 +146,11 @@ class Streams:
 
     @property
     def layer(self) -> Layer:
-        """The layer that is being compressed."""
+        """The current layer of the compressed stream."""
         return self.compressed.layer
 
     def enter(self, number: int) -> None:
-        """Load a layer, twice where the dense stream runs."""
+        """Load a layer, and a copy of it for the dense stream."""
         self.number = number
         self.compressed.enter(self.decoder.layer(number))
         if self.dense:
@@ -156,7 +159,7 @@ class Streams:
     def statistics(self, group: int, *, diagonal: bool = False) -> Statistics:
         """Statistics of the input of an input group. InputError if it is not finite.
 
-        diagonal: of the fitted sequences' Gram matrix the diagonal alone.
+        diagonal: compute only the diagonal of the fitted sequences' Gram matrix.
         """
         fit: Accumulator | None = None
         held: Accumulator | None = None
@@ -170,7 +173,7 @@ class Streams:
             (fit if number < self.fitted_batches else held).add(inputs.flatten(0, 1), wanted)
         assert fit is not None and held is not None
         if dense:
-            next(dense, None)  # runs the generator to its end, where it keeps what it computed
+            next(dense, None)  # runs the generator to its end, where it stores its results
         found = fit.statistics(held.statistics())
         if not bool(found.whole.gram.isfinite().all()):
             raise InputError(
@@ -180,7 +183,7 @@ class Streams:
         return found
 
     def leave(self) -> None:
-        """Run both streams through the layer."""
+        """Advance both streams through the layer."""
         self.compressed.leave()
         if self.dense:
             self.dense.leave()

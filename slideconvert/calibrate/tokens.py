@@ -1,4 +1,4 @@
-"""The calibration tokens: sequences of a text, drawn at random, checked against the model."""
+"""The calibration tokens: random sequences of a text, checked against the model."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from ..models.load import load_tokenizer
 from ..plan.calibration import LENGTH, Calibration
 
 POOL = 16
-"""Of a data set, which may not end, the first POOL times as many sequences as wanted are read."""
+"""Sequences read from a data set, which may be endless, as a multiple of the samples drawn from them."""
 
 
 def sequence_length(calibration: Calibration, source: Checkpoint) -> int:
-    """Tokens of a sequence. InputError if the model does not take as many."""
+    """Tokens of a calibration sequence. InputError if the model has fewer positions."""
     longest = int(source.config.get("max_position_embeddings") or LENGTH)
     length = calibration.length or min(LENGTH, longest)
     if length > longest:
         raise InputError(
-            f"calibration sequences of {length} tokens, the model has positions for {longest}",
-            hint=f"--length {longest} or less",
+            f"calibration sequences have {length} tokens, but the model has {longest} positions",
+            hint=f"use --length {longest} or less",
         )
     return length
 
 
 def calibration_tokens(calibration: Calibration, source: Checkpoint) -> Tensor:
-    """[samples, length] int64. InputError for too short a text, and for a tokenizer that is not the model's."""
+    """Tokens [samples, length] int64. InputError for a text that is too short, or a tokenizer of another model."""
     length = sequence_length(calibration, source)
     most = None if is_file(calibration.text) else POOL * calibration.samples
     tokenizer = load_tokenizer(source)
@@ -40,13 +40,13 @@ def calibration_tokens(calibration: Calibration, source: Checkpoint) -> Tensor:
     if len(sequences) < calibration.samples:
         raise InputError(
             f"calibration text {calibration.text}: {len(sequences)} sequences of {length} tokens, "
-            f"{calibration.samples} are wanted",
-            hint=f"give more text, --samples {len(sequences)}, or a shorter --length",
+            f"{calibration.samples} are needed",
+            hint=f"use more text, --samples {len(sequences)}, or a shorter --length",
         )
     rows = source.spec(f"{architecture_of(source.config).embedding}.weight").shape[0]
     if int(sequences.max()) >= rows:
         raise InputError(
-            f"{source.path}: the tokenizer gives token {int(sequences.max())}, the embedding has {rows} rows",
+            f"{source.path}: the tokenizer returns token {int(sequences.max())}, but the embedding has {rows} rows",
             hint="tokenizer and weights do not belong together: take both from the same model",
         )
     order = torch.randperm(len(sequences), generator=torch.Generator().manual_seed(calibration.seed))

@@ -1,1 +1,1 @@
-"""The conversion of a planned model; pipeline.py alone knows the order of the stages."""
+"""Conversion of a planned model. Only pipeline.py knows the order of the stages."""

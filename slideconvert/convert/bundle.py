@@ -1,4 +1,4 @@
-"""Copy the code that travels with a checkpoint: the kernels it was made for, and what lets transformers run them."""
+"""Copy the code that a checkpoint contains: its kernels, and the modules that run them in transformers."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ RUNTIME, OPERATIONS = PACKAGE / "runtime", PACKAGE / KERNELS
 
 
 def bundle_kernels(folder: Path) -> dict[str, str]:
-    """Copy the operations (not their tests and benches) into folder/kernels, and the files that run them from
-    transformers beside it; sha256 by path in the folder."""
+    """Copy the operations, without tests and benches, into folder/kernels, and modules for transformers into folder.
+
+    Returns the sha256 (hex) of each file by its path in the folder. OSError passes.
+    """
     files = {name: RUNTIME / name for name in CODE_FILES}
     for path in sorted(OPERATIONS.rglob("*")):
         development = path.name.startswith(("test_", "bench_")) or "__pycache__" in path.parts

@@ -10,7 +10,7 @@ from ..errors import InputError
 from ..plan.plan import Plan
 
 BESIDE = 64_000_000
-"""Bytes for what an output has beside its weights: tokenizer, reports, kernels."""
+"""Bytes for the files of an output besides its weights: tokenizer, reports, kernels."""
 
 
 def check_disk_space(plan: Plan, out: Path) -> None:

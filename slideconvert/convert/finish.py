@@ -26,8 +26,8 @@ from .bundle import bundle_kernels
 
 @dataclass(frozen=True)
 class Weights:
-    """The weight files that are written. files: sha256 by name. permutations: by layer, how channels stand in the
-    output, counted from the first source."""
+    """The written weight files. files: sha256 by name. permutations: of the output's channels by layer, relative to the
+    first source."""
 
     files: dict[str, str]
     permutations: dict[int, Permutations]
@@ -45,9 +45,9 @@ class Checks:
 
 
 def finish(plan: Plan, folder: Path, weights: Weights, report: Report, checks: Checks, progress: Progress) -> Report:
-    """Complete the output in `folder`, whose weight files are written already, and check it.
+    """Complete the output in `folder`, whose weight files exist already, and check it.
 
-    Returns the report with hashes and verdict. VerificationError names the first fault if there is any.
+    Returns the report with hashes and verdict. VerificationError with the first fault if there is one.
     """
     files = dict(weights.files)
     with writing(folder):
@@ -73,7 +73,7 @@ def finish(plan: Plan, folder: Path, weights: Weights, report: Report, checks: C
         verdict = verify_checkpoint(output, source=plan.source, device=checks.device, progress=progress)
         if verdict.faults:
             raise VerificationError(
-                f"the output is not what it should be: {verdict.faults[0]} ({len(verdict.faults)} faults)",
+                f"the output fails verification: {verdict.faults[0]} ({len(verdict.faults)} faults)",
                 hint="nothing was published; the disk may be failing: delete the folder and convert again",
             )
         verified = verdict.tensors

@@ -1,4 +1,4 @@
-"""What an interrupted conversion leaves for --resume: the settings it ran with, and a note with each written unit."""
+"""The journal of a conversion for --resume: its settings, and a note for each written unit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .linear import ConvertedLinear
 
 
 def job_state(plan: Plan, settings: RunSettings, tokens: Tensor | None) -> dict[str, object]:
-    """What must be the same for a resumed run to continue this one."""
+    """The settings that must be equal for a resumed run to continue this one."""
     files = {path.name: plan.source.shard_store.identity(path) for path in plan.source.shards}
     return {
         "source": str(plan.source.path.resolve()),
@@ -32,7 +32,7 @@ def job_state(plan: Plan, settings: RunSettings, tokens: Tensor | None) -> dict[
 
 
 def _calibration_state(tokens: Tensor, settings: RunSettings) -> dict[str, object]:
-    """The tokens themselves, and what decides the order in which numbers are added."""
+    """The hash of the tokens, and the settings that determine the order of floating-point sums."""
     digest = hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
     threads = torch.get_num_threads() if settings.device == "cpu" else None
     return {
@@ -45,7 +45,7 @@ def _calibration_state(tokens: Tensor, settings: RunSettings) -> dict[str, objec
 
 
 def unit_note(converted: Sequence[ConvertedLinear]) -> dict[str, Any]:
-    """The note of a unit: reports of its linears, trainings behind them, and how channels were permuted."""
+    """The note of a unit: reports of its linears, their trainings, and the permutations of the layer."""
     note: dict[str, Any] = {"layers": [vars(linear.report) for linear in converted], "training": []}
     solved = converted[-1].solved if converted else None
     if solved:
@@ -57,7 +57,7 @@ def unit_note(converted: Sequence[ConvertedLinear]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Noted:
-    """The notes of all units together. permutations: by layer, counted from the source of this conversion."""
+    """The notes of all units. permutations: by layer, relative to the source of this conversion."""
 
     layers: tuple[LayerReport, ...]
     training: tuple[Training, ...]
@@ -65,7 +65,7 @@ class Noted:
 
     @classmethod
     def of(cls, notes: Sequence[dict[str, Any]], where: str) -> Noted:
-        """InputError, which names `where`, for permutations that are none."""
+        """Combine notes. InputError about `where` for invalid permutations."""
         training = dict.fromkeys(Training.from_dict(part) for note in notes for part in note["training"])
         return cls(
             layers=tuple(LayerReport.from_dict(layer) for note in notes for layer in note["layers"]),

@@ -1,6 +1,6 @@
-"""Convert one linear: read, prune, quantize, store; and measure what that changes.
+"""Convert one linear: read, prune, quantize, encode, and measure the error.
 
-Two laws: the mask is decided on the float weight where there is one (rounding makes ties, and pruning after
+Two laws: the mask is computed from the float weight if there is one (rounding creates ties, and pruning after
 quantization loses more), and a pruned code means exactly zero.
 """
 
@@ -26,8 +26,7 @@ from ..report import LayerReport
 
 @dataclass(frozen=True)
 class ConvertedLinear:
-    """The tensors of a linear as they are stored, on the CPU, its report, and the result of its layer if calibration
-    made one."""
+    """The tensors of a linear as stored, on the CPU; its report; and the result of its layer if it was calibrated."""
 
     tensors: dict[str, Tensor]
     report: LayerReport
@@ -37,10 +36,10 @@ class ConvertedLinear:
 def convert_linear(plan: Plan, device: str, linear: LinearPlan, solved: LayerResult | None = None) -> ConvertedLinear:
     """Read one linear from the source, prune and quantize it on `device`, and encode it.
 
-    solved: the result that calibration made of its layer; without it the linear is pruned and rounded here. Rows do
-    not depend on each other, so each block of rows goes through all steps while it is in the cache; a linear whose rows
-    are chosen or stored together is one block. InputError for weights that are not finite, or do not follow a pattern
-    that they should have already.
+    solved: the calibration result of its layer; without one, this function prunes and rounds the linear. Rows are
+    independent, so each chunk of rows goes through all steps while it is in the cache; a linear whose rows are selected
+    or stored together is one chunk. InputError for weights that are not finite, and PatternError for those that violate
+    a pattern that they should satisfy already.
     """
     source, beside = _read(plan, device, linear, solved)
     latent = linear.latent_weights(plan.source, {}, device) if linear.method and not solved else None
@@ -63,7 +62,7 @@ def convert_linear(plan: Plan, device: str, linear: LinearPlan, solved: LayerRes
 
 
 def _read(plan: Plan, device: str, linear: LinearPlan, solved: LayerResult | None) -> tuple[Weight, dict[str, Tensor]]:
-    """The source's weight, checked, and the vectors beside it that are stored anew; channels in the output's order."""
+    """The checked weight of the source, and the vectors that move with it, both in the channel order of the output."""
     name, submodule = linear.linear.name, linear.linear.submodule
     source, beside = linear.stored.read(plan.source).to(device), {}
     if solved and submodule in solved.weights:

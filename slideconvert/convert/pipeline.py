@@ -1,6 +1,6 @@
-"""The one place that knows the order: plan -> convert linears layer after layer -> write -> verify -> publish.
+"""The order of a conversion, known only here: plan -> convert linears layer by layer -> write -> verify -> publish.
 
-Several linears are read and computed at once, while the layer before them is hashed and written.
+Several linears are read and computed concurrently, while the preceding layer is hashed and written.
 """
 
 from __future__ import annotations
@@ -45,12 +45,13 @@ def convert(
     sequences: int = 160,
     progress: Progress = silent,
 ) -> Report:
-    """Carry out a plan into folder `out` and return the report that is written there as well.
+    """Carry out a plan into folder `out`, and return the report, which is also written there.
 
-    Interrupted, the work stays in `out` and resume=True continues it. Bad weights (NaN, a broken pattern) end it
-    with an InputError and nothing left behind. With verify=True the output is re-read and checked against the
-    source before it is published: VerificationError leaves it unpublished. With a text (as `read_documents` takes
-    it) the perplexity of source and output on its first `sequences` sequences goes into the reports.
+    After an interruption, partial results remain in `out`, and resume=True continues from them. verify: re-read the
+    output and check it against the source before publishing it. text: a file or data set for `read_documents`, on whose
+    first `sequences` sequences the perplexity of source and output is measured for the reports. InputError for invalid
+    weights (NaN, a violated pattern), which deletes a new `out`; OutputError for a full disk or memory, HubError
+    for failures of the Hub, and VerificationError for a faulty output, which is not published.
     """
     settings = settings or RunSettings()
     check_disk_space(plan, out)
@@ -86,9 +87,9 @@ def convert(
                 if writing:
                     writing.result()
     except (OutputError, HubError):
-        raise  # the files written so far stay: --resume continues with more disk space, or when the Hub answers again
+        raise  # files written so far remain: --resume continues with more disk space, or when the Hub answers again
     except InputError:
-        if not resume:  # hours of work may lie there already
+        if not resume:  # the folder may hold hours of work
             staging.discard()
         raise
     noted = Noted.of(writer.notes, f"{writer.folder}: journal")
@@ -100,7 +101,7 @@ def convert(
 
 
 def _linears(plan: Plan, unit: Unit) -> list[LinearPlan]:
-    """The linears whose tensors a unit holds: those of its layer."""
+    """The linears of the layer that a unit writes."""
     layer = plan.architecture.layer_of(unit.tensors[0].name)
     return [linear for linear in plan.linears if linear.linear.layer == layer]
 
@@ -108,7 +109,7 @@ def _linears(plan: Plan, unit: Unit) -> list[LinearPlan]:
 def _calibrated(
     plan: Plan, linears: Sequence[LinearPlan], layers: Iterable[LayerResult]
 ) -> Generator[ConvertedLinear, None, None]:
-    """Linears in order, converted from the results of all layers. Without linears no layer is calibrated."""
+    """Convert linears in order from the results of all layers. Without linears, no layer is calibrated."""
     wanted: dict[int, list[LinearPlan]] = {}
     for linear in linears:
         wanted.setdefault(linear.linear.layer, []).append(linear)
@@ -119,24 +120,24 @@ def _calibrated(
 
 
 def _contents(source: Checkpoint, made: dict[str, Tensor], spec: TensorSpec) -> Iterable[Tensor]:
-    """A tensor for the writer: whole if it was made, piece by piece if it is copied from the source."""
+    """A tensor for the writer: in one piece if converted, in several if copied from the source."""
     return [made[spec.name]] if spec.name in made else source.pieces(spec.name)
 
 
 def _check_tied(plan: Plan) -> None:
-    """A head stored beside the embedding it is tied to is left out only if it is the same."""
+    """InputError if a stored head differs from the embedding that config.json ties it to; an equal one is dropped."""
     for name in plan.dropped:
         spec, tied = plan.source.spec(name), plan.source.spec(f"{plan.architecture.embedding}.weight")
         pairs = zip(plan.source.pieces(spec.name), plan.source.pieces(tied.name), strict=False)
         if spec.shape != tied.shape or spec.dtype != tied.dtype or not all(torch.equal(a, b) for a, b in pairs):
             raise InputError(
                 f"{name} differs from the embedding, but config.json ties them (tie_word_embeddings)",
-                hint="set tie_word_embeddings to false if the head is meant to be its own",
+                hint="set tie_word_embeddings to false if the head is a separate matrix",
             )
 
 
 def _report(plan: Plan, noted: Noted) -> Report:
-    """The report of a conversion, still without hashes and verdict."""
+    """The report of a conversion, without hashes and verdict."""
     record = plan.record
     return Report(
         source=record.source["id"],

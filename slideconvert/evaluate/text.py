@@ -123,6 +123,6 @@ def token_sequences(tokenizer: Any, documents: Iterable[str], length: int, most:
     if not count:
         raise InputError(
             f"the text has {len(tokens)} tokens, one sequence needs {length}",
-            hint="give more text or a shorter --length",
+            hint="use more text or a shorter --length",
         )
     return torch.tensor(tokens[: count * length]).view(count, length)

@@ -433,7 +433,7 @@ def test_impossible_targets_are_refused_before_work_begins(
 def test_too_little_text_is_refused_as_in_a_conversion(cli: Cli, tmp_path: Path) -> None:
     words = ("--calibration", CALIBRATION, "--samples", 100_000, "--length", 64)
     done = cli("allocate", DEMO, tmp_path / "out.yaml", "--density", 0.7, *words)
-    assert done.code == 2 and "100000 are wanted" in done.err
+    assert done.code == 2 and "100000 are needed" in done.err
 
 
 def test_too_few_windows_are_refused(cli: Cli, tmp_path: Path) -> None:

@@ -536,18 +536,18 @@ def untouched(_: Path) -> None:
 
 FULL = f"--samples {SAMPLES} --length {LENGTH} --calibration"
 BAD: dict[str, tuple[Callable[[Path], Any], str, tuple[str, ...]]] = {
-    "empty text": (untouched, f"{FULL} empty.txt", ("empty.txt", "24", "give more text")),
-    "no documents": (untouched, f"{FULL} empty.jsonl", ("empty.jsonl", "24", "give more text")),
+    "empty text": (untouched, f"{FULL} empty.txt", ("empty.txt", "24", "use more text")),
+    "no documents": (untouched, f"{FULL} empty.jsonl", ("empty.jsonl", "24", "use more text")),
     "too few sequences": (
         untouched,
         f"{FULL} short.txt",
-        ("short.txt: 4 sequences of 24 tokens, 9 are wanted", "--samples 4"),
+        ("short.txt: 4 sequences of 24 tokens, 9 are needed", "--samples 4"),
     ),
     "no such text": (untouched, f"{FULL} absent.jsonl", ("absent.jsonl", "no such file")),
     "too long": (
         untouched,
         "--calibration text.jsonl --length 129",
-        ("129 tokens, the model has positions for 128", "--length 128"),
+        ("129 tokens, but the model has 128 positions", "--length 128"),
     ),
     "no tokenizer": (
         lambda folder: [(folder / name).unlink() for name in ("tokenizer.json", "tokenizer_config.json")],
@@ -559,7 +559,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str, tuple[str, ...]]] = {
             folder, {**weights(), "model.embed_tokens.weight": weights()["model.embed_tokens.weight"][:90].clone()}
         ),
         f"{FULL} text.jsonl",
-        ("the tokenizer gives token 95, the embedding has 90 rows", "do not belong together"),
+        ("the tokenizer returns token 95, but the embedding has 90 rows", "do not belong together"),
     ),
     "no samples": (untouched, "--calibration text.jsonl --samples 0", ("samples is 0, at least 2",)),
     "one sample": (untouched, "--calibration text.jsonl --samples 1", ("samples is 1, at least 2",)),
@@ -583,7 +583,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str, tuple[str, ...]]] = {
     "the last linear overflows": (
         spoiled("model.layers.2.mlp.down_proj.weight", lambda weight: weight.fill_(3e38)),
         f"{FULL} text.jsonl",
-        ("model.layers.2.mlp.down_proj", "what obs made of it is not finite"),
+        ("model.layers.2.mlp.down_proj", "the result of method obs is not finite"),
     ),
     "a weight is not a number": (
         spoiled(f"{Q}.weight", lambda weight: weight[3, 5].fill_(float("nan"))),
