@@ -1,13 +1,14 @@
-"""slideconvert: BF16 language models in, verified 2:L sparse INT8/FP8 SlideSparse checkpoints out.
+"""slideconvert converts BF16 language models to verified checkpoints with 2:L sparse INT8 or FP8 weights (SlideSparse),
+or with 4-bit weights and pruned groups (GQSA).
 
-The functions here do what the commands of these names do (`evaluate` is `eval`), with the same options and errors:
+Each function does what the command of its name does (`evaluate`: the command `eval`), with the same options and errors:
 
     from slideconvert import ConvertOptions, convert, verify
 
     report = convert("meta-llama/Llama-3.2-1B", "out", ConvertOptions(scheme="int8", pattern="2:8"))
     assert not verify("out").faults
 
-They are imported when they are first used, so that `import slideconvert` loads no torch.
+Functions are imported when they are first used, so `import slideconvert` does not load torch.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ _MODULES = {
     ".errors": ("SlideConvertError",),
     ".report": ("Report",),
 }
-"""Where a public name comes from; .api.options unless it stands here."""
+"""The modules of public names; all others come from .api.options."""
 
 
 def __getattr__(name: str) -> Any:
@@ -92,7 +93,7 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """Keeps `slideconvert.convert` the function: importing the package of that name would put itself in its place."""
+    """Keeps `slideconvert.convert` the function: an import of the package of that name would replace it."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not (name in __all__ and isinstance(value, ModuleType)):

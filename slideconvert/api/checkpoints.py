@@ -1,4 +1,4 @@
-"""What is done with finished checkpoints, as functions: verify, inspect, evaluate, generate, load, push, download."""
+"""Functions for finished checkpoints: verify, inspect, evaluate, generate, load_model, push and download."""
 
 from __future__ import annotations
 
@@ -28,12 +28,16 @@ from .settings import choose_device
 
 MAX_NEW_TOKENS = 32
 OWNERS = {"sequences": "text", "length": "text", "task_path": "tasks", "limit": "tasks", "shots": "tasks"}
-"""Options of `eval` that have an effect only beside another."""
+"""Options of `eval` that have an effect only together with another."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured: rows of perplexity, None without a text; results of tasks, None without tasks."""
+    """The results of `evaluate`.
+
+    perplexity: one row per checkpoint with ckpt, perplexity, sequences, bytes and ratio (to the first checkpoint); None
+    without a text. tasks: the scores, None without tasks.
+    """
 
     perplexity: list[dict[str, Any]] | None
     tasks: TaskResults | None
@@ -41,8 +45,11 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Publication:
-    """What a push sent, or would send: the target as it was found, what differs, and the commit unless it was a dry
-    run."""
+    """The result of `push`.
+
+    target: the repository before the push. upload: the files that were, or would be, sent and deleted. pushed: the
+    commit; None for a dry run.
+    """
 
     target: Target
     upload: Upload
@@ -52,10 +59,11 @@ class Publication:
 def download(
     hub_id: str, directory: str | Path | None = None, *, revision: str | None = None, progress: Progress = silent
 ) -> Snapshot:
-    """Fetch a model from the Hub into a folder, or into the Hugging Face cache, and check every file.
+    """Fetch a model from the Hub into `directory`, or into the Hugging Face cache, and check every file.
 
-    Called again after an interruption, it keeps the complete files. HubError, and InputError if the folder is
-    not free.
+    revision: branch, tag or commit; None for main. After an interruption, the next call keeps the complete files.
+    Returns the Snapshot: path, id and commit. HubError if the Hub cannot deliver the model; InputError if `directory`
+    contains other files.
     """
     return fetch(hub_id, None if directory is None else Path(directory), revision=revision, progress=progress)
 
@@ -66,9 +74,10 @@ def verify(
     *,
     progress: Progress = silent,
 ) -> Verdict:
-    """Re-read a checkpoint and check hashes, shapes, patterns, windows and weights. `faults` is empty if it is sound.
+    """Read a checkpoint back and check hashes, shapes, patterns, windows and weights.
 
-    With a source every weight is compared with it. InputError for a folder that is no checkpoint of ours.
+    With `options.source`, every weight is compared with the source. Faults are no exceptions: they are in the Verdict,
+    whose `faults` is empty if the checkpoint is sound. InputError if slideconvert did not write the checkpoint.
 
         >>> slideconvert.verify(out, VerifyOptions(source=str(model))).faults
         []
@@ -83,7 +92,9 @@ def verify(
 
 
 def inspect(ckpt: str | Path, *, progress: Progress = silent) -> Inspection:
-    """The pattern, zeros, error and bytes of every linear of a checkpoint. InputError if it cannot be read.
+    """The pattern, zeros, error and bytes of every decoder linear of a checkpoint, of slideconvert or of another tool.
+
+    InputError if it cannot be read.
 
     >>> {linear.pattern for linear in slideconvert.inspect(out).linears}
     {'2:8'}
@@ -99,7 +110,8 @@ def evaluate(
 ) -> Evaluation:
     """Measure checkpoints, folders or Hub ids, side by side: perplexity on a text, tasks of lm-eval, or both.
 
-    InputError for options that do not go together, unknown tasks, or a text that is too short.
+    InputError for options that exclude each other, unknown tasks, or a text that is too short; SlideConvertError if a
+    checkpoint gives losses or scores that are not finite.
 
         >>> rows = slideconvert.evaluate([model, out], EvaluateOptions(text=text, sequences=4)).perplexity
         >>> rows[1]["ratio"] > 1
@@ -144,7 +156,9 @@ def generate(
     *,
     progress: Progress = silent,
 ) -> str:
-    """The greedy continuation of a prompt: on a GPU by the checkpoint's kernels, on a CPU in plain torch.
+    """The greedy continuation of a prompt, without the prompt: on a GPU with our kernels, on a CPU in plain torch.
+
+    InputError for a prompt without tokens, or a checkpoint that cannot be read.
 
     >>> isinstance(slideconvert.generate(out, "the", GenerateOptions(max_new_tokens=2)), str)
     True
@@ -159,7 +173,9 @@ def generate(
 
 
 def load_model(ckpt: str | Path, options: ModelOptions = ModelOptions(), *, progress: Progress = silent) -> nn.Module:
-    """The checkpoint as a transformers causal language model in eval mode, its linears on the fastest backend here.
+    """The checkpoint as a causal language model of transformers in eval mode, its linears on the fastest backend here.
+
+    InputError if the checkpoint cannot be read or run on the device.
 
     >>> slideconvert.load_model(out).config.model_type
     'llama'
@@ -179,9 +195,9 @@ def push(
     *,
     progress: Progress = silent,
 ) -> Publication:
-    """Publish a checkpoint as a Hub repository in one commit; with dry_run only compare.
+    """Publish a finished and verified checkpoint as a Hub repository, in one commit; with dry_run, only compare.
 
-    InputError for a folder that may not be published, HubError for a Hub that does not take it.
+    repo: USER/NAME. InputError if the folder must not be published; HubError if the Hub refuses the push.
     """
     if options.message is not None and not options.message.strip():
         raise InputError("--message is empty", hint="omit it, or write a message")

@@ -1,4 +1,4 @@
-"""Conversions as functions: plan, convert, its stages one by one, and the choice of patterns for a target."""
+"""Functions for conversions: plan, convert, its stages one by one, and the choice of patterns for a target."""
 
 from __future__ import annotations
 
@@ -46,8 +46,11 @@ SEQUENCES = 160
 
 @dataclass(frozen=True)
 class Conversion:
-    """What a conversion did. chosen: the patterns chosen for a target, if there was one. fetched: bytes of the
-    source's shards that were fetched while it ran. seconds: without opening the source."""
+    """The result of a conversion.
+
+    chosen: the patterns for the target; None without one. fetched: bytes of the source's shards that were fetched
+    during the conversion. seconds: without the time to open the source.
+    """
 
     report: Report
     chosen: Chosen | None
@@ -56,9 +59,10 @@ class Conversion:
 
 
 def plan(source: str | Path, options: PlanOptions = PlanOptions()) -> Plan:
-    """What `convert` with the same options would do to a source, a folder or a Hub id; reads shapes, writes nothing.
+    """Plan what `convert` with the same options does to a source, a folder or a Hub id. Reads shapes, writes nothing.
 
-    InputError lists all that is wrong with the options.
+    Returns the Plan: linears, bytes and memory. InputError for the first fault in options or source, with the number of
+    others; HubError for a Hub id that cannot be fetched.
 
         >>> made = slideconvert.plan(model, PlanOptions(pattern="2:6", method="magnitude"))
         >>> made.bytes_after < made.bytes_before
@@ -77,10 +81,11 @@ def convert(
     *,
     progress: Progress = silent,
 ) -> Report:
-    """Prune, quantize, pack and verify a model, a folder or a Hub id, into the folder `out`.
+    """Prune, quantize, pack and verify a model, a folder or a Hub id, and write it to the folder `out`.
 
-    InputError for options or a source that cannot be used, VerificationError if the output is not what it should be,
-    HubError for a Hub id that cannot be fetched. Interrupted, it goes on with resume=True.
+    After an interruption, resume=True continues to the same bytes. Returns the Report, as in report.json. InputError
+    for options or a source that cannot be used, HubError for a Hub id that cannot be fetched, VerificationError if the
+    output has faults.
 
         >>> report = slideconvert.convert(model, out, ConvertOptions(scheme="int8", pattern="2:8", method="magnitude"))
         >>> f"{report.totals.zeros / report.totals.weights:.0%}"
@@ -96,7 +101,7 @@ def sparsify(
     *,
     progress: Progress = silent,
 ) -> Report:
-    """Prune a model to a pattern; BF16 stays BF16, and codes stay codes. Raises as `convert` does."""
+    """Prune a model to a pattern; the weights keep their number format. Raises the errors of `convert`."""
     return convert_source(source, Path(out), sparsify_recipe(options), options, progress).report
 
 
@@ -107,7 +112,7 @@ def quantize(
     *,
     progress: Progress = silent,
 ) -> Report:
-    """Quantize the float weights of a model; zeros stay zeros. Raises as `convert` does."""
+    """Quantize the float weights of a model; zeros stay zeros. Raises the errors of `convert`."""
     return convert_source(source, Path(out), quantize_recipe(options), options, progress).report
 
 
@@ -118,7 +123,7 @@ def slide(
     *,
     progress: Progress = silent,
 ) -> Report:
-    """Pack the quantized weights of a model into 2:4 windows. Raises as `convert` does."""
+    """Pack the quantized weights of a model into 2:4 windows. Raises the errors of `convert`."""
     return convert_source(source, Path(out), slide_recipe(options), options, progress).report
 
 
@@ -130,7 +135,7 @@ def relayout(
     *,
     progress: Progress = silent,
 ) -> Report:
-    """Write the weights of a checkpoint in another layout, exactly. Raises as `convert` does.
+    """Write the same weights of a checkpoint in another layout: slide, gqs or dense. Raises the errors of `convert`.
 
     >>> slideconvert.relayout(out, dense, "dense").layout
     'dense'
@@ -145,10 +150,11 @@ def allocate(
     *,
     progress: Progress = silent,
 ) -> Chosen:
-    """Choose a pattern for each group of fused linears, and write the recipe into a file.
+    """Choose a pattern for each group of fused linears, and write the recipe to the file `recipe_out`.
 
-    The patterns are those of least summed error that meet the target. InputError if there is none, or if it cannot be
-    met.
+    The chosen patterns have the least summed error among those that meet the target: `target_speedup` of the linears
+    over dense 8-bit ones, or `density`, the share of weights to keep (0 to 1). InputError without a target, or for a
+    target that no choice of patterns meets.
     """
     target, path = target_of(options), Path(recipe_out)
     if target is None:
