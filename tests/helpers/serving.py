@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,33 @@ def grouped(folder: Path, recipe: str = "w4a16", layout: str = "gqs", *, biases:
             groups[groups.float().norm(dim=1).argsort()[: len(groups) // 2]] = 0
     source = pico.write(folder / "source", tensors, QWEN2 if biases else None)
     return converted(source, folder / "out", layout=layout, **GROUPED[recipe][0])
+
+
+@dataclass(frozen=True)
+class Format:
+    """A storage format, for tests of what all formats have in common.
+
+    make: as `checkpoint` and `grouped`. layouts: by recipe. biased: the recipe for tests with biases.
+    """
+
+    make: Callable[..., Path]
+    own_layout: str
+    layouts: dict[str, tuple[str, ...]]
+    biased: str
+    scale_dtype: torch.dtype
+
+
+FORMATS = {
+    "2:L": Format(checkpoint, "slide", dict.fromkeys(RECIPES, LAYOUTS), "mixed", torch.float32),
+    "GQSA": Format(grouped, "gqs", {name: made for name, (_, made) in GROUPED.items()}, "w4a16", torch.bfloat16),
+}
+EVERY_LAYOUT = [(name, layout) for name, form in FORMATS.items() for layout in (form.own_layout, "dense")]
+EVERY_CASE = [
+    (name, recipe, layout)
+    for name, form in FORMATS.items()
+    for recipe, layouts in form.layouts.items()
+    for layout in layouts
+]
 
 
 def logits(model: Any) -> Tensor:

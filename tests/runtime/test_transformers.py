@@ -1,4 +1,5 @@
-"""from_pretrained of transformers with slideconvert imported: ours run on SlideSparseLinear, others are left alone.
+"""from_pretrained of transformers with slideconvert imported: in every format, our linears run on SlideSparseLinear;
+others are left alone.
 
 Logits are compared to the last bit with our own loader, which reads the files itself: both run the same operations.
 """
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -24,13 +26,31 @@ from transformers import (
 from transformers.quantizers.quantizer_compressed_tensors import CompressedTensorsHfQuantizer
 
 from slideconvert.checkpoint.reader import Checkpoint
+from slideconvert.core.schemes import SCHEMES
+from slideconvert.kernels.group_spec import GroupSpec
+from slideconvert.kernels.slide_spec import SlideSpec
+from slideconvert.kernels.spec import LinearSpec
 from slideconvert.models.load import load_model
 from slideconvert.verify import verify_checkpoint
 from tests.conftest import Cli
 from tests.helpers import pico
-from tests.helpers.serving import LAYOUTS, RECIPES, TOKENS, checkpoint, edit_config, logits, our_linears, same_bytes
+from tests.helpers.serving import (
+    EVERY_CASE,
+    EVERY_LAYOUT,
+    FORMATS,
+    LAYOUTS,
+    RECIPES,
+    TOKENS,
+    Format,
+    checkpoint,
+    edit_config,
+    logits,
+    our_linears,
+    same_bytes,
+)
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, "auto")
+every_layout = pytest.mark.parametrize(("form", "layout"), EVERY_LAYOUT, indirect=["form"])
 
 
 def load(folder: Path, dtype: Any = torch.float32, **words: Any) -> Any:
@@ -40,56 +60,87 @@ def load(folder: Path, dtype: Any = torch.float32, **words: Any) -> Any:
     return model
 
 
-@pytest.fixture(scope="module", params=[(recipe, layout) for recipe in RECIPES for layout in LAYOUTS], ids="-".join)
+@pytest.fixture(scope="module", params=EVERY_CASE, ids="-".join)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoint(tmp_path_factory.mktemp("made"), *request.param)
+    name, recipe, layout = request.param
+    return FORMATS[name].make(tmp_path_factory.mktemp("made"), recipe, layout)
 
 
-@pytest.fixture(scope="module", params=LAYOUTS)
-def biased(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoint(tmp_path_factory.mktemp("made"), "mixed", request.param, biases=True)
+@pytest.fixture(params=FORMATS)
+def form(request: pytest.FixtureRequest) -> Format:
+    return FORMATS[request.param]
+
+
+def record_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "config.json").read_text())["slidesparse_config"]
 
 
 # ---- what a model is made of
 
 
-def test_quantized_linears_are_slide_linears_and_all_else_is_stock(folder: Path) -> None:
-    model = load(folder)
-    record = json.loads((folder / "config.json").read_text())["slidesparse_config"]
+def assert_spec(spec: LinearSpec, entry: dict[str, Any], layout: str) -> None:
+    """The spec of a linear says what its record says."""
+    assert [spec.rows, spec.columns] == entry["shape"]
+    scheme = SCHEMES[entry["scheme"]]
+    if isinstance(spec, SlideSpec):
+        assert not scheme.grouped and spec.layout == ("slide" if layout == "slide" else "dense")
+        assert f"2:{spec.length or 'inf'}" == entry["pattern"]
+        assert spec.dtype == {"int8": torch.int8, "fp8": torch.float8_e4m3fn}[entry["scheme"]]
+    else:
+        assert isinstance(spec, GroupSpec) and scheme.grouped and spec.size == entry["group_size"]
+        assert (spec.bits, spec.activation_bits) == (scheme.bits, scheme.activation_bits)
+        assert spec.symmetric == entry["symmetric"] and spec.kept == entry.get("kept_groups", spec.whole)
+        assert spec.layout == ("gqs" if layout == "gqs" and "kept_groups" in entry else "dense")
+
+
+def test_quantized_linears_are_ours_and_all_else_is_stock(folder: Path) -> None:
+    model, record = load(folder), record_of(folder)
     ours = our_linears(model)
-    assert ours.keys() == record["layers"].keys() and len(ours) in (14, 21)
+    assert ours.keys() == record["layers"].keys() and len(ours) in (14, 18, 21)
     for name, linear in ours.items():
-        entry = record["layers"][name]
-        assert [linear.spec.rows, linear.spec.columns] == entry["shape"] and linear.spec.layout == record["layout"]
-        assert f"2:{linear.spec.length or 'inf'}" == entry["pattern"]
-        assert linear.spec.dtype == {"int8": torch.int8, "fp8": torch.float8_e4m3fn}[entry["scheme"]]
-        assert linear.backend is not None and not [p for p in linear.parameters() if p.requires_grad]
+        assert_spec(linear.spec, record["layers"][name], record["layout"])
+        assert linear.backend is not None and not list(linear.parameters())
     others = {name for name, module in model.named_modules() if type(module) is torch.nn.Linear}
     assert len(others) == 1 + 21 - len(ours) and "lm_head" in others
     assert type(model).__module__ == "transformers.models.llama.modeling_llama"
 
 
 def test_logits_are_those_of_our_loader(folder: Path) -> None:
-    assert torch.equal(logits(load(folder)), logits(load_model(Checkpoint.open(folder))))
-
-
-def test_biases(biased: Path) -> None:
-    model = load(biased)
-    assert sum(linear.bias is not None for linear in our_linears(model).values()) == 6
-    assert torch.equal(logits(model), logits(load_model(Checkpoint.open(biased))))
+    found = logits(load(folder))
+    assert torch.equal(found, logits(load_model(Checkpoint.open(folder))))
+    floats = load_model(Checkpoint.open(folder), activations="float")
+    assert not our_linears(floats) and (logits(floats) - found).abs().max() < 0.05 * found.abs().max()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_codes_and_scales_are_those_of_the_file_whatever_the_dtype(biased: Path, dtype: Any) -> None:
-    model, stored = load(biased, dtype), pico.read(biased)
+@every_layout
+def test_tensors_are_those_of_the_file_whatever_the_dtype(
+    tmp_path: Path, form: Format, layout: str, dtype: Any
+) -> None:
+    """With biases."""
+    biased = form.make(tmp_path, form.biased, layout, biases=True)
+    model, stored, ours = load(biased, dtype), pico.read(biased), record_of(biased)["layers"]
+    with_bias = [name for name, linear in our_linears(model).items() if linear.bias is not None]
+    assert with_bias == [name for name in our_linears(model) if name.endswith(("q_proj", "k_proj", "v_proj"))]
+    assert len(with_bias) in (6, 9)
     wanted = torch.bfloat16 if dtype == "auto" else dtype
     state = model.state_dict()
     assert stored.keys() == state.keys() - {"lm_head.weight"}
     for name, tensor in stored.items():
-        own = name.rpartition(".")[0] in our_linears(model) and not name.endswith(".bias")
+        own = name.rpartition(".")[0] in ours and not name.endswith(".bias")
         assert same_bytes(state[name], tensor if own else tensor.to(wanted)), name
-        assert not name.endswith("scale") or tensor.dtype == torch.float32
+        assert not name.endswith("scale") or tensor.dtype == form.scale_dtype
     assert model.dtype == wanted and logits(model).dtype == wanted
+    if dtype == torch.float32:
+        assert torch.equal(logits(model), logits(load_model(Checkpoint.open(biased))))
+
+
+def test_biases_may_be_stored_in_another_float(tmp_path: Path, form: Format) -> None:
+    out = form.make(tmp_path, biases=True)
+    expected = logits(load(out))
+    tensors = {name: (t.float() if name.endswith("bias") else t) for name, t in pico.read(out).items()}
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    assert torch.equal(logits(load(out)), expected) and logits(load(out, "auto")).dtype == torch.bfloat16
 
 
 def test_dtype_auto_without_a_word_in_config(tmp_path: Path) -> None:
@@ -110,8 +161,8 @@ def test_shards(tmp_path: Path, layout: str) -> None:
     assert torch.equal(logits(load(parts)), logits(load(whole)))
 
 
-def test_without_a_head_and_with_another(tmp_path: Path) -> None:
-    out = checkpoint(tmp_path)
+def test_without_a_head_and_with_another(tmp_path: Path, form: Format) -> None:
+    out = form.make(tmp_path)
     whole = load(out)
     body = AutoModel.from_pretrained(out, dtype=torch.float32)
     assert our_linears(body).keys() == {name.removeprefix("model.") for name in our_linears(whole)}
@@ -122,9 +173,9 @@ def test_without_a_head_and_with_another(tmp_path: Path) -> None:
     assert our_linears(classifier).keys() == our_linears(whole).keys()
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_generate(tmp_path: Path, layout: str) -> None:
-    out = checkpoint(tmp_path, layout=layout)
+@every_layout
+def test_generate(tmp_path: Path, form: Format, layout: str) -> None:
+    out = form.make(tmp_path, layout=layout)
     expected = TOKENS
     reference = load_model(Checkpoint.open(out))
     for _ in range(8):
@@ -138,9 +189,9 @@ def test_generate(tmp_path: Path, layout: str) -> None:
 # ---- saved again
 
 
-def test_saved_again_it_is_the_same(folder: Path, tmp_path: Path, cli: Cli) -> None:
-    model = load(folder, "auto")
-    model.save_pretrained(tmp_path)
+def test_saved_again_in_shards_it_is_the_same(folder: Path, tmp_path: Path) -> None:
+    load(folder, "auto").save_pretrained(tmp_path, max_shard_size="50KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) >= 2
     before, after = pico.read(folder), pico.read(tmp_path)
     assert before.keys() == after.keys()
     assert not [name for name in before if not same_bytes(after[name], before[name])]
@@ -153,12 +204,12 @@ def test_saved_again_it_is_the_same(folder: Path, tmp_path: Path, cli: Cli) -> N
     assert torch.equal(logits(load_model(Checkpoint.open(tmp_path))), logits(load(folder)))
 
 
-def test_saved_again_in_shards_and_from_another_dtype(tmp_path: Path) -> None:
-    out = checkpoint(tmp_path)
+def test_saved_again_from_another_dtype(tmp_path: Path, form: Format) -> None:
+    out = form.make(tmp_path)
     load(out, torch.float32).save_pretrained(tmp_path / "again", max_shard_size="50KB")
     before, after = pico.read(out), pico.read(tmp_path / "again")
     for name, tensor in before.items():
-        own = name.endswith(("weight_packed", "weight_meta", "weight_scale"))
+        own = name.rpartition(".")[0] in record_of(out)["layers"]
         assert same_bytes(after[name], tensor if own else tensor.float()), name
     assert torch.equal(logits(load(tmp_path / "again")), logits(load(out)))
 
@@ -212,15 +263,15 @@ OFFLOADS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", OFFLOADS)
-def test_offloading_is_refused(tmp_path: Path, case: str) -> None:
+def test_offloading_is_refused(tmp_path: Path, form: Format, case: str) -> None:
     words, message = OFFLOADS[case]
     with pytest.raises(ValueError, match=message):
-        load(checkpoint(tmp_path), offload_folder=tmp_path / "offload", **words)
+        load(form.make(tmp_path), offload_folder=tmp_path / "offload", **words)
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
-def test_backend_from_the_config(tmp_path: Path, backend: str) -> None:
-    out = checkpoint(tmp_path)
+def test_backend_from_the_config(tmp_path: Path, form: Format, backend: str) -> None:
+    out = form.make(tmp_path)
     edit_config(out, lambda config: config.update(slidesparse_runtime={"backend": backend}))
     model = load(out)
     said = {linear.why for linear in our_linears(model).values()}
@@ -256,12 +307,12 @@ def test_pruned_bfloat16_is_a_plain_checkpoint(tmp_path: Path, cli: Cli) -> None
     assert not our_linears(load(out)) and "auto_map" not in json.loads((out / "config.json").read_text())
 
 
-def test_who_asks_for_the_stock_quantizer_gets_it_in_the_dense_layout(tmp_path: Path) -> None:
+def test_who_asks_for_the_stock_quantizer_gets_it_in_the_dense_layout(tmp_path: Path, form: Format) -> None:
     wanted = CompressedTensorsConfig(dequantize=True)
-    model = load(checkpoint(tmp_path / "dense", layout="dense"), quantization_config=wanted)
+    model = load(form.make(tmp_path / "dense", layout="dense"), quantization_config=wanted)
     assert not our_linears(model) and model.model.layers[0].mlp.up_proj.weight.dtype == torch.float32
-    with pytest.raises(ValueError, match=r"slide layout takes no quantization_config .*relayout"):
-        load(checkpoint(tmp_path / "slide"), quantization_config=wanted)
+    with pytest.raises(ValueError, match=rf"{form.own_layout} layout takes no quantization_config .*relayout"):
+        load(form.make(tmp_path / "own"), quantization_config=wanted)
 
 
 ORDER = """

@@ -1,7 +1,4 @@
-"""Weights with scales for groups of columns in transformers, in both layouts and beside INT8.
-
-Logits are compared to the last bit with our own loader, which reads the files itself: both run the same operations.
-"""
+"""What only weights with scales for groups of columns have in transformers; the rest is in test_transformers.py."""
 
 from __future__ import annotations
 
@@ -13,17 +10,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModel, AutoModelForCausalLM, CompressedTensorsConfig
 
 from slideconvert.checkpoint.reader import Checkpoint
-from slideconvert.core.schemes import SCHEMES
 from slideconvert.kernels.group_spec import GroupSpec
 from slideconvert.kernels.slide_spec import SlideSpec
 from slideconvert.models.load import load_model
 from tests.helpers import pico
 from tests.helpers.serving import (
-    GROUPED,
-    TOKENS,
     edit_config,
     grouped,
     logits,
@@ -34,43 +27,7 @@ from tests.runtime.test_transformers import load
 from tests.runtime.test_transformers_bundle import without_us
 from tests.runtime.test_transformers_refusals import UP, layers, refused
 
-CASES = [(recipe, layout) for recipe, (_, layouts) in GROUPED.items() for layout in layouts]
-
-
-@pytest.fixture(scope="module", params=CASES, ids="-".join)
-def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return grouped(tmp_path_factory.mktemp("made"), *request.param)
-
-
-# ---- what a model is made of, and what it gives
-
-
-def test_gqsa_linears_become_group_linears_and_others_stay_unchanged(folder: Path) -> None:
-    model = load(folder)
-    record = json.loads((folder / "config.json").read_text())["slidesparse_config"]
-    found, whole = our_linears(model), 21
-    mixed = "int8" in {entry["scheme"] for entry in record["layers"].values()}
-    assert found.keys() == record["layers"].keys() and len(found) == whole - 3 * mixed
-    for name, linear in our_linears(model, GroupSpec).items():
-        entry, spec = record["layers"][name], linear.spec
-        scheme = SCHEMES[entry["scheme"]]
-        assert [spec.rows, spec.columns] == entry["shape"] and spec.size == entry["group_size"]
-        assert (spec.bits, spec.activation_bits) == (scheme.bits, scheme.activation_bits)
-        assert spec.symmetric == entry["symmetric"] and scheme.grouped
-        by_groups = record["layout"] == "gqs" and "kept_groups" in entry
-        assert spec.layout == ("gqs" if by_groups else "dense")
-        assert spec.kept == entry.get("kept_groups", spec.whole)
-        assert linear.backend is not None and not list(linear.parameters())
-    for name, linear in our_linears(model, SlideSpec).items():
-        assert record["layers"][name]["scheme"] == "int8"
-        assert linear.spec.layout == ("slide" if record["layout"] == "slide" else "dense")
-
-
-def test_logits_are_those_of_our_loader(folder: Path) -> None:
-    found = logits(load(folder))
-    assert torch.equal(found, logits(load_model(Checkpoint.open(folder))))
-    floats = load_model(Checkpoint.open(folder), activations="float")
-    assert not our_linears(floats) and (logits(floats) - found).abs().max() < 0.05 * found.abs().max()
+# ---- what a model gives
 
 
 @pytest.mark.parametrize("recipe", ["w4a16", "w4a8 symmetric", "w8a16 in fours"])
@@ -89,79 +46,15 @@ def test_activations_of_eight_bits_are_rounded(tmp_path: Path) -> None:
     assert not torch.equal(logits(load(out)), rounded)
 
 
-@pytest.mark.parametrize("layout", ["gqs", "dense"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, "auto"], ids=str)
-def test_tensors_are_those_of_the_file_whatever_the_dtype(tmp_path: Path, layout: str, dtype: Any) -> None:
-    out = grouped(tmp_path, layout=layout, biases=True)
-    model, stored = load(out, dtype), pico.read(out)
-    assert sum(linear.bias is not None for linear in our_linears(model).values()) == 9
-    wanted = torch.bfloat16 if dtype == "auto" else dtype
-    state = model.state_dict()
-    assert stored.keys() == state.keys() - {"lm_head.weight"}
-    for name, tensor in stored.items():
-        own = name.rpartition(".")[0] in our_linears(model, GroupSpec) and not name.endswith(".bias")
-        assert same_bytes(state[name], tensor if own else tensor.to(wanted)), name
-    assert logits(model).dtype == wanted
-    if dtype == torch.float32:
-        assert torch.equal(logits(model), logits(load_model(Checkpoint.open(out))))
-
-
-def test_biases_may_be_stored_in_another_float(tmp_path: Path) -> None:
-    out = grouped(tmp_path, biases=True)
-    expected = logits(load(out))
-    tensors = {name: (t.float() if name.endswith("bias") else t) for name, t in pico.read(out).items()}
-    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
-    assert torch.equal(logits(load(out)), expected) and logits(load(out, "auto")).dtype == torch.bfloat16
-
-
-def test_saved_again_it_is_the_same(folder: Path, tmp_path: Path) -> None:
-    model = load(folder, "auto")
-    model.save_pretrained(tmp_path, max_shard_size="50KB")
-    assert len(list(tmp_path.glob("model-*.safetensors"))) >= 2
-    before, after = pico.read(folder), pico.read(tmp_path)
-    assert before.keys() == after.keys()
-    assert not [name for name in before if not same_bytes(after[name], before[name])]
-    was, now = (json.loads((path / "config.json").read_text()) for path in (folder, tmp_path))
-    assert now["quantization_config"] == was["quantization_config"]
-    assert torch.equal(logits(load(tmp_path)), logits(load(folder)))
-
-
-def test_without_a_head(tmp_path: Path) -> None:
-    out = grouped(tmp_path)
-    whole, body = load(out), AutoModel.from_pretrained(out, dtype=torch.float32)
-    assert our_linears(body).keys() == {name.removeprefix("model.") for name in our_linears(whole)}
-    with torch.no_grad():
-        hidden = body(input_ids=TOKENS, use_cache=False).last_hidden_state
-        assert torch.equal(whole.lm_head(hidden), logits(whole))
-
-
-def test_who_asks_for_the_stock_quantizer_gets_it_in_the_dense_layout(tmp_path: Path) -> None:
-    wanted = CompressedTensorsConfig(dequantize=True)
-    assert not our_linears(load(grouped(tmp_path / "dense", layout="dense"), quantization_config=wanted))
-    with pytest.raises(ValueError, match=r"gqs layout takes no quantization_config .*relayout"):
-        load(grouped(tmp_path / "gqs"), quantization_config=wanted)
-
-
 # ---- the backend that config.json asks for
 
 
-@pytest.mark.parametrize(
-    ("recipe", "backend", "asked"),
-    [
-        ("w4a16", "auto", (0, 0)),
-        ("w4a16", "reference", (21, 0)),
-        ("mixed", "reference", (8, 10)),
-    ],
-)
-def test_backend_from_the_config(tmp_path: Path, recipe: str, backend: str, asked: tuple[int, int]) -> None:
-    out = grouped(tmp_path, recipe)
-    edit_config(out, lambda config: config.update(slidesparse_runtime={"backend": backend}))
+def test_the_reference_backend_serves_both_kinds(tmp_path: Path) -> None:
+    out = grouped(tmp_path, "mixed")
+    edit_config(out, lambda config: config.update(slidesparse_runtime={"backend": "reference"}))
     model = load(out)
-    found = [
-        sum(linear.why == "asked for" for linear in our_linears(model, kind).values())
-        for kind in (GroupSpec, SlideSpec)
-    ]
-    assert tuple(found) == asked
+    for kind, count in ((GroupSpec, 8), (SlideSpec, 10)):
+        assert [linear.why for linear in our_linears(model, kind).values()] == ["asked for"] * count
 
 
 def test_a_backend_of_other_linears_means_auto_for_these(tmp_path: Path) -> None:
@@ -318,9 +211,3 @@ def test_tensors(tmp_path: Path, case: str) -> None:
     spoil(tensors)
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
     refused(out, *words)
-
-
-def test_several_devices_are_refused_as_for_other_linears(tmp_path: Path) -> None:
-    words = {"device_map": {"": 0, "model.layers.2": "cpu"}, "offload_folder": tmp_path / "offload"}
-    with pytest.raises(ValueError, match=r"model.layers.2.self_attn.q_proj would be offloaded to cpu"):
-        AutoModelForCausalLM.from_pretrained(grouped(tmp_path), **words)
