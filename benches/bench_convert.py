@@ -1,4 +1,4 @@
-"""How fast, in how much memory, a model is converted without calibration; against mere reading and writing; a profile.
+"""Time and memory of a conversion without calibration, beside mere reading and writing of the files, and a profile.
 
     python benches/synthetic.py /tmp/llama-1b --model llama-3.2-1b
     python benches/bench_convert.py /tmp/llama-1b /tmp/out

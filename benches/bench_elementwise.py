@@ -1,4 +1,4 @@
-"""What single operations cost on one CPU thread: why planes.py uses masks of integers instead of comparisons.
+"""The time of single operations on one CPU thread: why planes.py uses integer masks instead of comparisons.
 
 python benches/bench_elementwise.py
 """

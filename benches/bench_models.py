@@ -1,4 +1,4 @@
-"""What 2:L pruning and 8-bit numbers cost real models in perplexity, and whether both layouts are the same model.
+"""The perplexity of real models after 2:L pruning in 8 bits, and whether both layouts compute the same model.
 
     python benches/bench_models.py models/llama models/qwen2 --text evaluation.jsonl --out results.json
 

@@ -1,4 +1,4 @@
-"""What it costs to re-lay and pack weights, and to read them back, on one CPU thread: every loading does the latter.
+"""The time to slide and pack weights, and to unpack and unslide them as every loader does, on one CPU thread.
 
     python benches/bench_windows.py
 

@@ -1,4 +1,4 @@
-"""A table of times for `slideconvert allocate` and `plan`, from what bench_backends measured on a GPU.
+"""Write a table of times for `slideconvert allocate` and `plan` from the measurements of bench_backends on a GPU.
 
     python -m slideconvert.kernels.backends.bench_backends --models Qwen2.5-7B --out results.json   # on the GPU
     python benches/speed_table.py h200 results.json > h200.csv
@@ -24,7 +24,7 @@ from slideconvert.kernels.bench_common import MODELS
 
 
 def speed_table(gpu: str, results: list[dict[str, Any]]) -> str:
-    """What `bench_backends --out` wrote, of one or several runs -> CSV. ClickException if linears are missing."""
+    """The results of one or several runs of `bench_backends --out` -> CSV. ClickException if linears are missing."""
     lines: dict[tuple[str, str, int], dict[str, dict[str, float]]] = {}
     for result in results:
         for row in result["rows"]:
@@ -59,7 +59,7 @@ def _best_dense(device: dict[str, float]) -> float:
 
 
 def _sum(layers: dict[str, dict[str, float]], pattern: str) -> float | None:
-    """None if it was not measured for all linears."""
+    """The total; None if it was not measured for all linears."""
     found = [device[pattern] for device in layers.values() if pattern in device]
     return sum(found) if len(found) == len(layers) else None
 
@@ -68,7 +68,7 @@ def _sum(layers: dict[str, dict[str, float]], pattern: str) -> float | None:
 @click.argument("gpu")
 @click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, dir_okay=False))
 def main(gpu: str, results: tuple[Path, ...]) -> None:
-    """Print the times in RESULTS (JSON of bench_backends --out) as the table of GPU, a word of your choice."""
+    """Print the times in RESULTS (JSON of bench_backends --out) as the table of GPU, a name of your choice."""
     click.echo(speed_table(gpu, [json.loads(path.read_text()) for path in results]), nl=False)
 
 

@@ -1,4 +1,4 @@
-"""Make a random checkpoint of a real model's shapes, as BF16 safetensors: something to convert where no model is.
+"""Write a random checkpoint with the shapes of a real model, as BF16 safetensors, to convert without a download.
 
 python benches/synthetic.py /tmp/llama-1b --model llama-3.2-1b
 """
@@ -29,11 +29,11 @@ SHAPES: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
     },
 }  # fmt: skip
-"""The part of config.json that decides the shapes."""
+"""The part of config.json that determines the shapes."""
 
 
 def tensors(config: dict[str, Any], seed: int = 0) -> dict[str, torch.Tensor]:
-    """All weights of a Llama, or a BitNet, of these shapes: normal, 0.02 wide, BF16."""
+    """All weights of a Llama or a BitNet model of these shapes: normal with standard deviation 0.02, BF16."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What the benches share: the shapes of real models, timing on the device and on the wall, tables."""
+"""Code that all benches share: the shapes of real models, device and wall time, tables."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 MODELS = {
-    # linears as a server fuses them: N, K
+    # linears as servers fuse them: N, K
     "Llama-2-7B": {"qkv": (12288, 4096), "o": (4096, 4096), "gate_up": (22016, 4096), "down": (4096, 11008)},
     "Llama-3.2-1B": {"qkv": (3072, 2048), "o": (2048, 2048), "gate_up": (16384, 2048), "down": (2048, 8192)},
     "Llama-3.2-3B": {"qkv": (5120, 3072), "o": (3072, 3072), "gate_up": (16384, 3072), "down": (3072, 8192)},
@@ -23,18 +23,18 @@ MODELS = {
 }
 CODES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 BEYOND_CACHE = 150_000_000
-"""Bytes that calls rotate through, so that nothing is found in the cache (60 MB on an H200)."""
+"""Bytes of inputs that calls rotate through, so that none is in the cache (60 MB on an H200)."""
 LEAST_MILLISECONDS = 2.0
 REPLAYS = 9
 
 
 def copies(nbytes: int, most: int = 64) -> int:
-    """How many inputs of this size go beyond the cache."""
+    """The number of inputs of this size that exceeds the cache."""
     return max(1, min(most, -(-BEYOND_CACHE // nbytes)))
 
 
 def device_microseconds(call: Callable[[Any], Any], inputs: Sequence[Any]) -> float:
-    """Device time of a call, the inputs taking turns: the median of replays of a CUDA graph."""
+    """Microseconds of device time per call, with rotating inputs: the median of replays of a CUDA graph."""
 
     def round_of_calls() -> None:
         for one in inputs:
@@ -52,7 +52,7 @@ def device_microseconds(call: Callable[[Any], Any], inputs: Sequence[Any]) -> fl
 
 
 def wall_microseconds(call: Callable[[], Any], calls: int = 100) -> float:
-    """Wall time of one eager call, averaged over many: the host's time or the device's, whichever is longer."""
+    """Microseconds of wall time per eager call, averaged over many: host time or device time, whichever is longer."""
     for _ in range(10):
         call()
     found = []
@@ -67,7 +67,7 @@ def wall_microseconds(call: Callable[[], Any], calls: int = 100) -> float:
 
 
 def host_microseconds(call: Callable[[], Any], calls: int = 50) -> float:
-    """Host time of one eager call, without waiting for the device."""
+    """Microseconds of host time per eager call, without waiting for the device."""
     for _ in range(10):
         call()
     found = []
@@ -81,11 +81,11 @@ def host_microseconds(call: Callable[[], Any], calls: int = 50) -> float:
 
 
 def copy_terabytes_per_second(nbytes: int = 1 << 30) -> float:
-    """Bytes read and written by torch's own copy, per second; of this size, rotating beyond the cache."""
+    """TB/s that a copy by torch of this many bytes reads and writes, with rotating inputs beyond the cache."""
     sets = copies(2 * nbytes)
     sources = [torch.empty(nbytes // 4, dtype=torch.int32, device="cuda").random_() for _ in range(sets)]
     pairs = [(source, torch.empty_like(source)) for source in sources]
-    # torch.add, not copy_: in a graph a copy becomes a node of its own kind, with another speed.
+    # torch.add instead of copy_: a graph executes copies as nodes of another kind, at another speed.
     taken = device_microseconds(lambda pair: torch.add(pair[0], 1, out=pair[1]), pairs)
     return 2 * nbytes / taken / 1e6
 
@@ -100,7 +100,7 @@ def _timed(work: Callable[[], Any]) -> float:
 
 
 def random_codes(rows: int, columns: int, length: int | None, dtype: torch.dtype) -> torch.Tensor:
-    """Codes as quantizing normal numbers gives them, the two smallest of every block zero."""
+    """Codes [rows, columns] of normal numbers; the two smallest of every block of `length` columns are zero."""
     weight = torch.randn(rows, columns, device="cuda")
     codes = (weight * 30).round().clamp(-127, 127).to(torch.int8) if dtype == torch.int8 else (weight * 100).to(dtype)
     if length:
@@ -128,7 +128,7 @@ def arguments(description: str | None, **lists: list[Any]) -> argparse.Namespace
 
 
 def bandwidth_bench(description: str | None, **lists: list[Any]) -> tuple[argparse.Namespace, float]:
-    """The options and the ceiling, TB/s, of a bench of bandwidth; says on which machine."""
+    """The options of a bandwidth bench and the bandwidth of a copy in TB/s; prints the machine."""
     options, ceiling = arguments(description, **lists), copy_terabytes_per_second()
     print(header(), f"· copy of 1 GiB {ceiling:.2f} TB/s", sep=" ")
     return options, ceiling

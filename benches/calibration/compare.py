@@ -63,7 +63,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Row:
-    """One way to prune one case. broken: groups with fewer zeros than the pattern wants, of all decoder linears."""
+    """One way to prune one case. broken: blocks with too few zeros for the pattern, over all decoder linears."""
 
     pattern: str
     scheme: str
@@ -73,7 +73,7 @@ class Row:
     runs: list[Run]
 
     def median(self, what: str) -> float:
-        """The median over the runs of one of their times."""
+        """The median over all runs of one of the times."""
         return statistics.median(getattr(run, what) for run in self.runs)
 
 
@@ -91,7 +91,7 @@ def timed(command: Sequence[str]) -> Run:
 
 
 def broken_blocks(checkpoint: Checkpoint, pattern: BlockPattern) -> int:
-    """Groups of the decoder linears with more non-zeros than the pattern allows, counted at absolute columns."""
+    """The number of blocks of the decoder linears with more non-zeros than the pattern allows."""
     record, broken = read_record(checkpoint.config, str(checkpoint.path)), 0
     for linear in decoder_linears(checkpoint.config) if pattern.prunes else ():
         stored = values(describe_linear(checkpoint, record, linear.name).read(checkpoint)).float() != 0
@@ -143,7 +143,7 @@ def working_seconds(reported: dict[str, Any]) -> float:
 
 
 def measure(model: Path, tokens: Tensor) -> float:
-    """Perplexity of a folder: float32, weights as stored, activations not quantized."""
+    """The perplexity of a checkpoint: float32, weights as stored, activations not quantized."""
     return perplexity(load_model(Checkpoint.open(model), activations="float"), tokens)
 
 
@@ -192,19 +192,30 @@ def markdown(rows: list[Row], protocol: dict[str, Any]) -> str:
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--calibration", required=True, help=".txt, .jsonl or .parquet.")
-@click.option("--text", required=True, help="To measure on: .txt, .jsonl or .parquet.")
+@click.option("--text", required=True, help="Text to measure on: .txt, .jsonl or .parquet.")
 @click.option("--case", "cases", multiple=True, default=("2_8/int8",), show_default=True, metavar="2_L/SCHEME")
-@click.option("--presets", default="fast,balanced", show_default=True, help="Ours, with commas; may be empty.")
+@click.option(
+    "--presets", default="fast,balanced", show_default=True, help="Our presets, separated by commas; may be empty."
+)
 @click.option("--peer-python", help="Python of llm-compressor's environment.  [default: measure ours alone]")
-@click.option("--peer-batch", default=1, show_default=True, type=click.IntRange(1), help="Sequences of its passes.")
-@click.option("--peer-block", default=128, show_default=True, type=click.IntRange(1), help="Columns of its blocks.")
-@click.option("--peer-threads", multiple=True, type=click.IntRange(1), help="Each is measured.  [default: all cores]")
+@click.option(
+    "--peer-batch", default=1, show_default=True, type=click.IntRange(1), help="Sequences per forward pass of the peer."
+)
+@click.option(
+    "--peer-block", default=128, show_default=True, type=click.IntRange(1), help="Columns per block of the peer."
+)
+@click.option(
+    "--peer-threads",
+    multiple=True,
+    type=click.IntRange(1),
+    help="Threads of the peer; each number is measured.  [default: all cores]",
+)
 @click.option("--samples", default=128, show_default=True, type=click.IntRange(1))
 @click.option("--length", default=512, show_default=True, type=click.IntRange(2))
 @click.option("--seed", default=0, show_default=True)
-@click.option("--sequences", default=160, show_default=True, type=click.IntRange(1), help="To measure on.")
-@click.option("--repeats", default=1, show_default=True, type=click.IntRange(1), help="Of the timing.")
-@click.option("--json", "out", type=click.Path(path_type=Path), help="File for everything measured.")
+@click.option("--sequences", default=160, show_default=True, type=click.IntRange(1), help="Sequences to measure on.")
+@click.option("--repeats", default=1, show_default=True, type=click.IntRange(1), help="Repetitions of the timing.")
+@click.option("--json", "out", type=click.Path(path_type=Path), help="File for all measurements.")
 def main(
     model: Path, calibration: str, text: str, cases: tuple[str, ...], presets: str, peer_python: str | None,
     peer_batch: int, peer_block: int, peer_threads: tuple[int, ...], sequences: int, repeats: int, out: Path | None,

@@ -1,4 +1,4 @@
-"""Prune a model with llm-compressor's SparseGPT, then quantize it by rounding; says how long each step took.
+"""Prune a model with llm-compressor's SparseGPT, then quantize it by rounding; report the time of each step.
 
 Runs in llm-compressor's own environment, which has no slideconvert:
 
@@ -22,7 +22,7 @@ from pathlib import Path
 import click
 
 SCHEMES = {"int8": "W8A8", "fp8": "FP8_DYNAMIC"}
-"""Its names of one scale per output channel and activations quantized per token."""
+"""Names of schemes in llm-compressor: one scale per output channel, activations quantized per token."""
 HEAD = "re:.*lm_head"
 
 
@@ -30,15 +30,15 @@ HEAD = "re:.*lm_head"
 @click.argument("model", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.argument("sequences", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--mask", required=True, metavar="2:L", help="Zeros : group.")
+@click.option("--mask", required=True, metavar="2:L", help="Zeros per block.")
 @click.option("--scheme", type=click.Choice(["bf16", *SCHEMES]), default="bf16", show_default=True)
 @click.option("--batch", default=1, show_default=True, type=click.IntRange(1), help="Sequences of one forward pass.")
 @click.option("--block", default=128, show_default=True, type=click.IntRange(1), help="Columns of one SparseGPT block.")
-@click.option("--threads", type=click.IntRange(1), help="Of torch.  [default: torch's own choice]")
+@click.option("--threads", type=click.IntRange(1), help="Threads of torch.  [default: torch's own choice]")
 def main(
     model: Path, sequences: Path, out: Path, mask: str, scheme: str, batch: int, block: int, threads: int | None
 ) -> None:
-    """Prune MODEL with the tokens in WINDOWS into OUT. Prints JSON on the last line of stdout."""
+    """Prune MODEL with the tokens in SEQUENCES into OUT. Prints JSON on the last line of stdout."""
     seconds: dict[str, float] = {}
 
     @contextmanager

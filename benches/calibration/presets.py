@@ -1,4 +1,4 @@
-"""What each preset leaves of a model: perplexity and time of conversions with `slideconvert convert`.
+"""The perplexity of a model after each preset, and the time of `slideconvert convert`.
 
     python benches/calibration/presets.py --models models --calibration calibration.jsonl --text evaluation.jsonl \\
         --case llama/2_8/int8 --case qwen2/2_4/bf16 --preset balanced --preset quality --samples 128

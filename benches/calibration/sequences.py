@@ -1,4 +1,4 @@
-"""Draw the calibration sequences that every side of the comparison gets.
+"""Draw the calibration sequences for all sides of the comparison.
 
     python benches/calibration/sequences.py models/llama calibration.jsonl sequences.safetensors
 

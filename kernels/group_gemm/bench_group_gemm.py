@@ -28,7 +28,7 @@ SHAPES = {"1x4096 * 4096x4096": (4096, 4096), "Llama-2-7B gate_up": (22016, 4096
 def random_weight(
     keep: Tensor, columns: int, size: int, bits: int, activation_bits: int = 16, *, dense: bool = False
 ) -> tuple[GroupSpec, Weight]:
-    """Random codes, scales and zero points of the groups in keep [N, K/G]; of all of them for the dense layout."""
+    """Random codes, scales and zero points of the groups in keep [N, K/G]; of all groups for the dense layout."""
     rows, n = len(keep), keep.numel() if dense else int(keep.sum())
     spec = GroupSpec(rows, columns, size, bits, n, False, activation_bits, "dense" if dense else "gqs")
     drawn: dict[str, Tensor] = {}
@@ -49,7 +49,7 @@ def random_weight(
 
 
 class Case:
-    """One weight, checked, and its copies beyond the cache."""
+    """One weight, compared with the reference, and enough copies of it to exceed the cache."""
 
     def __init__(self, spec: GroupSpec, weight: Weight, division: str = "stream") -> None:
         self.spec = spec
@@ -60,7 +60,7 @@ class Case:
         torch.cuda.synchronize()
 
     def check(self, weight: Weight, prepared: Tensor) -> None:
-        """Errors as of rounding the output to bfloat16, against the reference."""
+        """Compare with the reference; the error may be that of rounding the output to bfloat16."""
         magnitudes = decode(weight, self.spec)[0].float().abs().mean() + 1e-6
         for tokens in (1, 4):
             x = torch.randn(tokens, self.spec.columns, device=DEVICE).bfloat16()
@@ -73,13 +73,13 @@ class Case:
         return device_microseconds(lambda prepared: self.op(x, prepared, None), self.prepared)
 
     def host(self) -> float:
-        """Microseconds of the host for one call."""
+        """Microseconds of host time per call."""
         x = torch.randn(1, self.spec.columns, device=DEVICE).bfloat16()
         return host_microseconds(lambda: self.op(x, self.prepared[0], None))
 
 
 def stock(rows: int, columns: int, tokens: Sequence[int]) -> dict[str, dict[int, float | None]]:
-    """Microseconds of torch's own products, by their name and the number of tokens."""
+    """Microseconds of torch's products, by name and number of tokens."""
     out: dict[str, dict[int, float | None]] = {}
     for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
         weight = torch.randn(rows, columns, dtype=dtype, device=DEVICE)

@@ -1,4 +1,4 @@
-"""lift_quant against the bandwidth of a copy, of 1 GiB and of as many bytes as it moves itself.
+"""lift_quant against the bandwidth of a copy of 1 GiB, and of a copy of as many bytes as lift_quant moves.
 
 python -m slideconvert.kernels.lift_quant.bench_lift_quant
 """
@@ -15,7 +15,7 @@ from .reference import lift_quant as reference
 
 
 def measure(tokens: int, columns: int, length: int | None, dtype: torch.dtype) -> float:
-    """Microseconds, inputs and outputs rotating beyond the cache."""
+    """Microseconds of device time, with rotating inputs and outputs that exceed the cache."""
     x = torch.randn(tokens, columns, dtype=torch.bfloat16, device="cuda")
     expected = reference(x[:64], length, dtype)[0].view(torch.int8)
     assert torch.equal(lift_quant(x[:64], length, dtype)[0].view(torch.int8), expected)

@@ -1,4 +1,4 @@
-"""The sparse product alone, as cuSPARSELt does it with the algorithm we chose; by dtype of the sums.
+"""The sparse product alone, by cuSPARSELt with the chosen algorithm, for each dtype of the sums.
 
 python -m slideconvert.kernels.sparse_gemm.bench_sparse_gemm --models Qwen2.5-7B
 """

@@ -42,7 +42,7 @@ class Axis:
         unit = 10.0 ** math.floor(math.log10(raw))
         step = next(unit * factor for factor in (1, 2, 2.5, 5, 10) if unit * factor >= raw * 0.999)
         first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-        return cls(tuple(place * step for place in range(first, max(last, first + 1) + 1)), top)
+        return cls(tuple(number * step for number in range(first, max(last, first + 1) + 1)), top)
 
     def y(self, value: float) -> float:
         low, high = self.ticks[0], self.ticks[-1]

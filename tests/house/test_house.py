@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import runpy
 import sys
 from pathlib import Path
 
@@ -26,6 +27,11 @@ DOCUMENTS = [
 ]
 MARK = "<!-- tested -->"
 TESTED = [path for path in DOCUMENTS if MARK in path.read_text()]
+BENCHES = [
+    *(ROOT / "benches").rglob("*.py"),
+    *(ROOT / "kernels").rglob("bench_*.py"),
+    ROOT / "examples/train_demo_model.py",
+]
 FOREIGN_OPTIONS = ("--tensor-parallel-size", "--hf-overrides")
 """Options of vLLM that documents show."""
 
@@ -224,6 +230,12 @@ def test_readme_commands_run(document: Path, cli: Cli, tmp_path: Path, monkeypat
     for words in commands:
         outcome = cli(*[word.strip("'\"") for word in words[1:]])
         assert outcome.code == 0, (words, outcome.err)
+
+
+@pytest.mark.parametrize("bench", BENCHES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_benches_import_what_exists(bench: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(bench.parent)
+    runpy.run_path(str(bench), run_name=f"slideconvert.{'.'.join(bench.relative_to(ROOT).with_suffix('').parts)}")
 
 
 def test_published_kernels_are_those_of_the_repository(cli: Cli, source: Path, tmp_path: Path) -> None:
