@@ -1,4 +1,4 @@
-"""The linears of a model as servers fuse them, by input group: their times, and the patterns that speed them up."""
+"""Fused groups, the linears that a server runs as one matrix: their times, and the patterns worth trying."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class FusedGroup:
 
 
 def fuse(shapes: Mapping[Linear, Shape]) -> list[FusedGroup]:
-    """Linears with their shapes (out, in) -> their fused groups, layer after layer, in the order of the layer."""
+    """Linears with their shapes (out, in) -> their fused groups, layer by layer, in order of data flow."""
     return [
         FusedGroup(members, (sum(shapes[member][0] for member in members), shapes[members[0]][1]))
         for members in input_groups(shapes)
@@ -51,7 +51,7 @@ def fuse(shapes: Mapping[Linear, Shape]) -> list[FusedGroup]:
 def group_times(
     groups: Sequence[FusedGroup], table: SpeedTable, scheme: str, tokens: int = DEFAULT_TOKENS
 ) -> list[Times]:
-    """The times of each group. A layer is looked up by all of its groups, so give them all.
+    """The times of each group. The lookup needs all groups of a layer.
 
     InputError if the table has no times for that scheme or number of tokens.
     """
@@ -65,9 +65,10 @@ def group_times(
 
 
 def worth_trying(times: Sequence[Times]) -> tuple[BlockPattern, ...]:
-    """The patterns that can be chosen for a speed-up, so that no error need be measured with any other.
+    """The patterns that an optimal allocation for a speed-up can contain; errors of others need not be measured.
 
-    Some group is faster with it than dense and than with every milder pattern, and all groups have a time of it.
+    All groups have a time with such a pattern, and some group is faster with it than dense and than with every pattern
+    of higher density.
     """
     timed = [pattern for pattern in ALL if pattern.prunes and all(pattern in time.sparse for time in times)]
     return tuple(

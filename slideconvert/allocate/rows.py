@@ -1,13 +1,13 @@
-"""Tables of measured times, as CSV files: what stands in them, and how they are read.
+"""Tables of measured times: CSV files, their columns and their parser.
 
-Lines that start with # name the source of a table. The header line follows, then a row for each measurement:
+Lines that start with # describe the source of a table. The header line follows, then a row for each measurement:
 
     gpu,scheme,model,linears,tokens,dense,2:4,2:8
     h100,int8,Qwen2.5-7B,4608x3584+3584x3584+37888x3584+3584x18944,4096,2380,1.70,1.15
 
-linears are those that a server runs in one decoder layer, out x in, q/k/v and gate/up fused; or a single one. dense is
-their time together, in any unit that is the same in all rows; 2:L is how many times faster the pattern is, empty where
-that is not known. A table has rows of layers or of single linears, not of both.
+linears are the matrices that a server runs in a decoder layer, out x in, with q/k/v and gate/up fused; or a single one.
+dense is their total time, in any unit that is the same in all rows; 2:L is the speed-up of the pattern, empty if
+unknown. A table has rows of layers or of single linears, not both.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Shape = tuple[int, int]
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement: dense time, and speed-ups over it by pattern, of these linears together at so many tokens."""
+    """A measurement of these linears together at a number of tokens: dense time, and speed-up over it by pattern."""
 
     gpu: str
     scheme: str
@@ -47,7 +47,7 @@ class Row:
 
 
 def read_rows(path: Path) -> tuple[tuple[str, ...], list[Row]]:
-    """The comments and the rows of a table. InputError with the line for anything that is not understood."""
+    """The comments and the rows of a table. InputError with the line for anything invalid."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()  # spreadsheets write a byte order mark
     except (OSError, UnicodeDecodeError) as error:

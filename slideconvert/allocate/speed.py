@@ -1,9 +1,9 @@
-"""How long linears take on a GPU, dense and with each pattern: looked up in tables of measurements (rows.py).
+"""The times of linears on a GPU, dense and with each pattern, from tables of measurements (rows.py).
 
-Looked up is the measured layer (or linear) whose shape is nearest to the one that is asked for: by the distance of
-(log out, log in), for a layer their means weighted by the linears' sizes. Between measured numbers of tokens, times
-and ratios are interpolated, log over log. Times are scaled by the number of weights. So a model that was measured gets
-the very numbers of its table, and in a table of layers all linears of a model are sped up alike.
+A lookup takes the measured layer (or linear) of the nearest shape, by the distance of (log out, log in); for a layer,
+of their means weighted by the sizes of the linears. Between measured numbers of tokens, it interpolates times and
+ratios log over log. Times scale with the number of weights. So a measured model gets exactly the numbers of its table,
+and in a table of layers all linears of a model have the same speed-up.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from .gpus import BUNDLED
 from .rows import Row, Shape, read_rows
 
 DEFAULT_TOKENS = 4096
-"""Tokens that are computed at once, unless asked otherwise: a prompt, or a server's batch of prompts. There 2:L pays
-most; decoding reads the weights once for few tokens, and 2:8 reads 0.94 bytes a weight."""
+"""Tokens at once by default: a prompt, or a server's batch of prompts, where 2:L gains most. Decoding reads the
+weights once for few tokens, and 2:8 reads 0.94 bytes per weight."""
 
 
 @dataclass(frozen=True)
 class Times:
-    """How long one linear takes with each pattern, in the unit of its table.
+    """The time of a linear with each pattern, in the unit of its table.
 
-    dense: 8-bit and not pruned, on dense kernels. sparse: by pattern, as far as the table has it.
-    measured: which GPU, model and number of tokens this was measured for, as text.
+    dense: 8-bit without pruning, on dense kernels. sparse: by pattern, for the patterns of the table. measured: the
+    measured GPU, model and number of tokens, as text.
     """
 
     dense: float
@@ -36,7 +36,7 @@ class Times:
     measured: str
 
     def of(self, pattern: Pattern) -> float:
-        """The time with that pattern. 2:inf runs dense: there is nothing to gain from sliding it.
+        """The time with this pattern. 2:inf runs dense, since sliding it gains nothing.
 
         InputError if the table does not have it.
         """
@@ -52,7 +52,7 @@ class Times:
 
 @dataclass(frozen=True)
 class SpeedTable:
-    """The measurements of one GPU. source: the comments of the file, where they come from and what was measured."""
+    """The measurements of one GPU. source: the comments of the file, which describe the measurements."""
 
     gpu: str
     source: tuple[str, ...]
@@ -85,7 +85,7 @@ class SpeedTable:
     def times(self, layer: Sequence[Shape], scheme: str, tokens: int = DEFAULT_TOKENS) -> list[Times]:
         """The times of the linears of one decoder layer, in their order; `layer` has their shapes, fused as served.
 
-        scheme: int8 or fp8. InputError if the table has no times of it, or none of so few or so many tokens.
+        scheme: int8 or fp8. InputError if the table has no times of it, or none for this number of tokens.
         """
         rows = [row for row in self.rows if row.scheme == scheme]
         if not rows:
@@ -108,7 +108,7 @@ def _nearest(rows: Sequence[Row], linears: Sequence[Shape]) -> list[Row]:
 
 
 def _point(linears: Sequence[Shape]) -> tuple[float, float]:
-    """The mean of (log out, log in), each linear weighing as many times as it has weights."""
+    """The mean of (log out, log in), weighted by the number of weights of each linear."""
     means = [sum(math.log(shape[i]) * math.prod(shape) for shape in linears) / _weights(linears) for i in (0, 1)]
     return means[0], means[1]
 
@@ -144,7 +144,7 @@ def _between(low: float, high: float, share: float) -> float:
 
 
 def _share(row: Row, shape: Shape) -> Times:
-    """The times of one linear: as many times the row's as it has of the row's weights."""
+    """The times of a linear: those of the row, scaled by its share of the row's weights."""
     dense = row.dense * math.prod(shape) / _weights(row.linears)
     sparse = {pattern: dense / speedup for pattern, speedup in row.speedups.items()}
     return Times(dense, sparse, f"{row.model} on {row.gpu} at {row.tokens} tokens")

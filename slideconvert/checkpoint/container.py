@@ -1,9 +1,9 @@
-"""The safetensors container: its header, read with suspicion and written ahead of the data.
+"""The safetensors container: reading and checking its header, and writing it before the data.
 
-A file is 8 bytes little-endian header length, a JSON header {name: {dtype, shape, data_offsets}}, and the
-tensors back to back. The library writes a file in one piece from memory; we know every shape before the first
-weight is read, so we can write the header first and stream the tensors behind it, one decoder layer at a time.
-What we write is read back with the library in the tests.
+A file has 8 bytes of little-endian header length, a JSON header {name: {dtype, shape, data_offsets}}, and the tensors
+without gaps. The safetensors library writes a file at once from memory. A plan knows every shape before the first
+weight is read, so we write the header first and stream the tensors after it, one decoder layer at a time. Tests read
+our files with the library.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ITEM_BYTES = {
     "F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2,
     "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "BOOL": 1,
 }  # fmt: skip
-"""Bytes of one element, by the container's dtype name."""
+"""Bytes of an element, by the dtype name of the container."""
 ALIGNMENT = 8
 MAX_HEADER = 100_000_000  # what the safetensors library allows
 
@@ -42,7 +42,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Placed:
-    """Where a tensor lies: file, offset of its first byte in that file, and what it is."""
+    """The position of a tensor: its file, the offset of its first byte in the file, and its spec."""
 
     file: Path
     offset: int
@@ -58,7 +58,7 @@ def read_header(path: Path) -> dict[str, Placed]:
 
 
 def header_length(prefix: bytes, size: int, path: Path) -> int:
-    """Bytes of the JSON header, from at least the first 8 bytes of a file of `size` bytes. InputError for nonsense."""
+    """Bytes of the JSON header, from at least the first 8 bytes of a file of `size` bytes. InputError if invalid."""
     length = struct.unpack("<Q", prefix[:8])[0] if len(prefix) >= 8 else -1
     if not 0 < length <= min(MAX_HEADER, size - 8):
         raise _broken(path, f"not a whole safetensors file ({size} bytes, header length {length})")
@@ -66,7 +66,7 @@ def header_length(prefix: bytes, size: int, path: Path) -> int:
 
 
 def parse_header(path: Path, head: bytes, size: int) -> dict[str, Placed]:
-    """The tensors of the file at `path`, from its beginning (prefix and header) and its size. As `read_header`."""
+    """The tensors of the file at `path`, from `head` (prefix and header) and its size. Raises as `read_header`."""
     length = header_length(head, size, path)
     try:
         header = json.loads(head[8 : 8 + length])
@@ -82,7 +82,7 @@ def parse_header(path: Path, head: bytes, size: int) -> dict[str, Placed]:
         placed[spec.name] = Placed(path, 8 + length + start, spec)
         end = stop
     if 8 + length + end != size:
-        raise _broken(path, f"{size} bytes, its header promises {8 + length + end}")
+        raise _broken(path, f"{size} bytes, but its header describes {8 + length + end}")
     return placed
 
 
@@ -91,7 +91,7 @@ def _broken(path: Path, why: str) -> InputError:
 
 
 def _parse_entry(name: str, entry: dict[str, Any]) -> tuple[TensorSpec, int, int]:
-    """A tensor of the header, its first and last byte. ValueError, TypeError or KeyError if it is anything else."""
+    """A tensor of the header with its start and end offset. ValueError, TypeError or KeyError for an invalid entry."""
     dtype, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     if not isinstance(dtype, str) or not all(type(number) is int and number >= 0 for number in (*shape, start, stop)):
         raise ValueError(f"{name}: {entry}")

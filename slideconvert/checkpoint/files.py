@@ -1,4 +1,4 @@
-"""The files of a checkpoint folder by name: what is read, what travels along, what is never touched."""
+"""The files of a checkpoint folder by name: those that are read, copied, or never opened."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CHANNEL_ORDERS = "channel_orders.json"
-"""Where each channel stood in the source, if a conversion has permuted any."""
+"""The channel permutations of the checkpoint, if a conversion has permuted any."""
 REPORT_JSON, REPORT_HTML, CARD = "report.json", "report.html", "README.md"
 STAGING = ".slideconvert-partial"
-"""Where a conversion works until it is complete: a folder that holds it is unfinished."""
+"""The working folder of a conversion inside its output: an output that contains it is unfinished."""
 COMPANIONS = (
     "generation_config.json", "tokenizer*", "tekken.json", "special_tokens_map.json", "vocab.json", "merges.txt",
     "added_tokens.json", "chat_template*", "*.model", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*",
 )  # fmt: skip
-"""What belongs to a model whatever its weights are: tokenizer, generation settings, licence."""
+"""Files of a model that do not depend on its weights: tokenizer, generation settings, licence."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 NEVER = (*PICKLES, ".py", ".pyc", ".so", ".sh", ".h5", ".msgpack", ".npz")
-"""Never fetched nor copied, even if a name above matches (tokenizer.py): opening them can run code."""
+"""Never fetched or copied, even if a name above matches (tokenizer.py): opening them can run code."""
 
 
 def is_companion(name: str) -> bool:
-    """Whether a file of this name travels with the model."""
+    """Whether a file of this name is copied with the model."""
     return not name.endswith(NEVER) and any(fnmatchcase(name, pattern) for pattern in COMPANIONS)
 
 

@@ -1,4 +1,4 @@
-"""Read a checkpoint folder lazily: every header is checked at once, every tensor is read when asked for."""
+"""Read a checkpoint folder lazily: opening checks every header, and tensors are read on demand."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened folder: its config.json and where each tensor lies. Nothing is kept in memory.
+    """An open checkpoint: its config.json and the position of each tensor. No tensor is kept in memory.
 
-    shard_store: gives out the files that tensors lie in; they need not be in the folder.
+    shard_store: opens the weight files, which need not be in the folder.
     """
 
     path: Path
@@ -46,7 +46,7 @@ class Checkpoint:
         InputError for anything missing, truncated, unsafe (`../`), unfinished, or stored as pickles.
         """
         if not path.is_dir():
-            raise InputError(f"{path} is not a folder", hint="give a checkpoint folder or a Hub id")
+            raise InputError(f"{path} is not a folder", hint="use a checkpoint folder or a Hub id")
         if (path / STAGING).exists():
             raise InputError(
                 f"{path} is an unfinished conversion",
@@ -65,17 +65,17 @@ class Checkpoint:
         return sum(placed.spec.bytes for placed in self.tensors.values())
 
     def spec(self, name: str) -> TensorSpec:
-        """dtype and shape of a tensor; InputError if the checkpoint has none of that name."""
+        """dtype and shape of a tensor. InputError if the checkpoint has no tensor of that name."""
         if name not in self.tensors:
             raise InputError(f"{self.path}: tensor {name} is missing", hint="the checkpoint is incomplete")
         return self.tensors[name].spec
 
     def read(self, name: str) -> Tensor:
-        """A whole tensor, in memory of its own."""
+        """A whole tensor, in new memory. InputError if it is missing or its file cannot be read."""
         return self.read_flat(name, 0, math.prod(self.spec(name).shape)).view(self.spec(name).shape)
 
     def pieces(self, name: str) -> Iterator[Tensor]:
-        """A tensor, flattened, in pieces of bounded size: an embedding may be larger than all our other memory."""
+        """A tensor, flattened, in pieces of at most PIECE_ELEMENTS: an embedding may be larger than all other data."""
         count = math.prod(self.spec(name).shape)
         for start in range(0, count, PIECE_ELEMENTS):
             yield self.read_flat(name, start, min(start + PIECE_ELEMENTS, count))
@@ -83,8 +83,8 @@ class Checkpoint:
     def read_flat(self, name: str, start: int, stop: int) -> Tensor:
         """Elements start … stop of a tensor, flattened.
 
-        Plain reads, not a memory map: a map would count every page of the file as our memory, and a file
-        that shrinks underneath would kill the process instead of raising.
+        Reads the file instead of mapping it: a map would count every page as memory of this process, and a file that
+        shrinks while it is mapped would kill the process.
         """
         placed = self.tensors[name]
         dtype = TORCH_DTYPES[placed.spec.dtype]
@@ -107,7 +107,7 @@ class Checkpoint:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; InputError if it is missing or something else."""
+    """A JSON object from a file. InputError if the file is missing or contains anything else."""
     if not path.is_file():
         raise InputError(f"{path} is missing", hint="give a folder in the Hugging Face layout")
     try:
@@ -120,7 +120,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def locate_tensors(path: Path) -> dict[str, Placed]:
-    """Every tensor of the checkpoint in `path`, by name, from the index or the single weight file."""
+    """Every tensor of the checkpoint in `path`, by name, from the index or the single file. Raises InputError."""
     if (path / INDEX).is_file():
         weight_map = read_index(path / INDEX)
         _check_present(path, set(weight_map.values()))
@@ -131,7 +131,7 @@ def locate_tensors(path: Path) -> dict[str, Placed]:
     if found:
         raise InputError(
             f"{path}: {len(found)} safetensors files ({found[0].name} …) but neither {SINGLE} nor {INDEX}",
-            hint="without the index nobody can tell whether shards are missing: get the index file",
+            hint="add the index file: it shows whether shards are missing",
         )
     pickles = sorted(entry.name for entry in path.iterdir() if entry.name.endswith(PICKLES))
     if pickles:
@@ -143,7 +143,7 @@ def locate_tensors(path: Path) -> dict[str, Placed]:
 
 
 def read_index(path: Path) -> dict[str, str]:
-    """Which shard each tensor lies in, from an index. InputError for anything else, and for unsafe names."""
+    """The shard of each tensor, from an index. InputError for an invalid index and for unsafe names."""
     weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(f"{path}: no weight_map", hint="download or copy it again")
@@ -163,7 +163,7 @@ def _check_present(path: Path, names: set[str]) -> None:
 
 
 def by_index(path: Path, weight_map: dict[str, str], header: Callable[[Path], dict[str, Placed]]) -> dict[str, Placed]:
-    """Every tensor of an index where the header of its shard says. header: of a shard, as `read_header`."""
+    """The position of every tensor of an index. header: reads the header of a shard, like `read_header`."""
     headers = {name: header(path / name) for name in sorted(set(weight_map.values()))}
     lost = [tensor for tensor, shard in weight_map.items() if tensor not in headers[shard]]
     if lost:

@@ -1,4 +1,4 @@
-"""Where a model folder comes from."""
+"""A model folder with its origin."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The folder an output is built in, so that an unfinished output never looks finished.
+"""The working folder of a conversion, so that an unfinished output never looks finished.
 
-Everything is written inside OUT/.slideconvert-partial. When all of it is there and verified, `publish` moves the
-files up into OUT, the index (or the single weight file) last, and removes the folder. Readers refuse a folder
-that still holds one.
+A conversion writes into OUT/.slideconvert-partial. When all files are complete and verified, `publish` moves them to
+OUT, the index (or the single weight file) last, and removes the working folder. Readers refuse an output that contains
+one.
 """
 
 from __future__ import annotations
@@ -24,11 +24,14 @@ from .reader import read_json
 JOURNAL = "journal.jsonl"
 STATE = "state.json"
 WORK = "work"
-"""Folder for what a job keeps between its steps; it is not part of the output."""
+"""Folder for intermediate results of a job, which are not part of the output."""
 
 
 class Staging:
-    """The folder an output is built in. `state` identifies the job: only the same job may resume it."""
+    """The working folder of an output. state: identifies the job; only the same job may resume it.
+
+    InputError if the output exists or belongs to another job, OutputError if it cannot be written.
+    """
 
     def __init__(self, out: Path, state: dict[str, Any], *, resume: bool) -> None:
         self.out = out
@@ -39,7 +42,7 @@ class Staging:
             return
         check_free(out, resume=resume)
         if self.path.exists():
-            shutil.rmtree(self.path)  # killed before its first or after its last step: begin again
+            shutil.rmtree(self.path)  # killed before its first or after its last step: start again
         with writing(out):
             self.path.mkdir(parents=True)
             write_file(self.path / STATE, (json.dumps(state, indent=1) + "\n").encode())
@@ -50,8 +53,8 @@ class Staging:
         if changed:
             what = "; ".join(f"{key} was {before.get(key)}, is {state.get(key)}"[:300] for key in changed)
             raise InputError(
-                f"{self.out} was begun with other settings: {what}",
-                hint="resume with the settings it was begun with, or delete the folder and start again",
+                f"{self.out} was started with other settings: {what}",
+                hint="resume with these settings, or delete the folder and start again",
             )
 
     def discard(self) -> None:
@@ -61,9 +64,9 @@ class Staging:
             self.out.rmdir()
 
     def publish(self) -> None:
-        """Move the finished files into OUT, the one that makes it loadable last, and remove the staging folder.
+        """Move the finished files to OUT, the one that makes it loadable last, and remove the working folder.
 
-        Interrupted here, OUT still holds the staging folder, so readers refuse it and --resume completes it.
+        After an interruption, OUT still contains the working folder, so readers refuse it and --resume completes it.
         """
         names = sorted({entry.name for entry in self.path.iterdir()} - {JOURNAL, STATE, WORK})
         last = INDEX if INDEX in names else SINGLE
@@ -78,7 +81,7 @@ class Staging:
 
 
 def check_free(out: Path, *, resume: bool) -> None:
-    """Raise InputError unless an output may be begun in `out`, or one that lies there may be resumed."""
+    """Raise InputError unless `out` is new or empty, or contains an unfinished conversion and `resume` is set."""
     unfinished = (out / STAGING).exists()
     if (resume and unfinished) or not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
@@ -89,7 +92,7 @@ def check_free(out: Path, *, resume: bool) -> None:
 
 
 def write_file(path: Path, data: bytes) -> str:
-    """Write a small file beside itself, sync, rename; return its sha256."""
+    """Write a small file under a temporary name, sync and rename it; return its sha256 (hex). OSError passes."""
     beside = path.with_name(path.name + ".tmp")
     with beside.open("wb") as file:
         file.write(data)
@@ -115,7 +118,7 @@ def _sync_folder(path: Path) -> None:
 
 @contextmanager
 def writing(where: Path) -> Iterator[None]:
-    """Turn the operating system's refusals while writing to `where` into clear errors."""
+    """Raise OutputError for a full disk, missing permission or an unusable path in the block; other errors pass."""
     try:
         yield
     except OSError as error:

@@ -1,9 +1,9 @@
-"""Write shards so that they can be interrupted anywhere and resumed to the same bytes.
+"""Write shards so that a resumed run produces the same bytes after an interruption at any point.
 
-A shard's header is written first, its tensors behind it in the planned order, unit by unit (a unit is one
-decoder layer, or what lies outside the layers). After each unit the journal gets one line with the shard's
-length and sha256 up to there. Resuming believes a unit only if the bytes on disk have that hash, cuts the shard
-there and goes on. Power may fail at any time: what the hash does not confirm is written again.
+The writer writes the header of a shard, then its tensors in the planned order, unit by unit: a unit is a decoder layer,
+or the tensors outside the layers. After each unit it appends a line to the journal with the shard's length and sha256
+so far. A resumed run accepts a unit only if the bytes on disk have that hash, truncates the shard after the last
+accepted unit and continues. So even a power failure costs only the units that the hash does not confirm.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class Shard:
-    """One weight file and the units it holds."""
+    """A weight file and its units, in order."""
 
     file: str
     units: tuple[Unit, ...]
@@ -50,13 +50,15 @@ class Shard:
 
 
 class WeightWriter:
-    """Writes the shards of a plan into a folder, hashing what it writes; takes up where a journal there ends."""
+    """Writes and hashes the shards of a plan in a folder, and continues after the last valid unit of its journal.
+
+    notes: of the units written so far, in order. digests: sha256 of finished shards by name.
+    """
 
     def __init__(self, folder: Path, shards: list[Shard]) -> None:
         self.folder = folder
         self.shards = shards
         self.notes: list[dict[str, Any]] = []
-        """What was noted with each unit that is already written, in order."""
         self.digests: dict[str, str] = {}
         self._file: BinaryIO | None = None
         self._hash = hashlib.sha256()
@@ -69,7 +71,10 @@ class WeightWriter:
         return [unit for _, unit in self._order[len(self.notes) :]]
 
     def write(self, unit: Unit, tensors: Callable[[TensorSpec], Iterable[Tensor]], note: dict[str, Any]) -> None:
-        """Write the next unit. `tensors` gives each tensor's contents, whole or in consecutive pieces."""
+        """Write the next unit. tensors: returns the contents of a tensor, in one or several consecutive pieces.
+
+        ValueError for a unit out of order or contents of another size, OutputError if the disk is full.
+        """
         shard, expected = self._order[len(self.notes)]
         if unit != expected:
             raise ValueError(f"unit {unit.name} is out of order: {expected.name} is next")
@@ -89,7 +94,7 @@ class WeightWriter:
                 self._end(shard)
 
     def close(self) -> None:
-        """Close the shard that is being written; what is written stays. OutputError if the disk is full."""
+        """Close the current shard, keeping its contents. OutputError if the disk is full."""
         file, self._file = self._file, None
         if file:
             with writing(self.folder):
@@ -122,7 +127,7 @@ class WeightWriter:
         self.notes.append(note)
 
     def _replay(self) -> None:
-        """Take over the units of an interrupted run whose bytes are all there, and drop whatever follows."""
+        """Accept the units of an interrupted run whose bytes are complete, and drop everything after them."""
         path = self.folder / JOURNAL
         lines = _whole_lines(path) if path.is_file() else []
         by_file: dict[str, list[dict[str, Any]]] = {}
@@ -144,7 +149,7 @@ class WeightWriter:
         write_file(path, "".join(json.dumps(line) + "\n" for line in good).encode())
 
     def _trust(self, shard: Shard, lines: list[dict[str, Any]]) -> int:
-        """How many of these units lie in the shard as the journal says. Leaves the file open behind them."""
+        """The number of units whose bytes in the shard match the journal. Leaves the file open after them."""
         path, held = self.folder / shard.file, 0
         if not lines or not path.is_file():
             return 0
@@ -170,7 +175,7 @@ class WeightWriter:
 
 
 def _whole_lines(path: Path) -> list[dict[str, Any]]:
-    """The journal's lines up to the first that is torn."""
+    """The lines of the journal before the first incomplete one."""
     lines = []
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:

@@ -1,13 +1,13 @@
-"""Linears of group schemes in training: they hold the kept groups and nothing else.
+"""Linears of group schemes in training: they hold only the kept groups.
 
-Both stages of GQSA (sections 3.3 and 3.4) build the weight from its kept groups alone, [n, G] of them, each with a
-scale s and a zero point z. Pruned groups have no gradients, moments or memory, and no mask is in the graph, except for
-linears pruned to 2:L, whose zeros lie within groups.
+Both stages of GQSA (sections 3.3 and 3.4) build the weight from its kept groups [n, G], each with a scale s and a zero
+point z. Pruned groups need no gradients, moments or memory, and no mask; only linears pruned to 2:L have a mask, since
+their zeros are inside groups.
 
-    BQPO      latent weights w, s and z train; codes = clamp(round(w / s) + z), the rounding straight through
-    E2E-OQP   the codes are frozen, packed as they are stored, and s and z train
+    BQPO      latent weights w, s and z train; codes = clamp(round(w / s) + z), with straight-through rounding
+    E2E-OQP   the codes are frozen and packed as stored, and s and z train
 
-Zero points stay integers, as they are stored: they train as floats whose rounding the gradient passes straight through.
+Stored zero points are integers: they train as floats with straight-through rounding.
 """
 
 from __future__ import annotations
@@ -21,14 +21,13 @@ from ..core.quantize import QuantizedWeight
 from ..kernels.packing import packed_bytes, unpacked_bytes
 
 LEAST_SCALE = 1e-15
-"""Scales stay above: they train, and a weight must not change its sign by them. Not less: gradients divide by their
-square."""
+"""Lower limit of trained scales, so that no weight changes its sign; gradients divide by the square of the scale."""
 SCALE_RATE, ZERO_RATE = 1.0, 1.0
-"""Step of scales and zero points, as multiples of the schedule's rate: of the scales' rms, and of one code."""
+"""Learning rates of scales and zero points relative to the schedule's, in units of the scales' rms and of one code."""
 
 
 def nonzero_groups(weight: QuantizedWeight) -> Tensor:
-    """Numbers [n] int64, counted row by row, of the groups of a weight that are not zero."""
+    """Indices [n] int64, counted row by row, of the non-zero groups of a weight."""
     groups = weight.codes.reshape(-1, weight.scheme.group)
     return (groups != 0).any(1).nonzero()[:, 0]
 
@@ -39,17 +38,17 @@ def straight(rounded: Tensor, exact: Tensor) -> Tensor:
 
 
 def bfloat16_scale(scale: Tensor) -> Tensor:
-    """A scale as it is stored, with the gradient of what it was rounded from."""
+    """The stored value of a scale, with a straight-through gradient."""
     scale = scale.clamp(min=LEAST_SCALE)
     return straight(scale.detach().to(torch.bfloat16).float(), scale)
 
 
 class GroupTrainable(nn.Module):
-    """y = x Wᵀ + bias, W from its kept groups; what the two stages share.
+    """y = x Wᵀ + bias, with W built from its kept groups; the base of both stages.
 
-    groups [n] int64: which of the N · K / G groups, row by row, are kept. scale, zero [n, 1] float32 train; zero is
-    None for symmetric schemes. mask [n, G] bool: of linears pruned to 2:L, which weights are kept; None for others,
-    where a zero of a kept group is a weight like any other.
+    groups [n] int64: indices of the kept ones of N · K / G groups, row by row. scale, zero [n, 1] float32 train; zero
+    is None for symmetric schemes. mask [n, G] bool: the kept weights of linears pruned to 2:L; None for others, where
+    zeros in kept groups may change.
     """
 
     groups: Tensor
@@ -73,7 +72,7 @@ class GroupTrainable(nn.Module):
         return [(self.scale, SCALE_RATE * rms), *zero]
 
     def rounded_zero(self) -> Tensor | float:
-        """[n, 1] float32 integers, the gradient straight through."""
+        """Integers [n, 1] float32 with a straight-through gradient."""
         if self.zero is None:
             return float(self.scheme.middle)
         inside = self.zero.clamp(0, self.scheme.top)
@@ -89,7 +88,7 @@ class GroupTrainable(nn.Module):
 
     @torch.no_grad()
     def weight(self) -> QuantizedWeight:
-        """The weight as it would be stored now."""
+        """The weight in its stored form."""
         rows, columns = self.shape
         zero, count = self.rounded_zero(), columns // self.scheme.group
         codes = torch.zeros(rows * count, self.scheme.group, device=self.scale.device)
@@ -106,7 +105,7 @@ class GroupTrainable(nn.Module):
 
 
 class TrainedGroups(GroupTrainable):
-    """BQPO: the kept weights train, and their grid."""
+    """BQPO: the kept weights train together with their scales and zero points."""
 
     def __init__(self, weight: QuantizedWeight, bias: Tensor | None, *, fixed_zeros: bool = False) -> None:
         super().__init__(weight, bias, fixed_zeros=fixed_zeros)
@@ -119,7 +118,7 @@ class TrainedGroups(GroupTrainable):
         return [(self.latent, rms), *super().trained]
 
     def _codes(self, scale: Tensor, zero: Tensor | float) -> Tensor:
-        """The latent weights in units of their scale, rounded into the range, the rounding straight through."""
+        """The latent weights in units of their scale, rounded straight through and clamped to the range."""
         exact = self.latent / scale
         moved = straight(exact.detach().round(), exact) + zero
         return moved.clamp(0, self.scheme.top)
@@ -136,7 +135,7 @@ class TrainedGroups(GroupTrainable):
 
 
 class FrozenGroups(GroupTrainable):
-    """E2E-OQP: codes stay as they are, packed; their scales and zero points train."""
+    """E2E-OQP: packed codes are frozen; their scales and zero points train."""
 
     packed: Tensor
 
@@ -157,7 +156,7 @@ class FrozenGroups(GroupTrainable):
         return out if self.bias is None else out + self.bias.to(out.dtype)
 
     def whole(self, scale: Tensor, zero: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Codes minus zero points [n, G] float32, and the weight [N, K] that they make."""
+        """Codes minus zero points [n, G] float32, and the weight [N, K] in `dtype`."""
         codes = self.masked(self.stored_codes() - zero)
         whole = torch.zeros(
             self.shape[0] * self.shape[1] // self.scheme.group, self.scheme.group, dtype=dtype, device=scale.device
@@ -167,7 +166,7 @@ class FrozenGroups(GroupTrainable):
 
 
 class _FromCodes(torch.autograd.Function):
-    """x Wᵀ with W made of packed codes when it is needed, forwards and backwards, and never kept."""
+    """x Wᵀ with W rebuilt from packed codes in both passes instead of kept."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, scale: Tensor, zero: Tensor, linear: FrozenGroups) -> Tensor:

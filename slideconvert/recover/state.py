@@ -1,6 +1,6 @@
-"""The state of a training after an epoch, in one file, so that an interrupted training goes on to the same result.
+"""The state of a training after an epoch, in a file, so that an interrupted training resumes to the same result.
 
-A safetensors file, written beside its place and renamed: a file that exists is complete.
+A safetensors file, written under a temporary name and renamed: an existing file is complete.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from ..checkpoint.staging import write_file, writing
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
-"""What AdamW knows of a parameter."""
+"""The state of AdamW for a parameter."""
 
 
 def save_state(
@@ -49,7 +49,7 @@ def load_state(
         master.data.copy_(tensors[f"{number}.now"])
         best[number].copy_(tensors[f"{number}.best"])
         moments = {moment: tensors[f"{number}.{moment}"] for moment in MOMENTS if f"{number}.{moment}" in tensors}
-        # Step counts stay on the CPU, as AdamW has them.
+        # AdamW keeps step counts on the CPU.
         optimizer.state[master] = {
             moment: tensor if moment == "step" else tensor.to(master.device) for moment, tensor in moments.items()
         }

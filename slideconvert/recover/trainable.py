@@ -1,4 +1,4 @@
-"""A linear whose surviving weights train while the pruned ones stay zero and the rounding of serving is in the loop."""
+"""A linear whose remaining weights train through the rounding of serving, while pruned weights stay zero."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from ..core.weights import floats
 from .groups import FrozenGroups, GroupTrainable, TrainedGroups
 
 MARGIN = 0.02
-"""How far from the edge between two codes a latent weight begins at least, in units of the scale."""
+"""The least initial distance of a latent weight from the border of its code, in units of the scale."""
 
 
 class SurvivorLinear(nn.Module):
-    """y = x Ŵᵀ + bias with Ŵ = the latent weight on its mask, rounded as it will be served.
+    """y = x Ŵᵀ + bias with Ŵ = the masked latent weight, rounded as it will be served.
 
-    The gradient passes the rounding as if it were not there (straight through), and is zero off the mask. Starts at
-    `weight` exactly: codes are the latent weights' nearest codes. Scales stay as they are, except those of
-    ternary weights, whose three codes leave little else to train: their gain trains.
+    The gradient passes the rounding unchanged (straight-through estimator), and is zero outside the mask. Ŵ is equal to
+    `weight` at first. Scales are fixed, except for ternary weights, where a factor of the scale (gain) trains as well,
+    since three codes leave little else to train.
 
-    latent [out, in]: what ternary weights were rounded from. As latent weights they know which codes are about to
-    flip; those that were solved since begin just inside their code. Without latent weights all begin at their codes.
+    latent [out, in]: the latent weights of a ternary linear, which show the codes that are close to a change; those
+    whose codes a solver has changed start just inside their code. Without it, latent weights start at their codes.
     """
 
     mask: Tensor
@@ -46,14 +46,14 @@ class SurvivorLinear(nn.Module):
 
     @property
     def trained(self) -> list[tuple[nn.Parameter, float]]:
-        """The parameters that train, each with its rms (root mean square), by which its steps are measured."""
+        """The parameters that train, each with the rms (root mean square) that scales its learning rate."""
         latent = self.latent.detach()
         rms = float(latent.square().sum() / latent.count_nonzero().clamp(min=1)) ** 0.5
         return [(self.latent, rms), *([] if self.gain is None else [(self.gain, 1.0)])]
 
     @torch.no_grad()
     def weight(self) -> Weight:
-        """The weight as it would be stored now: codes with the start's scale times the gain, or floats of its dtype."""
+        """The weight in its stored form: codes with the initial scale times the gain, or floats."""
         made = self._rounded(self.latent * self.mask)
         if self.gain is None or not isinstance(made, QuantizedWeight):
             return made
@@ -61,7 +61,7 @@ class SurvivorLinear(nn.Module):
 
     @torch.no_grad()
     def _rounded(self, kept: Tensor) -> Weight:
-        """The latent weight as it is stored, before the gain."""
+        """The stored form of the latent weight, without the gain."""
         if isinstance(self.start, QuantizedWeight):
             return replace(self.start, codes=self.start.scheme.to_codes(kept / self.scale))
         return kept.to(self.start.dtype)
@@ -75,7 +75,7 @@ class SurvivorLinear(nn.Module):
 
 
 def latent_weight(weight: Weight, latent: Tensor) -> Tensor:
-    """latent [out, in] -> what rounds to the codes of ternary `weight` [out, in], float32, in units of the weight."""
+    """latent [out, in] -> latent weights [out, in] float32 that round to the codes of `weight`, in its unit."""
     assert isinstance(weight, QuantizedWeight)
     sign = weight.codes.float()
     size = (latent.float() / ternarize(latent).scale * sign).clamp(min=0.5 + MARGIN)
@@ -83,7 +83,7 @@ def latent_weight(weight: Weight, latent: Tensor) -> Tensor:
 
 
 Trainable = SurvivorLinear | GroupTrainable
-"""A linear in training: `trained` are its parameters, `weight()` what would be stored."""
+"""A linear in training: `trained` are its parameters, `weight()` returns the stored form."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The loop that both recoveries share: Adam with a cosine, and the state that did best on held-out sequences."""
+"""The training loop of both recoveries: AdamW, a cosine schedule, and the best state on held-out sequences."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from ..errors import SlideConvertError
 from .state import load_state, save_state
 
 MOST_SKIPPED = 8
-"""Steps in a row whose loss is not finite, after which training is given up: it would not come back."""
+"""Consecutive steps without a finite loss after which training fails, since it would not recover."""
 LATER_RATE = 0.25
-"""Rate of each retry as a share of the one before it."""
+"""Learning rate of a retry relative to that of the run before it."""
 
 
 @dataclass(frozen=True)
 class Schedule:
     """epochs over the fitted sequences, `batch` sequences per step.
 
-    rate: Adam's learning rate; if `relative`, as a share of the root mean square of a linear's survivors, so that it
-    means the same for models of any size. It rises over the first `warmup` of all steps (Adam's first steps know no
-    variances) and falls by a cosine to `floor` of its height. patience: epochs without a new best held-out loss after
-    which training ends early; 0: never. retries: how often training that did not help begins again from the start, each
-    time with LATER_RATE of the rate: what is nearly as good as it can be needs small steps.
+    rate: Adam's learning rate; if `relative`, a share of the root mean square of a linear's remaining weights, which
+    makes it independent of the model. It rises during the share `warmup` of the steps, while Adam's variances are
+    inaccurate, and falls along a cosine to the share `floor`. patience: epochs without a new best held-out loss after
+    which training ends early; 0: never. retries: how often training without any improvement restarts, each time with
+    LATER_RATE of the rate, since a nearly optimal model needs small steps.
     """
 
     epochs: int
@@ -52,9 +52,9 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Curve:
-    """Loss on the held-out sequences before training and after each epoch; best: which of them was kept (0: before).
+    """Loss on the held-out sequences before training and after each epoch; best: the index of the kept state.
 
-    skipped: steps whose loss or gradient was not finite and that were left out.
+    skipped: the number of steps skipped because the loss or gradient was not finite.
     """
 
     losses: tuple[float, ...]
@@ -68,12 +68,12 @@ class Curve:
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How training runs, none of which changes its result but by rounding.
+    """How training runs. The result depends on it only through rounding.
 
-    micro: sequences that are computed at once, the whole batch if None. offload: keep the optimizer's state and master
+    micro: sequences computed at once, None for the whole batch. offload: keep the optimizer's state and master
     weights in CPU memory. dtype: in which models run (precision.py); parameters, their gradients and the optimizer are
     float32. state: file for the state after each epoch (one of this name for each retry), from which an interrupted
-    training goes on to the same result. progress: called with the steps done and all steps.
+    training resumes to the same result. progress: called with the steps done and all steps.
     """
 
     micro: int | None = None
@@ -91,8 +91,8 @@ def train(
     schedule: Schedule,
     options: TrainingOptions | None = None,
 ) -> Curve:
-    """AdamW without decay on parameters, each with the rms by which its rate is measured, leaving them in the state
-    that did best on the held-out sequences, the start included. The curve is that of the last try.
+    """Train with AdamW without decay, and leave the parameters in the best state on the held-out sequences, which can
+    be the initial one. trained: parameters, each with the rms that scales its rate. The curve is that of the last run.
 
     loss(numbers): mean loss of sequences with these numbers [n] int64. fitted, held: numbers of sequences.
     SlideConvertError if MOST_SKIPPED steps in a row are not finite.
@@ -116,7 +116,7 @@ def _train_once(
     schedule: Schedule,
     options: TrainingOptions,
 ) -> Curve:
-    """Once through all epochs; as `train`."""
+    """One run over all epochs, like `train` without retries."""
     run, shuffler = _Run(trained, loss, schedule, options), torch.Generator().manual_seed(0)
     steps = schedule.epochs * math.ceil(len(fitted) / schedule.batch)
     run.begin(held)
@@ -124,7 +124,7 @@ def _train_once(
     for epoch in range(schedule.epochs):
         order = torch.randperm(len(fitted), generator=shuffler)
         if epoch < len(run.losses) - 1:
-            continue  # an earlier run has done it; the shuffler has advanced
+            continue  # done before the interruption; the shuffler has advanced
         if schedule.patience and epoch - _best(run.losses) >= schedule.patience:
             break
         for numbers in fitted[order].split(schedule.batch):
@@ -144,10 +144,10 @@ def _train_once(
 
 
 class _Run:
-    """One try: parameters with the optimizer's master copies, the best state so far, and what happened.
+    """One run: parameters with the optimizer's master copies, the best state so far, and the losses.
 
-    losses: on the held-out sequences, before training and after each epoch. skipped, in_a_row: steps left out, in all
-    and since the last one that was taken.
+    losses: on the held-out sequences, before training and after each epoch. skipped, in_a_row: skipped steps, in all
+    and since the last successful one.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ class _Run:
         self._optimizer = torch.optim.AdamW(groups, lr=schedule.rate, weight_decay=0.0)
 
     def begin(self, held: Tensor) -> None:
-        """Measure the start, or restore the state of a run that was interrupted."""
+        """Measure the initial loss, or restore the state of an interrupted run."""
         self.losses = [_mean(self._run, held, self._options.micro or self._batch)]
         state = self._options.state
         if state and state.is_file():
@@ -178,7 +178,7 @@ class _Run:
             _put(self.parameters, self._masters)
 
     def step(self, numbers: Tensor, rate: float) -> None:
-        """One step on these sequences, left out if the loss or a gradient is not finite."""
+        """One step on these sequences, skipped if the loss or a gradient is not finite."""
         for group, unit in zip(self._optimizer.param_groups, self._units, strict=True):
             group["lr"] = rate * unit
         total = 0.0
@@ -197,7 +197,7 @@ class _Run:
             parameter.grad = None
 
     def end_epoch(self, held: Tensor) -> None:
-        """Measure, remember the best state, and save all of it where that is asked for."""
+        """Measure the loss, update the best state, and save the state if the options name a file."""
         self.losses.append(_mean(self._run, held, self._options.micro or self._batch))
         if self.losses[-1] <= min(self.losses):
             self.best = self._copies()
@@ -214,7 +214,7 @@ class _Run:
 
 
 def _best(losses: Sequence[float]) -> int:
-    """The epoch of the least loss, the latest of equals."""
+    """The epoch with the least loss, of equal ones the latest."""
     return min(range(len(losses)), key=lambda epoch: (losses[epoch], -epoch))
 
 
@@ -227,7 +227,7 @@ def _step(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], 
 
 
 def _put(parameters: Sequence[nn.Parameter], masters: Sequence[Tensor]) -> None:
-    """What the optimizer has into what the model has, where those are two."""
+    """Copy offloaded master weights to the parameters."""
     for parameter, master in zip(parameters, masters, strict=True):
         if master is not parameter:
             parameter.data.copy_(master)
@@ -235,6 +235,6 @@ def _put(parameters: Sequence[nn.Parameter], masters: Sequence[Tensor]) -> None:
 
 @torch.no_grad()
 def _mean(loss: Callable[[Tensor], Tensor], numbers: Tensor, batch: int) -> float:
-    """The mean loss over sequences; infinite if it is not a number, so that such a state is never the best."""
+    """The mean loss over sequences; infinite if it is not finite, so that such a state is never the best."""
     total = sum(float(loss(part)) * len(part) for part in numbers.split(batch))
     return total / len(numbers) if math.isfinite(total) else math.inf

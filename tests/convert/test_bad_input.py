@@ -75,7 +75,7 @@ def broken(name: str, text: str) -> Callable[[Path], None]:
 
 
 SOURCES: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
-    "truncated": (truncated, ("model.safetensors", "header promises", "again")),
+    "truncated": (truncated, ("model.safetensors", "header describes", "again")),
     "empty file": (broken("model.safetensors", ""), ("model.safetensors", "0 bytes")),
     "garbage header": (broken("model.safetensors", "x" * 500), ("not a whole safetensors file",)),
     "pickles": (only_pickles, ("pytorch_model.bin", "pickles", "safetensors version")),

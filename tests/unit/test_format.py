@@ -69,7 +69,7 @@ def test_file_cut_anywhere_or_longer_is_refused(file: Path) -> None:
         with pytest.raises(InputError, match=r"model\.safetensors: "):
             read_header(file)
     file.write_bytes(TINY_FILE + b"\0")
-    with pytest.raises(InputError, match=f"{len(TINY_FILE) + 1} bytes, its header promises {len(TINY_FILE)}"):
+    with pytest.raises(InputError, match=f"{len(TINY_FILE) + 1} bytes, but its header describes {len(TINY_FILE)}"):
         read_header(file)
 
 
@@ -85,13 +85,13 @@ def entry(start: int, stop: int, **changes: Any) -> dict[str, Any]:
         ({"a": entry(0, 4), "b": entry(0, 4), "c": entry(4, 8)}, "tensor b is at 0 … 4, expected 4 … 8"),
         ({"a": entry(0, 3), "b": entry(4, 8)}, "tensor b is at 4 … 8, expected 3 … 7"),
         ({"a": entry(1, 8)}, "tensor a is at 1 … 8, expected 0 … 7"),
-        ({"a": entry(0, 7)}, "header promises"),
-        ({"a": entry(0, 9)}, "header promises"),
+        ({"a": entry(0, 7)}, "header describes"),
+        ({"a": entry(0, 9)}, "header describes"),
         ({"a": entry(0, 8, shape=[7])}, "tensor a is at 0 … 8, expected 0 … 7"),
         ({"a": entry(0, 8, shape=[3, 3])}, "expected 0 … 9"),
         ({"a": entry(0, 8, dtype="F16")}, "expected 0 … 16"),
         ({"a": entry(0, 8, dtype="F4")}, "tensor a has dtype F4, which is not supported"),
-        ({}, "header promises"),
+        ({}, "header describes"),
         ({"a": entry(0, 8, dtype=["I8"])}, "unreadable"),
         ({"a": entry(0, 8, shape=[-2, -4])}, "unreadable"),
         ({"a": entry(0, 8, shape=["8"])}, "unreadable"),
@@ -481,7 +481,7 @@ def test_another_job_cannot_resume_and_the_error_names_the_difference(out: Path)
     with pytest.raises(InputError) as error:
         Staging(out, changed, resume=True)
     assert error.value.what == (
-        f"{out} was begun with other settings: recipe was {{'pattern': '2:8'}}, is {{'pattern': '2:6'}}; "
+        f"{out} was started with other settings: recipe was {{'pattern': '2:8'}}, is {{'pattern': '2:6'}}; "
         "shard_bytes was 5, is 7"
     )
     Staging(out, STATE_OF_JOB, resume=True)

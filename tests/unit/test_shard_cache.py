@@ -88,7 +88,7 @@ def test_one_that_is_coming_is_fetched_once(tmp_path: Path) -> None:
         arrived.wait(60)  # until the other thread is about to ask for the same
         return real(name)
 
-    source.shard_store._bring = slowly
+    source.shard_store._fetch = slowly
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(source.read, NAMES[0])
         second = pool.submit(lambda: (arrived.wait(60), source.read(NAMES[0]))[1])
