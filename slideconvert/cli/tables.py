@@ -123,7 +123,7 @@ def report_summary(done: Conversion, out: Path, stages: Mapping[str, Stage]) -> 
     lines = [
         f"wrote    {out}: {size(totals.file_bytes_before)} -> {size(totals.file_bytes_after)}, "
         f"{totals.zeros / totals.weights:.1%} of {totals.weights / 1e6:.1f} million weights are zero",
-        *([f"zeros    {legal:.1%} of all groups had theirs already"] if legal is not None else []),
+        *([f"zeros    {legal:.1%} of all blocks had enough zeros already"] if legal is not None else []),
         f"error    at most {worst.error:.4f} ({worst.name})",
         f"verified {checked}",
         *measured,
