@@ -1,4 +1,4 @@
-"""What every kind of quantized linear tells about itself: its tensors, its weight, its text, its share of a rank.
+"""The interface of all kinds of quantized linears: tensors, weight, text form, and the share of a tensor-parallel rank.
 
 Kinds: slide_spec.py (2:L patterns, a scale per row) and group_spec.py (scales for groups of columns). specs.py reads
 the text form of any of them.

@@ -147,7 +147,7 @@ class LiftQuant:
 def lift_quant(x: Tensor, length: int | None, dtype: torch.dtype, rows: int | None = None) -> tuple[Tensor, Tensor]:
     """x [M, K] float16, bfloat16 or float32, finite, on a CUDA device -> codes [rows, K'], scale [M, 1] float32.
 
-    The same bytes as the reference gives. rows: M unless said; rows beyond M are padding, code 0.
+    The same bytes as the reference gives. rows: M by default; rows beyond M are padding, code 0.
     """
     x = aligned(x)
     op = LiftQuant(x.shape[1], length, dtype, x)

@@ -14,7 +14,7 @@ from ..windows import lift_index
 def lift_quant(x: Tensor, length: int | None, dtype: torch.dtype, rows: int | None = None) -> tuple[Tensor, Tensor]:
     """x [M, K] floating point, finite -> codes [rows, K'] of `dtype`, scale [M, 1] float32.
 
-    length: L of the pattern, None for 2:inf. rows: M unless said; rows beyond M are padding, code 0.
+    length: L of the pattern, None for 2:inf. rows: M by default; rows beyond M are padding, code 0.
     """
     codes, scale = quantize(x, dtype)
     index = lift_index(x.shape[1], length, x.device)

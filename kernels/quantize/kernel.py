@@ -122,14 +122,14 @@ class Quantize:
 def quantize(x: Tensor, dtype: torch.dtype, rows: int | None = None) -> tuple[Tensor, Tensor]:
     """x [M, K] float16, bfloat16 or float32, finite, on a CUDA device -> codes [rows, K], scale [M, 1] float32.
 
-    The same bytes as the reference gives. rows: M unless said; rows beyond M are padding, code 0.
+    The same bytes as the reference gives. rows: M by default; rows beyond M are padding, code 0.
     """
     x = aligned(x)
     return coded(Quantize(x.shape[1], dtype, x), x, x.shape[1], dtype, rows)
 
 
 def coded(op: Any, x: Tensor, columns: int, dtype: torch.dtype, rows: int | None) -> tuple[Tensor, Tensor]:
-    """Start `op` on aligned x [M, K] -> codes [rows, columns] of `dtype`, scale [M, 1] float32; rows: M unless said."""
+    """Start `op` on aligned x [M, K] -> codes [rows, columns] of `dtype`, scale [M, 1] float32; rows: M by default."""
     rows = x.shape[0] if rows is None else rows
     codes = torch.empty(rows, columns, dtype=dtype, device=x.device)
     scale = torch.empty(x.shape[0], 1, dtype=torch.float32, device=x.device)

@@ -15,7 +15,7 @@ QMAX = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 def quantize(x: Tensor, dtype: torch.dtype, rows: int | None = None) -> tuple[Tensor, Tensor]:
     """x [M, K] floating point, finite -> codes [rows, K] of `dtype`, scale [M, 1] float32.
 
-    rows: M unless said; rows beyond M are padding, code 0.
+    rows: M by default; rows beyond M are padding, code 0.
     """
     qmax = QMAX[dtype]
     floats = x.float()

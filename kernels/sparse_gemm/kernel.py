@@ -113,7 +113,7 @@ def gemm_for(device: torch.device, rows: int, slid: int, dtype: torch.dtype, out
 def sparse_gemm(codes: Tensor, prepared: Tensor, rows: int, out: torch.dtype | None = None) -> Tensor:
     """codes [R, K'] int8 or float8 on a CUDA device, prepared weight from `prepare` -> sums [R, N].
 
-    rows: N. out: int32 (exact) or bfloat16 for INT8, float32 or bfloat16 for FP8; the first of them unless said. The
+    rows: N. out: int32 (exact) or bfloat16 for INT8, float32 or bfloat16 for FP8; the first one by default. The
     sums of FP8 products are accumulated as the tensor cores do, with less than float32 has.
     """
     tokens = codes.shape[0]

@@ -1,6 +1,6 @@
-"""Quantized weights: codes, and the grid of scales and zero points that gives them their meaning.
+"""Quantized weights: codes, and the grid of scales and zero points that maps them to values.
 
-How codes are found is a matter of the scheme (schemes/).
+Schemes (schemes/) define the codes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Grid:
-    """What the rows of a weight are rounded to: codes of `scheme` times `scale`.
+    """The grid to which the rows of a weight are rounded: codes of `scheme` times `scale`.
 
     scale [out, 1] float32, or [out, in / group] bfloat16 of a scheme with groups. zero [out, in / group] uint8: the
     stored code that means zero; None but for asymmetric groups.
@@ -48,7 +48,7 @@ class Grid:
         return self.scheme.by_visit(scale, order), self.scheme.by_visit(zero, order)
 
     def round(self, weight: Tensor) -> QuantizedWeight:
-        """weight [out, in] float -> its nearest codes. Zeros stay exactly zero."""
+        """weight [out, in] float -> its nearest codes. Zeros become code 0."""
         codes = torch.empty(weight.shape, dtype=self.scheme.torch_dtype, device=weight.device)
         for rows in row_blocks(weight):
             in_scales = weight[rows].to(torch.float32, copy=True)  # a copy: the weight is not ours
@@ -85,7 +85,7 @@ class QuantizedWeight:
         return Grid(self.scheme, self.scale, self.zero)
 
     def comparable(self) -> Tensor:
-        """What orders the weights of a row like their values: codes that share a scale, else floats."""
+        """A matrix [out, in] that orders the weights of a row like their values: codes with one scale, else floats."""
         return self.codes if self.scheme.rows_independent else self.dequantize()
 
     def permute_rows(self, order: Tensor) -> QuantizedWeight:

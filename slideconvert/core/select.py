@@ -7,8 +7,6 @@ from torch import Tensor
 
 from ..kernels.planes import bits, row_blocks, without_negative_zero
 
-# One group at a time is the sweep's way, and a GPU spends all its time on starting small kernels: few instead.
-
 
 def apply_mask(values: Tensor, keep: Tensor) -> Tensor:
     """Values where kept, +0 elsewhere; a kept -0 becomes +0 as well, so that every zero is all-zero bytes."""

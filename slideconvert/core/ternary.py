@@ -1,11 +1,11 @@
 """Ternary weights, as BitNet b1.58 trains and runs them: -1, 0 or 1 times one scale (arXiv 2402.17764, section 2).
 
-A checkpoint holds them in one of three forms, which all become codes with a scale per row:
+A checkpoint stores them in one of three forms, which are all decoded to codes with a scale per row:
 
-    latent           the floats that were trained: codes = clamp(round-half-even(w / mean |w|), -1, 1), per tensor
+    latent           the trained floats: codes = clamp(round-half-even(w / mean |w|), -1, 1), per tensor
     packed           [out/4, in] uint8, four codes a byte, and one scale; row n lies in bits 2 (n div out/4) of byte row
                      n mod (out/4), plus one. `packed` multiplies by its scale, `packed-inverse` divides (older models)
-    floats           what we write for scheme bf16: code times scale of the row
+    floats           our form for scheme bf16: code times scale of the row
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .schemes import INT8
 LATENT, PACKED, PACKED_INVERSE, FLOATS = "latent", "packed", "packed-inverse", "floats"
 PER_BYTE = 4
 LEAST_MEAN = 1e-5
-"""Of |w|, below which the scale does not follow it (BitNet's own code)."""
+"""Lower limit of mean |w| in the scale, as in BitNet's own code."""
 
 
 def ternarize(latent: Tensor) -> QuantizedWeight:
@@ -41,12 +41,12 @@ def ternarize(latent: Tensor) -> QuantizedWeight:
 
 
 def unpack_ternary(packed: Tensor) -> Tensor:
-    """packed [out/4, in] uint8 -> codes [out, in] int8. A pair of bits that means nothing (3) becomes 2."""
+    """packed [out/4, in] uint8 -> codes [out, in] int8. The invalid pair of bits 3 becomes 2."""
     return torch.cat([((packed >> 2 * place & 3).to(torch.int8) - 1) for place in range(PER_BYTE)])
 
 
 def decode_ternary(coding: str, stored: Tensor, scale: Tensor | None) -> QuantizedWeight:
-    """A ternary weight from what is stored of it: whole for latent weights and packed codes, any rows of floats.
+    """A ternary weight from its stored form: whole for latent weights and packed codes, any rows of floats.
 
     scale: of packed codes, one element.
     """

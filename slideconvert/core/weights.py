@@ -1,4 +1,4 @@
-"""Measures of a weight, whatever form it has: float [out, in], or codes with their scale."""
+"""Operations on weights of both forms: floats [out, in], or codes with their scale."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from .quantize import Weight
 
 
 def values(weight: Weight) -> Tensor:
-    """The matrix that is stored: the floats themselves, or the codes."""
+    """The stored matrix [out, in]: the floats themselves, or the codes."""
     return weight if isinstance(weight, Tensor) else weight.codes
 
 
 def floats(weight: Weight) -> Tensor:
-    """What a weight stands for, float32."""
+    """The values of a weight, [out, in] float32."""
     return weight.float() if isinstance(weight, Tensor) else weight.dequantize()
 
 
 def comparable(weight: Weight) -> Tensor:
-    """What orders the weights of a row like their values: the floats themselves, or codes that share a scale."""
+    """A matrix [out, in] that orders the weights of each row like their values: the floats, or codes with one scale."""
     return weight if isinstance(weight, Tensor) else weight.comparable()
 
 
@@ -36,7 +36,7 @@ def take_rows(weight: Weight, rows: slice) -> Weight:
 
 
 def nonzeros(weight: Weight) -> int:
-    """How many weights are not zero (-0 is zero)."""
+    """The number of non-zero weights; -0 counts as zero."""
     stored = bits(values(weight))
     sign = int(values(weight).is_floating_point())  # shifted out, so that -0 counts as the zero it is
     return sum(int(torch.count_nonzero(stored[rows] << sign)) for rows in row_blocks(stored))

@@ -25,46 +25,46 @@ DISAGREE = "the record in config.json and the weights do not belong together"
 
 
 def block_length(pattern: Pattern) -> int | None:
-    """L of 2:L, the patterns that windows hold; None of 2:inf."""
+    """L of a 2:L pattern; None of 2:inf."""
     assert isinstance(pattern, BlockPattern)
     return pattern.length
 
 
 class Format(ABC):
-    """One way to store a linear. Formats hold no state: each stands once in FORMATS (registry.py).
+    """A way to store a linear. Formats have no state: FORMATS (registry.py) has one instance of each.
 
-    A checkpoint has a layout: linears are stored in the format of that layout if it stores their scheme, else in a
-    dense one. All formats of a linear hold the same codes and convert into each other exactly.
+    A checkpoint has a layout: linears are stored in its format if that supports their scheme, else in a dense format.
+    All formats of a linear hold the same codes and convert into each other exactly.
     """
 
     layout: ClassVar[str] = DENSE
-    """The layout of the checkpoints in which linears are stored in this format."""
+    """The layout of checkpoints that use this format."""
     takes: ClassVar[str] = ""
-    """The weights that the layout is for, as text for messages; empty for dense formats."""
+    """The supported weights, as text for messages; empty for dense formats."""
     description: ClassVar[str] = ""
-    """What the layout looks like, as text for the model card; empty for dense formats, which stock loaders know."""
+    """A description of the layout for the model card; empty for dense formats, which stock loaders know."""
     slid: ClassVar[bool] = False
-    """Whether columns are re-laid into windows."""
+    """Whether columns are stored as windows."""
     canonical: ClassVar[bool] = False
-    """Whether a weight has exactly one encoding, so that encoding it again must give the bytes that were read."""
+    """Whether a weight has exactly one encoding, so that encoding a decoded weight must return the same bytes."""
     checks_pattern: ClassVar[bool] = False
     """Whether `encode` refuses a weight that violates its pattern."""
     asymmetric: ClassVar[bool] = False
-    """Whether there may be zero points."""
+    """Whether the format may have zero points."""
     coding: str = ""
-    """The form of BitNet's ternary weights that `decode` turns into codes (core/ternary.py); "" for all others."""
+    """The form of BitNet's ternary weights that `decode` converts to codes (core/ternary.py); "" for other weights."""
 
     @abstractmethod
     def stores(self, scheme: Scheme, *, whole_groups: bool) -> bool:
-        """Whether linears of this scheme can be stored. whole_groups: whether their pattern zeroes whole groups."""
+        """Whether the format supports this scheme. whole_groups: whether their pattern zeroes whole groups."""
 
     @abstractmethod
     def match(self, found: Found) -> bool:
-        """Whether a checkpoint holds a linear in this format, by the names of its tensors and their dtypes."""
+        """Whether the names and dtypes of a linear's tensors are those of this format."""
 
     @abstractmethod
     def describe(self, found: Found) -> StoredLinear:
-        """How a matching linear is stored. InputError if shapes, dtypes and the record do not fit together."""
+        """The storage of a matching linear. InputError if shapes, dtypes and the record do not fit together."""
 
     @abstractmethod
     def specs(
@@ -74,17 +74,17 @@ class Format(ABC):
         fix, which are unquantized weights (BF16 by default) and scales per channel (F32)."""
 
     def linear_spec(self, shape: tuple[int, int], scheme: Scheme, pattern: Pattern) -> LinearSpec | None:
-        """A linear [out, in] as its kernels know it; None where they do not run it as it is stored."""
+        """The kernel spec of a linear [out, in]; None if no kernel runs it as stored."""
         return None
 
     @abstractmethod
     def encode(self, name: str, weight: Weight, pattern: Pattern) -> dict[str, Tensor]:
-        """The tensors of `specs`, filled. PatternError if the format cannot hold the weight."""
+        """The tensors of `specs` for a weight [out, in], by name. PatternError if the format cannot hold the weight."""
 
     @abstractmethod
     def decode(self, stored: StoredLinear, tensors: Mapping[str, Tensor], where: str) -> Weight:
-        """The weight from its tensors by name. Where scheme and pattern let rows be independent, the same rows of every
-        tensor give these rows of the weight. InputError for damage, with `where`."""
+        """The weight from its tensors by name. If scheme and pattern have independent rows, a slice of rows of every
+        tensor decodes to these rows of the weight. InputError about `where` for damaged tensors."""
 
     def ct_format(self, scheme: Scheme) -> str:
         """The compressed-tensors format of a quantized linear."""
@@ -97,7 +97,7 @@ class Format(ABC):
 
 @dataclass(frozen=True)
 class Declared:
-    """What a checkpoint's own record says of a linear."""
+    """Shape, scheme and pattern of a linear in the checkpoint's own record."""
 
     shape: tuple[int, int]
     scheme: Scheme
@@ -106,8 +106,11 @@ class Declared:
 
 @dataclass(frozen=True)
 class Found:
-    """Linear `name` of a checkpoint, before its format is known. declared: what the checkpoint's own record says of it.
-    coding: how its ternary weights are coded should they be no codes of a scheme; None if they are not ternary."""
+    """Linear `name` of a checkpoint, before its format is known.
+
+    declared: its entry in the checkpoint's own record. coding: the form of ternary weights that are not codes of a
+    scheme; None if they are not ternary.
+    """
 
     checkpoint: Checkpoint
     name: str
@@ -132,7 +135,7 @@ class Found:
         return self.declared.pattern if self.declared else BlockPattern(None)
 
     def matrix(self) -> TensorSpec:
-        """The tensor `weight` [out, in]. InputError if it is no matrix, or not of the declared shape."""
+        """The tensor `weight` [out, in]. InputError if it is not a matrix, or not of the declared shape."""
         spec = self.spec("weight")
         if len(spec.shape) != 2 or 0 in spec.shape:
             raise InputError(f"{spec.name}: shape {list(spec.shape)}, a matrix was expected")
@@ -159,10 +162,10 @@ class Found:
 
 @dataclass(frozen=True)
 class StoredLinear:
-    """How one linear of a checkpoint is stored.
+    """The storage of a linear in a checkpoint.
 
-    shape: (out, in). scheme: bf16 for any float dtype, and for ternary weights as BitNet stores them. pattern: what the
-    checkpoint declares, else 2:inf. tensors: the tensors that hold it.
+    shape: (out, in). scheme: bf16 for any float dtype, and for ternary weights in BitNet's own forms. pattern: the
+    declared one, else 2:inf. tensors: the specs of its tensors.
     """
 
     name: str
@@ -190,7 +193,7 @@ class StoredLinear:
         return sum(spec.bytes for spec in self.tensors)
 
     def read(self, checkpoint: Checkpoint) -> Weight:
-        """The weight as float [out, in], or as its codes and scale, which it always is if it is ternary."""
+        """The weight [out, in]: floats, or codes with their scale, which ternary weights always are."""
         return self.decode({spec.name: checkpoint.read(spec.name) for spec in self.tensors}, self.name)
 
     def decode(self, tensors: Mapping[str, Tensor], where: str) -> Weight:

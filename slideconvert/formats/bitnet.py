@@ -1,8 +1,8 @@
-"""BitNet's ternary weights in the forms in which others store them (core/ternary.py has the bytes), and which of their
-checkpoints can be taken.
+"""BitNet's ternary weights in the forms of other tools (core/ternary.py describes the bytes), and the checks that a
+BitNet checkpoint is supported.
 
-Their values mean something only as codes, so that they are always decoded to codes and scale; nothing is written in
-BitNet's own forms. What we write of ternary weights with scheme bf16, code times scale, is read in the same way.
+Decoding always returns codes and a scale, since only they have a meaning. We write none of BitNet's own forms; ternary
+weights of scheme bf16, which we write as code times scale, are decoded in the same way.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .channels import Floats
 
 
 class TernaryFloats(Floats):
-    """Latent weights of the training, or code times scale, as one matrix of floats."""
+    """A matrix of floats: the latent weights of training, or code times scale."""
 
     def __init__(self, coding: str) -> None:
         self.coding = coding
@@ -39,7 +39,7 @@ class TernaryFloats(Floats):
 
 
 class TernaryPacked(Floats):
-    """Four codes a byte, and one scale for the whole tensor."""
+    """Four codes per byte, and one scale for the whole tensor."""
 
     def __init__(self, coding: str) -> None:
         self.coding = coding
@@ -67,12 +67,12 @@ class TernaryPacked(Floats):
 
 
 def read_latent(stored: StoredLinear, checkpoint: Checkpoint) -> Tensor | None:
-    """The floats [out, in] that a ternary weight was rounded from, where the checkpoint has them."""
+    """The latent weights [out, in] of a ternary linear; None if the checkpoint does not have them."""
     return checkpoint.read(stored.tensors[0].name) if stored.coding == LATENT else None
 
 
 def bitnet_coding(config: dict[str, Any]) -> str | None:
-    """How BitNet's own checkpoints code their weights; None for other models, and where others have quantized them."""
+    """The form of the weights in BitNet's own checkpoints; None for other models and other quantization methods."""
     if config.get("model_type") != "bitnet":
         return None
     quantization = config.get("quantization_config")
@@ -87,7 +87,7 @@ def bitnet_coding(config: dict[str, Any]) -> str | None:
 
 
 def check_few_bits(config: dict[str, Any], where: str) -> None:
-    """Raise InputError for BitNets that came before the architecture had a name: they call themselves llama."""
+    """Raise InputError for early BitNet models, whose model_type is llama."""
     bits = config.get("weight_bits")
     if isinstance(bits, int) and bits < 8:
         raise InputError(
@@ -98,7 +98,7 @@ def check_few_bits(config: dict[str, Any], where: str) -> None:
 
 
 def check_bitnet(quantization: dict[str, Any], where: str) -> None:
-    """Raise InputError unless a quantization_config of method bitnet is that of a model we know how to run."""
+    """Raise InputError unless a quantization_config of method bitnet describes a supported model."""
     kept = [name for name in quantization.get("modules_to_not_convert") or [] if name != "lm_head"]
     if kept or quantization.get("use_rms_norm"):
         odd = f"leaves out {', '.join(kept)}" if kept else "has a norm before every linear (use_rms_norm)"

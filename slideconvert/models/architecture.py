@@ -1,7 +1,7 @@
-"""What slideconvert knows of a model family: which tensors are decoder linears, and how data flows through a layer.
+"""The description of a model family: its decoder linears, and the data flow through a layer.
 
-The families themselves are declared in families.py. Everything that a forward pass computes (norms, rotary embeddings,
-masks, multipliers) stays in transformers' own modules; nothing of it is repeated here.
+families.py declares the families. transformers' own modules compute the forward pass (norms, rotary embeddings, masks,
+multipliers); nothing here repeats it.
 """
 
 from __future__ import annotations
@@ -35,8 +35,11 @@ class Linear:
 
 @dataclass(frozen=True)
 class Producer:
-    """A linear whose rows are free channels. blocks: how many times it has them all, one block after another: a fused
-    gate_up_proj twice. others_first: whether other rows come before them, as in a fused qkv_proj."""
+    """A linear whose rows are free channels.
+
+    blocks: the number of consecutive copies of all channels: 2 in a fused gate_up_proj. others_first: whether other
+    rows come before them, as in a fused qkv_proj.
+    """
 
     submodule: str
     blocks: int = 1
@@ -45,11 +48,11 @@ class Producer:
 
 @dataclass(frozen=True)
 class FreeChannels:
-    """Channels that nothing outside of a layer sees, so that they can be permuted.
+    """Channels that are internal to a layer, so that they can be permuted.
 
-    consumer: the linear that reads them as columns. norm: the one that they pass in between, "" without one. shape: of
-    a permutation, (key-value heads, head_dim) or (inner,). readers: how many heads the consumer reads. shape and
-    readers depend on config.json: Architecture.free_channels fills them in.
+    consumer: the linear that reads them as columns. norm: the norm between producers and consumer, "" without one.
+    shape: of a permutation, (key-value heads, head_dim) or (inner,). readers: the number of heads that the consumer
+    reads. Architecture.free_channels sets shape and readers from config.json.
     """
 
     producers: tuple[Producer, ...]
@@ -59,7 +62,7 @@ class FreeChannels:
     readers: int = 1
 
     def producer(self, submodule: str) -> Producer | None:
-        """The producer at `submodule`, None if that linear is none."""
+        """The producer at `submodule`, or None."""
         return next((one for one in self.producers if one.submodule == submodule), None)
 
 
@@ -68,10 +71,10 @@ class Architecture:
     """One family of dense decoder models.
 
     attention, mlp: the linears of each part of a layer in groups that share an input, in order of data flow; the last
-    group holds the output projection, which gives what the part returns. Servers fuse a group into one matrix.
-    norms: every decoder layer has these. heads, inner: channels that can be permuted, None for none.
-    layers, embedding, final_norm, head: module names. tied, head_dim: what transformers assumes where config.json says
-    nothing (head_dim None: hidden_size / num_attention_heads).
+    group is the output projection of the part. Servers fuse a group into one matrix. norms: the norms of every decoder
+    layer. heads, inner: channels that can be permuted, or None. layers, embedding, final_norm, head: module names.
+    tied, head_dim: the defaults of transformers for a config.json without these fields (head_dim None: hidden_size /
+    num_attention_heads).
     """
 
     attention: tuple[tuple[str, ...], ...]
@@ -98,7 +101,7 @@ class Architecture:
 
     @property
     def attended(self) -> int:
-        """The index of the input group that reads what attention computes."""
+        """The index of the input group that reads the output of attention."""
         return len(self.attention) - 1
 
     def layer(self, number: int) -> str:
@@ -114,7 +117,7 @@ class Architecture:
     def decoder_linears(self, config: Mapping[str, Any]) -> list[Linear]:
         """The linears of the model that config.json describes, in order of layer and data flow.
 
-        InputError if config.json does not say how many layers there are.
+        InputError if config.json lacks the number of layers.
         """
         count = config.get("num_hidden_layers")
         if not isinstance(count, int) or count < 1:
@@ -159,13 +162,13 @@ class Architecture:
 
 
 def input_groups(linears: Iterable[Linear]) -> list[tuple[Linear, ...]]:
-    """Linears by layer and the input they share, in order of layer and data flow: what servers fuse."""
+    """Linears grouped by layer and shared input, in order of layer and data flow; servers fuse each group."""
     key = lambda linear: (linear.layer, linear.group)  # noqa: E731
     return [tuple(members) for _, members in groupby(sorted(linears, key=key), key)]
 
 
 def rule_of(submodules: Iterable[str]) -> str:
-    """Submodules that share an input as a rule of a recipe matches them: self_attn.[qkv]_proj, mlp.[gu]*_proj."""
+    """The pattern of a recipe rule that matches these submodules: self_attn.[qkv]_proj, mlp.[gu]*_proj."""
     names = list(submodules)
     if len(names) == 1:
         return names[0]

@@ -1,8 +1,8 @@
-"""A model taken apart: its embedding, then its decoder layers one at a time. Only the layer at hand is in memory.
+"""The parts of a model: its embedding, then its decoder layers one at a time. Only the current layer is in memory.
 
-All modules are transformers' own, so every detail of an architecture is theirs: hidden states before the first layer
-are what the model's own forward pass makes of tokens, and each layer is called with what the model passes to it besides
-hidden states (rotary embeddings, masks).
+All modules are transformers' own, so transformers defines every detail of an architecture: the model's own forward pass
+computes the hidden states before the first layer, and each layer gets the same arguments besides hidden states (rotary
+embeddings, masks) as in the model.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Decoder:
         return self.source.read(name).float().to(self.device)
 
     def weight(self, name: str) -> Tensor:
-        """The weight of linear `name` [out, in], as it is served, float32 on the device."""
+        """The weight of linear `name` [out, in], dequantized, float32 on the device. InputError if it is not finite."""
         weight = describe_linear(self.source, self._record, name).read(self.source)
         check_finite(weight, name)
         return floats(weight).to(self.device)
@@ -50,8 +50,8 @@ class Decoder:
     def embedding(self) -> Callable[[Tensor], Tensor]:
         """tokens [sequences, length] int64 -> the hidden states before the first layer [sequences, length, hidden].
 
-        Float32, computed by the model's own forward pass in CPU memory, which holds the embedding in float32 as long as
-        the result of this function lives; the hidden states lie on the device.
+        The model's own forward pass computes them in float32 on the CPU. The returned function holds the embedding in
+        float32 in CPU memory; its results are on the device.
         """
         first = _Recorder()
         model = self._with_layers([first])
@@ -78,7 +78,7 @@ class Decoder:
         return Layer(module.eval(), self.architecture, self._passed[number], self.dtype)
 
     def record_passed(self, length: int) -> None:
-        """Learn what the model passes to each of its layers for sequences of `length` tokens."""
+        """Record the arguments that the model passes to each of its layers for sequences of `length` tokens."""
         recorders = [_Recorder() for _ in self._skeleton.get_submodule(self.architecture.layers)]
         model = self._with_layers(recorders)
         model.set_submodule(self.architecture.embedding, nn.Identity())
@@ -88,7 +88,7 @@ class Decoder:
         self._passed = [recorder.passed for recorder in recorders]
 
     def _with_layers(self, layers: Sequence[nn.Module]) -> Any:
-        """The model without weights, with other layers and without its final norm."""
+        """The model without weights and final norm, with these layers."""
         model = copy.deepcopy(self._skeleton)
         model.set_submodule(self.architecture.layers, nn.ModuleList(layers))
         model.set_submodule(self.architecture.final_norm, nn.Identity())
@@ -96,7 +96,7 @@ class Decoder:
 
 
 class _Recorder(nn.Module):
-    """Stands in for a decoder layer and keeps what it is called with."""
+    """Replaces a decoder layer and records its arguments."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class _ReachedError(Exception):
 
 
 class _Known(nn.Module):
-    """Attention or MLP whose part before its output projection was computed already."""
+    """Attention or MLP with a known input of its output projection."""
 
     def __init__(self, projection: nn.Module, inputs: Tensor, *, attention: bool) -> None:
         super().__init__()
@@ -142,7 +142,7 @@ class Layer:
         self.dtype = dtype
 
     def twin(self) -> Layer:
-        """The same layer once more, sharing its tensors until one of the two is given others."""
+        """A copy of the layer that shares its tensors until set_weight replaces them in one of the two."""
         shared = {id(tensor): tensor for tensor in (*self.module.parameters(), *self.module.buffers())}
         return Layer(copy.deepcopy(self.module, shared), self.architecture, self.passed, self.dtype)
 
@@ -166,9 +166,9 @@ class Layer:
 
     @torch.no_grad()
     def inputs(self, group: int, hidden: Tensor, attended: Tensor | None = None) -> Tensor:
-        """The input [sequences, length, K] of an input group, in `dtype`; nothing behind it is computed.
+        """The input [sequences, length, K] of an input group, in `dtype`; nothing after it is computed.
 
-        attended: the input of attention's output projection, if it is known; it saves the attention.
+        attended: the input of attention's output projection, if known, which saves computing attention.
         """
         first = self.architecture.input_groups[group][0]
 
@@ -188,9 +188,9 @@ class Layer:
     def output(
         self, hidden: Tensor, attended: Tensor | None = None, inner: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The layer's output [sequences, length, hidden], and the input of its last linear met on the way.
+        """The layer's output [sequences, length, hidden], and the input of its last linear.
 
-        attended, inner: the inputs of the output projections of attention and MLP, where they are known.
+        attended, inner: the inputs of the output projections of attention and MLP, if known.
         """
         met: list[Tensor] = []
         last = self.linear(self.architecture.linears[-1])

@@ -1,4 +1,4 @@
-"""The model families, by model_type of config.json: the only place that spells names of their tensors."""
+"""The model families, by model_type of config.json: the only place with names of their tensors."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ FAMILIES: Mapping[str, Architecture] = {
 }
 
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-"""Where config.json says how many experts a layer has."""
+"""The fields of config.json with the number of experts of a layer."""
 
 KINDS = tuple(
     dict.fromkeys(
@@ -81,7 +81,7 @@ KINDS = tuple(
 def architecture_of(config: Mapping[str, Any]) -> Architecture:
     """The family of the model that config.json describes.
 
-    InputError for one that is not known, and for mixtures of experts and models with other inputs than text.
+    InputError for unknown families, mixtures of experts, and models with inputs other than text.
     """
     model_type = str(config.get("model_type"))
     if model_type in FAMILIES:
@@ -99,6 +99,6 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
 def decoder_linears(config: Mapping[str, Any]) -> list[Linear]:
     """The linears of the model that config.json describes, in order of layer and data flow.
 
-    InputError for an unknown family, and if config.json does not say how many layers there are.
+    InputError for an unknown family, or if config.json lacks the number of layers.
     """
     return architecture_of(config).decoder_linears(config)

@@ -1,7 +1,7 @@
-"""Load any checkpoint we can read (BF16, W8A8 of others, ours in any layout) into a transformers model.
+"""Load any supported checkpoint (BF16, W8A8 of other tools, ours in any layout) into a transformers model.
 
-No code from the checkpoint runs: the architecture is transformers' own, chosen by model_type, and the weights are
-put in by us, so that the numbers do not depend on which loaders are installed.
+No code of the checkpoint runs: model_type selects the architecture of transformers, and this module sets the weights,
+so that results do not depend on the installed loaders.
 """
 
 from __future__ import annotations
@@ -48,11 +48,12 @@ def load_model(
 ) -> nn.Module:
     """The checkpoint as a transformers causal language model in eval mode, computing in `dtype`.
 
-    weights: in which decoder linears that are not quantized lie, `dtype` unless given: where a model runs in bfloat16
-    (precision.running), its linears may lie so. backend: of the quantized linears; the reference measures the
-    checkpoint and not the machine, auto is fast.
+    activations: whether quantized linears quantize inputs ("quantized") or are dequantized ("float"). weights: the
+    dtype of decoder linears that are not quantized, by default `dtype`; bfloat16 suffices for a model that runs in
+    bfloat16 (precision.running). backend: of quantized linears; "reference" gives the same results on every machine,
+    "auto" is fast.
 
-    InputError if tensors are missing or left over, or the architecture is unknown.
+    InputError if tensors are missing or unexpected, or the architecture is unknown.
     """
     pick(activations, ACTIVATIONS, "kind of activations")
     check_quantization(checkpoint.config, str(checkpoint.path))
@@ -98,7 +99,7 @@ def _linear(
     dtype: torch.dtype,
     backend: str,
 ) -> tuple[nn.Module, set[str]]:
-    """One decoder linear as a module, and the names of the tensors it was made of."""
+    """A decoder linear as a module, and the names of its tensors."""
     stored = describe_linear(checkpoint, record, name)
     parts = {spec.name: checkpoint.read(spec.name) for spec in stored.tensors}
     used = set(parts)
@@ -120,8 +121,8 @@ def _linear(
 
 
 def _quantized(stored: StoredLinear, tensors: dict[str, Tensor]) -> tuple[LinearSpec, dict[str, Tensor]] | None:
-    """The spec and stored tensors of a linear that computes with quantized activations; None of floats."""
-    if stored.coding:  # ternary weights compute as the codes that they stand for
+    """The spec and stored tensors of a linear that runs with quantized activations; None for unquantized weights."""
+    if stored.coding:  # ternary weights run as codes
         weight = stored.decode(tensors, stored.name)
         assert isinstance(weight, QuantizedWeight)
         stored = replace(stored, scheme=weight.scheme, format=format_for(DENSE, weight.scheme, stored.pattern))
@@ -130,13 +131,13 @@ def _quantized(stored: StoredLinear, tensors: dict[str, Tensor]) -> tuple[Linear
     if spec is None:
         return None
     named = {name.removeprefix(f"{stored.name}."): tensor for name, tensor in tensors.items()}
-    if spec.plain:  # checkpoints of others have scales of any float, as [N] or [N, 1]
+    if spec.plain:  # scales of other tools have any float dtype, and shape [N] or [N, 1]
         named["weight_scale"] = named["weight_scale"].float().view(-1, 1)
     return spec, named
 
 
 def float_linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> nn.Linear:
-    """A plain linear holding `weight` [out, in] and `bias` [out] in `dtype`."""
+    """An nn.Linear with `weight` [out, in] and `bias` [out] in `dtype`."""
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     linear.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
     if bias is not None:
@@ -145,11 +146,11 @@ def float_linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> nn.
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Any:
-    """The checkpoint's tokenizer, as its tokenizer.json stands if it has one.
+    """The checkpoint's tokenizer, from its tokenizer.json if it has one.
 
-    AutoTokenizer is only asked where there is none: for some architectures (qwen2) it rebuilds the tokenizer with a
-    splitting rule of its own, and silently gives other tokens than the file.
-    InputError if there is none that transformers can load without running the checkpoint's code.
+    Only other checkpoints use AutoTokenizer: for some architectures (qwen2) it rebuilds the tokenizer with its own
+    splitting rule, which returns other tokens than the file without a warning. InputError if transformers can load no
+    tokenizer without running the checkpoint's code.
     """
     import transformers
 
