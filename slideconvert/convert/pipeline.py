@@ -80,6 +80,9 @@ def convert(
                         done += linear.weights
                         count("convert", done, plan.weights)
                     tensors = {name: tensor for one in converted for name, tensor in one.tensors.items()}
+                    if own:  # its norms too, while its shard is still on disk (--low-disk)
+                        rest = (spec.name for spec in unit.tensors if spec.name not in tensors)
+                        tensors |= {name: plan.source.read(name) for name in rest}
                     contents = partial(_contents, plan.source, tensors)
                     if writing:
                         writing.result()

@@ -91,8 +91,9 @@ def watch_disk(hub: HubServer, folder: Path) -> list[int]:
 
 @pytest.mark.parametrize("scattered", [False, True])
 def test_the_same_bytes_with_a_few_shards_at_a_time(
-    cli: Cli, hub: HubServer, cache: Path, tmp_path: Path, scattered: bool
+    cli: Cli, hub: HubServer, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scattered: bool
 ) -> None:
+    monkeypatch.setattr("slideconvert.core.workers.MOST", 1)  # shards are always evicted in the same order
     commit = hub.add_repo(ID, pico.files(sharded(tmp_path / "model", scattered=scattered)))
     out = tmp_path / "out"
     counts = watch_disk(hub, private(out))
@@ -104,9 +105,7 @@ def test_the_same_bytes_with_a_few_shards_at_a_time(
     assert max(counts) <= MOST and counts[-1] > 0
     assert set(fetched(hub)) == {name for name in sizes if name.endswith(".safetensors")}
     if not scattered:
-        # Converted and verified; and the writer copies a layer's norms after its linears, when the reader of the next
-        # layer may have taken the room of this shard.
-        assert len(fetched(hub)) <= 3 * SHARDS
+        assert len(fetched(hub)) <= 2 * SHARDS, "each once to convert and once to verify"
     # Nothing of it stays, and the cache holds no weights.
     assert not (out / STAGING).exists() and not list(cache.rglob("*.safetensors"))
     # The normal way gives the same.
