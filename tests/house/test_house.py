@@ -7,11 +7,13 @@ import json
 import re
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from slideconvert.cli import COMMANDS
+from slideconvert.plan.presets import PRESETS, Recovery
 from slideconvert.plan.recipe import load_recipe
 from slideconvert.runtime.slidesparse_record import CODE_FILES
 from tests.conftest import MAGNITUDE, Cli
@@ -170,8 +172,22 @@ def test_only_the_command_line_prints_or_exits() -> None:
         assert not [f for f in calls if isinstance(f, ast.Attribute) and ast.unparse(f) == "sys.exit"], name
 
 
+@pytest.fixture
+def one_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Presets that train do so for one epoch of each kind."""
+    for name, preset in PRESETS.items():
+        parts = {part: once(getattr(preset, part)) for part in ("recovery", "group_recovery")}
+        monkeypatch.setitem(PRESETS, name, replace(preset, **parts))
+
+
+def once(recovery: Recovery) -> Recovery:
+    return replace(recovery, block_epochs=min(recovery.block_epochs, 1), end_epochs=min(recovery.end_epochs, 1))
+
+
 @pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
-def test_recipes_are_short_documented_and_work(cli: Cli, tmp_path: Path, short_demo: Path, recipe: Path) -> None:
+def test_recipes_are_short_documented_and_work(
+    cli: Cli, tmp_path: Path, short_demo: Path, one_epoch: None, recipe: Path
+) -> None:
     assert len(recipe.read_text().splitlines()) <= 20
     assert recipe.name in (ROOT / "recipes" / "README.md").read_text()
     words: tuple[object, ...] = ()
@@ -216,10 +232,17 @@ def test_links_between_documents_resolve(document: Path) -> None:
 
 
 @pytest.mark.parametrize("document", TESTED, ids=lambda path: path.name)
-def test_readme_commands_run(document: Path, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every slideconvert line and every block of Python that README.md and docs/ mark as tested, as it stands."""
+def test_readme_commands_run(
+    document: Path, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short_demo: Path, one_epoch: None
+) -> None:
+    """Every slideconvert line and every block of Python that README.md and docs/ mark as tested, as it stands.
+
+    The demo model has two layers, and training takes one epoch.
+    """
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    (tmp_path / "examples").mkdir()
+    (tmp_path / "examples" / "demo_model").symlink_to(short_demo)
+    (tmp_path / "examples" / "demo_text").symlink_to(ROOT / "examples" / "demo_text")
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     blocks = [part.split("```")[1] for part in document.read_text().split(MARK)[1:]]
     programs = [block.removeprefix("python\n") for block in blocks if block.startswith("python\n")]

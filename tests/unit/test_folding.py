@@ -30,6 +30,7 @@ from slideconvert.plan.presets import PRESETS, Preset
 from slideconvert.plan.recipe import Recipe
 from tests.conftest import Cli
 from tests.helpers import pico
+from tests.helpers.calibrated import quality
 from tests.helpers.demo import DEMO, TEXT, text_windows
 
 PERMUTING = replace(PRESETS["balanced"], permute=True)
@@ -91,15 +92,21 @@ def test_the_layer_computes_what_the_dense_one_nearly_does(tmp_path: Path, patte
     assert float(divergence) < {"2:4": 0.5, "2:6": 0.1, "2:8": 0.05}[pattern]
 
 
-def test_down_proj_loses_less(tmp_path: Path) -> None:
+def test_down_proj_loses_less(tmp_path: Path, short_demo: Path) -> None:
     tokens = text_windows(64, 16)
-    plain = results(plan_of(DEMO, PRESETS["balanced"]), tokens, tmp_path)
-    ordered = results(plan_of(DEMO, PERMUTING), tokens, tmp_path)
+    plain = results(plan_of(short_demo, PRESETS["balanced"]), tokens, tmp_path)
+    ordered = results(plan_of(short_demo, PERMUTING), tokens, tmp_path)
     for before, after in zip(plain, ordered, strict=True):
         assert after.errors["mlp.down_proj"] < before.errors["mlp.down_proj"]
 
 
-def test_quality_writes_verifies_and_tells_it(cli: Cli, tmp_path: Path, short_demo: Path) -> None:
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Preset quality with one epoch of each training: permutations come before it."""
+    monkeypatch.setitem(PRESETS, "quality", quality(1, 1))
+
+
+def test_quality_writes_verifies_and_tells_it(cli: Cli, tmp_path: Path, short_demo: Path, brief: None) -> None:
     out = tmp_path / "out"
     assert cli("convert", short_demo, out, "--preset", "quality", *CALIBRATION).code == 0
     record = json.loads((out / "config.json").read_text())["slidesparse_config"]["layers"]
@@ -115,7 +122,7 @@ def test_quality_writes_verifies_and_tells_it(cli: Cli, tmp_path: Path, short_de
         assert cli("verify", dense, "--source", source).code == 0
 
 
-def test_orders_of_a_chain_add_up(cli: Cli, tmp_path: Path, short_demo: Path) -> None:
+def test_orders_of_a_chain_add_up(cli: Cli, tmp_path: Path, short_demo: Path, brief: None) -> None:
     """Permuted twice: every channel can still be found in the first source, and in the one between."""
     once, twice = tmp_path / "once", tmp_path / "twice"
     assert cli("sparsify", short_demo, once, "--preset", "quality", *CALIBRATION).code == 0
@@ -177,7 +184,7 @@ def permuted(short_demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return out
 
 
-def test_rules_that_keep_a_part_keep_its_order(cli: Cli, tmp_path: Path) -> None:
+def test_rules_that_keep_a_part_keep_its_order(cli: Cli, tmp_path: Path, brief: None) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
         "scheme: int8\npattern: 2:8\npreset: quality\nrules:\n"

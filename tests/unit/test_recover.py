@@ -346,13 +346,13 @@ def test_curves_tell_the_losses_of_what_is_stored(tmp_path: Path, brief: None, n
     Held-out losses are means over windows in float32; 1e-4 of them is a hundred times what was found.
     """
     kind, words = MODELS[name]
-    source, text = write_model(tmp_path / "source", kind), write_text(tmp_path / "text.jsonl", documents=60)
-    plan = plan_for(source, text, samples=48, preset="quality", **words)
+    source, text = write_model(tmp_path / "source", kind), write_text(tmp_path / "text.jsonl", documents=30)
+    plan = plan_for(source, text, samples=24, preset="quality", **words)
     final = both_passes(plan, tmp_path / "work", batch_tokens=96)
     store = LayerStore(tmp_path / "work", "layer")
     by_block = [result for result in map(store.load, range(pico.LAYERS)) if result]
     tokens = calibration_tokens(plan.recipe.calibration, plan.source)
-    held = tokens[-6:]
+    held = tokens[-3:]
     dense, wanted = outputs(stock(source, []), held)
     blocked, _ = outputs(stock(source, [result.weights for result in by_block]), held)
     _, given = outputs(stock(source, [result.weights for result in final]), held)
@@ -373,10 +373,10 @@ def test_curves_tell_the_losses_of_what_is_stored(tmp_path: Path, brief: None, n
 def test_the_published_model_has_the_reported_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """Everything that quality does, permuted channels and biases included, read back by stock transformers."""
     monkeypatch.setitem(PRESETS, "quality", quality(2, 2))
-    source, text = write_model(tmp_path / "source", kind), write_text(tmp_path / "text.jsonl", documents=60)
-    plan = plan_for(source, text, samples=48, preset="quality", scheme="bf16", pattern="2:4")
+    source, text = write_model(tmp_path / "source", kind), write_text(tmp_path / "text.jsonl", documents=30)
+    plan = plan_for(source, text, samples=24, preset="quality", scheme="bf16", pattern="2:4")
     report = convert(plan, tmp_path / "out", settings=RunSettings(precision="float32"))
-    held = calibration_tokens(plan.recipe.calibration, plan.source)[-6:]
+    held = calibration_tokens(plan.recipe.calibration, plan.source)[-3:]
     _, wanted = outputs(stock(source, []), held)
     _, given = outputs(stock(tmp_path / "out", []), held)
     told = next(part for part in report.training if part.part == "end to end")
@@ -394,7 +394,7 @@ def test_both_passes_train_survivors_only_and_change_nothing_else(
     """On the demo model, where training helps in every part."""
     text = DEMO_TEXT / "calibration.jsonl"
     plain, trained = (
-        both_passes(plan_for(short_demo, text, 64, 64, preset=preset, pattern="2:4"), tmp_path / preset)
+        both_passes(plan_for(short_demo, text, 32, 48, preset=preset, pattern="2:4"), tmp_path / preset)
         for preset in ("balanced", "quality")
     )
     for place, weight in plain[0].weights.items():
