@@ -263,7 +263,7 @@ def gains(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, flo
     found = {}
     for word in ("magnitude", "wanda", "hessian", "obs", "alps", "quality"):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setitem(PRESETS, "quality", quality(4, 3))
+            patch.setitem(PRESETS, "quality", quality(2, 2))
             words = {"preset": word} if word in PRESETS else {"method": word}
             plan = plan_for(DEMO, DEMO_TEXT / "calibration.jsonl", 32, 128, scheme="bf16", pattern="2:4", **words)
         convert(plan, folder / word)
@@ -284,7 +284,7 @@ def gains(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, flo
 def test_more_work_gives_a_better_model(
     gains: dict[str, tuple[Path, float]], better: str, worse: str, share: float
 ) -> None:
-    """On the trained demo model, 4096 tokens to calibrate: 25.1, 22.0, 18.2, 16.4, 15.9, 15.3; dense 11.5."""
+    """On the trained demo model, 4096 tokens to calibrate: 24.0, 20.9, 17.9, 15.9, 15.2, 14.9; dense 11.1."""
     assert gains[better][1] < share * gains[worse][1]
 
 
