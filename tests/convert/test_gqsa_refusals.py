@@ -49,7 +49,7 @@ WORDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "sparsity inf": ("--sparsity inf --group-size 8", ("sparsity inf is out of range",)),
     "rows with no group": (
         "--sparsity 0.9 --group-size 8",
-        (Q, "1x8:90% leaves 56 groups for 64 rows of 8", "lower the sparsity or the group size"),
+        (Q, "1x8:90% keeps 56 groups of 64 rows with 8 each", "lower the sparsity or the group size"),
     ),
     "gqsa with 2:8": (f"{GQSA} --pattern 2_8", (Q, "pattern 2:8, but whole groups are pruned", "sparsity: 0.5")),
     "saliency with 2:4": ("--method saliency --pattern 2_4", ("pattern 2:4, but whole groups",)),
