@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .spec import check_tensor
+from .spec import check_tensors as check_named
+
 if TYPE_CHECKING:
     from .group_spec import GroupSpec
     from .groups import Groups, Weight
@@ -51,21 +54,13 @@ def check_codes(codes: Tensor, scale: Tensor, zero: Tensor | None, keep: Tensor 
     if keep is not None:
         expected.append(("keep", keep, small, torch.bool))
     for name, tensor, shape, dtype in expected:
-        _check_tensor(name, tensor, shape, dtype, spec)
+        check_tensor(spec, name, tensor, shape, dtype)
 
 
 def check_tensors(weight: Weight, spec: GroupSpec) -> None:
-    named, wanted = weight.named(), spec.tensors(weight.layout)
-    if named.keys() != wanted.keys():
-        raise ValueError(f"{spec}: tensors {', '.join(sorted(named))}; {', '.join(sorted(wanted))} were expected")
-    for name, (shape, dtype) in wanted.items():
-        _check_tensor(name, named[name], shape, dtype, spec)
+    named = weight.named()
+    check_named(spec, named, spec.tensors(weight.layout))
     if not named["weight_scale"].isfinite().all():
         raise ValueError(
             f"{spec}: weight_scale has {int((~named['weight_scale'].isfinite()).sum())} that are not finite"
         )
-
-
-def _check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, spec: GroupSpec) -> None:
-    if tuple(tensor.shape) != shape or tensor.dtype != dtype:
-        raise ValueError(f"{spec}: {name} is {tensor.dtype} {list(tensor.shape)}, not {dtype} {list(shape)}")

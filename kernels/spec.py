@@ -96,12 +96,17 @@ def _cat(tensors: list[Tensor]) -> Tensor:
     return torch.cat([tensor.view(torch.int8) for tensor in tensors]).view(tensors[0].dtype)
 
 
-def check_tensors(spec: LinearSpec, named: Mapping[str, Tensor]) -> None:
-    """ValueError unless `named` are the tensors of the spec's layout, by name, shape and dtype."""
-    wanted = spec.tensors()
+def check_tensors(spec: LinearSpec, named: Mapping[str, Tensor], wanted: TensorSpecs | None = None) -> None:
+    """ValueError unless `named` are the wanted tensors, by name, shape and dtype: by default those of the spec's
+    layout."""
+    wanted = spec.tensors() if wanted is None else wanted
     if named.keys() != wanted.keys():
         raise ValueError(f"{spec}: tensors {', '.join(sorted(named))}; {', '.join(sorted(wanted))} were expected")
     for name, (shape, dtype) in wanted.items():
-        if tuple(named[name].shape) != shape or named[name].dtype != dtype:
-            found = f"{named[name].dtype} {list(named[name].shape)}"
-            raise ValueError(f"{spec}: {name} is {found}, not {dtype} {list(shape)}")
+        check_tensor(spec, name, named[name], shape, dtype)
+
+
+def check_tensor(spec: LinearSpec, name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """ValueError unless the tensor has this shape and dtype."""
+    if tuple(tensor.shape) != shape or tensor.dtype != dtype:
+        raise ValueError(f"{spec}: {name} is {tensor.dtype} {list(tensor.shape)}, not {dtype} {list(shape)}")

@@ -10,9 +10,8 @@ SCHEMES = INT8, FP8, BF16, W4A16, W4A8, W8A16 = "int8", "fp8", "bf16", "w4a16", 
 """The number schemes."""
 
 PRUNING = MAGNITUDE, WANDA, HESSIAN, SWEEP_REFIT, ALPS, GQSA, SALIENCY = (
-    *("magnitude", "wanda", "hessian", "obs", "alps"),
-    *("gqsa", "saliency"),
-)
+    "magnitude", "wanda", "hessian", "obs", "alps", "gqsa", "saliency",
+)  # fmt: skip
 """The methods that prune: to 2:L patterns, and to patterns of whole groups."""
 ROUNDING = RTN, GPTQ = "rtn", "gptq"
 """The methods that only round."""

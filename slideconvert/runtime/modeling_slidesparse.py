@@ -121,11 +121,8 @@ class SlideSparseQuantizer(HfQuantizer):
             model.set_submodule(name, linear)
         self.dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()} if prefix else {}
         refuse_offload(device_map, self.linears)
-        stored, made = (
-            stored_tensors(checkpoint_files),
-            {f"{prefix}{name}": linear for name, linear in self.linears.items()},
-        )
-        for fault in tensor_faults(stored, made, needed_tensors(model, prefix)):
+        made = {f"{prefix}{name}": linear for name, linear in self.linears.items()}
+        for fault in tensor_faults(stored_tensors(checkpoint_files), made, needed_tensors(model, prefix)):
             raise ValueError(f"{where}: {fault} ({REINSTALL_HINT})")
 
     def _kernels(self, name: str) -> Any:

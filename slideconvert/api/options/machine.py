@@ -11,12 +11,20 @@ from .base import Options, option
 
 
 @dataclass(frozen=True)
-class SourceOptions(Options):
-    """Which revision of a Hub id is read, and where its files are kept."""
+class RevisionOptions(Options):
+    """Which revision of a Hub id is read."""
 
     HEADING: ClassVar[str] = "Source"
 
     revision: str | None = option("Branch, tag or commit of a Hub id.  [default: main]")
+
+
+@dataclass(frozen=True)
+class SourceOptions(RevisionOptions):
+    """Which revision of a Hub id is read, and where its files are kept."""
+
+    HEADING: ClassVar[str] = "Source"
+
     source_cache: Path | None = option(
         "Folder for sources from the Hub.  [default: the Hugging Face cache]", metavar="DIR"
     )
@@ -24,15 +32,6 @@ class SourceOptions(Options):
         "Fetch the shards of a Hub id as they are read and keep at most three of them; some are fetched twice.",
         default=False,
     )
-
-
-@dataclass(frozen=True)
-class RevisionOptions(Options):
-    """Which revision of a Hub id is read."""
-
-    HEADING: ClassVar[str] = "Source"
-
-    revision: str | None = option("Branch, tag or commit of a Hub id.  [default: main]")
 
 
 @dataclass(frozen=True)
