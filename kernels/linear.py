@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from .backends.base import Backend
-from .backends.choose import choose
+from .backends.choose import AUTO, Settings, choose
+from .backends.ready import make_ready
 from .spec import LinearSpec
 
 
@@ -46,7 +47,7 @@ class SlideSparseLinear(nn.Module):
 
     @classmethod
     def of(
-        cls, spec: LinearSpec, named: Mapping[str, Tensor], bias: Tensor | None, *, backend: str = "auto"
+        cls, spec: LinearSpec, named: Mapping[str, Tensor], bias: Tensor | None, *, backend: str | Settings = AUTO
     ) -> SlideSparseLinear:
         """A prepared linear of the tensors of a checkpoint, on the device that they are on. ValueError as `prepare`."""
         linear = cls(spec, bias=bias is not None, dtype=torch.float32, device="meta")
@@ -54,10 +55,11 @@ class SlideSparseLinear(nn.Module):
         linear._use(named, backend)
         return linear
 
-    def prepare(self, backend: str = "auto") -> None:
+    def prepare(self, backend: str | Settings = AUTO) -> None:
         """Turn the loaded tensors into a backend's prepared weight, on the device they are on; nothing if that is done.
 
-        backend: auto, or the name of one. ValueError if the weights are damaged or the backend cannot run them.
+        backend: auto, both, the name of one, or all settings. ValueError if the weights are damaged or the backend
+        cannot run them.
         """
         if self.backend is None:
             self._use(self.stored(), backend)
@@ -69,10 +71,11 @@ class SlideSparseLinear(nn.Module):
             return named
         return {name: self._parameters[name].detach() for name in self.spec.tensors()}  # type: ignore[union-attr]
 
-    def _use(self, named: Mapping[str, Tensor], wanted: str) -> None:
+    def _use(self, named: Mapping[str, Tensor], wanted: str | Settings) -> None:
         weight = self.spec.weight(named)
-        choice = choose(self.spec, next(iter(named.values())).device, wanted)
-        prepared = choice.backend.prepare(weight)
+        settings = Settings(wanted) if isinstance(wanted, str) else wanted
+        choice = choose(self.spec, next(iter(named.values())).device, settings)
+        choice, prepared = make_ready(choice, weight, settings)
         self.backend, self.why, self.prepared = choice.backend, choice.why, prepared
         for name in self.spec.tensors():
             self._parameters.pop(name, None)
@@ -109,7 +112,7 @@ class SlideSparseLinear(nn.Module):
             return self
         device = _moved(fn, self.backend.device)
         if device != self.backend.device:
-            self._use({name: tensor.to(device) for name, tensor in self.stored().items()}, "auto")
+            self._use({name: tensor.to(device) for name, tensor in self.stored().items()}, AUTO)
         return self
 
     def extra_repr(self) -> str:

@@ -7,16 +7,16 @@ cache, under the hash of all that went into it. Nothing here happens before the 
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import importlib.util
-import os
-import tempfile
 from ctypes import byref, c_char_p, c_int, c_size_t, c_uint, c_void_p
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from . import cache
 
 NAMES = ("libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so")
 MAX_DYNAMIC_SHARED = 8
@@ -29,16 +29,18 @@ class NvrtcError(RuntimeError):
     """NVRTC is missing, a kernel does not compile, or the driver refused it."""
 
 
-def missing() -> str:
-    """Why nothing can be compiled here; "" if it can."""
+def missing(capability: tuple[int, int] | None = None) -> str:
+    """Why nothing can be compiled here, or for GPUs of this compute capability; "" if it can."""
     try:
         library()
+        if capability is not None:
+            architecture(capability)
     except NvrtcError as error:
         return str(error)
     return ""
 
 
-@cache
+@functools.cache
 def library() -> Any:
     """NVRTC. NvrtcError if it is not found."""
     tried = [str(path) for folder in _folders() for path in sorted(folder.glob("libnvrtc.so*"))] + list(NAMES)
@@ -90,17 +92,12 @@ def machine_code(source: Path, constants: dict[str, int], target: str) -> bytes:
     text = source.read_bytes()
     options = [f"--gpu-architecture={target}", "--std=c++17", *(f"-D{key}={value}" for key, value in constants.items())]
     key = hashlib.sha256("\0".join([*options, str(_version())]).encode() + text).hexdigest()[:24]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slidesparse"
-    path = folder / f"{source.parent.name}-{key}.cubin"
-    if path.is_file():
-        return path.read_bytes()
-    code = _compiled(text, source.name, options, ptx=target.startswith("compute"))
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as work:
-        made = Path(work) / path.name
-        made.write_bytes(code)
-        made.replace(path)
-    return code
+    name = f"{source.parent.name}-{key}.cubin"
+    kept = cache.read(name)
+    if kept is None:
+        kept = _compiled(text, source.name, options, ptx=target.startswith("compute"))
+        cache.write(name, kept)
+    return kept
 
 
 def _compiled(text: bytes, name: str, options: list[str], *, ptx: bool) -> bytes:
@@ -132,7 +129,7 @@ def _checked(status: int, what: str) -> None:
         raise NvrtcError(f"NVRTC failed with status {status} at {what}")
 
 
-@cache
+@functools.cache
 def _driver() -> Any:
     # PyDLL: calls keep the interpreter's lock. A launch is over in microseconds, giving the lock back costs more.
     driver = ctypes.PyDLL("libcuda.so.1")

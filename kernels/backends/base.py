@@ -1,4 +1,8 @@
-"""What a backend is: one way to run quantized linears. torch.compile takes a call of any of them as one operator."""
+"""What a backend is: one way to run quantized linears. torch.compile takes a call of any of them as one operator.
+
+A new way is one file: a subclass that names the `form` of the prepared weight that it reads (several ways may read the
+same one), the most tokens that it runs, and what it needs (`refusal`); and its entry in BACKENDS (choose.py).
+"""
 
 from __future__ import annotations
 
@@ -25,6 +29,12 @@ class Backend:
 
     name: ClassVar[str]
     runs: ClassVar[type[LinearSpec]]
+    form: str
+    """The form of the prepared weight that it reads."""
+    tensors: ClassVar[int] = 2
+    """How many tensors that has."""
+    most_tokens: ClassVar[int | None] = None
+    """The most tokens that it runs; None for any number."""
     on_request: ClassVar[bool] = False
     """Whether it is only chosen when its name is asked for."""
 
@@ -41,9 +51,22 @@ class Backend:
         """Why others are preferred for such linears, though it can run them; "" if they are not."""
         return ""
 
+    @classmethod
+    def timed_as(cls, spec: Any) -> str:
+        """The linear under whose name its times are kept: all linears of that name take the same time."""
+        return str(spec)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the prepared weight, without scales."""
+        raise NotImplementedError
+
     def prepare(self, weight: Any) -> tuple[Tensor, ...]:
         """The prepared weight, on `device`. ValueError if the weight is damaged."""
         raise NotImplementedError
+
+    def complete(self, prepared: Prepared) -> None:
+        """Find out all that calls of any number of tokens depend on, so that no call has to time anything."""
 
     def weight(self, prepared: Prepared) -> Any:
         """The weight that `prepare` was given; its tensors are the same to the bit."""
@@ -73,10 +96,9 @@ def shared(kind: type[Backend], spec: LinearSpec, device: torch.device) -> Backe
 
 
 def _run(x: Tensor, prepared: list[Tensor], bias: Tensor | None, spec: str, backend: str) -> Tensor:
-    from .choose import backends_for
+    from .choose import named
 
-    one = parse_spec(spec)
-    return shared(backends_for(type(one))[backend], one, prepared[0].device).run(x, prepared, bias)
+    return named(backend, parse_spec(spec), prepared[0].device).run(x, prepared, bias)
 
 
 def _shape(x: Tensor, prepared: list[Tensor], bias: Tensor | None, spec: str, backend: str) -> Tensor:  # noqa: ARG001

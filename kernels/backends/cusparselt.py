@@ -14,6 +14,7 @@ from ..sparse_gemm import library
 from . import native
 from .base import Prepared
 from .cuda import CudaBackend, missing_triton
+from .rule import BUCKETS
 
 SPARSE_SINCE = {torch.int8: (8, 0), torch.float8_e4m3fn: (8, 9)}
 """Compute capability from which GPUs have 2:4 units for these codes."""
@@ -31,6 +32,7 @@ class Cusparselt(CudaBackend):
 
     name = "cusparselt"
     runs = SlideSpec
+    form = "cusparselt"
 
     def __init__(self, spec: SlideSpec, device: torch.device) -> None:
         super().__init__(spec, device)
@@ -55,6 +57,18 @@ class Cusparselt(CudaBackend):
     @classmethod
     def drawback(cls, spec: SlideSpec) -> str:
         return "" if spec.length else "2:inf doubles the columns: nothing to gain"
+
+    @property
+    def nbytes(self) -> int:
+        return int(gemm.padded_rows(self.spec.rows) * self.spec.slid * 5 // 8)  # half the codes, two bits for each
+
+    def complete(self, prepared: Prepared) -> None:
+        spec = self.spec
+        with torch.cuda.device(self.device):
+            for tokens in BUCKETS:
+                out = gemm.sums_dtype(spec.dtype, torch.bfloat16, gemm.bucket(tokens))
+                sparse = gemm.gemm_for(self.device, spec.rows, spec.slid, spec.dtype, out)
+                sparse.algorithm(gemm.bucket(tokens), prepared[0])
 
     def prepare(self, weight: SlideWeight) -> tuple[Tensor, ...]:
         """The library's form of the slid codes, uint8; scale [N]."""

@@ -6,6 +6,8 @@ torch._scaled_mm, with a scale per token and channel and the bias fused where th
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -13,17 +15,41 @@ from ..launch import aligned, stream_of
 from ..slide_spec import SlideSpec, SlideWeight
 from .base import Prepared
 from .cuda import CudaBackend, missing_triton
+from .rule import BUCKETS
 
 MULTIPLE = 16
 """What K must be a multiple of, and N for FP8."""
 SINCE = {torch.int8: (7, 5), torch.float8_e4m3fn: (8, 9)}
 
 
-class Dense(CudaBackend):
+class DenseCodes(CudaBackend):
+    """What reads codes [N, K] in rows, as int8, and the scale [N]: those of dense checkpoints and of stock kernels."""
+
+    runs = SlideSpec
+    form = "dense"
+
+    @classmethod
+    def timed_as(cls, spec: SlideSpec) -> str:
+        return str(replace(spec, length=None))  # zeros take as long as other codes
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.spec.rows * self.spec.columns)
+
+    def prepare(self, weight: SlideWeight) -> tuple[Tensor, ...]:
+        """Codes [N, K] as int8, scale [N]."""
+        codes = weight.dense.to(self.device).contiguous().view(torch.int8)
+        return codes, weight.scale.detach().to(self.device).view(-1)
+
+    def weight(self, prepared: Prepared) -> SlideWeight:
+        codes, scale = prepared
+        return SlideWeight(self.spec, scale.view(-1, 1), dense=codes.view(self.spec.dtype))
+
+
+class Dense(DenseCodes):
     """Dense 8-bit products."""
 
     name = "dense"
-    runs = SlideSpec
 
     def __init__(self, spec: SlideSpec, device: torch.device) -> None:
         super().__init__(spec, device)
@@ -43,14 +69,15 @@ class Dense(CudaBackend):
             return f"{spec.rows} x {spec.columns} are no multiples of {MULTIPLE}"
         return missing_triton()
 
-    def prepare(self, weight: SlideWeight) -> tuple[Tensor, ...]:
-        """Codes [N, K] as int8, scale [N]."""
-        codes = weight.dense.to(self.device).contiguous().view(torch.int8)
-        return codes, weight.scale.detach().to(self.device).view(-1)
+    def complete(self, prepared: Prepared) -> None:
+        if self.spec.dtype != torch.int8:
+            return
+        from ..dense_gemm.kernel import gemm_for
 
-    def weight(self, prepared: Prepared) -> SlideWeight:
-        codes, scale = prepared
-        return SlideWeight(self.spec, scale.view(-1, 1), dense=codes.view(self.spec.dtype))
+        with torch.cuda.device(self.device):
+            gemm = gemm_for(self.spec.rows, self.spec.columns, None, torch.bfloat16, self.device)
+            for tokens in BUCKETS:
+                gemm.tile(tokens, aligned(prepared[0]).data_ptr())
 
     def launch(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
         weight, weight_scale = prepared

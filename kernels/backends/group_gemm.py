@@ -22,6 +22,8 @@ class GroupGemmBackend(CudaBackend):
 
     name = "group_gemm"
     runs = GroupSpec
+    form = "group_gemm"
+    tensors = 1
 
     def __init__(self, spec: GroupSpec, device: torch.device) -> None:
         # Imported here: it is of use on GPUs alone.
@@ -38,7 +40,7 @@ class GroupGemmBackend(CudaBackend):
         if torch.cuda.get_device_capability(device) < GROUPS_SINCE:
             wanted = ".".join(map(str, GROUPS_SINCE))
             return f"{torch.cuda.get_device_name(device)} is older than compute capability {wanted}"
-        return missing()
+        return missing(torch.cuda.get_device_capability(device))
 
     def prepare(self, weight: Weight) -> tuple[Tensor, ...]:
         with torch.cuda.device(self.device):

@@ -5,15 +5,15 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import logging
-import os
 import platform
 import shutil
 import subprocess
-import tempfile
 from ctypes import c_int, c_int32, c_uint32, c_uint64, c_void_p
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from .. import cache as user_cache
 
 SOURCE = Path(__file__).with_name("native.c")
 COMPILERS = ("cc", "gcc", "clang")
@@ -61,20 +61,16 @@ def launch_address() -> int:
 
 
 def _built() -> Path:
-    """The shared library, which is moved into place once it is complete."""
+    """The shared library, from the user's cache; in a private folder if that cannot be used."""
     compiler = next((found for name in COMPILERS if (found := shutil.which(name))), None)
     text = SOURCE.read_bytes()
-    digest = hashlib.sha256(text + platform.machine().encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slidesparse"
-    path = folder / f"native-{digest}.so"
-    if path.is_file():
-        return path
+    name = f"native-{hashlib.sha256(text + platform.machine().encode()).hexdigest()[:16]}.so"
+    kept = user_cache.trusted(name)
+    if kept is not None:
+        return kept
     if compiler is None:
         raise OSError(f"no C compiler: {', '.join(COMPILERS)}")
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as work:
-        made = Path(work) / path.name
-        command = [compiler, "-O2", "-shared", "-fPIC", str(SOURCE), "-o", str(made)]
-        subprocess.run(command, check=True, capture_output=True, timeout=60)
-        made.replace(path)
-    return path
+    made = user_cache.private() / name
+    command = [compiler, "-O2", "-shared", "-fPIC", str(SOURCE), "-o", str(made)]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    return user_cache.write(name, made.read_bytes()) or made

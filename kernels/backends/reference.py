@@ -20,6 +20,7 @@ class Reference(Backend):
     """Runs anywhere."""
 
     name = "reference"
+    form = "reference"
 
     @classmethod
     def refusal(cls, spec: SlideSpec | GroupSpec, device: torch.device) -> str:

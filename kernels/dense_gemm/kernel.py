@@ -88,7 +88,7 @@ class DenseGemm:
     ) -> None:
         """rows, columns: N, K; K a multiple of 16."""
         self.rows, self.columns, self.bias, self.out, self.device = rows, columns, bias, out, device
-        what = f"a dense {rows} x {columns} product"
+        what = f"a dense {rows} x {columns} int8 product"
         self._autotuner = Autotuner(what, rows * out.itemsize + columns, device)
         self._compiled: dict[int, tuple[object, tuple[object, ...]]] = {}
 
@@ -97,8 +97,11 @@ class DenseGemm:
 
         RuntimeError if a tile would have to be timed while a CUDA graph is captured.
         """
-        tile = self._autotuner.choose(tokens, lambda number: self._candidates(number, pointers[1]))
-        self._start(tile, pointers, tokens, stream)
+        self._start(self.tile(tokens, pointers[1]), pointers, tokens, stream)
+
+    def tile(self, tokens: int, weight: int) -> int:
+        """The fastest of TILES for so many tokens; timed on first use. weight: the address of any weight."""
+        return self._autotuner.choose(tokens, lambda number: self._candidates(number, weight))
 
     def _start(self, tile: int, pointers: tuple[int, ...], tokens: int, stream: int) -> None:
         if tile not in self._compiled:

@@ -63,7 +63,8 @@ class SparseGemm:
     def __init__(self, device: torch.device, rows: int, slid: int, dtype: torch.dtype, out: torch.dtype) -> None:
         self.device, self.slid, self.dtype, self.out = device, slid, dtype, out
         self.width = padded_rows(rows)
-        what = f"a sparse {self.width} x {slid} product"
+        kinds = " to ".join(str(kind).removeprefix("torch.") for kind in (dtype, out))
+        what = f"a sparse {self.width} x {slid} product, {kinds}"
         self._autotuner = Autotuner(what, self.width * out.itemsize + slid, device)
 
     def plan(self, tokens: int, prepared: Tensor) -> Plan:
@@ -75,14 +76,17 @@ class SparseGemm:
         key = (self, bucket(tokens))
         plan = _PLANS.get(key)
         if plan is None:
-            algorithm = self._autotuner.choose(key[1], lambda rows: self._candidates(rows, prepared))
-            plan = self._plan(key[1], algorithm)
+            plan = self._plan(key[1], self.algorithm(key[1], prepared))
             _PLANS[key] = plan
             if len(_PLANS) > MOST_PLANS:
                 _PLANS.popitem(last=False)
         else:
             _PLANS.move_to_end(key)
         return plan
+
+    def algorithm(self, tokens: int, prepared: Tensor) -> int:
+        """The library's best algorithm for so many tokens; timed on first use. prepared: as `plan`."""
+        return self._autotuner.choose(tokens, lambda rows: self._candidates(rows, prepared))
 
     def _plan(self, rows: int, algorithm: int | None) -> Plan:
         return Plan(self.device.index, self.width, self.slid, rows, self.dtype, self.out, algorithm)

@@ -1,0 +1,46 @@
+"""torch's own INT8 product, and a pass over its sums for the scales: where that is faster than our fused one."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..slide_spec import SlideSpec
+from .base import Prepared
+from .cuda import missing_triton
+from .dense import MULTIPLE, SINCE, DenseCodes
+
+FEWEST_ROWS = 32
+"""torch._int_mm takes more than 16 tokens: fewer are padded to this many."""
+
+
+class IntMm(DenseCodes):
+    """quantize, torch._int_mm, dequant. Exact: the same bits as every other backend."""
+
+    name = "int_mm"
+
+    @classmethod
+    def refusal(cls, spec: SlideSpec, device: torch.device) -> str:
+        if spec.dtype != torch.int8:
+            return "it computes INT8 alone"
+        if device.type != "cuda":
+            return f"it needs a CUDA device, not {device.type}"
+        if torch.cuda.get_device_capability(device) < SINCE[spec.dtype]:
+            return f"{torch.cuda.get_device_name(device)} has no INT8 products (compute capability 7.5)"
+        if spec.rows % MULTIPLE or spec.columns % MULTIPLE:
+            return f"{spec.rows} x {spec.columns} are no multiples of {MULTIPLE}"
+        return missing_triton()
+
+    def launch(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
+        # Imported here: Triton may be absent, and then this backend refuses.
+        from ..dequant.kernel import dequant
+        from ..quantize.kernel import quantize
+
+        weight, weight_scale = prepared
+        flat = x.reshape(-1, self.spec.columns)
+        if not flat.shape[0]:
+            return x.new_empty((*x.shape[:-1], self.spec.rows))
+        rows = max(FEWEST_ROWS, -(-flat.shape[0] // 8) * 8)
+        codes, scale = quantize(flat, torch.int8, rows)
+        out = dequant(torch._int_mm(codes, weight.T), scale, weight_scale, bias, x.dtype)
+        return out.view(*x.shape[:-1], self.spec.rows)

@@ -1,0 +1,175 @@
+"""Measure ways of running a linear, in every bucket of tokens: device time of whole calls in replayed CUDA graphs."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..autotune import may_time
+from ..cache import say_once
+from ..spec import LinearSpec
+from .base import Backend, Prepared
+from .rule import BUCKETS
+from .table import Table, save
+
+LEAST_MILLISECONDS = 1.0
+"""The least work in one timed replay."""
+REPLAYS = 5
+BEYOND_CACHE = 2.5
+"""Weights take turns so that together they are this many times the GPU's L2 cache: a model finds none of them there."""
+FEW_TOKENS = 256
+"""With more tokens, reading the weight is a small part of the time."""
+SHARE_OF_MEMORY = 2
+"""Measuring may use one part in this many of the free memory."""
+
+Told = Callable[[int], None]
+"""Called with the number of times that were measured or found."""
+
+
+class Clock(Protocol):
+    """Times ways of running one linear."""
+
+    def __call__(self, way: Backend, tokens: int) -> float | None:
+        """Microseconds of a call; None if it cannot run here. Calls with one way follow each other."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A time that is not in the table."""
+
+    way: Backend
+    bucket: int
+
+
+def missing(spec: LinearSpec, ways: Sequence[Backend], table: Table, *, again: bool = False) -> list[Wanted]:
+    """What a choice among these ways needs and the table lacks, way by way. again: also what could not run before."""
+    wanted = []
+    for way in ways:
+        known = table.of(way.timed_as(spec)).get(way.name, {})
+        for bucket in BUCKETS:
+            tried = known.get(bucket) is not None if again else bucket in known
+            if not tried and (way.most_tokens is None or bucket <= way.most_tokens):
+                wanted.append(Wanted(way, bucket))
+    return wanted
+
+
+def fill(
+    spec: LinearSpec,
+    wanted: Iterable[Wanted],
+    table: Table,
+    clock: Clock,
+    *,
+    seconds: float,
+    now: Callable[[], float] = time.monotonic,
+    told: Told = lambda count: None,
+) -> bool:
+    """Measure into the table; whether all was done in so many seconds. Saved after every way, and if interrupted.
+
+    Stops after the measurement during which the time runs out. Measures nothing while a CUDA graph is captured or
+    torch.compile traces.
+    """
+    if not may_time():
+        return False
+    end, last = now() + seconds, None
+    try:
+        for one in wanted:
+            if now() >= end:
+                return False
+            if last not in (None, one.way):
+                save(table)
+            last = one.way
+            table.put(one.way.timed_as(spec), one.way.name, one.bucket, clock(one.way, one.bucket))
+            told(1)
+    finally:
+        if last is not None:
+            save(table)
+    return True
+
+
+class GraphClock:
+    """Times ways of running linears of one spec on a CUDA device: bfloat16 activations, random weights of the pattern.
+
+    A way that fails or lacks memory is reported once in the log, and has no time.
+    """
+
+    def __init__(self, spec: LinearSpec, device: torch.device) -> None:
+        self._spec, self._device = spec, device
+        self._way: Backend | None = None
+        self._weights: list[Prepared] = []
+
+    def __call__(self, way: Backend, tokens: int) -> float | None:
+        if _bytes(self._spec, tokens) > torch.cuda.mem_get_info(self._device)[0] // SHARE_OF_MEMORY:
+            return None
+        try:
+            with torch.cuda.device(self._device), torch.inference_mode():
+                return self._time(way, tokens)
+        except torch.cuda.OutOfMemoryError:
+            reason = "out of memory"
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).partition("\n")[0]
+        say_once(f"{self._spec}: {way.name} is not measured at {tokens} tokens and more: {reason}")
+        self.close()
+        return None
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._way, self._weights = None, []
+        torch.cuda.empty_cache()
+
+    def _time(self, way: Backend, tokens: int) -> float:
+        if self._way is not way:
+            self.close()
+            self._weights = [way.prepare(self._spec.random(self._device))]
+            self._way = way
+        if tokens <= FEW_TOKENS:
+            self._grow(way.nbytes)
+        else:
+            del self._weights[1:]
+        x = torch.randn(tokens, self._spec.columns, dtype=torch.bfloat16, device=self._device)
+        return _microseconds(way, x, self._weights)
+
+    def _grow(self, nbytes: int) -> None:
+        cache = torch.cuda.get_device_properties(self._device).L2_cache_size
+        count = max(1, math.ceil(BEYOND_CACHE * cache / max(1, nbytes)))
+        while len(self._weights) < count:
+            self._weights.append(tuple(tensor.clone() for tensor in self._weights[0]))
+
+
+def _bytes(spec: LinearSpec, tokens: int) -> int:
+    """Roughly the bytes of a call: activations, their codes (up to twice as many when lifted), sums, output."""
+    return tokens * (4 * spec.columns + 6 * spec.rows)
+
+
+def _microseconds(way: Backend, x: Tensor, weights: Sequence[Prepared]) -> float:
+    """Device time of one call, in a replayed CUDA graph."""
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+
+    def timed(work: Callable[[], Any]) -> float:
+        events[0].record()
+        work()
+        events[1].record()
+        events[1].synchronize()
+        return float(events[0].elapsed_time(events[1]))
+
+    def turn() -> None:
+        for prepared in weights:
+            way.run(x, prepared, None)
+
+    side = torch.cuda.Stream(x.device)
+    side.wait_stream(torch.cuda.current_stream(x.device))
+    with torch.cuda.stream(side):
+        turn()
+        turns = max(1, math.ceil(LEAST_MILLISECONDS / max(1e-3, timed(turn))))
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=side):
+            for _ in range(turns):
+                turn()
+        graph.replay()
+        return median(timed(graph.replay) for _ in range(REPLAYS)) / (turns * len(weights)) * 1e3
