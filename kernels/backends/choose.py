@@ -91,8 +91,13 @@ _HOSTS: dict[str, Host] = {}
 _NAMED: dict[tuple[str, LinearSpec, torch.device], Backend] = {}
 
 
-def named(name: str, spec: LinearSpec, device: torch.device) -> Backend:
-    """The backend of this process whose `name` this is: of one way, or of a route. ValueError if there is none."""
+def named(name: str, spec: LinearSpec, device: torch.device, host: Host | None = None) -> Backend:
+    """The backend of this process whose `name` this is: of one way, or of a route. ValueError if there is none.
+
+    host: the program, where it was not asked to choose before.
+    """
+    if host is not None:
+        _HOSTS[host.name] = host
     key = (name, spec, device)
     if key not in _NAMED:
         hosts = (TORCH, *_HOSTS.values())

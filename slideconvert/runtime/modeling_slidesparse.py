@@ -30,7 +30,7 @@ from .slidesparse_record import (
     REINSTALL_HINT,
     SETTINGS,
     RecordedLinear,
-    backend_for,
+    RuntimeSettings,
     bundle_faults,
     changed,
     is_ours,
@@ -72,7 +72,7 @@ class SlideSparseQuantizer(HfQuantizer):
         self.package = _packages[quantization_config.quant_method]
         self.linears: dict[str, Any] = {}
         self.dtypes: dict[str, torch.dtype] = {}
-        self.backend = "auto"
+        self.settings = RuntimeSettings()
 
     def is_serializable(self) -> bool:
         return True
@@ -108,7 +108,7 @@ class SlideSparseQuantizer(HfQuantizer):
             name.removeprefix(prefix): self._linear(entry, f"{where}: {name}") for name, entry in entries.items()
         }
         families = [self._backends(linear) for linear in self.linears.values()]
-        self.backend = read_settings(getattr(config, SETTINGS, None), families, where)
+        self.settings = read_settings(getattr(config, SETTINGS, None), families, where)
         for name, linear in self.linears.items():
             old, shape = _find(model, name), [linear.out_features, linear.in_features]
             if not isinstance(old, nn.Linear) or list(old.weight.shape) != shape:
@@ -133,6 +133,11 @@ class SlideSparseQuantizer(HfQuantizer):
         backends: Mapping[str, Any] = self._kernels("backends.choose").backends_for(type(linear.spec))
         return backends
 
+    def _settings(self, linear: Any) -> Any:
+        """The user's settings as the kernels take them."""
+        asked = self.settings.of(self._backends(linear))
+        return self._kernels("backends.choose").Settings(asked.backend, asked.memory, asked.measure)
+
     def _linear(self, entry: RecordedLinear, where: str) -> Any:
         """A module without weights, and without a bias: the model decides about that."""
         try:
@@ -148,12 +153,12 @@ class SlideSparseQuantizer(HfQuantizer):
             parameter = model.get_parameter(name)
             parameter.data = parameter.data.to(dtype)
         way_out = REINSTALL_HINT
-        if self.backend != "auto":
+        if self.settings.backend != "auto":
             way_out += f', or set {SETTINGS} to {{"backend": "auto"}}'
         for name, linear in self.linears.items():
             linear.requires_grad_(False)  # transformers loads floats as trainable
             try:
-                linear.prepare(backend_for(self.backend, self._backends(linear)))
+                linear.prepare(self._settings(linear))
             except ValueError as error:
                 raise ValueError(f"{model.config.name_or_path}: {name}: {error} ({way_out})") from error
         # The hashes and the code belong to the folder that was read, not to one that will be saved.

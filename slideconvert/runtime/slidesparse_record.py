@@ -8,16 +8,17 @@ Errors are ValueErrors of one line: where, what, the numbers, and the way out.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 RECORD = "slidesparse_config"
 """Root key of config.json: how each linear was converted."""
 SETTINGS = "slidesparse_runtime"
-"""Optional root key of config.json, which the user sets: {"backend": "auto"}, or the name of a backend. In a checkpoint
-with several kinds of linears, kinds without a backend of that name use auto."""
+"""Optional root key of config.json, which the user sets: the fields of `RuntimeSettings`. Variables of the environment
+come before it: SLIDESPARSE_BACKEND, SLIDESPARSE_MEMORY, SLIDESPARSE_MEASURE."""
 FORMAT_VERSION = 1
 SLIDE_FORMAT = "slide-packed"
 """The compressed-tensors format of the slide layout; stock loaders refuse it, as they must."""
@@ -33,8 +34,8 @@ GROUPED = {"w4a16": (4, 16), "w4a8": (4, 8), "w8a16": (8, 16)}
 METHOD = "compressed-tensors"
 
 KERNELS = "kernels"
-SOURCES = (".py", ".c", ".h", ".cu", ".cuh")
-"""Suffixes of files that Python or a compiler may run."""
+SOURCES = (".py", ".c", ".h", ".cu", ".cuh", ".json")
+"""Suffixes of files that Python or a compiler may run, and of the tables by which kernels are chosen."""
 CODE_FILES = ("modeling_slidesparse.py", "slidesparse_record.py", "slidesparse_checks.py")
 AUTO_MAP = {"AutoModelForCausalLM": "modeling_slidesparse.SlideSparseForCausalLM"}
 REINSTALL_HINT = "get the checkpoint again, or convert the model again"
@@ -147,27 +148,59 @@ def _linear(entry: Mapping[str, Any], layout: str) -> RecordedLinear:
     return RecordedLinear(rows, columns, scheme, found, length=None if length == "inf" else int(length))
 
 
-def read_settings(settings: Any, families: Iterable[Iterable[str]], where: str) -> str:
-    """The backend that config.json asks for, auto by default. ValueError for unknown keys and values.
+@dataclass(frozen=True)
+class RuntimeSettings:
+    """How the user wants linears to run.
 
-    families: the backends of every kind of linear in the checkpoint. A backend of one kind means auto for linears of
-    another (`backend_for`).
+    backend: auto; both, which is auto with two prepared weights; or the name of a backend. In a checkpoint with several
+    kinds of linears, kinds without a backend of that name use auto. memory: what a second prepared weight of a linear
+    may take, as a share of the packed weight. measure: the seconds that loading may spend on measuring what no table of
+    times has; 0 for none.
     """
-    words = {} if settings is None else settings
-    known = {"backend": ("auto", *dict.fromkeys(name for family in families for name in family))}
-    if not isinstance(words, Mapping):
-        raise ValueError(f'{where}: {SETTINGS} is {words!r}, an object was expected (write {{"backend": "auto"}})')
-    for word, value in words.items():
+
+    backend: str = "auto"
+    memory: float = 0.0
+    measure: float = 120.0
+
+    def of(self, family: Iterable[str]) -> RuntimeSettings:
+        """For linears that have the backends of `family`."""
+        known = self.backend == "both" or self.backend in family
+        return self if known else replace(self, backend="auto")
+
+
+def read_settings(settings: Any, families: Iterable[Iterable[str]], where: str) -> RuntimeSettings:
+    """The settings of config.json and of the environment. ValueError for unknown keys and values.
+
+    families: the backends of every kind of linear in the checkpoint.
+    """
+    if settings is not None and not isinstance(settings, Mapping):
+        raise ValueError(f'{where}: {SETTINGS} is {settings!r}, an object was expected (write {{"backend": "auto"}})')
+    backends = ("auto", "both", *dict.fromkeys(name for family in families for name in family))
+    known = [field.name for field in fields(RuntimeSettings)]
+    words: dict[str, Any] = {}
+    for word, value in (settings or {}).items():
         if word not in known:
             raise ValueError(f"{where}: {SETTINGS} has the unknown key {word!r} (known: {', '.join(known)})")
-        if value not in known[word]:
-            raise ValueError(f"{where}: {SETTINGS} asks for {word} {value!r} (use one of {', '.join(known[word])})")
-    return str(words.get("backend", "auto"))
+        words[word] = _setting(word, value, backends, f"{where}: {SETTINGS} asks for {word} {value!r}")
+    for word in known:
+        name = f"SLIDESPARSE_{word.upper()}"
+        if value := os.environ.get(name):
+            words[word] = _setting(word, value, backends, f"{name} is {value!r}")
+    return RuntimeSettings(**words)
 
 
-def backend_for(asked: str, family: Iterable[str]) -> str:
-    """The result of `read_settings` for linears that have the backends of `family`."""
-    return asked if asked in family else "auto"
+def _setting(word: str, value: Any, backends: Iterable[str], what: str) -> Any:
+    if word == "backend":
+        if value not in backends:
+            raise ValueError(f"{what} (use one of {', '.join(backends)})")
+        return str(value)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = -1.0
+    if isinstance(value, bool) or not 0 <= number < float("inf"):
+        raise ValueError(f"{what} (use a number from 0 on)")
+    return number
 
 
 def bundle_faults(folder: Path, hashes: Mapping[str, str], *, complete: bool = True) -> Iterator[str]:

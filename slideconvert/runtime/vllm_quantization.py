@@ -30,12 +30,14 @@ from .slidesparse_record import (
     SETTINGS,
     SLIDE_FORMAT,
     RecordedLinear,
+    RuntimeSettings,
     group_numbers,
     read_linears,
     read_settings,
 )
 from .vllm_linear import SlideSparseLinearMethod
 from .vllm_plugin import NAME
+from .vllm_stock import HOST
 
 DENSE = {scheme.ct_type: scheme.ct_format for scheme in SCHEMES.values() if scheme.quantized and not scheme.grouped}
 """compressed-tensors number type -> its dense format, by which vLLM finds the scheme of a slide group."""
@@ -44,13 +46,13 @@ DENSE = {scheme.ct_type: scheme.ct_format for scheme in SCHEMES.values() if sche
 class SlideSparseConfig(CompressedTensorsConfig):
     """Stands at module level and holds no open handles: vLLM pickles it to its engine processes.
 
-    linears: by the name of the module in vLLM. layout: of the checkpoint. backend: auto, or the name of one.
-    model_type: of config.json.
+    linears: by the name of the module in vLLM. layout: of the checkpoint. settings: how the user wants them to
+    run. model_type: of config.json.
     """
 
     linears: dict[str, RecordedLinear]
     layout: str
-    backend: str
+    settings: RuntimeSettings
     model_type: str
 
     def get_name(self) -> str:
@@ -77,8 +79,8 @@ class SlideSparseConfig(CompressedTensorsConfig):
         record, settings = getattr(hf_config, RECORD, None), getattr(hf_config, SETTINGS, None)
         try:
             self.layout, self.linears = read_linears(record, hf_config.quantization_config, model_name)
-            families = [backends_for(KINDS[linear.kind]) for linear in self.linears.values()]
-            self.backend = read_settings(settings, families, model_name)
+            families = [backends_for(KINDS[linear.kind], HOST) for linear in self.linears.values()]
+            self.settings = read_settings(settings, families, model_name)
             self.model_type = str(getattr(hf_config, "model_type", ""))
         except ValueError as error:
             raise InputError(str(error)) from error
@@ -112,7 +114,7 @@ class SlideSparseConfig(CompressedTensorsConfig):
         if wrong or len(recorded) < len(names):
             found = f"says {wrong[0]}" if wrong else f"has {len(recorded)} of {', '.join(names)}"
             raise InputError(f"{prefix}: quantization_config says {declared}, {RECORD} {found}", hint=REINSTALL_HINT)
-        return SlideSparseLinearMethod(prefix, names, recorded, self.backend, method)
+        return SlideSparseLinearMethod(prefix, names, recorded, self.settings, method)
 
 
 def numbers(scheme: Any) -> str:

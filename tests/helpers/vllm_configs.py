@@ -32,7 +32,8 @@ def main(task: str, out: str) -> None:
         try:
             args = EngineArgs.from_cli_args(parser.parse_args(words))
             config = LLMEngine.from_engine_args(args).vllm_config if asked["load"] else args.create_engine_config()
-            backend = getattr(config.quant_config, "backend", None)
+            settings = getattr(config.quant_config, "settings", None)
+            backend = settings.backend if settings else None
             found = {"quantization": config.model_config.quantization, "backend": backend}
         except Exception as error:
             found = {"error": f"{type(error).__name__}: {error}"}

@@ -176,7 +176,7 @@ def test_a_backend_takes_part_once_it_stands_in_the_registry(monkeypatch: pytest
         for call in (linear, torch.compile(linear, fullgraph=True, backend="eager")):
             assert torch.equal(call(x), torch.full((3, 6), 2.0))
         assert choose(spec, CPU).backend.name == "reference"
-        assert read_settings({"backend": "doubling"}, [backends_for(SlideSpec)], "here") == "doubling"
+        assert read_settings({"backend": "doubling"}, [backends_for(SlideSpec)], "here").backend == "doubling"
         with pytest.raises(ValueError, match="cannot run 7x43 int8 2:8 on cpu: it needs even rows"):
             choose(replace(spec, rows=7), CPU, "doubling")
         assert json.loads(cli("doctor", "--json").out)["backends"]["cpu"]["doubling"] == ""
