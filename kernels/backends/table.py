@@ -112,39 +112,44 @@ def parse(data: bytes) -> Table:
     """ValueError, with the reason, if it is not a table of this schema."""
     try:
         found = json.loads(data)
-        if found["schema"] != SCHEMA:
-            raise ValueError(f"its schema is {found['schema']!r}, not {SCHEMA}")
-        times = {
-            linear: {way: {_bucket(number): _time(taken) for number, taken in row.items()} for way, row in ways.items()}
-            for linear, ways in found["times"].items()
-        }
-        choices = {
-            what: {_whole(octave): _whole(chosen) for octave, chosen in row.items()}
-            for what, row in found["choices"].items()
-        }
-        key = Key(**found["key"])
-        if not all(isinstance(value, str) for value in asdict(key).values()):
-            raise ValueError("its key is not of words")
-        return Table(key, times, choices)
-    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        schema = found["schema"]
+        if schema == SCHEMA:
+            times = {
+                linear: {way: {_bucket(number): _time(row[number]) for number in row} for way, row in ways.items()}
+                for linear, ways in found["times"].items()
+            }
+            choices = {
+                what: {_whole(octave): _whole(row[octave]) for octave in row} for what, row in found["choices"].items()
+            }
+            return Table(Key(**{name: _word(value) for name, value in found["key"].items()}), times, choices)
+    except (KeyError, TypeError, AttributeError, RecursionError, ValueError) as error:
         raise ValueError(f"it is damaged: {error!r}") from error
+    raise ValueError(f"its schema is {schema!r}, not {SCHEMA}")
+
+
+def _word(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} in its key")
+    return value
 
 
 def _bucket(number: str) -> int:
     if int(number) not in BUCKETS:
-        raise ValueError(f"it is damaged: {number} tokens")
+        raise ValueError(f"{number} tokens")
     return int(number)
 
 
 def _time(taken: Any) -> float | None:
-    if taken is not None and (isinstance(taken, bool) or not 0 < float(taken) < float("inf")):
-        raise ValueError(f"it is damaged: a time of {taken!r}")
-    return None if taken is None else float(taken)
+    if taken is None:
+        return None
+    if isinstance(taken, bool) or not 0 < float(taken) < float("inf"):
+        raise ValueError(f"a time of {taken!r}")
+    return float(taken)
 
 
 def _whole(number: Any) -> int:
     if isinstance(number, bool) or not 0 <= int(number) < 1 << 16:
-        raise ValueError(f"it is damaged: a choice of {number!r}")
+        raise ValueError(f"a choice of {number!r}")
     return int(number)
 
 
