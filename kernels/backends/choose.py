@@ -117,23 +117,18 @@ def choose(spec: LinearSpec, device: torch.device, wanted: str | Settings = AUTO
     unknown or cannot run this linear there."""
     settings = Settings(wanted) if isinstance(wanted, str) else wanted
     _HOSTS[host.name] = host
-    device = indexed(device) if device.type == "cuda" else device
+    device = indexed(device)
     known = backends_for(type(spec), host)
     if settings.backend not in (AUTO, BOTH):
         return _asked(spec, device, settings.backend, known)
     *kinds, reference = known.values()
     if device.type != "cuda":
         return BackendChoice(shared(reference, spec, device), f"plain torch: the device is {device.type}")
-    kinds = [kind for kind in kinds if not kind.on_request]
-    refused = {kind: refusal for kind in kinds if (refusal := kind.refusal(spec, device))}
-    able = [kind for kind in kinds if kind not in refused]
-    if all(kind.most_tokens for kind in able):  # or there is none
+    good, refused = _sorted_out(spec, device, kinds)
+    if not good:
         why = "plain torch, slow: " + "; ".join(f"{kind.name}: {refusal}" for kind, refusal in refused.items())
         logger.warning("%s: %s", spec, why)
         return BackendChoice(shared(reference, spec, device), why)
-    good = [kind for kind in able if not kind.drawback(spec)]
-    if all(kind.most_tokens for kind in good):
-        good = able
     if len(good) > 1:
         return _by_the_rule(spec, [shared(kind, spec, device) for kind in good], settings, host)
     reasons = {kind: refused.get(kind) or kind.drawback(spec) for kind in kinds if kind is not good[0]}
@@ -141,6 +136,26 @@ def choose(spec: LinearSpec, device: torch.device, wanted: str | Settings = AUTO
     if any(kinds.index(kind) < kinds.index(good[0]) for kind in refused):
         logger.warning("%s runs on %s: %s", spec, good[0].name, why)
     return BackendChoice(shared(good[0], spec, device), why)
+
+
+def candidates(spec: LinearSpec, device: torch.device, host: Host) -> list[Backend]:
+    """The ways among which the rule chooses for a linear on a CUDA device."""
+    _HOSTS[host.name] = host
+    device, kinds = indexed(device), list(backends_for(type(spec), host).values())[:-1]
+    return [shared(kind, spec, device) for kind in _sorted_out(spec, device, kinds)[0]]
+
+
+def _sorted_out(
+    spec: LinearSpec, device: torch.device, kinds: list[type[Backend]]
+) -> tuple[list[type[Backend]], dict[type[Backend], str]]:
+    """Those that can run a linear there, without drawbacks if there are such; and the refusals of the others."""
+    kinds = [kind for kind in kinds if not kind.on_request]
+    refused = {kind: refusal for kind in kinds if (refusal := kind.refusal(spec, device))}
+    able = [kind for kind in kinds if kind not in refused]
+    for some in ([kind for kind in able if not kind.drawback(spec)], able):
+        if any(kind.most_tokens is None for kind in some):
+            return some, refused
+    return [], refused
 
 
 def _asked(spec: LinearSpec, device: torch.device, name: str, known: dict[str, type[Backend]]) -> BackendChoice:
@@ -160,7 +175,7 @@ def _asked(spec: LinearSpec, device: torch.device, name: str, known: dict[str, t
 def _by_the_rule(spec: LinearSpec, ways: Sequence[Backend], settings: Settings, host: Host) -> BackendChoice:
     device = ways[0].device
     table = table_of(key_of(device, host.name, host.version))
-    ordered = sorted(ways, key=lambda way: way.name not in host.stock)  # without the stock's times nothing is promised
+    ordered = stock_first(ways, host)
     lacking = missing(spec, ordered, table)
     note = ""
     if lacking and (seconds := settings.measure - STOPWATCH.spent) > 0:
@@ -171,6 +186,11 @@ def _by_the_rule(spec: LinearSpec, ways: Sequence[Backend], settings: Settings, 
         why = f"no measured times of {spec} for {host.name}{note} (slideconvert tune measures them)"
         return BackendChoice(way, why)
     return BackendChoice(named(found.route.text, spec, device), describe(found, ways, host) + note)
+
+
+def stock_first(ways: Sequence[Backend], host: Host) -> list[Backend]:
+    """The order to measure in: without the times of the host's dense kernels nothing can be promised."""
+    return sorted(ways, key=lambda way: way.name not in host.stock)
 
 
 def judge(spec: LinearSpec, ways: Sequence[Backend], table: Table, settings: Settings, host: Host) -> Judged | None:
@@ -195,8 +215,7 @@ def _measure(spec: LinearSpec, lacking: Any, table: Table, seconds: float) -> st
     try:
         done = fill(spec, lacking, table, clock, seconds=seconds, now=STOPWATCH.now)
     finally:
-        if isinstance(clock, GraphClock):
-            clock.close()
+        clock.close()
     taken = STOPWATCH.now() - started
     STOPWATCH.spent += taken
     note = f"measured in {taken:.1f} s" if done else f"not measured to the end in {taken:.1f} s"

@@ -37,5 +37,5 @@ def missing_triton() -> str:
 
 
 def indexed(device: torch.device) -> torch.device:
-    """cuda -> cuda:0, or whichever is current."""
-    return torch.device("cuda", torch.cuda.current_device()) if device.index is None else device
+    """cuda -> cuda:0, or whichever is current; others as they are."""
+    return torch.device("cuda", torch.cuda.current_device()) if device == torch.device("cuda") else device

@@ -39,6 +39,9 @@ class Clock(Protocol):
     def __call__(self, way: Backend, tokens: int) -> float | None:
         """Microseconds of a call; None if it cannot run here. Calls with one way follow each other."""
 
+    def close(self) -> None:
+        """Give the memory back."""
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -119,7 +122,6 @@ class GraphClock:
         return None
 
     def close(self) -> None:
-        """Give the memory back."""
         self._way, self._weights = None, []
         torch.cuda.empty_cache()
 

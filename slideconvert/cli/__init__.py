@@ -28,6 +28,7 @@ COMMANDS = {
     "eval": ("use", "Compare checkpoints by perplexity and tasks."),
     "generate": ("use", "Continue a prompt with a checkpoint."),
     "push": ("push", "Publish a verified checkpoint on the Hub."),
+    "tune": ("tune", "Measure the kernels on this GPU, to choose without measuring."),
     "doctor": ("look", "Show what this machine can run."),
 }
 """Each command's module and the line that --help shows for it."""

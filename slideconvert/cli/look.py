@@ -65,16 +65,24 @@ def doctor_command(ckpt: Path | None, options: DeviceOptions, display: Display) 
     from ..api.settings import choose_device
     from ..checkpoint.reader import Checkpoint
     from ..errors import InputError
-    from .doctor import examine, explain
+    from .doctor import covered, examine, explain
     from .tables import backends_table, doctor_table
 
     if options.device is not None and ckpt is None:
         raise InputError("--device belongs to a checkpoint CKPT", hint="name the checkpoint, or omit it")
     found = examine()
-    rows = explain(Checkpoint.open(ckpt), choose_device(options.device)) if ckpt else []
+    rows, known = [], {}
+    if ckpt:
+        device = choose_device(options.device)
+        rows = explain(Checkpoint.open(ckpt), device)
+        known = covered(ckpt, device) if device.startswith("cuda") else {}
     if display.as_json:
-        echo_json({**found, "linears": rows})
+        echo_json({**found, "linears": rows, "covered": known})
         return
     show(doctor_table(found))
     if ckpt:
         show(backends_table(rows))
+    for host, (done, all_of_them) in known.items():
+        click.echo(
+            f"{host}: times of {done} of {all_of_them} kinds of linears are known (slideconvert tune adds others)"
+        )

@@ -13,6 +13,7 @@ from ..report.summary import legal_share, size
 
 if TYPE_CHECKING:
     from ..api.convert import Conversion
+    from ..api.tuning import Tuning
     from ..plan.linear import LinearPlan
     from ..plan.plan import Plan
     from ..progress import Stage
@@ -207,6 +208,11 @@ def doctor_table(found: dict[str, Any]) -> Table:
     for device, backends in found["backends"].items():
         for name, refusal in backends.items():
             made.add_row(f"{device}: {name}", refusal or "ready")
+    kernels = found["kernel_cache"]
+    made.add_row("kernel cache", f"{kernels['path']}{': ' if kernels['fault'] else ''}{kernels['fault']}")
+    for one in kernels["tables"]:
+        known = one.get("fault") or f"{one['gpu']}, {one['host']}: times of {one['linears']} linears"
+        made.add_row(one["file"], known if one.get("used") else f"{known} (not used here)")
     cache = found["huggingface_cache"]
     made.add_row("Hugging Face cache", f"{cache['path']}, {size(cache['free_bytes'])} free")
     made.add_row("Hugging Face token", "found" if found["huggingface_token"] else "none (only needed for gated models)")
@@ -220,4 +226,23 @@ def backends_table(rows: list[dict[str, Any]]) -> Table:
     made = table("linears on this machine", ["linears", "kind", "backend", "why"], ["number"])
     for row in rows:
         made.add_row(", ".join(row["linears"]), row["kind"], row["backend"], row["why"], str(row["number"]))
+    return made
+
+
+def tuned_table(found: Tuning) -> Table:
+    """One row a linear and number of tokens: the host's dense kernel, what runs instead, and what that gains."""
+    key = found.key
+    title = f"{key.gpu}, {key.host}: microseconds of whole linears"
+    made = table(title, ["linear", "is", "runs on"], ["tokens", "stock", "chosen", "speed-up"])
+    for one in found.linears:
+        names = ", ".join(one.names)
+        if not one.chosen:
+            made.add_row(one.linear, names, "not known: times are missing", "", "", "", "")
+        for number, (tokens, taken) in enumerate(one.chosen.items()):
+            first = number == 0
+            stock = one.stock.get(tokens)
+            made.add_row(
+                one.linear if first else "", names if first else "", one.ways[tokens], str(tokens),
+                f"{stock:.1f}" if stock else "–", f"{taken:.1f}", f"{stock / taken:.2f}" if stock else "–",
+            )  # fmt: skip
     return made

@@ -27,3 +27,9 @@ PLACES = ("device", "cpu", "disk")
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 """The precision of the model in calibration and training."""
+
+HOSTS = ("transformers", "vllm")
+"""Programs that run checkpoints, each with dense kernels of its own."""
+
+SHAPED = ("Llama-3.2-1B", "Llama-3.2-3B", "Llama-2-7B", "Qwen2.5-7B", "Qwen2.5-14B", "BitNet-2B")
+"""Models whose shapes api.tuning knows."""

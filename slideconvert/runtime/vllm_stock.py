@@ -61,8 +61,6 @@ class Stock(DenseCodes):
 
     @classmethod
     def refusal(cls, spec: SlideSpec, device: torch.device) -> str:
-        if device.type != "cuda":
-            return f"it needs a CUDA device, not {device.type}"
         try:
             template(spec.rows, spec.columns, spec.dtype, device)
         except (RuntimeError, ValueError, AssertionError, AttributeError) as error:

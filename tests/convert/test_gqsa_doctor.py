@@ -42,7 +42,7 @@ def test_doctor_chooses_a_backend_for_the_stored_layout(
     """The choice on a GPU depends on it."""
     asked: list[tuple[str, int]] = []
 
-    def noted(spec: LinearSpec, device: torch.device) -> BackendChoice:
+    def noted(spec: LinearSpec, device: torch.device, _: object) -> BackendChoice:
         if isinstance(spec, GroupSpec):
             asked.append((spec.layout, spec.kept))
         return choose(spec, device)

@@ -93,6 +93,9 @@ class FakeClock:
         self.elapsed += 1
         return self.times(way.name, tokens)
 
+    def close(self) -> None:
+        """There is nothing to give back."""
+
     def now(self) -> float:
         return self.elapsed
 

@@ -86,6 +86,12 @@ UNUSED: dict[str, tuple[str, dict[str, str]]] = {
     "eval": ("SOURCE", {**RESULT, **TEXTLESS} | {name: f"{given} --text {TEXT}" for name, given in TASKS.items()}),
     "generate": ("SOURCE --prompt a", RESULT),
     "push": ("SOURCE org/model", {**DISPLAY, "--device": "--device cpu"}),
+    "tune": (
+        "OUT",
+        RESULT
+        | {"--ranks": "--ranks 2", "--model": "--model Qwen2.5-7B", "--shape": "--shape 8x8"}
+        | {"--pattern": "--pattern 2:8", "--scheme": "--scheme int8"},
+    ),
     "doctor": ("", {"--device": "--device cpu"}),
 }
 """By command: a call, and by option how it is given so that it has no effect there."""
@@ -107,6 +113,7 @@ ALWAYS: dict[str, set[str]] = {
     "eval": {"--text", "--tasks", "--device", "--activations"},
     "generate": {"--prompt", "--max-new-tokens", "--device", "--activations"},
     "push": {"--dry-run", "--public", "--revision", "--message", "--verify"},
+    "tune": {"--host", "--budget", "--device"},
     "doctor": {"--json"},
 }
 """By command: the options that have an effect in every call that takes them."""

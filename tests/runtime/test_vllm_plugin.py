@@ -70,7 +70,8 @@ def code_dtypes(model: Path) -> dict[str, str]:
 
 def assert_ours_ran(outcome: Outcome, model: Path, rank: int = 0, stock: tuple[str, ...] = (), ranks: int = 1) -> None:
     """Every recorded linear on our reference backend with slid codes [N, K'] of this rank, and with nothing else of
-    the weight left; those that end in `stock` on vLLM's own kernels; kept ones unquantized."""
+    the weight left; those that end in `stock` on vLLM's own kernels, in the dense layout as if we were not there; kept
+    ones unquantized."""
     config = json.loads((model / "config.json").read_text())
     recorded, biases = config["slidesparse_config"]["layers"], config["model_type"] == "qwen2"
     for name, (parts, record) in linears(model).items():
@@ -78,8 +79,10 @@ def assert_ours_ran(outcome: Outcome, model: Path, rank: int = 0, stock: tuple[s
         if record is None:
             assert found["method"] == "UnquantizedLinearMethod", name
             continue
-        assert found["method"] == "SlideSparseLinearMethod", name
-        if name.endswith(stock):
+        left = name.endswith(stock)
+        method = "CompressedTensors" if left and config["slidesparse_config"]["layout"] == "dense" else "SlideSparse"
+        assert found["method"] == f"{method}LinearMethod", name
+        if left:
             assert found["backend"] is None and "prepared_0" not in found["tensors"], name
             continue
         by_rows = name.endswith(("o_proj", "down_proj"))
@@ -113,6 +116,21 @@ def test_layouts_agree_to_the_bit_and_with_stock_to_rounding(tmp_path: Path, sou
     assert_same(slide.outputs(), dense.outputs(), 0)
     assert_same(dense.outputs(), stock.outputs(), CLOSE)
     assert not stock.results["ranks"][0]["modules"]
+
+
+def test_a_checkpoint_that_nothing_speeds_up_is_left_to_vllm(tmp_path: Path) -> None:
+    """As where the rule finds nothing faster: both layouts give what stock vLLM gives without us, to the bit."""
+    checkpoints, ids = both_layouts(DEMO, tmp_path, **MIXED), prompts(DEMO)
+    asked = {**EAGER, "hf_overrides": {"slidesparse_runtime": {"backend": "stock"}}}
+    stock = run(
+        Job(str(checkpoints["dense"]), ids, stock=True, engine=EAGER, environment=ONE_PROCESS), tmp_path / "run-stock"
+    )
+    for layout, checkpoint in checkpoints.items():
+        found = run(Job(str(checkpoint), ids, engine=asked, environment=ONE_PROCESS), tmp_path / f"run-{layout}")
+        assert_ours_ran(found, checkpoint, stock=tuple(linears(checkpoint)))
+        assert found.results["ranks"][0]["hashed"] is None
+        for kind in ("greedy", "logprobs"):
+            assert found.results[kind] == stock.results[kind], (layout, kind)
 
 
 def demo_with_biases(folder: Path) -> Path:

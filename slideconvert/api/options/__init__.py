@@ -36,6 +36,7 @@ from .recipe import (
     SchemeOptions,
 )
 from .target import TargetOptions, TimesOptions
+from .tuning import TuneOptions
 
 __all__ = [
     "AllocateOptions",
@@ -71,6 +72,7 @@ __all__ = [
     "SparsifyOptions",
     "TargetOptions",
     "TimesOptions",
+    "TuneOptions",
     "VerifyOptions",
     "option",
 ]
