@@ -90,7 +90,7 @@ def test_warps_share_the_groups(rows: int, share: float, division: str) -> None:
 def test_a_backend_that_cannot_run_is_refused() -> None:
     with pytest.raises(ValueError, match=r"cannot run 37x304 .* on cpu: it needs a CUDA device, not cpu"):
         choose(SPEC, torch.device("cpu"), "group_gemm")
-    with pytest.raises(ValueError, match="unknown backend 'fast', known: auto, group_gemm, reference"):
+    with pytest.raises(ValueError, match="unknown backend 'fast', known: auto, both, group_gemm, reference"):
         choose(SPEC, torch.device("cpu"), "fast")
     spec, weight = made(SPEC, "gqs")
     with pytest.raises(ValueError, match="goes from 1 to"):

@@ -187,5 +187,6 @@ def test_doctor_says_what_the_tables_cover(
         covered = doctor.covered(tmp_path / "out", CUDA)
         assert covered == {"transformers": [2, 4], "vllm": [0, 4]} and len(clock.asked) == asked
     (tmp_path / "slidesparse").chmod(0o777)
-    shown = cli("doctor").out
-    assert "others may write to it" in shown.replace("\n", " ")
+    told = json.loads(cli("doctor", "--json").out)["kernel_cache"]
+    assert "others may write to it (chmod go-w" in told["fault"] and told["tables"] == []
+    assert "kernel cache" in cli("doctor").out
