@@ -1,0 +1,53 @@
+"""Put tables of measured times into the package, from the cache of the machine where `slideconvert tune` ran.
+
+    slideconvert tune --model Qwen2.5-7B --host vllm    # on the GPU, for each model
+    python benches/ship_tables.py ~/.cache/slidesparse kernels/backends/tables
+
+Tables of other kernels than those of this working tree are left out: nothing would ever take them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from slideconvert.kernels.backends.table import Table, kernels_hash, parse
+
+
+def file_name(table: Table) -> str:
+    """nvidia-h200-vllm-0.24.json"""
+    key = table.key
+    gpu = key.gpu.lower().replace(" ", "-")
+    return f"{gpu}-{key.host}{'-' if key.vllm else ''}{key.series.vllm}.json"
+
+
+def ship(cache: Path, out: Path) -> list[Path]:
+    """Write every table of `cache` that is of these kernels into `out`, over an older one of the same series."""
+    written: dict[str, Table] = {}
+    for path in sorted(cache.glob("times-*.json")):
+        table = parse(path.read_bytes())
+        if table.key.kernels != kernels_hash():
+            click.echo(f"{path.name}: of other kernels, left out", err=True)
+            continue
+        name = file_name(table)
+        if name in written:
+            table.merge(written[name])
+        written[name] = table
+    out.mkdir(parents=True, exist_ok=True)
+    for name, table in written.items():
+        (out / name).write_text(table.text())
+    return [out / name for name in written]
+
+
+@click.command()
+@click.argument("cache", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("out", type=click.Path(path_type=Path, file_okay=False))
+def main(cache: Path, out: Path) -> None:
+    """Write the tables in CACHE into OUT."""
+    for path in ship(cache, out):
+        click.echo(f"{path}: times of {len(parse(path.read_bytes()).times)} linears, {path.stat().st_size} bytes")
+
+
+if __name__ == "__main__":
+    main()
