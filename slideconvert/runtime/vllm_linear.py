@@ -27,12 +27,13 @@ from ..errors import InputError
 from ..kernels.backends.base import Backend
 from ..kernels.backends.choose import BackendChoice, Settings, backends_for, choose
 from ..kernels.backends.ready import make_ready
+from ..kernels.slide_spec import SlideSpec
 from ..kernels.spec import LinearSpec
 from ..kernels.specs import parse_spec
 from .slidesparse_record import REINSTALL_HINT, RecordedLinear, RuntimeSettings
 from .vllm_arriving import Arrival, ArrivingParameter, check_shapes
 from .vllm_choice import choose_alike, obstacle, refused
-from .vllm_stock import HOST, Stock
+from .vllm_stock import HOST, Stock, unmeasurable
 
 logger = init_logger(f"vllm.{__name__}")  # only what is below "vllm" comes out of vLLM's logging
 
@@ -124,6 +125,10 @@ class SlideSparseLinearMethod(LinearMethodBase):
             logger.warning_once("SlideSparse: %s runs on vLLM's dense kernels, not faster: %s", layers, reason)
             return
         spec, device = self.specs[0].resized(rows, columns.stop - columns.start), torch.empty(0).device
+        if isinstance(spec, SlideSpec) and (unknown := unmeasurable(spec, device, self.settings)):
+            self.on_stock = True
+            logger.info_once("SlideSparse: %s is left to vLLM's dense kernels (%s)", layers, unknown)
+            return
         try:
             self.choice = choose_alike(spec, device, self.settings, HOST, get_tp_group())
         except ValueError as error:

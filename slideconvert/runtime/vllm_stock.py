@@ -22,7 +22,7 @@ from vllm.model_executor.custom_op import CustomOp
 from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors import CompressedTensorsConfig
 
 from ..kernels.backends.base import Prepared
-from ..kernels.backends.choose import Host
+from ..kernels.backends.choose import AUTO, BOTH, Host, Settings
 from ..kernels.backends.dense import DenseCodes
 from ..kernels.slide_spec import SlideSpec, SlideWeight
 
@@ -33,7 +33,13 @@ NUMBERS = {torch.int8: ("int", "int-quantized"), torch.float8_e4m3fn: ("float", 
 
 
 class StockLinear(nn.Module):
-    """Stands for a linear of vLLM, of which its schemes need the tensors alone. Found as a Linear by its name."""
+    """Stands for a linear of vLLM: what its schemes ask of one. They find it as a Linear, by its class's name."""
+
+    def __init__(self, rows: int, columns: int) -> None:
+        super().__init__()
+        self.input_size = self.input_size_per_partition = columns
+        self.output_size = self.output_size_per_partition = rows
+        self.output_partition_sizes, self.params_dtype = [rows], torch.get_default_dtype()
 
 
 @dataclass(frozen=True)
@@ -86,9 +92,12 @@ class Stock(DenseCodes):
 
 @cache
 def template(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Template:
-    """What vLLM makes of a layer of this shape; made once. Errors are vLLM's own."""
+    """What vLLM makes of a layer of this shape; made once. RuntimeError if that does not hold the whole weight; other
+    errors are vLLM's own."""
     scheme, layer = build(rows, columns, dtype, device)
     tensors: dict[str, Any] = dict(layer.named_parameters())
+    if sum(one.nbytes for one in tensors.values()) < rows * columns:
+        raise RuntimeError(f"{type(scheme).__name__} keeps the weight outside of the layer")
     words = {name: value for name, value in vars(layer).items() if not name.startswith("_") and name != "training"}
     absent = {name: None for name, tensor in layer._parameters.items() if tensor is None}
     found = {name: (one.dtype, tuple(one.shape), one.stride()) for name, one in tensors.items()}
@@ -111,7 +120,7 @@ def build(
         "input_activations": {**numbers, "strategy": "token", "dynamic": True},
     }
     words = {"quant_method": "compressed-tensors", "format": stored, "config_groups": {"group_0": group}, "ignore": []}
-    layer: Any = StockLinear()
+    layer: Any = StockLinear(rows, columns)
     scheme = CompressedTensorsConfig.from_config(words).get_scheme(layer, NAME)
     with torch.device(device):
         scheme.create_weights(
@@ -131,6 +140,14 @@ def build(
 
 def _loads_nothing(*_: Any, **__: Any) -> None:
     """In the place of a weight loader."""
+
+
+def unmeasurable(spec: SlideSpec, device: torch.device, settings: Settings) -> str:
+    """Why vLLM's own kernel cannot be compared with ours where the rule is to choose; "" if it can. Then nothing could
+    be promised of any of ours."""
+    if device.type != "cuda" or settings.backend not in (AUTO, BOTH):
+        return ""
+    return Stock.refusal(spec, device)
 
 
 HOST = Host("vllm", (Stock.name,), (Stock,), vllm.__version__)
