@@ -33,7 +33,7 @@ from ..kernels.specs import parse_spec
 from .slidesparse_record import REINSTALL_HINT, RecordedLinear, RuntimeSettings
 from .vllm_arriving import Arrival, ArrivingParameter, check_shapes
 from .vllm_choice import choose_alike, obstacle, refused
-from .vllm_stock import HOST, Stock, unmeasurable
+from .vllm_stock import HOST, Stock, left_to_vllm
 
 logger = init_logger(f"vllm.{__name__}")  # only what is below "vllm" comes out of vLLM's logging
 
@@ -125,17 +125,16 @@ class SlideSparseLinearMethod(LinearMethodBase):
             logger.warning_once("SlideSparse: %s runs on vLLM's dense kernels, not faster: %s", layers, reason)
             return
         spec, device = self.specs[0].resized(rows, columns.stop - columns.start), torch.empty(0).device
-        if isinstance(spec, SlideSpec) and (unknown := unmeasurable(spec, device, self.settings)):
-            self.on_stock = True
-            logger.info_once("SlideSparse: %s is left to vLLM's dense kernels (%s)", layers, unknown)
-            return
-        try:
-            self.choice = choose_alike(spec, device, self.settings, HOST, get_tp_group())
-        except ValueError as error:
-            raise refused(self.name, error) from error
-        self.on_stock = self.choice.backend.name == Stock.name
+        why = left_to_vllm(spec, device, self.settings) if isinstance(spec, SlideSpec) else ""
+        self.on_stock = bool(why)
+        if not why:
+            try:
+                self.choice = choose_alike(spec, device, self.settings, HOST, get_tp_group())
+            except ValueError as error:
+                raise refused(self.name, error) from error
+            self.on_stock, why = self.choice.backend.name == Stock.name, self.choice.why
         if self.on_stock:
-            logger.info_once("SlideSparse: %s is left to vLLM's dense kernels (%s)", layers, self.choice.why)
+            logger.info_once("SlideSparse: %s is left to vLLM's dense kernels (%s)", layers, why)
 
     def process_weights_after_loading(self, layer: Any) -> None:
         """Turn what has arrived into what runs, and drop it. InputError if something has not, or is damaged."""

@@ -142,11 +142,13 @@ def _loads_nothing(*_: Any, **__: Any) -> None:
     """In the place of a weight loader."""
 
 
-def unmeasurable(spec: SlideSpec, device: torch.device, settings: Settings) -> str:
-    """Why vLLM's own kernel cannot be compared with ours where the rule is to choose; "" if it can. Then nothing could
-    be promised of any of ours."""
-    if device.type != "cuda" or settings.backend not in (AUTO, BOTH):
+def left_to_vllm(spec: SlideSpec, device: torch.device, settings: Settings) -> str:
+    """Why vLLM's own kernel runs a linear before anything is compared: ours are for CUDA devices, or its time cannot be
+    taken, so that nothing could be promised of ours. "" if the rule is to choose, or a backend was asked for."""
+    if settings.backend not in (AUTO, BOTH):
         return ""
+    if device.type != "cuda":
+        return f"the device is {device.type}"
     return Stock.refusal(spec, device)
 
 

@@ -11,7 +11,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,8 @@ class Job:
     prompts: token ids; every one is continued by `greedy` tokens. stock: slideconvert must not be installed.
     capture: by linear, the dtype of its codes ("" for none): keep what went into each and run it again on that.
     inputs: a folder where another job has captured: run each linear on that. reload: load the weights a second time.
-    engine: arguments of vllm.LLM. environment: variables.
+    engine: arguments of vllm.LLM. environment: variables; our reference backend is asked for unless they say otherwise,
+    since on a CPU the plugin leaves all that it can to vLLM.
     """
 
     model: str
@@ -109,6 +110,7 @@ def start(script: str, task: Any, folder: Path, variable: str) -> Outcome:
 
 
 def run(job: Job, folder: Path) -> Outcome:
+    job = replace(job, environment={"SLIDESPARSE_BACKEND": "reference", **job.environment})
     return start("vllm_job.py", asdict(job), folder, STOCK if job.stock else PLUGIN)
 
 

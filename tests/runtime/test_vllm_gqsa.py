@@ -315,7 +315,7 @@ def test_gqs_is_ours_with_or_without_a_record(tmp_path: Path) -> None:
     good, both, other, unrecorded = outcome.told
     assert (good["quantization"], good["backend"]) == ("slidesparse", "group_gemm")
     assert (both["quantization"], both["backend"]) == ("slidesparse", "cusparselt")
-    assert "asks for backend 'cusparselt' (use one of auto, group_gemm, reference)" in other["error"]
+    assert "asks for backend 'cusparselt' (use one of auto, both, group_gemm, reference)" in other["error"]
     assert "weights in the gqs layout, but config.json has no slidesparse_config" in unrecorded["error"]
 
 

@@ -107,7 +107,9 @@ DAMAGE: dict[str, tuple[str, Any, Any, str]] = {
 """By name: layout, what is done to a tensor of layer 1's down_proj, what is done to config.json, what vLLM must say."""
 
 
-def test_damaged_checkpoints_are_refused(tmp_path: Path) -> None:
+def test_damaged_checkpoints_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a backend of ours is to run them."""
+    monkeypatch.setenv("SLIDESPARSE_BACKEND", "reference")
     checkpoints = both_layouts(pico.write(tmp_path / "source"), tmp_path, scheme="int8", pattern="2:8")
     lines = []
     for name, (layout, tensor, config, _) in DAMAGE.items():
