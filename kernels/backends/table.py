@@ -215,6 +215,7 @@ def key_of(device: torch.device, host: str, vllm: str = "") -> Key:
     )  # fmt: skip
 
 
+@cache
 def _version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
