@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -13,7 +14,6 @@ import torch
 from torch import Tensor
 
 from ..autotune import may_time
-from ..cache import say_once
 from ..spec import LinearSpec
 from .base import Backend, Prepared
 from .rule import BUCKETS
@@ -28,6 +28,8 @@ FEW_TOKENS = 256
 """With more tokens, reading the weight is a small part of the time."""
 SHARE_OF_MEMORY = 2
 """Measuring may use one part in this many of the free memory."""
+
+logger = logging.getLogger("slidesparse")
 
 Told = Callable[[int], None]
 """Called with the number of times that were measured or found."""
@@ -106,6 +108,7 @@ class GraphClock:
         self._spec, self._device = spec, device
         self._way: Backend | None = None
         self._weights: list[Prepared] = []
+        self._failed: set[tuple[str, str]] = set()
 
     def __call__(self, way: Backend, tokens: int) -> float | None:
         if _bytes(self._spec, tokens) > torch.cuda.mem_get_info(self._device)[0] // SHARE_OF_MEMORY:
@@ -117,7 +120,11 @@ class GraphClock:
             reason = "out of memory"
         except (RuntimeError, ValueError) as error:
             reason = str(error).partition("\n")[0]
-        say_once(f"{self._spec}: {way.name} is not measured at {tokens} tokens and more: {reason}")
+        if (way.name, reason) not in self._failed:
+            logger.warning(
+                "%s: %s cannot run %d tokens and has no part in them: %s", self._spec, way.name, tokens, reason
+            )
+        self._failed.add((way.name, reason))
         self.close()
         return None
 
