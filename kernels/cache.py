@@ -13,7 +13,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -29,7 +29,11 @@ FOR_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 def path() -> Path:
     """Where the cache is, usable or not: slidesparse in XDG_CACHE_HOME, or in ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / NAME
+    above = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return (Path(above) if above else Path.home() / ".cache") / NAME
+    except RuntimeError:  # a user without a home, as in some containers: a place where no folder can be
+        return Path(os.devnull) / NAME
 
 
 def fault(folder: Path) -> str:
@@ -46,7 +50,7 @@ def fault(folder: Path) -> str:
             mode = above.stat().st_mode
             if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
                 return f"others may write to {above} (set XDG_CACHE_HOME)"
-    except (OSError, RuntimeError) as error:
+    except OSError as error:
         return f"it cannot be used: {_reason(error)} (set XDG_CACHE_HOME)"
     return ""
 
@@ -130,7 +134,8 @@ def locked(name: str) -> Iterator[None]:
         opened = None  # not writable: nothing will be written either
     try:
         if opened is not None:
-            fcntl.flock(opened, fcntl.LOCK_EX)
+            with suppress(OSError):  # some network file systems have no locks: two writers may lose times, no more
+                fcntl.flock(opened, fcntl.LOCK_EX)
         yield
     finally:
         if opened is not None:
@@ -155,5 +160,5 @@ def _user() -> int:
     return os.geteuid() if hasattr(os, "geteuid") else 0
 
 
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)

@@ -213,6 +213,27 @@ def test_a_folder_that_cannot_be_made_is_reported_once(
     assert len(caplog.records) == 1 and "Not a directory (set XDG_CACHE_HOME)" in caplog.text
 
 
+def test_a_user_without_a_home_has_no_cache(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", homeless)
+    assert cache.folder() is None and cache.read("anything") is None and cache.write("anything", b"") is None
+    assert len(caplog.records) == 1 and "set XDG_CACHE_HOME" in caplog.text
+
+
+def test_where_files_cannot_be_locked_they_are_written_all_the_same(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsupported(*_: object) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(cache.fcntl, "flock", unsupported)
+    save(example())
+    assert (folder / KEY.file).read_text() == GOLDEN
+
+
 def test_a_full_disk_loses_nothing_and_leaves_nothing(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

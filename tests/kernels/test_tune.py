@@ -186,6 +186,9 @@ def test_doctor_says_what_the_tables_cover(
         assert (told["gpu"], told["host"], told["linears"], told["used"]) == ("Some GPU", "transformers", 4, True)
         covered = doctor.covered(tmp_path / "out", CUDA)
         assert covered == {"transformers": [2, 4], "vllm": [0, 4]} and len(clock.asked) == asked
+    (tmp_path / "slidesparse" / "times-damaged.json").write_text("{")
+    tables = json.loads(cli("doctor", "--json").out)["kernel_cache"]["tables"]
+    assert [one.get("fault", "")[:14] for one in tables if "damaged" in one["file"]] == ["it is damaged:"]
     (tmp_path / "slidesparse").chmod(0o777)
     told = json.loads(cli("doctor", "--json").out)["kernel_cache"]
     assert "others may write to it (chmod go-w" in told["fault"] and told["tables"] == []
