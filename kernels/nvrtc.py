@@ -90,19 +90,22 @@ def machine_code(source: Path, constants: dict[str, int], target: str) -> bytes:
     """The source compiled for `target` (sm_90; PTX for compute_90) with these constants, from the cache if it is
     there. NvrtcError with the compiler's log if it does not compile."""
     text = source.read_bytes()
+    headers = {path.name: path.read_bytes() for path in sorted(source.parent.glob("*.cuh"))}
     options = [f"--gpu-architecture={target}", "--std=c++17", *(f"-D{key}={value}" for key, value in constants.items())]
-    key = hashlib.sha256("\0".join([*options, str(_version())]).encode() + text).hexdigest()[:24]
-    name = f"{source.parent.name}-{key}.cubin"
+    identity = "\0".join([*options, str(_version())]).encode() + b"\0".join([text, *headers.values()])
+    name = f"{source.parent.name}-{hashlib.sha256(identity).hexdigest()[:24]}.cubin"
     kept = cache.read(name)
     if kept is None:
-        kept = _compiled(text, source.name, options, ptx=target.startswith("compute"))
+        kept = _compiled(text, source.name, headers, options, ptx=target.startswith("compute"))
         cache.write(name, kept)
     return kept
 
 
-def _compiled(text: bytes, name: str, options: list[str], *, ptx: bool) -> bytes:
+def _compiled(text: bytes, name: str, headers: dict[str, bytes], options: list[str], *, ptx: bool) -> bytes:
     nvrtc, program = library(), c_void_p()
-    made = nvrtc.nvrtcCreateProgram(byref(program), c_char_p(text), name.encode(), 0, None, None)
+    texts = (c_char_p * len(headers))(*headers.values())
+    names = (c_char_p * len(headers))(*(header.encode() for header in headers))
+    made = nvrtc.nvrtcCreateProgram(byref(program), c_char_p(text), name.encode(), len(headers), texts, names)
     _checked(made, "nvrtcCreateProgram")
     try:
         words = (c_char_p * len(options))(*(option.encode() for option in options))
@@ -145,10 +148,16 @@ def _driven(status: int, what: str) -> None:
 
 
 class Module:
-    """A source with its constants, compiled for and loaded onto one device. It stays there."""
+    """A source with its constants, compiled for and loaded onto one device. It stays there.
 
-    def __init__(self, source: Path, constants: dict[str, int], device: torch.device) -> None:
-        code = machine_code(source, constants, architecture(torch.cuda.get_device_capability(device)))
+    specific: the source uses instructions that only this architecture has (sm_90a).
+    """
+
+    def __init__(
+        self, source: Path, constants: dict[str, int], device: torch.device, *, specific: bool = False
+    ) -> None:
+        target = architecture(torch.cuda.get_device_capability(device))
+        code = machine_code(source, constants, f"{target}a" if specific else target)
         self._module = c_void_p()
         with torch.cuda.device(device):
             torch._C._cuda_setDevice(torch.cuda.current_device())  # makes its context this thread's, if it is none yet
@@ -178,12 +187,19 @@ class Launch:
     """
 
     def __init__(
-        self, kernel: Kernel, blocks: int, threads: int, argument: ctypes.Structure, *, overlapping: bool = False
+        self,
+        kernel: Kernel,
+        blocks: int | tuple[int, int],
+        threads: int,
+        argument: ctypes.Structure,
+        *,
+        overlapping: bool = False,
     ) -> None:
         self.argument, self._kernel = argument, kernel
         self._attribute = _Attribute(PROGRAMMATIC_STREAM_SERIALIZATION, 0, 1)
+        grid = blocks if isinstance(blocks, tuple) else (blocks, 1)
         self._config = _Config(
-            blocks, 1, 1, threads, 1, 1, kernel.shared, 0, ctypes.addressof(self._attribute), int(overlapping)
+            *grid, 1, threads, 1, 1, kernel.shared, 0, ctypes.addressof(self._attribute), int(overlapping)
         )
         self._parameters = (c_void_p * 1)(ctypes.addressof(argument))
         self._stream = 0

@@ -1,0 +1,100 @@
+"""Whole linears of few tokens, sums over the layers of a model, beside the dense backend; stock vLLM too where it is
+installed. (cuSPARSELt: bench_backends.)
+
+python -m slideconvert.kernels.few_tokens.bench_few_tokens --models Qwen2.5-7B
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..backends.base import Backend
+from ..backends.dense import Dense
+from ..bench_common import CODES, MODELS, arguments, copies, device_microseconds, header, save, table
+from ..slide_spec import SlideSpec
+from .kernel import FewTokens
+
+
+def main() -> None:
+    options = arguments(
+        __doc__,
+        models=["Qwen2.5-7B", "Llama-3.2-3B", "Llama-3.2-1B"],
+        tokens=[1, 4, 16, 32, 64],
+        lengths=[4, 6, 8, 10],
+        codes=["int8", "fp8"],
+    )
+    print(header())
+    rows: list[dict[str, Any]] = []
+    lines = []
+    for model in options.models:
+        for name in options.codes:
+            for tokens in options.tokens:
+                found: dict[str, float] = {}
+                for layer, (n, k) in MODELS[model].items():
+                    x = torch.randn(tokens, k, dtype=torch.bfloat16, device="cuda")
+                    for way, taken in measured(n, k, x, name, options.lengths).items():
+                        found[way] = found.get(way, 0.0) + taken
+                        size = {"model": model, "layer": layer, "codes": name, "tokens": tokens}
+                        rows.append({**size, "way": way, "microseconds": taken})
+                base = next(way for way in ("stock vLLM", "dense") if way in found)
+                for way, taken in found.items():
+                    lines.append([model, name, tokens, way, f"{taken:.1f}", f"{found[base] / taken:.2f}", base])
+    print(table(["model", "codes", "M", "way", "us", "x", "of"], lines))
+    save(options.out, rows)
+
+
+def measured(n: int, k: int, x: Tensor, codes: str, lengths: list[int]) -> dict[str, float]:
+    """Microseconds of a call, by the way to run it."""
+    device, dtype = x.device, CODES[codes]
+    found = {}
+    if (stock := stock_vllm(n, k, x, dtype)) is not None:
+        found["stock vLLM"] = stock
+    dense = SlideSpec(n, k, 8, dtype)
+    found["dense"] = timed(Dense(dense, device), dense, x)
+    found["few tokens, dense"] = timed(FewTokens(dense, device, dense=True), dense, x)
+    for length in lengths:
+        spec = SlideSpec(n, k, length, dtype)
+        found[f"few tokens 2:{length}"] = timed(FewTokens(spec, device), spec, x)
+    return found
+
+
+def timed(op: Backend | FewTokens, spec: SlideSpec, x: Tensor) -> float:
+    prepared = op.prepare(spec.random(x.device))
+    turns = [prepared] + [
+        tuple(one.clone() for one in prepared) for _ in range(copies(sum(one.nbytes for one in prepared)) - 1)
+    ]
+    return device_microseconds(lambda turn: op(x, turn, None), turns)
+
+
+def stock_vllm(n: int, k: int, x: Tensor, dtype: torch.dtype) -> float | None:
+    """vLLM's quantize kernel and its CUTLASS product; None if vLLM is not installed."""
+    try:
+        from vllm import _custom_ops as ops
+    except ImportError:
+        return None
+    weight = torch.randint(-100, 100, (n, k), dtype=torch.int8, device=x.device)
+    weight = weight if dtype == torch.int8 else weight.float().to(dtype)
+    scale = torch.rand(n, 1, device=x.device)
+
+    def quantized() -> tuple[Tensor, Tensor]:
+        if dtype == torch.int8:
+            codes, by_token, _ = ops.scaled_int8_quant(x, None, None, symmetric=True)
+            return codes, by_token
+        pair: tuple[Tensor, Tensor] = ops.scaled_fp8_quant(x, None, use_per_token_if_dynamic=True)
+        return pair
+
+    def call(turn: Tensor) -> Tensor:
+        codes, by_token = quantized()
+        out: Tensor = ops.cutlass_scaled_mm(codes, turn.t(), by_token, scale, x.dtype)
+        return out
+
+    run: Callable[[Any], Any] = call
+    return device_microseconds(run, [weight.clone() for _ in range(copies(weight.numel()))])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""How the product of few tokens divides its work among blocks, and which of its forms runs a number of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+ROWS = 64
+"""Rows of a warpgroup."""
+UNIT = 256
+"""Columns of a unit."""
+MOST_UNITS = 128
+"""Units of codes that a block holds, at most."""
+
+
+def ceil_div(numerator: int, denominator: int) -> int:
+    return -(-numerator // denominator)
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form of the product. groups: warpgroups of a block; stages: units in the ring of a warp; stream: codes are
+    copied unit by unit and every warpgroup has rows of its own, else a block holds codes and its warpgroups take
+    turns."""
+
+    groups: int
+    stages: int
+    stream: bool
+
+    @property
+    def row_groups(self) -> int:
+        return self.groups if self.stream else 1
+
+    @property
+    def turns(self) -> int:
+        """Warpgroups that take turns."""
+        return self.groups // self.row_groups
+
+    @property
+    def tile_rows(self) -> int:
+        return ROWS * self.row_groups
+
+
+HOLDING = tuple(Form(2, stages, stream=False) for stages in (5, 4, 3))
+STREAMING = tuple(
+    Form(groups, stages, stream=True) for groups, most in ((2, 6), (1, 4)) for stages in range(most, 1, -1)
+)
+"""The more in flight, the better; which fits depends on the tokens and the device (H200: BENCHMARKS.md)."""
+
+
+@dataclass(frozen=True)
+class Division:
+    """rows, columns (K', or K if dense): of the weight. padded: tokens, a multiple of 8. blocks: at most.
+
+    warp_unit: bytes of a warp's part of a unit. ValueError if the order has too many places for 32 bits.
+    """
+
+    rows: int
+    columns: int
+    padded: int
+    warp_unit: int
+    most_blocks: int
+    form: Form
+
+    def __post_init__(self) -> None:
+        if (self.tiles * self.units + 1) * (self.blocks + 1) >= 2**32:
+            raise ValueError(f"a weight of {self.rows} x {self.columns} is too large")
+
+    @property
+    def tiles(self) -> int:
+        return ceil_div(self.rows, self.form.tile_rows)
+
+    @property
+    def units(self) -> int:
+        """Of a tile."""
+        return ceil_div(self.columns, UNIT)
+
+    @property
+    def blocks(self) -> int:
+        return min(self.most_blocks, self.tiles * self.units)
+
+    def begin(self, block: int) -> int:
+        """The first place of a block in the order of tiles, then units."""
+        return self.tiles * self.units * block // self.blocks
+
+    def block_of(self, place: int) -> int:
+        """The block with this place."""
+        return ((place + 1) * self.blocks - 1) // (self.tiles * self.units)
+
+    @property
+    def held(self) -> int:
+        """The most units of codes that a block has in shared memory."""
+        share = ceil_div(self.tiles * self.units, self.blocks)
+        return self.form.stages if self.form.stream else min(share, self.units)
+
+    @cached_property
+    def parts(self) -> int:
+        """The most blocks that have units of one tile."""
+        firsts = range(0, self.tiles * self.units, self.units)
+        return max(self.block_of(first + self.units - 1) - self.block_of(first) + 1 for first in firsts)
+
+    @property
+    def part(self) -> int:
+        """The most sums of a part."""
+        return self.padded * self.form.tile_rows
+
+    @property
+    def shared_bytes(self) -> int:
+        """Shared memory of a block."""
+        form = self.form
+        ring = form.groups * 4 * form.stages * self.warp_unit
+        gathered = form.turns * self.padded * (form.tile_rows + 4) * 4 if form.turns > 1 else 0
+        return ring + gathered + self.held * UNIT * self.padded
+
+    def fits(self, shared_bytes: int) -> bool:
+        return self.shared_bytes <= shared_bytes and (self.form.stream or self.held <= MOST_UNITS)
+
+
+def divisions(rows: int, columns: int, padded: int, warp_unit: int, blocks: int) -> Iterator[Division]:
+    """Ways to divide the product, the best first."""
+    for form in (*HOLDING, *STREAMING):
+        yield Division(rows, columns, padded, warp_unit, blocks, form)

@@ -1,0 +1,240 @@
+/* Products of few tokens with 8-bit weights, sparse (2:4 windows) or dense: quantize (and lift), multiply, scale.
+
+   Two kernels. `quantize` makes the codes of the activations, lifted, in the order in which `product` multiplies them.
+   `product` reads every weight once, as fragments of the tensor cores' sparse (or dense) operand: nothing is unpacked.
+
+   The weight is divided into tiles of 64 rows for each warpgroup that has rows of its own, and units of 256 columns (of
+   the slid weight where it is sparse), in the order of tiles, then columns. Every block takes an equal share of this
+   order (Stream-K), so that all multiprocessors read equally many bytes. Each warp copies its 16 rows of a unit into its
+   own ring in shared memory. Where a tile is cut, each block publishes its part of the sums, and the block with the last
+   part adds all parts in their order: results do not depend on who comes first.
+
+   The kernels overlap (programmatic dependent launch): `product` fills its rings before it waits for the activations.
+
+   Settled when this is compiled (kernel.py):
+     SPARSE            the weight is sparse
+     LENGTH            L of 2:L; 2 for 2:inf; 0 if dense
+     FLOAT             codes are E4M3, sums float32; otherwise INT8, sums int32
+     TILES             tokens / 8: 1, 2, 4 or 8
+     GROUPS, STAGES    warpgroups of a block; units in the ring of a warp
+     ROW_GROUPS        warpgroups with rows of their own; the others take turns: GROUPS or 1
+     STREAM            codes are copied unit by unit, as weights are (ROW_GROUPS is GROUPS); otherwise all that a block
+                       needs are held
+     X, BIAS           number kinds of activations (and outputs) and bias: 0 bfloat16, 1 float16, 2 float32; BIAS 3: none
+     HELD              pieces of 8 activations that a thread of `quantize` holds
+     WARPGROUP         multiply by wgmma (compute capability 9.0 alone), otherwise by mma */
+
+#include "common.cuh"
+#include "multiply.cuh"
+#include "quantize.cuh"
+
+#define THREADS (GROUPS * 128)
+#define COLUMN_GROUPS (GROUPS / ROW_GROUPS)
+#include "sums.cuh"
+
+#define STEPS (UNIT / STEP)
+#define PIECES (SPARSE ? 5 : 8) /* of 16 bytes that a lane copies of a unit */
+#define WARP_UNIT (PIECES * 512)
+#define RING (GROUPS * 4 * STAGES * WARP_UNIT)
+#define BULK (WARPGROUP && !STREAM) /* the copy engine copies the codes */
+#define MOST_UNITS 128              /* of codes that a block holds */
+
+/* ---- copies */
+
+/* A warp's 16 rows of a unit. Sparse: as prepared.py lays them out. Dense: lane 4g + q gets columns 16q … 16q + 15 of 64
+   of rows g and g + 8. */
+__device__ __forceinline__ void copy_weight(const Arguments &it, u32 tile, u32 unit, u32 to)
+{
+    u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, slab = tile * ROW_GROUPS + threadIdx.x / 128 % ROW_GROUPS;
+#pragma unroll
+    for (int i = 0; i < PIECES; i++) {
+        const u8 *from = it.weight;
+        bool real;
+        if (SPARSE) {
+            real = ROW_GROUPS == 1 || slab * ROWS < it.rows;
+            from += real ? (((u64)slab * it.units + unit) * 4 + warp) * WARP_UNIT + i * 512 + lane * 16 : 0;
+        } else {
+            u32 row = slab * ROWS + warp * 16 + lane / 4 + i % 2 * 8, column = unit * UNIT + i / 2 * 64 + lane % 4 * 16;
+            real = row < it.rows && column < it.columns;
+            from += real ? (u64)row * it.columns + column : 0;
+        }
+        copy(to + i * 512 + lane * 16, from, real);
+    }
+}
+
+/* All threads: the codes of a unit. */
+__device__ __forceinline__ void copy_codes(const Arguments &it, u32 unit, u32 to)
+{
+#pragma unroll
+    for (u32 i = 0; i < CODES_UNIT; i += THREADS * 16) {
+        u32 at = i + threadIdx.x * 16;
+        if (CODES_UNIT % (THREADS * 16) == 0 || at < CODES_UNIT)
+            copy(to + at, it.codes + (u64)unit * CODES_UNIT + at);
+    }
+}
+
+/* One thread: the codes of a unit, by the copy engine; the barrier tells when they are there. */
+__device__ __forceinline__ void copy_codes_bulk(const Arguments &it, u32 unit, u32 to, u32 barrier)
+{
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(CODES_UNIT) : "memory");
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
+                 "l"(it.codes + (u64)unit * CODES_UNIT), "r"(CODES_UNIT), "r"(barrier) : "memory");
+}
+
+__device__ __forceinline__ void wait_bulk(u32 barrier)
+{
+    u32 done;
+    do
+        asm volatile("{.reg .pred done; mbarrier.try_wait.parity.shared::cta.b64 done, [%1], 0; selp.b32 %0, 1, 0, done;}"
+                     : "=r"(done) : "r"(barrier) : "memory");
+    while (!done);
+}
+
+/* What threads copied is seen by wgmma after the next barrier. */
+__device__ __forceinline__ void show_to_wgmma()
+{
+#if WARPGROUP
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+
+/* ---- the product */
+
+/* sums [16 rows, TOKENS] += a warp's rows of a unit * its codes. */
+__device__ __forceinline__ void multiply_unit(Sum *sums, u32 weight, u32 codes)
+{
+    Four piece[PIECES];
+#pragma unroll
+    for (int i = 0; i < PIECES; i++)
+        piece[i] = load(weight + i * 512 + threadIdx.x % 32 * 16);
+    begin_products(sums);
+#pragma unroll
+    for (int i = 0; i < STEPS; i++) {
+        u32 step = codes + i * (STEP * TOKENS);
+        if (SPARSE)
+            multiply(sums, piece[i], piece[4].word[i % 4], step);
+        else {
+            /* A lane holds 16 columns of a row, in four words: two of them a step. */
+            Four low = piece[i / 2 * 2], high = piece[i / 2 * 2 + 1];
+            int w = i % 2 * 2;
+            multiply(sums, Four{{low.word[w], high.word[w], low.word[w + 1], high.word[w + 1]}}, 0, step);
+        }
+    }
+    commit_products();
+}
+
+/* Of `whole` units, those before a share. 32 bits hold the product: kernel.py checks. */
+__device__ __forceinline__ u32 before(u32 whole, u32 share, u32 shares) { return whole * share / shares; }
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1) product(const __grid_constant__ Arguments it)
+{
+    u32 thread = threadIdx.x, turn = thread / 128 / ROW_GROUPS, total = it.tiles * it.units;
+    u32 ring = address(shared) + thread / 32 * STAGES * WARP_UNIT;
+    Sum *gathered = (Sum *)(shared + RING);
+    u32 codes = address(shared) + RING + GATHERED;
+#if BULK
+    __shared__ u64 copied[MOST_UNITS];
+    for (u32 i = thread; i < MOST_UNITS; i += THREADS)
+        asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(address(copied + i)) : "memory");
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#endif
+
+    let_next_begin();
+    u32 begin = before(total, blockIdx.x, gridDim.x), end = before(total, blockIdx.x + 1, gridDim.x);
+    u32 mine = begin + turn, ahead = mine, ahead_tile = mine / it.units, ahead_unit = mine - ahead_tile * it.units;
+    auto copy_next = [&](u32 stage) {
+        if (ahead < end) {
+            copy_weight(it, ahead_tile, ahead_unit, ring + stage * WARP_UNIT);
+            if (STREAM)
+                copy_codes(it, ahead_unit, codes + stage * CODES_UNIT);
+            ahead += COLUMN_GROUPS;
+            ahead_unit += COLUMN_GROUPS;
+            while (ahead_unit >= it.units) {
+                ahead_unit -= it.units;
+                ahead_tile++;
+            }
+        }
+    };
+    u32 tile = begin / it.units, first_unit = begin - tile * it.units;
+#if STREAM
+    for (u32 stage = 0; stage < min(STAGES - 1, end - begin); stage++)
+        copy_weight(it, tile + (first_unit + stage) / it.units, (first_unit + stage) % it.units, ring + stage * WARP_UNIT);
+    commit_copies();
+    wait_for_previous();
+    for (u32 stage = 0; stage < STAGES - 1; stage++)
+        if (ahead < end) {
+            copy_codes(it, ahead_unit, codes + stage * CODES_UNIT);
+            ahead++;
+            if (++ahead_unit == it.units) {
+                ahead_unit = 0;
+                ahead_tile++;
+            }
+        }
+    commit_copies();
+    wait_copies<0>();
+#else
+#pragma unroll
+    for (u32 stage = 0; stage < STAGES - 1; stage++) {
+        copy_next(stage);
+        commit_copies();
+    }
+    __syncthreads();
+    wait_for_previous();
+    /* The codes of all units of the share, from its first on, around the end of a tile. */
+    u32 held = min(end - begin, it.units);
+#if BULK
+    for (u32 i = thread; i < held; i += THREADS) {
+        u32 unit = first_unit + i < it.units ? first_unit + i : first_unit + i - it.units;
+        copy_codes_bulk(it, unit, codes + i * CODES_UNIT, address(copied + i));
+    }
+#else
+    for (u32 i = 0; i < held; i++)
+        copy_codes(it, first_unit + i < it.units ? first_unit + i : first_unit + i - it.units, codes + i * CODES_UNIT);
+    commit_copies();
+    wait_copies<0>();
+    show_to_wgmma();
+    __syncthreads();
+#endif
+#endif
+
+    u32 stage = 0, place = turn, unfinished = ~0u;
+    for (u32 at = begin; at < end; tile++) {
+        u32 start = tile * it.units, until = min(end, start + it.units);
+        Parts parts(it, start);
+        Sum sums[4 * TILES];
+#pragma unroll
+        for (int i = 0; i < 4 * TILES; i++)
+            sums[i] = 0;
+        for (; mine < until; mine += COLUMN_GROUPS) {
+            wait_copies<STAGES - 2>();
+#if STREAM
+            show_to_wgmma();
+            __syncthreads();
+            place = stage;
+#else
+            __syncwarp();
+            while (place >= it.units)
+                place -= it.units;
+#endif
+#if BULK
+            wait_bulk(address(copied + place));
+#endif
+            multiply_unit(sums, ring + stage * WARP_UNIT, codes + place * CODES_UNIT);
+            copy_next(stage == 0 ? STAGES - 1 : stage - 1); /* what was multiplied before */
+            commit_copies();
+            stage = stage == STAGES - 1 ? 0 : stage + 1;
+            place += COLUMN_GROUPS;
+            end_products(sums);
+        }
+        deliver(it, tile, parts, sums, gathered);
+        if (parts.count > 1 && parts.own == parts.count - 1)
+            unfinished = tile;
+        at = until;
+    }
+
+    /* Only now: the blocks before this one publish at their ends, and began no later than it. */
+    if (unfinished != ~0u) {
+        Parts parts(it, unfinished * it.units);
+        finish_parts(it, unfinished, parts);
+    }
+}

@@ -1,0 +1,213 @@
+"""Products of at most 64 tokens with 8-bit weights on NVIDIA GPUs: kernel.cu, compiled and launched."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import c_int, c_uint64
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..launch import aligned, stream_of
+from ..nvrtc import Launch, Module
+from ..slide_spec import SlideSpec, SlideWeight
+from ..windows import pack, unpack
+from .division import UNIT, Division, ceil_div, divisions
+from .prepared import WARP_UNIT, from_fragments, to_fragments
+
+SOURCE = Path(__file__).with_name("kernel.cu")
+MAX_TOKENS = 64
+KINDS = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2, None: 3}
+DENSE_WARP_UNIT = 4096
+"""Bytes of 16 rows of a unit of a dense weight."""
+QUANTIZERS = 512
+"""Threads of a block that quantizes."""
+MOST_SHARES = 8
+"""Blocks among which the codes of a token are divided."""
+STATIC_SHARED = 4096
+"""Bytes of shared memory that the kernels take beside what is asked for, at most."""
+WARPGROUPS = (9, 0)
+"""The compute capability that has wgmma."""
+OVERLAPPING_SINCE = (9, 0)
+SINCE = {torch.int8: (8, 0), torch.float8_e4m3fn: (8, 9)}
+ABSENT = -(2**31)
+"""What kernel.cu takes for a sum that is not published yet."""
+COLUMNS_MULTIPLE = {False: 8, True: 16}
+"""What K must be a multiple of, by whether the weight is dense: 16 bytes are copied at a time."""
+
+
+class Arguments(ctypes.Structure):
+    """The struct of kernel.cu."""
+
+    _fields_ = (
+        *((name, c_uint64) for name in ("weight", "codes", "scale", "weight_scale", "bias", "out", "sums", "x")),
+        *((name, c_int) for name in ("rows", "columns", "tokens", "units", "tiles", "parts", "pieces")),
+    )
+
+
+@dataclass(frozen=True)
+class Device:
+    """What the kernel must know of a GPU. shared_bytes: of a block, at most."""
+
+    processors: int
+    shared_bytes: int
+    capability: tuple[int, int]
+
+    @classmethod
+    def of(cls, device: torch.device) -> Device:
+        properties = torch.cuda.get_device_properties(device)
+        shared: int = properties.shared_memory_per_block_optin  # type: ignore[attr-defined]
+        return cls(properties.multi_processor_count, shared, torch.cuda.get_device_capability(device))
+
+
+class FewTokens:
+    """Products of linears of one shape on one device. Holds no weights: `prepare` makes what a call reads.
+
+    dense: dense codes [N, K], as other dense products read them; else fragments of the sparse operand (prepared.py).
+    warpgroup: whether to multiply by wgmma; None: where the device has it. ValueError if the linear cannot be run.
+    """
+
+    def __init__(
+        self, spec: SlideSpec, device: torch.device, *, dense: bool = False, warpgroup: bool | None = None
+    ) -> None:
+        self.spec, self.device, self.dense, self.gpu = spec, device, dense, Device.of(device)
+        if why := refusal(spec, self.gpu.capability, dense=dense):
+            raise ValueError(f"{spec}: {why}")
+        self.warpgroup = self.gpu.capability == WARPGROUPS if warpgroup is None else warpgroup
+        self._launches: dict[tuple[torch.dtype, torch.dtype | None, int], _Launches] = {}
+
+    def prepare(self, weight: SlideWeight) -> tuple[Tensor, Tensor]:
+        """The prepared weight: int8 [N, K] or uint8 [tiles, units, 4, 2560]; and the scale [N] float32."""
+        if self.dense:
+            prepared = weight.dense.to(self.device).contiguous().view(torch.int8)
+        else:
+            prepared = to_fragments(*pack(weight.slid.to(self.device)))
+        torch.cuda.synchronize(self.device)  # overlapping kernels read it before they wait for anything
+        return prepared, weight.scale.detach().to(self.device).view(-1)
+
+    def weight(self, prepared: Tensor, scale: Tensor) -> SlideWeight:
+        """The weight that `prepare` was given, to the bit."""
+        scale = scale.view(-1, 1)
+        if self.dense:
+            return SlideWeight(self.spec, scale, dense=prepared.view(self.spec.dtype))
+        values, meta = from_fragments(prepared, self.spec.rows, self.spec.slid)
+        return SlideWeight(self.spec, scale, slid=unpack(values.view(self.spec.dtype), meta))
+
+    def division(self, tokens: int) -> Division:
+        """How the product of so many tokens is divided. ValueError if the device has too little shared memory."""
+        padded = 8 * _tiles(tokens)
+        columns, unit = (self.spec.columns, DENSE_WARP_UNIT) if self.dense else (self.spec.slid, WARP_UNIT)
+        free = self.gpu.shared_bytes - STATIC_SHARED
+        for division in divisions(self.spec.rows, columns, padded, unit, self.gpu.processors):
+            if division.fits(free):
+                return division
+        raise ValueError(f"{self.spec}: {tokens} tokens take more than {free} bytes of shared memory")
+
+    def constants(self, dtype: torch.dtype, bias: torch.dtype | None, division: Division) -> dict[str, int]:
+        """What kernel.cu is compiled with."""
+        spec, form = self.spec, division.form
+        return {
+            "SPARSE": int(not self.dense), "LENGTH": 0 if self.dense else spec.length or 2,
+            "FLOAT": int(spec.dtype != torch.int8), "TILES": division.padded // 8, "GROUPS": form.groups,
+            "STAGES": form.stages, "ROW_GROUPS": form.row_groups, "STREAM": int(form.stream), "X": KINDS[dtype],
+            "BIAS": KINDS[bias], "HELD": ceil_div(spec.columns, 8 * QUANTIZERS), "WARPGROUP": int(self.warpgroup),
+        }  # fmt: skip
+
+    def __call__(self, x: Tensor, prepared: tuple[Tensor, Tensor] | list[Tensor], bias: Tensor | None) -> Tensor:
+        """x [M, K] bfloat16, float16 or float32, M <= 64, on the current device; bias [N] -> [M, N] like x."""
+        tokens = x.shape[0]
+        if tokens > MAX_TOKENS:
+            raise ValueError(f"{self.spec}: {tokens} tokens, at most {MAX_TOKENS} are few")
+        out = torch.empty(tokens, self.spec.rows, dtype=x.dtype, device=x.device)
+        if tokens:
+            key = (x.dtype, None if bias is None else bias.dtype, _tiles(tokens))
+            launches = self._launches.get(key)
+            if launches is None:
+                launches = self._launches[key] = _Launches(self, *key)
+            weight, scale = prepared
+            launches.start(aligned(x), weight, scale, bias, out)
+        return out
+
+
+def refusal(spec: SlideSpec, capability: tuple[int, int], *, dense: bool) -> str:
+    """Why a GPU of this compute capability cannot run such a linear; "" if it can."""
+    if capability < SINCE[spec.dtype]:
+        return f"the product of few tokens needs compute capability {'.'.join(map(str, SINCE[spec.dtype]))}"
+    if spec.columns % COLUMNS_MULTIPLE[dense]:
+        return f"K = {spec.columns} is no multiple of {COLUMNS_MULTIPLE[dense]}"
+    return ""
+
+
+def _tiles(tokens: int) -> int:
+    """Tokens / 8, as kernel.cu is compiled for."""
+    return next(tiles for tiles in (1, 2, 4, 8) if 8 * tiles >= tokens)
+
+
+class _Launches:
+    """The compiled kernels for activations and biases of one kind and up to a number of tokens."""
+
+    def __init__(self, op: FewTokens, dtype: torch.dtype, bias: torch.dtype | None, tiles: int) -> None:
+        self.op, self.division = op, op.division(8 * tiles)
+        self.pieces = self.division.units * UNIT // 16
+        module = _module(tuple(op.constants(dtype, bias, self.division).items()), op.device)
+        self._quantize = module.kernel("quantize", ceil_div(op.spec.columns, 16) * 16)
+        self._product = module.kernel("product", self.division.shared_bytes)
+        self._overlapping = op.gpu.capability >= OVERLAPPING_SINCE
+        self._idle: list[tuple[Arguments, dict[int, Launch], Launch]] = []
+
+    def _made(self) -> tuple[Arguments, dict[int, Launch], Launch]:
+        spec, division = self.op.spec, self.division
+        argument = Arguments(
+            rows=spec.rows, columns=spec.columns, units=division.units, tiles=division.tiles, parts=division.parts,
+            pieces=self.pieces,
+        )  # fmt: skip
+        threads = division.form.groups * 128
+        product = Launch(self._product, division.blocks, threads, argument, overlapping=self._overlapping)
+        return argument, {}, product
+
+    def start(self, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, out: Tensor) -> None:
+        """x [M, K] contiguous at a multiple of 16, out [M, N], M at least 1."""
+        op, division, tokens = self.op, self.division, x.shape[0]
+        codes = torch.empty(self.pieces * division.padded * 16, dtype=torch.uint8, device=x.device)
+        token_scale = torch.empty(tokens, dtype=torch.float32, device=x.device)
+        stream = stream_of(op.device)
+        try:
+            held = self._idle.pop()  # another thread finds another one
+        except IndexError:
+            held = self._made()
+        argument, quantizes, product = held
+        argument.weight, argument.weight_scale = weight.data_ptr(), scale.data_ptr()
+        argument.codes, argument.scale, argument.x = codes.data_ptr(), token_scale.data_ptr(), x.data_ptr()
+        argument.bias, argument.out = 0 if bias is None else bias.data_ptr(), out.data_ptr()
+        argument.tokens = tokens
+        if division.parts > 1:
+            argument.sums = _exchange(op.device, stream, division.tiles * division.parts * division.part).data_ptr()
+        quantize = quantizes.get(tokens)
+        if quantize is None:
+            shares = max(1, min(MOST_SHARES, ceil_div(self.pieces, QUANTIZERS), op.gpu.processors // tokens))
+            grid = (tokens, shares)
+            quantize = Launch(self._quantize, grid, QUANTIZERS, argument, overlapping=self._overlapping)
+            quantizes[tokens] = quantize
+        quantize.start(stream)
+        product.start(stream)
+        self._idle.append(held)
+
+
+@cache
+def _module(constants: tuple[tuple[str, int], ...], device: torch.device) -> Module:
+    return Module(SOURCE, dict(constants), device, specific=bool(dict(constants)["WARPGROUP"]))
+
+
+_EXCHANGES: dict[tuple[torch.device, int], list[Tensor]] = {}
+
+
+def _exchange(device: torch.device, stream: int, size: int) -> Tensor:
+    """Where blocks publish parts of sums: int32, all ABSENT between products. One for all products of a stream, since
+    they follow one another; smaller ones stay, as CUDA graphs may hold their addresses."""
+    held = _EXCHANGES.setdefault((device, stream), [])
+    if not held or held[-1].numel() < size:
+        held.append(torch.full((max(size, 1 << 20),), ABSENT, dtype=torch.int32, device=device))
+    return held[-1]
