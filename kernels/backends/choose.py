@@ -16,6 +16,7 @@ from .base import Backend, shared
 from .cuda import indexed
 from .cusparselt import Cusparselt
 from .dense import Dense
+from .few_tokens import FewDense, FewSparse
 from .group_gemm import GroupGemmBackend
 from .int_mm import IntMm
 from .measure import Clock, GraphClock, fill, missing
@@ -25,7 +26,7 @@ from .rule import Judged, Route, Way, best_route
 from .table import Table, key_of, table_of
 
 BACKENDS: tuple[type[Backend], ...] = (
-    Cusparselt, Dense, IntMm, GroupGemmBackend, SlideReference, GroupReference,
+    Cusparselt, Dense, IntMm, FewSparse, FewDense, GroupGemmBackend, SlideReference, GroupReference,
 )  # fmt: skip
 """In order of preference. The last that runs a kind of spec is its reference, which runs it anywhere."""
 AUTO, BOTH = "auto", "both"

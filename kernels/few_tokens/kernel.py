@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from ctypes import c_int, c_uint64
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import torch
@@ -15,11 +17,13 @@ from ..launch import aligned, stream_of
 from ..nvrtc import Launch, Module
 from ..slide_spec import SlideSpec, SlideWeight
 from ..windows import pack, unpack
-from .division import UNIT, Division, ceil_div, divisions
+from .division import ROWS, UNIT, Division, ceil_div, divisions
 from .prepared import WARP_UNIT, from_fragments, to_fragments
 
 SOURCE = Path(__file__).with_name("kernel.cu")
-MAX_TOKENS = 64
+TILES = (1, 2, 4, 8)
+"""Tokens / 8 that kernel.cu is compiled for."""
+MAX_TOKENS = 8 * TILES[-1]
 KINDS = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2, None: 3}
 DENSE_WARP_UNIT = 4096
 """Bytes of 16 rows of a unit of a dense weight."""
@@ -67,17 +71,27 @@ class FewTokens:
     """Products of linears of one shape on one device. Holds no weights: `prepare` makes what a call reads.
 
     dense: dense codes [N, K], as other dense products read them; else fragments of the sparse operand (prepared.py).
-    warpgroup: whether to multiply by wgmma; None: where the device has it. ValueError if the linear cannot be run.
+    warpgroup: whether to multiply by wgmma; None: where the device has it.
     """
 
     def __init__(
         self, spec: SlideSpec, device: torch.device, *, dense: bool = False, warpgroup: bool | None = None
     ) -> None:
-        self.spec, self.device, self.dense, self.gpu = spec, device, dense, Device.of(device)
-        if why := refusal(spec, self.gpu.capability, dense=dense):
-            raise ValueError(f"{spec}: {why}")
-        self.warpgroup = self.gpu.capability == WARPGROUPS if warpgroup is None else warpgroup
+        self.spec, self.device, self.dense, self._warpgroup = spec, device, dense, warpgroup
         self._launches: dict[tuple[torch.dtype, torch.dtype | None, int], _Launches] = {}
+
+    @cached_property
+    def gpu(self) -> Device:
+        """ValueError if it cannot run the linear."""
+        found = Device.of(self.device)
+        if why := refusal(self.spec, found.capability, dense=self.dense):
+            raise ValueError(f"{self.spec}: {why}")
+        return found
+
+    @property
+    def warpgroup(self) -> bool:
+        """Whether it multiplies by wgmma."""
+        return self.gpu.capability == WARPGROUPS if self._warpgroup is None else self._warpgroup
 
     def prepare(self, weight: SlideWeight) -> tuple[Tensor, Tensor]:
         """The prepared weight: int8 [N, K] or uint8 [tiles, units, 4, 2560]; and the scale [N] float32."""
@@ -96,6 +110,19 @@ class FewTokens:
         values, meta = from_fragments(prepared, self.spec.rows, self.spec.slid)
         return SlideWeight(self.spec, scale, slid=unpack(values.view(self.spec.dtype), meta))
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the prepared weight, without the scale."""
+        if self.dense:
+            return self.spec.rows * self.spec.columns
+        return ceil_div(self.spec.rows, ROWS) * ceil_div(self.spec.slid, UNIT) * 4 * WARP_UNIT
+
+    def load(self, dtype: torch.dtype, bias: torch.dtype | None = None) -> None:
+        """Compile and load what calls with such activations and biases need, so that none has to."""
+        keys = [(dtype, bias, tiles) for tiles in TILES if (dtype, bias, tiles) not in self._launches]
+        with ThreadPoolExecutor() as pool:
+            self._launches.update(zip(keys, pool.map(lambda key: _Launches(self, *key), keys), strict=True))
+
     def division(self, tokens: int) -> Division:
         """How the product of so many tokens is divided. ValueError if the device has too little shared memory."""
         padded = 8 * _tiles(tokens)
@@ -109,14 +136,15 @@ class FewTokens:
     def constants(self, dtype: torch.dtype, bias: torch.dtype | None, division: Division) -> dict[str, int]:
         """What kernel.cu is compiled with."""
         spec, form = self.spec, division.form
+        held = ceil_div(spec.columns, 8 * QUANTIZERS)
         return {
             "SPARSE": int(not self.dense), "LENGTH": 0 if self.dense else spec.length or 2,
             "FLOAT": int(spec.dtype != torch.int8), "TILES": division.padded // 8, "GROUPS": form.groups,
             "STAGES": form.stages, "ROW_GROUPS": form.row_groups, "STREAM": int(form.stream), "X": KINDS[dtype],
-            "BIAS": KINDS[bias], "HELD": ceil_div(spec.columns, 8 * QUANTIZERS), "WARPGROUP": int(self.warpgroup),
+            "BIAS": KINDS[bias], "HELD": 1 << (held - 1).bit_length(), "WARPGROUP": int(self.warpgroup),
         }  # fmt: skip
 
-    def __call__(self, x: Tensor, prepared: tuple[Tensor, Tensor] | list[Tensor], bias: Tensor | None) -> Tensor:
+    def __call__(self, x: Tensor, prepared: Sequence[Tensor], bias: Tensor | None) -> Tensor:
         """x [M, K] bfloat16, float16 or float32, M <= 64, on the current device; bias [N] -> [M, N] like x."""
         tokens = x.shape[0]
         if tokens > MAX_TOKENS:
@@ -143,7 +171,7 @@ def refusal(spec: SlideSpec, capability: tuple[int, int], *, dense: bool) -> str
 
 def _tiles(tokens: int) -> int:
     """Tokens / 8, as kernel.cu is compiled for."""
-    return next(tiles for tiles in (1, 2, 4, 8) if 8 * tiles >= tokens)
+    return next(tiles for tiles in TILES if 8 * tiles >= tokens)
 
 
 class _Launches:

@@ -203,7 +203,7 @@ def test_nothing_is_kept_but_the_exchange() -> None:
 def test_what_cannot_run_is_refused() -> None:
     device = torch.device("cuda", 0)
     with pytest.raises(ValueError, match="no multiple of 8"):
-        FewTokens(SlideSpec(64, 260, 4, torch.int8), device)
+        FewTokens(SlideSpec(64, 260, 4, torch.int8), device).division(1)
     op = FewTokens(SlideSpec(64, 256, 4, torch.int8), device)
     with pytest.raises(ValueError, match="65 tokens"):
         op(torch.zeros(65, 256, device="cuda"), op.prepare(weight(op.spec)), None)

@@ -1,0 +1,73 @@
+"""The product of few tokens as a way: of sparse weights in an order of its own, of dense codes as others read them."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..few_tokens.kernel import MAX_TOKENS, FewTokens, refusal
+from ..nvrtc import missing
+from ..slide_spec import SlideSpec, SlideWeight
+from .base import Prepared
+from .cuda import CudaBackend
+from .dense import DenseCodes
+
+
+class _Few(CudaBackend):
+    """Both ways; dense: whether the weight is dense codes."""
+
+    dense: ClassVar[bool]
+    most_tokens = MAX_TOKENS
+
+    def __init__(self, spec: SlideSpec, device: torch.device) -> None:
+        super().__init__(spec, device)
+        self._op = FewTokens(spec, self.device, dense=self.dense)
+
+    @classmethod
+    def refusal(cls, spec: SlideSpec, device: torch.device) -> str:
+        if device.type != "cuda":
+            return f"it needs a CUDA device, not {device.type}"
+        return refusal(spec, torch.cuda.get_device_capability(device), dense=cls.dense) or missing()
+
+    def complete(self, prepared: Prepared) -> None:
+        del prepared
+        with torch.cuda.device(self.device):
+            self._op.load(torch.get_default_dtype())
+
+    def launch(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
+        out = self._op(x.reshape(-1, self.spec.columns), prepared, bias)
+        return out.view(*x.shape[:-1], self.spec.rows)
+
+
+class FewSparse(_Few):
+    """Fragments of the sparse operand."""
+
+    name = "few_sparse"
+    runs = SlideSpec
+    form = "fragments"
+    dense = False
+
+    @classmethod
+    def drawback(cls, spec: SlideSpec) -> str:
+        return "" if spec.length else "2:inf doubles the columns: nothing to gain"
+
+    @property
+    def nbytes(self) -> int:
+        return self._op.nbytes
+
+    def prepare(self, weight: SlideWeight) -> tuple[Tensor, ...]:
+        """Fragments, uint8; scale [N]."""
+        return self._op.prepare(weight)
+
+    def weight(self, prepared: Prepared) -> SlideWeight:
+        fragments, scale = prepared
+        return self._op.weight(fragments, scale)
+
+
+class FewDense(_Few, DenseCodes):
+    """Dense codes [N, K] in rows, where they lie."""
+
+    name = "few_dense"
+    dense = True
