@@ -19,10 +19,13 @@ from slideconvert.kernels.backends.cuda import CudaBackend
 from slideconvert.kernels.backends.cusparselt import Cusparselt
 from slideconvert.kernels.backends.dense import Dense, DenseCodes
 from slideconvert.kernels.backends.int_mm import IntMm
+from slideconvert.kernels.backends.reference import GroupReference, SlideReference
 from slideconvert.kernels.slide_spec import SlideSpec, SlideWeight
 
 CUDA = torch.device("cuda", 0)
 GPU = "Some GPU"
+WAYS: tuple[type[Backend], ...] = (Cusparselt, Dense, IntMm)
+"""The real ways that take part; others do only where a test names them."""
 Times = Callable[[str, int], float | None]
 """Microseconds by the name of a way and tokens."""
 
@@ -102,15 +105,15 @@ class FakeClock:
 
 @contextmanager
 def fake_gpu(monkeypatch: pytest.MonkeyPatch, folder: Path, times: Times, *more: type[Backend]) -> Iterator[FakeClock]:
-    """One GPU with an empty cache in `folder`, where our ways and `more` run in these times; nothing is remembered."""
+    """One GPU with an empty cache in `folder`, where WAYS and `more` run in these times; nothing is remembered."""
     clock = FakeClock(times)
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: GPU)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
-    for kind in (Cusparselt, Dense, IntMm):
+    for kind in WAYS:
         monkeypatch.setattr(kind, "refusal", classmethod(lambda cls, spec, device: ""))
         monkeypatch.setattr(kind, "complete", lambda self, prepared: None)
-    monkeypatch.setattr(choose, "BACKENDS", (*more, *choose.BACKENDS))
+    monkeypatch.setattr(choose, "BACKENDS", (*more, *WAYS, SlideReference, GroupReference))
     monkeypatch.setattr(choose, "CLOCK", lambda spec, device: clock)
     monkeypatch.setattr(choose, "STOPWATCH", choose.Stopwatch(clock.now))
     forget(monkeypatch)
