@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .backends.base import Backend
+from .backends.base import Backend, Dtypes
 from .backends.choose import AUTO, Settings, choose
 from .backends.ready import make_ready
 from .spec import LinearSpec
@@ -55,14 +55,15 @@ class SlideSparseLinear(nn.Module):
         linear._use(named, backend)
         return linear
 
-    def prepare(self, backend: str | Settings = AUTO) -> None:
+    def prepare(self, backend: str | Settings = AUTO, dtype: torch.dtype | None = None) -> None:
         """Turn the loaded tensors into a backend's prepared weight, on the device they are on; nothing if that is done.
 
-        backend: auto, both, the name of one, or all settings. ValueError if the weights are damaged or the backend
-        cannot run them.
+        backend: auto, both, the name of one, or all settings. dtype: of the activations to come, for which kernels are
+        compiled now; None: of the bias, or torch's default. ValueError if the weights are damaged or the backend cannot
+        run them.
         """
         if self.backend is None:
-            self._use(self.stored(), backend)
+            self._use(self.stored(), backend, dtype)
 
     def stored(self) -> dict[str, Tensor]:
         """The tensors of the checkpoint, whatever form they are in now."""
@@ -71,11 +72,13 @@ class SlideSparseLinear(nn.Module):
             return named
         return {name: self._parameters[name].detach() for name in self.spec.tensors()}  # type: ignore[union-attr]
 
-    def _use(self, named: Mapping[str, Tensor], wanted: str | Settings) -> None:
+    def _use(self, named: Mapping[str, Tensor], wanted: str | Settings, dtype: torch.dtype | None = None) -> None:
         weight = self.spec.weight(named)
         settings = Settings(wanted) if isinstance(wanted, str) else wanted
         choice = choose(self.spec, next(iter(named.values())).device, settings)
-        choice, prepared = make_ready(choice, weight, settings)
+        term = None if self.bias is None else self.bias.dtype
+        dtypes = Dtypes(dtype or term or torch.get_default_dtype(), term)
+        choice, prepared = make_ready(choice, weight, settings, dtypes)
         self.backend, self.why, self.prepared = choice.backend, choice.why, prepared
         for name in self.spec.tensors():
             self._parameters.pop(name, None)

@@ -10,7 +10,7 @@ import ctypes
 import functools
 import hashlib
 import importlib.util
-from ctypes import byref, c_char_p, c_int, c_size_t, c_uint, c_void_p
+from ctypes import byref, c_char_p, c_int, c_size_t, c_uint, c_uint64, c_void_p
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +145,19 @@ def _driven(status: int, what: str) -> None:
         text = c_char_p()
         _driver().cuGetErrorString(status, byref(text))
         raise NvrtcError(f"the driver failed at {what}: {(text.value or b'unknown').decode()} ({status})")
+
+
+def allocate(nbytes: int) -> int:
+    """The address of memory on the current device, out of reach of torch's allocators. NvrtcError if there is none."""
+    torch._C._cuda_setDevice(torch.cuda.current_device())  # makes its context this thread's, if it is none yet
+    address = c_uint64()
+    _driven(_driver().cuMemAlloc_v2(byref(address), c_size_t(nbytes)), f"allocating {nbytes} bytes")
+    return address.value
+
+
+def fill(address: int, value: int, count: int) -> None:
+    """Set so many int32 numbers on the current device, on its default stream."""
+    _driven(_driver().cuMemsetD32_v2(c_uint64(address), c_uint(value), c_size_t(count)), f"filling {4 * count} bytes")
 
 
 class Module:

@@ -6,6 +6,7 @@ same one), the most tokens that it runs, and what it needs (`refusal`); and its 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -18,6 +19,14 @@ NAMESPACE = __name__.replace(".", "_")
 """Of the operator: the kernels of a package and those of a checkpoint may live in one process."""
 Prepared = tuple[Tensor, ...] | list[Tensor]
 """A weight in the form that a backend computes with."""
+
+
+@dataclass(frozen=True)
+class Dtypes:
+    """What calls of a linear will pass. x: dtype of the activations. bias: of the bias; None if there is none."""
+
+    x: torch.dtype
+    bias: torch.dtype | None = None
 
 
 class Backend:
@@ -65,8 +74,8 @@ class Backend:
         """The prepared weight, on `device`. ValueError if the weight is damaged."""
         raise NotImplementedError
 
-    def complete(self, prepared: Prepared) -> None:
-        """Find out all that calls of any number of tokens depend on, so that no call has to time anything."""
+    def complete(self, prepared: Prepared, dtypes: Dtypes) -> None:
+        """Find out all that calls of any number of tokens depend on, so that no call has to time or compile it."""
 
     def weight(self, prepared: Prepared) -> Any:
         """The weight that `prepare` was given; its tensors are the same to the bit."""

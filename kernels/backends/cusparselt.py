@@ -12,7 +12,7 @@ from ..slide_spec import SlideSpec, SlideWeight
 from ..sparse_gemm import kernel as gemm
 from ..sparse_gemm import library
 from . import native
-from .base import Prepared
+from .base import Dtypes, Prepared
 from .cuda import CudaBackend, missing_triton
 from .rule import BUCKETS
 
@@ -62,7 +62,7 @@ class Cusparselt(CudaBackend):
     def nbytes(self) -> int:
         return int(gemm.padded_rows(self.spec.rows) * self.spec.slid * 5 // 8)  # half the codes, two bits for each
 
-    def complete(self, prepared: Prepared) -> None:
+    def complete(self, prepared: Prepared, dtypes: Dtypes) -> None:
         spec = self.spec
         with torch.cuda.device(self.device):
             for tokens in BUCKETS:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..launch import aligned, stream_of
 from ..slide_spec import SlideSpec, SlideWeight
-from .base import Prepared
+from .base import Dtypes, Prepared
 from .cuda import CudaBackend, missing_triton
 from .rule import BUCKETS
 
@@ -69,7 +69,7 @@ class Dense(DenseCodes):
             return f"{spec.rows} x {spec.columns} are no multiples of {MULTIPLE}"
         return missing_triton()
 
-    def complete(self, prepared: Prepared) -> None:
+    def complete(self, prepared: Prepared, dtypes: Dtypes) -> None:
         if self.spec.dtype != torch.int8:
             return
         from ..dense_gemm.kernel import gemm_for

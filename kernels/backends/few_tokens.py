@@ -7,10 +7,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..few_tokens.kernel import MAX_TOKENS, FewTokens, refusal
+from ..few_tokens.division import MOST_TOKENS
+from ..few_tokens.kernel import FewTokens, refusal
 from ..nvrtc import missing
 from ..slide_spec import SlideSpec, SlideWeight
-from .base import Prepared
+from .base import Dtypes, Prepared
 from .cuda import CudaBackend
 from .dense import DenseCodes
 
@@ -19,7 +20,7 @@ class _Few(CudaBackend):
     """Both ways; dense: whether the weight is dense codes."""
 
     dense: ClassVar[bool]
-    most_tokens = MAX_TOKENS
+    most_tokens = MOST_TOKENS
 
     def __init__(self, spec: SlideSpec, device: torch.device) -> None:
         super().__init__(spec, device)
@@ -31,10 +32,9 @@ class _Few(CudaBackend):
             return f"it needs a CUDA device, not {device.type}"
         return refusal(spec, torch.cuda.get_device_capability(device), dense=cls.dense) or missing()
 
-    def complete(self, prepared: Prepared) -> None:
-        del prepared
+    def complete(self, prepared: Prepared, dtypes: Dtypes) -> None:
         with torch.cuda.device(self.device):
-            self._op.load(torch.get_default_dtype())
+            self._op.load(dtypes.x, dtypes.bias)
 
     def launch(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
         out = self._op(x.reshape(-1, self.spec.columns), prepared, bias)

@@ -10,23 +10,25 @@ from torch import Tensor
 
 from .. import autotune
 from ..cache import say_once
-from .base import Backend, Prepared, shared
+from .base import Backend, Dtypes, Prepared, shared
 from .choose import AUTO, TORCH, BackendChoice, Host, Settings, backends_for, choose
 from .routed import Routed
 from .table import key_of, save, table_of
 
 
 def make_ready(
-    choice: BackendChoice, weight: Any, settings: Settings, host: Host = TORCH
+    choice: BackendChoice, weight: Any, settings: Settings, dtypes: Dtypes, host: Host = TORCH
 ) -> tuple[BackendChoice, tuple[Tensor, ...]]:
     """The choice with its prepared weight, and all found out that calls depend on. Where memory does not suffice, the
     next best choice, which is logged; torch.cuda.OutOfMemoryError if nothing fits. ValueError if the weight is damaged.
+
+    dtypes: of what calls will pass; calls with others work, but may compile something first.
     """
     spec = choice.backend.spec
     while True:
         try:
             prepared = choice.backend.prepare(weight)
-            _complete(choice.backend, prepared, host)
+            _complete(choice.backend, prepared, dtypes, host)
             return choice, prepared
         except torch.cuda.OutOfMemoryError:
             following = _next_best(choice, settings, host)
@@ -56,12 +58,12 @@ def _forms(backend: Backend) -> set[str]:
     return {way.form for way in backend.ways} if isinstance(backend, Routed) else {backend.form}
 
 
-def _complete(backend: Backend, prepared: Prepared, host: Host) -> None:
-    """Autotune what calls need, and keep what was found out."""
+def _complete(backend: Backend, prepared: Prepared, dtypes: Dtypes, host: Host) -> None:
+    """Autotune and compile what calls need, and keep what was found out."""
     if backend.device.type != "cuda":
         return
     table = table_of(key_of(backend.device, host.name, host.version))  # teaches the autotuner
     before = autotune.learned(table.key.gpu)
-    backend.complete(prepared)
+    backend.complete(prepared, dtypes)
     if autotune.learned(table.key.gpu) != before:
         save(table)

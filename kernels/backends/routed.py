@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..spec import LinearSpec
-from .base import Backend, Prepared
+from .base import Backend, Dtypes, Prepared
 from .rule import Route
 
 
@@ -44,9 +44,9 @@ class Routed(Backend):
     def weight(self, prepared: Prepared) -> Any:
         return self._readers[0].weight(prepared[self._parts[0]])
 
-    def complete(self, prepared: Prepared) -> None:
+    def complete(self, prepared: Prepared, dtypes: Dtypes) -> None:
         for _, backend, part in self._steps:
-            backend.complete(prepared[part])
+            backend.complete(prepared[part], dtypes)
 
     def run(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
         tokens = x.numel() // self.spec.columns

@@ -31,9 +31,9 @@ struct Arguments {
     const float *weight_scale; /* [rows] */
     const void *bias;          /* [rows] */
     void *out;                 /* [tokens, rows] */
-    Sum *sums;                 /* [tiles][parts][PART]; ABSENT before and after */
+    Sum *sums;                 /* [2][blocks][PART]: see Parts; ABSENT before and after */
     const void *x;             /* [tokens, columns] */
-    u32 rows, columns, tokens, units, tiles, parts, pieces;
+    u32 rows, columns, tokens, units, tiles, pieces;
 };
 
 extern __shared__ __align__(128) u8 shared[];

@@ -10,6 +10,7 @@ ROWS = 64
 """Rows of a warpgroup."""
 UNIT = 256
 """Columns of a unit."""
+MOST_TOKENS = 64
 MOST_UNITS = 128
 """Units of codes that a block holds, at most."""
 
@@ -106,6 +107,12 @@ class Division:
         return self.padded * self.form.tile_rows
 
     @property
+    def exchanged(self) -> int:
+        """Sums that blocks have places for to exchange: of two parts each, of the tiles that begin before and within
+        the block; 0 if no tile is divided."""
+        return 2 * self.blocks * self.part if self.parts > 1 else 0
+
+    @property
     def shared_bytes(self) -> int:
         """Shared memory of a block."""
         form = self.form
@@ -115,6 +122,11 @@ class Division:
 
     def fits(self, shared_bytes: int) -> bool:
         return self.shared_bytes <= shared_bytes and (self.form.stream or self.held <= MOST_UNITS)
+
+
+def most_exchanged(blocks: int, tokens: int = MOST_TOKENS) -> int:
+    """The most sums that any division among so many blocks exchanges."""
+    return 2 * blocks * tokens * max(form.tile_rows for form in (*HOLDING, *STREAMING))
 
 
 def divisions(rows: int, columns: int, padded: int, warp_unit: int, blocks: int) -> Iterator[Division]:

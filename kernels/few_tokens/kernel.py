@@ -17,13 +17,13 @@ from ..launch import aligned, stream_of
 from ..nvrtc import Launch, Module
 from ..slide_spec import SlideSpec, SlideWeight
 from ..windows import pack, unpack
-from .division import ROWS, UNIT, Division, ceil_div, divisions
+from .division import MOST_TOKENS, ROWS, UNIT, Division, ceil_div, divisions
+from .exchange import address, exchanges
 from .prepared import WARP_UNIT, from_fragments, to_fragments
 
 SOURCE = Path(__file__).with_name("kernel.cu")
 TILES = (1, 2, 4, 8)
 """Tokens / 8 that kernel.cu is compiled for."""
-MAX_TOKENS = 8 * TILES[-1]
 KINDS = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2, None: 3}
 DENSE_WARP_UNIT = 4096
 """Bytes of 16 rows of a unit of a dense weight."""
@@ -37,8 +37,6 @@ WARPGROUPS = (9, 0)
 """The compute capability that has wgmma."""
 OVERLAPPING_SINCE = (9, 0)
 SINCE = {torch.int8: (8, 0), torch.float8_e4m3fn: (8, 9)}
-ABSENT = -(2**31)
-"""What kernel.cu takes for a sum that is not published yet."""
 COLUMNS_MULTIPLE = {False: 8, True: 16}
 """What K must be a multiple of, by whether the weight is dense: 16 bytes are copied at a time."""
 
@@ -48,7 +46,7 @@ class Arguments(ctypes.Structure):
 
     _fields_ = (
         *((name, c_uint64) for name in ("weight", "codes", "scale", "weight_scale", "bias", "out", "sums", "x")),
-        *((name, c_int) for name in ("rows", "columns", "tokens", "units", "tiles", "parts", "pieces")),
+        *((name, c_int) for name in ("rows", "columns", "tokens", "units", "tiles", "pieces")),
     )
 
 
@@ -118,8 +116,11 @@ class FewTokens:
         return ceil_div(self.spec.rows, ROWS) * ceil_div(self.spec.slid, UNIT) * 4 * WARP_UNIT
 
     def load(self, dtype: torch.dtype, bias: torch.dtype | None = None) -> None:
-        """Compile and load what calls with such activations and biases need, so that none has to."""
+        """Compile and load what calls with such activations and biases need, all at once, so that none has to: a module
+        cannot be loaded while a CUDA graph is captured."""
         keys = [(dtype, bias, tiles) for tiles in TILES if (dtype, bias, tiles) not in self._launches]
+        if not keys:
+            return
         with ThreadPoolExecutor() as pool:
             self._launches.update(zip(keys, pool.map(lambda key: _Launches(self, *key), keys), strict=True))
 
@@ -147,8 +148,8 @@ class FewTokens:
     def __call__(self, x: Tensor, prepared: Sequence[Tensor], bias: Tensor | None) -> Tensor:
         """x [M, K] bfloat16, float16 or float32, M <= 64, on the current device; bias [N] -> [M, N] like x."""
         tokens = x.shape[0]
-        if tokens > MAX_TOKENS:
-            raise ValueError(f"{self.spec}: {tokens} tokens, at most {MAX_TOKENS} are few")
+        if tokens > MOST_TOKENS:
+            raise ValueError(f"{self.spec}: {tokens} tokens, at most {MOST_TOKENS} are few")
         out = torch.empty(tokens, self.spec.rows, dtype=x.dtype, device=x.device)
         if tokens:
             key = (x.dtype, None if bias is None else bias.dtype, _tiles(tokens))
@@ -183,14 +184,14 @@ class _Launches:
         module = _module(tuple(op.constants(dtype, bias, self.division).items()), op.device)
         self._quantize = module.kernel("quantize", ceil_div(op.spec.columns, 16) * 16)
         self._product = module.kernel("product", self.division.shared_bytes)
+        self._exchanged = self.division.exchanged
         self._overlapping = op.gpu.capability >= OVERLAPPING_SINCE
         self._idle: list[tuple[Arguments, dict[int, Launch], Launch]] = []
 
     def _made(self) -> tuple[Arguments, dict[int, Launch], Launch]:
         spec, division = self.op.spec, self.division
         argument = Arguments(
-            rows=spec.rows, columns=spec.columns, units=division.units, tiles=division.tiles, parts=division.parts,
-            pieces=self.pieces,
+            rows=spec.rows, columns=spec.columns, units=division.units, tiles=division.tiles, pieces=self.pieces,
         )  # fmt: skip
         threads = division.form.groups * 128
         product = Launch(self._product, division.blocks, threads, argument, overlapping=self._overlapping)
@@ -211,8 +212,9 @@ class _Launches:
         argument.codes, argument.scale, argument.x = codes.data_ptr(), token_scale.data_ptr(), x.data_ptr()
         argument.bias, argument.out = 0 if bias is None else bias.data_ptr(), out.data_ptr()
         argument.tokens = tokens
-        if division.parts > 1:
-            argument.sums = _exchange(op.device, stream, division.tiles * division.parts * division.part).data_ptr()
+        if self._exchanged:
+            exchange = exchanges(op.device).of(stream, self._exchanged)
+            argument.sums = address(exchange)
         quantize = quantizes.get(tokens)
         if quantize is None:
             shares = max(1, min(MOST_SHARES, ceil_div(self.pieces, QUANTIZERS), op.gpu.processors // tokens))
@@ -227,15 +229,3 @@ class _Launches:
 @cache
 def _module(constants: tuple[tuple[str, int], ...], device: torch.device) -> Module:
     return Module(SOURCE, dict(constants), device, specific=bool(dict(constants)["WARPGROUP"]))
-
-
-_EXCHANGES: dict[tuple[torch.device, int], list[Tensor]] = {}
-
-
-def _exchange(device: torch.device, stream: int, size: int) -> Tensor:
-    """Where blocks publish parts of sums: int32, all ABSENT between products. One for all products of a stream, since
-    they follow one another; smaller ones stay, as CUDA graphs may hold their addresses."""
-    held = _EXCHANGES.setdefault((device, stream), [])
-    if not held or held[-1].numel() < size:
-        held.append(torch.full((max(size, 1 << 20),), ABSENT, dtype=torch.int32, device=device))
-    return held[-1]

@@ -12,14 +12,22 @@
 /* The parts of the tile whose first unit is at a place of the order, one for each block that has units of it, and which
    of them is this block's. */
 struct Parts {
-    u32 own, count;
+    u32 own, count, first_block;
 
     __device__ __forceinline__ Parts(const Arguments &it, u32 start)
     {
         u32 total = it.tiles * it.units;
-        u32 first = ((start + 1) * gridDim.x - 1) / total, last = ((start + it.units) * gridDim.x - 1) / total;
-        own = blockIdx.x - first;
-        count = last - first + 1;
+        u32 last = ((start + it.units) * gridDim.x - 1) / total;
+        first_block = ((start + 1) * gridDim.x - 1) / total;
+        own = blockIdx.x - first_block;
+        count = last - first_block + 1;
+    }
+
+    /* Where a part is published. A block begins within one tile at most: that part, which is not the tile's first, has the
+       block's own place. First parts have the places behind those: one tile at most begins in a block and ends in another. */
+    __device__ __forceinline__ Sum *place(const Arguments &it, u32 part) const
+    {
+        return it.sums + (first_block + (part == 0 ? gridDim.x : part)) * PART;
     }
 };
 
@@ -68,15 +76,15 @@ __device__ __forceinline__ void publish(Sum *to, Quad quad)
 }
 
 /* QUADS sums of all parts, added up in the order of the parts. Waits for them, and leaves their places ABSENT for the
-   next product. from: of the first part; step: between the quads. */
+   next product. offset: in a part; step: between the quads. */
 template <int QUADS>
-__device__ __forceinline__ void collect(const Arguments &it, Quad *out, Sum *from, u32 step, u32 parts)
+__device__ __forceinline__ void collect(const Arguments &it, Quad *out, const Parts &parts, u32 offset, u32 step)
 {
     const u32 AT_ONCE = QUADS == 1 ? 4 : 16 / QUADS; /* parts that are read together */
 #pragma unroll
     for (int i = 0; i < QUADS; i++)
         out[i] = Quad{{0, 0, 0, 0}};
-    for (u32 part = 0; part < parts; part += AT_ONCE) {
+    for (u32 part = 0; part < parts.count; part += AT_ONCE) {
         int4 more[AT_ONCE][QUADS];
         bool absent;
         do {
@@ -87,10 +95,10 @@ __device__ __forceinline__ void collect(const Arguments &it, Quad *out, Sum *fro
                 for (u32 i = 0; i < QUADS; i++) {
                     int4 &one = more[j][i];
                     one = make_int4(0, 0, 0, 0);
-                    if (part + j < parts)
+                    if (part + j < parts.count)
                         asm volatile("ld.relaxed.gpu.global.v4.b32 {%0, %1, %2, %3}, [%4];"
                                      : "=r"(one.x), "=r"(one.y), "=r"(one.z), "=r"(one.w)
-                                     : "l"(from + (part + j) * PART + i * step) : "memory");
+                                     : "l"(parts.place(it, part + j) + offset + i * step) : "memory");
                 }
 #pragma unroll
             for (u32 j = 0; j < AT_ONCE; j++)
@@ -109,13 +117,11 @@ __device__ __forceinline__ void collect(const Arguments &it, Quad *out, Sum *fro
                 out[i].sum[1] += as_sum(one.y);
                 out[i].sum[2] += as_sum(one.z);
                 out[i].sum[3] += as_sum(one.w);
-                if (part + j < parts)
-                    *(int4 *)(from + (part + j) * PART + i * step) = make_int4(ABSENT, ABSENT, ABSENT, ABSENT);
+                if (part + j < parts.count)
+                    *(int4 *)(parts.place(it, part + j) + offset + i * step) = make_int4(ABSENT, ABSENT, ABSENT, ABSENT);
             }
     }
 }
-
-__device__ __forceinline__ Sum *slots_of(const Arguments &it, u32 tile) { return it.sums + (u64)tile * it.parts * PART; }
 
 #if COLUMN_GROUPS == 1
 /* Every warp has rows of its own: its sums go out as they are. */
@@ -154,13 +160,13 @@ __device__ __forceinline__ void deliver(const Arguments &it, u32 tile, Parts par
     }
 #pragma unroll
     for (int j = 0; j < TILES; j++)
-        publish(slots_of(it, tile) + parts.own * PART + own_word() + j * 128, quads[j]);
+        publish(parts.place(it, parts.own) + own_word() + j * 128, quads[j]);
 }
 
 __device__ __forceinline__ void finish_parts(const Arguments &it, u32 tile, Parts parts)
 {
     Quad quads[TILES];
-    collect<TILES>(it, quads, slots_of(it, tile) + own_word(), 128, parts.count);
+    collect<TILES>(it, quads, parts, own_word(), 128);
     finish(it, tile, quads);
 }
 #else
@@ -219,7 +225,7 @@ __device__ __forceinline__ void deliver(const Arguments &it, u32 tile, Parts par
         if (parts.count == 1)
             finish(it, Rows(it, row), it.scale[token], token, row, quad);
         else
-            publish(slots_of(it, tile) + parts.own * PART + i * 4, quad);
+            publish(parts.place(it, parts.own) + i * 4, quad);
     }
     __syncthreads();
 }
@@ -231,7 +237,7 @@ __device__ __forceinline__ void finish_parts(const Arguments &it, u32 tile, Part
         Rows rows(it, row);
         float scale = it.scale[token];
         Quad quad;
-        collect<1>(it, &quad, slots_of(it, tile) + i * 4, 0, parts.count);
+        collect<1>(it, &quad, parts, i * 4, 0);
         finish(it, rows, scale, token, row, quad);
     }
 }

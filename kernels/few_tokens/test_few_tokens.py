@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from slideconvert.kernels.few_tokens import kernel
+from slideconvert.kernels.few_tokens.exchange import ABSENT, exchanges
 from slideconvert.kernels.few_tokens.kernel import FewTokens
 from slideconvert.kernels.few_tokens.reference import few_tokens
 from slideconvert.kernels.quantize.reference import quantize
@@ -181,9 +182,29 @@ def test_every_place_of_the_exchange_is_absent_afterwards() -> None:
     for tokens in (1, 16, 64):
         op(activations(tokens, spec, torch.bfloat16), prepared, None)
     torch.cuda.synchronize()
-    assert kernel._EXCHANGES
-    for held in kernel._EXCHANGES.values():
-        assert all(bool((one == kernel.ABSENT).all()) for one in held)
+    found = exchanges(op.device)
+    assert found.of_streams and found.spare
+    for held in (*found.of_streams.values(), found.spare):
+        assert bool((torch.as_tensor(held, device=op.device) == ABSENT).all())
+
+
+def test_streams_that_are_captured_first_of_all_take_the_spare_then_memory_of_the_graph() -> None:
+    """The graphs replay right, in any order, whether or not anything ran on their streams before."""
+    spec = SlideSpec(3584, 3584, 8, torch.int8)
+    made, op = weight(spec), FewTokens(spec, torch.device("cuda", 0))
+    prepared, x = op.prepare(made), activations(3, spec, torch.bfloat16)
+    expected = op(x, prepared, None)
+    graphs = []
+    for _ in range(3):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=torch.cuda.Stream()):
+            found = op(x, prepared, None)
+        graphs.append((graph, found))
+    assert exchanges(op.device).spare is None
+    for graph, found in (*reversed(graphs), *graphs):
+        found.zero_()
+        graph.replay()
+        assert torch.equal(found, expected)
 
 
 def test_nothing_is_kept_but_the_exchange() -> None:

@@ -158,7 +158,7 @@ class SlideSparseQuantizer(HfQuantizer):
         for name, linear in self.linears.items():
             linear.requires_grad_(False)  # transformers loads floats as trainable
             try:
-                linear.prepare(self._settings(linear))
+                linear.prepare(self._settings(linear), model.dtype)
             except ValueError as error:
                 raise ValueError(f"{model.config.name_or_path}: {name}: {error} ({way_out})") from error
         # The hashes and the code belong to the folder that was read, not to one that will be saved.

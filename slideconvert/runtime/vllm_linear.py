@@ -16,6 +16,7 @@ from vllm.logger import init_logger
 from vllm.model_executor.layers.linear import (
     LinearMethodBase,
     ReplicatedLinear,
+    RowParallelLinear,
     register_weight_loader_v2_supported_method,
 )
 from vllm.model_executor.layers.quantization.compressed_tensors.schemes import (
@@ -24,7 +25,7 @@ from vllm.model_executor.layers.quantization.compressed_tensors.schemes import (
 )
 
 from ..errors import InputError
-from ..kernels.backends.base import Backend
+from ..kernels.backends.base import Backend, Dtypes
 from ..kernels.backends.choose import BackendChoice, Settings, backends_for, choose
 from ..kernels.backends.ready import make_ready
 from ..kernels.slide_spec import SlideSpec
@@ -148,7 +149,7 @@ class SlideSparseLinearMethod(LinearMethodBase):
             return
         spec, weight = whole
         try:
-            choice, prepared = make_ready(self._choice_for(spec), weight, self.settings, HOST)
+            choice, prepared = make_ready(self._choice_for(spec), weight, self.settings, self._dtypes(layer), HOST)
         except ValueError as error:
             raise InputError(f"{self.name}: {error}", hint=f"the file is damaged: {REINSTALL_HINT}") from error
         self.backend = choice.backend
@@ -160,6 +161,11 @@ class SlideSparseLinearMethod(LinearMethodBase):
         if isinstance(self.config.additional_config, dict):
             chosen = self.config.additional_config.setdefault("slidesparse", {})
             chosen[self.name] = f"{choice.backend.name}: {spec.text}"
+
+    def _dtypes(self, layer: Any) -> Dtypes:
+        """As in the forward of the layer: one rank alone adds the bias to sums that all ranks contribute to."""
+        absent = layer.bias is None or layer.skip_bias_add or (isinstance(layer, RowParallelLinear) and layer.tp_rank)
+        return Dtypes(layer.params_dtype, None if absent else layer.bias.dtype)
 
     def _choice_for(self, spec: LinearSpec) -> BackendChoice:
         """The choice of all ranks; of linears that differ by rank, as groups that are kept do, another of this rank."""

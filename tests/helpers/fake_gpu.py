@@ -112,7 +112,7 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch, folder: Path, times: Times, *more:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     for kind in WAYS:
         monkeypatch.setattr(kind, "refusal", classmethod(lambda cls, spec, device: ""))
-        monkeypatch.setattr(kind, "complete", lambda self, prepared: None)
+        monkeypatch.setattr(kind, "complete", lambda self, prepared, dtypes: None)
     monkeypatch.setattr(choose, "BACKENDS", (*more, *WAYS, SlideReference, GroupReference))
     monkeypatch.setattr(choose, "CLOCK", lambda spec, device: clock)
     monkeypatch.setattr(choose, "STOPWATCH", choose.Stopwatch(clock.now))

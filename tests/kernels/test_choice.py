@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slideconvert.kernels.backends import choose as choosing
+from slideconvert.kernels.backends.base import Dtypes
 from slideconvert.kernels.backends.choose import BOTH, Settings, choose, named
 from slideconvert.kernels.backends.ready import make_ready
 from slideconvert.kernels.backends.routed import Routed
@@ -222,12 +223,12 @@ def test_without_memory_for_two_prepared_weights_the_next_best_runs(
         monkeypatch.setattr(torch.Tensor, "to", lambda self, *_, **__: self)
         settings = Settings(memory=1.0)
         choice = choose(SPEC, CUDA, settings, SERVER)
-        found, prepared = make_ready(choice, SPEC.random(CPU), settings, SERVER)
+        found, prepared = make_ready(choice, SPEC.random(CPU), settings, Dtypes(torch.bfloat16), SERVER)
         assert found.backend.name == "few_dense:64,stock" and len(prepared) == 2
         monkeypatch.setattr(FewDense, "prepare", full)
         monkeypatch.setattr(FakeStock, "prepare", full)
         with pytest.raises(torch.cuda.OutOfMemoryError):
-            make_ready(choice, SPEC.random(CPU), settings, SERVER)
+            make_ready(choice, SPEC.random(CPU), settings, Dtypes(torch.bfloat16), SERVER)
     said = [record.getMessage() for record in caplog.records if "no memory" in record.getMessage()]
     assert (
         said[0]

@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slideconvert.kernels import nvrtc
-from slideconvert.kernels.few_tokens.division import HOLDING, MOST_UNITS, STREAMING, Division, Form, divisions
+from slideconvert.kernels.few_tokens.division import (
+    HOLDING,
+    MOST_UNITS,
+    STREAMING,
+    Division,
+    Form,
+    divisions,
+    most_exchanged,
+)
 from slideconvert.kernels.few_tokens.kernel import DENSE_WARP_UNIT, SOURCE
 from slideconvert.kernels.few_tokens.prepared import WARP_UNIT, from_fragments, to_fragments
 from slideconvert.kernels.windows import pack, slid_columns, slide
@@ -45,6 +53,11 @@ def test_every_unit_has_one_block_and_every_part_a_place(rows: int, columns: int
         assert found == list(range(first, first + len(found)))
         assert len(found) <= division.parts
     assert max(len(found) for found in owners.values()) == division.parts
+    # as Parts::place of sums.cuh
+    cut = [found for found in owners.values() if len(found) > 1]
+    places = [found[0] + (part or division.blocks) for found in cut for part in range(len(found))]
+    assert len(set(places)) == len(places) and bool(places) == (division.exchanged > 0)
+    assert (max(places, default=-1) + 1) * division.part <= division.exchanged <= most_exchanged(blocks)
 
 
 @pytest.mark.parametrize("free", [H200, ADA], ids=["H200", "Ada"])
