@@ -153,7 +153,8 @@ class SlideSparseLinearMethod(LinearMethodBase):
         except ValueError as error:
             raise InputError(f"{self.name}: {error}", hint=f"the file is damaged: {REINSTALL_HINT}") from error
         self.backend = choice.backend
-        self.prepared = [f"prepared_{number}" for number in range(len(prepared))]
+        # vLLM's LoRA layers find the device by a tensor of this name.
+        self.prepared = ["weight_packed", *(f"prepared_{number}" for number in range(1, len(prepared)))]
         for name, tensor in zip(self.prepared, prepared, strict=True):
             own(layer, name, tensor)
         logger.info_once("SlideSparse %s layout on backend %s (%s)", spec.layout, choice.backend.name, choice.why)

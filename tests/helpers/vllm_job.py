@@ -1,4 +1,4 @@
-"""Run a model in vLLM on the CPU and write down what came out and what ran. A script for vLLM's own environment.
+"""Run a model in vLLM and write down what came out and what ran. A script for vLLM's own environment.
 
     python vllm_job.py JOB OUT
 
@@ -25,14 +25,13 @@ def main(job: str, out: str) -> None:
     if task["stock"] and importlib.util.find_spec("slideconvert"):
         raise SystemExit("slideconvert is installed here: this would not be stock vLLM")
     sys.path.insert(0, str(Path(__file__).parent))  # the workers' path, too: they import vllm_worker
-    from vllm import LLM, SamplingParams
+    from vllm import LLM
 
-    prompts = [{"prompt_token_ids": ids} for ids in task["prompts"]]
     length = max(map(len, task["prompts"])) + task["greedy"]
     llm = LLM(
         model=task["model"],
         max_model_len=length,
-        max_num_seqs=len(prompts),
+        max_num_seqs=len(task["prompts"]),
         seed=0,
         skip_tokenizer_init=True,
         worker_extension_cls="vllm_worker.Worker",
@@ -41,29 +40,52 @@ def main(job: str, out: str) -> None:
     told = {"pid": os.getpid(), "ranks": llm.collective_rpc("describe")}
     if task["capture"]:
         llm.collective_rpc("capture")
-    parameters = SamplingParams(max_tokens=task["greedy"], temperature=0, ignore_eos=True, prompt_logprobs=0)
-
-    def generate() -> dict:
-        answers = llm.generate(prompts, parameters, use_tqdm=False)
-        places = [
-            zip(ids[1:], answer.prompt_logprobs[1:], strict=True)
-            for ids, answer in zip(task["prompts"], answers, strict=True)
-        ]
-        return {
-            "greedy": [list(answer.outputs[0].token_ids) for answer in answers],
-            "logprobs": [[place[token].logprob for token, place in prompt] for prompt in places],
-        }
-
-    told |= generate()
+    told |= generate(llm, task)
     if task["capture"]:
         llm.collective_rpc("save_captured", args=(task["capture"], out))
     inputs = out if task["capture"] else task["inputs"]
     if inputs:
         llm.collective_rpc("replay", args=(inputs, out))
-    if task["reload"]:
-        llm.collective_rpc("reload_weights")
-        told["reloaded"] = generate()
+    told |= {kind: generate_after(llm, task, kind) for kind in task["after"]}
     (Path(out) / "outcome.json").write_text(json.dumps(told))
+
+
+def generate_after(llm, task: dict, kind: str) -> dict:
+    """The same once more, after something has happened to the engine."""
+    if kind == "reloaded":
+        llm.collective_rpc("reload_weights")
+    elif kind == "awake":
+        llm.sleep(level=1)
+        llm.wake_up()
+    return generate(llm, task)
+
+
+def generate(llm, task: dict) -> dict:
+    """greedy: token ids that follow each prompt. first: logprob of the first of them. logprobs: of every token of the
+    prompts after the first, if they are to be scored."""
+    from vllm import SamplingParams
+
+    adapter = None
+    if task["adapter"]:
+        from vllm.lora.request import LoRARequest
+
+        adapter = LoRARequest("adapter", 1, task["adapter"])
+    scores = 0 if task["scored"] else None
+    parameters = SamplingParams(
+        max_tokens=task["greedy"], temperature=0, ignore_eos=True, logprobs=0, prompt_logprobs=scores
+    )
+    prompts = [{"prompt_token_ids": ids} for ids in task["prompts"]]
+    answers = llm.generate(prompts, parameters, use_tqdm=False, lora_request=adapter)
+    told = {
+        "greedy": [list(answer.outputs[0].token_ids) for answer in answers],
+        "first": [next(iter(answer.outputs[0].logprobs[0].values())).logprob for answer in answers],
+    }
+    if task["scored"]:
+        told["logprobs"] = [
+            [place[token].logprob for token, place in zip(ids[1:], answer.prompt_logprobs[1:], strict=True)]
+            for ids, answer in zip(task["prompts"], answers, strict=True)
+        ]
+    return told
 
 
 if __name__ == "__main__":  # vLLM may start processes that import this file again

@@ -38,7 +38,10 @@ class Job:
 
     prompts: token ids; every one is continued by `greedy` tokens. stock: slideconvert must not be installed.
     capture: by linear, the dtype of its codes ("" for none): keep what went into each and run it again on that.
-    inputs: a folder where another job has captured: run each linear on that. reload: load the weights a second time.
+    inputs: a folder where another job has captured: run each linear on that. after: generate again after each of these,
+    under its name: reloaded (the weights, a second time), awake (from sleep), again (nothing). adapter: a folder of a
+    LoRA adapter that every prompt goes through. scored: whether the logprobs of the prompts are wanted: then vLLM reads
+    no cached prefixes, and on a CPU it cannot together with LoRA.
     engine: arguments of vllm.LLM. environment: variables; our reference backend is asked for unless they say otherwise,
     since on a CPU the plugin leaves all that it can to vLLM.
     """
@@ -49,7 +52,9 @@ class Job:
     stock: bool = False
     capture: dict[str, str] | None = None
     inputs: str | None = None
-    reload: bool = False
+    after: tuple[str, ...] = ()
+    adapter: str | None = None
+    scored: bool = True
     engine: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
 
@@ -98,9 +103,11 @@ def start(script: str, task: Any, folder: Path, variable: str) -> Outcome:
     """Run a script of this folder with (JSON file, folder); it writes outcome.json there unless it fails."""
     folder.mkdir(parents=True)
     (folder / "task.json").write_text(json.dumps(task))
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    interpreter, environment = python(variable), dict(os.environ)
+    if interpreter != sys.executable:
+        environment.pop("PYTHONPATH", None)
     environment["VLLM_CACHE_ROOT"] = str(folder / "cache")  # nothing compiled in another run
-    command = [python(variable), "-P", HERE / script, folder / "task.json", folder]
+    command = [interpreter, "-P", HERE / script, folder / "task.json", folder]
     run = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=TIMEOUT, check=False
     )
@@ -124,10 +131,10 @@ def run_layouts(
     """
     dense = str(checkpoints["dense"])
     (packed,) = (str(path) for layout, path in checkpoints.items() if layout != "dense")
-    inputs, reload = folder / "run-dense", common["environment"] == ONE_PROCESS
+    inputs, reload = folder / "run-dense", ("reloaded",) * (common["environment"] == ONE_PROCESS)
     return (
         run(Job(dense, ids, capture=capture, **common), inputs),
-        run(Job(packed, ids, inputs=str(inputs), reload=reload, **common), folder / "run-packed"),
+        run(Job(packed, ids, inputs=str(inputs), after=reload, **common), folder / "run-packed"),
         run(Job(dense, ids, inputs=str(inputs), stock=True, **common), folder / "run-stock"),
     )
 

@@ -20,7 +20,8 @@ class Worker:
         from vllm.model_executor.layers.linear import LinearBase
 
         modules = self.model_runner.model.named_modules()
-        return {name: module for name, module in modules if isinstance(module, LinearBase)}
+        # With LoRA, the linear is what its adapters are added to.
+        return {name.removesuffix(".base_layer"): module for name, module in modules if isinstance(module, LinearBase)}
 
     def describe(self) -> dict:
         """By linear: who runs it, and every tensor that it holds."""
@@ -57,13 +58,16 @@ class Worker:
         save_file(kept, Path(out) / f"inputs{self.rank}.safetensors")
 
     def replay(self, inputs: str, out: str) -> None:
-        """Give every linear the inputs that some run has captured, and keep what comes out."""
+        """Give linears the inputs that some run has captured, and keep what comes out. One linear may have several
+        inputs: NAME@1, NAME@2 …"""
         captured, kept = load_file(Path(inputs) / f"inputs{self.rank}.safetensors"), {}
         with torch.inference_mode():
-            for name, module in self.linears().items():
+            linears = self.linears()
+            for name, x in captured.items():
+                module = linears[name.partition("@")[0]]
                 # As in a row-parallel linear's forward: only one rank adds its bias.
                 bias = None if self.rank and hasattr(module, "input_is_parallel") else module.bias
-                kept[name] = module.quant_method.apply(module, captured[name], bias).contiguous()
+                kept[name] = module.quant_method.apply(module, x.to(self.device), bias).contiguous()
         save_file(kept, Path(out) / f"outputs{self.rank}.safetensors")
 
 

@@ -87,7 +87,7 @@ def assert_ours_ran(outcome: Outcome, model: Path, rank: int = 0) -> None:
         by_groups = "group_size" in record
         assert found["method"] == "SlideSparseLinearMethod", name
         assert found["backend"] == "reference", name
-        assert found["tensors"].keys() == ({"prepared_0"} if by_groups else {"prepared_0", "prepared_1"}), name
+        assert found["tensors"].keys() == ({"weight_packed"} if by_groups else {"weight_packed", "prepared_1"}), name
 
 
 def fused(model: Path) -> dict[str, Tensor]:
@@ -151,7 +151,7 @@ def test_tensor_parallel_ranks_hold_rows_or_groups(tmp_path: Path) -> None:
     dense = run(Job(str(checkpoints["dense"]), ids, capture=capture, **common), tmp_path / "run-dense")
     inputs = str(tmp_path / "run-dense")
     gqs = run(Job(str(checkpoints["gqs"]), ids, inputs=inputs, **common), tmp_path / "run-gqs")
-    held = [gqs.linears(rank)["model.layers.2.mlp.down_proj"]["tensors"]["prepared_0"] for rank in (0, 1)]
+    held = [gqs.linears(rank)["model.layers.2.mlp.down_proj"]["tensors"]["weight_packed"] for rank in (0, 1)]
     assert held[0] != held[1]
     weights, whole = fused(checkpoints["gqs"]), linears(checkpoints["gqs"])
     for rank in (0, 1):

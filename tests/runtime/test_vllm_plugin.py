@@ -83,7 +83,7 @@ def assert_ours_ran(outcome: Outcome, model: Path, rank: int = 0, stock: tuple[s
         method = "CompressedTensors" if left and config["slidesparse_config"]["layout"] == "dense" else "SlideSparse"
         assert found["method"] == f"{method}LinearMethod", name
         if left:
-            assert found["backend"] is None and "prepared_0" not in found["tensors"], name
+            assert found["backend"] is None and "weight_packed" not in found["tensors"], name
             continue
         by_rows = name.endswith(("o_proj", "down_proj"))
         rows = sum(recorded[part]["shape"][0] for part in parts) // (1 if by_rows else ranks)
@@ -91,7 +91,7 @@ def assert_ours_ran(outcome: Outcome, model: Path, rank: int = 0, stock: tuple[s
         codes = ["torch.int8", [rows, BlockPattern.parse(record["pattern"]).slid_columns(columns)]]
         assert found["backend"] == "reference", name
         assert (found["tensors"].pop("bias", None) is not None) == (biases and "qkv" in name), name
-        assert found["tensors"] == {"prepared_0": codes, "prepared_1": ["torch.float32", [rows]]}, name
+        assert found["tensors"] == {"weight_packed": codes, "prepared_1": ["torch.float32", [rows]]}, name
 
 
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:

@@ -1,0 +1,58 @@
+"""Decoding speed of one checkpoint in one start of vLLM. bench_decode.py runs it, once for each row of its table.
+
+    python benches/decode_engine.py TASK.json OUT.json
+
+TASK: model, batches, prompt (tokens), output (tokens), repeats. OUT appears once all is done. Stands alone: it needs
+vLLM, and slideconvert where the checkpoint is ours.
+"""
+
+import json
+import os
+import random
+import sys
+import time
+from pathlib import Path
+
+SETTINGS = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_USE_FLASHINFER_SAMPLER": "0"}
+
+
+def main(task_path: str, out: str) -> None:
+    task = json.loads(Path(task_path).read_text())
+    os.environ.update(SETTINGS)
+    from vllm import LLM, SamplingParams
+
+    started = time.perf_counter()
+    batches = task["batches"]
+    llm = LLM(
+        model=task["model"],
+        skip_tokenizer_init=True,
+        max_model_len=task["prompt"] + task["output"] + 1,
+        max_num_seqs=max(batches),
+        gpu_memory_utilization=0.85,
+        enable_prefix_caching=False,
+        seed=0,
+        compilation_config={"cudagraph_capture_sizes": batches},
+    )
+    told = {"load_s": time.perf_counter() - started, "tokens_per_s": {}}
+    drawn, vocabulary = random.Random(0), json.loads((Path(task["model"]) / "config.json").read_text())["vocab_size"]
+
+    def seconds(batch: int, tokens: int) -> float:
+        prompts = [
+            {"prompt_token_ids": [drawn.randrange(3, vocabulary) for _ in range(task["prompt"])]} for _ in range(batch)
+        ]
+        parameters = SamplingParams(max_tokens=tokens, temperature=0, ignore_eos=True, detokenize=False)
+        begun = time.perf_counter()
+        llm.generate(prompts, parameters, use_tqdm=False)
+        return time.perf_counter() - begun
+
+    for batch in batches:
+        seconds(batch, 8)  # warms up
+        # From the first token to the last: without the prompt, and what a call costs beside its steps.
+        first = min(seconds(batch, 1) for _ in range(task["repeats"]))
+        whole = min(seconds(batch, 1 + task["output"]) for _ in range(task["repeats"]))
+        told["tokens_per_s"][str(batch)] = batch * task["output"] / (whole - first)
+    Path(out).write_text(json.dumps(told))
+
+
+if __name__ == "__main__":  # vLLM starts processes that import this file again
+    main(*sys.argv[1:])
