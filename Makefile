@@ -3,6 +3,7 @@
 # make test-next   run the tests of transformers on its newest supported version, in an environment of its own
 # make test-oldest   run the main tests on the oldest supported versions of all dependencies but torch, likewise
 # make test-vllm   run the tests that need vLLM, which gets environments of its own (minutes, 4 GB)
+# make test-vllm-gpu   run the tests of vLLM on a GPU, by VLLM_GPU_PYTHON, whose environment has it (20 minutes)
 # make lint   formatting, lint, types
 PYTHON ?= python3
 VENV ?= .venv
@@ -18,9 +19,10 @@ OLDEST ?= .venv-oldest
 
 VLLM ?= .venv-vllm
 VLLM_TORCH := $(TORCH)+cpu
+VLLM_GPU_PYTHON ?= python3
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: setup demo test test-next test-oldest test-vllm lint format clean
+.PHONY: setup demo test test-next test-oldest test-vllm test-vllm-gpu lint format clean
 setup: $(VENV)/.ready
 
 # What running slideconvert needs.
@@ -82,6 +84,9 @@ $(VLLM)/.ready: pyproject.toml Makefile
 test-vllm: setup $(VLLM)/.ready
 	SLIDECONVERT_VLLM_STOCK_PYTHON=$(abspath $(VLLM))/bin/python \
 	SLIDECONVERT_VLLM_PYTHON=$(abspath $(VLLM))-plugin/bin/python $(BIN)/python -m pytest -q -m vllm
+
+test-vllm-gpu:
+	$(VLLM_GPU_PYTHON) -m pytest -q -p no:cacheprovider -m vllm_gpu tests/runtime/test_vllm_gpu.py
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -33,6 +33,8 @@ AUTO, BOTH = "auto", "both"
 """Words for a choice: by the rule with the memory that is allowed, or with as much as two prepared weights take."""
 LOAD_SECONDS = 120.0
 """How long a process may measure while it loads, in all; what is missing then runs on the host's dense kernel."""
+PADDED = 1.05
+"""How many times its bytes a prepared weight takes when it is padded, at most, for weights of usual shapes."""
 
 logger = logging.getLogger("slidesparse")
 
@@ -202,12 +204,13 @@ def judge(spec: LinearSpec, ways: Sequence[Backend], table: Table, settings: Set
 
 
 def room(ways: Sequence[Way], settings: Settings) -> int:
-    """The bytes of two prepared weights: no more than the largest alone has, unless more memory is allowed."""
+    """The bytes of two prepared weights: no more than the largest alone has, unless more memory is allowed. Padding is
+    not counted, by which forms differ."""
     sizes = {way.form: way.nbytes for way in ways}
     if settings.backend == BOTH:
         return sum(sizes.values())
     packed = min(sizes.values())
-    return int(max(sizes.values()) + settings.memory * packed)
+    return int(max(sizes.values()) + settings.memory * packed * PADDED)
 
 
 def _measure(spec: LinearSpec, lacking: Any, table: Table, seconds: float) -> str:

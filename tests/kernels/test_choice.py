@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from slideconvert.kernels.backends import choose as choosing
 from slideconvert.kernels.backends.base import Dtypes
-from slideconvert.kernels.backends.choose import BOTH, Settings, choose, named
+from slideconvert.kernels.backends.choose import BOTH, Settings, choose, named, room
 from slideconvert.kernels.backends.ready import make_ready
 from slideconvert.kernels.backends.routed import Routed
 from slideconvert.kernels.backends.rule import BUCKETS, SLOWER, Route, Way, best_route
@@ -155,6 +155,15 @@ def test_a_kernel_for_few_tokens_takes_part(monkeypatch: pytest.MonkeyPatch, tmp
         assert choose(SPEC, CUDA, Settings(memory=0.5), SERVER).backend is choice.backend
         with pytest.raises(ValueError, match="few_dense runs up to 64 tokens alone"):
             choose(SPEC, CUDA, "few_dense", SERVER)
+
+
+def test_memory_for_one_more_packed_weight_is_enough_for_a_padded_one() -> None:
+    """3584 x 3584 at 2:6, on an H200: fragments are padded to 256 columns."""
+    ways = [Way("cusparselt", "cusparselt", 10_716_160), Way("few", "fragments", 10_895_360, 64)]
+    dense = Way("dense", "dense", 3584 * 3584)
+    assert room([*ways, dense], Settings(memory=1.0)) >= ways[1].nbytes + dense.nbytes
+    assert room([*ways, dense], Settings(memory=0.9)) < ways[1].nbytes + dense.nbytes
+    assert room([*ways, dense], Settings()) == dense.nbytes
 
 
 def test_measuring_ends_when_its_time_is_up_and_goes_on_in_the_next_process(
