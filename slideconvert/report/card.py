@@ -229,7 +229,7 @@ def _limits(report: Report) -> str:
     if _quantized(report):
         items.append(
             "transformers with slideconvert, or with the code in this repository, refuses tensor parallelism and "
-            "offloading to disk or CPU. vLLM with slideconvert does not support LoRA."
+            "offloading to disk or CPU."
         )
     items.append("The limits and the license of the source model apply to this model too.")
     return "".join(f"- {item}\n" for item in items)
