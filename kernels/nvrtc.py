@@ -182,6 +182,8 @@ class Module:
         _driven(_driver().cuModuleGetFunction(byref(function), self._module, name.encode()), name)
         if shared:
             _driven(_driver().cuFuncSetAttribute(function, MAX_DYNAMIC_SHARED, shared), f"{name}: {shared} bytes")
+        if load := getattr(_driver(), "cuFuncLoad", None):  # since CUDA 12.4: else at the first launch
+            _driven(load(function), f"loading {name}")
         return Kernel(name, function, shared)
 
 
