@@ -75,7 +75,7 @@ class Bed:
         out = self.folder / f"{scheme}-{layout}"
         if not out.exists():
             words = GQS if scheme == "gqs" else {"scheme": scheme, "pattern": "2:8"}
-            source, packed = (self.halved, "gqs") if scheme == "gqs" else (self.source, "packed")
+            source, packed = (self.halved, "gqs") if scheme == "gqs" else (self.source, "slide")
             converted(source, out, layout=packed if layout == "packed" else layout, **words)
         return out
 
