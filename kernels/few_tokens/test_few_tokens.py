@@ -190,6 +190,7 @@ def test_every_place_of_the_exchange_is_absent_afterwards() -> None:
 
 def test_streams_that_are_captured_first_of_all_take_the_spare_then_memory_of_the_graph() -> None:
     """The graphs replay right, in any order, whether or not anything ran on their streams before."""
+    exchanges.cache_clear()  # streams come from a pool: those of other tests may come again
     spec = SlideSpec(3584, 3584, 8, torch.int8)
     made, op = weight(spec), FewTokens(spec, torch.device("cuda", 0))
     prepared, x = op.prepare(made), activations(3, spec, torch.bfloat16)
