@@ -12,6 +12,7 @@ import hashlib
 import importlib.util
 from ctypes import byref, c_char_p, c_int, c_size_t, c_uint, c_uint64, c_void_p
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -172,6 +173,7 @@ class Module:
         target = architecture(torch.cuda.get_device_capability(device))
         code = machine_code(source, constants, f"{target}a" if specific else target)
         self._module = c_void_p()
+        self._lock, self._shared = Lock(), dict[str, int]()
         with torch.cuda.device(device):
             torch._C._cuda_setDevice(torch.cuda.current_device())  # makes its context this thread's, if it is none yet
             _driven(_driver().cuModuleLoadData(byref(self._module), c_char_p(code)), f"loading {source.name}")
@@ -180,8 +182,10 @@ class Module:
         """shared: bytes of dynamic shared memory of its launches."""
         function = c_void_p()
         _driven(_driver().cuModuleGetFunction(byref(function), self._module, name.encode()), name)
-        if shared:
-            _driven(_driver().cuFuncSetAttribute(function, MAX_DYNAMIC_SHARED, shared), f"{name}: {shared} bytes")
+        with self._lock:  # the limit is the function's, and others may have asked for more
+            if shared > self._shared.get(name, 0):
+                _driven(_driver().cuFuncSetAttribute(function, MAX_DYNAMIC_SHARED, shared), f"{name}: {shared} bytes")
+                self._shared[name] = shared
         if load := getattr(_driver(), "cuFuncLoad", None):  # since CUDA 12.4: else at the first launch
             _driven(load(function), f"loading {name}")
         return Kernel(name, function, shared)
