@@ -66,7 +66,7 @@ def test_a_backend_of_other_linears_means_auto_for_these(tmp_path: Path) -> None
     refused(out, "backend group_gemm cannot run", "W4A16 g8", "needs a CUDA device")
     only = grouped(tmp_path / "only")
     edit_config(only, lambda config: config.update(slidesparse_runtime={"backend": "cusparselt"}))
-    refused(only, "backend 'cusparselt'", "use one of auto, group_gemm, reference)")
+    refused(only, "backend 'cusparselt'", "use one of auto, both, group_gemm, reference)")
 
 
 # ---- by the code that the checkpoint carries
