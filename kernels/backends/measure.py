@@ -24,6 +24,8 @@ LEAST_MILLISECONDS = 1.0
 REPLAYS = 9
 BEYOND_CACHE = 2.5
 """Weights take turns so that together they are this many times the GPU's L2 cache: a model finds none of them there."""
+MOST_WEIGHTS = 64
+"""So many at most: of small ones it would take thousands, and their times are those of launches anyway."""
 FEW_TOKENS = 256
 """With more tokens, reading the weight is a small part of the time."""
 SHARE_OF_MEMORY = 2
@@ -146,7 +148,7 @@ class GraphClock:
 
     def _grow(self, nbytes: int) -> None:
         cache = torch.cuda.get_device_properties(self._device).L2_cache_size
-        count = max(1, math.ceil(BEYOND_CACHE * cache / max(1, nbytes)))
+        count = min(MOST_WEIGHTS, max(1, math.ceil(BEYOND_CACHE * cache / max(1, nbytes))))
         while len(self._weights) < count:
             self._weights.append(tuple(tensor.clone() for tensor in self._weights[0]))
 
