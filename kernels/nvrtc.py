@@ -22,6 +22,8 @@ from . import cache
 NAMES = ("libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so")
 MAX_DYNAMIC_SHARED = 8
 """CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES."""
+PREFERRED_CARVEOUT, LARGEST = 9, 100
+"""CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, in percent."""
 PROGRAMMATIC_STREAM_SERIALIZATION = 6
 """CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION."""
 
@@ -179,9 +181,14 @@ class Module:
             _driven(_driver().cuModuleLoadData(byref(self._module), c_char_p(code)), f"loading {source.name}")
 
     def kernel(self, name: str, shared: int = 0) -> Kernel:
-        """shared: bytes of dynamic shared memory of its launches."""
+        """shared: bytes of dynamic shared memory of its launches.
+
+        Every kernel divides a multiprocessor's memory alike, the largest part shared: of two that divide it in
+        different ways, the second cannot begin there before the first has left.
+        """
         function = c_void_p()
         _driven(_driver().cuModuleGetFunction(byref(function), self._module, name.encode()), name)
+        _driven(_driver().cuFuncSetAttribute(function, PREFERRED_CARVEOUT, LARGEST), f"{name}: its shared memory")
         with self._lock:  # the limit is the function's, and others may have asked for more
             if shared > self._shared.get(name, 0):
                 _driven(_driver().cuFuncSetAttribute(function, MAX_DYNAMIC_SHARED, shared), f"{name}: {shared} bytes")

@@ -7,7 +7,6 @@ typedef unsigned long long u64;
 
 #define TOKENS (8 * TILES)
 #define ROWS 64
-#define UNIT 256
 #define CODES_UNIT (UNIT * TOKENS)
 #define TILE_ROWS (ROWS * ROW_GROUPS)
 

@@ -8,8 +8,6 @@ from functools import cached_property
 
 ROWS = 64
 """Rows of a warpgroup."""
-UNIT = 256
-"""Columns of a unit."""
 MOST_TOKENS = 64
 MOST_UNITS = 128
 """Units of codes that a block holds, at most."""
@@ -17,6 +15,14 @@ MOST_UNITS = 128
 
 def ceil_div(numerator: int, denominator: int) -> int:
     return -(-numerator // denominator)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """columns (slid, if the weight is sparse); warp_bytes: of 16 rows of it, as a warp copies them."""
+
+    columns: int
+    warp_bytes: int
 
 
 @dataclass(frozen=True)
@@ -47,20 +53,22 @@ HOLDING = tuple(Form(2, stages, stream=False) for stages in (5, 4, 3))
 STREAMING = tuple(
     Form(groups, stages, stream=True) for groups, most in ((2, 6), (1, 4)) for stages in range(most, 1, -1)
 )
-"""The more in flight, the better; which fits depends on the tokens and the device (H200: BENCHMARKS.md)."""
+"""The best first; which fits depends on the tokens and the device. More stages than these win nothing (LOG.md)."""
+SHALLOW, FEW_UNITS = 3, 16
+"""Stages that suffice where a block has no more units than so many; others had better stream their codes."""
 
 
 @dataclass(frozen=True)
 class Division:
-    """rows, columns (K', or K if dense): of the weight. padded: tokens, a multiple of 8. blocks: at most.
+    """rows, columns (K', or K if dense): of the weight. padded: tokens, a multiple of 8. most_blocks: at most.
 
-    warp_unit: bytes of a warp's part of a unit. ValueError if the order has too many places for 32 bits.
+    ValueError if the order has too many places for 32 bits.
     """
 
     rows: int
     columns: int
     padded: int
-    warp_unit: int
+    unit: Unit
     most_blocks: int
     form: Form
 
@@ -75,7 +83,7 @@ class Division:
     @property
     def units(self) -> int:
         """Of a tile."""
-        return ceil_div(self.columns, UNIT)
+        return ceil_div(self.columns, self.unit.columns)
 
     @property
     def blocks(self) -> int:
@@ -90,10 +98,14 @@ class Division:
         return ((place + 1) * self.blocks - 1) // (self.tiles * self.units)
 
     @property
+    def share(self) -> int:
+        """The most units of weight that a block multiplies."""
+        return ceil_div(self.tiles * self.units, self.blocks)
+
+    @property
     def held(self) -> int:
         """The most units of codes that a block has in shared memory."""
-        share = ceil_div(self.tiles * self.units, self.blocks)
-        return self.form.stages if self.form.stream else min(share, self.units)
+        return self.form.stages if self.form.stream else min(self.share, self.units)
 
     @cached_property
     def parts(self) -> int:
@@ -116,9 +128,9 @@ class Division:
     def shared_bytes(self) -> int:
         """Shared memory of a block."""
         form = self.form
-        ring = form.groups * 4 * form.stages * self.warp_unit
-        gathered = form.turns * self.padded * (form.tile_rows + 4) * 4 if form.turns > 1 else 0
-        return ring + gathered + self.held * UNIT * self.padded
+        ring = form.groups * 4 * form.stages * self.unit.warp_bytes
+        gathered = form.turns * self.padded * (form.tile_rows + 4) * 4
+        return ring + gathered + self.held * self.unit.columns * self.padded
 
     def fits(self, shared_bytes: int) -> bool:
         return self.shared_bytes <= shared_bytes and (self.form.stream or self.held <= MOST_UNITS)
@@ -129,7 +141,9 @@ def most_exchanged(blocks: int, tokens: int = MOST_TOKENS) -> int:
     return 2 * blocks * tokens * max(form.tile_rows for form in (*HOLDING, *STREAMING))
 
 
-def divisions(rows: int, columns: int, padded: int, warp_unit: int, blocks: int) -> Iterator[Division]:
+def divisions(rows: int, columns: int, padded: int, unit: Unit, blocks: int) -> Iterator[Division]:
     """Ways to divide the product, the best first."""
     for form in (*HOLDING, *STREAMING):
-        yield Division(rows, columns, padded, warp_unit, blocks, form)
+        division = Division(rows, columns, padded, unit, blocks, form)
+        if form.stream or form.stages > SHALLOW or division.share <= FEW_UNITS:
+            yield division

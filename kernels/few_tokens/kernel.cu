@@ -1,9 +1,10 @@
 /* Products of few tokens with 8-bit weights, sparse (2:4 windows) or dense: quantize (and lift), multiply, scale.
 
    Two kernels. `quantize` makes the codes of the activations, lifted, in the order in which `product` multiplies them.
-   `product` reads every weight once, as fragments of the tensor cores' sparse (or dense) operand: nothing is unpacked.
+   `product` reads every weight once, as fragments of the tensor cores' sparse (or dense) operand; of some patterns the
+   metadata is stored in fewer bits than the tensor cores take (metadata.cuh).
 
-   The weight is divided into tiles of 64 rows for each warpgroup that has rows of its own, and units of 256 columns (of
+   The weight is divided into tiles of 64 rows for each warpgroup that has rows of its own, and units of UNIT columns (of
    the slid weight where it is sparse), in the order of tiles, then columns. Every block takes an equal share of this
    order (Stream-K), so that all multiprocessors read equally many bytes. Each warp copies its 16 rows of a unit into its
    own ring in shared memory. Where a tile is cut, each block publishes its part of the sums, and the block with the last
@@ -14,6 +15,8 @@
    Settled when this is compiled (kernel.py):
      SPARSE            the weight is sparse
      LENGTH            L of 2:L; 2 for 2:inf; 0 if dense
+     UNIT, METADATA    columns of a unit; bytes of metadata that a lane has of it
+     TABLE_0 … TABLE_3 of 2:6: positions of the windows of a block, by the number of its zeros
      FLOAT             codes are E4M3, sums float32; otherwise INT8, sums int32
      TILES             tokens / 8: 1, 2, 4 or 8
      GROUPS, STAGES    warpgroups of a block; units in the ring of a warp
@@ -21,10 +24,10 @@
      STREAM            codes are copied unit by unit, as weights are (ROW_GROUPS is GROUPS); otherwise all that a block
                        needs are held
      X, BIAS           number kinds of activations (and outputs) and bias: 0 bfloat16, 1 float16, 2 float32; BIAS 3: none
-     HELD              pieces of 8 activations that a thread of `quantize` holds
      WARPGROUP         multiply by wgmma (compute capability 9.0 alone), otherwise by mma */
 
 #include "common.cuh"
+#include "metadata.cuh"
 #include "multiply.cuh"
 #include "quantize.cuh"
 
@@ -33,9 +36,11 @@
 #include "sums.cuh"
 
 #define STEPS (UNIT / STEP)
-#define PIECES (SPARSE ? 5 : 8) /* of 16 bytes that a lane copies of a unit */
-#define WARP_UNIT (PIECES * 512)
-#define RING (GROUPS * 4 * STAGES * WARP_UNIT)
+#define PIECES (SPARSE ? STEPS + METADATA / 16 : 8) /* of 16 bytes that a lane copies of a unit */
+#define HALF_PIECE (SPARSE && METADATA == 8)        /* one more, of half of the lanes */
+#define WARP_UNIT (PIECES * 512 + HALF_PIECE * 256)
+#define STAGE (GROUPS * 4 * WARP_UNIT)
+#define RING (STAGES * STAGE)
 #define BULK (WARPGROUP && !STREAM) /* the copy engine copies the codes */
 #define MOST_UNITS 128              /* of codes that a block holds */
 
@@ -60,6 +65,12 @@ __device__ __forceinline__ void copy_weight(const Arguments &it, u32 tile, u32 u
         }
         copy(to + i * 512 + lane * 16, from, real);
     }
+#if HALF_PIECE
+    bool real = ROW_GROUPS == 1 || slab * ROWS < it.rows;
+    if (lane < 16)
+        copy(to + PIECES * 512 + lane * 16,
+             it.weight + (real ? (((u64)slab * it.units + unit) * 4 + warp) * WARP_UNIT + PIECES * 512 + lane * 16 : 0), real);
+#endif
 }
 
 /* All threads: the codes of a unit. */
@@ -103,22 +114,27 @@ __device__ __forceinline__ void show_to_wgmma()
 /* sums [16 rows, TOKENS] += a warp's rows of a unit * its codes. */
 __device__ __forceinline__ void multiply_unit(Sum *sums, u32 weight, u32 codes)
 {
-    Four piece[PIECES];
+    u32 lane = threadIdx.x % 32;
+    Four piece[8];
 #pragma unroll
-    for (int i = 0; i < PIECES; i++)
-        piece[i] = load(weight + i * 512 + threadIdx.x % 32 * 16);
+    for (int i = 0; i < (SPARSE ? STEPS : 8); i++)
+        piece[i] = load(weight + i * 512 + lane * 16);
+#if SPARSE
+    u32 metadata[STEPS];
+    read_metadata(metadata, weight + STEPS * 512 + lane * METADATA);
+#endif
     begin_products(sums);
 #pragma unroll
     for (int i = 0; i < STEPS; i++) {
         u32 step = codes + i * (STEP * TOKENS);
-        if (SPARSE)
-            multiply(sums, piece[i], piece[4].word[i % 4], step);
-        else {
-            /* A lane holds 16 columns of a row, in four words: two of them a step. */
-            Four low = piece[i / 2 * 2], high = piece[i / 2 * 2 + 1];
-            int w = i % 2 * 2;
-            multiply(sums, Four{{low.word[w], high.word[w], low.word[w + 1], high.word[w + 1]}}, 0, step);
-        }
+#if SPARSE
+        multiply(sums, piece[i], metadata[i], step);
+#else
+        /* A lane holds 16 columns of a row, in four words: two of them a step. */
+        Four low = piece[i / 2 * 2], high = piece[i / 2 * 2 + 1];
+        int w = i % 2 * 2;
+        multiply(sums, Four{{low.word[w], high.word[w], low.word[w + 1], high.word[w + 1]}}, 0, step);
+#endif
     }
     commit_products();
 }
@@ -129,7 +145,7 @@ __device__ __forceinline__ u32 before(u32 whole, u32 share, u32 shares) { return
 extern "C" __global__ void __launch_bounds__(THREADS, 1) product(const __grid_constant__ Arguments it)
 {
     u32 thread = threadIdx.x, turn = thread / 128 / ROW_GROUPS, total = it.tiles * it.units;
-    u32 ring = address(shared) + thread / 32 * STAGES * WARP_UNIT;
+    u32 ring = address(shared) + thread / 32 * WARP_UNIT; /* stages are STAGE apart */
     Sum *gathered = (Sum *)(shared + RING);
     u32 codes = address(shared) + RING + GATHERED;
 #if BULK
@@ -144,7 +160,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(const __grid_co
     u32 mine = begin + turn, ahead = mine, ahead_tile = mine / it.units, ahead_unit = mine - ahead_tile * it.units;
     auto copy_next = [&](u32 stage) {
         if (ahead < end) {
-            copy_weight(it, ahead_tile, ahead_unit, ring + stage * WARP_UNIT);
+            copy_weight(it, ahead_tile, ahead_unit, ring + stage * STAGE);
             if (STREAM)
                 copy_codes(it, ahead_unit, codes + stage * CODES_UNIT);
             ahead += COLUMN_GROUPS;
@@ -158,7 +174,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(const __grid_co
     u32 tile = begin / it.units, first_unit = begin - tile * it.units;
 #if STREAM
     for (u32 stage = 0; stage < min(STAGES - 1, end - begin); stage++)
-        copy_weight(it, tile + (first_unit + stage) / it.units, (first_unit + stage) % it.units, ring + stage * WARP_UNIT);
+        copy_weight(it, tile + (first_unit + stage) / it.units, (first_unit + stage) % it.units, ring + stage * STAGE);
     commit_copies();
     wait_for_previous();
     for (u32 stage = 0; stage < STAGES - 1; stage++)
@@ -219,7 +235,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(const __grid_co
 #if BULK
             wait_bulk(address(copied + place));
 #endif
-            multiply_unit(sums, ring + stage * WARP_UNIT, codes + place * CODES_UNIT);
+            multiply_unit(sums, ring + stage * STAGE, codes + place * CODES_UNIT);
             copy_next(stage == 0 ? STAGES - 1 : stage - 1); /* what was multiplied before */
             commit_copies();
             stage = stage == STAGES - 1 ? 0 : stage + 1;

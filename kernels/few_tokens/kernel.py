@@ -16,20 +16,18 @@ from torch import Tensor
 from ..launch import aligned, stream_of
 from ..nvrtc import Launch, Module
 from ..slide_spec import SlideSpec, SlideWeight
-from ..windows import pack, unpack
-from .division import MOST_TOKENS, ROWS, UNIT, Division, ceil_div, divisions
+from .division import MOST_TOKENS, ROWS, Division, Unit, ceil_div, divisions
 from .exchange import address, exchanges
-from .prepared import WARP_UNIT, from_fragments, to_fragments
+from .prepared import Order
 
 SOURCE = Path(__file__).with_name("kernel.cu")
 TILES = (1, 2, 4, 8)
 """Tokens / 8 that kernel.cu is compiled for."""
 KINDS = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2, None: 3}
-DENSE_WARP_UNIT = 4096
-"""Bytes of 16 rows of a unit of a dense weight."""
+DENSE_UNIT = Unit(256, 4096)
 QUANTIZERS = 512
 """Threads of a block that quantizes."""
-MOST_SHARES = 8
+MOST_SHARES = 16
 """Blocks among which the codes of a token are divided."""
 STATIC_SHARED = 4096
 """Bytes of shared memory that the kernels take beside what is asked for, at most."""
@@ -92,11 +90,11 @@ class FewTokens:
         return self.gpu.capability == WARPGROUPS if self._warpgroup is None else self._warpgroup
 
     def prepare(self, weight: SlideWeight) -> tuple[Tensor, Tensor]:
-        """The prepared weight: int8 [N, K] or uint8 [tiles, units, 4, 2560]; and the scale [N] float32."""
+        """The prepared weight: int8 [N, K], or fragments (prepared.py); and the scale [N] float32."""
         if self.dense:
             prepared = weight.dense.to(self.device).contiguous().view(torch.int8)
         else:
-            prepared = to_fragments(*pack(weight.slid.to(self.device)))
+            prepared = self.order.fragments(weight, self.device)
         torch.cuda.synchronize(self.device)  # overlapping kernels read it before they wait for anything
         return prepared, weight.scale.detach().to(self.device).view(-1)
 
@@ -105,15 +103,33 @@ class FewTokens:
         scale = scale.view(-1, 1)
         if self.dense:
             return SlideWeight(self.spec, scale, dense=prepared.view(self.spec.dtype))
-        values, meta = from_fragments(prepared, self.spec.rows, self.spec.slid)
-        return SlideWeight(self.spec, scale, slid=unpack(values.view(self.spec.dtype), meta))
+        return self.order.weight(self.spec, prepared, scale)
+
+    @property
+    def order(self) -> Order:
+        """Of a sparse weight."""
+        return Order.of(self.spec.length)
+
+    @property
+    def unit(self) -> Unit:
+        return DENSE_UNIT if self.dense else self.order.unit
+
+    @property
+    def columns(self) -> int:
+        """K', or K if dense: those of the prepared weight, not padded."""
+        return self.spec.columns if self.dense else self.spec.slid
+
+    @property
+    def pieces(self) -> int:
+        """Pieces of 16 codes of a token."""
+        return ceil_div(self.columns, self.unit.columns) * self.unit.columns // 16
 
     @property
     def nbytes(self) -> int:
         """Bytes of the prepared weight, without the scale."""
         if self.dense:
             return self.spec.rows * self.spec.columns
-        return ceil_div(self.spec.rows, ROWS) * ceil_div(self.spec.slid, UNIT) * 4 * WARP_UNIT
+        return ceil_div(self.spec.rows, ROWS) * self.order.units(self.spec) * 4 * self.order.unit.warp_bytes
 
     def load(self, dtype: torch.dtype, bias: torch.dtype | None = None) -> None:
         """Compile and load what calls with such activations and biases need, all at once, so that none has to: a module
@@ -127,22 +143,30 @@ class FewTokens:
     def division(self, tokens: int) -> Division:
         """How the product of so many tokens is divided. ValueError if the device has too little shared memory."""
         padded = 8 * _tiles(tokens)
-        columns, unit = (self.spec.columns, DENSE_WARP_UNIT) if self.dense else (self.spec.slid, WARP_UNIT)
         free = self.gpu.shared_bytes - STATIC_SHARED
-        for division in divisions(self.spec.rows, columns, padded, unit, self.gpu.processors):
+        for division in divisions(self.spec.rows, self.columns, padded, self.unit, self.gpu.processors):
             if division.fits(free):
                 return division
         raise ValueError(f"{self.spec}: {tokens} tokens take more than {free} bytes of shared memory")
 
+    def shares(self, tokens: int) -> int:
+        """Blocks among which the codes of each token are divided."""
+        return max(1, min(MOST_SHARES, self.gpu.processors // tokens))
+
+    def quantizing_bytes(self, tokens: int) -> int:
+        """Shared memory of a block that quantizes a share of a token, of so many tokens or fewer."""
+        pieces, columns = (4, 64) if self.dense else (4 * self.order.windows, 16 * self.spec.block)
+        return ceil_div(ceil_div(self.pieces, pieces), self.shares(tokens)) * columns
+
     def constants(self, dtype: torch.dtype, bias: torch.dtype | None, division: Division) -> dict[str, int]:
         """What kernel.cu is compiled with."""
-        spec, form = self.spec, division.form
-        held = ceil_div(spec.columns, 8 * QUANTIZERS)
+        spec, form, unit = self.spec, division.form, division.unit
         return {
-            "SPARSE": int(not self.dense), "LENGTH": 0 if self.dense else spec.length or 2,
+            "SPARSE": int(not self.dense), "LENGTH": 0 if self.dense else spec.length or 2, "UNIT": unit.columns,
             "FLOAT": int(spec.dtype != torch.int8), "TILES": division.padded // 8, "GROUPS": form.groups,
             "STAGES": form.stages, "ROW_GROUPS": form.row_groups, "STREAM": int(form.stream), "X": KINDS[dtype],
-            "BIAS": KINDS[bias], "HELD": 1 << (held - 1).bit_length(), "WARPGROUP": int(self.warpgroup),
+            "BIAS": KINDS[bias], "WARPGROUP": int(self.warpgroup),
+            **({"METADATA": 0} if self.dense else self.order.constants),
         }  # fmt: skip
 
     def __call__(self, x: Tensor, prepared: Sequence[Tensor], bias: Tensor | None) -> Tensor:
@@ -180,9 +204,8 @@ class _Launches:
 
     def __init__(self, op: FewTokens, dtype: torch.dtype, bias: torch.dtype | None, tiles: int) -> None:
         self.op, self.division = op, op.division(8 * tiles)
-        self.pieces = self.division.units * UNIT // 16
         module = _module(tuple(op.constants(dtype, bias, self.division).items()), op.device)
-        self._quantize = module.kernel("quantize", ceil_div(op.spec.columns, 16) * 16)
+        self._quantize = module.kernel("quantize", op.quantizing_bytes(8 * tiles))
         self._product = module.kernel("product", self.division.shared_bytes)
         self._exchanged = self.division.exchanged
         self._overlapping = op.gpu.capability >= OVERLAPPING_SINCE
@@ -191,7 +214,7 @@ class _Launches:
     def _made(self) -> tuple[Arguments, dict[int, Launch], Launch]:
         spec, division = self.op.spec, self.division
         argument = Arguments(
-            rows=spec.rows, columns=spec.columns, units=division.units, tiles=division.tiles, pieces=self.pieces,
+            rows=spec.rows, columns=spec.columns, units=division.units, tiles=division.tiles, pieces=self.op.pieces,
         )  # fmt: skip
         threads = division.form.groups * 128
         product = Launch(self._product, division.blocks, threads, argument, overlapping=self._overlapping)
@@ -199,10 +222,9 @@ class _Launches:
 
     def start(self, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, out: Tensor) -> None:
         """x [M, K] contiguous at a multiple of 16, out [M, N], M at least 1."""
-        op, division, tokens = self.op, self.division, x.shape[0]
-        codes = torch.empty(self.pieces * division.padded * 16, dtype=torch.uint8, device=x.device)
+        op, division, tokens, stream = self.op, self.division, x.shape[0], stream_of(self.op.device)
+        codes = torch.empty(op.pieces * division.padded * 16, dtype=torch.uint8, device=x.device)
         token_scale = torch.empty(tokens, dtype=torch.float32, device=x.device)
-        stream = stream_of(op.device)
         try:
             held = self._idle.pop()  # another thread finds another one
         except IndexError:
@@ -217,8 +239,7 @@ class _Launches:
             argument.sums = address(exchange)
         quantize = quantizes.get(tokens)
         if quantize is None:
-            shares = max(1, min(MOST_SHARES, ceil_div(self.pieces, QUANTIZERS), op.gpu.processors // tokens))
-            grid = (tokens, shares)
+            grid = (tokens, op.shares(tokens))
             quantize = Launch(self._quantize, grid, QUANTIZERS, argument, overlapping=self._overlapping)
             quantizes[tokens] = quantize
         quantize.start(stream)

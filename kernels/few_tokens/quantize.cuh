@@ -1,17 +1,26 @@
 /* Codes and scales of the activations, per token; for sparse weights the codes are lifted (windows.py). */
 
-#define QUANTIZERS 512 /* threads of a block */
+#define QUANTIZERS 512 /* threads of a block of `quantize` */
+
+/* Columns of x, and pieces of 16 codes made of them, that belong together and to nothing else. */
+#if SPARSE
+#define GROUP_COLUMNS (16 * LENGTH)
+#define GROUP_PIECES (4 * WINDOWS)
+#else
+#define GROUP_COLUMNS 64
+#define GROUP_PIECES 4
+#endif
+#define WIDTH (SPARSE && LENGTH == 2 ? 2 : 4) /* columns of x in a word of codes */
 
 struct Eight { float value[8]; };
 
-/* Piece of 8 activations of a token; zeros beyond the columns. */
-__device__ __forceinline__ Eight read_piece(const Arguments &it, u32 token, u32 piece)
+/* Eight activations of a token from a column on, a multiple of 8. */
+__device__ __forceinline__ Eight read_eight(const Arguments &it, u32 token, u32 column)
 {
     Eight out;
-    u64 from = (u64)token * it.columns + (u64)piece * 8;
-    bool real = piece * 8 < it.columns;
+    u64 from = (u64)token * it.columns + column;
     if (X != 2) {
-        Four four = real ? *(const Four *)((const u16 *)it.x + from) : Four{{0, 0, 0, 0}};
+        Four four = *(const Four *)((const u16 *)it.x + from);
 #pragma unroll
         for (int i = 0; i < 8; i++) {
             u16 half = (u16)(four.word[i / 2] >> (i % 2 * 16));
@@ -20,7 +29,7 @@ __device__ __forceinline__ Eight read_piece(const Arguments &it, u32 token, u32 
     } else
 #pragma unroll
         for (int i = 0; i < 8; i++)
-            out.value[i] = real ? read_number<X>(it.x, from + i) : 0.0f;
+            out.value[i] = read_number<X>(it.x, from + i);
     return out;
 }
 
@@ -32,62 +41,113 @@ __device__ __forceinline__ float warp_max(float value)
     return value;
 }
 
+/* The largest magnitude among the columns of a token that a thread reads, many at once. */
+__device__ __forceinline__ float absmax_of(const Arguments &it, u32 token)
+{
+    const u32 AT_ONCE = 5;
+    float absmax = 0;
+    for (u32 from = 8 * threadIdx.x; from < it.columns; from += AT_ONCE * 8 * QUANTIZERS) {
+        Eight eight[AT_ONCE] = {};
+#pragma unroll
+        for (u32 i = 0; i < AT_ONCE; i++)
+            if (from + i * 8 * QUANTIZERS < it.columns)
+                eight[i] = read_eight(it, token, from + i * 8 * QUANTIZERS);
+#pragma unroll
+        for (u32 i = 0; i < AT_ONCE; i++)
+#pragma unroll
+            for (int j = 0; j < 8; j++)
+                absmax = fmaxf(absmax, fabsf(eight[i].value[j]));
+    }
+    return warp_max(absmax);
+}
+
 __device__ __forceinline__ float scale_of(float absmax)
 {
     return absmax == 0 ? 1.0f : fmaxf(__fdiv_rn(absmax, FLOAT ? 448.0f : 127.0f), 1.17549435e-38f);
 }
 
-/* Rounded to nearest even; -0 becomes 0. */
-__device__ __forceinline__ u32 code(float value, float scale)
+/* Codes of two quotients, in two bytes: clamped, rounded to nearest even; -0 becomes 0. */
+__device__ __forceinline__ u32 two_codes(float low, float high)
 {
     const float most = FLOAT ? 448.0f : 127.0f;
-    float scaled = __fadd_rn(fminf(fmaxf(__fdiv_rn(value, scale), -most), most), 0.0f);
-#if FLOAT
-#if __CUDA_ARCH__ >= 890
+    low = __fadd_rn(fminf(fmaxf(low, -most), most), 0.0f);
+    high = __fadd_rn(fminf(fmaxf(high, -most), most), 0.0f);
+#if !FLOAT
+    return (__float2int_rn(low) & 0xff) | (__float2int_rn(high) & 0xff) << 8;
+#elif __CUDA_ARCH__ >= 890
     u16 out;
-    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(out) : "f"(0.0f), "f"(scaled));
-    return out & 0xff;
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(out) : "f"(high), "f"(low));
+    return out;
 #else
 #error "E4M3 needs compute capability 8.9"
 #endif
-#else
-    return __float2int_rn(scaled) & 0xff;
-#endif
 }
 
+/* Codes of eight activations, value / scale each. A product with 1 / scale is as good, unless it lies so near to the middle
+   of two codes that the quotient may lie on the other side: it is off by less than 2**-22 of itself. */
+__device__ __forceinline__ uint2 codes_of(const Eight &eight, float scale, float inverse)
+{
+    u32 code[8], doubt = 0;
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        float near = __fmul_rn(eight.value[i], inverse);
+        code[i] = two_codes(__fmul_rn(near, 1 - 1.0f / (1 << 20)), __fmul_rn(near, 1 + 1.0f / (1 << 20)));
+        doubt |= (code[i] ^ code[i] >> 8) & 0xff;
+    }
+    if (doubt)
+#pragma unroll
+        for (int i = 0; i < 8; i++)
+            code[i] = two_codes(__fdiv_rn(eight.value[i], scale), 0);
+    u32 word[2] = {0, 0};
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+        word[i / 4] |= (code[i] & 0xff) << (i % 4 * 8);
+    return make_uint2(word[0], word[1]);
+}
 
-/* The first column of x of a word of codes: of a window, or of four columns as a lane multiplies them. */
-#define WIDTH (SPARSE && LENGTH == 2 ? 2 : 4)
+/* Codes of columns [from, until) of a token, multiples of 8 or the end of the token: to[column - from]. */
+__device__ __forceinline__ void put_codes(const Arguments &it, u32 token, float scale, u8 *to, u32 from, u32 until)
+{
+    float inverse = __fdiv_rn(1.0f, scale);
+    for (u32 column = from + 8 * threadIdx.x; column < until; column += 8 * QUANTIZERS)
+        *(uint2 *)(to + (column - from)) = codes_of(read_eight(it, token, column), scale, inverse);
+}
 
+/* The first column of x of a word of a piece of codes: of a window, or of four columns as a lane multiplies them. */
 __device__ __forceinline__ u32 column_of(u32 piece, u32 word)
 {
 #if SPARSE
-    const u32 windows = LENGTH == 2 ? 1 : LENGTH / 2 - 1;
-    u32 window = piece * 4 + word;
-    return window / windows * LENGTH + window % windows * 2;
+    return column_of_window(piece * 4 + word);
 #else
     return piece / 4 * 64 + word * 16 + piece % 4 * 4;
 #endif
 }
 
-/* Grid: tokens x shares of the codes. Every block of a token finds its scale and codes, and writes its share. */
+/* A piece of codes in the order of multiplication, from those of columns [from, until) of x. */
+__device__ __forceinline__ Four lifted(const u8 *codes, u32 piece, u32 from, u32 until)
+{
+    Four four = {{0, 0, 0, 0}};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        u32 column = column_of(piece, i);
+        if (column < until)
+            four.word[i] = *(const u16 *)(codes + (column - from));
+        if (WIDTH == 4 && column + 2 < until)
+            four.word[i] |= (u32) * (const u16 *)(codes + (column + 2 - from)) << 16;
+    }
+    return four;
+}
+
+/* Grid: tokens x shares of the codes. Every block of a token finds its scale, and makes its share of the codes. */
 extern "C" __global__ void __launch_bounds__(QUANTIZERS, 1) quantize(const __grid_constant__ Arguments it)
 {
-    u32 thread = threadIdx.x, token = blockIdx.x;
+    u32 thread = threadIdx.x, token = blockIdx.x, groups = (it.pieces + GROUP_PIECES - 1) / GROUP_PIECES;
+    u32 first = groups * blockIdx.y / gridDim.y, last = groups * (blockIdx.y + 1) / gridDim.y;
+    u32 from = first * GROUP_COLUMNS, until = min(last * GROUP_COLUMNS, it.columns);
     __shared__ float most[QUANTIZERS / 32];
     let_next_begin();
     wait_for_previous();
-    Eight held[HELD];
-    float absmax = 0;
-#pragma unroll
-    for (int i = 0; i < HELD; i++)
-        held[i] = read_piece(it, token, i * QUANTIZERS + thread);
-#pragma unroll
-    for (int i = 0; i < HELD; i++)
-#pragma unroll
-        for (int j = 0; j < 8; j++)
-            absmax = fmaxf(absmax, fabsf(held[i].value[j]));
-    absmax = warp_max(absmax);
+    float absmax = absmax_of(it, token);
     if (thread % 32 == 0)
         most[thread / 32] = absmax;
     __syncthreads();
@@ -97,29 +157,8 @@ extern "C" __global__ void __launch_bounds__(QUANTIZERS, 1) quantize(const __gri
     float scale = scale_of(absmax);
     if (thread == 0 && blockIdx.y == 0)
         ((float *)it.scale)[token] = scale;
-#pragma unroll
-    for (int i = 0; i < HELD; i++) {
-        u32 piece = i * QUANTIZERS + thread, word[2] = {0, 0};
-#pragma unroll
-        for (int j = 0; j < 8; j++)
-            word[j / 4] |= code(held[i].value[j], scale) << (j % 4 * 8);
-        if (piece * 8 < it.columns) {
-            *(u32 *)(shared + piece * 8) = word[0];
-            *(u32 *)(shared + piece * 8 + 4) = word[1];
-        }
-    }
+    put_codes(it, token, scale, shared, from, until);
     __syncthreads();
-    u8 *codes = (u8 *)it.codes;
-    for (u32 piece = blockIdx.y * QUANTIZERS + thread; piece < it.pieces; piece += gridDim.y * QUANTIZERS) {
-        Four four = {{0, 0, 0, 0}};
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            u32 column = column_of(piece, i);
-            if (column < it.columns)
-                four.word[i] = *(u16 *)(shared + column);
-            if (WIDTH == 4 && column + 2 < it.columns)
-                four.word[i] |= (u32) * (u16 *)(shared + column + 2) << 16;
-        }
-        *(Four *)(codes + ((u64)piece * TOKENS + token) * 16) = four;
-    }
+    for (u32 piece = first * GROUP_PIECES + thread; piece < min(last * GROUP_PIECES, it.pieces); piece += QUANTIZERS)
+        *(Four *)((u8 *)it.codes + ((u64)piece * TOKENS + token) * 16) = lifted(shared, piece, from, until);
 }

@@ -2,12 +2,9 @@
 
 #define ABSENT ((int)0x80000000) /* not published: no sum is this, as INT8 sums are smaller, and -0 is published as 0 */
 #define SUM_STRIDE (TILE_ROWS + 4) /* of a token: every lane of a warp has a bank of its own */
-#define GATHERED (COLUMN_GROUPS == 1 ? 0 : COLUMN_GROUPS * TOKENS * SUM_STRIDE * 4)
-#if COLUMN_GROUPS == 1
-#define PART (TOKENS * TILE_ROWS) /* sums of a part: [warp][TILES][lane][4], as the tensor cores leave them */
-#else
-#define PART (it.tokens * TILE_ROWS) /* [tokens][TILE_ROWS] */
-#endif
+#define GATHERED (COLUMN_GROUPS * TOKENS * SUM_STRIDE * 4)
+#define PART (it.tokens * TILE_ROWS) /* sums of a part: [tokens][TILE_ROWS] */
+#define ROW_QUADS (TILE_ROWS / 4)
 
 /* The parts of the tile whose first unit is at a place of the order, one for each block that has units of it, and which
    of them is this block's. */
@@ -75,12 +72,12 @@ __device__ __forceinline__ void publish(Sum *to, Quad quad)
                  "r"(bits[2]), "r"(bits[3]) : "memory");
 }
 
-/* QUADS sums of all parts, added up in the order of the parts. Waits for them, and leaves their places ABSENT for the
-   next product. offset: in a part; step: between the quads. */
+/* Quads first, first + THREADS … below `end` of all parts, added up in the order of the parts. Waits for them, and leaves
+   their places ABSENT for the next product. */
 template <int QUADS>
-__device__ __forceinline__ void collect(const Arguments &it, Quad *out, const Parts &parts, u32 offset, u32 step)
+__device__ __forceinline__ void collect(const Arguments &it, Quad *out, const Parts &parts, u32 first, u32 end)
 {
-    const u32 AT_ONCE = QUADS == 1 ? 4 : 16 / QUADS; /* parts that are read together */
+    const u32 AT_ONCE = QUADS == 4 ? 2 : 4; /* parts that are read together */
 #pragma unroll
     for (int i = 0; i < QUADS; i++)
         out[i] = Quad{{0, 0, 0, 0}};
@@ -95,10 +92,10 @@ __device__ __forceinline__ void collect(const Arguments &it, Quad *out, const Pa
                 for (u32 i = 0; i < QUADS; i++) {
                     int4 &one = more[j][i];
                     one = make_int4(0, 0, 0, 0);
-                    if (part + j < parts.count)
+                    if (part + j < parts.count && first + i * THREADS < end)
                         asm volatile("ld.relaxed.gpu.global.v4.b32 {%0, %1, %2, %3}, [%4];"
                                      : "=r"(one.x), "=r"(one.y), "=r"(one.z), "=r"(one.w)
-                                     : "l"(parts.place(it, part + j) + offset + i * step) : "memory");
+                                     : "l"(parts.place(it, part + j) + (first + i * THREADS) * 4) : "memory");
                 }
 #pragma unroll
             for (u32 j = 0; j < AT_ONCE; j++)
@@ -117,62 +114,14 @@ __device__ __forceinline__ void collect(const Arguments &it, Quad *out, const Pa
                 out[i].sum[1] += as_sum(one.y);
                 out[i].sum[2] += as_sum(one.z);
                 out[i].sum[3] += as_sum(one.w);
-                if (part + j < parts.count)
-                    *(int4 *)(parts.place(it, part + j) + offset + i * step) = make_int4(ABSENT, ABSENT, ABSENT, ABSENT);
+                if (part + j < parts.count && first + i * THREADS < end)
+                    *(int4 *)(parts.place(it, part + j) + (first + i * THREADS) * 4) =
+                        make_int4(ABSENT, ABSENT, ABSENT, ABSENT);
             }
     }
 }
 
-#if COLUMN_GROUPS == 1
-/* Every warp has rows of its own: its sums go out as they are. */
-
-__device__ __forceinline__ u32 own_word() { return (threadIdx.x / 32 * TILES * 32 + threadIdx.x % 32) * 4; }
-
-__device__ __forceinline__ void finish(const Arguments &it, u32 tile, const Quad *quads)
-{
-    u32 row = tile * TILE_ROWS + threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4;
-    float weight_scale[2] = {weight_scale_of(it, row), weight_scale_of(it, row + 8)};
-    float bias[2] = {bias_of(it, row), bias_of(it, row + 8)};
-#pragma unroll
-    for (int j = 0; j < TILES; j++)
-#pragma unroll
-        for (int second = 0; second < 2; second++) {
-            u32 token = 8 * j + threadIdx.x % 4 * 2 + second;
-            if (token >= it.tokens)
-                continue;
-            float scale = it.scale[token];
-#pragma unroll
-            for (int high = 0; high < 2; high++)
-                write(it, token, row + 8 * high,
-                      scaled(quads[j].sum[2 * high + second], scale, weight_scale[high], bias[high]));
-        }
-}
-
-__device__ __forceinline__ void deliver(const Arguments &it, u32 tile, Parts parts, const Sum *sums, Sum *)
-{
-    Quad quads[TILES];
-#pragma unroll
-    for (int j = 0; j < TILES; j++)
-        quads[j] = Quad{{sums[4 * j], sums[4 * j + 1], sums[4 * j + 2], sums[4 * j + 3]}};
-    if (parts.count == 1) {
-        finish(it, tile, quads);
-        return;
-    }
-#pragma unroll
-    for (int j = 0; j < TILES; j++)
-        publish(parts.place(it, parts.own) + own_word() + j * 128, quads[j]);
-}
-
-__device__ __forceinline__ void finish_parts(const Arguments &it, u32 tile, Parts parts)
-{
-    Quad quads[TILES];
-    collect<TILES>(it, quads, parts, own_word(), 128);
-    finish(it, tile, quads);
-}
-#else
-/* Warpgroups took turns: their sums are added up in shared memory, and go out four rows at a time. */
-
-/* Scales and biases of four rows; read before the sums are waited for. */
+/* Scales and biases of four rows. */
 struct Rows {
     float weight_scale[4], bias[4];
 
@@ -203,27 +152,31 @@ __device__ __forceinline__ void finish(const Arguments &it, const Rows &rows, fl
         write(it, token, row + i, out[i]);
 }
 
+/* The sums of a block go through shared memory, where those of warpgroups that took turns are added up: from there
+   neighbouring threads write neighbouring rows. */
 __device__ __forceinline__ void deliver(const Arguments &it, u32 tile, Parts parts, const Sum *sums, Sum *gathered)
 {
-    u32 lane = threadIdx.x % 32, turn = threadIdx.x / 128;
-    Sum *own = gathered + turn * TOKENS * SUM_STRIDE + threadIdx.x / 32 % 4 * 16 + lane / 4;
+    u32 lane = threadIdx.x % 32, group = threadIdx.x / 128;
+    Sum *own = gathered + group / ROW_GROUPS * TOKENS * SUM_STRIDE + group % ROW_GROUPS * ROWS +
+               threadIdx.x / 32 % 4 * 16 + lane / 4;
 #pragma unroll
     for (int i = 0; i < 4 * TILES; i++)
         own[(i / 4 * 8 + lane % 4 * 2 + i % 2) * SUM_STRIDE + i / 2 % 2 * 8] = sums[i];
     __syncthreads();
-    for (u32 i = threadIdx.x; i < it.tokens * (TILE_ROWS / 4); i += THREADS) {
-        u32 token = i / (TILE_ROWS / 4), row = i % (TILE_ROWS / 4) * 4;
+    u32 quad_row = threadIdx.x % ROW_QUADS * 4, row = tile * TILE_ROWS + quad_row;
+    Rows rows(it, row);
+    for (u32 i = threadIdx.x; i < it.tokens * ROW_QUADS; i += THREADS) {
+        u32 token = i / ROW_QUADS;
         Quad quad = {{0, 0, 0, 0}};
 #pragma unroll
         for (int g = 0; g < COLUMN_GROUPS; g++) {
-            Quad more = *(Quad *)(gathered + (g * TOKENS + token) * SUM_STRIDE + row);
+            Quad more = *(Quad *)(gathered + (g * TOKENS + token) * SUM_STRIDE + quad_row);
 #pragma unroll
             for (int k = 0; k < 4; k++)
                 quad.sum[k] += more.sum[k];
         }
-        row += tile * TILE_ROWS;
         if (parts.count == 1)
-            finish(it, Rows(it, row), it.scale[token], token, row, quad);
+            finish(it, rows, it.scale[token], token, row, quad);
         else
             publish(parts.place(it, parts.own) + i * 4, quad);
     }
@@ -232,13 +185,19 @@ __device__ __forceinline__ void deliver(const Arguments &it, u32 tile, Parts par
 
 __device__ __forceinline__ void finish_parts(const Arguments &it, u32 tile, Parts parts)
 {
-    for (u32 i = threadIdx.x; i < it.tokens * (TILE_ROWS / 4); i += THREADS) {
-        u32 token = i / (TILE_ROWS / 4), row = tile * TILE_ROWS + i % (TILE_ROWS / 4) * 4;
-        Rows rows(it, row);
-        float scale = it.scale[token];
-        Quad quad;
-        collect<1>(it, &quad, parts, i * 4, 0);
-        finish(it, rows, scale, token, row, quad);
+    const int EACH = TOKENS * ROW_QUADS / THREADS, QUADS = EACH < 2 ? 1 : EACH < 4 ? 2 : 4;
+    u32 row = tile * TILE_ROWS + threadIdx.x % ROW_QUADS * 4, end = it.tokens * ROW_QUADS;
+    Rows rows(it, row); /* before the sums are waited for */
+    for (u32 first = threadIdx.x; first < end; first += THREADS * QUADS) {
+        float scales[QUADS];
+        Quad quads[QUADS];
+#pragma unroll
+        for (int i = 0; i < QUADS; i++)
+            scales[i] = first + i * THREADS < end ? it.scale[(first + i * THREADS) / ROW_QUADS] : 0.0f;
+        collect<QUADS>(it, quads, parts, first, end);
+#pragma unroll
+        for (int i = 0; i < QUADS; i++)
+            if (first + i * THREADS < end)
+                finish(it, rows, scales[i], (first + i * THREADS) / ROW_QUADS, row, quads[i]);
     }
 }
-#endif
