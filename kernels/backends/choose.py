@@ -33,8 +33,6 @@ AUTO, BOTH = "auto", "both"
 """Words for a choice: by the rule with the memory that is allowed, or with as much as two prepared weights take."""
 LOAD_SECONDS = 120.0
 """How long a process may measure while it loads, in all; what is missing then runs on the host's dense kernel."""
-PADDED = 1.05
-"""How many times its bytes a prepared weight takes when it is padded, at most, for weights of usual shapes."""
 
 logger = logging.getLogger("slidesparse")
 
@@ -204,13 +202,13 @@ def judge(spec: LinearSpec, ways: Sequence[Backend], table: Table, settings: Set
 
 
 def room(ways: Sequence[Way], settings: Settings) -> int:
-    """The bytes of two prepared weights: no more than the largest alone has, unless more memory is allowed. Padding is
-    not counted, by which forms differ."""
+    """The bytes of two prepared weights: no more than the largest alone has, unless more memory is allowed. All of it
+    (1.0) is enough for any two: sparse forms differ from the packed weight by padding and metadata."""
     sizes = {way.form: way.nbytes for way in ways}
     if settings.backend == BOTH:
         return sum(sizes.values())
-    packed = min(sizes.values())
-    return int(max(sizes.values()) + settings.memory * packed * PADDED)
+    *_, second, largest = [0, *sorted(sizes.values())]
+    return int(largest + settings.memory * second)
 
 
 def _measure(spec: LinearSpec, lacking: Any, table: Table, seconds: float) -> str:
