@@ -71,10 +71,13 @@ def tensors(config: dict[str, Any], seed: int = 0, device: str = "cpu") -> dict[
 NORMS = ("input_layernorm", "post_attention_layernorm")
 
 
-def write(folder: Path, model: str, layers: int | None = None, device: str = "cpu") -> Path:
-    """Write the checkpoint into `folder`. layers: another number of them. device: to draw the weights on."""
+def write(
+    folder: Path, model: str, layers: int | None = None, device: str = "cpu", vocabulary: int | None = None
+) -> Path:
+    """Write the checkpoint into `folder`. layers, vocabulary: if other than the model's. device: draws the weights."""
     folder.mkdir(parents=True, exist_ok=True)
-    shapes = {**SHAPES[model], "num_hidden_layers": layers or SHAPES[model]["num_hidden_layers"]}
+    changed = {"num_hidden_layers": layers, "vocab_size": vocabulary}
+    shapes = {**SHAPES[model], **{name: size for name, size in changed.items() if size}}
     llama = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu"}
     config = {**llama, "dtype": "bfloat16", "rms_norm_eps": 1e-5, "max_position_embeddings": 131072, **shapes}
     (folder / "config.json").write_text(json.dumps(config, indent=1))

@@ -27,6 +27,10 @@ def main(job: str, out: str) -> None:
     sys.path.insert(0, str(Path(__file__).parent))  # the workers' path, too: they import vllm_worker
     from vllm import LLM
 
+    if task["way"] is not None:
+        import vllm_times
+
+        vllm_times.write(task["model"], task["engine"].get("tensor_parallel_size", 1), task["way"])
     length = max(map(len, task["prompts"])) + task["greedy"]
     llm = LLM(
         model=task["model"],

@@ -42,6 +42,7 @@ class Job:
     under its name: reloaded (the weights, a second time), awake (from sleep), again (nothing). adapter: a folder of a
     LoRA adapter that every prompt goes through. scored: whether the logprobs of the prompts are wanted: then vLLM reads
     no cached prefixes, and on a CPU it cannot together with LoRA.
+    way: the tables of times say that it wins wherever it runs, or ("") that vLLM's own does (vllm_times.py).
     engine: arguments of vllm.LLM. environment: variables; our reference backend is asked for unless they say otherwise,
     since on a CPU the plugin leaves all that it can to vLLM.
     """
@@ -55,6 +56,7 @@ class Job:
     after: tuple[str, ...] = ()
     adapter: str | None = None
     scored: bool = True
+    way: str | None = None
     engine: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
 
