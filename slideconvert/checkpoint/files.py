@@ -8,13 +8,14 @@ from pathlib import Path
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+GENERATION = "generation_config.json"
 CHANNEL_ORDERS = "channel_orders.json"
 """The channel permutations of the checkpoint, if a conversion has permuted any."""
 REPORT_JSON, REPORT_HTML, CARD = "report.json", "report.html", "README.md"
 STAGING = ".slideconvert-partial"
 """The working folder of a conversion inside its output: an output that contains it is unfinished."""
 COMPANIONS = (
-    "generation_config.json", "tokenizer*", "tekken.json", "special_tokens_map.json", "vocab.json", "merges.txt",
+    GENERATION, "tokenizer*", "tekken.json", "special_tokens_map.json", "vocab.json", "merges.txt",
     "added_tokens.json", "chat_template*", "*.model", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*",
 )  # fmt: skip
 """Files of a model that do not depend on its weights: tokenizer, generation settings, licence."""

@@ -123,6 +123,7 @@ def locate_tensors(path: Path) -> dict[str, Placed]:
     """Every tensor of the checkpoint in `path`, by name, from the index or the single file. Raises InputError."""
     if (path / INDEX).is_file():
         weight_map = read_index(path / INDEX)
+        check_single(path, weight_map, single=(path / SINGLE).is_file())
         _check_present(path, set(weight_map.values()))
         return by_index(path, weight_map, read_header)
     if (path / SINGLE).is_file():
@@ -151,6 +152,15 @@ def read_index(path: Path) -> dict[str, str]:
     if unsafe:
         raise InputError(f"{path}: names a file outside the folder: {unsafe[0]}", hint="do not trust this index")
     return weight_map
+
+
+def check_single(path: Path, weight_map: dict[str, str], *, single: bool) -> None:
+    """InputError if there is a single file beside an index of other files: loaders disagree on which of them counts."""
+    if single and SINGLE not in weight_map.values():
+        raise InputError(
+            f"{path}: {SINGLE} beside {INDEX}, which names other files: loaders differ in which they read",
+            hint="delete whichever is out of date, the single file or the index with its shards",
+        )
 
 
 def _check_present(path: Path, names: set[str]) -> None:

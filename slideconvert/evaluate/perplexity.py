@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoint.reader import Checkpoint
+from ..checkpoint.files import CONFIG, GENERATION
+from ..checkpoint.reader import Checkpoint, read_json
 from ..errors import InputError, SlideConvertError
 from ..models.load import load_model, load_tokenizer
 from ..progress import Progress, silent
@@ -92,9 +93,9 @@ def continue_text(
 ) -> str:
     """The greedy continuation of `prompt` by at most `most` tokens, without the prompt and without special tokens.
 
-    InputError for a prompt without a token.
+    It ends at any end token that the model's files name. InputError for a prompt without a token.
     """
-    tokenizer = load_tokenizer(checkpoint)
+    tokenizer, ends = load_tokenizer(checkpoint), end_tokens(checkpoint) or None
     encoded = tokenizer(prompt, return_tensors="pt")
     if not encoded["input_ids"].numel():
         raise InputError("the prompt has no tokens", hint="give at least one word")
@@ -102,5 +103,23 @@ def continue_text(
     inputs = {name: tensor.to(device) for name, tensor in encoded.items() if name in ("input_ids", "attention_mask")}
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     with torch.inference_mode():
-        tokens = model.generate(**inputs, max_new_tokens=most, do_sample=False, pad_token_id=padding)
+        ends = end_tokens(checkpoint) or None
+        tokens = model.generate(**inputs, max_new_tokens=most, do_sample=False, pad_token_id=padding, eos_token_id=ends)
     return str(tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+
+
+def end_tokens(checkpoint: Checkpoint) -> list[int]:
+    """The end tokens of generation_config.json, and of config.json: servers stop at those of the first.
+
+    InputError for a generation_config.json that names anything but token numbers.
+    """
+    path = checkpoint.path / GENERATION
+    files = {checkpoint.path / CONFIG: checkpoint.config, **({path: read_json(path)} if path.is_file() else {})}
+    found: set[int] = set()
+    for where, fields in files.items():
+        named = fields.get("eos_token_id")
+        tokens = named if isinstance(named, list) else [] if named is None else [named]
+        if bad := [token for token in tokens if type(token) is not int or token < 0]:
+            raise InputError(f"{where}: eos_token_id names {bad[0]!r}", hint="tokens are numbers from 0 on")
+        found.update(tokens)
+    return sorted(found)

@@ -7,8 +7,10 @@ padding.
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -44,25 +46,36 @@ def _from_file(path: Path) -> Iterator[str]:
         raise InputError(f"text {path}: no such file", hint=f"give a {', '.join(SUFFIXES)} file or a data set's name")
     suffix = path.suffix.lower()
     if suffix == ".txt":
-        yield _decoded(path)
+        with _text_errors(path):
+            yield path.read_text(encoding="utf-8-sig")
     elif suffix == ".jsonl":
-        for number, line in enumerate(_decoded(path).splitlines(), 1):
-            if line.strip():
-                yield _text_of_line(line, f"{path}, line {number}")
+        yield from _from_lines(path)
     elif suffix == ".parquet":
         yield from _from_parquet(path)
     else:
         raise InputError(f"text {path}: unknown kind of file", hint=f"give one of {', '.join(SUFFIXES)}")
 
 
+def _from_lines(path: Path) -> Iterator[str]:
+    """One line is in memory at a time. Lines end at \\n alone: JSON strings may contain other line separators."""
+    with _text_errors(path), path.open(encoding="utf-8-sig", newline="\n") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield _text_of_line(line, f"{path}, line {number}")
+
+
 def _from_parquet(path: Path) -> Iterator[str]:
     import pyarrow
     import pyarrow.parquet
+    from pyarrow import types
 
     try:
         file = pyarrow.parquet.ParquetFile(path)
         if COLUMN not in file.schema_arrow.names:
             raise InputError(f"{path}: no column '{COLUMN}'", hint=f"its columns are {file.schema_arrow.names}")
+        kind = file.schema_arrow.field(COLUMN).type
+        if not (types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)):
+            raise InputError(f"{path}: column '{COLUMN}' contains {kind}", hint="it must contain strings")
         for batch in file.iter_batches(columns=[COLUMN]):
             yield from (text for text in batch.column(0).to_pylist() if text)
     except pyarrow.ArrowException as error:
@@ -88,11 +101,16 @@ def _from_dataset(name: str) -> Iterator[str]:
         ) from error
 
 
-def _decoded(path: Path) -> str:
+@contextmanager
+def _text_errors(path: Path) -> Iterator[None]:
+    """InputError for a file that is not UTF-8."""
     try:
-        return path.read_text(encoding="utf-8")
+        yield
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text ({error})") from error
+        with path.open("rb") as file:
+            marked = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        what = "UTF-16 text" if marked else f"not UTF-8 text ({error})"
+        raise InputError(f"{path}: {what}", hint="save it as UTF-8") from error
 
 
 def _text_of_line(line: str, where: str) -> str:

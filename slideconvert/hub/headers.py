@@ -7,7 +7,7 @@ from pathlib import Path
 from .. import __version__
 from ..checkpoint.container import MAX_HEADER, Placed, header_length, parse_header
 from ..checkpoint.files import SINGLE
-from ..checkpoint.reader import by_index, read_index
+from ..checkpoint.reader import by_index, check_single, read_index
 from ..errors import HubError
 from .errors import RETRY_HINT, endpoint, hub_errors
 from .listing import Listing, RemoteFile
@@ -31,7 +31,9 @@ def remote_tensors(listing: Listing, index: Path, folder: Path) -> dict[str, Pla
         if index.name not in listing.names:
             return header(folder / SINGLE)
         check_shards(listing, index)
-        return by_index(folder, read_index(index), header)
+        weight_map = read_index(index)
+        check_single(Path(listing.id), weight_map, single=SINGLE in listing.names)
+        return by_index(folder, weight_map, header)
 
 
 def _read_header(listing: Listing, file: RemoteFile, path: Path) -> dict[str, Placed]:

@@ -34,7 +34,18 @@ NOT_ARCHITECTURE = (
     "dtype",
     "torch_dtype",
     "model_type",
+    # How to run it, not what it is: loaders disagree on these, and some need packages that are not installed.
+    "attn_implementation",
+    "_attn_implementation",
+    "_attn_implementation_internal",
+    "experts_implementation",
+    "return_dict",
+    "use_return_dict",
+    "output_hidden_states",
+    "output_attentions",
+    "torchscript",
 )
+"""Fields of config.json that the architecture does not depend on."""
 
 
 def load_model(

@@ -124,6 +124,10 @@ SOURCES: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
         tensors_changed(lm_head__weight=torch.zeros(pico.VOCABULARY, pico.HIDDEN, dtype=torch.bfloat16)),
         ("lm_head.weight", "tie_word_embeddings"),
     ),
+    "a single file beside an index of others": (
+        lambda folder: pico.write(folder, shards=2) and None,
+        ("model.safetensors beside model.safetensors.index.json", "names other files", "delete whichever"),
+    ),
     "several files, no index": (
         lambda folder: (folder / "model.safetensors").rename(folder / "part.safetensors") and None,
         ("model.safetensors.index.json", "shards are missing"),

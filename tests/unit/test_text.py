@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -82,6 +84,32 @@ def test_every_kind_of_file_gives_the_same_documents(tmp_path: Path) -> None:
     assert list(read_documents(str(tmp_path / "a.txt"))) == [texts[0]]
 
 
+def test_lines_end_at_line_feeds_alone_and_a_byte_order_mark_is_none_of_the_text(tmp_path: Path) -> None:
+    """JSON allows U+2028, U+2029 and U+0085 inside strings; Windows ends lines with two characters."""
+    texts = ["one \u2028 two \u2029 three \u0085 four", "a\rb", "last"]
+    lines = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
+    (tmp_path / "a.jsonl").write_bytes(codecs.BOM_UTF8 + "\r\n".join(lines).encode())
+    (tmp_path / "a.txt").write_bytes(codecs.BOM_UTF8 + texts[0].encode())
+    assert list(read_documents(str(tmp_path / "a.jsonl"))) == texts
+    assert list(read_documents(str(tmp_path / "a.txt"))) == texts[:1]
+
+
+def test_lines_are_read_one_at_a_time(tmp_path: Path) -> None:
+    """The last is never reached: it is not JSON."""
+    (tmp_path / "a.jsonl").write_text('{"text": "abcdef"}\n' * 3 + "not JSON")
+    assert len(token_sequences(Letters(), read_documents(str(tmp_path / "a.jsonl")), 5, most=3)) == 3
+
+
+@pytest.mark.parametrize("column", [[1, 2], [b"a", b"b"], [["a", "b"], ["c", "d"]]], ids=["int64", "binary", "list"])
+def test_columns_of_anything_but_strings_are_refused(tmp_path: Path, column: list[Any]) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="column 'text' contains"):
+        list(read_documents(str(tmp_path / "a.parquet")))
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
@@ -89,7 +117,10 @@ def test_every_kind_of_file_gives_the_same_documents(tmp_path: Path) -> None:
         ("a.csv", b"text\n", "unknown kind of file"),
         ("a.jsonl", b'{"text": "a"}\n{"text"', "line 2: not JSON"),
         ("a.jsonl", b'{"body": "a"}', 'line 1: an object with a "text" string'),
-        ("a.txt", b"\xff\xfe", "not UTF-8"),
+        ("a.txt", b"\xff\xfea\0", "UTF-16 text"),
+        ("a.jsonl", b"\xfe\xff\0a", "UTF-16 text"),
+        ("a.txt", b"a\xff", "not UTF-8"),
+        ("a.jsonl", b'{"text": "a"}\n\xff', "not UTF-8"),
         ("a.parquet", b"PAR?", "not a readable parquet file"),
     ],
 )
