@@ -11,7 +11,6 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from ..calibrate.result import LayerResult
@@ -23,6 +22,7 @@ from ..checkpoint.staging import WORK, Staging, check_free
 from ..checkpoint.writer import Unit, WeightWriter
 from ..core.workers import in_order
 from ..errors import HubError, InputError, OutputError
+from ..models.completeness import check_tied
 from ..permute.permutations import compose_all, read_permutations
 from ..plan.linear import LinearPlan
 from ..plan.plan import Plan
@@ -59,7 +59,7 @@ def convert(
     tokens = calibration_tokens(plan.recipe.calibration, plan.source) if plan.calibrated else None
     staging = Staging(out, job_state(plan, settings, tokens), resume=resume)
     try:
-        _check_tied(plan)
+        check_tied(plan.source)
         with closing(WeightWriter(staging.path, list(plan.shards))) as writer:
             todo = {unit: _linears(plan, unit) for unit in writer.remaining}
             linears = [linear for own in todo.values() for linear in own]
@@ -125,18 +125,6 @@ def _calibrated(
 def _contents(source: Checkpoint, made: dict[str, Tensor], spec: TensorSpec) -> Iterable[Tensor]:
     """A tensor for the writer: in one piece if converted, in several if copied from the source."""
     return [made[spec.name]] if spec.name in made else source.pieces(spec.name)
-
-
-def _check_tied(plan: Plan) -> None:
-    """InputError if a stored head differs from the embedding that config.json ties it to; an equal one is dropped."""
-    for name in plan.dropped:
-        spec, tied = plan.source.spec(name), plan.source.spec(f"{plan.architecture.embedding}.weight")
-        pairs = zip(plan.source.pieces(spec.name), plan.source.pieces(tied.name), strict=False)
-        if spec.shape != tied.shape or spec.dtype != tied.dtype or not all(torch.equal(a, b) for a, b in pairs):
-            raise InputError(
-                f"{name} differs from the embedding, but config.json ties them (tie_word_embeddings)",
-                hint="set tie_word_embeddings to false if the head is a separate matrix",
-            )
 
 
 def _report(plan: Plan, noted: Noted) -> Report:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..checkpoint.files import CONFIG
 from ..checkpoint.reader import Checkpoint
 from ..core.choices import ACTIVATIONS
 from ..core.quantize import QuantizedWeight
@@ -23,6 +24,7 @@ from ..formats.registry import format_for
 from ..kernels.linear import SlideSparseLinear
 from ..kernels.spec import LinearSpec
 from ..runtime.slidesparse_record import DENSE, RECORD, SETTINGS
+from .completeness import check_tied, model_faults, shapes_of, surplus_tensors
 from .families import decoder_linears
 
 NOT_ARCHITECTURE = (
@@ -64,14 +66,20 @@ def load_model(
     bfloat16 (precision.running). backend: of quantized linears; "reference" gives the same results on every machine,
     "auto" is fast.
 
-    InputError if tensors are missing or unexpected, or the architecture is unknown.
+    Tensors of modules that the model does not have are left out. InputError if any are missing, have another shape or
+    are not those of their module, or the architecture is unknown.
     """
     pick(activations, ACTIVATIONS, "kind of activations")
     check_quantization(checkpoint.config, str(checkpoint.path))
     record = read_record(checkpoint.config, str(checkpoint.path))
     linears = [linear.name for linear in decoder_linears(checkpoint.config)]
     model = empty_model(checkpoint, dtype)
-    used = set()
+    described = shapes_of(model)
+    stored = [describe_linear(checkpoint, record, name) for name in linears]
+    if faults := model_faults(checkpoint, described, stored):
+        raise faults[0]
+    check_tied(checkpoint)
+    used = set(surplus_tensors(checkpoint, described))
     for name in linears:
         linear, tensors = _linear(checkpoint, record, name, activations, device, weights or dtype, backend)
         model.set_submodule(name, linear)
@@ -80,25 +88,32 @@ def load_model(
     floats = {
         name: (tensor.to(dtype) if tensor.is_floating_point() else tensor).to(device) for name, tensor in rest.items()
     }
-    _, unexpected = model.load_state_dict(floats, strict=False, assign=True)
+    model.load_state_dict(floats, strict=False, assign=True)
     model.tie_weights()
-    absent = [name for name, parameter in model.named_parameters() if parameter.is_meta]
-    if absent or unexpected:
-        name, why = (absent[0], "is missing") if absent else (unexpected[0], "has no submodule in the architecture")
-        raise InputError(f"{checkpoint.path}: tensor {name} {why}", hint="the checkpoint and its config.json disagree")
     moved: nn.Module = model.to(device)
     return moved.eval()
 
 
 def empty_model(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> Any:
-    """The checkpoint's architecture as transformers' causal language model, its parameters on the meta device."""
+    """The checkpoint's architecture as transformers' causal language model, its parameters on the meta device.
+
+    InputError if transformers cannot build it.
+    """
     import accelerate
     import transformers
+    from huggingface_hub.errors import StrictDataclassError
 
     fields = {key: value for key, value in checkpoint.config.items() if key not in NOT_ARCHITECTURE}
-    config = transformers.AutoConfig.for_model(checkpoint.config["model_type"], **fields)
-    with accelerate.init_empty_weights(include_buffers=False):
-        return transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+    try:
+        config = transformers.AutoConfig.for_model(checkpoint.config["model_type"], **fields)
+        with accelerate.init_empty_weights(include_buffers=False):
+            return transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+    except (StrictDataclassError, ValueError, TypeError, KeyError, ZeroDivisionError) as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise InputError(
+            f"{checkpoint.path / CONFIG}: transformers cannot build this model: {reason}",
+            hint=f"take {CONFIG} from the model's repository",
+        ) from error
 
 
 def _linear(

@@ -20,7 +20,9 @@ from ..formats.quantization_config import check_quantization
 from ..formats.record import Record, read_record
 from ..formats.registry import OWN
 from ..models.architecture import Architecture
+from ..models.completeness import model_faults, shapes_of, surplus_tensors
 from ..models.families import architecture_of
+from ..models.load import empty_model
 from ..runtime.slidesparse_record import DENSE
 from .linear import LinearPlan, permuted, plan_linear, sibling_problems
 from .presets import Recovery
@@ -66,8 +68,10 @@ class Plan:
     shards: tuple[Shard, ...]
     before: Record | None
     """The record of the source, if slideconvert wrote it."""
-    dropped: tuple[str, ...]
-    """Tensors that are not written: a tied head that the source stores as well."""
+    tied: tuple[str, ...]
+    """A tied head that the source stores as well, and which is not written."""
+    surplus: tuple[str, ...]
+    """Tensors that the model does not have, and which are not written."""
 
     @property
     def architecture(self) -> Architecture:
@@ -117,6 +121,9 @@ class Plan:
         notes += [note for note, stays in ((TERNARY, True), (FULL_CODES, False)) if stays in ternary]
         if any(plan.permuted for plan in self.linears):
             notes.append(PERMUTED)
+        if self.surplus:
+            more = f" and {len(self.surplus) - 1} more" if len(self.surplus) > 1 else ""
+            notes.append(f"Left out, since the model of config.json has no such module: {self.surplus[0]}{more}.")
         if self.before:
             notes.append(
                 f"Made from the checkpoint {self.snapshot.id}, itself made from {self.before.source['id']}: errors and "
@@ -169,11 +176,8 @@ def make_plan(snapshot: Snapshot, recipe: Recipe, source: Checkpoint | None = No
         except InputError as error:
             problems.append(error)
     problems += sibling_problems(linears)
-    problems += [
-        InputError(f"{source.path}: tensor {name} is missing", hint="the checkpoint is incomplete")
-        for name in architecture.layer_norms(source.config)
-        if name not in source.tensors
-    ]
+    described = shapes_of(empty_model(source))
+    problems += model_faults(source, described, [plan.stored for plan in linears])
     if recipe.preset and recipe.preset.permute:
         linears = permuted(linears, architecture.free_channels(source.config).values())
     own = OWN.get(layout)
@@ -190,9 +194,9 @@ def make_plan(snapshot: Snapshot, recipe: Recipe, source: Checkpoint | None = No
             f"rule '{unused[0]}' matches no linear",
             hint=f"names look like {linears[0].linear.name}; * matches any part",
         )
-    dropped = _tied_copies(source, architecture)
-    shards = _shards(source, linears, dropped, recipe.shard_bytes)
-    return Plan(source, snapshot, recipe, layout, tuple(linears), shards, before, dropped)
+    tied, surplus = _tied_copies(source, architecture), surplus_tensors(source, described)
+    shards = _shards(source, linears, (*tied, *surplus), recipe.shard_bytes)
+    return Plan(source, snapshot, recipe, layout, tuple(linears), shards, before, tied, surplus)
 
 
 def _matches(pattern: str, linears: list[LinearPlan]) -> bool:

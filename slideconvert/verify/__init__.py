@@ -24,9 +24,11 @@ from ..checkpoint.staging import file_sha256
 from ..core.workers import in_order
 from ..errors import InputError
 from ..formats.quantization_config import quantization_config
-from ..formats.record import Record, read_record
+from ..formats.record import Record, describe_linear, read_record
 from ..kernels.planes import bits
+from ..models.completeness import model_faults, shapes_of, surplus_tensors
 from ..models.families import architecture_of, decoder_linears
+from ..models.load import empty_model
 from ..permute.permutations import between, permute_vector, read_permutations
 from ..progress import Progress, silent
 from ..runtime.slidesparse_record import bundle_faults
@@ -71,6 +73,9 @@ def verify_checkpoint(
     record = _own_record(checkpoint)
     verdict = Verdict()
     verdict.faults += config_faults(checkpoint, record)
+    described = shapes_of(empty_model(checkpoint))
+    stored = [describe_linear(checkpoint, record, linear.name) for linear in decoder_linears(checkpoint.config)]
+    verdict.faults += [fault.what for fault in model_faults(checkpoint, described, stored)]
     if not record.files:
         verdict.notes.append(UNHASHED)
     ours = Side(checkpoint, record)
@@ -190,7 +195,8 @@ def _lost_tensors(checkpoint: Checkpoint, source: Checkpoint, owned: set[str]) -
     linears = {linear.name for linear in decoder_linears(source.config)}
     architecture = architecture_of(checkpoint.config)
     tied = architecture.is_tied(checkpoint.config)
-    for name in sorted(source.tensors.keys() - owned):
+    surplus = surplus_tensors(source, shapes_of(empty_model(source)))
+    for name in sorted(source.tensors.keys() - owned - set(surplus)):
         module, _, part = name.rpartition(".")
         of_linear = module in linears and part.startswith("weight")
         if not of_linear and not (tied and name == f"{architecture.head}.weight"):

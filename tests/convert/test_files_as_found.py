@@ -1,4 +1,4 @@
-"""Checkpoints as people have them: what files say beside the weights."""
+"""Checkpoints as people have them: what files say beside the weights, and weights that are not those of config.json."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from tests.conftest import Cli
 from tests.helpers import pico
 from tests.helpers.calibrated import write_tokenizer
+from tests.helpers.serving import edit_config
 
 PROMPT = ("--prompt", "w1 w2", "--max-new-tokens", "4")
 EXECUTION: dict[str, Any] = {
@@ -62,3 +65,86 @@ def test_end_tokens_that_are_no_numbers_are_refused(cli: Cli, tmp_path: Path, en
     done = cli("generate", written(tmp_path / "model", ends), *PROMPT)
     said = done.err.strip().splitlines()
     assert done.code == 2 and len(said) == 1 and "generation_config.json: eos_token_id names" in said[0]
+
+
+def tensors(**changes: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """Those of the pico model with some replaced, added, or (None) taken out; __ stands for a dot."""
+    named = {name.replace("__", "."): tensor for name, tensor in changes.items()}
+    return {name: tensor for name, tensor in {**pico.weights(), **named}.items() if tensor is not None}
+
+
+def zeros(*shape: int) -> torch.Tensor:
+    return torch.zeros(*shape, dtype=torch.bfloat16)
+
+
+UNTIED = {"tie_word_embeddings": False}
+Q = "model__layers__0__self_attn__q_proj"
+INCOMPLETE: dict[str, tuple[dict[str, torch.Tensor | None], dict[str, Any], str]] = {
+    "no final norm": ({"model__norm__weight": None}, {}, "tensor model.norm.weight is missing"),
+    "untied without head": ({}, UNTIED, "tensor lm_head.weight is missing"),
+    "head alone": (
+        {"model__embed_tokens__weight": None, "lm_head__weight": zeros(pico.VOCABULARY, pico.HIDDEN)}, {},
+        "tensor model.embed_tokens.weight is missing",
+    ),
+    "more rows than words": (
+        {"model__embed_tokens__weight": zeros(pico.VOCABULARY + 5, pico.HIDDEN)}, {},
+        "model.embed_tokens.weight has shape [101, 64], config.json describes [96, 64]",
+    ),
+    "wrong head_dim": ({}, {"head_dim": 32}, "q_proj has shape [64, 64], config.json describes [128, 64]"),
+    "wrong intermediate_size": ({}, {"intermediate_size": 96}, "has shape [88, 64], config.json describes [96, 64]"),
+    "a bias too many": ({f"{Q}__bias": zeros(pico.HIDDEN)}, {}, "q_proj.bias belongs to a module that has none"),
+    "a bias too few": ({}, {"attention_bias": True}, "self_attn.q_proj.bias is missing"),
+    "a name twice": ({f"{Q}__weight_scale": zeros(pico.HIDDEN, 1)}, {}, "q_proj.weight_scale belongs to a module"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", INCOMPLETE)
+def test_weights_that_are_not_those_of_the_config_are_refused(cli: Cli, text: Path, tmp_path: Path, case: str) -> None:
+    """Before any work, in one line, by every command that would use them."""
+    changes, config, said = INCOMPLETE[case]
+    source, out = write_tokenizer(pico.write(tmp_path / "source", tensors(**changes), config)), tmp_path / "out"
+    for words in (("plan", source), ("convert", source, out), ("eval", source, "--text", text, "--length", "24")):
+        done = cli(*words, *(("--method", "magnitude") if words[0] != "eval" else ()))
+        assert done.code == 2 and said in done.err and len(done.err.strip().splitlines()) == 1, done
+    assert not out.exists()
+
+
+def test_a_tied_head_that_differs_is_refused(cli: Cli, text: Path, tmp_path: Path) -> None:
+    """An equal one is the embedding, for every command."""
+    embedding = pico.weights()["model.embed_tokens.weight"]
+    equal = write_tokenizer(pico.write(tmp_path / "equal", tensors(lm_head__weight=embedding.clone())))
+    other = write_tokenizer(pico.write(tmp_path / "other", tensors(lm_head__weight=embedding + 1)))
+    words = ("--text", text, "--length", "24", "--json")
+    plain = json.loads(cli("eval", written(tmp_path / "plain"), *words).out)["results"][0]["perplexity"]
+    assert json.loads(cli("eval", equal, *words).out)["results"][0]["perplexity"] == plain
+    for refused in (cli("eval", other, *words), cli("convert", other, tmp_path / "out", "--method", "magnitude")):
+        assert refused.code == 2 and "lm_head.weight differs from the embedding" in refused.err
+
+
+def test_what_the_model_does_not_have_is_left_out_and_told(cli: Cli, text: Path, tmp_path: Path) -> None:
+    """As loaders leave it out: rotary buffers, layers beyond those of config.json, heads of other kinds."""
+    surplus = {f"model__layers__{layer}__self_attn__rotary_emb__inv_freq": torch.ones(8) for layer in range(2)}
+    surplus["score__weight"] = zeros(2, pico.HIDDEN)
+    source = write_tokenizer(pico.write(tmp_path / "source", tensors(**surplus), {"num_hidden_layers": 2}))
+    done = cli("plan", source, "--method", "magnitude")
+    count = len(surplus) + len(pico.weights()) - len(pico.weights(layers=2))
+    assert done.code == 0 and f"and {count - 1} more." in " ".join(done.out.split())
+    out = tmp_path / "out"
+    assert cli("convert", source, out, "--method", "magnitude").code == 0
+    assert not [name for name in pico.read(out) if "inv_freq" in name or "layers.2" in name or "score" in name]
+    assert cli("verify", out, "--source", source).code == 0
+    for folder in (source, out):
+        assert cli("eval", folder, "--text", text, "--length", "24").code == 0
+        assert cli("generate", folder, *PROMPT).code == 0
+
+
+def test_verify_finds_a_tensor_that_is_missing_without_hashes(cli: Cli, tmp_path: Path) -> None:
+    """As after transformers saved the model again, which leaves the record's hashes out."""
+    out = tmp_path / "out"
+    assert cli("convert", pico.write(tmp_path / "source"), out, "--method", "magnitude").code == 0
+    held = pico.read(out)
+    del held["model.norm.weight"]
+    save_file(held, out / "model.safetensors", metadata={"format": "pt"})
+    edit_config(out, lambda config: config["slidesparse_config"].update(files={}))
+    done = cli("verify", out)
+    assert done.code == 1 and "model.norm.weight is missing" in done.out + done.err
