@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -73,9 +74,7 @@ def verify_checkpoint(
     record = _own_record(checkpoint)
     verdict = Verdict()
     verdict.faults += config_faults(checkpoint, record)
-    described = shapes_of(empty_model(checkpoint))
-    stored = [describe_linear(checkpoint, record, linear.name) for linear in decoder_linears(checkpoint.config)]
-    verdict.faults += [fault.what for fault in model_faults(checkpoint, described, stored)]
+    verdict.faults += _model_faults(checkpoint, record)
     if not record.files:
         verdict.notes.append(UNHASHED)
     ours = Side(checkpoint, record)
@@ -113,6 +112,16 @@ def verify_checkpoint(
         verdict.faults += _lost_tensors(checkpoint, source, owned)
     progress("verify", len(linears), len(linears))
     return verdict
+
+
+def _model_faults(checkpoint: Checkpoint, record: Record) -> Iterator[str]:
+    """Contradictions between config.json and the tensors. Linears that cannot be described have faults of their own."""
+    stored = []
+    for linear in decoder_linears(checkpoint.config):
+        with suppress(InputError):
+            stored.append(describe_linear(checkpoint, record, linear.name))
+    faults = model_faults(checkpoint, shapes_of(empty_model(checkpoint)), stored)
+    yield from (fault.what for fault in faults)
 
 
 def _own_record(checkpoint: Checkpoint) -> Record:

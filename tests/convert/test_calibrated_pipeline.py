@@ -556,7 +556,9 @@ BAD: dict[str, tuple[Callable[[Path], Any], str, tuple[str, ...]]] = {
     ),
     "another model's tokenizer": (
         lambda folder: pico.write(
-            folder, {**weights(), "model.embed_tokens.weight": weights()["model.embed_tokens.weight"][:90].clone()}
+            folder,
+            {**weights(), "model.embed_tokens.weight": weights()["model.embed_tokens.weight"][:90].clone()},
+            {"vocab_size": 90},
         ),
         f"{FULL} text.jsonl",
         ("the tokenizer returns token 95, but the embedding has 90 rows", "do not belong together"),

@@ -81,7 +81,6 @@ INT8_SOURCE_FAULTS: dict[str, Fault] = {
     "a code too far off": (one_step_off, (Q, "more than rounding")),
     "a group that lost too much": (lost_weights, (Q, "row 5, block 1 lost")),
     "a norm that changed": (lambda t: t["model.norm.weight"].add_(1), ("model.norm.weight", "differs from the source")),
-    "a norm that is gone": (lambda t: t.pop("model.norm.weight"), ("model.norm.weight", "missing")),
     "a tensor too many": (lambda t: t.update(extra=torch.ones(2)), ("extra", "no such tensor")),
 }
 
