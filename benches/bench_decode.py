@@ -107,7 +107,7 @@ class Bench:
         return out
 
 
-def halve(source: Path, out: Path) -> None:
+def halve(source: Path, out: Path, size: int = GROUP) -> None:
     """The weaker half of all groups of each linear is zero: a conversion without calibration then keeps the rest."""
     shutil.copytree(source, out)
     config = (out / "config.json").read_text()
@@ -115,7 +115,7 @@ def halve(source: Path, out: Path) -> None:
     tensors = load_file(out / "model.safetensors")
     for name, tensor in tensors.items():
         if name.endswith("_proj.weight"):
-            groups = tensor.view(-1, GROUP)
+            groups = tensor.view(-1, size)
             groups[groups.float().norm(dim=1).argsort()[: len(groups) // 2]] = 0
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
     (out / "config.json").write_text(config)

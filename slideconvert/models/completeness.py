@@ -38,7 +38,8 @@ def model_faults(checkpoint: Checkpoint, described: Shapes, linears: Iterable[St
     """
     architecture, where = architecture_of(checkpoint.config), checkpoint.path
     stored = {linear.name: linear for linear in linears}
-    own = {f"{linear.name}.weight" for linear in decoder_linears(checkpoint.config)}
+    names = [linear.name for linear in decoder_linears(checkpoint.config)]
+    own = {f"{name}.weight" for name in names}
     faults = [
         _other_shape(checkpoint, name, linear.shape, described[f"{name}.weight"])
         for name, linear in stored.items()
@@ -55,14 +56,14 @@ def model_faults(checkpoint: Checkpoint, described: Shapes, linears: Iterable[St
             faults.append(InputError(f"{where}: tensor {name} is missing", hint="the checkpoint is incomplete"))
     explained = {spec.name for linear in stored.values() for spec in linear.tensors} | own | set(described)
     explained |= set(surplus_tensors(checkpoint, described))
-    unknown = [linear for linear in decoder_linears(checkpoint.config) if linear.name not in stored]
+    unknown = tuple(f"{name}." for name in names if name not in stored)
     faults += [
         InputError(
             f"{where}: tensor {name} belongs to a module that has none of this name, by {CONFIG}",
             hint=f"correct {CONFIG} (attention_bias, mlp_bias) or take the tensor out: loaders disagree on it",
         )
         for name in sorted(checkpoint.tensors.keys() - explained)
-        if not any(name.startswith(f"{linear.name}.") for linear in unknown)
+        if not name.startswith(unknown)
     ]
     return faults
 

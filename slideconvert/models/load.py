@@ -19,7 +19,7 @@ from ..core.quantize import QuantizedWeight
 from ..errors import InputError, pick
 from ..formats.base import StoredLinear
 from ..formats.quantization_config import check_quantization
-from ..formats.record import Record, describe_linear, read_record
+from ..formats.record import describe_linear, read_record
 from ..formats.registry import format_for
 from ..kernels.linear import SlideSparseLinear
 from ..kernels.spec import LinearSpec
@@ -72,17 +72,16 @@ def load_model(
     pick(activations, ACTIVATIONS, "kind of activations")
     check_quantization(checkpoint.config, str(checkpoint.path))
     record = read_record(checkpoint.config, str(checkpoint.path))
-    linears = [linear.name for linear in decoder_linears(checkpoint.config)]
     model = empty_model(checkpoint, dtype)
     described = shapes_of(model)
-    stored = [describe_linear(checkpoint, record, name) for name in linears]
-    if faults := model_faults(checkpoint, described, stored):
+    linears = [describe_linear(checkpoint, record, linear.name) for linear in decoder_linears(checkpoint.config)]
+    if faults := model_faults(checkpoint, described, linears):
         raise faults[0]
     check_tied(checkpoint)
     used = set(surplus_tensors(checkpoint, described))
-    for name in linears:
-        linear, tensors = _linear(checkpoint, record, name, activations, device, weights or dtype, backend)
-        model.set_submodule(name, linear)
+    for stored in linears:
+        linear, tensors = _linear(checkpoint, stored, activations, device, weights or dtype, backend)
+        model.set_submodule(stored.name, linear)
         used |= tensors
     rest = {name: checkpoint.read(name) for name in checkpoint.tensors if name not in used}
     floats = {
@@ -118,15 +117,14 @@ def empty_model(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> A
 
 def _linear(
     checkpoint: Checkpoint,
-    record: Record | None,
-    name: str,
+    stored: StoredLinear,
     activations: str,
     device: str,
     dtype: torch.dtype,
     backend: str,
 ) -> tuple[nn.Module, set[str]]:
     """A decoder linear as a module, and the names of its tensors."""
-    stored = describe_linear(checkpoint, record, name)
+    name = stored.name
     parts = {spec.name: checkpoint.read(spec.name) for spec in stored.tensors}
     used = set(parts)
     bias = None

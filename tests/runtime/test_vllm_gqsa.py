@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from benches.bench_decode import halve
 from slideconvert.checkpoint.reader import Checkpoint
 from slideconvert.models.load import load_model
 from tests.helpers import pico
@@ -56,13 +57,7 @@ EIGHT = {"match": "model.layers.0.*", **HALF, "scheme": "w8a16", "symmetric": "t
 
 def halved(folder: Path, size: int = 16) -> Path:
     """The demo model with the weaker half of all groups of each linear zero; rows keep more or fewer."""
-    shutil.copytree(DEMO, folder)
-    tensors = load_file(folder / "model.safetensors")
-    for name, tensor in tensors.items():
-        if name.endswith("_proj.weight"):
-            groups = tensor.view(-1, size)
-            groups[groups.float().norm(dim=1).argsort()[: len(groups) // 2]] = 0
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    halve(DEMO, folder, size)
     return folder
 
 
