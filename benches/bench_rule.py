@@ -4,7 +4,8 @@ more than 2 % slower.
     python benches/bench_rule.py --host vllm --model Qwen2.5-7B --out rule.json
 
 The choice comes from the tables alone (run `slideconvert tune` before). Both are measured in the same run, as whole
-linears, bfloat16 in and out; a linear that is left to the dense kernel is the dense kernel, and not measured twice.
+linears, bfloat16 in and out; a linear that is left to the dense kernel is the dense kernel, and not measured twice. Nor
+are dense ways measured again for another pattern of the same shape.
 """
 
 from __future__ import annotations
@@ -21,35 +22,48 @@ from slideconvert.api.options import TuneOptions
 from slideconvert.api.tuned_linears import MODELS, PATTERNS, SCHEMES, linears_of
 from slideconvert.api.tuning import host_of
 from slideconvert.kernels.backends import choose as choosing
+from slideconvert.kernels.backends.base import Backend
 from slideconvert.kernels.backends.choose import Host, Settings, candidates, choose
+from slideconvert.kernels.backends.routed import Routed
 from slideconvert.kernels.backends.rule import BUCKETS
 from slideconvert.kernels.slide_spec import SlideSpec
 
 LEAST = 0.98
 
 
+class Measured:
+    """Microseconds by tokens of a way of a linear, or of the best of several; measured when first asked for."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[object, ...], dict[int, float]] = {}
+
+    def of(self, spec: SlideSpec, ways: list[Backend]) -> dict[int, float]:
+        times: dict[int, float] = {}
+        for way in ways:
+            parts = way.ways if isinstance(way, Routed) else [way]
+            key = (way.name, *sorted({part.timed_as(spec) for part in parts}))
+            if key not in self._found:
+                clock = choosing.CLOCK(spec, way.device)
+                self._found[key] = {tokens: taken for tokens in BUCKETS if (taken := clock(way, tokens))}
+                clock.close()
+            for tokens, taken in self._found[key].items():
+                times[tokens] = min(taken, times.get(tokens, taken))
+        return times
+
+
 def rows_of(
-    spec: SlideSpec, names: list[str], device: torch.device, host: Host, memory: float
+    spec: SlideSpec, names: list[str], device: torch.device, host: Host, memory: float, measured: Measured
 ) -> Iterator[dict[str, Any]]:
     """One for each number of tokens: microseconds of the dense kernel and of what was chosen."""
-    choice = choose(spec, device, Settings(memory=memory, measure=0.0), host)
-    clock = choosing.CLOCK(spec, device)
-    stock = [way for way in candidates(spec, device, host) if way.name in host.stock]
-    dense: dict[int, float] = {}
-    for way in stock:
-        for tokens in BUCKETS:
-            if taken := clock(way, tokens):
-                dense[tokens] = min(taken, dense.get(tokens, taken))
-    left = set(choice.backend.name.split(",")) <= set(host.stock)
-    for tokens in BUCKETS:
-        chosen = dense.get(tokens) if left else clock(choice.backend, tokens)
-        if tokens in dense and chosen:
-            yield {
-                "linear": str(spec), "names": names, "tokens": tokens, "backend": choice.backend.name,
-                "stock": dense[tokens], "chosen": chosen, "speedup": dense[tokens] / chosen,
-                "nbytes": choice.backend.nbytes,
-            }  # fmt: skip
-    clock.close()
+    backend = choose(spec, device, Settings(memory=memory, measure=0.0), host).backend
+    dense = measured.of(spec, [way for way in candidates(spec, device, host) if way.name in host.stock])
+    left = set(backend.name.split(",")) <= set(host.stock)
+    chosen = dense if left else measured.of(spec, [backend])
+    for tokens in sorted(dense.keys() & chosen.keys()):
+        yield {
+            "linear": str(spec), "names": names, "tokens": tokens, "backend": backend.name, "stock": dense[tokens],
+            "chosen": chosen[tokens], "speedup": dense[tokens] / chosen[tokens], "nbytes": backend.nbytes,
+        }  # fmt: skip
 
 
 @click.command()
@@ -61,12 +75,12 @@ def rows_of(
 @click.option("--out", type=click.Path(path_type=Path), help="The numbers as JSON.")
 def main(host: str, models: tuple[str, ...], pattern: str, scheme: str, memory: float, out: Path | None) -> None:
     """Print a line for each linear, and the slowest of all."""
-    device, rows = torch.device("cuda", 0), []
+    device, rows, measured = torch.device("cuda", 0), [], Measured()
     with host_of(host) as program:
         for model in models:
             options = TuneOptions(host=host, model=model, pattern=pattern, scheme=scheme)
             for spec, names in linears_of(None, options).items():
-                found = list(rows_of(spec, names, device, program, memory))
+                found = list(rows_of(spec, names, device, program, memory, measured))
                 rows += [{"model": model, **row} for row in found]
                 speeds = " ".join(f"{row['tokens']}:{row['speedup']:.2f}" for row in found)
                 backend = found[0]["backend"] if found else "not measured"

@@ -3,7 +3,7 @@
     slideconvert tune --model Qwen2.5-7B --host vllm    # on the GPU, for each model
     python benches/ship_tables.py ~/.cache/slidesparse kernels/backends/tables
 
-Tables of other kernels than those of this working tree are left out: nothing would ever take them.
+Times of other kernels than those of this working tree are left out: nothing would ever take them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,12 @@ from pathlib import Path
 
 import click
 
-from slideconvert.kernels.backends.table import Table, kernels_hash, parse
+from slideconvert.kernels.backends.choose import BACKENDS
+from slideconvert.kernels.backends.table import Table, parse
+from slideconvert.kernels.sources import versioned
+
+AUTOTUNED = ("dense_gemm", "sparse_gemm")
+"""Operations whose candidates are timed."""
 
 
 def file_name(table: Table) -> str:
@@ -22,12 +27,30 @@ def file_name(table: Table) -> str:
     return f"{gpu}-{key.host}{'-' if key.vllm else ''}{key.series.vllm}.json"
 
 
+def current(table: Table) -> Table:
+    """Without what was measured of other kernels."""
+    names = {kind.timed_name() for kind in BACKENDS}
+    kept = {way for ways in table.times.values() for way in ways if "@" not in way or way in names}
+    times = {
+        linear: found
+        for linear, ways in table.times.items()
+        if (found := {way: taken for way, taken in ways.items() if way in kept})
+    }
+    choices = {
+        what: chosen
+        for what, chosen in table.choices.items()
+        if what in {versioned(what.partition("@")[0], operation) for operation in AUTOTUNED}
+    }
+    return Table(table.key, times, choices)
+
+
 def ship(cache: Path, out: Path) -> list[Path]:
-    """Write every table of `cache` that is of these kernels into `out`, over an older one of the same series."""
+    """Write what every table of `cache` has of these kernels into `out`, over an older table of the same series."""
     written: dict[str, Table] = {}
     for path in sorted(cache.glob("times-*.json")):
         table = parse(path.read_bytes())
-        if table.key.kernels != kernels_hash():
+        table = current(table)
+        if not table.times:
             click.echo(f"{path.name}: of other kernels, left out", err=True)
             continue
         name = file_name(table)

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 
 import torch
 
+from .sources import versioned
+
 TIMED_RUNS = 3
 SHARE_OF_MEMORY = 4
 """Timing may use one part in this many of the free memory."""
@@ -39,13 +41,14 @@ def may_time() -> bool:
 class Autotuner:
     """The fastest of several candidates for each power of two, found on first use.
 
-    what: what is computed, for messages and tables: its name, shape and dtypes. bytes_per_token: the memory that timing
-    takes on `device`.
+    what: what is computed, for messages and tables: its name, shape and dtypes. operation: whose candidates these are.
+    bytes_per_token: the memory that timing takes on `device`.
     """
 
-    def __init__(self, what: str, bytes_per_token: int, device: torch.device) -> None:
+    def __init__(self, what: str, operation: str, bytes_per_token: int, device: torch.device) -> None:
         self.what, self.bytes_per_token, self.device = what, bytes_per_token, device
-        self._chosen = _CHOSEN.setdefault((torch.cuda.get_device_name(device), what), {})
+        kept = versioned(what, operation)  # numbers of candidates mean nothing after a change of them
+        self._chosen = _CHOSEN.setdefault((torch.cuda.get_device_name(device), kept), {})
 
     def choose(self, tokens: int, candidates: Callable[[int], Iterable[tuple[int, Callable[[int], None]]]]) -> int:
         """candidates(tokens): numbers of candidates, each with a function that starts it on a stream.

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..sources import versioned
 from ..spec import LinearSpec
 from ..specs import parse_spec
 
@@ -46,6 +47,8 @@ class Backend:
     """The most tokens that it runs; None for any number."""
     on_request: ClassVar[bool] = False
     """Whether it is only chosen when its name is asked for."""
+    operations: ClassVar[tuple[str, ...]] = ()
+    """The sources in kernels/ on which its times depend: folders or files."""
 
     def __init__(self, spec: Any, device: torch.device) -> None:
         self.spec, self.device, self.text = spec, device, spec.text
@@ -64,6 +67,11 @@ class Backend:
     def timed_as(cls, spec: Any) -> str:
         """The linear under whose name its times are kept: all linears of that name take the same time."""
         return str(spec)
+
+    @classmethod
+    def timed_name(cls) -> str:
+        """The name under which its times are kept: a change of its kernels makes the times before it worthless."""
+        return versioned(cls.name, *cls.operations)
 
     @property
     def nbytes(self) -> int:

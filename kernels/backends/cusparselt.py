@@ -31,6 +31,7 @@ class Cusparselt(CudaBackend):
     """Slid weights on the 2:4 units, through NVIDIA's library."""
 
     name = "cusparselt"
+    operations = ("lift_quant", "sparse_gemm", "dequant", "backends/native.c")
     runs = SlideSpec
     form = "cusparselt"
 

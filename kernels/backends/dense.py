@@ -50,6 +50,7 @@ class Dense(DenseCodes):
     """Dense 8-bit products."""
 
     name = "dense"
+    operations = ("quantize", "dense_gemm", "dequant")
 
     def __init__(self, spec: SlideSpec, device: torch.device) -> None:
         super().__init__(spec, device)

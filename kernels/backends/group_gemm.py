@@ -21,6 +21,7 @@ class GroupGemmBackend(CudaBackend):
     """Products with the groups that are stored."""
 
     name = "group_gemm"
+    operations = ("group_gemm",)
     runs = GroupSpec
     form = "group_gemm"
     tensors = 1

@@ -18,6 +18,7 @@ class IntMm(DenseCodes):
     """quantize, torch._int_mm, dequant. Exact: the same bits as every other backend."""
 
     name = "int_mm"
+    operations = ("quantize", "dequant")
 
     @classmethod
     def refusal(cls, spec: SlideSpec, device: torch.device) -> str:

@@ -59,7 +59,7 @@ def missing(spec: LinearSpec, ways: Sequence[Backend], table: Table, *, again: b
     """What a choice among these ways needs and the table lacks, way by way. again: also what could not run before."""
     wanted = []
     for way in ways:
-        known = table.of(way.timed_as(spec)).get(way.name, {})
+        known = table.of(way.timed_as(spec)).get(way.timed_name(), {})
         for bucket in BUCKETS:
             tried = known.get(bucket) is not None if again else bucket in known
             if not tried and (way.most_tokens is None or bucket <= way.most_tokens):
@@ -92,7 +92,7 @@ def fill(
             if last not in (None, one.way):
                 save(table)
             last = one.way
-            table.put(one.way.timed_as(spec), one.way.name, one.bucket, clock(one.way, one.bucket))
+            table.put(one.way.timed_as(spec), one.way.timed_name(), one.bucket, clock(one.way, one.bucket))
             told(1)
     finally:
         if last is not None:

@@ -1,4 +1,7 @@
-"""Tables of measured times on disk: one JSON file for each GPU, host program, set of versions and our kernels' sources.
+"""Tables of measured times on disk: one JSON file for each GPU, host program and set of versions.
+
+Ways, and what autotuning chose, are kept under names that hold the hash of the sources that they depend on: a changed
+kernel is measured again, and the times of all others stay.
 
 A table is read once in a process. Writers merge what they have measured into the file under a lock, and put the new
 file in its place at once, so processes and ranks share it. Tables that came with this package (tables/) are read
@@ -21,21 +24,18 @@ from .. import autotune
 from .. import cache as user_cache
 from .rule import BUCKETS, Times
 
-SCHEMA = 1
+SCHEMA = 2
 SHIPPED = Path(__file__).with_name("tables")
-SOURCES = (".py", ".c", ".cu", ".cuh", ".h")
-OPERATIONS = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
 class Key:
     """What times depend on besides the linear. host: the program whose dense kernels they are compared with. The rest
-    are versions, "" for what is not installed or has no part in it; kernels: a hash of our sources."""
+    are versions, "" for what is not installed or has no part in it."""
 
     gpu: str
     capability: str
     host: str
-    kernels: str
     torch: str
     triton: str
     cusparselt: str
@@ -60,7 +60,8 @@ def _series(version: str) -> str:
 @dataclass
 class Table:
     """Times by linear, way and bucket, None where a way could not run; and what autotuning chose, by what it was for
-    and octave of tokens. beneath: of the tables that were shipped; only `times` and `choices` are written."""
+    and octave of tokens; under versioned names (sources.py). beneath: of the tables that were shipped; only `times`
+    and `choices` are written."""
 
     key: Key
     times: dict[str, dict[str, dict[int, float | None]]] = field(default_factory=dict)
@@ -193,7 +194,7 @@ def _own(key: Key) -> Table | None:
 
 
 def shipped(key: Key) -> list[Table]:
-    """The tables of this package for such a GPU, host and series of versions, and these kernels."""
+    """The tables of this package for such a GPU, host and series of versions."""
     found = []
     for path in sorted(SHIPPED.glob("*.json")):
         try:
@@ -210,13 +211,14 @@ def key_of(device: torch.device, host: str, vllm: str = "") -> Key:
     """The key of a CUDA device."""
     major, minor = torch.cuda.get_device_capability(device)
     return Key(
-        torch.cuda.get_device_name(device), f"{major}.{minor}", host, kernels_hash(), torch.__version__,
-        _version("triton"), _cusparselt(), vllm,
+        torch.cuda.get_device_name(device), f"{major}.{minor}", host, torch.__version__, installed("triton"),
+        _cusparselt(), vllm,
     )  # fmt: skip
 
 
 @cache
-def _version(package: str) -> str:
+def installed(package: str) -> str:
+    """Its version, "" if it is not."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -231,16 +233,3 @@ def _cusparselt() -> str:
         return library.version(torch.cuda.current_device())
     except (library.LibraryError, RuntimeError, AssertionError):
         return ""
-
-
-@cache
-def kernels_hash() -> str:
-    """Of the sources of the operations and of the native call: what times depend on, and no tests or references."""
-    digest = hashlib.sha256()
-    for path in sorted([*OPERATIONS.glob("*/*"), *OPERATIONS.glob("*/*/*")]):
-        name = path.relative_to(OPERATIONS).as_posix()
-        ours = not name.startswith("backends/") or path.suffix == ".c"
-        aside = path.name.startswith(("test_", "bench_")) or path.name in ("reference.py", "__init__.py")
-        if path.suffix in SOURCES and ours and not aside:
-            digest.update(f"{name}\0".encode() + path.read_bytes())
-    return digest.hexdigest()[:16]

@@ -89,7 +89,7 @@ class DenseGemm:
         """rows, columns: N, K; K a multiple of 16."""
         self.rows, self.columns, self.bias, self.out, self.device = rows, columns, bias, out, device
         what = f"a dense {rows} x {columns} int8 product"
-        self._autotuner = Autotuner(what, rows * out.itemsize + columns, device)
+        self._autotuner = Autotuner(what, "dense_gemm", rows * out.itemsize + columns, device)
         self._compiled: dict[int, tuple[object, tuple[object, ...]]] = {}
 
     def start(self, pointers: tuple[int, ...], tokens: int, stream: int) -> None:

@@ -65,7 +65,7 @@ class SparseGemm:
         self.width = padded_rows(rows)
         kinds = " to ".join(str(kind).removeprefix("torch.") for kind in (dtype, out))
         what = f"a sparse {self.width} x {slid} product, {kinds}"
-        self._autotuner = Autotuner(what, self.width * out.itemsize + slid, device)
+        self._autotuner = Autotuner(what, "sparse_gemm", self.width * out.itemsize + slid, device)
 
     def plan(self, tokens: int, prepared: Tensor) -> Plan:
         """The plan for bucket(tokens) rows; made, and its algorithm chosen, on first use.

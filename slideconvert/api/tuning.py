@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,7 @@ def _distinct(todo: dict[SlideSpec, list[Wanted]]) -> int:
 
 
 def _tuned(spec: SlideSpec, names: list[str], ways: list[Backend], table: Table, host: Host) -> Tuned:
-    times = {way.name: table.of(way.timed_as(spec)).get(way.name, {}) for way in ways}
+    times = {way.name: table.of(way.timed_as(spec)).get(way.timed_name(), {}) for way in ways}
     stock = baseline([Way(way.name, way.form, way.nbytes, way.most_tokens) for way in ways], times, host.stock)
     found = judge(spec, ways, table, Settings(), host)
     if found is None:
@@ -146,6 +147,7 @@ def host_of(name: str) -> Iterator[Host]:
         return
     if importlib.util.find_spec("vllm") is None:
         raise InputError("vLLM is not installed here", hint="install it, or tune with --host transformers")
-    stock: Any = importlib.import_module(STOCK_MODULE)
+    with redirect_stdout(sys.stderr):  # where vLLM's log then goes: stdout is for results
+        stock: Any = importlib.import_module(STOCK_MODULE)
     with stock.standing_alone():
         yield stock.HOST

@@ -23,7 +23,7 @@ from ..kernels.backends.choose import BACKENDS, TORCH, Settings, choose
 from ..kernels.backends.cusparselt import SPARSE_SINCE
 from ..kernels.backends.dense import Dense
 from ..kernels.backends.rule import BUCKETS
-from ..kernels.backends.table import Key, key_of, parse, table_of
+from ..kernels.backends.table import Key, installed, key_of, parse, table_of
 from ..kernels.group_spec import GroupSpec
 from ..kernels.slide_spec import SlideSpec
 from ..kernels.spec import LinearSpec
@@ -104,7 +104,7 @@ def devices() -> list[Any]:
 def kernel_cache() -> dict[str, Any]:
     """The folder of compiled kernels and tables of times, why it is not used ("" if it is), and its tables.
 
-    used: whether a table is for a GPU that is here, these kernels and the versions that are installed.
+    used: whether a table is for a GPU that is here and the versions that are installed.
     """
     folder = cache.path()
     fault = cache.fault(folder)
@@ -130,9 +130,9 @@ def covered(ckpt: Path, device: Any) -> dict[str, list[int]]:
             found[host] = list(coverage(linears, device, TORCH))
             continue
         # Without importing vLLM: the times of its own kernel are measured first.
-        key = key_of(device, host)
+        key = key_of(device, host, installed("vllm"))
         keys = [Key(**{name: one[name] for name in asdict(key)}) for one in kernel_cache()["tables"] if one.get("used")]
-        tables = [table_of(one) for one in keys if one.host == host]
+        tables = [table_of(one) for one in (key, *keys) if one.host == host]
         known = {Dense.timed_as(spec) for spec in linears}
         done = [name for name in known if any(len(one.of(name).get("stock", {})) == len(BUCKETS) for one in tables)]
         found[host] = [sum(Dense.timed_as(spec) in done for spec in linears), len(linears)]

@@ -19,5 +19,5 @@ def write(model: str, ranks: int, way: str) -> None:
         for kind in backends_for(type(spec), HOST).values():
             taken = 0.5 if kind.name == way else 1.0 if kind.name in HOST.stock else 2.0
             for bucket in BUCKETS:
-                table.put(kind.timed_as(spec), kind.name, bucket, taken)
+                table.put(kind.timed_as(spec), kind.timed_name(), bucket, taken)
     assert save(table), "there is no cache to write to"

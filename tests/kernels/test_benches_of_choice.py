@@ -13,6 +13,8 @@ from slideconvert.api.tuned_linears import linears_of
 from slideconvert.api.tuning import measure
 from slideconvert.kernels.backends import table
 from slideconvert.kernels.backends.choose import TORCH, Settings, choose
+from slideconvert.kernels.backends.dense import Dense
+from slideconvert.kernels.backends.int_mm import IntMm
 from tests.helpers.fake_gpu import CUDA, FewDense, fake_gpu, forget
 
 
@@ -45,6 +47,10 @@ def test_what_was_tuned_is_checked_and_shipped(monkeypatch: pytest.MonkeyPatch, 
 
 def test_tables_of_other_kernels_are_not_shipped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with fake_gpu(monkeypatch, tmp_path, times) as clock:
-        measure(linears_of(None, OPTIONS), CUDA, TORCH, 5, lambda *_: None, clock.now)
-    monkeypatch.setattr(ship_tables, "kernels_hash", lambda: "other")
-    assert ship_tables.ship(tmp_path / "slidesparse", tmp_path / "shipped") == []
+        measure(linears_of(None, OPTIONS), CUDA, TORCH, 20, lambda *_: None, clock.now)
+        monkeypatch.setattr(Dense, "operations", ("quantize",))
+        [path] = ship_tables.ship(tmp_path / "slidesparse", tmp_path / "shipped")
+        found = {way.partition("@")[0] for ways in table.parse(path.read_bytes()).times.values() for way in ways}
+        assert found == {"int_mm"}
+        monkeypatch.setattr(IntMm, "operations", ("dequant",))
+        assert ship_tables.ship(tmp_path / "slidesparse", tmp_path / "other") == []

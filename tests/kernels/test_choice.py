@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from slideconvert.kernels.backends import choose as choosing
 from slideconvert.kernels.backends.base import Dtypes
 from slideconvert.kernels.backends.choose import BOTH, Settings, choose, named, room
+from slideconvert.kernels.backends.int_mm import IntMm
 from slideconvert.kernels.backends.ready import make_ready
 from slideconvert.kernels.backends.routed import Routed
 from slideconvert.kernels.backends.rule import BUCKETS, SLOWER, Route, Way, best_route
@@ -301,4 +302,4 @@ def test_the_table_on_disk_is_readable_json(monkeypatch: pytest.MonkeyPatch, tmp
     [path] = (tmp_path / "slidesparse").glob("times-*.json")
     found = json.loads(path.read_text())
     assert found["times"].keys() == {"64x96 int8 2:8", "64x96 int8 2:inf"}
-    assert found["times"]["64x96 int8 2:inf"]["int_mm"]["16384"] == 2
+    assert found["times"]["64x96 int8 2:inf"][IntMm.timed_name()]["16384"] == 2

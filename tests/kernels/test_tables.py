@@ -13,17 +13,17 @@ from typing import Any
 
 import pytest
 
-from slideconvert.kernels import autotune, cache
+from slideconvert.kernels import autotune, cache, sources
 from slideconvert.kernels.backends import native, table
 from slideconvert.kernels.backends.rule import BUCKETS
 from slideconvert.kernels.backends.table import Key, Table, parse, save, table_of
 
-KEY = Key("Some GPU", "9.0", "vllm", "0123456789abcdef", "2.11.0+cu130", "3.6.0", "0.8.0", "0.24.0")
+KEY = Key("Some GPU", "9.0", "vllm", "2.11.0+cu130", "3.6.0", "0.8.0", "0.24.0")
 LINEAR = "64x96 int8 2:8"
 
 GOLDEN = """{
- "schema": 1,
- "key": {"gpu": "Some GPU", "capability": "9.0", "host": "vllm", "kernels": "0123456789abcdef", \
+ "schema": 2,
+ "key": {"gpu": "Some GPU", "capability": "9.0", "host": "vllm", \
 "torch": "2.11.0+cu130", "triton": "3.6.0", "cusparselt": "0.8.0", "vllm": "0.24.0"},
  "times": {
   "64x96 int8 2:8": {
@@ -66,7 +66,7 @@ def test_the_bytes_of_a_table() -> None:
     again = parse(GOLDEN.encode())
     assert again == example() and again.text() == GOLDEN
     assert parse(Table(KEY).text().encode()) == Table(KEY)
-    assert KEY.file == "times-c0e81106c1cfc8ee.json"
+    assert KEY.file == "times-645effd578f89794.json"
 
 
 def test_a_table_is_found_again_with_what_autotuning_chose(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +85,7 @@ DAMAGE: dict[str, Any] = {
     "empty": "",
     "no JSON": "\x00\xff",
     "a list": "[]",
-    "another schema": GOLDEN.replace('"schema": 1', '"schema": 2'),
+    "another schema": GOLDEN.replace('"schema": 2', '"schema": 1'),
     "another GPU": GOLDEN.replace("Some GPU", "Another GPU"),
     "a negative time": GOLDEN.replace("4.25", "-4.25"),
     "no number": GOLDEN.replace("4.25", '"fast"'),
@@ -136,7 +136,7 @@ def test_writers_at_the_same_time_keep_each_others_times(folder: Path) -> None:
 def test_tables_that_were_shipped_lie_beneath_the_users_own(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """For other patch versions too; not for other kernels, GPUs or minor versions."""
+    """For other patch versions too; not for other GPUs or minor versions."""
     monkeypatch.setattr(table, "SHIPPED", tmp_path / "shipped")
     (tmp_path / "shipped").mkdir()
     (tmp_path / "shipped" / "some-gpu.json").write_text(GOLDEN)
@@ -149,7 +149,7 @@ def test_tables_that_were_shipped_lie_beneath_the_users_own(
     assert found.of(LINEAR)["stock"] == {1: 3.0, 2: 9.0}
     save(found)
     assert parse((folder / patched.file).read_bytes()).times == {LINEAR: {"stock": {2: 9.0}}}
-    for other in ({"kernels": "other"}, {"gpu": "Another"}, {"torch": "2.12.0"}, {"vllm": "0.25.0"}, {"host": "x"}):
+    for other in ({"gpu": "Another"}, {"torch": "2.12.0"}, {"vllm": "0.25.0"}, {"host": "x"}):
         assert table_of(replace(KEY, **other)).of(LINEAR) == {}, other
     assert "damaged.json is ignored" in caplog.text
 
@@ -273,22 +273,35 @@ def test_machine_code_is_not_taken_from_a_folder_of_others(
     folder.chmod(0o700)
 
 
-def test_the_key_of_a_table_changes_with_the_kernels_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_times_are_kept_by_the_sources_of_their_kernels_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def digest() -> str:
-        table.kernels_hash.cache_clear()
-        return table.kernels_hash()
+        sources.digest.cache_clear()
+        return sources.digest("few", "backends/native.c")
 
-    monkeypatch.setattr(table, "OPERATIONS", tmp_path)
-    for name in ("few/kernel.cu", "few/reference.py", "few/test_few.py", "backends/choose.py", "linear.py"):
+    monkeypatch.setattr(sources, "ROOT", tmp_path)
+    depends = ("few/kernel.cu", "few/division.py", "backends/native.c")
+    others = ("few/reference.py", "few/test_few.py", "backends/choose.py", "many/kernel.cu", "linear.py")
+    for name in (*depends, *others):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("one")
-    before = digest()
-    for name in ("few/reference.py", "few/test_few.py", "backends/choose.py", "linear.py"):
+    found = [digest()]
+    for name in others:
         (tmp_path / name).write_text("two")
-    assert digest() == before
-    (tmp_path / "few/kernel.cu").write_text("two")
-    assert digest() != before
-    table.kernels_hash.cache_clear()
+        assert digest() == found[0], name
+    for name in depends:
+        (tmp_path / name).write_text("two")
+        found.append(digest())
+    assert len(set(found)) == 4
+    sources.digest.cache_clear()
+
+
+def test_every_way_names_sources_that_exist() -> None:
+    """Stock ways call nothing of ours; a name that is misspelt would be the hash of nothing."""
+    from slideconvert.kernels.backends.choose import BACKENDS
+
+    for kind in BACKENDS:
+        assert all((sources.ROOT / operation).exists() for operation in kind.operations), kind.name
+        assert bool(kind.operations) == ("reference" not in kind.name), kind.name
 
 
 def test_autotuning_is_bounded_and_refuses_to_time_what_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,12 +314,14 @@ def test_autotuning_is_bounded_and_refuses_to_time_what_is_captured(monkeypatch:
     timed: list[int] = []
     monkeypatch.setattr(Autotuner, "_affordable", lambda self, octave: octave)
     monkeypatch.setattr(Autotuner, "_time_all", lambda self, found: timed.append(*found) or timed[-1])
-    tuner = Autotuner("something", 1, torch.device("cuda", 0))
+    tuner = Autotuner("something", "dense_gemm", 1, torch.device("cuda", 0))
     assert tuner.choose(5, lambda tokens: [tokens]) == 8 and tuner.choose(8, lambda tokens: [tokens]) == 8
     assert tuner.choose(10**6, lambda tokens: [tokens]) == 16384 == tuner.choose(16384, lambda tokens: [tokens])
     monkeypatch.setattr(autotune, "may_time", lambda: False)
     assert tuner.choose(100, lambda tokens: [tokens]) == 8 and tuner.choose(4000, lambda tokens: [tokens]) == 16384
     with pytest.raises(RuntimeError, match="run the model once before"):
-        Autotuner("something else", 1, torch.device("cuda", 0)).choose(1, lambda tokens: [tokens])
+        Autotuner("something else", "dense_gemm", 1, torch.device("cuda", 0)).choose(1, lambda tokens: [tokens])
     assert timed == [8, 16384]
-    assert json.loads(json.dumps(autotune.learned("Some GPU"))) == {"something": {"3": 8, "14": 16384}}
+    assert json.loads(json.dumps(autotune.learned("Some GPU"))) == {
+        sources.versioned("something", "dense_gemm"): {"3": 8, "14": 16384}
+    }

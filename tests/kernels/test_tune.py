@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import torch
 
@@ -16,8 +18,10 @@ from slideconvert.api.tuning import coverage, measure
 from slideconvert.cli import doctor
 from slideconvert.core import choices
 from slideconvert.errors import InputError
+from slideconvert.kernels.backends import table
 from slideconvert.kernels.backends.choose import choose
 from slideconvert.kernels.backends.rule import BUCKETS
+from slideconvert.kernels.backends.table import Table, key_of
 from slideconvert.kernels.bench_common import MODELS as BENCHED
 from tests.conftest import MAGNITUDE, Cli
 from tests.helpers.fake_gpu import CUDA, SERVER, FewDense, fake_gpu, forget
@@ -169,6 +173,33 @@ def test_the_table_and_the_json_say_what_runs(monkeypatch: pytest.MonkeyPatch, t
     }
 
 
+NOISY = """
+import contextlib, logging, sys
+logging.getLogger("noisy").addHandler(logging.StreamHandler(sys.stdout))
+print("imported")
+HOST = None
+
+@contextlib.contextmanager
+def standing_alone():
+    logging.getLogger("noisy").warning("ready")
+    yield
+"""
+
+
+def test_what_vllm_logs_is_no_part_of_the_result(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Its handler writes to the stdout that it finds when it is imported."""
+    (tmp_path / "noisy_stock.py").write_text(NOISY)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(tuning, "STOCK_MODULE", "noisy_stock")
+    monkeypatch.setattr(tuning.importlib.util, "find_spec", lambda name: name)
+    with tuning.host_of("vllm"):
+        click.echo("{}")
+    said = capsys.readouterr()
+    assert said.out == "{}\n" and said.err == "imported\nready\n"
+
+
 def test_doctor_says_what_the_tables_cover(
     monkeypatch: pytest.MonkeyPatch, cli: Cli, source: Path, tmp_path: Path
 ) -> None:
@@ -186,6 +217,16 @@ def test_doctor_says_what_the_tables_cover(
         assert (told["gpu"], told["host"], told["linears"], told["used"]) == ("Some GPU", "transformers", 4, True)
         covered = doctor.covered(tmp_path / "out", CUDA)
         assert covered == {"transformers": [2, 4], "vllm": [0, 4]} and len(clock.asked) == asked
+        shipped = Table(replace(key_of(CUDA, "vllm", "0.24.0"), torch="2.11.0+cu130"))
+        for bucket in BUCKETS:
+            shipped.put("64x64 int8 2:inf", "stock", bucket, 1.0)
+        (tmp_path / "shipped").mkdir()
+        (tmp_path / "shipped" / "gpu.json").write_text(shipped.text())
+        monkeypatch.setattr(table, "SHIPPED", tmp_path / "shipped")
+        monkeypatch.setattr(table, "_TABLES", {})
+        monkeypatch.setattr(doctor, "installed", {"vllm": "0.24.1"}.__getitem__)
+        monkeypatch.setattr(torch, "__version__", "2.11.1")
+        assert doctor.covered(tmp_path / "out", CUDA)["vllm"] == [1, 4]
     (tmp_path / "slidesparse" / "times-damaged.json").write_text("{")
     tables = json.loads(cli("doctor", "--json").out)["kernel_cache"]["tables"]
     assert [one.get("fault", "")[:14] for one in tables if "damaged" in one["file"]] == ["it is damaged:"]
