@@ -4,8 +4,8 @@ more than 2 % slower.
     python benches/bench_rule.py --host vllm --model Qwen2.5-7B --out rule.json
 
 The choice comes from the tables alone (run `slideconvert tune` before). Both are measured in the same run, as whole
-linears, bfloat16 in and out; a linear that is left to the dense kernel is the dense kernel, and not measured twice. Nor
-are dense ways measured again for another pattern of the same shape.
+linears, bfloat16 in and out. Numbers of tokens that are left to the dense kernel are measured once, and so are dense
+ways of one shape, whatever its pattern.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import click
 import torch
@@ -25,45 +24,42 @@ from slideconvert.kernels.backends import choose as choosing
 from slideconvert.kernels.backends.base import Backend
 from slideconvert.kernels.backends.choose import Host, Settings, candidates, choose
 from slideconvert.kernels.backends.routed import Routed
-from slideconvert.kernels.backends.rule import BUCKETS
+from slideconvert.kernels.backends.rule import BUCKETS, Route
 from slideconvert.kernels.slide_spec import SlideSpec
 
 LEAST = 0.98
 
 
-class Measured:
-    """Microseconds by tokens of a way of a linear, or of the best of several; measured when first asked for."""
+class Comparison:
+    """Times of the dense kernel and of what was chosen, one directly after the other: clocks change within a run."""
 
-    def __init__(self) -> None:
-        self._found: dict[tuple[object, ...], dict[int, float]] = {}
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self._found: dict[tuple[str, ...], list[tuple[int, float, float]]] = {}
 
-    def of(self, spec: SlideSpec, ways: list[Backend]) -> dict[int, float]:
-        times: dict[int, float] = {}
-        for way in ways:
-            parts = way.ways if isinstance(way, Routed) else [way]
-            key = (way.name, *sorted({part.timed_as(spec) for part in parts}))
-            if key not in self._found:
-                clock = choosing.CLOCK(spec, way.device)
-                self._found[key] = {tokens: taken for tokens in BUCKETS if (taken := clock(way, tokens))}
-                clock.close()
-            for tokens, taken in self._found[key].items():
-                times[tokens] = min(taken, times.get(tokens, taken))
-        return times
+    def of(self, spec: SlideSpec, chosen: Backend) -> list[tuple[int, float, float]]:
+        """Tokens, and microseconds of both; those of the dense kernel where it is the one that was chosen."""
+        key = (chosen.name, *sorted({way.timed_as(spec) for way in ways_of(chosen)}))
+        if key not in self._found:
+            self._found[key] = list(self._measured(spec, chosen))
+        return self._found[key]
+
+    def _measured(self, spec: SlideSpec, chosen: Backend) -> Iterator[tuple[int, float, float]]:
+        stock = [way for way in candidates(spec, chosen.device, self.host) if way.name in self.host.stock]
+        clocks = {way: choosing.CLOCK(spec, chosen.device) for way in (*stock, chosen)}
+        route = chosen.route if isinstance(chosen, Routed) else Route.only(chosen.name)
+        for tokens in BUCKETS:
+            dense = [taken for way in stock if (taken := clocks[way](way, tokens))]
+            if route.way(tokens) in self.host.stock and dense:
+                yield tokens, min(dense), min(dense)
+            elif dense and (taken := clocks[chosen](chosen, tokens)):
+                yield tokens, min(dense), taken
+        for clock in clocks.values():
+            clock.close()
 
 
-def rows_of(
-    spec: SlideSpec, names: list[str], device: torch.device, host: Host, memory: float, measured: Measured
-) -> Iterator[dict[str, Any]]:
-    """One for each number of tokens: microseconds of the dense kernel and of what was chosen."""
-    backend = choose(spec, device, Settings(memory=memory, measure=0.0), host).backend
-    dense = measured.of(spec, [way for way in candidates(spec, device, host) if way.name in host.stock])
-    left = set(backend.name.split(",")) <= set(host.stock)
-    chosen = dense if left else measured.of(spec, [backend])
-    for tokens in sorted(dense.keys() & chosen.keys()):
-        yield {
-            "linear": str(spec), "names": names, "tokens": tokens, "backend": backend.name, "stock": dense[tokens],
-            "chosen": chosen[tokens], "speedup": dense[tokens] / chosen[tokens], "nbytes": backend.nbytes,
-        }  # fmt: skip
+def ways_of(backend: Backend) -> list[Backend]:
+    return backend.ways if isinstance(backend, Routed) else [backend]
 
 
 @click.command()
@@ -75,16 +71,23 @@ def rows_of(
 @click.option("--out", type=click.Path(path_type=Path), help="The numbers as JSON.")
 def main(host: str, models: tuple[str, ...], pattern: str, scheme: str, memory: float, out: Path | None) -> None:
     """Print a line for each linear, and the slowest of all."""
-    device, rows, measured = torch.device("cuda", 0), [], Measured()
+    device, rows = torch.device("cuda", 0), []
     with host_of(host) as program:
+        comparison = Comparison(program)
         for model in models:
             options = TuneOptions(host=host, model=model, pattern=pattern, scheme=scheme)
             for spec, names in linears_of(None, options).items():
-                found = list(rows_of(spec, names, device, program, memory, measured))
-                rows += [{"model": model, **row} for row in found]
+                backend = choose(spec, device, Settings(memory=memory, measure=0.0), program).backend
+                found = [
+                    {
+                        "model": model, "linear": str(spec), "names": names, "tokens": tokens, "backend": backend.name,
+                        "stock": dense, "chosen": taken, "speedup": dense / taken, "nbytes": backend.nbytes,
+                    }
+                    for tokens, dense, taken in comparison.of(spec, backend)
+                ]  # fmt: skip
+                rows += found
                 speeds = " ".join(f"{row['tokens']}:{row['speedup']:.2f}" for row in found)
-                backend = found[0]["backend"] if found else "not measured"
-                click.echo(f"{model} {spec} ({', '.join(names)}) on {backend}: {speeds}")
+                click.echo(f"{model} {spec} ({', '.join(names)}) on {backend.name}: {speeds}")
                 if out:
                     out.write_text(json.dumps({"gpu": torch.cuda.get_device_name(0), "rows": rows}, indent=1) + "\n")
     if rows:

@@ -22,6 +22,8 @@ from .table import Table, save
 LEAST_MILLISECONDS = 1.0
 """The least work in one timed replay."""
 REPLAYS = 9
+WARM_MILLISECONDS = 30.0
+"""Work before the first measurement of a way: while its weight is prepared the GPU idles, and lowers its clocks."""
 BEYOND_CACHE = 2.5
 """Weights take turns so that together they are this many times the GPU's L2 cache: a model finds none of them there."""
 MOST_WEIGHTS = 64
@@ -135,8 +137,10 @@ class GraphClock:
         torch.cuda.empty_cache()
 
     def _time(self, way: Backend, tokens: int) -> float:
+        warm = 0.0
         if self._way is not way:
             self.close()
+            warm = WARM_MILLISECONDS
             self._weights = [way.prepare(self._spec.random(self._device))]
             self._way = way
         if tokens <= FEW_TOKENS:
@@ -144,7 +148,7 @@ class GraphClock:
         else:
             del self._weights[1:]
         x = torch.randn(tokens, self._spec.columns, dtype=torch.bfloat16, device=self._device)
-        return _microseconds(way, x, self._weights)
+        return _microseconds(way, x, self._weights, warm)
 
     def _grow(self, nbytes: int) -> None:
         cache = torch.cuda.get_device_properties(self._device).L2_cache_size
@@ -158,8 +162,8 @@ def _bytes(spec: LinearSpec, tokens: int) -> int:
     return tokens * (4 * spec.columns + 6 * spec.rows)
 
 
-def _microseconds(way: Backend, x: Tensor, weights: Sequence[Prepared]) -> float:
-    """Device time of one call, in a replayed CUDA graph."""
+def _microseconds(way: Backend, x: Tensor, weights: Sequence[Prepared], warm: float) -> float:
+    """Device time of one call, in a replayed CUDA graph. warm: milliseconds of work before it."""
     events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
 
     def timed(work: Callable[[], Any]) -> float:
@@ -186,4 +190,6 @@ def _microseconds(way: Backend, x: Tensor, weights: Sequence[Prepared]) -> float
     # By the time of a replay: eager calls of few tokens take the host's time, which is longer.
     if (wanted := math.ceil(LEAST_MILLISECONDS / max(1e-3, timed(graph.replay)))) > 1:
         graph, turns = captured(wanted), wanted
+    while warm > 0:
+        warm -= timed(graph.replay)
     return median(timed(graph.replay) for _ in range(REPLAYS)) / (turns * len(weights)) * 1e3
