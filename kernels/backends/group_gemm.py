@@ -10,7 +10,7 @@ from torch import Tensor
 from ..group_spec import GroupSpec
 from ..groups import Weight
 from ..nvrtc import missing
-from .base import Prepared
+from .base import Dtypes, Prepared
 from .cuda import CudaBackend
 
 GROUPS_SINCE = (8, 0)
@@ -24,7 +24,7 @@ class GroupGemmBackend(CudaBackend):
     operations = ("group_gemm",)
     runs = GroupSpec
     form = "group_gemm"
-    tensors = 1
+    tensors = 4
 
     def __init__(self, spec: GroupSpec, device: torch.device) -> None:
         # Imported here: it is of use on GPUs alone.
@@ -32,7 +32,7 @@ class GroupGemmBackend(CudaBackend):
 
         super().__init__(spec, device)
         dense = spec.layout == "dense"  # every group is stored, whatever the pattern keeps
-        self._op = GroupGemm(replace(spec, kept=spec.whole) if dense else spec, self.device, dense=dense)
+        self._op = GroupGemm(replace(spec, kept=spec.whole) if dense else spec, self.device)
 
     @classmethod
     def refusal(cls, spec: GroupSpec, device: torch.device) -> str:
@@ -45,13 +45,17 @@ class GroupGemmBackend(CudaBackend):
 
     def prepare(self, weight: Weight) -> tuple[Tensor, ...]:
         with torch.cuda.device(self.device):
-            return (self._op.prepare(weight),)
+            return self._op.prepare(weight)
+
+    def complete(self, prepared: Prepared, dtypes: Dtypes) -> None:
+        with torch.cuda.device(self.device):
+            self._op.load(prepared, dtypes.x, dtypes.bias)
 
     def weight(self, prepared: Prepared) -> Weight:
-        return self._op.weight(prepared[0])
+        return self._op.weight(prepared)
 
     def launch(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
         if x.dim() == 2:
-            return self._op(x, prepared[0], bias)
-        out = self._op(x.reshape(-1, self.spec.columns), prepared[0], bias)
+            return self._op(x, prepared, bias)
+        out = self._op(x.reshape(-1, self.spec.columns), prepared, bias)
         return out.view(*x.shape[:-1], self.spec.rows)

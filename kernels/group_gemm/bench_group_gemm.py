@@ -1,4 +1,4 @@
-"""Products of a few tokens with grouped weights against cuBLAS, our dense W4, and 2:4; Stream-K against Slice-K.
+"""Products of a few tokens with grouped weights against cuBLAS, our dense W4, and 2:4.
 
 python -m slideconvert.kernels.group_gemm.bench_group_gemm --models Llama-2-7B --tokens 1 4 16
 
@@ -21,8 +21,6 @@ from .kernel import GroupGemm
 from .reference import group_gemm as reference
 
 DEVICE = torch.device("cuda", 0)
-SHAPES = {"1x4096 * 4096x4096": (4096, 4096), "Llama-2-7B gate_up": (22016, 4096)}
-"""Of the comparison of divisions."""
 
 
 def random_weight(
@@ -51,18 +49,19 @@ def random_weight(
 class Case:
     """One weight, compared with the reference, and enough copies of it to exceed the cache."""
 
-    def __init__(self, spec: GroupSpec, weight: Weight, division: str = "stream") -> None:
+    def __init__(self, spec: GroupSpec, weight: Weight) -> None:
         self.spec = spec
-        self.op = GroupGemm(spec, DEVICE, dense=isinstance(weight, DenseGroups), division=division)
+        self.op = GroupGemm(spec, DEVICE)
         prepared = self.op.prepare(weight)
         self.check(weight, prepared)
-        self.prepared = [prepared, *(prepared.clone() for _ in range(copies(prepared.numel()) - 1))]
+        turns = range(copies(prepared[0].numel()) - 1)
+        self.prepared = [prepared, *(tuple(one.clone() for one in prepared) for _ in turns)]
         torch.cuda.synchronize()
 
-    def check(self, weight: Weight, prepared: Tensor) -> None:
+    def check(self, weight: Weight, prepared: tuple[Tensor, ...]) -> None:
         """Compare with the reference; the error may be that of rounding the output to bfloat16."""
         magnitudes = decode(weight, self.spec)[0].float().abs().mean() + 1e-6
-        for tokens in (1, 4):
+        for tokens in (1, 16):
             x = torch.randn(tokens, self.spec.columns, device=DEVICE).bfloat16()
             expected = reference(x, weight, None, self.spec).float()
             error = (self.op(x, prepared, None).float() - expected).norm() / (expected.norm() + magnitudes)
@@ -100,23 +99,9 @@ def _linear(weights: Sequence[Tensor], tokens: int, dtype: torch.dtype) -> float
     return device_microseconds(lambda weight: torch.nn.functional.linear(x, weight), weights)
 
 
-def rows_of(kind: str, rows: int, across: int) -> Tensor:
-    """keep [N, K/G] of half the groups: as many in every row; by one threshold for magnitudes that rows scale; a
-    sixteenth of the rows full and the others nearly empty."""
-    if kind == "even":
-        return torch.rand(rows, across, device=DEVICE).argsort(1) < across // 2
-    if kind == "uneven":
-        scores = torch.randn(rows, across, 16, device=DEVICE).abs().mean(-1)
-        scores *= torch.randn(rows, 1, device=DEVICE).mul(0.5).exp()
-        return scores > scores.flatten().median()
-    keep = torch.rand(rows, across, device=DEVICE) < 0.05
-    keep[: rows // 16] = True
-    return keep
-
-
 def main() -> None:
     options, ceiling = bandwidth_bench(
-        __doc__, models=["Llama-2-7B", "Qwen2.5-7B"], tokens=[1, 4, 16], sparsity=[0, 20, 30, 40, 50, 60, 70, 80]
+        __doc__, models=["Llama-2-7B", "Qwen2.5-7B"], tokens=[1, 4, 16, 64], sparsity=[0, 20, 30, 40, 50, 60, 70, 80]
     )
     found: list[dict[str, Any]] = []
     layers: dict[str, tuple[int, int]] = {}
@@ -157,20 +142,7 @@ def main() -> None:
             lines.append([name, m, *cells])
         print(*lines[-len(options.tokens) :], sep="\n", flush=True)
     print(table(["us", "M", *times, "S50 of limit", "bf16 / S50", "dense W4 / S50"], lines))
-    print(divisions(found))
     save(options.out, found)
-
-
-def divisions(found: list[dict[str, Any]]) -> str:
-    """Stream-K against Slice-K, one token, as a table; the numbers are added to `found`."""
-    lines = []
-    for name, (rows, columns) in SHAPES.items():
-        for kind in ("even", "uneven", "strongly uneven"):
-            made = random_weight(rows_of(kind, rows, columns // 16), columns, 16, 4)
-            stream, cut = (Case(*made, division=division).microseconds(1) for division in ("stream", "slice"))
-            found.append({"layer": name, "rows": kind, "stream": stream, "slice": cut})
-            lines.append([name, kind, f"{stream:.1f}", f"{cut:.1f}", f"{cut / stream:.2f}"])
-    return table(["", "rows", "Stream-K, us", "Slice-K, us", "ratio"], lines)
 
 
 if __name__ == "__main__":

@@ -1,181 +1,230 @@
-"""The form in which kernel.cu reads a grouped weight: one run of bytes, made once from the tensors of a checkpoint.
+"""The form in which kernel.cu reads a grouped weight, made once from the tensors of a checkpoint.
 
-    values     the stored codes of the groups, row after row, as they are in a checkpoint
-    meta       4 bytes a group: scale << 16 | zero << 12 | index, the zero point in it where it fits
-    zero       zero points that are not in meta: of 4 bits two a byte
-    row_index  int32 [N+1]
-    cuts       int32 [workers+1]: at which piece each warp begins; pieces are groups, or 16 bytes of large ones
-    finished   int32 [workers+1]: how many rows end in the warps before it
+The weight is cut into chunks of 32 rows (a slab) and 256 columns (a unit); weights.cuh describes one. A piece is a
+group, or 16 columns of a larger one: what a lane multiplies. Which pieces exist is a bit of a mask for each, so those
+that do lie together without an index. Groups of 128 are stored as two of 64 with the same numbers.
 
-The groups of a row are put in an order in which neighbours gather activations from other banks of shared memory.
-Division "stream" gives every block the same number of pieces, but for half a row, and every warp of a block the same;
-"slice" gives every warp the same number of rows.
+    chunks   uint8 [bytes]          the chunks, slab after slab, each beginning at a multiple of 16
+    offsets  int32 [chunks + 1]     where each begins, in 16 bytes
+    factor   float32 [slabs * 32]   a power of two for every row that brings its largest scale to 2^14 … 2^15
+    room     uint8 [0, bytes]       nothing, as wide as the largest chunk: known without asking the device
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from ..group_checks import check
 from ..group_spec import GroupSpec
-from ..groups import (
-    DenseGroups,
-    Groups,
-    Weight,
-    pack_dense,
-    places,
-    unpack_dense,
-    zero_points,
-)
+from ..groups import DenseGroups, Groups, Weight, pack_dense, places, unpack_dense, zero_points
 from ..packing import packed_bytes, unpacked_bytes
 
-WARP = 32
-BANKS = {16: 8, 8: 16}
-"""Gathers that shared memory answers at a time, by the bits of activations: 16 or 8 bytes each."""
-ALIGNMENT = 256
-DIVISIONS = ("stream", "slice")
+SLAB = 32
+"""Rows of a chunk."""
+UNIT = 256
+"""Columns of a chunk."""
+LANES = 32
+HEADER = 16
+"""Bytes before the masks of a chunk; the first four: where its groups begin."""
+ALIGNMENT = 16
+ROOM_MULTIPLE = 256
+LARGEST_GROUP = 64
+"""Columns that one lane of each of four takes at a time."""
+LARGEST_EXPONENT = 14
+"""Of a row's largest scale times its factor: as float16, with all smaller ones."""
 
-
-def piece_of(spec: GroupSpec) -> int:
-    """Columns of a piece: a group, or 16 bytes of a large one."""
-    return min(spec.size, 128 // spec.bits)
+Prepared = tuple[Tensor, ...] | list[Tensor]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The sections of weights of one shape for a grid of `blocks` of `warps`. dense: every group exists."""
+    """Where everything lies in the prepared weight of a linear. Of layout dense, every group exists."""
 
     spec: GroupSpec
-    dense: bool
-    blocks: int
-    warps: int
-    division: str = "stream"
+
+    @property
+    def dense(self) -> bool:
+        return self.spec.layout == "dense"
+
+    @property
+    def size(self) -> int:
+        """Columns of a group as it is stored."""
+        return min(self.spec.size, LARGEST_GROUP)
 
     @property
     def piece(self) -> int:
         """Columns of a piece."""
-        return piece_of(self.spec)
+        return min(self.spec.size, 16)
 
     @property
-    def pieces(self) -> int:
-        """Pieces of a group."""
-        return self.spec.size // self.piece
+    def share(self) -> int:
+        """SHARE of kernel.cu."""
+        return (self.size // self.piece).bit_length() - 1
 
     @property
-    def zero_mode(self) -> int:
-        """ZERO of kernel.cu."""
-        if self.spec.symmetric:
-            return 0
-        return 1 if self.spec.bits == 4 and self.spec.across <= 1 << 12 else 2
+    def piece_bytes(self) -> int:
+        return self.piece * self.spec.bits // 8
 
-    @cached_property
-    def sections(self) -> dict[str, tuple[int, int]]:
-        """Where each section begins and how many bytes it has."""
-        spec = self.spec
-        padded = -(-spec.kept // WARP) * WARP  # whole warps read
-        workers = self.blocks * self.warps
-        sizes = {
-            "values": padded * spec.size * spec.bits // 8,
-            "meta": padded * 4,
-            "zero": padded * spec.bits // 8 if self.zero_mode == 2 else 0,
-            "row_index": 4 * (spec.rows + 1),
-            "cuts": 4 * (workers + 1),
-            "finished": 4 * (workers + 1),
-        }
-        out, at = {}, 0
-        for name, size in sizes.items():
-            out[name] = (at, size)
-            at += -(-size // ALIGNMENT) * ALIGNMENT
-        return {**out, "all": (0, at)}
+    @property
+    def masks(self) -> int:
+        """Masks of a chunk."""
+        return UNIT // self.piece
 
-    def part(self, prepared: Tensor, name: str) -> Tensor:
-        """The bytes of a section."""
-        begin, size = self.sections[name]
-        return prepared[begin : begin + size]
+    @property
+    def pieces_at(self) -> int:
+        """Bytes of a chunk before its pieces."""
+        return HEADER + 4 * self.masks
 
-    def build(self, weight: Weight) -> Tensor:
-        """The prepared weight, uint8, where the weight is. ValueError if it is damaged."""
-        spec = self.spec
+    @property
+    def slabs(self) -> int:
+        return -(-self.spec.rows // SLAB)
+
+    @property
+    def units(self) -> int:
+        return -(-self.spec.columns // UNIT)
+
+    @property
+    def together(self) -> int:
+        """Codes of a piece that are stored even columns first, then odd ones."""
+        return 8 if self.spec.bits == 4 and self.piece >= 8 else 4
+
+    def build(self, weight: Weight) -> tuple[Tensor, ...]:
+        """The prepared weight, where the weight is. ValueError if it is damaged."""
+        stored = _Stored.of(weight, self)
+        number, order = self._numbers(stored.place).sort()
+        values, group = stored.values[order], stored.group[order]
+        device, width = number.device, self.masks * LANES
+        counts = (number // width).bincount(minlength=self.slabs * self.units) << self.share
+        before = counts.cumsum(0) - counts  # pieces, of chunks before
+        groups_at = self.pieces_at + _rounded(counts * self.piece_bytes, 4)
+        sizes = _rounded(groups_at + (counts >> self.share) * 4, ALIGNMENT)
+        begins = torch.nn.functional.pad(sizes.cumsum(0), (1, 0))
+        chunks = torch.zeros(int(begins[-1]), dtype=torch.uint8, device=device)
+        words = chunks.view(torch.int32)
+        words[begins[:-1] // 4] = groups_at.int()
+        pieces = (number[:, None] + torch.arange(1 << self.share, device=device)).flatten()
+        masks = torch.zeros(self.slabs * self.units * self.masks, dtype=torch.int64, device=device)
+        masks.scatter_add_(0, pieces // LANES, 1 << pieces % LANES)
+        at = (begins[:-1, None] + HEADER) // 4 + torch.arange(self.masks, device=device)
+        words[at.flatten()] = _signed(masks)
+        chunk = pieces // width
+        rank = torch.arange(len(pieces), device=device) - before[chunk]
+        wide = self.piece_bytes
+        chunks.view(-1, wide)[(begins[chunk] + self.pieces_at) // wide + rank] = values.view(-1, wide)
+        chunk = number // width
+        rank = torch.arange(len(number), device=device) - (before[chunk] >> self.share)
+        words[(begins[chunk] + groups_at[chunk]) // 4 + rank] = group
+        room = _rounded(int(sizes.max()), ROOM_MULTIPLE)
+        return (
+            chunks,
+            (begins // ALIGNMENT).int(),
+            self._factor(stored, device),
+            torch.empty(0, room, dtype=torch.uint8, device=device),
+        )
+
+    def weight(self, prepared: Prepared) -> Weight:
+        """What `build` was given, to the bit."""
+        chunks, offsets, _, _ = prepared
+        spec, device, width = self.spec, chunks.device, self.masks * LANES
+        words, begins = chunks.view(torch.int32), offsets[:-1].long() * ALIGNMENT
+        at = (begins[:, None] + HEADER) // 4 + torch.arange(self.masks, device=device)
+        bits = words[at.flatten()][:, None] >> torch.arange(LANES, device=device) & 1
+        pieces = bits.flatten().nonzero().squeeze(1)
+        chunk = pieces // width
+        counts = chunk.bincount(minlength=len(begins))
+        rank = torch.arange(len(pieces), device=device) - (counts.cumsum(0) - counts)[chunk]
+        wide = self.piece_bytes
+        values = chunks.view(-1, wide)[(begins[chunk] + self.pieces_at) // wide + rank]
+        number, chunk = pieces[:: 1 << self.share], chunk[:: 1 << self.share]
+        groups_at = begins + words[begins // 4]
+        group = words[groups_at[chunk] // 4 + (rank[:: 1 << self.share] >> self.share)]
+        place, order = self._places(number).sort()
+        halves = spec.size // self.size
+        values = self.in_order(values.view(len(number), wide << self.share)[order], back=True)
+        values = values.view(-1, spec.size * spec.bits // 8)
+        place, group = place[::halves] // halves, group[order][::halves]
+        return _Stored(place, values, group).weight(spec)
+
+    def _numbers(self, place: Tensor) -> Tensor:
+        """place [n]: row * stored groups of a row + group -> chunk * lanes of masks + lane of the first piece."""
+        across = self.spec.columns // self.size
+        row, piece = place // across, place % across << self.share
+        unit, piece = piece // self.masks, piece % self.masks
+        chunk = row // SLAB * self.units + unit
+        mask = piece // 4 * 4 + row % SLAB // 8
+        return (chunk * self.masks + mask) * LANES + row % 8 * 4 + piece % 4
+
+    def _places(self, number: Tensor) -> Tensor:
+        """The inverse of `_numbers`."""
+        lane, mask = number % LANES, number // LANES % self.masks
+        chunk = number // (LANES * self.masks)
+        row = chunk // self.units * SLAB + mask % 4 * 8 + lane // 4
+        piece = chunk % self.units * self.masks + mask // 4 * 4 + lane % 4
+        return row * (self.spec.columns // self.size) + (piece >> self.share)
+
+    def in_order(self, values: Tensor, *, back: bool = False) -> Tensor:
+        """Packed codes [n, B], of the columns in order or (back) as chunks have them -> the other."""
+        many = self.together
+        codes = unpacked_bytes(values, self.spec.bits)
+        split = codes.view(len(codes), codes.shape[1] // many, *((2, many // 2) if back else (many // 2, 2)))
+        return packed_bytes(split.transpose(-1, -2).reshape(codes.shape), self.spec.bits)
+
+    def _factor(self, stored: _Stored, device: torch.device) -> Tensor:
+        """[slabs * 32] float32."""
+        scale = (stored.group >> 16).short().view(torch.bfloat16).float().abs()
+        row = stored.place // (self.spec.columns // self.size)
+        largest = torch.zeros(self.slabs * SLAB, device=device).scatter_reduce_(0, row, scale, "amax")
+        exponent = (LARGEST_EXPONENT + 1 - largest.frexp()[1]).clamp(max=126).masked_fill_(largest == 0, 0)
+        return (exponent.int() + 127 << 23).view(torch.float32)
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """Groups in the order of a checkpoint. place [n] int64: row * groups of a row + group. values [n, B] uint8. group
+    [n] int32: scale << 16 | zero point."""
+
+    place: Tensor
+    values: Tensor
+    group: Tensor
+
+    @classmethod
+    def of(cls, weight: Weight, layout: Layout) -> _Stored:
+        """As chunks store them: groups of 128 as two, codes in the order of pieces. ValueError for damage."""
+        spec = layout.spec
         if isinstance(weight, DenseGroups):
             codes, scale, zero = unpack_dense(weight, spec)
             stored = (codes.short().view(-1, spec.size) + zero.view(-1, 1)).to(torch.uint8)
+            place = torch.arange(spec.whole, device=scale.device)
             values, scale, zero = packed_bytes(stored, spec.bits), scale.flatten(), zero.flatten()
-            row_index = torch.arange(spec.rows + 1, dtype=torch.int32, device=scale.device) * spec.across
-            index = torch.zeros(spec.kept, dtype=torch.int32, device=scale.device)  # not read
         else:
             check(weight, spec)
-            order = self._order(places(weight, spec))
-            values, scale, zero = weight.values[order], weight.scale[order], zero_points(weight, spec)[order]
-            index, row_index = weight.groups[order].int(), weight.row_index
-        prepared = torch.zeros(self.sections["all"][1], dtype=torch.uint8, device=scale.device)
-        low = index | (zero.int() << 12 if self.zero_mode == 1 else 0)
-        meta = scale.view(torch.int16).int() << 16 | low
-        cuts, finished = self._cuts(row_index)
-        filled = {"values": values, "meta": meta, "row_index": row_index, "cuts": cuts, "finished": finished}
-        if self.zero_mode == 2:
-            filled["zero"] = packed_bytes(zero, spec.bits)
-        for name, tensor in filled.items():
-            self.part(prepared, name)[: tensor.nbytes] = tensor.contiguous().view(-1).view(torch.uint8)
-        return prepared
+            place, values, scale, zero = places(weight, spec), weight.values, weight.scale, zero_points(weight, spec)
+        halves = spec.size // layout.size
+        place = (place[:, None] * halves + torch.arange(halves, device=place.device)).flatten()
+        group = (scale.view(torch.int16).int() << 16 | zero.int()).repeat_interleave(halves)
+        return cls(place, layout.in_order(values.reshape(len(group), layout.size * spec.bits // 8)), group)
 
-    def weight(self, prepared: Tensor) -> Weight:
-        """What `build` was given, to the bit."""
-        spec = self.spec
-        values = self.part(prepared, "values").view(-1, spec.size * spec.bits // 8)[: spec.kept]
-        meta = self.part(prepared, "meta").view(torch.int32)[: spec.kept]
-        scale = (meta >> 16).short().view(torch.bfloat16)
-        zero = (meta >> 12 & 15).to(torch.uint8) if self.zero_mode == 1 else None
-        if self.zero_mode == 2:
-            zero = unpacked_bytes(self.part(prepared, "zero"), spec.bits)[: spec.kept]
-        if self.dense:
+    def weight(self, spec: GroupSpec) -> Weight:
+        scale, zero = (self.group >> 16).short().view(torch.bfloat16), (self.group & 0xFF).to(torch.uint8)
+        if spec.layout == "dense":
             small = (spec.rows, spec.across)
-            stored = unpacked_bytes(values, spec.bits).view(*small, spec.size)
-            zeros = torch.full(small, spec.middle, dtype=torch.uint8, device=prepared.device)
-            zeros = zeros if zero is None else zero.view(small)
-            codes = (stored.short() - zeros[..., None]).to(spec.codes_dtype).flatten(1)
-            return pack_dense(codes, scale.view(small), zeros, spec)
-        row_index = self.part(prepared, "row_index").view(torch.int32)
-        index = meta & (0xFFF if self.zero_mode == 1 else 0xFFFF)
-        rows = torch.arange(spec.rows, device=prepared.device).repeat_interleave(row_index.diff().long())
-        order = (rows * spec.across + index).argsort()
-        packed = None if zero is None else packed_bytes(zero[order], spec.bits)
-        return Groups(row_index.clone(), index[order].short(), values[order], scale[order], packed)
+            stored = unpacked_bytes(self.values, spec.bits).view(*small, spec.size)
+            codes = (stored.short() - zero.view(small)[..., None]).to(spec.codes_dtype).flatten(1)
+            return pack_dense(codes, scale.view(small), zero.view(small), spec)
+        counts = (self.place // spec.across).bincount(minlength=spec.rows)
+        row_index = torch.nn.functional.pad(counts.cumsum(0), (1, 0)).int()
+        packed = None if spec.symmetric else packed_bytes(zero, spec.bits)
+        return Groups(row_index, (self.place % spec.across).short(), self.values, scale, packed)
 
-    def _order(self, there: Tensor) -> Tensor:
-        """there [n]: row * K/G + index -> the order of groups: rows stay together, and within each the banks of the
-        activations take turns as long as they have groups."""
-        across, banks = self.spec.across, max(1, BANKS[self.spec.activation_bits] // self.pieces)
-        row, bank = there // across, there % across % banks
-        kind = row * banks + bank
-        first = kind.argsort(stable=True)
-        counts = kind.bincount(minlength=self.spec.rows * banks)
-        begins = counts.cumsum(0) - counts
-        turn = torch.empty_like(there)
-        turn[first] = torch.arange(len(there), device=there.device) - begins[kind[first]]
-        return ((row * across + turn) * banks + bank).argsort()
 
-    def _cuts(self, row_index: Tensor) -> tuple[Tensor, Tensor]:
-        starts = row_index.long() * self.pieces
-        total = self.spec.kept * self.pieces
-        workers = torch.arange(self.blocks * self.warps + 1, device=starts.device)
-        if self.division == "slice":
-            cuts = starts[self.spec.rows * workers // (self.blocks * self.warps)]
-        else:
-            blocks = total * torch.arange(self.blocks + 1, device=starts.device) // self.blocks
-            # Blocks begin where rows do: half a row more or less costs a fraction of completing cut rows in a second
-            # kernel.
-            above = torch.searchsorted(starts, blocks).clamp(min=1)
-            high, low = starts[above], starts[above - 1]
-            blocks = torch.where(high - blocks <= blocks - low, high, low)
-            blocks[0], blocks[-1] = 0, total
-            block, warp = workers // self.warps, workers % self.warps
-            begin, end = blocks[block], blocks[(block + 1).clamp(max=self.blocks)]
-            inner = (begin + (end - begin) * warp // self.warps + WARP // 2) // WARP * WARP
-            cuts = torch.where(warp == 0, begin, torch.maximum(begin, torch.minimum(inner, end)))
-        finished = torch.searchsorted(starts[1:].contiguous(), cuts, right=True)
-        finished[0] = 0  # rows without groups before all others are the first warp's
-        return cuts.int(), finished.int()
+def _rounded(number, multiple: int):  # type: ignore[no-untyped-def]
+    """Up to a multiple."""
+    return (number + multiple - 1) // multiple * multiple
+
+
+def _signed(words: Tensor) -> Tensor:
+    """Words of 32 bits in int64 -> int32."""
+    return (words - (words >> 31 << 32)).int()

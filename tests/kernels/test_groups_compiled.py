@@ -12,8 +12,8 @@ from slideconvert.kernels.group_gemm.kernel import SOURCE
 pytestmark = pytest.mark.skipif(bool(nvrtc.missing()), reason="NVRTC is not installed here")
 
 KIND = {
-    "SIZE": 16, "BITS": 4, "TOKENS": 1, "INT8": 0, "X": 0, "OUT": 0, "BIAS": 3, "DENSE": 0, "ZERO": 1, "WARPS": 32,
-    "UNROLL": 2, "HELD": 1,
+    "PIECE": 16, "BITS": 4, "SHARE": 0, "TILES": 1, "X": 0, "OUT": 0, "BIAS": 3, "ROW_WARPS": 8, "COLUMN_WARPS": 1,
+    "STAGES": 3, "BLOCKS": 2,
 }  # fmt: skip
 
 
@@ -22,12 +22,12 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
 
-@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_120"])
 def test_every_generation(target: str) -> None:
-    for size, bits, zero in ((4, 4, 1), (16, 4, 1), (128, 8, 2)):
-        for int8, tokens, held in ((0, 4, 0), (1, 1, 1)):
-            kind = {**KIND, "SIZE": size, "BITS": bits, "ZERO": zero, "INT8": int8, "TOKENS": tokens, "HELD": held}
-            assert nvrtc.machine_code(SOURCE, kind, target)[:4] == b"\x7fELF"
+    for piece, bits, share, tiles, activations in ((4, 4, 0, 1, 0), (16, 4, 2, 8, 2), (8, 8, 0, 2, 3)):
+        warps = {"ROW_WARPS": 4, "COLUMN_WARPS": 2} if tiles == 2 else {}
+        kind = {**KIND, "PIECE": piece, "BITS": bits, "SHARE": share, "TILES": tiles, "X": activations, "BIAS": 1}
+        assert nvrtc.machine_code(SOURCE, {**kind, **warps, "BLOCKS": 1}, target)[:4] == b"\x7fELF"
 
 
 def test_machine_code_is_kept(tmp_path: Path) -> None:
@@ -36,7 +36,7 @@ def test_machine_code_is_kept(tmp_path: Path) -> None:
     assert len(kept) == 1 and kept[0].read_bytes() == code
     kept[0].write_bytes(b"kept")
     assert nvrtc.machine_code(SOURCE, KIND, "sm_90") == b"kept"
-    assert nvrtc.machine_code(SOURCE, {**KIND, "TOKENS": 2}, "sm_90") != b"kept"
+    assert nvrtc.machine_code(SOURCE, {**KIND, "TILES": 2}, "sm_90") != b"kept"
 
 
 def test_a_gpu_newer_than_the_compiler_gets_its_newest_code() -> None:

@@ -1,0 +1,90 @@
+/* The order in which a block multiplies units, and the copies of its chunks ahead of it. */
+
+/* Units of a block that are multiplied in one round: places bottom … top - 1 in the order of tiles, then units. */
+struct Round {
+    u32 tile, start, top, bottom; /* start: the place of the tile's first unit */
+
+    __device__ __forceinline__ Round(const Arguments &it, u32 begin, u32 end) : top(end)
+    {
+        tile = (end - 1) / it.units;
+        start = tile * it.units;
+        settle(begin);
+    }
+
+    __device__ __forceinline__ void settle(u32 begin)
+    {
+        u32 low = max(begin, start);
+        bottom = top - min(top - low, (u32)COLUMN_WARPS);
+    }
+
+    __device__ __forceinline__ void advance(const Arguments &it, u32 begin)
+    {
+        top = bottom;
+        if (top <= begin)
+            return;
+        if (top == start) {
+            tile--;
+            start -= it.units;
+        }
+        settle(begin);
+    }
+
+    __device__ __forceinline__ u32 count() const { return top - bottom; }
+};
+
+struct Worker {
+    u32 row, column; /* warp of the rows, of the columns, of a block */
+
+    __device__ __forceinline__ Worker() : row(threadIdx.x / 32 % ROW_WARPS), column(threadIdx.x / 32 / ROW_WARPS) {}
+
+    __device__ __forceinline__ u32 slab(u32 tile) const { return tile * ROW_WARPS + row; }
+
+    /* Whether there are rows for this warp. */
+    __device__ __forceinline__ bool exists(const Arguments &it, u32 tile) const { return slab(tile) * SLAB < it.rows; }
+
+    /* Whether this warp has a chunk in a round. */
+    __device__ __forceinline__ bool works(const Arguments &it, const Round &round) const
+    {
+        return column < round.count() && exists(it, round.tile);
+    }
+};
+
+/* The copies of a warp's chunks to its ring, some rounds ahead. */
+struct Copies {
+    Round round;
+    u32 from, to; /* of the chunk of `round`, in 16 bytes; known a round before they are needed */
+
+    __device__ __forceinline__ Copies(const Arguments &it, const Worker &worker, u32 begin, u32 end) : round(it, begin, end)
+    {
+        locate(it, worker, begin);
+    }
+
+    __device__ __forceinline__ void locate(const Arguments &it, const Worker &worker, u32 begin)
+    {
+        from = to = 0;
+        if (round.top > begin && worker.works(it, round)) {
+            const u32 *chunk = it.offsets + (u64)worker.slab(round.tile) * it.units + (round.top - 1 - worker.column - round.start);
+            from = chunk[0];
+            to = chunk[1];
+        }
+    }
+
+    __device__ __forceinline__ void next(const Arguments &it, const Worker &worker, u32 begin, u32 stage)
+    {
+        u32 lane = threadIdx.x % 32, count = to - from;
+        const u8 *source = it.chunks + ((u64)from + lane) * 16;
+        u32 target = stage + lane * 16;
+        for (u32 first = lane; first < count; first += 4 * 32, source += 4 * 512, target += 4 * 512) {
+            copy(target, source);
+#pragma unroll
+            for (u32 i = 1; i < 4; i++)
+                if (first + i * 32 < count)
+                    copy(target + i * 512, source + i * 512);
+        }
+        commit_copies();
+        if (round.top > begin) {
+            round.advance(it, begin);
+            locate(it, worker, begin);
+        }
+    }
+};

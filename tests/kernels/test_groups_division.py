@@ -1,0 +1,50 @@
+"""How products of grouped weights are divided, on a machine without a GPU."""
+
+from __future__ import annotations
+
+import pytest
+
+from slideconvert.kernels.bench_common import MODELS
+from slideconvert.kernels.few_tokens.division import most_exchanged
+from slideconvert.kernels.group_gemm.division import LIMITS, SHAPES, Gpu, divide, divisions
+
+H200 = Gpu(132, 232448, 233472)
+SMALL = Gpu(20, 101376, 102400)
+"""Of compute capability 8.6, 8.9 and 12.0: 99 KB of a block."""
+
+
+@pytest.mark.parametrize("gpu", [H200, SMALL])
+@pytest.mark.parametrize("room", [2048, 3840, 6400, 16896])
+def test_every_linear_of_the_models_fits(gpu: Gpu, room: int) -> None:
+    for model in ("Qwen2.5-7B", "Llama-3.2-1B"):
+        for rows, columns in MODELS[model].values():
+            for tokens in LIMITS:
+                best = divide(rows, columns, tokens, room, gpu)
+                if best is None:
+                    assert gpu == SMALL and tokens >= 32
+                    continue
+                assert best.fits and best.exchanged <= most_exchanged(gpu.processors)
+                assert best.cycles == min(one.cycles for one in divisions(rows, columns, tokens, room, gpu))
+                assert (best.exchanged == 0) == (not best.cut)
+                if best.whole:
+                    assert not best.cut and best.blocks == best.tiles
+
+
+def test_shares_are_even() -> None:
+    for tokens in LIMITS:
+        for one in divisions(37888, 3584, tokens, 3840, H200):
+            if not one.whole:
+                assert one.rounds <= -(-one.places // one.blocks) + 2 and one.blocks % 132 == 0
+
+
+def test_warps_make_few_rows_of_activations() -> None:
+    """As many as registers hold: `Items` of activations.cuh."""
+    for tiles, shapes in SHAPES.items():
+        for rows, columns, _ in shapes:
+            assert 8 * tiles * columns / (rows * columns) <= 16
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    assert divide(4096, 4096, 64, 200000, H200) is None
+    with pytest.raises(ValueError, match="is too large"):
+        divide(1 << 24, 1 << 18, 1, 3840, H200)
