@@ -1,17 +1,19 @@
-/* Activations of the units that a block multiplies next, as float16 in shared memory: [COLUMN_WARPS][TOKENS][PITCH bytes].
+/* Activations as float16: made by a launch of its own, once for all blocks of the product.
 
-   Those in floating point are scaled by a power of two per token and unit, such that the largest of the units until then
-   has the exponent of 2^14: exact for bfloat16 from 2^-31 of the largest on. Where that changes, sums are adapted.
-   Codes (X 3) stay as they are. A warp makes ITEMS rows of a round, of the same token and column warp in every round. */
+   halves [tokens][units * 256], zeros beyond the columns. Those in floating point are scaled by a power of two per token,
+   such that the largest has the exponent of 2^14: exact for bfloat16 from 2^-31 of the largest on. Codes (X 3) stay as
+   they are. back [tokens]: what makes sums of the activations as they were given.
+
+   Of one tile of tokens, warps read them through L1 and never wait for one another. For more, all warps copy those of a
+   round to a stage of shared memory, [COLUMN_WARPS][TOKENS][PITCH bytes], along with their chunks. */
 
 #define PITCH (UNIT * 2 + 16) /* every lane of a warp loads from banks of its own */
+#define COPIED (TILES > 1)    /* to shared memory */
 #define ITEMS ((COLUMN_WARPS * TOKENS + WARPS - 1) / WARPS)
-#define ROUND_BYTES (COLUMN_WARPS * TOKENS * PITCH)
+#define ROUND_BYTES (COPIED ? COLUMN_WARPS * TOKENS * PITCH : 0)
+#define CONVERTERS 512 /* threads of a block */
 
 struct alignas(X == 3 ? 8 : 16) Raw { u32 word[X == 2 ? 8 : X == 3 ? 2 : 4]; };
-
-/* How sums change from a round to the next, and what makes sums of the activations as they were given. */
-struct alignas(8) Scaling { float ratio, back; };
 
 /* Eight that follow one another, zeros beyond the columns. */
 __device__ __forceinline__ Raw read_raw(const Arguments &it, u32 token, u32 column)
@@ -36,22 +38,20 @@ __device__ __forceinline__ Raw read_raw(const Arguments &it, u32 token, u32 colu
     return out;
 }
 
-/* The exponent of the largest, biased as in float32. */
-__device__ __forceinline__ u32 exponent_of(const Raw &raw)
+/* The largest magnitude, as bits that grow with it. */
+__device__ __forceinline__ u32 largest_of(const Raw &raw)
 {
-    if (X == 2) {
-        u32 most = 0;
-#pragma unroll
-        for (int i = 0; i < sizeof(raw) / 4; i++)
-            most = max(most, raw.word[i] & 0x7fffffff);
-        return __reduce_max_sync(ALL, most) >> 23;
-    }
     u32 most = 0;
 #pragma unroll
     for (int i = 0; i < sizeof(raw) / 4; i++)
-        most = __vmaxu2(most, raw.word[i] & 0x7fff7fff);
-    most = __reduce_max_sync(ALL, max(most & 0xffff, most >> 16));
-    return X == 0 ? most >> 7 : __float_as_uint(half_float((u16)most)) >> 23;
+        most = X == 2 ? max(most, raw.word[i] & 0x7fffffff) : __vmaxu2(most, raw.word[i] & 0x7fff7fff);
+    return X == 2 ? most : max(most & 0xffff, most >> 16);
+}
+
+/* The exponent of such bits, biased as in float32. */
+__device__ __forceinline__ u32 exponent_of(u32 largest)
+{
+    return X == 2 ? largest >> 23 : X == 0 ? largest >> 7 : __float_as_uint(half_float((u16)largest)) >> 23;
 }
 
 __device__ __forceinline__ float number_of(const Raw &raw, int i)
@@ -66,51 +66,36 @@ __device__ __forceinline__ float number_of(const Raw &raw, int i)
     return half_float((u16)(word >> i % 2 * 16));
 }
 
-/* The rows of a round that this warp makes. */
-struct Items {
-    Raw raw[ITEMS];
-    u32 exponent[ITEMS]; /* of what they are multiplied with, biased */
-
-    __device__ __forceinline__ Items()
-    {
+/* Grid: tokens x shares of the columns. Every block of a token finds its largest, and writes its share. */
+extern "C" __global__ void __launch_bounds__(CONVERTERS) convert(const __grid_constant__ Arguments it)
+{
+    __shared__ u32 largest[CONVERTERS / 32];
+    u32 token = blockIdx.x, most = 0;
+    let_next_begin();
+    wait_for_previous();
+    if (X != 3) {
+#pragma unroll 4
+        for (u32 column = threadIdx.x * 8; column < it.columns; column += CONVERTERS * 8)
+            most = max(most, largest_of(read_raw(it, token, column)));
+        most = __reduce_max_sync(ALL, most);
+        if (threadIdx.x % 32 == 0)
+            largest[threadIdx.x / 32] = most;
+        __syncthreads();
 #pragma unroll
-        for (int i = 0; i < ITEMS; i++)
-            exponent[i] = X == 3 ? 127 : 253;
+        for (u32 i = 0; i < CONVERTERS / 32; i++)
+            most = max(most, largest[i]);
     }
-
-    static __device__ __forceinline__ u32 number(int i) { return i * WARPS + threadIdx.x / 32; }
-    static __device__ __forceinline__ u32 token(int i) { return number(i) / COLUMN_WARPS; }
-    static __device__ __forceinline__ u32 column_warp(int i) { return number(i) % COLUMN_WARPS; }
-
-    /* Of the units from `top` - 1 down, `count` of them. */
-    __device__ __forceinline__ void read(const Arguments &it, u32 top, u32 count)
-    {
+    u32 exponent = X == 3 ? 127 : min(253u, 268 - exponent_of(most)); /* of what they are multiplied with, biased */
+    float multiply = __uint_as_float(exponent << 23);
+    if (threadIdx.x == 0 && blockIdx.y == 0)
+        it.back[token] = X == 3 ? it.scale[token] : __uint_as_float((254 - exponent) << 23);
+    u32 first = blockIdx.y * CONVERTERS + threadIdx.x;
+    for (u32 column = first * 8; column < it.units * UNIT; column += gridDim.y * CONVERTERS * 8) {
+        Raw raw = read_raw(it, token, column);
+        Four four;
 #pragma unroll
-        for (int i = 0; i < ITEMS; i++)
-            if (token(i) < it.tokens && column_warp(i) < count)
-                raw[i] = read_raw(it, token(i), (top - 1 - column_warp(i)) * UNIT + threadIdx.x % 32 * 8);
+        for (int i = 0; i < 4; i++)
+            four.word[i] = halves(number_of(raw, 2 * i) * multiply, number_of(raw, 2 * i + 1) * multiply);
+        *(Four *)(it.halves + ((u64)token * it.units * UNIT + column) * 2) = four;
     }
-
-    __device__ __forceinline__ void store(const Arguments &it, u32 count, u8 *x, Scaling *scaling)
-    {
-#pragma unroll
-        for (int i = 0; i < ITEMS; i++) {
-            if (token(i) >= it.tokens)
-                continue;
-            u32 row = column_warp(i) * TOKENS + token(i), before = exponent[i];
-            if (column_warp(i) < count) {
-                if (X != 3)
-                    exponent[i] = min(before, 268 - exponent_of(raw[i]));
-                float multiply = __uint_as_float(exponent[i] << 23);
-                Four four;
-#pragma unroll
-                for (int j = 0; j < 4; j++)
-                    four.word[j] = halves(number_of(raw[i], 2 * j) * multiply, number_of(raw[i], 2 * j + 1) * multiply);
-                *(Four *)(x + row * PITCH + threadIdx.x % 32 * 16) = four;
-            }
-            u32 ratio = (u32)max(127 + (int)exponent[i] - (int)before, 0);
-            if (threadIdx.x % 32 == 0)
-                scaling[row] = {__uint_as_float(ratio << 23), __uint_as_float((254 - exponent[i]) << 23)};
-        }
-    }
-};
+}

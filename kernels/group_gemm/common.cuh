@@ -18,6 +18,8 @@ struct alignas(8) Two { u32 word[2]; };
 struct Arguments {
     const void *x;       /* [tokens, columns] */
     const float *scale;  /* [tokens], of codes */
+    u8 *halves;          /* see activations.cuh */
+    float *back;         /* [tokens] */
     const u8 *chunks;    /* see weights.cuh */
     const u32 *offsets;  /* [slabs * units + 1], in 16 bytes */
     const float *factor; /* [slabs * 32] a power of two for every row, which its scales are multiplied with */

@@ -110,7 +110,8 @@ class Division:
         """Shared memory of a block."""
         form, tokens = self.form, 8 * self.token_tiles
         gathered = (form.columns - 1) * self.part * 4
-        return form.warps * form.stages * self.room + 2 * form.columns * tokens * PITCH + gathered
+        copied = form.columns * tokens * PITCH if self.token_tiles > 1 else 0
+        return form.stages * (form.warps * self.room + copied) + gathered
 
     @property
     def part(self) -> int:
@@ -129,8 +130,7 @@ class Division:
 
     @property
     def fits(self) -> bool:
-        static = 16 * self.form.columns * 8 * self.token_tiles + RESERVED
-        taken = self.shared_bytes + static
+        taken = self.shared_bytes + RESERVED
         return (
             taken <= self.gpu.block_bytes
             and taken * self.form.blocks <= self.gpu.processor_bytes

@@ -9,7 +9,8 @@
    cut, the block with its last units adds up all parts: the other blocks begin with theirs and have published it by
    then. Results do not depend on who comes first.
 
-   Launches overlap (programmatic dependent launch): rings are filled before activations are waited for.
+   Launches overlap (programmatic dependent launch): rings are filled before activations are waited for, which a launch
+   before (convert) makes float16.
 
    Settled when this is compiled (kernel.py):
      PIECE, BITS       columns of a piece: 4, 8 or 16; b: 4 or 8
@@ -32,31 +33,35 @@ __device__ __forceinline__ u32 before(u32 whole, u32 share, u32 shares) { return
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) product(const __grid_constant__ Arguments it)
 {
-    __shared__ Scaling scalings[2][COLUMN_WARPS * TOKENS];
     const Worker worker;
     u32 lane = threadIdx.x % 32, total = it.tiles * it.units;
     u32 begin = before(total, blockIdx.x, gridDim.x), end = before(total, blockIdx.x + 1, gridDim.x);
     u32 ring = address(shared) + threadIdx.x / 32 * STAGES * it.room;
     u8 *activations = shared + WARPS * STAGES * it.room;
-    float4 *gathered = (float4 *)(activations + 2 * ROUND_BYTES);
+    float4 *gathered = (float4 *)(activations + STAGES * ROUND_BYTES);
     let_next_begin();
 
+    Round now(it, begin, end);
     Copies copies(it, worker, begin, end);
-#pragma unroll
-    for (u32 stage = 0; stage < STAGES - 1; stage++)
-        copies.next(it, worker, begin, ring + stage * it.room);
+    copies.next(it, worker, begin, ring);
+    if (STAGES > 2) {
+        commit_copies();
+        copies.next(it, worker, begin, ring + it.room);
+    }
     wait_for_previous();
-    Round now(it, begin, end), next = now;
-    Items items;
-    items.read(it, now.top - now.start, now.count());
-    items.store(it, now.count(), activations, scalings[0]);
-    next.advance(it, begin);
-    __syncthreads();
+    if (COPIED) {
+        Round next = now;
+        next.advance(it, begin);
+        bring_activations<true>(it, now, activations);
+        if (STAGES > 2)
+            bring_activations<false>(it, next, activations + ROUND_BYTES);
+    }
+    commit_copies();
 
     /* This lane's token and columns; of one tile of tokens only those that exist are read. */
-    u32 token = TILES == 1 ? min(lane / 4, it.tokens - 1) : lane / 4;
-    u32 own = address(activations) + (worker.column * TOKENS + token) * PITCH + lane % 4 * (2 * PIECE);
-    u32 stage = 0, buffer = 0;
+    u32 token = COPIED ? lane / 4 : min(lane / 4, it.tokens - 1), stage = 0;
+    const u8 *own = COPIED ? activations + (worker.column * TOKENS + token) * PITCH : it.halves + token * it.units * UNIT * 2;
+    own += lane % 4 * (2 * PIECE);
     float sums[4 * QUADS], factor[4];
     for (bool fresh = true; now.top > begin;) {
         if (fresh) {
@@ -68,39 +73,37 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) product(const __gr
                 if (worker.exists(it, now.tile))
                     factor[i] = it.factor[worker.slab(now.tile) * SLAB + i * 8 + lane / 4];
         }
-        bool more = next.top > begin, last = !more || next.tile != now.tile;
-        if (more)
-            items.read(it, next.top - next.start, next.count());
         wait_copies<STAGES - 2>();
-        __syncwarp();
-        copies.next(it, worker, begin, ring + (stage == 0 ? STAGES - 1 : stage - 1) * it.room); /* multiplied before */
-        const Scaling *scaling = scalings[buffer] + worker.column * TOKENS;
+        if (COPIED)
+            __syncthreads();
+        else
+            __syncwarp();
+        u32 free = stage == 0 ? STAGES - 1 : stage - 1; /* multiplied before */
+        if (COPIED)
+            bring_activations<false>(it, copies.round, activations + free * ROUND_BYTES);
+        copies.next(it, worker, begin, ring + free * it.room);
+        commit_copies();
         if (worker.works(it, now)) {
-            adapt(sums, scaling);
-            multiply_chunk(sums, ring + stage * it.room, factor, own + buffer * ROUND_BYTES);
+            u32 from = COPIED ? stage * ROUND_BYTES : (now.top - 1 - worker.column - now.start) * UNIT * 2;
+            multiply_chunk(sums, ring + stage * it.room, factor, own + from);
         }
-        if (more)
-            items.store(it, next.count(), activations + (buffer ^ 1) * ROUND_BYTES, scalings[buffer ^ 1]);
-        if (last) {
-            rescale(sums, scaling);
+        Round before = now;
+        now.advance(it, begin);
+        fresh = now.top <= begin || now.tile != before.tile;
+        if (fresh) {
             if (COLUMN_WARPS > 1)
                 gather(sums, gathered);
-            if (worker.column == 0 && worker.exists(it, now.tile)) {
-                if (end < now.start + it.units && now.tile == (end - 1) / it.units)
+            if (worker.column == 0 && worker.exists(it, before.tile)) {
+                if (end < before.start + it.units && before.tile == (end - 1) / it.units)
                     publish(it, sums);
                 else {
-                    if (begin > now.start)
-                        collect(it, sums, ((now.start + 1) * gridDim.x - 1) / total);
-                    finish(it, worker.slab(now.tile), factor, sums);
+                    if (begin > before.start)
+                        collect(it, sums, ((before.start + 1) * gridDim.x - 1) / total);
+                    finish(it, worker.slab(before.tile), factor, sums);
                 }
             }
         }
-        __syncthreads();
         stage = stage == STAGES - 1 ? 0 : stage + 1;
-        buffer ^= 1;
-        fresh = last;
-        now = next;
-        next.advance(it, begin);
     }
 }
 

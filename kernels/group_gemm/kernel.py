@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..few_tokens.division import ceil_div
 from ..few_tokens.exchange import address, exchanges
 from ..group_spec import GroupSpec
 from ..groups import DenseGroups, Groups, Weight
@@ -22,7 +23,7 @@ from ..launch import aligned, stream_of
 from ..nvrtc import Launch, Module
 from ..quantize.reference import quantize
 from .division import LIMITS, MOST_TOKENS, Division, Gpu, divide
-from .prepared import Layout, Prepared
+from .prepared import UNIT, Layout, Prepared
 
 SOURCE = Path(__file__).with_name("kernel.cu")
 OVERLAPPING_SINCE = (9, 0)
@@ -31,13 +32,16 @@ CODES = 3
 """X of kernel.cu for INT8 codes."""
 DEQUANTIZERS = 8
 """Blocks of a multiprocessor that dequantize."""
+CONVERTERS, MOST_SHARES = 512, 4
+"""Threads of a block that converts activations, eight of a token at a time; blocks of a token, at most."""
 
 
 class Arguments(ctypes.Structure):
     """The struct of kernel.cu."""
 
     _fields_ = (
-        *((name, c_uint64) for name in ("x", "scale", "chunks", "offsets", "factor", "bias", "out", "sums")),
+        *((name, c_uint64) for name in ("x", "scale", "halves", "back")),
+        *((name, c_uint64) for name in ("chunks", "offsets", "factor", "bias", "out", "sums")),
         *((name, c_int) for name in ("rows", "columns", "tokens", "units", "tiles", "room")),
     )
 
@@ -145,10 +149,11 @@ class _Launches:
             "ROW_WARPS": form.rows, "COLUMN_WARPS": form.columns, "STAGES": form.stages, "BLOCKS": form.blocks,
         }  # fmt: skip
         module = _module(tuple(constants.items()), op.device)
+        self._convert = module.kernel("convert")
         self._product = module.kernel("product", self.division.shared_bytes)
         self._dequantize = module.kernel("dequantize")
         self._exchanged = self.division.exchanged
-        self._idle: list[tuple[Arguments, Launch]] = []
+        self._idle: list[tuple[Arguments, dict[int, Launch], Launch]] = []
 
     def _arguments(self, prepared: Prepared) -> Arguments:
         spec, division = self.op.spec, self.division
@@ -160,14 +165,18 @@ class _Launches:
 
     def start(self, x: Tensor, prepared: Prepared, bias: Tensor | None, out: Tensor) -> None:
         """x [M, K] contiguous at a multiple of 16, out [M, N], M at least 1."""
-        op, form = self.op, self.division.form
+        op, division, tokens = self.op, self.division, x.shape[0]
+        halves = torch.empty(tokens * division.units * UNIT, dtype=torch.float16, device=x.device)
+        back = torch.empty(tokens, dtype=torch.float32, device=x.device)
         stream = stream_of(op.device)
         try:
-            argument, launch = self._idle.pop()  # another thread finds another one
+            held = self._idle.pop()  # another thread finds another one
         except IndexError:
             argument = self._arguments(prepared)
-            threads = form.warps * 32
-            launch = Launch(self._product, self.division.blocks, threads, argument, overlapping=op.overlapping)
+            threads = division.form.warps * 32
+            product = Launch(self._product, division.blocks, threads, argument, overlapping=op.overlapping)
+            held = argument, {}, product
+        argument, converts, product = held
         if op.spec.activation_bits == 8:
             from ..quantize.kernel import quantize as quantize_on_gpu  # of use on GPUs alone
 
@@ -178,12 +187,18 @@ class _Launches:
         chunks, offsets, factor, _ = prepared
         argument.chunks, argument.offsets, argument.factor = chunks.data_ptr(), offsets.data_ptr(), factor.data_ptr()
         argument.bias, argument.out = 0 if bias is None else bias.data_ptr(), out.data_ptr()
-        argument.tokens = x.shape[0]
+        argument.halves, argument.back, argument.tokens = halves.data_ptr(), back.data_ptr(), tokens
         if self._exchanged:
             exchange = exchanges(op.device).of(stream, self._exchanged)
             argument.sums = address(exchange)
-        launch.start(stream)
-        self._idle.append((argument, launch))
+        convert = converts.get(tokens)
+        if convert is None:
+            shares = min(MOST_SHARES, ceil_div(division.units * UNIT, 8 * CONVERTERS))
+            convert = Launch(self._convert, (tokens, shares), CONVERTERS, argument, overlapping=op.overlapping)
+            converts[tokens] = convert
+        convert.start(stream)
+        product.start(stream)
+        self._idle.append(held)
 
     def start_dequantize(self, prepared: Prepared, out: Tensor) -> None:
         """out [N, K]."""

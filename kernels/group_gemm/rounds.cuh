@@ -49,6 +49,25 @@ struct Worker {
     }
 };
 
+/* Activations of a round: rows of a unit, one by a warp at a time. The first round's are written at once, others copied
+   as its chunks are. */
+template <bool FIRST> __device__ __forceinline__ void bring_activations(const Arguments &it, const Round &round, u8 *to)
+{
+#pragma unroll
+    for (u32 i = 0; i < ITEMS; i++) {
+        u32 number = i * WARPS + threadIdx.x / 32, token = number / COLUMN_WARPS, column = number % COLUMN_WARPS;
+        if (token >= it.tokens || column >= round.count())
+            continue;
+        u32 lane = threadIdx.x % 32, unit = round.top - 1 - column - round.start;
+        const u8 *from = it.halves + ((token * it.units + unit) * 32 + lane) * 16;
+        u8 *target = to + (column * TOKENS + token) * PITCH + lane * 16;
+        if (FIRST)
+            *(Four *)target = *(const Four *)from;
+        else
+            copy(address(target), from);
+    }
+}
+
 /* The copies of a warp's chunks to its ring, some rounds ahead. */
 struct Copies {
     Round round;
@@ -81,7 +100,6 @@ struct Copies {
                 if (first + i * 32 < count)
                     copy(target + i * 512, source + i * 512);
         }
-        commit_copies();
         if (round.top > begin) {
             round.advance(it, begin);
             locate(it, worker, begin);

@@ -8,43 +8,11 @@
 #define PART (ROW_WARPS * QUADS * 128) /* words of a block's part of a tile */
 #define GATHERED ((COLUMN_WARPS - 1) * PART * 4)
 
-/* Of the activations as they were given. */
-__device__ __forceinline__ void rescale(float *sums, const Scaling *scaling)
-{
-    if (X == 3)
-        return;
-#pragma unroll
-    for (int tile = 0; tile < TILES; tile++)
-#pragma unroll
-        for (int second = 0; second < 2; second++) {
-            float back = scaling[tile * 8 + threadIdx.x % 4 * 2 + second].back;
-#pragma unroll
-            for (int i = 0; i < 4; i++)
-                sums[(i / 2 * TILES + tile) * 4 + i % 2 * 2 + second] *= back;
-        }
-}
-
-/* To the exponents of the activations of this round. */
-__device__ __forceinline__ void adapt(float *sums, const Scaling *scaling)
-{
-    float ratio[TILES][2];
-    bool same = true;
-#pragma unroll
-    for (int i = 0; i < 2 * TILES; i++) {
-        ratio[i / 2][i % 2] = scaling[i / 2 * 8 + threadIdx.x % 4 * 2 + i % 2].ratio;
-        same &= ratio[i / 2][i % 2] == 1;
-    }
-    if (same)
-        return;
-#pragma unroll
-    for (int i = 0; i < 4 * QUADS; i++)
-        sums[i] *= ratio[i / 4 % TILES][i % 2];
-}
-
 /* Column warps' sums, added up in their order by the first one. All threads. */
 __device__ __forceinline__ void gather(float *sums, float4 *gathered)
 {
     u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    __syncthreads(); /* those of the tile before have been added up */
     if (warp >= ROW_WARPS)
 #pragma unroll
         for (int i = 0; i < QUADS; i++)
@@ -136,9 +104,7 @@ __device__ __forceinline__ void finish(const Arguments &it, u32 slab, const floa
             u32 token = i / 2 * 8 + threadIdx.x % 4 * 2 + i % 2;
             if (token >= it.tokens)
                 continue;
-            float out = sums[(rows / 2 * TILES + i / 2) * 4 + rows % 2 * 2 + i % 2] * 4096.0f * back;
-            if (X == 3)
-                out *= it.scale[token];
+            float out = sums[(rows / 2 * TILES + i / 2) * 4 + rows % 2 * 2 + i % 2] * it.back[token] * 4096.0f * back;
             write_number(it.out, (u64)token * it.rows + row, BIAS == 3 ? out : out + bias);
         }
     }

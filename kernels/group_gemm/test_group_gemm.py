@@ -12,7 +12,7 @@ from torch import Tensor
 from slideconvert.kernels.group_gemm import kernel, reference
 from slideconvert.kernels.group_gemm.division import LIMITS, MOST_TOKENS, Division, divisions
 from slideconvert.kernels.group_spec import SIZES, GroupSpec
-from slideconvert.kernels.groups import Weight, decode, pack, pack_dense
+from slideconvert.kernels.groups import Weight, decode, pack, pack_dense, places
 from slideconvert.kernels.linear import SlideSparseLinear
 
 pytestmark = pytest.mark.gpu
@@ -43,6 +43,15 @@ def poisoned() -> None:
         torch.full((size,), torch.nan, device="cuda")
 
 
+def kept(made: Weight, spec: GroupSpec) -> Tensor:
+    """Which weights [N, K] have a group: one whose code is its zero point is rounded like the others of the group."""
+    if spec.layout == "dense":
+        return torch.ones(spec.rows, spec.columns, dtype=torch.bool, device="cuda")
+    out = torch.zeros(spec.whole, dtype=torch.bool, device="cuda")
+    out[places(made, spec)] = True  # type: ignore[arg-type]
+    return out.view(spec.rows, -1).repeat_interleave(spec.size, 1)
+
+
 def close(found: Tensor, x: Tensor, made: Weight, bias: Tensor | None, spec: GroupSpec) -> None:
     """Within what rounding costs.
 
@@ -54,7 +63,7 @@ def close(found: Tensor, x: Tensor, made: Weight, bias: Tensor | None, spec: Gro
     expected = reference.group_gemm(x.float() if spec.activation_bits == 16 else x, made, bias, spec).float()
     codes, scale = decode(made, spec)
     wide = scale.float().abs().repeat_interleave(spec.size, 1)
-    weight, exists = codes.float().abs() * wide, codes.ne(0)
+    weight, exists = codes.float().abs() * wide, kept(made, spec)
     magnitudes = x.float().abs() @ weight.T + 2.0**-36 * x.float().abs().amax(1, keepdim=True) * weight.sum(1)
     if x.shape[0] > MOST_TOKENS:  # weights rounded, then a product of torch's
         allowed = (2 * torch.finfo(x.dtype).eps + 2.0**-16) * magnitudes

@@ -92,8 +92,24 @@ __device__ __forceinline__ void multiply_tile(float *sums, const u32 *rows, cons
                  : "r"(rows[0]), "r"(rows8[0]), "r"(rows[1]), "r"(rows8[1]), "r"(x[0]), "r"(x[1]));
 }
 
+/* BYTES of activations as words: from shared memory, or through L1. */
+template <int BYTES> __device__ __forceinline__ void load_activations(const u8 *from, u32 *word)
+{
+    if (COPIED)
+        load<BYTES>(address(from), word);
+    else if (BYTES == 8) {
+        Two two = *(const Two *)from;
+        word[0] = two.word[0], word[1] = two.word[1];
+    } else {
+        Four four = *(const Four *)from;
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            word[i] = four.word[i];
+    }
+}
+
 /* sums [2 times 16 rows][TILES][4] += a chunk * its activations. x: of this lane's token (g) and columns (q). */
-__device__ __forceinline__ void multiply_chunk(float *sums, u32 chunk, const float *factor, u32 x)
+__device__ __forceinline__ void multiply_chunk(float *sums, u32 chunk, const float *factor, const u8 *x)
 {
     Cursor cursor;
     load<4>(chunk, &cursor.groups);
@@ -110,10 +126,11 @@ __device__ __forceinline__ void multiply_chunk(float *sums, u32 chunk, const flo
         }
 #pragma unroll
         for (int tile = 0; tile < TILES; tile++) {
-            u32 b[2 * MMAS], from = x + tile * 8 * PITCH + step * 8 * PIECE;
+            const u8 *from = x + tile * 8 * PITCH + step * 8 * PIECE;
+            u32 b[2 * MMAS];
 #pragma unroll
             for (int i = 0; i < (PIECE + 7) / 8; i++)
-                load<PIECE == 4 ? 8 : 16>(from + 16 * i, b + 4 * i);
+                load_activations<PIECE == 4 ? 8 : 16>(from + 16 * i, b + 4 * i);
 #pragma unroll
             for (int i = 0; i < MMAS; i++)
 #pragma unroll
