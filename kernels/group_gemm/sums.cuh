@@ -57,34 +57,28 @@ __device__ __forceinline__ void publish(const Arguments &it, const float *sums)
    ABSENT for the next product. */
 __device__ __forceinline__ void collect(const Arguments &it, float *sums, u32 first)
 {
-    const u32 AT_ONCE = TILES > 4 ? 4 : 8; /* quads that are read together */
     for (u32 block = first; block < blockIdx.x; block++) {
         u32 *from = place(it, block);
+        uint4 more[QUADS]; /* read together: a part takes one trip to the L2 cache */
+        bool absent;
+        do {
+            absent = false;
 #pragma unroll
-        for (u32 quad = 0; quad < QUADS; quad += AT_ONCE) {
-            uint4 more[AT_ONCE];
-            bool absent;
-            do {
-                absent = false;
+            for (u32 i = 0; i < QUADS; i++) {
+                asm volatile("ld.relaxed.gpu.global.v4.b32 {%0, %1, %2, %3}, [%4];"
+                             : "=r"(more[i].x), "=r"(more[i].y), "=r"(more[i].z), "=r"(more[i].w)
+                             : "l"(from + i * 128) : "memory");
+                absent |= more[i].x == ABSENT || more[i].y == ABSENT || more[i].z == ABSENT || more[i].w == ABSENT;
+            }
+        } while (absent);
 #pragma unroll
-                for (u32 i = 0; i < AT_ONCE; i++)
-                    if (quad + i < QUADS) {
-                        asm volatile("ld.relaxed.gpu.global.v4.b32 {%0, %1, %2, %3}, [%4];"
-                                     : "=r"(more[i].x), "=r"(more[i].y), "=r"(more[i].z), "=r"(more[i].w)
-                                     : "l"(from + (quad + i) * 128) : "memory");
-                        absent |= more[i].x == ABSENT || more[i].y == ABSENT || more[i].z == ABSENT || more[i].w == ABSENT;
-                    }
-            } while (absent);
-#pragma unroll
-            for (u32 i = 0; i < AT_ONCE; i++)
-                if (quad + i < QUADS) {
-                    float *sum = sums + 4 * (quad + i);
-                    sum[0] += __uint_as_float(more[i].x);
-                    sum[1] += __uint_as_float(more[i].y);
-                    sum[2] += __uint_as_float(more[i].z);
-                    sum[3] += __uint_as_float(more[i].w);
-                    *(uint4 *)(from + (quad + i) * 128) = make_uint4(ABSENT, ABSENT, ABSENT, ABSENT);
-                }
+        for (u32 i = 0; i < QUADS; i++) {
+            float *sum = sums + 4 * i;
+            sum[0] += __uint_as_float(more[i].x);
+            sum[1] += __uint_as_float(more[i].y);
+            sum[2] += __uint_as_float(more[i].z);
+            sum[3] += __uint_as_float(more[i].w);
+            *(uint4 *)(from + i * 128) = make_uint4(ABSENT, ABSENT, ABSENT, ABSENT);
         }
     }
 }

@@ -6,7 +6,7 @@ import pytest
 
 from slideconvert.kernels.bench_common import MODELS
 from slideconvert.kernels.few_tokens.division import most_exchanged
-from slideconvert.kernels.group_gemm.division import LIMITS, SHAPES, Gpu, divide, divisions
+from slideconvert.kernels.group_gemm.division import LIMITS, Gpu, divide, divisions
 
 H200 = Gpu(132, 232448, 233472)
 SMALL = Gpu(20, 101376, 102400)
@@ -35,13 +35,6 @@ def test_shares_are_even() -> None:
         for one in divisions(37888, 3584, tokens, 3840, H200):
             if not one.whole:
                 assert one.rounds <= -(-one.places // one.blocks) + 2 and one.blocks % 132 == 0
-
-
-def test_warps_make_few_rows_of_activations() -> None:
-    """As many as registers hold: `Items` of activations.cuh."""
-    for tiles, shapes in SHAPES.items():
-        for rows, columns, _ in shapes:
-            assert 8 * tiles * columns / (rows * columns) <= 16
 
 
 def test_what_does_not_fit_is_refused() -> None:
