@@ -1,4 +1,5 @@
-/* Activations as float16: made by a launch of its own, once for all blocks of the product.
+/* Activations as float16: made by a launch of its own, once for all blocks of the product (of FEW tokens by the product
+   itself: few.cuh).
 
    halves [tokens][units * 256], zeros beyond the columns. Those in floating point are scaled by a power of two per token,
    such that the largest has the exponent of 2^14: exact for bfloat16 from 2^-31 of the largest on. Codes (X 3) stay as
@@ -7,8 +8,8 @@
    Of one tile of tokens, warps read them through L1 and never wait for one another. For more, all warps copy those of a
    round to a stage of shared memory, [COLUMN_WARPS][TOKENS][PITCH bytes], along with their chunks. */
 
-#define PITCH (UNIT * 2 + 16) /* every lane of a warp loads from banks of its own */
-#define COPIED (TILES > 1)    /* to shared memory */
+#define PITCH (UNIT * 2 + 16)      /* every lane of a warp loads from banks of its own */
+#define COPIED (!FEW && TILES > 1) /* to shared memory */
 #define ITEMS ((COLUMN_WARPS * TOKENS + WARPS - 1) / WARPS)
 #define ROUND_BYTES (COPIED ? COLUMN_WARPS * TOKENS * PITCH : 0)
 #define CONVERTERS 512 /* threads of a block */
@@ -54,6 +55,9 @@ __device__ __forceinline__ u32 exponent_of(u32 largest)
     return X == 2 ? largest >> 23 : X == 0 ? largest >> 7 : __float_as_uint(half_float((u16)largest)) >> 23;
 }
 
+/* The exponent, biased, of what activations are multiplied with whose largest is this: one of 2^14 comes out. */
+__device__ __forceinline__ u32 multiplier(u32 largest) { return min(253u, 268 - exponent_of(largest)); }
+
 __device__ __forceinline__ float number_of(const Raw &raw, int i)
 {
     if (X == 3)
@@ -66,6 +70,7 @@ __device__ __forceinline__ float number_of(const Raw &raw, int i)
     return half_float((u16)(word >> i % 2 * 16));
 }
 
+#if !FEW
 /* Grid: tokens x shares of the columns. Every block of a token finds its largest, and writes its share. */
 extern "C" __global__ void __launch_bounds__(CONVERTERS) convert(const __grid_constant__ Arguments it)
 {
@@ -85,7 +90,7 @@ extern "C" __global__ void __launch_bounds__(CONVERTERS) convert(const __grid_co
         for (u32 i = 0; i < CONVERTERS / 32; i++)
             most = max(most, largest[i]);
     }
-    u32 exponent = X == 3 ? 127 : min(253u, 268 - exponent_of(most)); /* of what they are multiplied with, biased */
+    u32 exponent = X == 3 ? 127 : multiplier(most);
     float multiply = __uint_as_float(exponent << 23);
     if (threadIdx.x == 0 && blockIdx.y == 0)
         it.back[token] = X == 3 ? it.scale[token] : __uint_as_float((254 - exponent) << 23);
@@ -99,3 +104,4 @@ extern "C" __global__ void __launch_bounds__(CONVERTERS) convert(const __grid_co
         *(Four *)(it.halves + ((u64)token * it.units * UNIT + column) * 2) = four;
     }
 }
+#endif

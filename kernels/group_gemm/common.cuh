@@ -56,6 +56,14 @@ __device__ __forceinline__ u32 bfloats(float low, float high)
     return out;
 }
 
+/* Of two float16. */
+__device__ __forceinline__ u32 multiply2(u32 a, u32 b)
+{
+    u32 out;
+    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(out) : "r"(a), "r"(b));
+    return out;
+}
+
 template <int KIND> __device__ __forceinline__ float read_number(const void *from, u64 at)
 {
     if (KIND == 0)

@@ -12,22 +12,30 @@ from ..few_tokens.division import ceil_div, most_exchanged
 from .prepared import SLAB, UNIT
 
 MOST_TOKENS = 64
-LIMITS = (1, 8, 16, 32, 64)
+LIMITS = (1, 2, 8, 16, 32, 64)
 """Numbers of tokens up to which a product is divided alike."""
+FEW = 2
+"""Tokens that are multiplied without tensor cores, at most."""
+OWN_BYTES, TOKEN_BYTES, SLOT_BYTES = 512, 2560, 2048
+"""Shared memory of a warp that multiplies few tokens: beside its ring, for every token more, and slots of a token."""
 PITCH = 2 * UNIT + 16
 """Bytes between the activations of two tokens in shared memory."""
 QUAD_WORDS = 128
 """Words of four sums of every lane of a warp."""
 RESERVED = 1024
 """Bytes of shared memory that every block takes beside what is asked for."""
-LAUNCH_CYCLES, BLOCK_CYCLES = 2000, 1200
-"""What a product takes that does nothing, and every block of a multiprocessor beside."""
-WAIT_CYCLES, TILE_WAIT_CYCLES = 1900, 40
-"""Of a round of one warp alone, and for 8 of its tokens: waiting for one instruction after another."""
-CHUNK_CYCLES, TILE_CYCLES, ROW_CYCLES = 510, 300, 100
-"""Of a chunk on a scheduler that other warps keep busy, for 8 of its tokens, and for a row of activations (assumed)."""
-CUT_CYCLES, PART_CYCLES, WORDS_PER_CYCLE = 800, 110, 7
-"""What exchanging sums takes, every part of them beside, and how many words of them are added up in a cycle."""
+LAUNCH_CYCLES, BLOCK_CYCLES, TILE_CYCLES = 2160, 1360, 170
+"""What a product takes that does nothing, for every block of a multiprocessor, and for every tile of a block."""
+WAIT_CYCLES, WAIT_TILE_CYCLES, WAIT_ROW_CYCLES, SHALLOW_CYCLES = 2850, 110, 110, 840
+"""Of a round of one warp alone: waiting for one instruction after another, for 8 of its tokens, for a row of
+activations that it copies, and for a ring of two chunks."""
+CHUNK_CYCLES, ROW_CYCLES = 550, 85
+"""Of a chunk on a scheduler that other warps keep busy, and for a row of activations."""
+FEW_WAIT_CYCLES, FEW_CYCLES, FEW_TOKEN_CYCLES = 1900, 350, 450
+"""Of few tokens, counted from instructions and what shared memory moves, not measured: a round of one warp alone; a
+chunk on a scheduler that other warps keep busy, and for every token."""
+PART_CYCLES, WORDS_PER_CYCLE = 220, 3.6
+"""What a part of sums from another block takes, and how many words of it are added up in a cycle."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +95,11 @@ class Division:
             raise ValueError(f"a weight of {self.rows} x {self.columns} is too large")
 
     @property
+    def few(self) -> bool:
+        """Whether tensor cores are left alone."""
+        return self.tokens <= FEW
+
+    @property
     def token_tiles(self) -> int:
         """Tokens / 8."""
         return ceil_div(self.tokens, 8)
@@ -113,13 +126,16 @@ class Division:
         """Shared memory of a block."""
         form, tokens = self.form, 8 * self.token_tiles
         gathered = (form.columns - 1) * self.part * 4
+        if self.few:
+            own = OWN_BYTES + self.tokens * TOKEN_BYTES
+            return form.warps * (form.stages * self.room + own) + SLOT_BYTES + gathered
         copied = form.columns * tokens * PITCH if self.token_tiles > 1 else 0
         return form.stages * (form.warps * self.room + copied) + gathered
 
     @property
     def part(self) -> int:
         """Words of a block's part of a tile."""
-        return self.form.rows * 2 * self.token_tiles * QUAD_WORDS
+        return self.form.rows * (SLAB * self.tokens if self.few else 2 * self.token_tiles * QUAD_WORDS)
 
     @property
     def cut(self) -> bool:
@@ -144,27 +160,48 @@ class Division:
     @cached_property
     def rounds(self) -> int:
         """The most rounds of a block."""
-        most = 0
+        return max(self._work[0])
+
+    @cached_property
+    def most_tiles(self) -> int:
+        """The most tiles that a block has a part of."""
+        return max(self._work[1])
+
+    @cached_property
+    def _work(self) -> tuple[list[int], list[int]]:
+        """Rounds and tiles of every block."""
+        all_rounds, all_tiles = [], []
         for block in range(self.blocks):
-            begin, end, rounds = self.places * block // self.blocks, self.places * (block + 1) // self.blocks, 0
+            begin, end = self.places * block // self.blocks, self.places * (block + 1) // self.blocks
+            rounds, tiles = 0, 0
             while begin < end:
                 upto = min(end, (begin // self.units + 1) * self.units)
                 rounds += ceil_div(upto - begin, self.form.columns)
+                tiles += 1
                 begin = upto
-            most = max(most, rounds)
-        return most
+            all_rounds.append(rounds)
+            all_tiles.append(tiles)
+        return all_rounds, all_tiles
+
+    @property
+    def chunk_cycles(self) -> tuple[int, int]:
+        """Estimated, of a chunk: of a warp alone, and of a scheduler that other warps keep busy."""
+        shallow = SHALLOW_CYCLES if self.form.stages == min(STAGES) else 0
+        if self.few:
+            return FEW_WAIT_CYCLES + shallow, FEW_CYCLES + self.tokens * FEW_TOKEN_CYCLES
+        copied = ceil_div(self.tokens * self.form.columns, self.form.warps) if self.token_tiles > 1 else 0
+        wait = WAIT_CYCLES + self.token_tiles * WAIT_TILE_CYCLES + copied * WAIT_ROW_CYCLES + shallow
+        return wait, CHUNK_CYCLES + copied * ROW_CYCLES
 
     @cached_property
     def cycles(self) -> int:
-        """An estimate of what it takes, to compare divisions: fitted to a thousand measured on an H200."""
-        form = self.form
+        """An estimate of what it takes, to compare divisions: fitted to 1160 measured on an H200 (LOG.md)."""
+        wait, busy = self.chunk_cycles
         resident = ceil_div(self.blocks, self.gpu.processors)
-        read = ceil_div(self.tokens * form.columns, form.warps) * ROW_CYCLES
-        wait = WAIT_CYCLES + self.token_tiles * TILE_WAIT_CYCLES + read
-        busy = resident * form.warps / 4 * (CHUNK_CYCLES + self.token_tiles * TILE_CYCLES + read)
+        rounds = self.rounds * hypot(wait, resident * self.form.warps / 4 * busy)
         parts = ceil_div(self.blocks, self.tiles)
-        exchange = CUT_CYCLES + parts * (PART_CYCLES + self.part // WORDS_PER_CYCLE) if self.cut else 0
-        return LAUNCH_CYCLES + resident * BLOCK_CYCLES + int(self.rounds * hypot(wait, busy)) + exchange
+        exchange = parts * (PART_CYCLES + self.part / WORDS_PER_CYCLE) if self.cut else 0
+        return int(LAUNCH_CYCLES + resident * BLOCK_CYCLES + self.most_tiles * TILE_CYCLES + rounds + exchange)
 
 
 def divisions(rows: int, columns: int, tokens: int, room: int, gpu: Gpu) -> Iterator[Division]:

@@ -1,7 +1,8 @@
 /* Products of at most 64 tokens with weights quantized by groups, of which only some exist.
 
    Tensor cores multiply float16: a lane decodes the pieces of groups that exist to fragments of the operand (zeros for
-   the others), so a weight is read once and lies nowhere dense. Sums are float32.
+   the others), so a weight is read once and lies nowhere dense. Sums are float32. One or two tokens leave tensor cores
+   idle while half of the lanes decode nothing: there, lanes multiply pieces themselves (few.cuh).
 
    The weight is divided into tiles of ROW_WARPS slabs of 32 rows, and units of 256 columns, in the order of tiles, then
    columns. Every block takes an equal share of this order (Stream-K), from its end to its beginning, COLUMN_WARPS units
@@ -10,11 +11,12 @@
    then. Results do not depend on who comes first.
 
    Launches overlap (programmatic dependent launch): rings are filled before activations are waited for, which a launch
-   before (convert) makes float16.
+   before (convert) makes float16 for tensor cores.
 
    Settled when this is compiled (kernel.py):
      PIECE, BITS       columns of a piece: 4, 8 or 16; b: 4 or 8
      SHARE             2^SHARE pieces have one scale and zero point
+     FEW               tokens, if they are 1 or 2 and multiplied without tensor cores, else 0
      TILES             tokens / 8: 1, 2, 4 or 8
      X                 activations: 0 bfloat16, 1 float16, 2 float32, 3 INT8 codes with a scale per token
      OUT, BIAS         number kinds of the output and the bias, as of X; BIAS 3: none
@@ -27,6 +29,11 @@
 #include "weights.cuh"
 #include "sums.cuh"
 #include "rounds.cuh"
+#if FEW
+#include "few.cuh"
+#else
+#include "tensor_cores.cuh"
+#endif
 
 /* Of `whole` places, those before a share. 32 bits hold the product: division.py checks. */
 __device__ __forceinline__ u32 before(u32 whole, u32 share, u32 shares) { return whole * share / shares; }
@@ -34,11 +41,11 @@ __device__ __forceinline__ u32 before(u32 whole, u32 share, u32 shares) { return
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) product(const __grid_constant__ Arguments it)
 {
     const Worker worker;
-    u32 lane = threadIdx.x % 32, total = it.tiles * it.units;
+    u32 total = it.tiles * it.units;
     u32 begin = before(total, blockIdx.x, gridDim.x), end = before(total, blockIdx.x + 1, gridDim.x);
-    u32 ring = address(shared) + threadIdx.x / 32 * STAGES * it.room;
     u8 *activations = shared + WARPS * STAGES * it.room;
-    float4 *gathered = (float4 *)(activations + STAGES * ROUND_BYTES);
+    Vector *gathered = (Vector *)(activations + WAY_BYTES);
+    u32 ring = address(shared) + threadIdx.x / 32 * STAGES * it.room, stage = 0;
     let_next_begin();
 
     Round now(it, begin, end);
@@ -48,6 +55,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) product(const __gr
         commit_copies();
         copies.next(it, worker, begin, ring + it.room);
     }
+    Way way(it, worker, activations);
     wait_for_previous();
     if (COPIED) {
         Round next = now;
@@ -57,21 +65,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) product(const __gr
             bring_activations<false>(it, next, activations + ROUND_BYTES);
     }
     commit_copies();
+    if (worker.works(it, now))
+        way.prepare(it, worker.unit(now));
 
-    /* This lane's token and columns; of one tile of tokens only those that exist are read. */
-    u32 token = COPIED ? lane / 4 : min(lane / 4, it.tokens - 1), stage = 0;
-    const u8 *own = COPIED ? activations + (worker.column * TOKENS + token) * PITCH : it.halves + token * it.units * UNIT * 2;
-    own += lane % 4 * (2 * PIECE);
-    float sums[4 * QUADS], factor[4];
+    float sums[SUMS];
     for (bool fresh = true; now.top > begin;) {
         if (fresh) {
 #pragma unroll
-            for (int i = 0; i < 4 * QUADS; i++)
+            for (int i = 0; i < SUMS; i++)
                 sums[i] = 0;
-#pragma unroll
-            for (int i = 0; i < 4; i++)
-                if (worker.exists(it, now.tile))
-                    factor[i] = it.factor[worker.slab(now.tile) * SLAB + i * 8 + lane / 4];
+            if (worker.exists(it, now.tile))
+                way.begin(it, worker.slab(now.tile));
         }
         wait_copies<STAGES - 2>();
         if (COPIED)
@@ -83,26 +87,30 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) product(const __gr
             bring_activations<false>(it, copies.round, activations + free * ROUND_BYTES);
         copies.next(it, worker, begin, ring + free * it.room);
         commit_copies();
-        if (worker.works(it, now)) {
-            u32 from = COPIED ? stage * ROUND_BYTES : (now.top - 1 - worker.column - now.start) * UNIT * 2;
-            multiply_chunk(sums, ring + stage * it.room, factor, own + from);
-        }
-        Round before = now;
-        now.advance(it, begin);
-        fresh = now.top <= begin || now.tile != before.tile;
+        Round next = now;
+        next.advance(it, begin);
+        bool works = worker.works(it, now);
+        if (works)
+            way.bring();
+        if (next.top > begin && worker.works(it, next))
+            way.prepare(it, worker.unit(next));
+        if (works)
+            way.multiply(sums, ring + stage * it.room, stage, worker.unit(now));
+        fresh = next.top <= begin || next.tile != now.tile;
         if (fresh) {
             if (COLUMN_WARPS > 1)
                 gather(sums, gathered);
-            if (worker.column == 0 && worker.exists(it, before.tile)) {
-                if (end < before.start + it.units && before.tile == (end - 1) / it.units)
+            if (worker.column == 0 && worker.exists(it, now.tile)) {
+                if (end < now.start + it.units && now.tile == (end - 1) / it.units)
                     publish(it, sums);
                 else {
-                    if (begin > before.start)
-                        collect(it, sums, ((before.start + 1) * gridDim.x - 1) / total);
-                    finish(it, worker.slab(before.tile), factor, sums);
+                    if (begin > now.start)
+                        collect(it, sums, ((now.start + 1) * gridDim.x - 1) / total);
+                    way.finish(it, worker.slab(now.tile), sums);
                 }
             }
         }
+        now = next;
         stage = stage == STAGES - 1 ? 0 : stage + 1;
     }
 }

@@ -22,7 +22,7 @@ from ..groups import DenseGroups, Groups, Weight
 from ..launch import aligned, stream_of
 from ..nvrtc import Launch, Module
 from ..quantize.reference import quantize
-from .division import LIMITS, MOST_TOKENS, Division, Gpu, divide
+from .division import FEW, LIMITS, MOST_TOKENS, Division, Gpu, divide
 from .prepared import UNIT, Layout, Prepared
 
 SOURCE = Path(__file__).with_name("kernel.cu")
@@ -94,7 +94,8 @@ class GroupGemm:
         found = self._divisions.get(room)
         if found is None:
             spec = self.spec
-            best = {limit: divide(spec.rows, spec.columns, limit, room, self.gpu) for limit in LIMITS}
+            limits = [limit for limit in LIMITS if limit > FEW or self.layout.placed]
+            best = {limit: divide(spec.rows, spec.columns, limit, room, self.gpu) for limit in limits}
             found = self._divisions[room] = {limit: division for limit, division in best.items() if division}
         if not found:
             raise ValueError(f"{self.spec}: chunks of {room} bytes take more shared memory than a block may have")
@@ -145,11 +146,12 @@ class _Launches:
         spec, form = op.spec, self.division.form
         constants = {
             "PIECE": op.layout.piece, "BITS": spec.bits, "SHARE": op.layout.share, "TILES": self.division.token_tiles,
+            "FEW": self.division.tokens if self.division.few else 0,
             "X": CODES if spec.activation_bits == 8 else KINDS[dtype], "OUT": KINDS[dtype], "BIAS": KINDS[bias],
             "ROW_WARPS": form.rows, "COLUMN_WARPS": form.columns, "STAGES": form.stages, "BLOCKS": form.blocks,
         }  # fmt: skip
         module = _module(tuple(constants.items()), op.device)
-        self._convert = module.kernel("convert")
+        self._convert = None if self.division.few else module.kernel("convert")
         self._product = module.kernel("product", self.division.shared_bytes)
         self._dequantize = module.kernel("dequantize")
         self._exchanged = self.division.exchanged
@@ -166,8 +168,6 @@ class _Launches:
     def start(self, x: Tensor, prepared: Prepared, bias: Tensor | None, out: Tensor) -> None:
         """x [M, K] contiguous at a multiple of 16, out [M, N], M at least 1."""
         op, division, tokens = self.op, self.division, x.shape[0]
-        halves = torch.empty(tokens * division.units * UNIT, dtype=torch.float16, device=x.device)
-        back = torch.empty(tokens, dtype=torch.float32, device=x.device)
         stream = stream_of(op.device)
         try:
             held = self._idle.pop()  # another thread finds another one
@@ -187,16 +187,20 @@ class _Launches:
         chunks, offsets, factor, _ = prepared
         argument.chunks, argument.offsets, argument.factor = chunks.data_ptr(), offsets.data_ptr(), factor.data_ptr()
         argument.bias, argument.out = 0 if bias is None else bias.data_ptr(), out.data_ptr()
-        argument.halves, argument.back, argument.tokens = halves.data_ptr(), back.data_ptr(), tokens
+        argument.tokens = tokens
         if self._exchanged:
             exchange = exchanges(op.device).of(stream, self._exchanged)
             argument.sums = address(exchange)
-        convert = converts.get(tokens)
-        if convert is None:
-            shares = min(MOST_SHARES, ceil_div(division.units * UNIT, 8 * CONVERTERS))
-            convert = Launch(self._convert, (tokens, shares), CONVERTERS, argument, overlapping=op.overlapping)
-            converts[tokens] = convert
-        convert.start(stream)
+        if self._convert is not None:
+            halves = torch.empty(tokens * division.units * UNIT, dtype=torch.float16, device=x.device)
+            back = torch.empty(tokens, dtype=torch.float32, device=x.device)
+            argument.halves, argument.back = halves.data_ptr(), back.data_ptr()
+            convert = converts.get(tokens)
+            if convert is None:
+                shares = min(MOST_SHARES, ceil_div(division.units * UNIT, 8 * CONVERTERS))
+                convert = Launch(self._convert, (tokens, shares), CONVERTERS, argument, overlapping=op.overlapping)
+                converts[tokens] = convert
+            convert.start(stream)
         product.start(stream)
         self._idle.append(held)
 

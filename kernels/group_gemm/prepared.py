@@ -31,6 +31,8 @@ HEADER = 16
 """Bytes before the masks of a chunk; the first four: where its groups begin."""
 ALIGNMENT = 16
 ROOM_MULTIPLE = 256
+ZERO_BIT = 12
+"""Of a group's number: where its zero point is, if it holds the group's place too."""
 LARGEST_GROUP = 64
 """Columns that one lane of each of four takes at a time."""
 LARGEST_EXPONENT = 14
@@ -63,6 +65,11 @@ class Layout:
     def share(self) -> int:
         """SHARE of kernel.cu."""
         return (self.size // self.piece).bit_length() - 1
+
+    @property
+    def placed(self) -> bool:
+        """PLACED of weights.cuh: whether the number of a group has room for where it is."""
+        return self.spec.bits == 4 and self.piece == 16
 
     @property
     def piece_bytes(self) -> int:
@@ -116,7 +123,7 @@ class Layout:
         chunks.view(-1, wide)[(begins[chunk] + self.pieces_at) // wide + rank] = values.view(-1, wide)
         chunk = number // width
         rank = torch.arange(len(number), device=device) - (before[chunk] >> self.share)
-        words[(begins[chunk] + groups_at[chunk]) // 4 + rank] = group
+        words[(begins[chunk] + groups_at[chunk]) // 4 + rank] = self._place(group, number)
         room = _rounded(int(sizes.max()), ROOM_MULTIPLE)
         return (
             chunks,
@@ -141,12 +148,21 @@ class Layout:
         number, chunk = pieces[:: 1 << self.share], chunk[:: 1 << self.share]
         groups_at = begins + words[begins // 4]
         group = words[groups_at[chunk] // 4 + (rank[:: 1 << self.share] >> self.share)]
+        group = (group & -65536 | group >> ZERO_BIT & 15) if self.placed else group
         place, order = self._places(number).sort()
         halves = spec.size // self.size
         values = self.in_order(values.view(len(number), wide << self.share)[order], back=True)
         values = values.view(-1, spec.size * spec.bits // 8)
         place, group = place[::halves] // halves, group[order][::halves]
         return _Stored(place, values, group).weight(spec)
+
+    def _place(self, group: Tensor, number: Tensor) -> Tensor:
+        """group [n] int32 -> the same with the place of each in its chunk, if it has room for it."""
+        if not self.placed:
+            return group
+        lane, mask = number % LANES, number // LANES % self.masks
+        place = lane // 4 << 2 | lane % 4 << 5 | mask // 4 << 7 | mask % 4 << 9
+        return group & -65536 | (group & 15) << ZERO_BIT | place.int()
 
     def _numbers(self, place: Tensor) -> Tensor:
         """place [n]: row * stored groups of a row + group -> chunk * lanes of masks + lane of the first piece."""

@@ -47,6 +47,9 @@ struct Worker {
     {
         return column < round.count() && exists(it, round.tile);
     }
+
+    /* Of that chunk. */
+    __device__ __forceinline__ u32 unit(const Round &round) const { return round.top - 1 - column - round.start; }
 };
 
 /* Activations of a round: rows of a unit, one by a warp at a time. The first round's are written at once, others copied
@@ -82,7 +85,7 @@ struct Copies {
     {
         from = to = 0;
         if (round.top > begin && worker.works(it, round)) {
-            const u32 *chunk = it.offsets + (u64)worker.slab(round.tile) * it.units + (round.top - 1 - worker.column - round.start);
+            const u32 *chunk = it.offsets + (u64)worker.slab(round.tile) * it.units + worker.unit(round);
             from = chunk[0];
             to = chunk[1];
         }

@@ -58,7 +58,8 @@ def close(found: Tensor, x: Tensor, made: Weight, bias: Tensor | None, spec: Gro
     Weights are float16, of a row whose largest scale is at least 2^14 there and sums 2^-24 of it: the product of scale
     and zero point and the weight itself are rounded by 2^-11 of themselves, or by 2^-25 where they are subnormal, which
     is 2^-15 of that scale. Activations are exact but for 2^-36 of the largest; in float32 they are rounded by 2^-11.
-    Tensor cores add up with errors below 2^-16 of the sum of magnitudes. The output is rounded once more.
+    Tensor cores add up with errors below 2^-16 of the sum of magnitudes. The output is rounded once more. Of one or two
+    tokens, codes are exact, and sums of four products with them are rounded as weights are, by less on the average.
     """
     expected = reference.group_gemm(x.float() if spec.activation_bits == 16 else x, made, bias, spec).float()
     codes, scale = decode(made, spec)

@@ -24,9 +24,13 @@ def half(bits: int) -> float:
     return bits * 2.0**-24
 
 
-def scaled(piece: bytes, group: int, bits: int, columns: int) -> list[tuple[float, float]]:
-    """`scaled` of weights.cuh, without rounding: two halves for each a[i], times 2^24."""
-    zero = group & 0xFFFF
+def zero_point(group: int, lay: Layout) -> int:
+    return group >> 12 & 15 if lay.placed else group & 0xFFFF
+
+
+def scaled(piece: bytes, group: int, lay: Layout) -> list[tuple[float, float]]:
+    """`scaled` of tensor_cores.cuh, without rounding: two halves for each a[i], times 2^24."""
+    bits, columns, zero = lay.spec.bits, lay.piece, zero_point(group, lay)
     scale = torch.tensor(group >> 16, dtype=torch.int32).short().view(torch.bfloat16).item()
     out = []
     for i in range(columns // 4):
@@ -59,7 +63,7 @@ def fragments(lay: Layout, chunk: bytes) -> Tensor:
                 count, exists = bits.bit_count(), bool(bits >> 31)
                 at = pieces + (count - 1) * lay.piece_bytes
                 group = word(chunk, groups + (count - 1 >> lay.share) * 4) if exists else 0
-                a = scaled(chunk[at : at + lay.piece_bytes], group, lay.spec.bits, lay.piece)
+                a = scaled(chunk[at : at + lay.piece_bytes], group, lay)
                 for i in range(mmas):  # registers 0 and 2 are of row g, 1 and 3 of row g + 8
                     for j in range(2):
                         out[step, i, rows // 2, lane, rows % 2 + 2 * j] = torch.tensor(a[2 * i + j])
@@ -103,7 +107,7 @@ def test_lanes_of_a_chunk_multiply_the_weight(size: int, bits: int) -> None:
         for step in range(lay.masks // 4):
             for i in range(lay.piece // 4):
                 b = torch.zeros(LANES, 2, 2, dtype=torch.float64)
-                for lane in range(LANES):  # a lane's token and columns: `own` of kernel.cu, b of weights.cuh
+                for lane in range(LANES):  # a lane's token and columns: `own` and b of tensor_cores.cuh
                     first = unit * UNIT + step * 4 * lay.piece + lane % 4 * lay.piece + 4 * i
                     b[lane] = x[lane // 4, first : first + 4].view(2, 2)
                 for rows in range(2):
@@ -111,3 +115,53 @@ def test_lanes_of_a_chunk_multiply_the_weight(size: int, bits: int) -> None:
                     found[:, at : at + 16] += product(a[step, i, rows], b).T
     assert torch.allclose(found[:, : spec.rows], x[:, : spec.columns] @ dense.T, rtol=1e-9, atol=1e-9)
     assert (found[:, spec.rows :] == 0).all()
+
+
+def few_terms(lay: Layout, chunk: bytes, x: Tensor) -> Tensor:
+    """What `multiply` of few.cuh leaves in the slots of a chunk, without rounding: [512], times what it leaves out."""
+    slots = torch.zeros(512, dtype=torch.float64)
+    halves = x.view(-1, 4, 2) / torch.tensor([1.0, 16.0, 1.0, 16.0], dtype=x.dtype)[:, None]
+    groups, wide = word(chunk, 0), 1 << lay.share
+    count = (groups - lay.pieces_at) // lay.piece_bytes
+    for first in range(0, count, 32):
+        for lane in range(32):
+            rank = min(first, max(count, 32) - 32) + min(lane, count - 1)
+            group = word(chunk, groups + (rank >> lay.share) * 4)
+            place = (group & 0x7FC) | rank % wide * 0x20
+            columns = (place & 0x1E0) // 2  # two bytes each
+            scale = torch.tensor(group >> 16, dtype=torch.int32).short().view(torch.bfloat16).item()
+            total = -zero_point(group, lay) * float(x[columns : columns + 16].sum())
+            for i in range(2):
+                codes = word(chunk, lay.pieces_at + rank * 8 + 4 * i)
+                for j, part in enumerate((codes, codes, codes >> 8, codes >> 8)):
+                    pair = part & (0x00F000F0 if j % 2 else 0x000F000F)
+                    low, high = halves[columns // 8 + i, j]
+                    total += (half(pair & 0xFFFF) * float(low) + half(pair >> 16) * float(high)) * 2.0**24
+            slots[place // 4] = scale * total
+    return slots
+
+
+@pytest.mark.parametrize("share", [0.5, 0.02, 1.0])
+@pytest.mark.parametrize("size", [16, 32, 64, 128])
+def test_lanes_multiply_pieces_one_after_another(size: int, share: float) -> None:
+    """Of one or two tokens: every piece has a slot of its own, where the lane of its row adds it up."""
+    spec, weight = made(GroupSpec(40, size * (256 // size + 1), size, 4, 0, False), "gqs", share)
+    lay = Layout(spec)
+    assert lay.placed
+    chunks, offsets, _, _ = lay.build(weight)
+    codes, scale = decode(weight, spec)
+    dense = codes.double() * scale.double().repeat_interleave(size, 1)
+    x = torch.randn(lay.units * UNIT, dtype=torch.float64)
+    x[spec.columns :] = 0
+    found = torch.zeros(lay.slabs * SLAB, dtype=torch.float64)
+    for number in range(lay.slabs * lay.units):
+        slab, unit = divmod(number, lay.units)
+        chunk = bytes(chunks[offsets[number] * 16 : offsets[number + 1] * 16].tolist())
+        slots = few_terms(lay, chunk, x[unit * UNIT : (unit + 1) * UNIT])
+        for lane in range(LANES):  # `add_up`
+            row = lane % 8 * 4 + lane // 8 * 512
+            for j in range(4):
+                for step in range(4):
+                    found[slab * SLAB + lane] += slots[(row + step * 128 + (j ^ lane // 8) * 0x20) // 4]
+    assert torch.allclose(found[: spec.rows], dense @ x[: spec.columns], rtol=1e-9, atol=1e-9)
+    assert (found[spec.rows :] == 0).all()

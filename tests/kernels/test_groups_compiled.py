@@ -12,8 +12,8 @@ from slideconvert.kernels.group_gemm.kernel import SOURCE
 pytestmark = pytest.mark.skipif(bool(nvrtc.missing()), reason="NVRTC is not installed here")
 
 KIND = {
-    "PIECE": 16, "BITS": 4, "SHARE": 0, "TILES": 1, "X": 0, "OUT": 0, "BIAS": 3, "ROW_WARPS": 8, "COLUMN_WARPS": 1,
-    "STAGES": 3, "BLOCKS": 2,
+    "PIECE": 16, "BITS": 4, "SHARE": 0, "FEW": 0, "TILES": 1, "X": 0, "OUT": 0, "BIAS": 3, "ROW_WARPS": 8,
+    "COLUMN_WARPS": 1, "STAGES": 3, "BLOCKS": 2,
 }  # fmt: skip
 
 
@@ -28,6 +28,9 @@ def test_every_generation(target: str) -> None:
         warps = {"ROW_WARPS": 4, "COLUMN_WARPS": 2} if tiles == 2 else {}
         kind = {**KIND, "PIECE": piece, "BITS": bits, "SHARE": share, "TILES": tiles, "X": activations, "BIAS": 1}
         assert nvrtc.machine_code(SOURCE, {**kind, **warps, "BLOCKS": 1}, target)[:4] == b"\x7fELF"
+    for few, share, activations in ((1, 0, 0), (2, 2, 3), (2, 1, 2)):
+        kind = {**KIND, "FEW": few, "SHARE": share, "X": activations, "ROW_WARPS": 2, "COLUMN_WARPS": 4, "BIAS": 2}
+        assert nvrtc.machine_code(SOURCE, kind, target)[:4] == b"\x7fELF"
 
 
 def test_machine_code_is_kept(tmp_path: Path) -> None:
