@@ -29,7 +29,7 @@ struct Arguments {
     u32 rows, columns, tokens, units, tiles, room;
 };
 
-extern __shared__ __align__(128) u8 shared[];
+extern __shared__ __align__(1024) u8 shared[];
 
 /* ---- numbers */
 

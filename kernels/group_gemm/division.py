@@ -16,8 +16,9 @@ LIMITS = (1, 2, 8, 16, 32, 64)
 """Numbers of tokens up to which a product is divided alike."""
 FEW = 2
 """Tokens that are multiplied without tensor cores, at most."""
-OWN_BYTES, TOKEN_BYTES, SLOT_BYTES = 512, 2560, 2048
-"""Shared memory of a warp that multiplies few tokens: beside its ring, for every token more, and slots of a token."""
+OWN_BYTES, TOKEN_BYTES, UNALIGNED_BYTES = 512, 2560, 1024
+"""Shared memory of a warp that multiplies few tokens, beside its ring: at least, and for every token; what alignment
+takes of a block."""
 PITCH = 2 * UNIT + 16
 """Bytes between the activations of two tokens in shared memory."""
 QUAD_WORDS = 128
@@ -128,7 +129,7 @@ class Division:
         gathered = (form.columns - 1) * self.part * 4
         if self.few:
             own = OWN_BYTES + self.tokens * TOKEN_BYTES
-            return form.warps * (form.stages * self.room + own) + SLOT_BYTES + gathered
+            return form.warps * (form.stages * self.room + own) + UNALIGNED_BYTES + gathered
         copied = form.columns * tokens * PITCH if self.token_tiles > 1 else 0
         return form.stages * (form.warps * self.room + copied) + gathered
 

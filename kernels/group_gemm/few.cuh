@@ -6,12 +6,11 @@
 
    Activations are made float16 by every warp for itself, a unit at a time, read a round ahead. Those of 16 columns are
    scaled by a power of two, such that the largest has the exponent of 2^14; columns whose codes come out of their words
-   16 times too large are scaled by a sixteenth of it. Stored codes, subnormal numbers, are multiplied as they are, added
-   up in float16 over four products, then in float32; zero points are multiplied with the sum of activations.
+   16 times too large are scaled by a sixteenth of it. Stored codes less zero points, exact as subnormal numbers, are
+   multiplied and added up in float16 over four products, then in float32.
 
-   Shared memory of a warp: slots [FEW][512] float, at a multiple of their size; halves [FEW][256] float16; terms
-   [pieces of a unit][4] of { sum of activations, power of two }, of which FEW are used: a piece's are as far from the
-   first one's as its activations are. */
+   Shared memory of a warp: slots [FEW][512] float, at a multiple of their size; halves [FEW][256] float16; back [pieces of
+   a unit][8] powers of two, of which FEW are used: a piece's is as far from the first one's as its activations are. */
 
 #if !PLACED
 #error "group words do not say where pieces are"
@@ -19,19 +18,21 @@
 #define SLOT_BYTES (SLAB * UNIT / PIECE * 4)
 #define HALVES_BYTES (UNIT * 2)
 #define OWN_BYTES (FEW * (SLOT_BYTES + HALVES_BYTES) + HALVES_BYTES)
-#define WAY_BYTES (WARPS * OWN_BYTES + SLOT_BYTES)
+#define WAY_BYTES (WARPS * OWN_BYTES + SLOT_BYTES - 1024) /* as far as shared memory is aligned */
 #define SLOT 0x7fcu       /* of a group word: where its slot is, */
 #define COLUMNS 0x1e0u    /* and its activations */
 #define NEXT_PIECE 0x20u  /* of the same row */
 #define TOGETHER 2        /* times 32 pieces */
-#define MAGIC 0x4b000000u /* 2^23 */
 
-__device__ __forceinline__ void store(u32 at, u32 word) { asm volatile("st.shared.b32 [%0], %1;" ::"r"(at), "r"(word) : "memory"); }
+__device__ __forceinline__ void store(u32 at, u32 word)
+{
+    asm volatile("st.shared.b32 [%0], %1;" ::"r"(at), "r"(word) : "memory");
+}
 
 __device__ __forceinline__ void store4(u32 at, const u32 *word)
 {
-    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(word[0]), "r"(word[1]), "r"(word[2]), "r"(word[3])
-                 : "memory");
+    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(word[0]), "r"(word[1]), "r"(word[2]),
+                 "r"(word[3]) : "memory");
 }
 
 /* a * b + c */
@@ -44,17 +45,37 @@ __device__ __forceinline__ u32 add2(u32 a, u32 b, u32 c)
 
 __device__ __forceinline__ float total2(u32 pair) { return half_float((u16)pair) + half_float((u16)(pair >> 16)); }
 
-/* 2^-24 * stored codes * activations, over the columns of a piece. */
-__device__ __forceinline__ float dot(const u32 *word, const u32 *x)
+/* Float16 of the bits in a mask, less zeros. */
+__device__ __forceinline__ u32 less2(u32 bits, u32 mask, u32 zeros)
+{
+    u32 out;
+    asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(out) : "r"(bits & mask), "r"(zeros));
+    return out;
+}
+
+/* Stored codes less zero points, 2^-24 of them as float16. */
+__device__ __forceinline__ void integers(const u32 *word, u32 group, u32 *out)
+{
+    u32 zeros = __byte_perm(group, 0, 0x4141), high = zeros & 0x00f000f0, low = zeros >> 4 & 0x000f000f;
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        out[4 * i] = less2(word[i], 0x000f000f, low);
+        out[4 * i + 1] = less2(word[i], 0x00f000f0, high); /* 16 times */
+        out[4 * i + 2] = less2(word[i] >> 8, 0x000f000f, low);
+        out[4 * i + 3] = less2(word[i] >> 8, 0x00f000f0, high);
+    }
+}
+
+/* integers * activations, over the columns of a piece. */
+__device__ __forceinline__ float dot(const u32 *weight, const u32 *x)
 {
     u32 sum[2];
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-        u32 upper = word[i] >> 8;
-        sum[i] = multiply2(word[i] & 0x000f000f, x[4 * i]);
-        sum[i] = add2(word[i] & 0x00f000f0, x[4 * i + 1], sum[i]);
-        sum[i] = add2(upper & 0x000f000f, x[4 * i + 2], sum[i]);
-        sum[i] = add2(upper & 0x00f000f0, x[4 * i + 3], sum[i]);
+        sum[i] = multiply2(weight[4 * i], x[4 * i]);
+#pragma unroll
+        for (int j = 1; j < 4; j++)
+            sum[i] = add2(weight[4 * i + j], x[4 * i + j], sum[i]);
     }
     return total2(sum[0]) + total2(sum[1]);
 }
@@ -100,20 +121,15 @@ struct Way {
             u32 most = X == 3 ? 0 : largest_of(raw[t]), word[4];
             most = max(most, __shfl_xor_sync(ALL, most, 1));
             u32 exponent = X == 3 ? 127 : multiplier(most);
-            float multiply = __uint_as_float(exponent << 23), sum = 0;
+            float multiply = __uint_as_float(exponent << 23), sixteenth = __uint_as_float((exponent - 4) << 23);
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                float part = i % 2 ? 0.0625f : 1.0f;
-                word[i] = halves(number_of(raw[t], 2 * i) * multiply * part, number_of(raw[t], 2 * i + 1) * multiply * part);
-                sum += total2(word[i]) * (i % 2 ? 16.0f : 1.0f);
+                float part = i % 2 ? sixteenth : multiply;
+                word[i] = halves(number_of(raw[t], 2 * i) * part, number_of(raw[t], 2 * i + 1) * part);
             }
-            sum += __shfl_xor_sync(ALL, sum, 1);
             store4(halves_at + t * HALVES_BYTES + lane * 16, word);
-            if (lane % 2 == 0) {
-                u32 term = halves_at + FEW * HALVES_BYTES + lane * 16 + t * 8;
-                store(term, __float_as_uint(sum * -1.4551915e-11f)); /* -2^-36: zero points are 2^12 times too large */
-                store(term + 4, (266 - exponent) << 23);             /* 2^12 / multiply */
-            }
+            if (lane % 2 == 0)
+                store(halves_at + FEW * HALVES_BYTES + lane * 16 + t * 4, (266 - exponent) << 23); /* 2^12 / multiply */
         }
     }
 
@@ -139,16 +155,16 @@ struct Way {
                 load<4>(groups + (start >> SHARE) * 4, &group);
                 u32 place = SHARE ? (group & SLOT) | behind : group, at = (place & COLUMNS) | halves_at;
                 slot[i] = (place & SLOT) | slots;
-                float zero = __uint_as_float((group & 0xf000) | MAGIC) - 8388608.0f;
                 float scale = __uint_as_float(group & 0xffff0000);
-                u32 term[2 * FEW];
-                load<8 * FEW>(at + FEW * HALVES_BYTES, term);
+                u32 back[FEW], weight[8];
+                load<4 * FEW>(at + FEW * HALVES_BYTES, back);
+                integers(word, group, weight);
 #pragma unroll
                 for (int t = 0; t < FEW; t++) {
                     u32 x[8];
                     load<16>(at + t * HALVES_BYTES, x);
                     load<16>(at + t * HALVES_BYTES + 16, x + 4);
-                    value[i][t] = (dot(word, x) + zero * __uint_as_float(term[2 * t])) * scale * __uint_as_float(term[2 * t + 1]);
+                    value[i][t] = dot(weight, x) * scale * __uint_as_float(back[t]);
                 }
             }
 #pragma unroll

@@ -43,9 +43,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) product(const __gr
     const Worker worker;
     u32 total = it.tiles * it.units;
     u32 begin = before(total, blockIdx.x, gridDim.x), end = before(total, blockIdx.x + 1, gridDim.x);
-    u8 *activations = shared + WARPS * STAGES * it.room;
-    Vector *gathered = (Vector *)(activations + WAY_BYTES);
-    u32 ring = address(shared) + threadIdx.x / 32 * STAGES * it.room, stage = 0;
+    u8 *activations = shared, *rings = shared + WAY_BYTES;
+    Vector *gathered = (Vector *)(rings + WARPS * STAGES * it.room);
+    u32 ring = address(rings) + threadIdx.x / 32 * STAGES * it.room, stage = 0;
     let_next_begin();
 
     Round now(it, begin, end);

@@ -30,7 +30,7 @@ LANES = 32
 HEADER = 16
 """Bytes before the masks of a chunk; the first four: where its groups begin."""
 ALIGNMENT = 16
-ROOM_MULTIPLE = 256
+ROOM_MULTIPLE = 128
 ZERO_BIT = 12
 """Of a group's number: where its zero point is, if it holds the group's place too."""
 LARGEST_GROUP = 64

@@ -59,7 +59,7 @@ def close(found: Tensor, x: Tensor, made: Weight, bias: Tensor | None, spec: Gro
     and zero point and the weight itself are rounded by 2^-11 of themselves, or by 2^-25 where they are subnormal, which
     is 2^-15 of that scale. Activations are exact but for 2^-36 of the largest; in float32 they are rounded by 2^-11.
     Tensor cores add up with errors below 2^-16 of the sum of magnitudes. The output is rounded once more. Of one or two
-    tokens, codes are exact, and sums of four products with them are rounded as weights are, by less on the average.
+    tokens, weights are exact up to the scale; sums of four products with activations are rounded by 2^-11 of themselves.
     """
     expected = reference.group_gemm(x.float() if spec.activation_bits == 16 else x, made, bias, spec).float()
     codes, scale = decode(made, spec)
@@ -150,6 +150,19 @@ def test_scales_of_every_size() -> None:
         other = replace(made, scale=scale)
         x = torch.randn(4, 1024, device="cuda")
         close(run(x, other, None, spec), x, other, None, spec)
+
+
+def test_codes_that_are_zero_points_give_nothing() -> None:
+    """Of one or two tokens, whatever the activation."""
+    torch.manual_seed(10)
+    spec = GroupSpec(100, 512, 16, 4, 0, False)
+    spec, made = weight(spec, random_keep(spec, 0.5))
+    codes, _ = decode(made, spec)
+    column = int(codes.eq(0).sum(0).argmax())
+    for tokens in (1, 2):
+        x = torch.zeros(tokens, spec.columns, device="cuda").bfloat16()
+        x[:, column] = torch.randn(tokens) * 1e4
+        assert (run(x, made, None, spec)[:, codes[:, column] == 0] == 0).all()
 
 
 @pytest.mark.parametrize("bits", [16, 8])

@@ -130,13 +130,16 @@ def few_terms(lay: Layout, chunk: bytes, x: Tensor) -> Tensor:
             place = (group & 0x7FC) | rank % wide * 0x20
             columns = (place & 0x1E0) // 2  # two bytes each
             scale = torch.tensor(group >> 16, dtype=torch.int32).short().view(torch.bfloat16).item()
-            total = -zero_point(group, lay) * float(x[columns : columns + 16].sum())
+            total = 0.0
             for i in range(2):
                 codes = word(chunk, lay.pieces_at + rank * 8 + 4 * i)
                 for j, part in enumerate((codes, codes, codes >> 8, codes >> 8)):
                     pair = part & (0x00F000F0 if j % 2 else 0x000F000F)
                     low, high = halves[columns // 8 + i, j]
-                    total += (half(pair & 0xFFFF) * float(low) + half(pair >> 16) * float(high)) * 2.0**24
+                    zero = zero_point(group, lay) * (16 if j % 2 else 1) * 2.0**-24
+                    total += (
+                        (half(pair & 0xFFFF) - zero) * float(low) + (half(pair >> 16) - zero) * float(high)
+                    ) * 2.0**24
             slots[place // 4] = scale * total
     return slots
 
