@@ -59,7 +59,7 @@ def close(found: Tensor, x: Tensor, made: Weight, bias: Tensor | None, spec: Gro
     and zero point and the weight itself are rounded by 2^-11 of themselves, or by 2^-25 where they are subnormal, which
     is 2^-15 of that scale. Activations are exact but for 2^-36 of the largest; in float32 they are rounded by 2^-11.
     Tensor cores add up with errors below 2^-16 of the sum of magnitudes. The output is rounded once more. Of one or two
-    tokens, weights are exact up to the scale; sums of four products with activations are rounded by 2^-11 of themselves.
+    tokens, weights are exact up to the scale; sums of four products with activations are rounded by 2^-11.
     """
     expected = reference.group_gemm(x.float() if spec.activation_bits == 16 else x, made, bias, spec).float()
     codes, scale = decode(made, spec)
