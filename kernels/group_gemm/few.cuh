@@ -5,8 +5,8 @@
    order whichever exist, and clears them. Neighbours are of four pieces of columns, so activations are broadcast.
 
    Activations are made float16 by every warp for itself, a unit at a time, read a round ahead. Those of 16 columns are
-   scaled by a power of two, such that the largest has the exponent of 2^14; columns whose codes come out of their words
-   16 times too large are scaled by a sixteenth of it. Stored codes less zero points, exact as subnormal numbers, are
+   scaled by a power of two, such that the largest has the exponent of 2^14; columns whose codes of 4 bits come out of
+   their words 16 times too large are scaled by a sixteenth of it. Stored codes less zero points, exact as subnormal numbers, are
    multiplied and added up in float16 over four products, then in float32.
 
    Shared memory of a warp: slots [FEW][512] float, at a multiple of their size; halves [FEW][256] float16; back [pieces of
@@ -45,25 +45,34 @@ __device__ __forceinline__ u32 add2(u32 a, u32 b, u32 c)
 
 __device__ __forceinline__ float total2(u32 pair) { return half_float((u16)pair) + half_float((u16)(pair >> 16)); }
 
-/* Float16 of the bits in a mask, less zeros. */
-__device__ __forceinline__ u32 less2(u32 bits, u32 mask, u32 zeros)
+/* Of two float16. */
+__device__ __forceinline__ u32 less2(u32 bits, u32 zeros)
 {
     u32 out;
-    asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(out) : "r"(bits & mask), "r"(zeros));
+    asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(out) : "r"(bits), "r"(zeros));
     return out;
 }
 
 /* Stored codes less zero points, 2^-24 of them as float16. */
 __device__ __forceinline__ void integers(const u32 *word, u32 group, u32 *out)
 {
-    u32 zeros = __byte_perm(group, 0, 0x4141), high = zeros & 0x00f000f0, low = zeros >> 4 & 0x000f000f;
+    u32 zeros = __byte_perm(group, 0, 0x4141);
+#if BITS == 8
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        out[2 * i] = less2(word[i] & 0x00ff00ff, zeros);
+        out[2 * i + 1] = less2(__byte_perm(word[i], 0, 0x4341), zeros);
+    }
+#else
+    u32 high = zeros & 0x00f000f0, low = zeros >> 4 & 0x000f000f;
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-        out[4 * i] = less2(word[i], 0x000f000f, low);
-        out[4 * i + 1] = less2(word[i], 0x00f000f0, high); /* 16 times */
-        out[4 * i + 2] = less2(word[i] >> 8, 0x000f000f, low);
-        out[4 * i + 3] = less2(word[i] >> 8, 0x00f000f0, high);
+        out[4 * i] = less2(word[i] & 0x000f000f, low);
+        out[4 * i + 1] = less2(word[i] & 0x00f000f0, high); /* 16 times */
+        out[4 * i + 2] = less2(word[i] >> 8 & 0x000f000f, low);
+        out[4 * i + 3] = less2(word[i] >> 8 & 0x00f000f0, high);
     }
+#endif
 }
 
 /* integers * activations, over the columns of a piece. */
@@ -78,6 +87,15 @@ __device__ __forceinline__ float dot(const u32 *weight, const u32 *x)
             sum[i] = add2(weight[4 * i + j], x[4 * i + j], sum[i]);
     }
     return total2(sum[0]) + total2(sum[1]);
+}
+
+/* The slot and columns of a group's first piece, of which `rank` is the number in the chunk. */
+__device__ __forceinline__ u32 place_of(u32 group, u32 rank, const u32 *header)
+{
+    if (BITS == 4)
+        return group & SLOT;
+    u32 step = (rank >= header[1]) + (rank >= header[2]) + (rank >= header[3]);
+    return (group << 1 & 0x7c) | (group << 3 & 0x600) | step << 7;
 }
 
 struct Way {
@@ -124,7 +142,7 @@ struct Way {
             float multiply = __uint_as_float(exponent << 23), sixteenth = __uint_as_float((exponent - 4) << 23);
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                float part = i % 2 ? sixteenth : multiply;
+                float part = BITS == 4 && i % 2 ? sixteenth : multiply;
                 word[i] = halves(number_of(raw[t], 2 * i) * part, number_of(raw[t], 2 * i + 1) * part);
             }
             store4(halves_at + t * HALVES_BYTES + lane * 16, word);
@@ -136,14 +154,14 @@ struct Way {
     /* sums += 2^-12 * a chunk * the activations of its unit, which were brought. */
     __device__ __forceinline__ void multiply(float *sums, u32 chunk, u32 stage, u32 unit)
     {
-        u32 groups_at;
-        load<4>(chunk, &groups_at);
-        u32 count = (groups_at - PIECES_AT) / PIECE_BYTES, lane = threadIdx.x % 32;
+        u32 header[4];
+        load<16>(chunk, header);
+        u32 count = (header[0] - PIECES_AT) / PIECE_BYTES, lane = threadIdx.x % 32;
         __syncwarp();
         if (count == 0)
             return;
         lane = min(lane, count - 1);
-        u32 pieces = chunk + PIECES_AT + lane * PIECE_BYTES, groups = chunk + groups_at + (lane >> SHARE) * 4;
+        u32 pieces = chunk + PIECES_AT + lane * PIECE_BYTES, groups = chunk + header[0] + (lane >> SHARE) * 4;
         u32 behind = lane % (1 << SHARE) * NEXT_PIECE, last = max(count, 32u) - 32;
         for (u32 first = 0; first < count; first += TOGETHER * 32) {
             u32 slot[TOGETHER];
@@ -153,8 +171,8 @@ struct Way {
                 u32 start = min(first + i * 32, last), word[WORDS], group; /* the last ones are multiplied twice */
                 load<PIECE_BYTES>(pieces + start * PIECE_BYTES, word);
                 load<4>(groups + (start >> SHARE) * 4, &group);
-                u32 place = SHARE ? (group & SLOT) | behind : group, at = (place & COLUMNS) | halves_at;
-                slot[i] = (place & SLOT) | slots;
+                u32 place = place_of(group, start + lane, header) | behind, at = (place & COLUMNS) | halves_at;
+                slot[i] = place | slots;
                 float scale = __uint_as_float(group & 0xffff0000);
                 u32 back[FEW], weight[8];
                 load<4 * FEW>(at + FEW * HALVES_BYTES, back);

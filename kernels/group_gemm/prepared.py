@@ -31,8 +31,6 @@ HEADER = 16
 """Bytes before the masks of a chunk; the first four: where its groups begin."""
 ALIGNMENT = 16
 ROOM_MULTIPLE = 128
-ZERO_BIT = 12
-"""Of a group's number: where its zero point is, if it holds the group's place too."""
 LARGEST_GROUP = 64
 """Columns that one lane of each of four takes at a time."""
 LARGEST_EXPONENT = 14
@@ -69,7 +67,12 @@ class Layout:
     @property
     def placed(self) -> bool:
         """PLACED of weights.cuh: whether the number of a group has room for where it is."""
-        return self.spec.bits == 4 and self.piece == 16
+        return self.piece == 16
+
+    @property
+    def zero_bit(self) -> int:
+        """Of the number of a group that holds its place: where its zero point is."""
+        return 16 - self.spec.bits
 
     @property
     def piece_bytes(self) -> int:
@@ -112,6 +115,11 @@ class Layout:
         chunks = torch.zeros(int(begins[-1]), dtype=torch.uint8, device=device)
         words = chunks.view(torch.int32)
         words[begins[:-1] // 4] = groups_at.int()
+        if self.placed:
+            step = number // (4 * LANES) % 4 + number // width * 4
+            steps = (step.bincount(minlength=4 * self.slabs * self.units) << self.share).view(-1, 4).cumsum(1).int()
+            for i in range(3):
+                words[begins[:-1] // 4 + 1 + i] = steps[:, i]
         pieces = (number[:, None] + torch.arange(1 << self.share, device=device)).flatten()
         masks = torch.zeros(self.slabs * self.units * self.masks, dtype=torch.int64, device=device)
         masks.scatter_add_(0, pieces // LANES, 1 << pieces % LANES)
@@ -148,7 +156,7 @@ class Layout:
         number, chunk = pieces[:: 1 << self.share], chunk[:: 1 << self.share]
         groups_at = begins + words[begins // 4]
         group = words[groups_at[chunk] // 4 + (rank[:: 1 << self.share] >> self.share)]
-        group = (group & -65536 | group >> ZERO_BIT & 15) if self.placed else group
+        group = (group & -65536 | (group & 65535) >> self.zero_bit) if self.placed else group
         place, order = self._places(number).sort()
         halves = spec.size // self.size
         values = self.in_order(values.view(len(number), wide << self.share)[order], back=True)
@@ -161,8 +169,11 @@ class Layout:
         if not self.placed:
             return group
         lane, mask = number % LANES, number // LANES % self.masks
-        place = lane // 4 << 2 | lane % 4 << 5 | mask // 4 << 7 | mask % 4 << 9
-        return group & -65536 | (group & 15) << ZERO_BIT | place.int()
+        if self.spec.bits == 4:
+            place = lane // 4 << 2 | lane % 4 << 5 | mask // 4 << 7 | mask % 4 << 9
+        else:
+            place = lane // 4 << 1 | lane % 4 << 4 | mask % 4 << 6
+        return group & -65536 | (group & 65535) << self.zero_bit | place.int()
 
     def _numbers(self, place: Tensor) -> Tensor:
         """place [n]: row * stored groups of a row + group -> chunk * lanes of masks + lane of the first piece."""

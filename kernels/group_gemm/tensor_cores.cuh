@@ -29,8 +29,8 @@ __device__ __forceinline__ void scaled(const u32 *word, u32 group, float factor,
     /* the bits of a zero point alone are lost in rounding to float16 */
     float scale = __uint_as_float(PLACED ? group & 0xffff0000 : group) * factor;
     u32 low = halves(scale, scale), high = multiply2(low, SIXTEENTH);
-    u32 term = PLACED ? multiply2(__byte_perm(group, 0, 0x4141) & 0x00f000f0, high)
-                      : multiply2(__byte_perm(group, 0, 0x1010), low);
+    u32 zeros = __byte_perm(group, 0, PLACED ? 0x4141 : 0x1010);
+    u32 term = PLACED && BITS == 4 ? multiply2(zeros & 0x00f000f0, high) : multiply2(zeros, low);
     if (BITS == 8) {
 #pragma unroll
         for (int i = 0; i < MMAS; i++) {

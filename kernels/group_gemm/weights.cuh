@@ -4,14 +4,15 @@
    row: lane 4g + q has piece q of rows g, g + 8, g + 16 and g + 24. It takes as many columns q, 4 at a time, as the 16
    of an mma: activations and weights agree on that.
 
-     header  4 words, the first: bytes from here to the numbers of groups
+     header  4 words: bytes from here to the numbers of groups; PLACED: how many pieces come before steps 1, 2 and 3
      masks   [STEPS][4 times 8 rows] a bit for every lane: whether its piece exists
      pieces  [those that exist, in the order of masks and lanes][PIECE_BYTES] stored codes, see `integers`
      groups  [in the same order] scale << 16 | zero point; 2^SHARE pieces have one
 
-   Pieces of 16 columns in 4 bits are PLACED: their zero points lie in bits 12 to 15, and below it where the first piece
-   of the group is, for lanes that multiply one piece after another (few.cuh): g << 2 | q << 5 | step << 7 | rows / 8 << 9.
-   Smaller pieces and codes of 8 bits leave too few bits. */
+   Pieces of 16 columns are PLACED: their zero points lie in the upper bits of 16, and below it where the first piece of
+   the group is, for lanes that multiply one piece after another (few.cuh). Codes of 4 bits:
+   g << 2 | q << 5 | step << 7 | rows / 8 << 9; of 8 bits, where the step must be found from the header:
+   g << 1 | q << 4 | rows / 8 << 6. Smaller pieces leave too few bits. */
 
 #define STEPS (UNIT / (4 * PIECE))
 #define MMAS (PIECE / 4) /* of a step */
@@ -19,10 +20,10 @@
 #define WORDS ((PIECE_BYTES + 3) / 4)
 #define HEADER 16
 #define PIECES_AT (HEADER + STEPS * 16)
-#define PLACED (BITS == 4 && PIECE == 16)
+#define PLACED (PIECE == 16)
 #define SIXTEENTH 0x2c002c00u /* as two float16 */
 
-__device__ __forceinline__ u32 zero_point(u32 group) { return PLACED ? group >> 12 & 15 : group & 0xffff; }
+__device__ __forceinline__ u32 zero_point(u32 group) { return PLACED ? (group & 0xffff) >> (16 - BITS) : group & 0xffff; }
 
 /* (stored - zero) * scale of a piece of the weight in rows of `columns`, at `at`; group: 0 for zeros. */
 __device__ __forceinline__ void write_piece(void *to, u64 at, u32 columns, const u8 *piece, u32 group)

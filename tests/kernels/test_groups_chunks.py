@@ -25,7 +25,7 @@ def half(bits: int) -> float:
 
 
 def zero_point(group: int, lay: Layout) -> int:
-    return group >> 12 & 15 if lay.placed else group & 0xFFFF
+    return (group & 0xFFFF) >> lay.zero_bit if lay.placed else group & 0xFFFF
 
 
 def scaled(piece: bytes, group: int, lay: Layout) -> list[tuple[float, float]]:
@@ -120,35 +120,40 @@ def test_lanes_of_a_chunk_multiply_the_weight(size: int, bits: int) -> None:
 def few_terms(lay: Layout, chunk: bytes, x: Tensor) -> Tensor:
     """What `multiply` of few.cuh leaves in the slots of a chunk, without rounding: [512], times what it leaves out."""
     slots = torch.zeros(512, dtype=torch.float64)
-    halves = x.view(-1, 4, 2) / torch.tensor([1.0, 16.0, 1.0, 16.0], dtype=x.dtype)[:, None]
-    groups, wide = word(chunk, 0), 1 << lay.share
+    parts = torch.tensor([1.0, 16.0, 1.0, 16.0] if lay.spec.bits == 4 else [1.0] * 4, dtype=x.dtype)
+    halves = (x.view(-1, 4, 2) / parts[:, None]).view(-1, 2)
+    groups, wide, before = word(chunk, 0), 1 << lay.share, [word(chunk, 4 * i) for i in (1, 2, 3)]
     count = (groups - lay.pieces_at) // lay.piece_bytes
     for first in range(0, count, 32):
         for lane in range(32):
             rank = min(first, max(count, 32) - 32) + min(lane, count - 1)
             group = word(chunk, groups + (rank >> lay.share) * 4)
-            place = (group & 0x7FC) | rank % wide * 0x20
-            columns = (place & 0x1E0) // 2  # two bytes each
+            if lay.spec.bits == 4:
+                place = group & 0x7FC
+            else:
+                place = group << 1 & 0x7C | group << 3 & 0x600 | sum(rank >= one for one in before) << 7
+            place |= rank % wide * 0x20
             scale = torch.tensor(group >> 16, dtype=torch.int32).short().view(torch.bfloat16).item()
-            total = 0.0
-            for i in range(2):
-                codes = word(chunk, lay.pieces_at + rank * 8 + 4 * i)
-                for j, part in enumerate((codes, codes, codes >> 8, codes >> 8)):
-                    pair = part & (0x00F000F0 if j % 2 else 0x000F000F)
-                    low, high = halves[columns // 8 + i, j]
-                    zero = zero_point(group, lay) * (16 if j % 2 else 1) * 2.0**-24
-                    total += (
-                        (half(pair & 0xFFFF) - zero) * float(low) + (half(pair >> 16) - zero) * float(high)
-                    ) * 2.0**24
+            piece, zero, total = lay.pieces_at + rank * lay.piece_bytes, zero_point(group, lay) * 2.0**-24, 0.0
+            for i in range(8):
+                if lay.spec.bits == 4:
+                    times = 16 if i % 2 else 1
+                    pair = word(chunk, piece + i // 4 * 4) >> i % 4 // 2 * 8 & 0x000F000F * times
+                else:
+                    times, pair = 1, word(chunk, piece + i // 2 * 4) >> i % 2 * 8 & 0x00FF00FF
+                x_pair = halves[(place & 0x1E0) // 4 + i]  # of two bytes each
+                for code, by in zip((pair & 0xFFFF, pair >> 16), x_pair, strict=True):
+                    total += (half(code) - zero * times) * float(by) * 2.0**24
             slots[place // 4] = scale * total
     return slots
 
 
+@pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("share", [0.5, 0.02, 1.0])
-@pytest.mark.parametrize("size", [16, 32, 64, 128])
-def test_lanes_multiply_pieces_one_after_another(size: int, share: float) -> None:
+@pytest.mark.parametrize("size", [16, 32, 128])
+def test_lanes_multiply_pieces_one_after_another(size: int, share: float, bits: int) -> None:
     """Of one or two tokens: every piece has a slot of its own, where the lane of its row adds it up."""
-    spec, weight = made(GroupSpec(40, size * (256 // size + 1), size, 4, 0, False), "gqs", share)
+    spec, weight = made(GroupSpec(40, size * (256 // size + 1), size, bits, 0, False), "gqs", share)
     lay = Layout(spec)
     assert lay.placed
     chunks, offsets, _, _ = lay.build(weight)

@@ -28,8 +28,8 @@ def test_every_generation(target: str) -> None:
         warps = {"ROW_WARPS": 4, "COLUMN_WARPS": 2} if tiles == 2 else {}
         kind = {**KIND, "PIECE": piece, "BITS": bits, "SHARE": share, "TILES": tiles, "X": activations, "BIAS": 1}
         assert nvrtc.machine_code(SOURCE, {**kind, **warps, "BLOCKS": 1}, target)[:4] == b"\x7fELF"
-    for few, share, activations in ((1, 0, 0), (2, 2, 3), (2, 1, 2)):
-        kind = {**KIND, "FEW": few, "SHARE": share, "X": activations, "ROW_WARPS": 2, "COLUMN_WARPS": 4, "BIAS": 2}
+    for few, bits, share, activations in ((1, 4, 0, 0), (2, 4, 2, 3), (2, 8, 1, 2)):
+        kind = {**KIND, "FEW": few, "BITS": bits, "SHARE": share, "X": activations, "BIAS": 2}
         assert nvrtc.machine_code(SOURCE, kind, target)[:4] == b"\x7fELF"
 
 
