@@ -6,8 +6,8 @@
 
    Activations are made float16 by every warp for itself, a unit at a time, read a round ahead. Those of 16 columns are
    scaled by a power of two, such that the largest has the exponent of 2^14; columns whose codes of 4 bits come out of
-   their words 16 times too large are scaled by a sixteenth of it. Stored codes less zero points, exact as subnormal numbers, are
-   multiplied and added up in float16 over four products, then in float32.
+   their words 16 times too large are scaled by a sixteenth of it. Stored codes less zero points, exact as subnormal
+   numbers, are multiplied and added up in float16 over four products, then in float32.
 
    Shared memory of a warp: slots [FEW][512] float, at a multiple of their size; halves [FEW][256] float16; back [pieces of
    a unit][8] powers of two, of which FEW are used: a piece's is as far from the first one's as its activations are. */
@@ -19,10 +19,10 @@
 #define HALVES_BYTES (UNIT * 2)
 #define OWN_BYTES (FEW * (SLOT_BYTES + HALVES_BYTES) + HALVES_BYTES)
 #define WAY_BYTES (WARPS * OWN_BYTES + SLOT_BYTES - 1024) /* as far as shared memory is aligned */
-#define SLOT 0x7fcu       /* of a group word: where its slot is, */
-#define COLUMNS 0x1e0u    /* and its activations */
-#define NEXT_PIECE 0x20u  /* of the same row */
-#define TOGETHER 2        /* times 32 pieces */
+#define SLOT 0x7fcu      /* of a group word: where its slot is, */
+#define COLUMNS 0x1e0u   /* and its activations */
+#define NEXT_PIECE 0x20u /* of the same row */
+#define TOGETHER 2       /* times 32 pieces */
 
 __device__ __forceinline__ void store(u32 at, u32 word)
 {
