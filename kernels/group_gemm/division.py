@@ -25,18 +25,30 @@ QUAD_WORDS = 128
 """Words of four sums of every lane of a warp."""
 RESERVED = 1024
 """Bytes of shared memory that every block takes beside what is asked for."""
-LAUNCH_CYCLES, BLOCK_CYCLES, TILE_CYCLES = 2160, 1360, 170
-"""What a product takes that does nothing, for every block of a multiprocessor, and for every tile of a block."""
 WAIT_CYCLES, WAIT_TILE_CYCLES, WAIT_ROW_CYCLES, SHALLOW_CYCLES = 2850, 110, 110, 840
 """Of a round of one warp alone: waiting for one instruction after another, for 8 of its tokens, for a row of
 activations that it copies, and for a ring of two chunks."""
 CHUNK_CYCLES, ROW_CYCLES = 550, 85
 """Of a chunk on a scheduler that other warps keep busy, and for a row of activations."""
-FEW_WAIT_CYCLES, FEW_CYCLES, FEW_TOKEN_CYCLES = 1900, 350, 450
-"""Of few tokens, counted from instructions and what shared memory moves, not measured: a round of one warp alone; a
-chunk on a scheduler that other warps keep busy, and for every token."""
-PART_CYCLES, WORDS_PER_CYCLE = 220, 3.6
-"""What a part of sums from another block takes, and how many words of it are added up in a cycle."""
+FEW_WAIT_CYCLES, FEW_CYCLES, FEW_TOKEN_CYCLES = 2070, 230, 485
+"""Of few tokens: a round of one warp alone; a chunk on a scheduler that other warps keep busy, and for every token."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Cycles beside the chunks. launch: of a product that does nothing; block: for every block of a multiprocessor;
+    tile: for every tile of a block; part: for a part of sums from another block. words: of it that are added up in a
+    cycle."""
+
+    launch: int
+    block: int
+    tile: int
+    part: int
+    words: float
+
+
+TENSOR_CORES = Costs(launch=2160, block=1360, tile=170, part=220, words=3.6)
+FEW_TOKENS = Costs(launch=1290, block=560, tile=0, part=310, words=1.6)
 
 
 @dataclass(frozen=True)
@@ -187,22 +199,23 @@ class Division:
     @property
     def chunk_cycles(self) -> tuple[int, int]:
         """Estimated, of a chunk: of a warp alone, and of a scheduler that other warps keep busy."""
-        shallow = SHALLOW_CYCLES if self.form.stages == min(STAGES) else 0
         if self.few:
-            return FEW_WAIT_CYCLES + shallow, FEW_CYCLES + self.tokens * FEW_TOKEN_CYCLES
+            return FEW_WAIT_CYCLES, FEW_CYCLES + self.tokens * FEW_TOKEN_CYCLES
+        shallow = SHALLOW_CYCLES if self.form.stages == min(STAGES) else 0
         copied = ceil_div(self.tokens * self.form.columns, self.form.warps) if self.token_tiles > 1 else 0
         wait = WAIT_CYCLES + self.token_tiles * WAIT_TILE_CYCLES + copied * WAIT_ROW_CYCLES + shallow
         return wait, CHUNK_CYCLES + copied * ROW_CYCLES
 
     @cached_property
     def cycles(self) -> int:
-        """An estimate of what it takes, to compare divisions: fitted to 1160 measured on an H200 (LOG.md)."""
+        """An estimate of what it takes, to compare divisions: fitted to 1978 measured on an H200 (LOG.md)."""
+        costs = FEW_TOKENS if self.few else TENSOR_CORES
         wait, busy = self.chunk_cycles
         resident = ceil_div(self.blocks, self.gpu.processors)
         rounds = self.rounds * hypot(wait, resident * self.form.warps / 4 * busy)
         parts = ceil_div(self.blocks, self.tiles)
-        exchange = parts * (PART_CYCLES + self.part / WORDS_PER_CYCLE) if self.cut else 0
-        return int(LAUNCH_CYCLES + resident * BLOCK_CYCLES + self.most_tiles * TILE_CYCLES + rounds + exchange)
+        exchange = parts * (costs.part + self.part / costs.words) if self.cut else 0
+        return int(costs.launch + resident * costs.block + self.most_tiles * costs.tile + rounds + exchange)
 
 
 def divisions(rows: int, columns: int, tokens: int, room: int, gpu: Gpu) -> Iterator[Division]:

@@ -41,6 +41,10 @@ def test_shares_are_even() -> None:
 @pytest.mark.parametrize(
     ("model", "linear", "tokens", "form"),
     [
+        ("Qwen2.5-7B", "gate_up", 1, "8x1"),
+        ("Qwen2.5-7B", "qkv", 1, "1x8"),
+        ("Qwen2.5-7B", "down", 2, "1x8"),
+        ("Llama-3.2-1B", "gate_up", 2, "2x4"),
         ("Qwen2.5-7B", "down", 8, "1x8"),
         ("Qwen2.5-7B", "down", 64, "4x2"),
         ("Qwen2.5-7B", "qkv", 16, "4x2"),
