@@ -16,6 +16,7 @@ from ..core.quantize import Weight
 from ..core.select import apply_mask
 from ..core.weights import ChangeSums, check_finite, floats, ratio, sum_changes, take_rows, values
 from ..kernels.planes import row_blocks
+from ..models.finite import finite
 from ..permute.permutations import permute_vector, permute_weight, vectors_beside
 from ..plan.linear import LinearPlan
 from ..plan.plan import Plan
@@ -71,7 +72,7 @@ def _read(plan: Plan, device: str, linear: LinearPlan, solved: LayerResult | Non
         prefix = name.removesuffix(submodule)
         for vector in vectors_beside(submodule, free):
             if linear.permuted and prefix + vector in plan.source.tensors:
-                before = plan.source.read(prefix + vector)
+                before = finite(plan.source, prefix + vector)
                 beside[prefix + vector] = permute_vector(vector, before, solved.permutations, free)
     check_finite(source, name)
     if not (linear.method and METHODS[linear.method].prunes):

@@ -23,6 +23,7 @@ from ..checkpoint.writer import Unit, WeightWriter
 from ..core.workers import in_order
 from ..errors import HubError, InputError, OutputError
 from ..models.completeness import check_tied
+from ..models.finite import check_all_finite, finite, finite_pieces
 from ..permute.permutations import compose_all, read_permutations
 from ..plan.linear import LinearPlan
 from ..plan.plan import Plan
@@ -59,7 +60,7 @@ def convert(
     tokens = calibration_tokens(plan.recipe.calibration, plan.source) if plan.calibrated else None
     staging = Staging(out, job_state(plan, settings, tokens), resume=resume)
     try:
-        check_tied(plan.source)
+        _check_source(plan)
         with closing(WeightWriter(staging.path, list(plan.shards))) as writer:
             todo = {unit: _linears(plan, unit) for unit in writer.remaining}
             linears = [linear for own in todo.values() for linear in own]
@@ -82,7 +83,7 @@ def convert(
                     tensors = {name: tensor for one in converted for name, tensor in one.tensors.items()}
                     if own:  # its norms too, while its shard is still on disk (--low-disk)
                         rest = (spec.name for spec in unit.tensors if spec.name not in tensors)
-                        tensors |= {name: plan.source.read(name) for name in rest}
+                        tensors |= {name: finite(plan.source, name) for name in rest}
                     contents = partial(_contents, plan.source, tensors)
                     if writing:
                         writing.result()
@@ -101,6 +102,14 @@ def convert(
     report = finish(plan, staging.path, weights, _report(plan, noted), checks, progress)
     staging.publish()
     return report
+
+
+def _check_source(plan: Plan) -> None:
+    """InputError for faults of the weights that would show only after much work, or not at all."""
+    check_tied(plan.source)
+    if plan.calibrated and plan.source.shard_store.disk_use is None:
+        # Hours before the last layer is read; files that are fetched one by one are checked as they arrive.
+        check_all_finite(plan.source, [name for name in plan.source.tensors if name not in plan.surplus])
 
 
 def _linears(plan: Plan, unit: Unit) -> list[LinearPlan]:
@@ -124,7 +133,7 @@ def _calibrated(
 
 def _contents(source: Checkpoint, made: dict[str, Tensor], spec: TensorSpec) -> Iterable[Tensor]:
     """A tensor for the writer: in one piece if converted, in several if copied from the source."""
-    return [made[spec.name]] if spec.name in made else source.pieces(spec.name)
+    return [made[spec.name]] if spec.name in made else finite_pieces(source, spec.name)
 
 
 def _report(plan: Plan, noted: Noted) -> Report:

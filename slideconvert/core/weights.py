@@ -106,7 +106,12 @@ def check_finite(weight: Weight, name: str) -> None:
             if block.abs().amax().isfinite():
                 continue
             row, column = (int(index) for index in block.isfinite().logical_not().nonzero()[0])
-            raise InputError(
-                f"{name}.{part}: {float(block[row, column])} at row {rows.start + row}, column {column}",
-                hint="the source is damaged: download it again or ask its author",
-            )
+            raise not_finite(f"{name}.{part}", float(block[row, column]), (rows.start + row, column))
+
+
+def not_finite(tensor: str, value: float, place: tuple[int, ...]) -> InputError:
+    """The error for a NaN or an infinity. tensor: its name. place: the index of the element."""
+    where = f"row {place[0]}, column {place[1]}" if len(place) == 2 else f"element {', '.join(map(str, place))}"
+    return InputError(
+        f"{tensor}: {value} at {where}", hint="the source is damaged: download it again or ask its author"
+    )

@@ -29,6 +29,7 @@ from ..formats.record import Record, describe_linear, read_record
 from ..kernels.planes import bits
 from ..models.completeness import model_faults, shapes_of, surplus_tensors
 from ..models.families import architecture_of, decoder_linears
+from ..models.finite import check_all_finite, finite, finite_pieces
 from ..models.load import empty_model
 from ..permute.permutations import between, permute_vector, read_permutations
 from ..progress import Progress, silent
@@ -87,9 +88,10 @@ def verify_checkpoint(
         """Check the other tensors of a layer (None: those outside the layers) while its shards are still local."""
         for name in sorted(name for name in checkpoint.tensors.keys() - owned if layer_of(name) == layer):
             owned.add(name)
-            fault = _copy_fault(checkpoint, checkpoint.spec(name), theirs) if theirs else ""
-            if fault:
-                spoiled[name] = fault
+            try:
+                _check_copy(checkpoint, checkpoint.spec(name), theirs)
+            except InputError as error:
+                spoiled[name] = error.what
 
     check_copies(None)
     with ThreadPoolExecutor(1) as hashing:
@@ -181,23 +183,27 @@ def config_faults(checkpoint: Checkpoint, record: Record) -> Iterator[str]:
         yield f"{CONFIG}: quantization_config does not agree with the record of the linears"
 
 
-def _copy_fault(checkpoint: Checkpoint, spec: TensorSpec, source: Side) -> str:
-    """The fault of a tensor that must be a copy of the source's; "" if it is sound."""
+def _check_copy(checkpoint: Checkpoint, spec: TensorSpec, source: Side | None) -> None:
+    """InputError unless a tensor is finite and, with a source, a copy of the source's."""
+    if source is None:
+        check_all_finite(checkpoint, [spec.name])
+        return
     theirs = source.checkpoint
     if spec.name not in theirs.tensors:
-        return f"{spec.name}: the source has no such tensor"
+        raise InputError(f"{spec.name}: the source has no such tensor")
     if theirs.spec(spec.name) != spec:
-        return f"{spec.name}: {spec.dtype} {list(spec.shape)}, the source has another dtype or shape"
+        raise InputError(f"{spec.name}: {spec.dtype} {list(spec.shape)}, the source has another dtype or shape")
     architecture = architecture_of(theirs.config)
     layer = architecture.layer_of(spec.name)
     if layer is not None:
         name, free = spec.name.removeprefix(f"{architecture.layer(layer)}."), architecture.free_channels(theirs.config)
         vector = permute_vector(name, theirs.read(spec.name), source.permutations.get(layer, {}), free)
-        same = torch.equal(bits(checkpoint.read(spec.name)), bits(vector))
+        same = torch.equal(bits(finite(checkpoint, spec.name)), bits(vector))
     else:
-        pairs = zip(checkpoint.pieces(spec.name), theirs.pieces(spec.name), strict=True)
+        pairs = zip(finite_pieces(checkpoint, spec.name), theirs.pieces(spec.name), strict=True)
         same = all(torch.equal(bits(ours), bits(before)) for ours, before in pairs)
-    return "" if same else f"{spec.name}: differs from the source"
+    if not same:
+        raise InputError(f"{spec.name}: differs from the source")
 
 
 def _lost_tensors(checkpoint: Checkpoint, source: Checkpoint, owned: set[str]) -> Iterator[str]:

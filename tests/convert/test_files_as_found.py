@@ -148,3 +148,54 @@ def test_verify_finds_a_tensor_that_is_missing_without_hashes(cli: Cli, tmp_path
     edit_config(out, lambda config: config["slidesparse_config"].update(files={}))
     done = cli("verify", out)
     assert done.code == 1 and "model.norm.weight is missing" in done.out + done.err
+
+
+def spoiled(name: str, place: tuple[int, ...], value: float) -> dict[str, torch.Tensor]:
+    """The tensors of an untied pico model with biases, with one element that is no number."""
+    held = pico.weights(bias=True)
+    held["lm_head.weight"] = held["model.embed_tokens.weight"].clone()
+    held[name][place] = value
+    return held
+
+
+QWEN: dict[str, Any] = {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "tie_word_embeddings": False}
+NOT_NUMBERS: dict[str, tuple[tuple[int, ...], float, str]] = {
+    "model.embed_tokens.weight": ((90, 7), float("nan"), "nan at row 90, column 7"),
+    "lm_head.weight": ((95, 63), float("inf"), "inf at row 95, column 63"),
+    "model.norm.weight": ((5,), float("-inf"), "-inf at element 5"),
+    "model.layers.2.post_attention_layernorm.weight": ((63,), float("nan"), "nan at element 63"),
+    "model.layers.1.self_attn.k_proj.bias": ((0,), float("inf"), "inf at element 0"),
+    "model.layers.2.mlp.down_proj.weight": ((9, 3), float("nan"), "nan at row 9, column 3"),
+}
+"""Tensors, the place and the value of an element, and what is said of it."""
+
+
+@pytest.mark.parametrize("name", NOT_NUMBERS)
+@pytest.mark.parametrize("method", ["magnitude", "obs"])
+def test_tensors_that_are_not_finite_are_refused(
+    cli: Cli, text: Path, tmp_path: Path, name: str, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those that the text does not reach; with calibration before any text goes through the model."""
+    place, value, said = NOT_NUMBERS[name]
+    source, out = write_tokenizer(pico.write(tmp_path / "source", spoiled(name, place, value), QWEN)), tmp_path / "out"
+    monkeypatch.setattr("slideconvert.calibrate.run.compress_layers", lambda *_, **__: pytest.fail("too late"))
+    words = ("--calibration", text, "--samples", "9", "--length", "24") if method == "obs" else ()
+    done = cli("convert", source, out, "--method", method, *words)
+    assert done.code == 2 and done.err.strip().splitlines()[-1].startswith(f"error: {name}: {said}"), done.err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("name", list(NOT_NUMBERS)[:-1])
+def test_verify_finds_copied_tensors_that_are_not_finite(cli: Cli, tmp_path: Path, name: str) -> None:
+    """Without hashes and without a source, and also if the source has the same."""
+    place, value, said = NOT_NUMBERS[name]
+    held = spoiled(name, place, 1.0)
+    source, out = pico.write(tmp_path / "source", held, QWEN), tmp_path / "out"
+    assert cli("convert", source, out, "--method", "magnitude").code == 0
+    for folder, tensors_of in ((source, held), (out, pico.read(out))):
+        tensors_of[name][place] = value
+        save_file(tensors_of, folder / "model.safetensors", metadata={"format": "pt"})
+    edit_config(out, lambda config: config["slidesparse_config"].update(files={}))
+    for words in ((), ("--source", source)):
+        done = cli("verify", out, *words)
+        assert done.code == 1 and f"{name}: {said}" in " ".join((done.out + done.err).split()), done
