@@ -71,7 +71,7 @@ def read_latent(stored: StoredLinear, checkpoint: Checkpoint) -> Tensor | None:
     return checkpoint.read(stored.tensors[0].name) if stored.coding == LATENT else None
 
 
-def bitnet_coding(config: dict[str, Any]) -> str | None:
+def bitnet_coding(config: Mapping[str, Any]) -> str | None:
     """The form of the weights in BitNet's own checkpoints; None for other models and other quantization methods."""
     if config.get("model_type") != "bitnet":
         return None
@@ -86,7 +86,7 @@ def bitnet_coding(config: dict[str, Any]) -> str | None:
     return LATENT if quantization.get("quantization_mode", "offline") == "online" else PACKED
 
 
-def check_few_bits(config: dict[str, Any], where: str) -> None:
+def check_few_bits(config: Mapping[str, Any], where: str) -> None:
     """Raise InputError for early BitNet models, whose model_type is llama."""
     bits = config.get("weight_bits")
     if isinstance(bits, int) and bits < 8:
@@ -97,7 +97,7 @@ def check_few_bits(config: dict[str, Any], where: str) -> None:
         )
 
 
-def check_bitnet(quantization: dict[str, Any], where: str) -> None:
+def check_bitnet(quantization: Mapping[str, Any], where: str) -> None:
     """Raise InputError unless a quantization_config of method bitnet describes a supported model."""
     kept = [name for name in quantization.get("modules_to_not_convert") or [] if name != "lm_head"]
     if kept or quantization.get("use_rms_norm"):

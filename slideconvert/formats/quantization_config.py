@@ -5,19 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from ..core.schemes import Scheme
-from ..errors import InputError
 from ..runtime.slidesparse_record import AUTO_MAP, METHOD, RECORD
 from .base import Format
-from .bitnet import check_bitnet, check_few_bits
+from .foreign import KEY
 from .record import LinearRecord, Record
 from .registry import format_for
-
-KEY = "quantization_config"
-EXPECTED = {
-    "weights": {"num_bits": 8, "symmetric": True, "strategy": "channel"},
-    "activations": {"num_bits": 8, "symmetric": True, "strategy": "token", "dynamic": True},
-}
-"""What checkpoints of others must declare to be read."""
 
 
 def quantization_config(linears: dict[str, LinearRecord], untouched: list[str], layout: str) -> dict[str, Any] | None:
@@ -43,38 +35,6 @@ def quantization_config(linears: dict[str, LinearRecord], untouched: list[str], 
         "ignore": [*untouched, *(name for name, linear in linears.items() if not linear.scheme.quantized)],
         "config_groups": {f"group_{number}": group for number, group in enumerate(groups)},
     }
-
-
-def check_quantization(config: dict[str, Any], where: str) -> None:
-    """Raise InputError unless the checkpoint is unquantized, as BitNet's own are, or symmetric W8A8 compressed-tensors
-    as we write it."""
-    check_few_bits(config, where)
-    quantization = config.get(KEY)
-    if quantization is None or RECORD in config:  # reading the record finds what is wrong with ours
-        return
-    method = quantization.get("quant_method")
-    if method == "bitnet" and config.get("model_type") == "bitnet":
-        check_bitnet(quantization, where)
-        return
-    if method != METHOD:
-        raise InputError(
-            f"{where}: quantized by '{method}', only compressed-tensors W8A8 can be taken",
-            hint="start from the BF16 model",
-        )
-    for name, group in (quantization.get("config_groups") or {}).items():
-        given = {"weights": group.get("weights") or {}, "activations": group.get("input_activations") or {}}
-        faults = [
-            f"{part} {key} {given[part].get(key)}"
-            for part, expected in EXPECTED.items()
-            for key, value in expected.items()
-            if given[part].get(key) != value
-        ]
-        if faults:
-            raise InputError(
-                f"{where}: quantization group {name} has {', '.join(faults)}; symmetric 8-bit weights per channel and "
-                "dynamic activations per token can be taken",
-                hint="start from the BF16 model",
-            )
 
 
 def output_config(source: dict[str, Any], record: Record, untouched: list[str]) -> dict[str, Any]:

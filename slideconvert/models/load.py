@@ -18,7 +18,7 @@ from ..core.choices import ACTIVATIONS
 from ..core.quantize import QuantizedWeight
 from ..errors import InputError, pick
 from ..formats.base import StoredLinear
-from ..formats.quantization_config import check_quantization
+from ..formats.foreign import check_quantization
 from ..formats.record import describe_linear, read_record
 from ..formats.registry import format_for
 from ..kernels.linear import SlideSparseLinear

@@ -16,7 +16,7 @@ from ..checkpoint.snapshot import Snapshot
 from ..checkpoint.writer import Shard, Unit
 from ..core import workers
 from ..errors import InputError
-from ..formats.quantization_config import check_quantization
+from ..formats.foreign import check_quantization
 from ..formats.record import Record, read_record
 from ..formats.registry import OWN
 from ..models.architecture import Architecture
