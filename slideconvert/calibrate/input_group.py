@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ..checkpoint.reader import TORCH_DTYPES
+from ..core.choices import MAGNITUDE
 from ..core.patterns import Pattern
 from ..core.precision import full_precision
 from ..core.quantize import Weight
 from ..core.schemes import Scheme
-from ..core.weights import floats, take_rows
+from ..core.weights import floats, scaled, take_rows, unit_of
 from ..errors import InputError, SlideConvertError
 from ..permute.fold import find_permutation, fold, in_order
 from ..permute.layer import query_columns
 from ..permute.permutations import permute_weight
 from ..plan.linear import LinearPlan
-from ..prune import METHODS, Problem
+from ..prune import METHODS, Method, Problem, Solved
 from ..prune.direct import compress_directly
 from ..prune.statistics import Statistics
 from .result import LayerResult
 from .stream import Streams
+
+BLIND = (
+    "its inputs are zero for every token of the calibration text: magnitude chose the weights, and they were rounded "
+    "to nearest"
+)
 
 
 def compress_input_group(
@@ -69,6 +77,9 @@ def latent_weights(plan: LinearPlan, streams: Streams, result: LayerResult) -> T
 
 def output_error(before: Tensor, after: Tensor, gram: Tensor) -> float:
     """Relative error of a linear's output: root of tr(D H Dᵀ) / tr(W H Wᵀ), D = after - before, six digits."""
+    unit = unit_of(before)
+    if unit != 1:
+        before, after = before * unit, after * unit
     change = after - before
     loss = float((change @ gram * change).sum(dtype=torch.float64))
     whole = float((before @ gram * before).sum(dtype=torch.float64))
@@ -96,19 +107,19 @@ def _solve(plans: list[LinearPlan], streams: Streams, statistics: Statistics, re
     weights = [streams.layer.linear(submodule).weight.data for submodule in submodules]
     known = [own for own in (latent_weights(plan, streams, result) for plan in plans) if own is not None]
     latent = torch.cat(known) if known else None
-    solve = METHODS[plan.method].solve
-    assert solve is not None
-    problem = Problem(torch.cat(weights), statistics, plan.pattern, plan.scheme.code_scheme, latent)
+    units = [unit_of(weight) for weight in weights]
+    stacked = [weight if unit == 1 else weight * unit for weight, unit in zip(weights, units, strict=True)]
+    problem = Problem(torch.cat(stacked), statistics, plan.pattern, plan.scheme.code_scheme, latent)
     try:
-        with full_precision():
-            solved = solve(problem)
+        solved = _solved(problem, METHODS[plan.method])
     except ArithmeticError as error:
         raise SlideConvertError(f"{plan.linear.name}: {error}", hint="use more calibration samples") from error
     gram, row = statistics.judging, 0
-    for own, submodule, weight in zip(plans, submodules, weights, strict=True):
+    for own, submodule, weight, unit in zip(plans, submodules, weights, units, strict=True):
         rows = slice(row, row + len(weight))
         row = rows.stop
         made = take_rows(solved.weight, rows)
+        made = made if unit == 1 else scaled(made, 1 / unit)
         if isinstance(made, Tensor):
             made = made.to(TORCH_DTYPES[own.outputs[0].dtype] if own.outputs else torch.bfloat16)
         if not bool(floats(made).isfinite().all()):
@@ -119,3 +130,14 @@ def _solve(plans: list[LinearPlan], streams: Streams, statistics: Statistics, re
         result.weights[submodule] = made
         result.notes[submodule] = solved.notes
         result.errors[submodule] = output_error(weight, floats(made), gram)
+
+
+def _solved(problem: Problem[Any], method: Method) -> Solved:
+    """Apply a method. Without inputs to calibrate for, magnitude chooses, and the weights are rounded to nearest."""
+    if problem.statistics.blind:
+        name = MAGNITUDE if method.prunes else ""
+        weight = compress_directly(problem.weight, name, problem.pattern, problem.scheme, problem.latent)[1]
+        return Solved(weight, (BLIND,))
+    assert method.solve is not None
+    with full_precision():
+        return method.solve(problem)

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..core.weights import unit_of
 from ..errors import InputError
 from ..models.decoder import Decoder, Layer
 from ..prune.statistics import Accumulator, Statistics
@@ -168,8 +169,9 @@ class Streams:
             wanted = next(dense).flatten(0, 1) if dense else None
             if fit is None or held is None:
                 columns, device = inputs.shape[-1], inputs.device
-                fit = Accumulator(columns, device, cross=dense is not None, diagonal=diagonal)
-                held = Accumulator(columns, device, cross=dense is not None)
+                unit = unit_of(inputs)
+                fit = Accumulator(columns, device, cross=dense is not None, diagonal=diagonal, unit=unit)
+                held = Accumulator(columns, device, cross=dense is not None, unit=unit)
             (fit if number < self.fitted_batches else held).add(inputs.flatten(0, 1), wanted)
         assert fit is not None and held is not None
         if dense:

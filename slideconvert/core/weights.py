@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,6 +11,11 @@ from torch import Tensor
 from ..errors import InputError
 from ..kernels.planes import bits, row_blocks
 from .quantize import Weight
+
+LEAST_NORM, MOST_NORM = 1e-12, 1e18
+"""Norms between these lose nothing when float32 sums their squares."""
+MODERATE = 2.0**30
+"""Values up to it, and largest values down to its reciprocal, may be squared and summed in float32."""
 
 
 def values(weight: Weight) -> Tensor:
@@ -33,6 +39,11 @@ def take_rows(weight: Weight, rows: slice) -> Weight:
         return weight[rows]
     grid = weight.grid.take_rows(rows)
     return replace(weight, codes=weight.codes[rows], scale=grid.scale, zero=grid.zero)
+
+
+def scaled(weight: Weight, factor: float) -> Weight:
+    """A weight times a power of two."""
+    return weight * factor if isinstance(weight, Tensor) else replace(weight, scale=weight.scale * factor)
 
 
 def nonzeros(weight: Weight) -> int:
@@ -86,8 +97,30 @@ def sum_changes(before: Weight, pruned: Weight, after: Weight) -> ChangeSums:
 
 
 def energy(matrix: Tensor) -> float:
-    """The squared Frobenius norm."""
-    return float(torch.linalg.vector_norm(matrix)) ** 2
+    """The squared Frobenius norm, also where squares leave the range of float32."""
+    norm = float(torch.linalg.vector_norm(matrix))
+    if not LEAST_NORM < norm < MOST_NORM:
+        unit = unit_of(matrix)
+        norm = float(torch.linalg.vector_norm(matrix * unit)) / unit
+    return norm**2
+
+
+def inner_product(first: Tensor, second: Tensor) -> float:
+    """The sum of first · second, float32 matrices of one shape, also where products leave the range of float32."""
+    units = unit_of(first), unit_of(second)
+    a, b = (matrix if unit == 1 else matrix * unit for matrix, unit in zip((first, second), units, strict=True))
+    return float((a * b).sum(dtype=torch.float64)) / units[0] / units[1]
+
+
+def unit_of(matrix: Tensor) -> float:
+    """A power of two, which moves no rounding: `matrix` times it has squares and sums of squares within float32.
+
+    1 for all but the strangest matrices, and for those of zeros or with values that are not finite.
+    """
+    largest = float(matrix.abs().amax())
+    if MODERATE**-1 <= largest <= MODERATE or not 0 < largest < math.inf:
+        return 1.0
+    return 2.0 ** max(-126, min(126, -math.frexp(largest)[1]))
 
 
 def ratio(loss: float, whole: float) -> float:

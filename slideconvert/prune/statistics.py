@@ -18,7 +18,7 @@ from ..core.precision import exact_for_bfloat16, full_precision
 
 @dataclass(frozen=True)
 class Statistics:
-    """Means over `tokens` calibration tokens, float32.
+    """Means over `tokens` calibration tokens, float32, up to a common factor of the inputs.
 
     gram [K, K]: XᵀX / tokens.
     cross [K, K]: (X̃ - X)ᵀX / tokens, by how much the compressed layers before change the input; None if not collected.
@@ -36,6 +36,11 @@ class Statistics:
     def judging(self) -> Tensor:
         """[K, K] float32: the Gram matrix for output errors, over all tokens for which it is complete."""
         return self.held.gram if self.diagonal and self.held else self.whole.gram
+
+    @property
+    def blind(self) -> bool:
+        """Whether every input is zero for every token, so that the statistics say nothing."""
+        return not bool(self.whole.gram.diagonal().any())
 
     @property
     def norms(self) -> Tensor:
@@ -81,10 +86,13 @@ class Accumulator:
     """Accumulates Statistics batch by batch.
 
     cross: whether to collect `cross` as well. diagonal: whether to collect only the diagonal of the Gram matrix, which
-    takes little time.
+    takes little time. unit: a factor of all inputs, `core.weights.unit_of` some of them.
     """
 
-    def __init__(self, columns: int, device: torch.device, *, cross: bool = False, diagonal: bool = False) -> None:
+    def __init__(
+        self, columns: int, device: torch.device, *, cross: bool = False, diagonal: bool = False, unit: float = 1.0
+    ) -> None:
+        self._unit = unit
         self._diagonal = diagonal
         self._gram = torch.zeros(columns, columns, device=device)
         self._cross = torch.zeros(columns, columns, device=device) if cross else None
@@ -97,6 +105,8 @@ class Accumulator:
         Products of float32 inputs are computed in float32; those of bfloat16 inputs are exact. In cross, X̃ - X may be
         rounded to the precision that the device multiplies fast (at least bfloat16); this rounding has no bias.
         """
+        if self._unit != 1:
+            inputs, dense = inputs * self._unit, None if dense is None else dense * self._unit
         with exact_for_bfloat16() if inputs.dtype == torch.bfloat16 else full_precision():
             self._add(inputs.float(), None if dense is None else dense.float())
         self._tokens += len(inputs)

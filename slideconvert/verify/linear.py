@@ -13,7 +13,7 @@ from torch import Tensor
 from ..checkpoint.reader import Checkpoint
 from ..core.patterns import Pattern
 from ..core.quantize import QuantizedWeight, Weight
-from ..core.weights import ChangeSums, check_finite, energy, floats, nonzeros, ratio, take_rows, values
+from ..core.weights import ChangeSums, check_finite, energy, floats, inner_product, nonzeros, ratio, take_rows, values
 from ..errors import InputError, SlideConvertError
 from ..formats.base import StoredLinear
 from ..formats.record import Record, describe_linear
@@ -169,7 +169,7 @@ def _moved_since(ours: Side, source: Side, name: str) -> bool:
 def _check_moved(before: Weight, weight: Weight) -> ChangeSums:
     """Measure how much calibration and training changed some rows; `verify_linear` judges the sums over all rows."""
     old, new = floats(before), floats(weight)
-    product = float((old * new).sum(dtype=torch.float64)), energy(new)
+    product = inner_product(old, new), energy(new)
     return ChangeSums(energy=energy(old), loss=energy(old - new), product=product)
 
 

@@ -580,7 +580,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str, tuple[str, ...]]] = {
     "activations overflow": (
         spoiled("model.layers.1.post_attention_layernorm.weight", lambda weight: weight.fill_(1e30)),
         f"{FULL} text.jsonl",
-        ("layer 1", "mlp.gate_proj", "not finite"),
+        ("layer 1", "mlp.down_proj", "not finite"),
     ),
     "the last linear overflows": (
         spoiled("model.layers.2.mlp.down_proj.weight", lambda weight: weight.fill_(3e38)),
@@ -595,7 +595,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str, tuple[str, ...]]] = {
     "a norm is infinite": (
         spoiled("model.layers.2.input_layernorm.weight", lambda weight: weight.fill_(float("inf"))),
         f"{FULL} text.jsonl",
-        ("layer 2", "self_attn.q_proj", "not finite"),
+        ("model.layers.2.input_layernorm.weight", "inf at element 0"),
     ),
     "nothing was pruned": (untouched, f"--method gptq --layout dense {FULL} text.jsonl", ("q_proj", "2:8 allows 6")),
     "nothing was pruned, slid": (untouched, f"--method gptq {FULL} text.jsonl", ("q_proj", "2:8 allows 6")),
