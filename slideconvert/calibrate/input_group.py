@@ -22,6 +22,7 @@ from ..plan.linear import LinearPlan
 from ..prune import METHODS, Method, Problem, Solved
 from ..prune.direct import compress_directly
 from ..prune.statistics import Statistics
+from .activation_error import NOTE, TOO_MUCH, activation_error
 from .result import LayerResult
 from .stream import Streams
 
@@ -55,6 +56,10 @@ def compress_input_group(
     if together:
         diagonal = all(METHODS[method].diagonal for method, *_ in together)
         statistics = streams.statistics(group, diagonal=diagonal)
+        for submodule, plan in plans.items():
+            if not plan.kept:
+                weight = streams.layer.linear(submodule).weight.data
+                result.activation_errors[submodule] = activation_error(streams.sample, weight, plan.scheme)
         for part, channels in streams.decoder.free.items():
             if channels.consumer in plans and plans[channels.consumer].permuted:
                 statistics = _permute(part, plans[channels.consumer], streams, statistics, result)
@@ -128,7 +133,8 @@ def _solve(plans: list[LinearPlan], streams: Streams, statistics: Statistics, re
                 hint="weights or inputs of this linear are too large for float32: keep it (rule with keep: true)",
             )
         result.weights[submodule] = made
-        result.notes[submodule] = solved.notes
+        lost = result.activation_errors[submodule] or 0.0
+        result.notes[submodule] = (*solved.notes, *([NOTE] if lost > TOO_MUCH else []))
         result.errors[submodule] = output_error(weight, floats(made), gram)
 
 

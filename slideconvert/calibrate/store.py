@@ -24,6 +24,7 @@ SCHEME = "scheme:"
 """Prefix of a submodule in the metadata: the scheme of its codes."""
 ORDER = "order:"
 """Prefix of a permuted part in the names of tensors."""
+NUMBERS = ("errors", "activation_errors", "notes")
 CURVES = ("curve", "end")
 
 
@@ -39,7 +40,7 @@ class LayerStore:
     def save(self, number: int, result: LayerResult) -> None:
         """Save a layer. OutputError if the disk is full."""
         tensors: dict[str, Tensor] = {ORDER + part: order for part, order in result.permutations.items()}
-        metadata = {"errors": json.dumps(result.errors), "notes": json.dumps(result.notes)}
+        metadata = {part: json.dumps(getattr(result, part)) for part in NUMBERS}
         for part in CURVES:
             curve = getattr(result, part)
             if curve:
@@ -81,6 +82,7 @@ class LayerStore:
             weights=weights,
             permutations=permutations,
             errors=json.loads(metadata["errors"]),
+            activation_errors=json.loads(metadata["activation_errors"]),
             notes={submodule: tuple(notes) for submodule, notes in json.loads(metadata["notes"]).items()},
             **{part: Curve.from_dict(json.loads(metadata[part])) for part in CURVES if part in metadata},
         )

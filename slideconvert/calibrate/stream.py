@@ -17,6 +17,7 @@ from ..core.weights import unit_of
 from ..errors import InputError
 from ..models.decoder import Decoder, Layer
 from ..prune.statistics import Accumulator, Statistics
+from .activation_error import SAMPLE
 from .activations import Activations
 
 HELD_SHARE = 8
@@ -134,11 +135,13 @@ def embed(decoder: Decoder, parts: Sequence[Tensor], options: StreamOptions, nam
 class Streams:
     """The compressed stream, and the dense stream or None, over the same batches of sequences.
 
-    The held-out sequences come last, in separate batches.
+    The held-out sequences come last, in separate batches. sample [tokens, K]: inputs of the input group that was
+    collected last.
     """
 
     def __init__(self, decoder: Decoder, tokens: Tensor, options: StreamOptions, *, dense: bool) -> None:
         self.decoder, self.options, self.number = decoder, options, -1
+        self.sample: Tensor
         self.fitted, self.held = held_out(len(tokens))
         hidden = embed(decoder, (tokens[self.fitted], tokens[self.held]), options, "hidden")
         self.fitted_batches = -(-len(self.fitted) // options.batch(tokens.shape[1]))
@@ -158,7 +161,7 @@ class Streams:
             self.dense.enter(self.layer.twin())
 
     def statistics(self, group: int, *, diagonal: bool = False) -> Statistics:
-        """Statistics of the input of an input group. InputError if it is not finite.
+        """Statistics of the input of an input group, some of which stays in `sample`. InputError if it is not finite.
 
         diagonal: compute only the diagonal of the fitted sequences' Gram matrix.
         """
@@ -169,7 +172,7 @@ class Streams:
             wanted = next(dense).flatten(0, 1) if dense else None
             if fit is None or held is None:
                 columns, device = inputs.shape[-1], inputs.device
-                unit = unit_of(inputs)
+                unit, self.sample = unit_of(inputs), inputs.flatten(0, 1)[:SAMPLE].clone()
                 fit = Accumulator(columns, device, cross=dense is not None, diagonal=diagonal, unit=unit)
                 held = Accumulator(columns, device, cross=dense is not None, unit=unit)
             (fit if number < self.fitted_batches else held).add(inputs.flatten(0, 1), wanted)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoint.files import REPORT_JSON
+from ..report.summary import told
 
 if TYPE_CHECKING:
     from ..api.convert import Conversion
@@ -32,7 +33,7 @@ def result_json(done: Conversion, out: Path, stages: Mapping[str, Stage]) -> dic
         "worst": {"name": worst, "error": errors[worst]},
         "verified_tensors": report.verified,
         "perplexity": report.perplexity,
-        "notes": list(report.notes),
+        "notes": told(report),
         "seconds": round(done.seconds, 3),
         "stages": {name: {**vars(stage), "seconds": round(stage.seconds, 3)} for name, stage in stages.items()},
         "report": str(out / REPORT_JSON),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.table import Table
 
-from ..report.summary import legal_share, size
+from ..report.summary import legal_share, size, told
 
 if TYPE_CHECKING:
     from ..api.convert import Conversion
@@ -130,7 +130,7 @@ def report_summary(done: Conversion, out: Path, stages: Mapping[str, Stage]) -> 
         *measured,
         f"time     {done.seconds:.1f} s ({shares})" + (f", {size(peak)} of GPU memory" if peak else ""),
         *([f"fetched  {size(fetched)} of shards, those needed again included"] if fetched else []),
-        *[f"note     {note}" for note in report.notes],
+        *[f"note     {note}" for note in told(report)],
         f"look     {out / 'report.html'}",
     ]
     return "\n".join(lines)

@@ -30,6 +30,8 @@ class LayerReport:
     slid_columns: K' in the slide layout, else 0.
     output_error: relative error of the linear's output on the calibration tokens; None without calibration, and after
     training end to end, which does not measure it.
+    activation_error: relative change of the linear's output on calibration tokens when its inputs are quantized to 8
+    bits per token; None without calibration, and where inputs stay floats.
     notes: sentences on anything degraded or unusual.
     legal_groups: the number of blocks that had enough zeros in the source; None for weights that are not ternary.
     """
@@ -50,6 +52,7 @@ class LayerReport:
     bytes_after: int
     slid_columns: int
     output_error: float | None = None
+    activation_error: float | None = None
     notes: tuple[str, ...] = ()
     legal_groups: int | None = None
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from ..models.families import KINDS
 from .record import LayerReport, Report
 
+NAMED = 4
+"""Linears that a note names; it counts the others."""
 _UNITS = ("B", "KB", "MB", "GB", "TB")
 
 
@@ -62,6 +64,15 @@ def notes(report: Report) -> list[tuple[str, list[str]]]:
         for note in layer.notes:
             found.setdefault(note, []).append(layer.name)
     return list(found.items())
+
+
+def told(report: Report) -> list[str]:
+    """`notes` as text, each with the first names of its linears and the number of the others."""
+    lines = []
+    for note, names in notes(report):
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        lines.append(f"{', '.join(names[:NAMED])}{more}: {note}" if names else note)
+    return lines
 
 
 def zero_share(report: Report) -> float:

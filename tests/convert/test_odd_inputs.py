@@ -101,3 +101,31 @@ def test_results_do_not_depend_on_the_size_of_inputs(
         assert [after[name][part] for part in ("error", "output_error", "notes")] == [
             before[name][part] for part in ("error", "output_error", "notes")
         ]
+
+
+def with_outlier(held: dict[str, torch.Tensor]) -> None:
+    """The same function, with one input channel of q, k and v ten thousand times as large."""
+    held[NORM][5] *= 1e4
+    for linear in QKV:
+        held[f"{LAYER}{linear}.weight"][:, 5] *= 1e-4
+
+
+def test_inputs_that_8_bits_cannot_hold_are_told(cli: Cli, text: Path, tmp_path: Path) -> None:
+    """With the linears and the way out; which is told no more once it is taken."""
+    words = ("--calibration", text, *FLAGS, "--preset", "fast")
+    keep = tmp_path / "keep.yaml"
+    keep.write_text("rules: [{match: 'model.layers.1.self_attn.[qkv]_proj', keep: true}]")
+    plain, odd = model(tmp_path / "plain"), model(tmp_path / "odd", with_outlier)
+    names = [LAYER + linear for linear in QKV]
+    for source, more, expected in ((plain, (), []), (odd, (), names), (odd, ("--recipe", keep), [])):
+        out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
+        done = cli("convert", source, out, *words, *more)
+        said = " ".join(done.out.split())
+        assert done.code == 0 and (f"note {', '.join(names)}: quantizing its inputs" in said) == bool(expected), done
+        assert "keep: true" in said or not expected
+        errors = {name: row["activation_error"] for name, row in reported(out).items()}
+        assert [name for name, error in errors.items() if error is not None and error > 0.1] == expected
+        assert all((error is None) == (bool(more) and name in names) for name, error in errors.items())
+    floats = tmp_path / "floats"
+    assert cli("convert", odd, floats, *words, "--scheme", "bf16").code == 0
+    assert {row["activation_error"] for row in reported(floats).values()} == {None}
