@@ -1,7 +1,7 @@
 """The errors that slideconvert raises on purpose: what went wrong, where, the numbers, and the way out.
 
 Every one of them is a sentence for a person. The command line prints it as one line and exits with
-`exit_code`; anything else that escapes is a defect and keeps its traceback.
+`exit_code`; anything else that escapes is a defect, with an exit code of its own and its traceback behind -v.
 """
 
 from __future__ import annotations
@@ -58,3 +58,14 @@ def pick(word: str, choices: Iterable[str], kind: str) -> str:
     close = difflib.get_close_matches(word.lower(), known, n=1, cutoff=0.5)
     nearest = f"did you mean {close[0]}? " if close else ""
     raise InputError(f"unknown {kind} '{word}'", hint=f"{nearest}use one of {', '.join(known)}")
+
+
+def printable(text: str) -> str:
+    """Text from a checkpoint, safe to show. U+FFFD replaces control characters, lone surrogates, and overrides of the
+    text direction, which can make one name look like another; line feeds are kept."""
+    return "".join(char if char.isprintable() or char == "\n" else "\ufffd" for char in text)
+
+
+def one_line(text: str) -> str:
+    """`printable` text on one line."""
+    return " ".join(printable(text).split())

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, printable
+from .json_text import parse_json
 
 ITEM_BYTES = {
     "F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2,
@@ -69,9 +70,9 @@ def parse_header(path: Path, head: bytes, size: int) -> dict[str, Placed]:
     """The tensors of the file at `path`, from `head` (prefix and header) and its size. Raises as `read_header`."""
     length = header_length(head, size, path)
     try:
-        header = json.loads(head[8 : 8 + length])
+        header = parse_json(head[8 : 8 + length])
         specs = [_parse_entry(name, entry) for name, entry in header.items() if name != "__metadata__"]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _broken(path, f"unreadable safetensors header ({error})") from error
     placed, end = {}, 0
     for spec, start, stop in sorted(specs, key=lambda item: (item[1], item[2])):
@@ -95,6 +96,8 @@ def _parse_entry(name: str, entry: dict[str, Any]) -> tuple[TensorSpec, int, int
     dtype, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     if not isinstance(dtype, str) or not all(type(number) is int and number >= 0 for number in (*shape, start, stop)):
         raise ValueError(f"{name}: {entry}")
+    if printable(name) != name:
+        raise ValueError(f"{printable(name)}: a name with control characters")
     return TensorSpec(name, dtype, shape), start, stop
 
 

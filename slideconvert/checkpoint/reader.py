@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from torch import Tensor
 from ..errors import InputError
 from .container import Placed, TensorSpec, read_header
 from .files import CONFIG, INDEX, PICKLES, SINGLE, STAGING
+from .json_text import parse_json
 from .shard_store import Folder, ShardStore
 
 PIECE_ELEMENTS = 1 << 25
@@ -111,7 +111,9 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{path} is missing", hint="give a folder in the Hugging Face layout")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})", hint="check its permissions") from error
     except ValueError as error:
         raise InputError(f"{path}: not valid JSON ({error})", hint="download or copy it again") from error
     if not isinstance(value, dict):
@@ -148,6 +150,9 @@ def read_index(path: Path) -> dict[str, str]:
     weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(f"{path}: no weight_map", hint="download or copy it again")
+    strange = next((name for name in weight_map.values() if not isinstance(name, str)), None)
+    if strange is not None:
+        raise InputError(f"{path}: maps a tensor to {str(strange)[:40]}, not to a file", hint="download it again")
     unsafe = sorted(name for name in set(weight_map.values()) if PurePosixPath(name).name != name or "\\" in name)
     if unsafe:
         raise InputError(f"{path}: names a file outside the folder: {unsafe[0]}", hint="do not trust this index")

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import importlib
 import sys
+import traceback
 from typing import NoReturn
 
 import click
 
 from .. import __version__
-from ..errors import SlideConvertError
+from ..errors import SlideConvertError, one_line, printable
 
 COMMANDS = {
     "download": ("use", "Fetch a model from the Hub, pinned to a commit and checked."),
@@ -32,6 +33,9 @@ COMMANDS = {
     "doctor": ("look", "Show what this machine can run."),
 }
 """Each command's module and the line that --help shows for it."""
+
+DEFECT = 70
+"""The exit code of errors that nobody named (EX_SOFTWARE of sysexits.h)."""
 
 
 class Commands(click.Group):
@@ -63,12 +67,25 @@ def group() -> None:
     """
 
 
+def _report_defect(error: Exception) -> None:
+    """One line on an error that nobody named, and its traceback if -v asks for it."""
+    if {"-v", "--verbose"} & set(sys.argv):
+        click.echo(printable(traceback.format_exc()), err=True)
+    reason = one_line(str(error))[:300]
+    click.echo(
+        f"error: {type(error).__name__}: {reason} (a defect of slideconvert: run it again with -v and report what it "
+        "shows; a conversion can be continued with --resume)",
+        err=True,
+    )
+
+
 def main() -> NoReturn:
-    """Run a command. Exit codes: 0 done, 1 a conversion or check failed, 2 wrong usage or input, 130 interrupted."""
+    """Run a command. Exit codes: 0 done, 1 a conversion or check failed, 2 wrong usage or input, 70 a defect of
+    slideconvert, 130 interrupted."""
     try:
         group(prog_name="slideconvert", standalone_mode=False)
     except SlideConvertError as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {one_line(str(error))}", err=True)
         sys.exit(error.exit_code)
     except click.ClickException as error:
         error.show()
@@ -79,4 +96,7 @@ def main() -> NoReturn:
     except BrokenPipeError:
         sys.stderr.close()  # the reader of the output has left
         sys.exit(1)
+    except Exception as error:  # the last net: what no reader and no stage has named
+        _report_defect(error)
+        sys.exit(DEFECT)
     sys.exit(0)

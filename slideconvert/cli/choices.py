@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
-
 from ..allocate.choose import SpeedTarget
 from ..allocate.written import summary, times_lines
 from ..core.patterns import ALL
@@ -54,7 +52,7 @@ def uniform_table(chosen: Chosen) -> Table:
 
 def chosen_summary(chosen: Chosen) -> str:
     """The choice as text."""
-    return escape("\n".join(summary(chosen)))
+    return "\n".join(summary(chosen))
 
 
 def chosen_json(chosen: Chosen) -> dict[str, Any]:
@@ -96,7 +94,7 @@ def expected_summary(expected: Expected, times: SpeedTable) -> str:
         f"{left_out}",
         *times_lines(expected.measured, times),
     ]
-    return escape("\n".join(lines))
+    return "\n".join(lines)
 
 
 def expected_json(expected: Expected, times: SpeedTable) -> dict[str, Any]:

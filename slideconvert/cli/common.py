@@ -70,9 +70,10 @@ def show(table: Table | str) -> None:
     """Print a table or a line for people: tables as wide as the terminal, 120 columns when there is none."""
     from rich.console import Console
 
-    console = Console(highlight=False)
+    # Names come from other people's files: [red] and :smile: in them are text.
+    console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=120)
+        console = Console(highlight=False, markup=False, emoji=False, width=120)
     console.print(table)
 
 

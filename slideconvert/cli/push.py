@@ -70,7 +70,6 @@ def push_json(done: Publication) -> dict[str, Any]:
 
 def push_table(done: Publication) -> Any:
     """One row for each file, and one for each that is deleted."""
-    from rich.markup import escape
 
     from .tables import table
 
@@ -78,15 +77,14 @@ def push_table(done: Publication) -> Any:
     made = table(f"{upload.target.id}, {upload.target.branch}", ["file", "state", "sha256"], ["bytes"])
     for file in upload.files:
         state = "new" if file.name in upload.new else "already there"
-        made.add_row(escape(file.name), state, file.sha256[:12], f"{file.size:,}")
+        made.add_row(file.name, state, file.sha256[:12], f"{file.size:,}")
     for name in upload.deleted:
-        made.add_row(escape(name), "deleted", "", "")
+        made.add_row(name, "deleted", "", "")
     return made
 
 
 def push_summary(done: Publication, options: PushOptions) -> str:
     """What a push did, or would do, as text."""
-    from rich.markup import escape
 
     from ..report.summary import size
 
@@ -103,7 +101,7 @@ def push_summary(done: Publication, options: PushOptions) -> str:
         *([f"message  {options.message}"] if options.message and not pushed else []),
         *([f"commit   {pushed.commit}, every file compared with its hash"] if pushed else []),
     ]
-    return escape("\n".join(lines))
+    return "\n".join(lines)
 
 
 def check_push(repo: str | None, *, public: bool, verify: bool) -> None:

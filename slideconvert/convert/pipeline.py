@@ -105,8 +105,9 @@ def convert(
 
 
 def _check_source(plan: Plan) -> None:
-    """InputError for faults of the weights that would show only after much work, or not at all."""
+    """InputError for faults of the source that would show only after much work, or not at all."""
     check_tied(plan.source)
+    read_permutations(plan.source)
     if plan.calibrated and plan.source.shard_store.disk_use is None:
         # Hours before the last layer is read; files that are fetched one by one are checked as they arrive.
         check_all_finite(plan.source, [name for name in plan.source.tensors if name not in plan.surplus])

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..checkpoint.files import CONFIG, GENERATION
 from ..checkpoint.reader import Checkpoint, read_json
 from ..errors import InputError, SlideConvertError
-from ..models.load import load_model, load_tokenizer
+from ..models.load import load_model, load_tokenizer, running_model
 from ..progress import Progress, silent
 from .text import read_documents, token_sequences
 
@@ -70,7 +70,8 @@ def measure(
     for name, checkpoint in checkpoints.items():
         tokens = token_sequences(load_tokenizer(checkpoint), read_documents(text), length, sequences)
         model = load_model(checkpoint, activations=activations, device=device)
-        value = perplexity(model, tokens, partial(_named, progress, name))
+        with running_model(checkpoint):
+            value = perplexity(model, tokens, partial(_named, progress, name))
         first = rows[0]["perplexity"] if rows else value
         rows.append(
             {
@@ -102,8 +103,7 @@ def continue_text(
     model: Any = load_model(checkpoint, activations=activations, device=device, backend="auto")
     inputs = {name: tensor.to(device) for name, tensor in encoded.items() if name in ("input_ids", "attention_mask")}
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    with torch.inference_mode():
-        ends = end_tokens(checkpoint) or None
+    with torch.inference_mode(), running_model(checkpoint):
         tokens = model.generate(**inputs, max_new_tokens=most, do_sample=False, pad_token_id=padding, eos_token_id=ends)
     return str(tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
 

@@ -8,7 +8,6 @@ padding.
 from __future__ import annotations
 
 import codecs
-import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checkpoint.json_text import parse_json
 from ..errors import InputError
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
@@ -78,7 +78,7 @@ def _from_parquet(path: Path) -> Iterator[str]:
             raise InputError(f"{path}: column '{COLUMN}' contains {kind}", hint="it must contain strings")
         for batch in file.iter_batches(columns=[COLUMN]):
             yield from (text for text in batch.column(0).to_pylist() if text)
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError, ValueError) as error:  # damaged pages, and text that is not UTF-8
         raise InputError(f"{path}: not a readable parquet file ({error})") from error
 
 
@@ -115,7 +115,7 @@ def _text_errors(path: Path) -> Iterator[None]:
 
 def _text_of_line(line: str, where: str) -> str:
     try:
-        row = json.loads(line)
+        row = parse_json(line)
     except ValueError as error:
         raise InputError(f"{where}: not JSON ({error})") from error
     if not isinstance(row, dict) or not isinstance(row.get(COLUMN), str):

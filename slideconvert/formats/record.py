@@ -15,8 +15,8 @@ from ..checkpoint.reader import Checkpoint
 from ..core.patterns import Pattern, parse_pattern
 from ..core.schemes import Scheme, read_scheme
 from ..core.ternary import FLOATS
-from ..errors import InputError
-from ..runtime.slidesparse_record import FORMAT_VERSION, RECORD
+from ..errors import InputError, pick, printable
+from ..runtime.slidesparse_record import FORMAT_VERSION, LAYOUTS, RECORD
 from .base import Declared, StoredLinear
 from .bitnet import bitnet_coding
 from .registry import describe, format_for
@@ -95,9 +95,14 @@ def read_record(config: dict[str, Any], where: str) -> Record | None:
             )
         linears = {name: _read_linear(entry) for name, entry in raw["layers"].items()}
         return Record(
-            raw["layout"], raw["source"], raw["recipe"], linears, raw.get("files", {}), raw.get("kernels", {})
+            pick(raw["layout"], LAYOUTS, "layout"),
+            _read_source(raw["source"]),
+            _mapping(raw["recipe"]),
+            linears,
+            _texts(raw.get("files", {})),
+            _texts(raw.get("kernels", {})),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(f"{where}: unreadable {RECORD} ({error!r})", hint="convert the model again") from error
 
 
@@ -110,13 +115,44 @@ def describe_linear(checkpoint: Checkpoint, record: Record | None, name: str) ->
     return describe(checkpoint, name, None, coding=None if record else bitnet_coding(checkpoint.config))
 
 
+def _mapping(value: Any) -> dict[str, Any]:
+    """A JSON object. TypeError for anything else."""
+    if not isinstance(value, dict):
+        raise TypeError(f"{value!r} is no JSON object")
+    return value
+
+
+def _texts(value: Any) -> dict[str, str]:
+    """A JSON object of texts. TypeError for anything else."""
+    for text in _mapping(value).values():
+        _text(text)
+    return _mapping(value)
+
+
+def _text(value: Any) -> str:
+    """A text without control characters. TypeError or ValueError for anything else."""
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    if printable(value) != value:
+        raise ValueError(f"{value!r} has control characters")
+    return value
+
+
+def _read_source(value: Any) -> dict[str, Any]:
+    """The id of a source, and its revision or None. KeyError, TypeError or ValueError for anything else."""
+    _text(_mapping(value)["id"])
+    if value["revision"] is not None:
+        _text(value["revision"])
+    return _mapping(value)
+
+
 def _read_linear(entry: dict[str, Any]) -> LinearRecord:
     rows, columns = entry["shape"]
     return LinearRecord(
         shape=(int(rows), int(columns)),
         scheme=read_scheme(entry["scheme"], entry),
         pattern=parse_pattern(entry["pattern"]),
-        method=entry.get("method", ""),
+        method=_text(entry.get("method", "")),
         on_codes=entry.get("pruned_on") == "codes",
         moved=int(entry.get("moved", 0)),
         permuted=bool(entry.get("permuted", False)),

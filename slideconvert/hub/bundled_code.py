@@ -6,11 +6,11 @@ slideconvert is not installed. slideconvert never runs them, and ignores other c
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ..checkpoint.files import CONFIG
+from ..checkpoint.json_text import parse_json
 from ..errors import HubError
 from ..runtime.slidesparse_record import RECORD, misplaced
 from .snapshot import FileFacts
@@ -45,7 +45,7 @@ def fetch_code(transfer: Transfer, config: Path) -> dict[str, FileFacts]:
 def _listed(config: Path) -> Iterator[tuple[str, str]]:
     """Paths and digests in the record of a config.json; none if it is not one of ours."""
     try:
-        record = json.loads(config.read_text(encoding="utf-8")).get(RECORD)
+        record = parse_json(config.read_text(encoding="utf-8")).get(RECORD)
     except (ValueError, AttributeError):
         return  # opening the checkpoint reports this
     kernels = record.get("kernels") if isinstance(record, Mapping) else None

@@ -127,7 +127,7 @@ def overloaded(error: HfHubHTTPError, retry: str) -> HubError | None:
     status = int(error.response.status_code)
     if status == 429:
         wait = error.response.headers.get("Retry-After", "")
-        seconds = f"{wait} seconds" if wait.isdigit() else "some minutes"
+        seconds = f"{wait} seconds" if wait.isascii() and wait.isdecimal() else "some minutes"
         return HubError(f"{host()} received too many requests (HTTP 429)", hint=f"wait {seconds}, then {retry}")
     if status >= 500:
         return HubError(f"{host()} failed (HTTP {status})", hint=f"wait a minute, then {retry}")

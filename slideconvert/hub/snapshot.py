@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint.json_text import parse_json
 from ..checkpoint.snapshot import Snapshot
 from ..errors import InputError
 
@@ -189,7 +190,7 @@ def _record_path(folder: Path) -> Path:
 def _read_json(path: Path) -> Any:
     """The value in `path`, None without such a file."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except ValueError as error:

@@ -6,13 +6,13 @@ Callers wrap these functions in `hub_errors`, which turns failures into HubError
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .. import __version__
 from ..checkpoint.files import INDEX
+from ..checkpoint.json_text import parse_json
 from ..errors import HubError
 from ..progress import Progress
 from .errors import RETRY_HINT, endpoint
@@ -138,7 +138,7 @@ def discard(path: Path) -> None:
 def check_shards(listing: Listing, path: Path) -> None:
     """HubError if the index at `path` names a file that is not in the listing."""
     try:
-        shards = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
+        shards = set(parse_json(path.read_text(encoding="utf-8"))["weight_map"].values())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise HubError(
             f"{listing.id}: {INDEX} is not an index of shards", hint="report this to the model's authors"

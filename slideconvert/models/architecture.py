@@ -112,7 +112,7 @@ class Architecture:
         """The decoder layer of a tensor, None for embeddings, the final norm and the head."""
         before, _, rest = tensor.partition(f"{self.layers}.")
         number = rest.partition(".")[0]
-        return int(number) if not before and number.isdigit() else None
+        return int(number) if not before and number.isascii() and number.isdecimal() else None
 
     def decoder_linears(self, config: Mapping[str, Any]) -> list[Linear]:
         """The linears of the model that config.json describes, in order of layer and data flow.

@@ -21,7 +21,7 @@ from ..errors import InputError
 from ..formats.record import Record, describe_linear, read_record
 from .architecture import Architecture
 from .families import architecture_of
-from .load import empty_model
+from .load import empty_model, running_model
 
 
 class Decoder:
@@ -59,7 +59,7 @@ class Decoder:
         model.get_submodule(self.architecture.embedding).weight = nn.Parameter(rows, requires_grad=False)
 
         def embed(tokens: Tensor) -> Tensor:
-            with torch.no_grad():
+            with torch.no_grad(), running_model(self.source):
                 model.base_model(input_ids=tokens, use_cache=False)
             return first.hidden.to(self.device)
 
@@ -83,7 +83,7 @@ class Decoder:
         model = self._with_layers(recorders)
         model.set_submodule(self.architecture.embedding, nn.Identity())
         hidden = torch.zeros(1, length, self.source.config["hidden_size"], device=self.device)
-        with torch.no_grad():
+        with torch.no_grad(), running_model(self.source):
             model.base_model.to(self.device)(inputs_embeds=hidden, use_cache=False)
         self._passed = [recorder.passed for recorder in recorders]
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import InputError
 from .architecture import Architecture, FreeChannels, Linear, Producer
+from .config_fields import check_fields
 
 LLAMA = Architecture(
     attention=(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("self_attn.o_proj",)),
@@ -81,10 +82,12 @@ KINDS = tuple(
 def architecture_of(config: Mapping[str, Any]) -> Architecture:
     """The family of the model that config.json describes.
 
-    InputError for unknown families, mixtures of experts, and models with inputs other than text.
+    InputError for unknown families, mixtures of experts, models with inputs other than text, and for fields that are
+    missing, have another type, or are absurdly large.
     """
     model_type = str(config.get("model_type"))
     if model_type in FAMILIES:
+        check_fields(config)
         return FAMILIES[model_type]
     what = f"unknown architecture: config.json has model_type '{model_type}'"
     inner = config.get("text_config")

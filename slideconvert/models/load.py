@@ -6,7 +6,10 @@ so that results do not depend on the installed loaders.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +19,7 @@ from ..checkpoint.files import CONFIG
 from ..checkpoint.reader import Checkpoint
 from ..core.choices import ACTIVATIONS
 from ..core.quantize import QuantizedWeight
-from ..errors import InputError, pick
+from ..errors import InputError, SlideConvertError, pick
 from ..formats.base import StoredLinear
 from ..formats.foreign import check_quantization
 from ..formats.record import describe_linear, read_record
@@ -100,19 +103,33 @@ def empty_model(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> A
     """
     import accelerate
     import transformers
-    from huggingface_hub.errors import StrictDataclassError
 
     fields = {key: value for key, value in checkpoint.config.items() if key not in NOT_ARCHITECTURE}
     try:
         config = transformers.AutoConfig.for_model(checkpoint.config["model_type"], **fields)
         with accelerate.init_empty_weights(include_buffers=False):
             return transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
-    except (StrictDataclassError, ValueError, TypeError, KeyError, ZeroDivisionError) as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise InputError(
-            f"{checkpoint.path / CONFIG}: transformers cannot build this model: {reason}",
-            hint=f"take {CONFIG} from the model's repository",
-        ) from error
+    except Exception as error:  # each field has its own way to fail
+        raise foreign_error(checkpoint.path / CONFIG, "transformers cannot build this model", error) from error
+
+
+def foreign_error(where: Path, what: str, error: Exception, hint: str = "") -> InputError:
+    """An error of another library as ours. where: the file or folder that caused it."""
+    cause = error.__cause__ or error
+    reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)[:300]
+    return InputError(f"{where}: {what} ({reason})", hint=hint or f"take {CONFIG} from the model's repository")
+
+
+@contextmanager
+def running_model(checkpoint: Checkpoint) -> Iterator[None]:
+    """InputError for errors of transformers and torch in the block, which runs a model: fields of config.json that it
+    was built with may not fit together. Errors of ours and a lack of memory pass."""
+    try:
+        yield
+    except (SlideConvertError, torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:
+        raise foreign_error(checkpoint.path / CONFIG, "the model cannot run", error) from error
 
 
 def _linear(
@@ -182,8 +199,5 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
         if (checkpoint.path / "tokenizer.json").is_file():
             return transformers.PreTrainedTokenizerFast.from_pretrained(checkpoint.path)
         return transformers.AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            f"{checkpoint.path}: no usable tokenizer ({reason})", hint="add the tokenizer files"
-        ) from error
+    except Exception as error:  # of transformers and tokenizers, which name no kinds
+        raise foreign_error(checkpoint.path, "no usable tokenizer", error, hint="add the tokenizer files") from error

@@ -22,8 +22,6 @@ from .load import empty_model
 
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 """dtype of a config.json -> the container's."""
-NEEDED = ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
-"""What decides shapes, and what transformers would fill up with those of another model if it were missing."""
 
 
 def has_weights(folder: Path) -> bool:
@@ -51,9 +49,6 @@ def meta_checkpoint(folder: Path) -> Checkpoint:
             f"{where}: the weights are quantized already, and config.json does not tell how they are stored",
             hint="plan the BF16 model; sparsify, slide and relayout take quantized weights, once they are downloaded",
         )
-    bad = [name for name in NEEDED if not isinstance(config.get(name), int) or config[name] < 1]
-    if bad:
-        raise InputError(f"{where}: no {', no '.join(bad)}", hint="take config.json from the model's repository again")
     dtype = DTYPES[pick(_dtype(config), DTYPES, f"dtype in {where}:")]
     model = empty_model(Checkpoint(folder, config, {}))
     tied = architecture.is_tied(config)

@@ -129,7 +129,7 @@ def parse_permutations(parts: Any, where: str) -> Permutations:
     try:
         permutations = {part: torch.tensor(order) for part, order in parts.items()}
         fits = all(order.dtype == torch.int64 and order.dim() == PARTS[part] for part, order in permutations.items())
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:  # torch has its own
         raise InputError(f"{where}: unreadable orders ({error!r})", hint=RESTORE_HINT) from error
     if not fits:
         raise InputError(f"{where}: orders must be lists of integers", hint=RESTORE_HINT)

@@ -139,8 +139,10 @@ def load_recipe(path: Path) -> Recipe:
         fields = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
     except OSError as error:
         raise InputError(f"recipe {path}: {error.strerror}", hint="give the path of a YAML file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise InputError(f"recipe {path}: not valid YAML ({error})".replace("\n", " ")) from error
+    except RecursionError as error:
+        raise InputError(f"recipe {path}: nested too deeply", hint="a recipe is a list of fields") from error
     return parse_recipe(fields, str(path))
 
 

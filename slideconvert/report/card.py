@@ -15,6 +15,7 @@ from .. import __version__
 from ..core.hub_id import valid_id
 from ..core.patterns import parse_pattern
 from ..core.schemes import SCHEMES
+from ..errors import printable
 from .loading import how_to_check, how_to_load
 from .record import LayerReport, Report
 from .source_card import CARRIED
@@ -26,7 +27,6 @@ from .summary import (
     notes,
     patterns,
     percent,
-    printable,
     schemes,
     size,
     zero_share,

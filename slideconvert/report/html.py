@@ -12,9 +12,10 @@ from html import escape
 
 from .. import __version__
 from ..core.patterns import parse_pattern
+from ..errors import printable
 from .record import LayerReport, Report
 from .style import STYLE
-from .summary import converted, errors, legal_share, notes, patterns, percent, printable, schemes, size, zero_share
+from .summary import converted, errors, legal_share, notes, patterns, percent, schemes, size, zero_share
 from .svg import bytes_plot, error_plot
 from .training import training_plot, training_table
 

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .. import __version__
+from ..checkpoint.json_text import parse_json
 from ..core.patterns import parse_pattern
 
 
@@ -153,7 +154,7 @@ class Report:
     @classmethod
     def from_json(cls, text: str) -> Report:
         """The inverse of `to_json`. KeyError, TypeError or ValueError for any other text."""
-        values = json.loads(text)
+        values = parse_json(text)
         if not isinstance(values, dict):
             raise TypeError(f"a report is a JSON object, not {type(values).__name__}")
         values.pop("tool")

@@ -25,7 +25,7 @@ def source_card(folder: Path) -> dict[str, Any]:
         return {}
     try:
         fields = yaml.safe_load(parts[1])
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         return {}
     fields = fields if isinstance(fields, dict) else {}
     found = {name: value for name in CARRIED if _is_text(value := fields.get(name))}

@@ -101,9 +101,3 @@ def size(count: int) -> str:
         power += 1
     value = count / 1000**power
     return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f} {_UNITS[power]}"
-
-
-def printable(text: str) -> str:
-    """Text from a checkpoint, safe to show. U+FFFD replaces control characters, lone surrogates, and overrides of the
-    text direction, which can make one name look like another; line feeds are kept."""
-    return "".join(char if char.isprintable() or char == "\n" else "\ufffd" for char in text)

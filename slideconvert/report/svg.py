@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from ..errors import printable
 from .record import LayerReport
-from .summary import by_kind, percent, printable, size
+from .summary import by_kind, percent, size
 
 WIDTH, LEFT, RIGHT, BOTTOM, PLOT = 1080, 76, 8, 48, 280
 LEGEND_ROW, LEGEND_STEP, LEGEND_COLUMNS = 24, 122, 7

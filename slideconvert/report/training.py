@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from ..errors import printable
 from .record import Training
-from .summary import percent, printable
+from .summary import percent
 from .svg import LEFT, PLOT, RIGHT, WIDTH, Axis, svg
 
 COLORS = 7

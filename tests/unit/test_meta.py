@@ -138,7 +138,10 @@ def test_nothing_but_a_plan_comes_of_a_sketch(cli: Cli, source: Path, tmp_path: 
     [
         ({"model_type": "gpt2"}, "unknown architecture: config.json has model_type 'gpt2'"),
         ({"hidden_size": None}, "no hidden_size"),
-        ({"intermediate_size": 0, "vocab_size": "many"}, "no intermediate_size, no vocab_size"),
+        ({"intermediate_size": 0}, "intermediate_size = 0, a whole number from 1"),
+        ({"vocab_size": "many"}, "vocab_size = many, a whole number from 1"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers = 1000000000"),
+        ({"tie_word_embeddings": "yes"}, "true or false"),
         ({"num_attention_heads": 5, "head_dim": None}, "transformers cannot build this model"),
         ({"dtype": "float8"}, "unknown dtype"),
         ({"quantization_config": {"quant_method": "compressed-tensors"}}, "the weights are quantized already"),
