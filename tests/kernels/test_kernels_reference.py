@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import combinations
 
 import numpy as np
@@ -182,6 +183,32 @@ def test_integer_products_of_devices_without_an_integer_gemm_are_exact(monkeypat
     monkeypatch.setattr(reference_gemm, "device_kind", lambda tensor: "other")
     sums = reference_gemm.integer_product(codes, weight)
     np.testing.assert_array_equal(sums.numpy(), codes.long().numpy() @ weight.long().numpy().T)
+
+
+@pytest.mark.parametrize("rows", [1, 16, 17, 300])
+def test_the_faster_of_two_exact_products_runs_on_a_cpu(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    """Whichever that is: the same sums. It is measured once for few and once for many rows."""
+    generator = torch.Generator().manual_seed(rows)
+    codes, weight = (
+        torch.randint(-127, 128, (size, 2000), dtype=torch.int8, generator=generator) for size in (rows, 9)
+    )
+    expected = codes.long().numpy() @ weight.long().numpy().T
+    times, ran = {"ints": 1.0, "floats": 1.0}, []
+
+    def run(name: str, real: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        return lambda *args: ran.append(name) or real(*args)
+
+    monkeypatch.setattr(torch, "_int_mm", run("ints", torch._int_mm))
+    monkeypatch.setattr(reference_gemm, "product_by_floats", run("floats", reference_gemm.product_by_floats))
+    monkeypatch.setattr(reference_gemm, "_seconds", lambda product: (product(), times[ran[-1]])[1])
+    for winner, loser in (("ints", "floats"), ("floats", "ints")):
+        reference_gemm._integers_win.cache_clear()
+        times[winner], times[loser] = 1.0, 2.0
+        for measured in (True, False):
+            ran.clear()
+            np.testing.assert_array_equal(reference_gemm.integer_product(codes, weight).numpy(), expected)
+            assert ran[-1] == winner and (len(ran) > 1) == measured
+    reference_gemm._integers_win.cache_clear()
 
 
 @pytest.mark.parametrize("length", [*LENGTHS, None])
