@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
 from ..checkpoint.reader import Checkpoint
 from ..errors import InputError
-from ..evaluate.text import is_file, read_documents, token_sequences
+from ..evaluate.text import around_documents, is_file, read_documents, sampled, token_sequences
 from ..models.families import architecture_of
-from ..models.load import load_tokenizer
+from ..models.load import load_tokenizer, tokenizer_settings
 from ..plan.calibration import LENGTH, Calibration
 
 POOL = 16
-"""Sequences read from a data set, which may be endless, as a multiple of the samples drawn from them."""
+"""Sequences read from a data set, which may be endless, as a multiple of the samples drawn from them. A file is read to
+its end, but no more of it is tokenized, or LEAST_POOL characters."""
+CHARACTERS, LEAST_POOL = 8, 1 << 25
+"""Characters of a token, more than there are in most texts; and those of any file that are tokenized whole."""
 
 
 def sequence_length(calibration: Calibration, source: Checkpoint) -> int:
@@ -33,8 +38,13 @@ def calibration_tokens(calibration: Calibration, source: Checkpoint) -> Tensor:
     length = sequence_length(calibration, source)
     most = None if is_file(calibration.text) else POOL * calibration.samples
     tokenizer = load_tokenizer(source)
+    around = around_documents(tokenizer, tokenizer_settings(source))
     try:
-        sequences = token_sequences(tokenizer, read_documents(calibration.text), length, most)
+        documents: Iterable[str] = read_documents(calibration.text)
+        if most is None:
+            characters = max(LEAST_POOL, POOL * calibration.samples * length * CHARACTERS)
+            documents = sampled(documents, characters, calibration.seed)
+        sequences = token_sequences(tokenizer, documents, length, most, around=around)
     except InputError as error:
         raise InputError(f"calibration text {calibration.text}: {error.what}", hint=error.hint) from error
     if len(sequences) < calibration.samples:

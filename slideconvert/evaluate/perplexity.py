@@ -13,9 +13,9 @@ from torch import Tensor
 from ..checkpoint.files import CONFIG, GENERATION
 from ..checkpoint.reader import Checkpoint, read_json
 from ..errors import InputError, SlideConvertError
-from ..models.load import load_model, load_tokenizer, running_model
+from ..models.load import load_model, load_tokenizer, running_model, tokenizer_settings
 from ..progress import Progress, silent
-from .text import read_documents, token_sequences
+from .text import around_documents, read_documents, token_sequences
 
 BATCH_TOKENS = 4096
 LENGTH = 512
@@ -68,7 +68,9 @@ def measure(
     """
     rows: list[dict[str, Any]] = []
     for name, checkpoint in checkpoints.items():
-        tokens = token_sequences(load_tokenizer(checkpoint), read_documents(text), length, sequences)
+        tokenizer = load_tokenizer(checkpoint)
+        around = around_documents(tokenizer, tokenizer_settings(checkpoint))
+        tokens = token_sequences(tokenizer, read_documents(text), length, sequences, around=around)
         model = load_model(checkpoint, activations=activations, device=device)
         with running_model(checkpoint):
             value = perplexity(model, tokens, partial(_named, progress, name))

@@ -1,17 +1,21 @@
 """Text for evaluation and calibration: documents from files or data sets, cut into sequences of tokens.
 
-Each document is tokenized without special tokens, between the tokenizer's begin and end tokens if it has them. The
-tokens of all documents are concatenated and cut into sequences of a fixed length; the rest is dropped. There is no
-padding.
+Each document is tokenized without special tokens, between the tokenizer's begin and end tokens if it has them and its
+own settings do not leave them out. The tokens of all documents are concatenated and cut into sequences of a fixed
+length; the rest is dropped. There is no padding.
+
+Memory does not grow with the file: text is read and tokenized in pieces.
 """
 
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable, Iterator
+import heapq
+from array import array
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import torch
@@ -22,12 +26,21 @@ from ..errors import InputError
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 COLUMN = "text"
+Around = tuple[list[int], list[int]]
+"""The tokens before and after each document."""
 TOGETHER = 64
-"""Documents that are tokenized in one call, on all cores."""
+"""Documents that are tokenized in one call, on all cores, if they are short."""
+PIECE = 1 << 18
+"""Characters that are tokenized in one call: a tokenizer takes hundreds of bytes for each."""
+DOCUMENT = 1 << 24
+"""Characters of one document of a .txt file; a larger file holds several."""
+LINE = 1 << 28
+"""Characters of a line of a .jsonl file, at most."""
 
 
 def read_documents(source: str) -> Iterator[str]:
-    """The documents of a .txt (one document), .jsonl or .parquet file (column "text"), or of a data set of the Hub.
+    """The documents of a .txt (one document, one for each DOCUMENT characters of a large one), .jsonl or .parquet file
+    (column "text"), or of a data set of the Hub.
 
     A data set is NAME, NAME:SPLIT or NAME:CONFIG:SPLIT; the split is "test" if not given.
     InputError for a file that is missing, of another kind or without text, and for a data set that cannot be read.
@@ -46,8 +59,13 @@ def _from_file(path: Path) -> Iterator[str]:
         raise InputError(f"text {path}: no such file", hint=f"give a {', '.join(SUFFIXES)} file or a data set's name")
     suffix = path.suffix.lower()
     if suffix == ".txt":
-        with _text_errors(path):
-            yield path.read_text(encoding="utf-8-sig")
+        with _text_errors(path), path.open(encoding="utf-8-sig") as file:
+            rest = ""
+            while text := file.read(DOCUMENT + 1 - len(rest)):
+                document, rest = _split(rest + text, DOCUMENT)
+                yield document
+            if rest:
+                yield rest
     elif suffix == ".jsonl":
         yield from _from_lines(path)
     elif suffix == ".parquet":
@@ -59,7 +77,11 @@ def _from_file(path: Path) -> Iterator[str]:
 def _from_lines(path: Path) -> Iterator[str]:
     """One line is in memory at a time. Lines end at \\n alone: JSON strings may contain other line separators."""
     with _text_errors(path), path.open(encoding="utf-8-sig", newline="\n") as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(iter(lambda: file.readline(LINE), ""), 1):
+            if len(line) == LINE:
+                raise InputError(
+                    f"{path}, line {number}: longer than {LINE} characters", hint="write one document in each line"
+                )
             if line.strip():
                 yield _text_of_line(line, f"{path}, line {number}")
 
@@ -76,7 +98,7 @@ def _from_parquet(path: Path) -> Iterator[str]:
         kind = file.schema_arrow.field(COLUMN).type
         if not (types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)):
             raise InputError(f"{path}: column '{COLUMN}' contains {kind}", hint="it must contain strings")
-        for batch in file.iter_batches(columns=[COLUMN]):
+        for batch in file.iter_batches(TOGETHER, columns=[COLUMN]):
             yield from (text for text in batch.column(0).to_pylist() if text)
     except (pyarrow.ArrowException, OSError, ValueError) as error:  # damaged pages, and text that is not UTF-8
         raise InputError(f"{path}: not a readable parquet file ({error})") from error
@@ -123,18 +145,37 @@ def _text_of_line(line: str, where: str) -> str:
     return str(row[COLUMN])
 
 
-def token_sequences(tokenizer: Any, documents: Iterable[str], length: int, most: int | None = None) -> Tensor:
+def sampled(documents: Iterable[str], characters: int, seed: int) -> list[str]:
+    """A random sample of documents with at most `characters` characters together, in their order; all if they are no
+    more.
+
+    One pass with memory for the sample: each document draws a number, and the documents with the largest go (bottom-k
+    sampling, so that every document has the same chance).
+    """
+    random, total = Random(seed), 0
+    kept: list[tuple[float, int, str]] = []
+    for position, document in enumerate(documents):
+        heapq.heappush(kept, (-random.random(), position, document))
+        total += len(document)
+        while total > characters and len(kept) > 1:
+            total -= len(heapq.heappop(kept)[2])
+    return [document for _, _, document in sorted(kept, key=lambda one: one[1])]
+
+
+def token_sequences(
+    tokenizer: Any, documents: Iterable[str], length: int, most: int | None = None, *, around: Around | None = None
+) -> Tensor:
     """[sequences, length] int64: the first `most` sequences of the documents' tokens; None for all.
 
-    It stops reading when it has enough tokens. InputError if they do not suffice for one sequence.
+    around: the tokens before and after each document, by default the tokenizer's begin and end tokens. It stops reading
+    when it has enough tokens. InputError if they do not suffice for one sequence.
     """
-    begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    tokens: list[int] = []
-    rest = iter(documents)
-    while batch := list(islice(rest, TOGETHER if most is None else 1)):
-        for document in tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"]:
-            tokens += [*begin, *document, *end]
+    begin, end = around or around_documents(tokenizer, {})
+    tokens = array("i")
+    for batch in _batches(documents, 1 if most is not None else TOGETHER):
+        made = tokenizer([text for text, _, _ in batch], add_special_tokens=False, verbose=False)["input_ids"]
+        for piece, (_, first, last) in zip(made, batch, strict=True):
+            tokens.extend([*(begin if first else ()), *piece, *(end if last else ())])
         if most is not None and len(tokens) >= most * length:
             break
     count = len(tokens) // length if most is None else min(most, len(tokens) // length)
@@ -143,4 +184,38 @@ def token_sequences(tokenizer: Any, documents: Iterable[str], length: int, most:
             f"the text has {len(tokens)} tokens, one sequence needs {length}",
             hint="use more text or a shorter --length",
         )
-    return torch.tensor(tokens[: count * length]).view(count, length)
+    return torch.frombuffer(tokens, dtype=torch.int32)[: count * length].view(count, length).long()
+
+
+def around_documents(tokenizer: Any, settings: Mapping[str, Any]) -> Around:
+    """The tokens before and after each document: the tokenizer's begin and end tokens, unless its settings (the fields
+    of tokenizer_config.json) say that it adds none."""
+    named = (("add_bos_token", tokenizer.bos_token_id), ("add_eos_token", tokenizer.eos_token_id))
+    begin, end = ([] if token is None or settings.get(flag) is False else [token] for flag, token in named)
+    return begin, end
+
+
+def _batches(documents: Iterable[str], most: int) -> Iterator[list[tuple[str, bool, bool]]]:
+    """Up to `most` pieces of documents together, with about PIECE characters at most, and whether each is the first and
+    the last of its document."""
+    batch: list[tuple[str, bool, bool]] = []
+    size = 0
+    for document in documents:
+        rest, first = document, True
+        while first or rest:
+            text, rest = _split(rest, PIECE)
+            batch.append((text, first, not rest))
+            first, size = False, size + len(text)
+            if len(batch) == most or size >= PIECE:
+                yield batch
+                batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _split(text: str, most: int) -> tuple[str, str]:
+    """The text up to a line's end, or else a space, within the first `most` characters; and the rest."""
+    if len(text) <= most:
+        return text, ""
+    at = max(text.rfind("\n", most // 2, most), 0) or max(text.rfind(" ", most // 2, most) - 1, 0) or most - 1
+    return text[: at + 1], text[at + 1 :]

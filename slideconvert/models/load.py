@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint.files import CONFIG
-from ..checkpoint.reader import Checkpoint
+from ..checkpoint.files import CONFIG, TOKENIZER_CONFIG
+from ..checkpoint.reader import Checkpoint, read_json
 from ..core.choices import ACTIVATIONS
 from ..core.quantize import QuantizedWeight
 from ..errors import InputError, SlideConvertError, pick
@@ -184,6 +184,12 @@ def float_linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> nn.
     if bias is not None:
         linear.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
     return linear
+
+
+def tokenizer_settings(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The fields of tokenizer_config.json, of which transformers keeps some; {} without it. Raises as `read_json`."""
+    path = checkpoint.path / TOKENIZER_CONFIG
+    return read_json(path) if path.is_file() else {}
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Any:

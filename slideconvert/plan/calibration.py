@@ -20,7 +20,8 @@ class Calibration:
     """The sequences of tokens that run through the layers.
 
     text: a .txt, .jsonl or .parquet file, or a data set NAME[:CONFIG]:SPLIT. samples: the number of sequences, which
-    `seed` draws from all sequences of a file, or from the first samples × tokens.POOL sequences of a data set. length:
+    `seed` draws from all sequences of a file (of a large one, from those of a random sample of its documents), or from
+    the first samples × tokens.POOL sequences of a data set. length:
     tokens per sequence; None for LENGTH, or for the longest that the model takes if that is less.
     """
 

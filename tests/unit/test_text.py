@@ -12,11 +12,16 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
+from slideconvert.calibrate import tokens as calibration_text
+from slideconvert.calibrate.tokens import calibration_tokens
 from slideconvert.checkpoint.reader import Checkpoint
 from slideconvert.errors import InputError
-from slideconvert.evaluate.text import read_documents, token_sequences
+from slideconvert.evaluate import text as text_module
+from slideconvert.evaluate.text import around_documents, read_documents, sampled, token_sequences
 from slideconvert.models.load import load_tokenizer
+from slideconvert.plan.calibration import Calibration
 from tests.helpers import pico
+from tests.helpers.calibrated import write_text, write_tokenizer
 
 DEMO = Path(__file__).parents[2] / "examples" / "demo_model"
 
@@ -155,3 +160,88 @@ def test_a_data_set_is_read_by_name_configuration_and_split(monkeypatch: pytest.
     assert list(read_documents("org/set:raw:train")) == ["one", "two"]
     list(read_documents("org/set"))
     assert asked == [("org/set", "raw", "train", True), ("org/set", None, "test", True)]
+
+
+WORDS = [f"{'abcdefgh'[number % 8] * (1 + number % 5)}" for number in range(400)]
+
+
+@pytest.mark.parametrize("piece", [7, 40, 300])
+def test_long_documents_are_tokenized_in_pieces(monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
+    """The same tokens, and none around a piece: begin and end stand around the document."""
+    documents = [" ".join(WORDS), "abc", "", "\n".join(WORDS[::-1])]
+    whole = token_sequences(Letters(), documents, 5)
+    seen: list[int] = []
+
+    class Watched(Letters):
+        def __call__(self, texts: list[str], **words: object) -> dict[str, list[list[int]]]:
+            seen.append(sum(map(len, texts)))
+            return super().__call__(texts, **words)
+
+    monkeypatch.setattr(text_module, "PIECE", piece)
+    assert torch.equal(token_sequences(Watched(), documents, 5), whole)
+    assert max(seen) < 2 * piece and len(seen) > 3
+
+
+@pytest.mark.parametrize("separator", ["\n", " ", ""])
+def test_a_large_text_file_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, separator: str) -> None:
+    """It holds several documents, cut at line ends or else between words, and nothing is lost."""
+    path, text = tmp_path / "text.txt", separator.join(WORDS)
+    path.write_text(text)
+    assert list(read_documents(str(path))) == [text]
+    monkeypatch.setattr(text_module, "DOCUMENT", 100)
+    documents = list(read_documents(str(path)))
+    assert "".join(documents) == text and len(documents) > 5 and max(map(len, documents)) <= 101
+    assert all(document.endswith("\n") for document in documents[:-1]) or separator != "\n"
+    assert all(after.startswith(" ") for after in documents[1:]) or separator != " "
+
+
+def test_a_line_that_would_fill_the_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "text.jsonl"
+    path.write_text("\n".join(json.dumps({"text": "a" * size}) for size in (3, 200)))
+    monkeypatch.setattr(text_module, "LINE", 100)
+    with pytest.raises(InputError, match="line 2: longer than 100 characters"):
+        list(read_documents(str(path)))
+
+
+def test_a_sample_of_documents_is_fair_and_repeatable() -> None:
+    """All if they fit; else each as often as any other, whatever its place, in order, within the budget."""
+    documents = [f"{number:04}" for number in range(50)]
+    assert sampled(documents, 200, 0) == documents
+    assert sampled(iter(documents), 80, 3) == sampled(documents, 80, 3) != sampled(documents, 80, 4)
+    counts = dict.fromkeys(documents, 0)
+    for seed in range(500):
+        found = sampled(documents, 80, seed)
+        assert len(found) == 20 and found == sorted(found)
+        for document in found:
+            counts[document] += 1
+    # Binomial with n = 500, p = 0.4: mean 200, deviation 11; five deviations for the worst of 50.
+    assert all(145 <= count <= 255 for count in counts.values()), counts
+    assert sampled(["a" * 500, "b"], 100, 0) in (["a" * 500], ["b"])
+
+
+def test_calibration_draws_from_all_of_a_large_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not from its beginning alone; a small one is tokenized whole, as ever."""
+    source = Checkpoint.open(write_tokenizer(pico.write(tmp_path / "source")))
+    path = write_text(tmp_path / "text.jsonl", documents=400)
+    calibration = Calibration(str(path), 4, 24)
+    whole = calibration_tokens(calibration, source)
+    monkeypatch.setattr(calibration_text, "LEAST_POOL", 20_000)
+    monkeypatch.setattr(calibration_text, "POOL", 1)
+    drawn = calibration_tokens(calibration, source)
+    assert drawn.shape == whole.shape and not torch.equal(drawn, whole)
+    assert torch.equal(drawn, calibration_tokens(calibration, source))
+
+
+@pytest.mark.parametrize(("begin", "end"), [(None, None), (False, None), (None, False), (False, False), (True, True)])
+def test_documents_stand_between_the_tokens_that_the_tokenizer_adds(
+    tmp_path: Path, begin: bool | None, end: bool | None
+) -> None:
+    """By add_bos_token and add_eos_token of tokenizer_config.json; both tokens where it says nothing."""
+    folder = write_tokenizer(pico.write(tmp_path / "source"))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings |= {name: flag for name, flag in (("add_bos_token", begin), ("add_eos_token", end)) if flag is not None}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "text.jsonl").write_text('{"text": "w5 w6"}\n' * 20)
+    drawn = calibration_tokens(Calibration(str(tmp_path / "text.jsonl"), 1, 16), Checkpoint.open(folder))
+    assert ((drawn == 0).any(), (drawn == 1).any()) == (begin is not False, end is not False)
+    assert around_documents(Letters(), settings) == ([0] if begin is not False else [], [1] if end is not False else [])
