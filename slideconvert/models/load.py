@@ -99,11 +99,18 @@ def load_model(
 def empty_model(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> Any:
     """The checkpoint's architecture as transformers' causal language model, its parameters on the meta device.
 
-    InputError if transformers cannot build it.
+    InputError if transformers cannot build it, and for absurd sizes, which would take all memory.
     """
     import accelerate
     import transformers
 
+    decoder_linears(checkpoint.config)  # checks the sizes that would take all memory
+    layers = checkpoint.config["num_hidden_layers"]
+    if checkpoint.tensors and layers > len(checkpoint.tensors):
+        raise InputError(
+            f"{checkpoint.path / CONFIG}: {layers} layers (num_hidden_layers), but {len(checkpoint.tensors)} tensors",
+            hint=f"weights and {CONFIG} do not belong together: take both from the same place",
+        )
     fields = {key: value for key, value in checkpoint.config.items() if key not in NOT_ARCHITECTURE}
     try:
         config = transformers.AutoConfig.for_model(checkpoint.config["model_type"], **fields)

@@ -199,3 +199,30 @@ def test_verify_finds_copied_tensors_that_are_not_finite(cli: Cli, tmp_path: Pat
     for words in ((), ("--source", source)):
         done = cli("verify", out, *words)
         assert done.code == 1 and f"{name}: {said}" in " ".join((done.out + done.err).split()), done
+
+
+ABSURD = {
+    "layers": {"num_hidden_layers": 2**31}, "more layers than tensors": {"num_hidden_layers": 900},
+    "words": {"vocab_size": 10**12}, "width": {"hidden_size": 10**9}, "inner": {"intermediate_size": 10**15},
+    "heads": {"num_attention_heads": 10**9}, "head": {"head_dim": 10**9}, "a number in a text": {"hidden_size": "64"},
+    "a fraction": {"num_attention_heads": 4.0}, "a flag": {"num_key_value_heads": True},
+    "tied": {"tie_word_embeddings": 1},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ABSURD)
+def test_absurd_sizes_are_refused_before_memory_is_taken(
+    cli: Cli, text: Path, tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By every command, before a model is built, though it would have no weights."""
+    source = written(tmp_path / "source", **ABSURD[case])
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_config", lambda *_, **__: pytest.fail("built"))
+    for words in (
+        ("plan", source, "--method", "magnitude"),
+        ("convert", source, tmp_path / "out", "--method", "magnitude"),
+        ("eval", source, "--text", text, "--length", "24"),
+        ("generate", source, *PROMPT),
+    ):
+        done = cli(*words)
+        lines = done.err.strip().splitlines()
+        assert done.code == 2 and len(lines) == 1 and next(iter(ABSURD[case])) in lines[0], done
