@@ -11,13 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, printable
 from .container import Placed, TensorSpec, read_header
 from .files import CONFIG, INDEX, PICKLES, SINGLE, STAGING
 from .json_text import parse_json
 from .shard_store import Folder, ShardStore
 
 PIECE_ELEMENTS = 1 << 25
+LONGEST = 255
+"""Bytes of a file name, at most."""
 
 TORCH_DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -150,9 +152,12 @@ def read_index(path: Path) -> dict[str, str]:
     weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(f"{path}: no weight_map", hint="download or copy it again")
-    strange = next((name for name in weight_map.values() if not isinstance(name, str)), None)
-    if strange is not None:
-        raise InputError(f"{path}: maps a tensor to {str(strange)[:40]}, not to a file", hint="download it again")
+    strange = [name for name in weight_map.values() if not isinstance(name, str)]
+    if strange:
+        raise InputError(f"{path}: maps a tensor to {str(strange[0])[:40]}, not to a file", hint="download it again")
+    odd = sorted(name for name in set(weight_map.values()) if len(name.encode()) > LONGEST or printable(name) != name)
+    if odd:
+        raise InputError(f"{path}: {printable(odd[0])[:40]} … is no name of a file", hint="download it again")
     unsafe = sorted(name for name in set(weight_map.values()) if PurePosixPath(name).name != name or "\\" in name)
     if unsafe:
         raise InputError(f"{path}: names a file outside the folder: {unsafe[0]}", hint="do not trust this index")

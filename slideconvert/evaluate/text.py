@@ -55,6 +55,8 @@ def is_file(source: str) -> bool:
 
 
 def _from_file(path: Path) -> Iterator[str]:
+    if path.is_dir():
+        raise InputError(f"text {path}: a folder", hint=f"give one of its {', '.join(SUFFIXES)} files")
     if not path.is_file():
         raise InputError(f"text {path}: no such file", hint=f"give a {', '.join(SUFFIXES)} file or a data set's name")
     suffix = path.suffix.lower()
@@ -71,7 +73,10 @@ def _from_file(path: Path) -> Iterator[str]:
     elif suffix == ".parquet":
         yield from _from_parquet(path)
     else:
-        raise InputError(f"text {path}: unknown kind of file", hint=f"give one of {', '.join(SUFFIXES)}")
+        raise InputError(
+            f"text {path}: a file of kind '{suffix}'",
+            hint=f'give {", ".join(SUFFIXES)}: .jsonl has one {{"{COLUMN}": "…"}} in each line, unpacked',
+        )
 
 
 def _from_lines(path: Path) -> Iterator[str]:

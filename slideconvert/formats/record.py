@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .. import __version__
-from ..checkpoint.reader import Checkpoint
+from ..checkpoint.reader import LONGEST, Checkpoint
 from ..core.patterns import Pattern, parse_pattern
 from ..core.schemes import Scheme, read_scheme
 from ..core.ternary import FLOATS
@@ -123,8 +123,10 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 
 def _texts(value: Any) -> dict[str, str]:
-    """A JSON object of texts. TypeError for anything else."""
-    for text in _mapping(value).values():
+    """A JSON object of texts by relative path. TypeError or ValueError for anything else."""
+    for path, text in _mapping(value).items():
+        if any(len(part.encode()) > LONGEST for part in _text(path).split("/")):
+            raise ValueError(f"{path[:40]} … is no path of a file")
         _text(text)
     return _mapping(value)
 

@@ -110,6 +110,6 @@ def _from_report(path: Path) -> tuple[dict[str, float], int | None]:
     """The error of each linear, and the number of verified tensors; {} and None without a readable report.json."""
     try:
         report = Report.from_json((path / REPORT_JSON).read_text(encoding="utf-8"))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}, None
     return {layer.name: layer.error for layer in report.layers}, report.verified

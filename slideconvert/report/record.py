@@ -70,6 +70,8 @@ class LayerReport:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> LayerReport:
         """From the fields of report.json. KeyError or TypeError for other fields."""
+        if not isinstance(values["name"], str) or type(values["error"]) not in (int, float):
+            raise TypeError(f"{values['name']!r} and {values['error']!r} are no name and error of a linear")
         return cls(**{**values, "shape": tuple(values["shape"]), "notes": tuple(values["notes"])})
 
 
@@ -161,6 +163,8 @@ class Report:
         layers = tuple(LayerReport.from_dict(layer) for layer in values.pop("layers"))
         totals, notes = Totals(**values.pop("totals")), tuple(values.pop("notes"))
         training = tuple(Training.from_dict(part) for part in values.pop("training"))
+        if type(values["verified"]) not in (int, type(None)):
+            raise TypeError(f"{values['verified']!r} is no number of tensors")
         return cls(**values, layers=layers, totals=totals, notes=notes, training=training)
 
 

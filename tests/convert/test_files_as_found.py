@@ -226,3 +226,26 @@ def test_absurd_sizes_are_refused_before_memory_is_taken(
         done = cli(*words)
         lines = done.err.strip().splitlines()
         assert done.code == 2 and len(lines) == 1 and next(iter(ABSURD[case])) in lines[0], done
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "model\x00.safetensors", 5, None, ["x"]])
+def test_an_index_that_names_no_files_is_refused(cli: Cli, tmp_path: Path, name: Any) -> None:
+    source = pico.write(tmp_path / "source", shards=2)
+    path = source / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"]["model.norm.weight"] = name
+    path.write_text(json.dumps(index))
+    done = cli("inspect", source)
+    assert done.code == 2 and "model.safetensors.index.json: " in done.err and len(done.err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", [{"a": 1}, 5, None])
+def test_a_report_of_something_else_is_left_aside(cli: Cli, tmp_path: Path, name: Any) -> None:
+    """It is an ornament of inspect, which reads the weights themselves."""
+    out = tmp_path / "out"
+    assert cli("convert", pico.write(tmp_path / "source"), out, "--method", "magnitude").code == 0
+    report = json.loads((out / "report.json").read_text())
+    report["layers"][0]["name"] = name
+    (out / "report.json").write_text(json.dumps(report))
+    done = cli("inspect", out, "--json")
+    assert done.code == 0 and json.loads(done.out)["verified"] is None

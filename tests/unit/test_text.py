@@ -119,7 +119,7 @@ def test_columns_of_anything_but_strings_are_refused(tmp_path: Path, column: lis
     ("name", "content", "words"),
     [
         ("absent.txt", None, "no such file"),
-        ("a.csv", b"text\n", "unknown kind of file"),
+        ("a.csv", b"text\n", "a file of kind '.csv'"),
         ("a.jsonl", b'{"text": "a"}\n{"text"', "line 2: not JSON"),
         ("a.jsonl", b'{"body": "a"}', 'line 1: an object with a "text" string'),
         ("a.txt", b"\xff\xfea\0", "UTF-16 text"),
@@ -245,3 +245,13 @@ def test_documents_stand_between_the_tokens_that_the_tokenizer_adds(
     drawn = calibration_tokens(Calibration(str(tmp_path / "text.jsonl"), 1, 16), Checkpoint.open(folder))
     assert ((drawn == 0).any(), (drawn == 1).any()) == (begin is not False, end is not False)
     assert around_documents(Letters(), settings) == ([0] if begin is not False else [], [1] if end is not False else [])
+
+
+@pytest.mark.parametrize("name", ["text.json", "text.jsonl.gz", "text.csv", "text", "folder"])
+def test_other_kinds_of_text_are_named(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.mkdir() if name == "folder" else path.write_text('{"text": "abc"}')
+    with pytest.raises(InputError) as error:
+        list(read_documents(str(path)))
+    said = str(error.value)
+    assert ("a folder" if name == "folder" else f"kind '{path.suffix}'") in said and ".jsonl" in said, said
