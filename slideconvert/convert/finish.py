@@ -14,6 +14,7 @@ from ..checkpoint.staging import file_sha256, write_file, writing
 from ..errors import VerificationError
 from ..evaluate.perplexity import LENGTH, measure
 from ..formats.quantization_config import output_config
+from ..formats.record import config_text, with_reports
 from ..permute.permutations import Permutations, to_json
 from ..plan.plan import Plan, index_json
 from ..progress import Progress
@@ -66,7 +67,7 @@ def finish(plan: Plan, folder: Path, weights: Weights, report: Report, checks: C
         )
         record = replace(plan.record, files=dict(sorted(files.items())), kernels=kernels)
         config = output_config(plan.source.config, record, [plan.architecture.head, *plan.kept])
-        write_file(folder / CONFIG, (json.dumps(config, indent=1, ensure_ascii=False) + "\n").encode())
+        write_file(folder / CONFIG, config_text(config))
     verified = None
     if checks.verify:
         output = Checkpoint.open(folder)
@@ -81,8 +82,8 @@ def finish(plan: Plan, folder: Path, weights: Weights, report: Report, checks: C
     if checks.text:
         report = replace(report, **_measure(plan, folder, checks, progress))
     with writing(folder):
-        for name, text in render_reports(report).items():
-            write_file(folder / name, text)
+        reports = {name: write_file(folder / name, text) for name, text in render_reports(report).items()}
+        write_file(folder / CONFIG, config_text(with_reports(config, reports)))
     return report
 
 

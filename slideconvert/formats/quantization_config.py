@@ -8,7 +8,7 @@ from ..core.schemes import Scheme
 from ..runtime.slidesparse_record import AUTO_MAP, METHOD, RECORD
 from .base import Format
 from .foreign import KEY
-from .record import LinearRecord, Record
+from .record import LinearRecord, Record, sealed
 from .registry import format_for
 
 
@@ -45,4 +45,4 @@ def output_config(source: dict[str, Any], record: Record, untouched: list[str]) 
         config[KEY] = quantization
     if record.kernels:
         config["auto_map"] = AUTO_MAP
-    return {**config, RECORD: record.to_json()}
+    return sealed({**config, RECORD: record.to_json()})

@@ -11,19 +11,23 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import Any
 
 from .. import __version__
-from ..checkpoint.files import CHANNEL_ORDERS, CONFIG, INDEX, REPORT_JSON, SINGLE
+from ..checkpoint.files import CARD, CHANNEL_ORDERS, CONFIG, INDEX, REPORT_JSON, SINGLE
 from ..checkpoint.reader import Checkpoint, read_json
+from ..checkpoint.staging import file_sha256
 from ..errors import InputError, VerificationError
-from ..formats.record import Record, read_record
+from ..formats.record import Record, config_text, read_record, with_reports
 from ..progress import Progress, silent
 from ..report import Report
 from ..report.render import render_reports
 from ..report.summary import patterns, schemes
 from ..runtime.slidesparse_record import CODE_FILES, KERNELS, SOURCES, bundle_faults
-from ..verify import config_faults, verify_checkpoint
+from ..verify import verify_checkpoint
+from ..verify.config import config_faults
+from ..verify.files import unlisted_faults
 from .account import MAIN, Target
 from .upload import LocalFile, Upload, create, plan_upload, send
 
@@ -35,10 +39,11 @@ _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 class Folder:
     """A checkpoint of ours that may be published. files: all but the reports, in upload order.
 
-    report_json: the report to publish: the bytes of the folder, unless this push verified it.
+    config: of the folder. report_json: the report to publish: the bytes of the folder, unless this push verified it.
     """
 
     path: Path
+    config: dict[str, Any]
     record: Record
     report: Report
     files: tuple[LocalFile, ...]
@@ -67,15 +72,10 @@ def read_folder(path: Path, *, verify: bool = False, device: str = "cpu", progre
             f"{path} was not written by slideconvert",
             hint="convert the model first: push accepts only checkpoints of slideconvert",
         )
-    if not record.files:
+    if record.saved_again:
         raise InputError(
-            f"{path / CONFIG} records no sha256 of the files, because transformers has saved the model again",
+            f"{path / CONFIG} records no sha256 of the files, because {record.saved_again} has saved the model again",
             hint="slideconvert relayout writes a complete checkpoint, which can be pushed",
-        )
-    if outside := [name for name in record.files if PurePosixPath(name).name != name or "\\" in name]:
-        raise InputError(
-            f"{path / CONFIG}: the record names a file outside the folder: {outside[0]}",
-            hint="do not trust this folder",
         )
     report, report_json = _read_report(path, record)
     if not (report.verified or verify):
@@ -83,7 +83,7 @@ def read_folder(path: Path, *, verify: bool = False, device: str = "cpu", progre
             f"{path} was never verified (--no-verify)",
             hint="add --verify to check it now, or convert without --no-verify",
         )
-    _check_reports(path, report)
+    _check_reports(path, record, report)
     files = _check_files(checkpoint, record, progress)
     if verify:
         verdict = verify_checkpoint(checkpoint, device=device, progress=progress)
@@ -94,7 +94,7 @@ def read_folder(path: Path, *, verify: bool = False, device: str = "cpu", progre
             )
         report = replace(report, verified=verdict.tensors)
         report_json = report.to_json().encode()
-    return Folder(path, record, report, files, report_json)
+    return Folder(path, checkpoint.config, record, report, files, report_json)
 
 
 def check_target(target: Target) -> None:
@@ -122,8 +122,11 @@ def _compare(folder: Folder, target: Target) -> Upload:
     branch = None if target.branch == MAIN else target.branch
     texts = render_reports(folder.report, repo=target.id, branch=branch) | {REPORT_JSON: folder.report_json}
     reports = [LocalFile.of_bytes(name, text) for name, text in texts.items()]
+    hashes = {file.name: file.sha256 for file in reports if file.name != CARD}
     rest = [file for file in folder.files if file.name not in (INDEX, CONFIG)]
     last = [file for name in (INDEX, CONFIG) for file in folder.files if file.name == name]
+    if hashes != folder.record.reports:  # this push verified the folder, or writes a report that was deleted
+        last[-1] = LocalFile.of_bytes(CONFIG, config_text(with_reports(folder.config, hashes)))
     files = [*rest, *reports, *last]
     names = {file.name for file in files}
     there = {file.name for file in target.files}
@@ -181,14 +184,17 @@ def _read_report(path: Path, record: Record) -> tuple[Report, bytes]:
     return report, text
 
 
-def _check_reports(path: Path, report: Report) -> None:
-    """InputError if card or page do not match the report."""
+def _check_reports(path: Path, record: Record, report: Report) -> None:
+    """InputError if card or page do not match the report, or the report is not the one that was written."""
     for name, text in render_reports(report).items():
         if name != REPORT_JSON and (path / name).is_file() and (path / name).read_bytes() != text:
             raise InputError(
                 f"{path / name} does not match {REPORT_JSON}: edited, or written by another version of slideconvert",
                 hint="delete it: push writes a new one, and you can edit the card on the Hub afterwards",
             )
+    for name, digest in record.reports.items():
+        if (path / name).is_file() and file_sha256(path / name) != digest:
+            raise InputError(f"{path / name}: sha256 is not {digest[:12]}… of the record", hint=RESTORE_HINT)
 
 
 def _check_files(checkpoint: Checkpoint, record: Record, progress: Progress) -> tuple[LocalFile, ...]:
@@ -196,12 +202,8 @@ def _check_files(checkpoint: Checkpoint, record: Record, progress: Progress) -> 
     path = checkpoint.path
     hashes = {**record.files, **record.kernels}
     faults = [f"{name}: file is missing" for name in record.files if not (path / name).is_file()]
-    faults += [
-        f"{file.name}: a weight file that the record does not know"
-        for file in sorted(path.glob("*.safetensors"))
-        if file.name not in record.files
-    ]
-    faults += [*bundle_faults(path, record.kernels), *config_faults(checkpoint, record)]
+    faults += [*unlisted_faults(checkpoint, record), *bundle_faults(path, record.kernels)]
+    faults += config_faults(checkpoint, record)
     _refuse(path, faults)
     names = sorted(hashes, key=lambda name: (not name.endswith(".safetensors"), name))
     total, done, files = sum((path / name).stat().st_size for name in names), 0, list[LocalFile]()

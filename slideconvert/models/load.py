@@ -106,6 +106,18 @@ def empty_model(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> A
     import accelerate
     import transformers
 
+    config = model_config(checkpoint)
+    with _building(checkpoint), accelerate.init_empty_weights(include_buffers=False):
+        return transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+
+
+def model_config(checkpoint: Checkpoint) -> Any:
+    """What transformers reads of the architecture from config.json, as its config.
+
+    InputError if it cannot, and for absurd sizes.
+    """
+    import transformers
+
     decoder_linears(checkpoint.config)  # checks the sizes that would take all memory
     layers = checkpoint.config["num_hidden_layers"]
     if checkpoint.tensors and layers > len(checkpoint.tensors):
@@ -114,10 +126,15 @@ def empty_model(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> A
             hint=f"weights and {CONFIG} do not belong together: take both from the same place",
         )
     fields = {key: value for key, value in checkpoint.config.items() if key not in NOT_ARCHITECTURE}
+    with _building(checkpoint):
+        return transformers.AutoConfig.for_model(checkpoint.config["model_type"], **fields)
+
+
+@contextmanager
+def _building(checkpoint: Checkpoint) -> Iterator[None]:
+    """InputError in place of what transformers raises for a config.json that it cannot build a model from."""
     try:
-        config = transformers.AutoConfig.for_model(checkpoint.config["model_type"], **fields)
-        with accelerate.init_empty_weights(include_buffers=False):
-            return transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+        yield
     except Exception as error:  # each field has its own way to fail
         raise foreign_error(checkpoint.path / CONFIG, "transformers cannot build this model", error) from error
 

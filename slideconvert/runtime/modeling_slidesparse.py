@@ -33,11 +33,13 @@ from .slidesparse_record import (
     RuntimeSettings,
     bundle_faults,
     changed,
+    code_hashes,
     is_ours,
     misplaced,
     packed_layouts,
     read_linears,
     read_settings,
+    saved_again,
 )
 
 OURS = "slidesparse"
@@ -99,7 +101,7 @@ class SlideSparseQuantizer(HfQuantizer):
             )
         # The folder itself, or a snapshot in the Hub's cache, which holds the files that were fetched so far.
         folder = Path(checkpoint_files[0]).parent
-        for fault in bundle_faults(folder, record.get("kernels") or {}, complete=Path(where).is_dir()):
+        for fault in bundle_faults(folder, code_hashes(record, where), complete=Path(where).is_dir()):
             raise ValueError(f"{where}: {fault} ({REINSTALL_HINT})")
 
         # A model without a head calls its linears layers.0…, its checkpoint model.layers.0….
@@ -162,8 +164,7 @@ class SlideSparseQuantizer(HfQuantizer):
             except ValueError as error:
                 raise ValueError(f"{model.config.name_or_path}: {name}: {error} ({way_out})") from error
         # The hashes and the code belong to the folder that was read, not to one that will be saved.
-        record = getattr(model.config, RECORD)
-        setattr(model.config, RECORD, {key: value for key, value in record.items() if key not in ("files", KERNELS)})
+        setattr(model.config, RECORD, saved_again(getattr(model.config, RECORD), "transformers"))
         if hasattr(model.config, "auto_map"):
             del model.config.auto_map
         return model

@@ -19,6 +19,10 @@ RECORD = "slidesparse_config"
 SETTINGS = "slidesparse_runtime"
 """Optional root key of config.json, which the user sets: the fields of `RuntimeSettings`. Variables of the environment
 come before it: SLIDESPARSE_BACKEND, SLIDESPARSE_MEMORY, SLIDESPARSE_MEASURE."""
+SAVED_AGAIN = "saved_again"
+"""Field of the record: which library saved the model again. Its record has no hashes: they belong to another folder."""
+HASHES = ("files", "kernels", "reports", "sha256")
+"""Fields of the record that belong to one folder: sha256 of its files by path, and of config.json itself."""
 FORMAT_VERSION = 1
 SLIDE_FORMAT = "slide-packed"
 """The compressed-tensors format of the slide layout; stock loaders refuse it, as they must."""
@@ -201,6 +205,21 @@ def _setting(word: str, value: Any, backends: Iterable[str], what: str) -> Any:
     if isinstance(value, bool) or not 0 <= number < float("inf"):
         raise ValueError(f"{what} (use a number from 0 on)")
     return number
+
+
+def code_hashes(record: Mapping[str, Any], where: str) -> Mapping[str, str]:
+    """The record's kernels, sha256 of the code by path; empty if the model was saved again. ValueError without them."""
+    if record.get(SAVED_AGAIN):
+        return {}
+    hashes = record.get(KERNELS)
+    if not isinstance(hashes, Mapping) or not hashes:
+        raise ValueError(f"{where}: {RECORD} has no sha256 of the kernels: it is damaged ({REINSTALL_HINT})")
+    return hashes
+
+
+def saved_again(record: Mapping[str, Any], library: str) -> dict[str, Any]:
+    """The record of a model that `library` saves again: without the hashes, which it would not bring up to date."""
+    return {key: value for key, value in record.items() if key not in HASHES} | {SAVED_AGAIN: library}
 
 
 def bundle_faults(folder: Path, hashes: Mapping[str, str], *, complete: bool = True) -> Iterator[str]:

@@ -31,6 +31,7 @@ from .slidesparse_record import (
     SLIDE_FORMAT,
     RecordedLinear,
     RuntimeSettings,
+    code_hashes,
     group_numbers,
     read_linears,
     read_settings,
@@ -82,10 +83,11 @@ class SlideSparseConfig(CompressedTensorsConfig):
             families = [backends_for(KINDS[linear.kind], HOST) for linear in self.linears.values()]
             self.settings = read_settings(settings, families, model_name)
             self.model_type = str(getattr(hf_config, "model_type", ""))
+            hashes = code_hashes(record or {}, model_name)
         except ValueError as error:
             raise InputError(str(error)) from error
         if Path(model_name).is_dir():
-            check_bundle(Path(model_name), record.get("kernels", {}) if record else {})
+            check_bundle(Path(model_name), hashes)
 
     def apply_vllm_mapper(self, hf_to_vllm_mapper: Any) -> None:
         super().apply_vllm_mapper(hf_to_vllm_mapper)

@@ -19,12 +19,10 @@ from functools import partial
 import torch
 
 from ..checkpoint.container import TensorSpec
-from ..checkpoint.files import CHANNEL_ORDERS, CONFIG, INDEX
-from ..checkpoint.reader import Checkpoint, read_json
-from ..checkpoint.staging import file_sha256
+from ..checkpoint.files import CHANNEL_ORDERS, CONFIG
+from ..checkpoint.reader import Checkpoint
 from ..core.workers import in_order
 from ..errors import InputError
-from ..formats.quantization_config import quantization_config
 from ..formats.record import Record, describe_linear, read_record
 from ..kernels.planes import bits
 from ..models.completeness import model_faults, shapes_of, surplus_tensors
@@ -33,16 +31,11 @@ from ..models.finite import check_all_finite, finite, finite_pieces
 from ..models.load import empty_model
 from ..permute.permutations import between, permute_vector, read_permutations
 from ..progress import Progress, silent
-from ..runtime.slidesparse_record import bundle_faults
+from .config import config_faults, source_faults
+from .files import file_faults, file_notes
 from .linear import LinearVerdict, Side, verify_linear
 
-__all__ = ["UNHASHED", "LinearVerdict", "Verdict", "config_faults", "verify_checkpoint"]
-
-
-UNHASHED = (
-    "config.json records no sha256 of the files (transformers leaves them out when it saves a model again): weights "
-    "and code were not compared with what was converted; slideconvert relayout writes a complete checkpoint"
-)
+__all__ = ["LinearVerdict", "Verdict", "verify_checkpoint"]
 
 
 @dataclass
@@ -76,8 +69,7 @@ def verify_checkpoint(
     verdict = Verdict()
     verdict.faults += config_faults(checkpoint, record)
     verdict.faults += _model_faults(checkpoint, record)
-    if not record.files:
-        verdict.notes.append(UNHASHED)
+    verdict.notes += file_notes(checkpoint, record)
     ours = Side(checkpoint, record)
     theirs = _source_side(ours, source) if source else None
     linears, layer_of = decoder_linears(checkpoint.config), architecture_of(checkpoint.config).layer_of
@@ -95,7 +87,7 @@ def verify_checkpoint(
 
     check_copies(None)
     with ThreadPoolExecutor(1) as hashing:
-        files = hashing.submit(lambda: list(_file_faults(checkpoint, record)))
+        files = hashing.submit(lambda: list(file_faults(checkpoint, record)))
         checked = in_order(partial(verify_linear, ours, theirs, device), linears, device)
         for number, (linear, verified) in enumerate(zip(linears, checked, strict=True)):
             progress("verify", number, len(linears))
@@ -111,7 +103,7 @@ def verify_checkpoint(
     verdict.faults += [spoiled[name] for name in sorted(spoiled)]
     verdict.tensors = len(owned)
     if source:
-        verdict.faults += _lost_tensors(checkpoint, source, owned)
+        verdict.faults += [*source_faults(checkpoint, source), *_lost_tensors(checkpoint, source, owned)]
     progress("verify", len(linears), len(linears))
     return verdict
 
@@ -152,35 +144,6 @@ def _source_side(ours: Side, source: Checkpoint) -> Side:
             hint="get the file again, or verify without a source",
         )
     return replace(theirs, permutations=between(known, wanted))
-
-
-def _file_faults(checkpoint: Checkpoint, record: Record) -> Iterator[str]:
-    for name, digest in record.files.items():
-        path = checkpoint.path / name
-        if not path.is_file():
-            yield f"{name}: file is missing"
-        elif file_sha256(path) != digest:
-            yield f"{name}: sha256 differs from the record's {digest[:12]}…: the file was changed after conversion"
-    yield from bundle_faults(checkpoint.path, record.kernels)
-    for path in checkpoint.shards:
-        if record.files and path.name not in record.files:
-            yield f"{path.name}: a weight file that the record does not list"
-    if (checkpoint.path / INDEX).is_file():
-        total = read_json(checkpoint.path / INDEX).get("metadata", {}).get("total_size")
-        if total != checkpoint.bytes:
-            yield f"{INDEX}: total_size {total}, the tensors have {checkpoint.bytes} bytes"
-
-
-def config_faults(checkpoint: Checkpoint, record: Record) -> Iterator[str]:
-    """Messages for contradictions between config.json and its record; none if they agree."""
-    names = [linear.name for linear in decoder_linears(checkpoint.config)]
-    unknown = sorted(record.linears.keys() - set(names))
-    if unknown:
-        yield f"{CONFIG}: record of {unknown[0]}, which the model does not have"
-    head = architecture_of(checkpoint.config).head
-    untouched = [head, *(name for name in names if name not in record.linears)]
-    if checkpoint.config.get("quantization_config") != quantization_config(record.linears, untouched, record.layout):
-        yield f"{CONFIG}: quantization_config does not agree with the record of the linears"
 
 
 def _check_copy(checkpoint: Checkpoint, spec: TensorSpec, source: Side | None) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from tests.conftest import Cli
 from tests.helpers import pico
 from tests.helpers.calibrated import write_tokenizer
-from tests.helpers.serving import edit_config
+from tests.helpers.serving import drop_hashes
 
 PROMPT = ("--prompt", "w1 w2", "--max-new-tokens", "4")
 EXECUTION: dict[str, Any] = {
@@ -145,7 +145,7 @@ def test_verify_finds_a_tensor_that_is_missing_without_hashes(cli: Cli, tmp_path
     held = pico.read(out)
     del held["model.norm.weight"]
     save_file(held, out / "model.safetensors", metadata={"format": "pt"})
-    edit_config(out, lambda config: config["slidesparse_config"].update(files={}))
+    drop_hashes(out)
     done = cli("verify", out)
     assert done.code == 1 and "model.norm.weight is missing" in done.out + done.err
 
@@ -195,7 +195,7 @@ def test_verify_finds_copied_tensors_that_are_not_finite(cli: Cli, tmp_path: Pat
     for folder, tensors_of in ((source, held), (out, pico.read(out))):
         tensors_of[name][place] = value
         save_file(tensors_of, folder / "model.safetensors", metadata={"format": "pt"})
-    edit_config(out, lambda config: config["slidesparse_config"].update(files={}))
+    drop_hashes(out)
     for words in ((), ("--source", source)):
         done = cli("verify", out, *words)
         assert done.code == 1 and f"{name}: {said}" in " ".join((done.out + done.err).split()), done

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from slideconvert.formats.record import sealed
 from slideconvert.kernels.linear import SlideSparseLinear
 from slideconvert.kernels.spec import LinearSpec
+from slideconvert.runtime.slidesparse_record import saved_again
 from tests.helpers import pico
 from tests.helpers.demo import DOWN_2_6, KEEP_FIRST, converted
 
@@ -104,9 +106,21 @@ def our_linears(model: Any, kind: type[LinearSpec] = LinearSpec) -> dict[str, Sl
 
 
 def edit_config(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change config.json and make its recorded hash agree, so that only what it says can give it away."""
     config = json.loads((folder / "config.json").read_text())
     change(config)
-    (folder / "config.json").write_text(json.dumps(config))
+    hashed = isinstance(record := config.get("slidesparse_config"), dict) and "sha256" in record
+    (folder / "config.json").write_text(json.dumps(sealed(config) if hashed else config))
+
+
+def drop_hashes(folder: Path) -> None:
+    """Make config.json what transformers writes when it saves the model again."""
+
+    def change(config: dict[str, Any]) -> None:
+        config["slidesparse_config"] = saved_again(config["slidesparse_config"], "transformers")
+        config.pop("auto_map")
+
+    edit_config(folder, change)
 
 
 def same_bytes(ours: Tensor, theirs: Tensor) -> bool:

@@ -17,6 +17,7 @@ from tests.helpers.hub_models import MODEL, TOKEN
 from tests.helpers.hub_repo import Account, Fault
 from tests.helpers.hub_server import HubServer
 from tests.helpers.pushing import REPO, complaint, is_published, sent, shards
+from tests.helpers.serving import edit_config
 
 pytest_plugins = ["tests.helpers.hub_fixtures", "tests.helpers.push_fixtures"]
 
@@ -75,7 +76,17 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda out: edit(out / "config.json", lambda config: config["quantization_config"].update(ignore=[])),
         "quantization_config does not agree with the record",
     ),
-    "a record without hashes": (lambda out: record(out, lambda said: said.update(files={})), "records no sha256"),
+    "a config that changed": (
+        lambda out: edit(out / "config.json", lambda config: config.update(rms_norm_eps=0.1)),
+        "config.json: its sha256 differs",
+    ),
+    "an adapter beside it": (
+        lambda out: (out / "adapter_config.json").write_text("{}"), "adapter_config.json: a file that loaders may read"
+    ),
+    "a record without hashes": (lambda out: record(out, lambda said: said.update(files={})), "no sha256 of"),
+    "a record of a model saved again": (
+        lambda out: record(out, lambda said: said.update(saved_again="transformers")), "transformers has saved"
+    ),
     "a record that leads elsewhere": (
         lambda out: (
             record(out, lambda said: said["files"].update({"../secret": "0" * 64})),
@@ -123,6 +134,8 @@ def test_verify_finds_a_weight_that_no_hash_tells(mine: HubServer, cli: Cli, sou
     digest = {"model.safetensors": sha256(path.read_bytes())}
     record(out, lambda said: said["files"].update(digest))
     edit(out / "report.json", lambda report: report["files"].update(digest))
+    hashed = {"report.json": sha256((out / "report.json").read_bytes())}
+    edit_config(out, lambda config: config["slidesparse_config"]["reports"].update(hashed))
     for name in ("README.md", "report.html"):
         (out / name).unlink()
     failed = cli("push", out, REPO, "-q", "--verify")

@@ -32,6 +32,7 @@ from tests.conftest import Cli
 from tests.helpers import pico
 from tests.helpers.calibrated import quality
 from tests.helpers.demo import DEMO, TEXT, text_windows
+from tests.helpers.serving import drop_hashes
 
 PERMUTING = replace(PRESETS["balanced"], permute=True)
 CALIBRATION = ("--calibration", str(TEXT.with_name("calibration.jsonl")), "--samples", "8", "--length", "64")
@@ -164,9 +165,7 @@ def test_missing_permutations_are_refused(cli: Cli, permuted: Path, tmp_path: Pa
     out = tmp_path / "out"
     shutil.copytree(permuted, out)
     (out / CHANNEL_ORDERS).unlink()
-    config = json.loads((out / "config.json").read_text())
-    config["slidesparse_config"]["files"] = {}
-    (out / "config.json").write_text(json.dumps(config))
+    drop_hashes(out)
     outcome = cli("verify", out, "--source", short_demo)
     assert outcome.code == 2 and f"{CHANNEL_ORDERS} is missing" in outcome.err
     assert cli("verify", out).code == 0
