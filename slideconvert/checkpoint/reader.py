@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import InputError, printable
 from .container import Placed, TensorSpec, read_header
-from .files import CONFIG, INDEX, PICKLES, SINGLE, STAGING
+from .files import CONFIG, INDEX, PICKLES, SINGLE, STAGING, is_companion
 from .json_text import parse_json
 from .shard_store import Folder, ShardStore
 
@@ -33,13 +33,15 @@ DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 class Checkpoint:
     """An open checkpoint: its config.json and the position of each tensor. No tensor is kept in memory.
 
-    shard_store: opens the weight files, which need not be in the folder.
+    shard_store: opens the weight files, which need not be in the folder. opened: what identifies each file of the
+    folder that a conversion reads, when the checkpoint was opened.
     """
 
     path: Path
     config: dict[str, Any]
     tensors: dict[str, Placed]
     shard_store: ShardStore = field(default_factory=Folder)
+    opened: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     @classmethod
     def open(cls, path: Path) -> Checkpoint:
@@ -54,7 +56,18 @@ class Checkpoint:
                 f"{path} is an unfinished conversion",
                 hint="finish it with --resume, or delete it and start again",
             )
-        return cls(path, read_json(path / CONFIG), locate_tensors(path))
+        opened = _identities(path)  # before the first byte is read
+        return cls(path, read_json(path / CONFIG), locate_tensors(path), opened=opened)
+
+    def check_unchanged(self) -> None:
+        """Raise InputError if a file of the folder was changed, replaced, removed or added since it was opened."""
+        now = _identities(self.path) if self.opened else {}
+        changed = sorted(name for name in {*now, *self.opened} if now.get(name) != self.opened.get(name))
+        if changed:
+            raise InputError(
+                f"{self.path / changed[0]} changed while it was read ({len(changed)} such files)",
+                hint="nothing is published from two states of a model: convert again into a new folder",
+            )
 
     @property
     def shards(self) -> list[Path]:
@@ -106,6 +119,18 @@ class Checkpoint:
                 f"{placed.file}: cannot be read ({error.strerror})", hint="did the file change?"
             ) from error
         return out
+
+
+def _identities(path: Path) -> dict[str, tuple[int, ...]]:
+    """Size, time of the last change and inode of the files of a folder that a conversion reads, by name."""
+    found: dict[str, tuple[int, ...]] = {}
+    for file in path.iterdir():
+        if (
+            file.name in (CONFIG, INDEX) or file.suffix == ".safetensors" or is_companion(file.name)
+        ) and file.is_file():
+            status = file.stat()
+            found[file.name] = (status.st_size, status.st_mtime_ns, status.st_ino)
+    return found
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -84,6 +84,7 @@ def convert(
                     if own:  # its norms too, while its shard is still on disk (--low-disk)
                         rest = (spec.name for spec in unit.tensors if spec.name not in tensors)
                         tensors |= {name: finite(plan.source, name) for name in rest}
+                    plan.source.check_unchanged()  # the journal lists only what was made of one state of the source
                     contents = partial(_contents, plan.source, tensors)
                     if writing:
                         writing.result()
@@ -99,7 +100,9 @@ def convert(
     noted = Noted.of(writer.notes, f"{writer.folder}: journal")
     weights = Weights(writer.digests, compose_all(read_permutations(plan.source), noted.permutations))
     checks = Checks(settings.device, verify, text, sequences)
+    plan.source.check_unchanged()
     report = finish(plan, staging.path, weights, _report(plan, noted), checks, progress)
+    plan.source.check_unchanged()  # tokenizer and config too, which `finish` copies
     staging.publish()
     return report
 
