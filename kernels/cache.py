@@ -7,6 +7,7 @@ only nothing is kept: each reason is logged once.
 from __future__ import annotations
 
 import atexit
+import hashlib
 import logging
 import os
 import shutil
@@ -25,6 +26,7 @@ except ImportError:  # Windows has none, and no NVIDIA GPUs that we support
 logger = logging.getLogger("slidesparse")
 NAME = "slidesparse"
 FOR_OTHERS = stat.S_IWGRP | stat.S_IWOTH
+DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 def path() -> Path:
@@ -91,6 +93,23 @@ def read(name: str) -> bytes | None:
         return found.read_bytes() if found else None
     except OSError:
         return None
+
+
+def read_code(name: str) -> bytes | None:
+    """The bytes of a trusted file that `write_code` wrote; None if there is none, or it is damaged."""
+    found = read(name)
+    if found is None:
+        return None
+    code, digest = found[:-DIGEST_BYTES], found[-DIGEST_BYTES:]
+    if hashlib.sha256(code).digest() != digest:
+        say_once(f"{path() / name} is damaged, and made anew")
+        return None
+    return code
+
+
+def write_code(name: str, code: bytes) -> Path | None:
+    """`write` machine code, with its hash behind it: a loader of shared libraries does not read that far."""
+    return write(name, code + hashlib.sha256(code).digest())
 
 
 def write(name: str, data: bytes) -> Path | None:

@@ -97,10 +97,10 @@ def machine_code(source: Path, constants: dict[str, int], target: str) -> bytes:
     options = [f"--gpu-architecture={target}", "--std=c++17", *(f"-D{key}={value}" for key, value in constants.items())]
     identity = "\0".join([*options, str(_version())]).encode() + b"\0".join([text, *headers.values()])
     name = f"{source.parent.name}-{hashlib.sha256(identity).hexdigest()[:24]}.cubin"
-    kept = cache.read(name)
+    kept = cache.read_code(name)
     if kept is None:
         kept = _compiled(text, source.name, headers, options, ptx=target.startswith("compute"))
-        cache.write(name, kept)
+        cache.write_code(name, kept)
     return kept
 
 

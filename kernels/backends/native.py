@@ -65,12 +65,11 @@ def _built() -> Path:
     compiler = next((found for name in COMPILERS if (found := shutil.which(name))), None)
     text = SOURCE.read_bytes()
     name = f"native-{hashlib.sha256(text + platform.machine().encode()).hexdigest()[:16]}.so"
-    kept = user_cache.trusted(name)
-    if kept is not None:
+    if user_cache.read_code(name) is not None and (kept := user_cache.trusted(name)):
         return kept
     if compiler is None:
         raise OSError(f"no C compiler: {', '.join(COMPILERS)}")
     made = user_cache.private() / name
     command = [compiler, "-O2", "-shared", "-fPIC", str(SOURCE), "-o", str(made)]
     subprocess.run(command, check=True, capture_output=True, timeout=60)
-    return user_cache.write(name, made.read_bytes()) or made
+    return user_cache.write_code(name, made.read_bytes()) or made

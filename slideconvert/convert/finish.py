@@ -57,9 +57,10 @@ def finish(plan: Plan, folder: Path, weights: Weights, report: Report, checks: C
             files[INDEX] = write_file(folder / INDEX, (json.dumps(index, indent=1) + "\n").encode())
         if weights.permutations:
             files[CHANNEL_ORDERS] = write_file(folder / CHANNEL_ORDERS, to_json(weights.permutations).encode())
-        for path in companions(plan.snapshot.path):
-            shutil.copyfile(path, folder / path.name)
-            files[path.name] = file_sha256(folder / path.name)
+        for name in companions(plan.snapshot.path):
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(plan.snapshot.path / name, folder / name)
+            files[name] = file_sha256(folder / name)
         kernels = (
             bundle_kernels(folder)
             if any(not linear.kept and linear.scheme.quantized for linear in plan.linears)

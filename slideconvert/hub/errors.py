@@ -17,11 +17,12 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from ipaddress import ip_address
 from types import ModuleType
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from ..errors import HubError
+from ..errors import HubError, InputError
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
@@ -38,10 +39,27 @@ _RETRY = f"{RETRY_HINT}: finished files are kept"
 
 
 def endpoint() -> str:
-    """The URL of the Hub: HF_ENDPOINT or the public Hub, read at every call (huggingface_hub reads it once)."""
-    from huggingface_hub import constants
+    """The URL of the Hub: HF_ENDPOINT or the public Hub, read at every call (huggingface_hub reads it once).
 
-    return (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+    InputError if a token would be sent to it unencrypted, but to this machine.
+    """
+    from huggingface_hub import constants, get_token
+
+    url = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+    parts = urlsplit(url)
+    if parts.scheme == "http" and not _is_this_machine(parts.hostname or "") and get_token():
+        raise InputError(
+            f"HF_ENDPOINT={url} is not encrypted: everyone on the way could read your token",
+            hint="use https, or log out of the Hub (unset HF_TOKEN, hf auth logout): public models need no token",
+        )
+    return url
+
+
+def _is_this_machine(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 @contextmanager

@@ -9,15 +9,15 @@ from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 from .. import __version__
-from ..checkpoint.files import CHANNEL_ORDERS, COMPANIONS, CONFIG, INDEX, NEVER, PICKLES, SINGLE
+from ..checkpoint.files import CHANNEL_ORDERS, CONFIG, INDEX, NEVER, PICKLES, SINGLE, is_companion
 from ..core.hub_id import valid_id
 from ..errors import HubError, InputError
 from ..runtime.slidesparse_record import SOURCES, misplaced
 from .errors import endpoint, hub_errors
 from .snapshot import COMMIT
 
-WANTED = (CONFIG, INDEX, CHANNEL_ORDERS, "*.safetensors", *COMPANIONS, "README.md")
-"""Files to fetch, from the top folder only: weights, tokenizer, and what a derived model must contain."""
+WANTED = (CONFIG, INDEX, CHANNEL_ORDERS, "*.safetensors", "README.md")
+"""Files to fetch, from the top folder only, beside a model's companion files."""
 CODE = (*SOURCES, ".md")
 """Suffixes of the code of a checkpoint."""
 
@@ -71,7 +71,7 @@ def list_files(hub_id: str, *, revision: str | None = None) -> Listing:
         api = HfApi(endpoint=endpoint(), library_name="slideconvert", library_version=__version__)
         info = api.model_info(hub_id, revision=revision, files_metadata=True)
     code = [remote_file(file) for file in info.siblings or () if _may_be_code(file.rfilename)]
-    siblings = [file for file in info.siblings or () if _in_top_folder(file.rfilename)]
+    siblings = [file for file in info.siblings or () if _may_be_fetched(file.rfilename)]
     _refuse_other_formats(hub_id, {file.rfilename for file in siblings})
     files = sorted(map(remote_file, _wanted(siblings)), key=lambda file: (is_weight(file.name), file.name))
     if not COMMIT.fullmatch(info.sha or "") or not all(file.etag for file in (*files, *code)):
@@ -101,7 +101,7 @@ def _wanted(siblings: Iterable[Any]) -> list[Any]:
     return [
         file
         for file in siblings
-        if any(fnmatchcase(file.rfilename, pattern) for pattern in WANTED)
+        if (is_companion(file.rfilename) or any(fnmatchcase(file.rfilename, pattern) for pattern in WANTED))
         and not file.rfilename.lower().endswith(NEVER)
         and not fnmatchcase(file.rfilename, "consolidated*.safetensors")
     ]
@@ -112,9 +112,12 @@ def _may_be_code(name: str) -> bool:
     return not misplaced(name) and PurePosixPath(name).suffix in CODE
 
 
-def _in_top_folder(name: str) -> bool:
-    """Whether `name` is a plain file name, for Windows too: a server must not choose other paths."""
-    return PurePosixPath(name).name == name == PureWindowsPath(name).name
+def _may_be_fetched(name: str) -> bool:
+    """Whether a file lies in the top folder or where companion files do, for Windows too: a server must not choose
+    other paths."""
+    path = PurePosixPath(name)
+    plain = path.as_posix() == name and path.parts == PureWindowsPath(name).parts and ".." not in path.parts
+    return plain and (len(path.parts) == 1 or is_companion(name))
 
 
 def remote_file(sibling: Any) -> RemoteFile:

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from ..checkpoint.container import ITEM_BYTES, TensorSpec
-from ..checkpoint.files import CHANNEL_ORDERS, SINGLE
+from ..checkpoint.files import CHANNEL_ORDERS, SINGLE, companions
 from ..checkpoint.reader import Checkpoint
 from ..checkpoint.snapshot import Snapshot
 from ..checkpoint.writer import Shard, Unit
@@ -157,6 +157,7 @@ def make_plan(snapshot: Snapshot, recipe: Recipe, source: Checkpoint | None = No
     Reads shapes and dtypes only. InputError for the first of all faults, with the number of the others.
     """
     source = source or Checkpoint.open(snapshot.path)
+    companions(snapshot.path)  # refuses what cannot be copied at the end
     check_quantization(source.config, str(source.path))
     before = read_record(source.config, str(source.path))
     layout = recipe.layout or (before.layout if before else DENSE)

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants, snapshot_download
 
+from slideconvert.checkpoint.files import INDEX as INDEX_NAME
+from slideconvert.checkpoint.files import companions
 from slideconvert.checkpoint.snapshot import Snapshot
 from slideconvert.errors import HubError, InputError
 from slideconvert.hub.snapshot import RECORD, UNFINISHED
@@ -67,6 +69,26 @@ def test_a_branch_becomes_its_commit_in_every_request(hub: HubServer) -> None:
     assert files and all(f"/{old}/" in path for path in files)
     assert resolve("org/model").revision == new
     assert resolve("org/model", revision=old).path.name == old
+
+
+@pytest.mark.parametrize("into", ["the cache", "a folder"])
+def test_companions_in_other_cases_and_chat_templates_are_fetched(hub: HubServer, tmp_path: Path, into: str) -> None:
+    wanted = {"additional_chat_templates/tool use.jinja": b"{{ tools }}", "License": b"MIT", "notice.md": b"by us"}
+    outside = {
+        "additional_chat_templates/../../x.jinja": b"1",
+        "additional_chat_templates\\x.jinja": b"2",
+        "additional_chat_templates/a/b.jinja": b"3",
+        "additional_chat_templates/code.py": b"4",
+    }
+    hub.add_repo("org/model", MODEL | wanted | outside)
+    snapshot = download("org/model", tmp_path / "out") if into == "a folder" else resolve("org/model")
+    found = {
+        path.relative_to(snapshot.path).as_posix(): path.read_bytes()
+        for path in snapshot.path.rglob("*")
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(snapshot.path).parts)
+    }
+    assert found == MODEL | wanted
+    assert companions(snapshot.path) == sorted(found.keys() - {*WEIGHTS, "config.json", "README.md", INDEX_NAME})
 
 
 def test_only_checkpoint_files_are_fetched(hub: HubServer, tmp_path: Path) -> None:

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from slideconvert.errors import HubError
+from slideconvert.hub.errors import endpoint
 from slideconvert.hub.source import resolve
+from tests.conftest import Cli
 from tests.helpers.hub_models import MODEL, TOKEN, WEIGHTS, sentence
 from tests.helpers.hub_repo import Fault
 from tests.helpers.hub_server import HubServer
@@ -166,8 +168,8 @@ def test_trouble_that_stays(hub: HubServer, path: str, method: str, status: int,
 def test_no_network(cache: Path, waits: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     with HubServer() as server:
         address = server.url.replace("//", f"//user:{TOKEN}@")
-    for endpoint in (address, "not-an-address"):
-        monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    for url in (address, "not-an-address"):
+        monkeypatch.setenv("HF_ENDPOINT", url)
         with pytest.raises(HubError) as error:
             resolve("org/model")
         words = sentence(error)
@@ -222,3 +224,24 @@ def test_other_answers(hub: HubServer, status: int, headers: dict[str, str], wor
     with pytest.raises(HubError) as error:
         resolve("org/model")
     assert words in sentence(error)
+
+
+@pytest.mark.parametrize("url", ["http://mirror.example", "http://10.0.0.1:8080/hub", "http://localhost.evil.example"])
+def test_a_token_is_not_sent_unencrypted(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, url: str) -> None:
+    """Nothing is sent at all; without a token, a mirror may be reached as it is."""
+    monkeypatch.setenv("HF_ENDPOINT", url)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("connected"))
+    for words in (("plan", "org/model"), ("download", "org/model", tmp_path / "out")):
+        done = cli(*words)
+        assert done.code == 2 and f"HF_ENDPOINT={url} is not encrypted" in done.err and TOKEN not in done.err
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    assert endpoint() == url
+
+
+@pytest.mark.parametrize("url", ["https://mirror.example", "http://localhost:80", "http://127.0.0.2", "http://[::1]:1"])
+def test_encrypted_endpoints_and_this_machine_may_have_it(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", url)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert endpoint() == url

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -36,8 +37,8 @@ def test_every_generation(target: str) -> None:
 def test_machine_code_is_kept(tmp_path: Path) -> None:
     code = nvrtc.machine_code(SOURCE, KIND, "sm_90")
     kept = list((tmp_path / "slidesparse").iterdir())
-    assert len(kept) == 1 and kept[0].read_bytes() == code
-    kept[0].write_bytes(b"kept")
+    assert len(kept) == 1 and kept[0].read_bytes() == code + hashlib.sha256(code).digest()
+    kept[0].write_bytes(b"kept" + hashlib.sha256(b"kept").digest())
     assert nvrtc.machine_code(SOURCE, KIND, "sm_90") == b"kept"
     assert nvrtc.machine_code(SOURCE, {**KIND, "TILES": 2}, "sm_90") != b"kept"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import logging
 import os
@@ -261,16 +262,42 @@ def test_machine_code_is_not_taken_from_a_folder_of_others(
     source = Path(nvrtc.__file__).parent / "group_gemm" / "kernel.cu"
     assert nvrtc.machine_code(source, {}, "sm_90") == b"compiled"
     [kept] = folder.glob("group_gemm-*.cubin")
-    kept.write_bytes(b"kept")
+    cache.write_code(kept.name, b"kept")
     assert nvrtc.machine_code(source, {}, "sm_90") == b"kept"
     kept.chmod(0o666)
     assert nvrtc.machine_code(source, {}, "sm_90") == b"compiled"
     kept.chmod(0o600)
     folder.chmod(0o777)
     cache._fault.cache_clear()
-    kept.write_bytes(b"planted")
+    cache.write_code(kept.name, b"planted")
     assert nvrtc.machine_code(source, {}, "sm_90") == b"compiled"
     folder.chmod(0o700)
+
+
+@pytest.mark.parametrize("damage", ["a bit", "its end", "all"])
+def test_damaged_machine_code_is_made_anew(
+    folder: Path, damage: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of kernels and of the native call: it would run."""
+    from slideconvert.kernels import nvrtc
+
+    def spoil(path: Path) -> None:
+        data = bytearray(path.read_bytes())
+        data[len(data) // 3] ^= damage == "a bit"
+        path.write_bytes({"its end": data[:-1], "all": b""}.get(damage, data))
+
+    monkeypatch.setattr(nvrtc, "_version", lambda: (13, 0))
+    monkeypatch.setattr(nvrtc, "_compiled", lambda *_, **__: b"compiled")
+    source = Path(nvrtc.__file__).parent / "group_gemm" / "kernel.cu"
+    assert nvrtc.machine_code(source, {}, "sm_90") == b"compiled"
+    built = native._built()
+    before = {path: path.read_bytes() for path in (*folder.glob("*.cubin"), built)}
+    assert len(before) == 2 and ctypes.CDLL(str(built)).slidesparse_linear
+    for path in before:
+        spoil(path)
+    assert nvrtc.machine_code(source, {}, "sm_90") == b"compiled" and native._built() == built
+    assert sum("is damaged, and made anew" in line for line in caplog.messages) == 2
+    assert {path: path.read_bytes()[:-32] for path in before} == {path: data[:-32] for path, data in before.items()}
 
 
 def test_times_are_kept_by_the_sources_of_their_kernels_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
