@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -35,13 +34,6 @@ def test_dense_int8_holds_exactly_the_pruned_and_rounded_weights(cli: Cli, sourc
     assert np.array_equal(written[f"{DOWN}.weight"].numpy(), np.rint(expected / scale).astype(np.int8))
 
 
-def without_reports(folder: Path) -> Any:
-    """config.json without the hashes of the reports, whose errors are relative to the source of the last step."""
-    config = json.loads((folder / "config.json").read_text())
-    del config["slidesparse_config"]["reports"], config["slidesparse_config"]["sha256"]
-    return config
-
-
 @pytest.mark.parametrize("scheme", ["int8", "fp8"])
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_every_pattern_and_scheme_converts_verifies_and_relays_both_ways(
@@ -56,7 +48,7 @@ def test_every_pattern_and_scheme_converts_verifies_and_relays_both_ways(
     assert cli("relayout", dense, tmp_path / "to_slide", "--layout", "slide").code == 0
     for made, direct in ((tmp_path / "to_dense", dense), (tmp_path / "to_slide", slide)):
         assert (made / "model.safetensors").read_bytes() == (direct / "model.safetensors").read_bytes()
-        assert without_reports(made) == without_reports(direct)
+        assert pico.without_reports(made) == pico.without_reports(direct)
 
 
 @pytest.mark.parametrize("scheme", ["int8", "fp8"])
@@ -69,7 +61,7 @@ def test_sparsify_quantize_slide_gives_the_bytes_of_convert(
     assert cli("slide", quantized, slid).code == 0
     assert cli("convert", *MAGNITUDE, source, direct, "--scheme", scheme, "--pattern", "2:10").code == 0
     assert (slid / "model.safetensors").read_bytes() == (direct / "model.safetensors").read_bytes()
-    assert without_reports(slid) == without_reports(direct)
+    assert pico.without_reports(slid) == pico.without_reports(direct)
     note = json.loads((slid / "report.json").read_text())["notes"][0]
     assert "errors and sizes here are against quantized" in note and "itself made from source" in note
 
@@ -152,7 +144,7 @@ def test_rules_choose_per_layer_and_kept_layers_stay_byte_for_byte(cli: Cli, sou
         assert cli("convert", source, tmp_path / other, "--recipe", recipe, "--layout", other).code == 0
         assert cli("relayout", tmp_path / other, relaid, "--layout", layout).code == 0
         assert (direct / "model.safetensors").read_bytes() == (relaid / "model.safetensors").read_bytes()
-        assert without_reports(direct) == without_reports(relaid)
+        assert pico.without_reports(direct) == pico.without_reports(relaid)
     fp8 = next(group for group in quantization["config_groups"].values() if group["weights"]["type"] == "float")
     assert fp8["targets"] == ["model.layers.2.self_attn.o_proj"]
     before, after = pico.read(source), pico.read(tmp_path / "out")

@@ -84,7 +84,7 @@ def test_settings_of_the_user_and_other_spaces_are_no_change(cli: Cli, damaged: 
 RECORDS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "no files": (lambda record: record.pop("files"), "no sha256 of the files"),
     "empty files": (lambda record: record.update(files={}), "no sha256 of the files"),
-    "files that are none": (lambda record: record.update(files={"model.safetensors": 1}), "no sha256 of the files"),
+    "files that are none": (lambda record: record.update(files={"model.safetensors": 1}), "1 is no text"),
     "no kernels": (lambda record: record.pop("kernels"), "no sha256 of the kernels"),
     "empty kernels": (lambda record: record.update(kernels={}), "auto_map"),
     "no reports": (lambda record: record.pop("reports"), "no sha256 of the reports"),

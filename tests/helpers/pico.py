@@ -118,6 +118,13 @@ def read(folder: Path) -> dict[str, torch.Tensor]:
     return out
 
 
+def without_reports(folder: Path) -> Any:
+    """config.json without the hashes of the reports, whose errors are relative to the source of the last step."""
+    config = json.loads((folder / "config.json").read_text())
+    del config["slidesparse_config"]["reports"], config["slidesparse_config"]["sha256"]
+    return config
+
+
 def files(folder: Path) -> dict[str, bytes]:
     """The bytes of every file in a folder, by relative path."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
