@@ -39,7 +39,7 @@ def _calibration_state(tokens: Tensor, settings: RunSettings) -> dict[str, objec
         "calibration_tokens": digest,
         "device": settings.device,
         "batch_tokens": settings.batch_tokens,
-        "threads": threads,
+        "threads (OMP_NUM_THREADS)": threads,
         "dtype": str(settings.dtype),
     }
 

@@ -10,6 +10,7 @@ import html
 import re
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from .. import __version__
 from ..core.hub_id import valid_id
@@ -60,13 +61,24 @@ def _yaml(values: dict[str, Any]) -> str:
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_flow_style=False, width=10_000)
 
 
+def _license_link(report: Report, link: Any, *, on_hub: bool) -> str:
+    """The source's link to its licence, as it holds here: to the web, to a file that travels with the model, or to one
+    of the source on the Hub; "" if it leads nowhere."""
+    if not isinstance(link, str):
+        return ""
+    if link.startswith(("https://", "http://")) or link in report.files:
+        return link
+    local = on_hub and urlsplit(link).scheme == "" and not link.startswith("/") and ".." not in link.split("/")
+    return f"https://huggingface.co/{report.source}/blob/{report.revision or 'main'}/{link}" if local else ""
+
+
 def _front_matter(report: Report) -> str:
     quantized, sparse = _quantized(report), _sparse(report)
     metadata = {name: report.source_card[name] for name in CARRIED if name in report.source_card}
     on_hub = "/" in report.source and valid_id(report.source)  # else the source is a local folder
-    link = metadata.get("license_link")
-    if on_hub and isinstance(link, str) and "://" not in link and link not in report.files:
-        metadata["license_link"] = f"https://huggingface.co/{report.source}/blob/{report.revision or 'main'}/{link}"
+    if "license_link" in metadata:
+        link = _license_link(report, metadata.pop("license_link"), on_hub=on_hub)
+        metadata |= {"license_link": link} if link else {}
     if on_hub:
         metadata["base_model"] = report.source
         if quantized:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from ..checkpoint.files import CARD
 
 CARRIED = ("license", "license_name", "license_link", "language")
 """Fields of the front matter that apply to a converted model too."""
+FRONT_MATTER = re.compile(r"\s*---[ \t]*\n(.*?)^---[ \t]*$", re.DOTALL | re.MULTILINE)
+"""Between two lines of three dashes: more of them, or dashes within a line, end nothing."""
 
 
 def source_card(folder: Path) -> dict[str, Any]:
@@ -20,11 +23,11 @@ def source_card(folder: Path) -> dict[str, Any]:
 
     card = folder / CARD
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
-    parts = text.replace("\r\n", "\n").removeprefix("\ufeff").split("---\n")
-    if len(parts) < 3 or parts[0].strip():
+    front = FRONT_MATTER.match(text.replace("\r\n", "\n").removeprefix("\ufeff"))
+    if front is None:
         return {}
     try:
-        fields = yaml.safe_load(parts[1])
+        fields = yaml.safe_load(front[1])
     except (yaml.YAMLError, ValueError, RecursionError):
         return {}
     fields = fields if isinstance(fields, dict) else {}

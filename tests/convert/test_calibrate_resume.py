@@ -230,7 +230,7 @@ def test_another_number_of_threads_is_refused(cli: Cli, job: Job, left: Callable
         outcome = cli(*job.words(out, "balanced", "--resume"))
     finally:
         torch.set_num_threads(1)
-    assert outcome.code == 2 and "threads was 1, is 2" in outcome.err
+    assert outcome.code == 2 and "threads (OMP_NUM_THREADS) was 1, is 2" in outcome.err
 
 
 def test_where_hidden_states_lie_may_change(

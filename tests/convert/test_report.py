@@ -598,7 +598,22 @@ def test_the_sources_licence_is_carried_on(tmp_path: Path) -> None:
     }  # fmt: skip
     travels = replace(report, files={"LICENSE": "0" * 64})  # the link leads to the copy in this repository
     assert card_parts(render_card(travels))[0]["license_link"] == "LICENSE"
+    for link in ("javascript:alert(1)", "../../other/LICENSE", "/etc/passwd", ["LICENSE"]):
+        card = render_card(replace(report, source_card={**found, "license_link": link}))
+        assert "license_link" not in card_parts(card)[0], link
+    folder = replace(report, source="a/local folder")
+    assert "license_link" not in card_parts(render_card(folder))[0]
+    web = replace(folder, source_card={**found, "license_link": "https://example.com/licence"})
+    assert card_parts(render_card(web))[0]["license_link"] == "https://example.com/licence"
     assert Report.from_json(report.to_json()) == report
+
+
+@pytest.mark.parametrize("dashes", ["x---", "----", "--- not the end", "  ---"])
+def test_front_matter_ends_at_a_line_of_three_dashes(tmp_path: Path, dashes: str) -> None:
+    (tmp_path / "README.md").write_text(
+        f"---\nlicense: mit\nabout: |\n  one\n  {dashes}\nlanguage: en\n---\n# A\n---\n"
+    )
+    assert source_card(tmp_path) == {"license": "mit", "language": ["en"]}
 
 
 @pytest.mark.parametrize(
