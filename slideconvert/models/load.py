@@ -29,7 +29,6 @@ from ..kernels.spec import LinearSpec
 from ..runtime.slidesparse_record import DENSE, RECORD, SETTINGS
 from .completeness import check_tied, model_faults, shapes_of, surplus_tensors
 from .families import decoder_linears
-from .lean_import import import_generation
 
 NOT_ARCHITECTURE = (
     "quantization_config",
@@ -102,7 +101,6 @@ def empty_model(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> A
 
     InputError if transformers cannot build it, and for absurd sizes, which would take all memory.
     """
-    import_generation()
     import accelerate
     import transformers
 

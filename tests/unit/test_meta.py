@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -228,26 +226,3 @@ def test_plan_of_what_cannot_be_converted(cli: Cli, hub: HubServer, source: Path
     hub.add_repo("org/w8a8", pico.files(pico.w8a8(tmp_path / "w8a8")))
     assert "the weights are quantized already" in cli("plan", "org/w8a8").err
     assert fetched(hub) == {"config.json"}
-
-
-LEAN = """
-import sys
-from pathlib import Path
-from slideconvert.api.options import PlanOptions
-from slideconvert.api.convert import plan
-plan(sys.argv[1], PlanOptions(method="magnitude"))
-assert not [name for name in sys.modules if name.startswith("sklearn")], "imported"
-from transformers.generation import candidate_generator
-import sklearn.metrics
-labels, scores = [0, 1, 1], [0.1, 0.4, 0.3]
-ours, theirs = candidate_generator.roc_curve(labels, scores), sklearn.metrics.roc_curve(labels, scores)
-assert all((a == b).all() for a, b in zip(ours, theirs))
-"""
-
-
-def test_a_plan_does_not_import_what_only_assisted_generation_needs(tmp_path: Path) -> None:
-    """scikit-learn takes a second; who calls for it gets it all the same."""
-    pytest.importorskip("sklearn")
-    source = pico.write(tmp_path / "source")
-    done = subprocess.run([sys.executable, "-c", LEAN, str(source)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
