@@ -6,12 +6,13 @@ import hashlib
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..allocate.choose import Chosen, Target, choose_patterns
 from ..allocate.written import check_recipe_path, write_recipe
+from ..checkpoint.claim import claimed
 from ..checkpoint.files import STAGING
 from ..checkpoint.reader import Checkpoint
 from ..checkpoint.snapshot import Snapshot
@@ -197,9 +198,16 @@ def convert_source(
     assert isinstance(options, DeviceOptions)
     if options.sequences is not None and not options.text:
         raise InputError("--sequences belongs to --text", hint="name the text to measure on, or omit it")
-    check_free(out, resume=options.resume)  # before gigabytes are fetched
+    if Path(source).absolute() == out.absolute() and not out.exists():
+        raise InputError(
+            f"{out} is the name of the source, too",
+            hint="name another folder: this one would hide the model on the Hub",
+        )
     settings, chosen = settings_of(options), None
-    with opened(str(source), out, options, progress) as (snapshot, checkpoint):
+    with ExitStack() as stack:
+        claim = stack.enter_context(claimed(out))
+        check_free(out, resume=options.resume)  # before gigabytes are fetched
+        snapshot, checkpoint = stack.enter_context(opened(str(source), out, options, progress))
         made = make_plan(snapshot, recipe, checkpoint)
         refuse_unused(options, made, measures=target is not None)
         started = time.monotonic()
@@ -208,7 +216,7 @@ def convert_source(
             made = make_plan(snapshot, chosen.recipe, checkpoint)
         report = pipeline.convert(
             made,
-            out,
+            claim,
             settings=settings,
             resume=options.resume,
             verify=options.verify,

@@ -15,6 +15,7 @@ from ..errors import InputError, printable
 from .container import Placed, TensorSpec, read_header
 from .files import CONFIG, INDEX, PICKLES, SINGLE, STAGING, is_companion
 from .json_text import parse_json
+from .lock import writer_of
 from .shard_store import Folder, ShardStore
 
 PIECE_ELEMENTS = 1 << 25
@@ -52,6 +53,8 @@ class Checkpoint:
         if not path.is_dir():
             raise InputError(f"{path} is not a folder", hint="use a checkpoint folder or a Hub id")
         if (path / STAGING).exists():
+            if writer := writer_of(path):
+                raise InputError(f"{path}: {writer} is writing to this folder", hint="wait until it ends")
             raise InputError(
                 f"{path} is an unfinished conversion",
                 hint="finish it with --resume, or delete it and start again",
@@ -125,9 +128,13 @@ def _identities(path: Path) -> dict[str, tuple[int, ...]]:
     """Size, time of the last change and inode of the files of a folder that a conversion reads, by name."""
     found: dict[str, tuple[int, ...]] = {}
     for file in path.iterdir():
-        if (
-            file.name in (CONFIG, INDEX) or file.suffix == ".safetensors" or is_companion(file.name)
-        ) and file.is_file():
+        if not (file.name in (CONFIG, INDEX) or file.suffix == ".safetensors" or is_companion(file.name)):
+            continue
+        if file.is_symlink() and not file.exists():
+            raise InputError(
+                f"{file} is a link to {file.readlink()}, which does not exist", hint="download or copy the file again"
+            )
+        if file.is_file():
             status = file.stat()
             found[file.name] = (status.st_size, status.st_mtime_ns, status.st_ino)
     return found

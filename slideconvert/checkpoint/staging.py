@@ -36,7 +36,6 @@ class Staging:
     def __init__(self, out: Path, state: dict[str, Any], *, resume: bool) -> None:
         self.out = out
         self.path = out / STAGING
-        self._made_out = not out.exists()
         if resume and (self.path / STATE).is_file():
             self._check_same_job(state)
             return
@@ -58,10 +57,8 @@ class Staging:
             )
 
     def discard(self) -> None:
-        """Remove everything that this job wrote, and OUT itself if this job made it."""
+        """Remove everything that this job wrote."""
         shutil.rmtree(self.path, ignore_errors=True)
-        if self._made_out and self.out.is_dir() and not any(self.out.iterdir()):
-            self.out.rmdir()
 
     def publish(self) -> None:
         """Move the finished files to OUT, the one that makes it loadable last, and remove the working folder.
@@ -118,7 +115,7 @@ def _sync_folder(path: Path) -> None:
 
 @contextmanager
 def writing(where: Path) -> Iterator[None]:
-    """Raise OutputError for a full disk, missing permission or an unusable path in the block; other errors pass."""
+    """Raise OutputError for a full disk, missing permission, or a path that is unusable or gone; other errors pass."""
     try:
         yield
     except OSError as error:
@@ -128,6 +125,12 @@ def writing(where: Path) -> Iterator[None]:
             raise OutputError(f"{where}: the disk is full", hint="free disk space and --resume") from error
         if isinstance(error, NotADirectoryError):
             raise OutputError(f"{where}: a part of this path is a file, not a folder", hint="choose another") from error
+        if error.errno == errno.ENAMETOOLONG:
+            raise OutputError(f"{where}: a name in this path is too long", hint="choose a shorter one") from error
+        if isinstance(error, FileNotFoundError):
+            raise OutputError(
+                f"{error.filename or where} does not exist any more", hint="was it removed meanwhile? start again"
+            ) from error
         if error.errno == errno.EROFS:
             raise OutputError(f"{where}: the file system is read-only", hint="choose another folder") from error
         raise

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -64,6 +65,8 @@ class WeightWriter:
         self._hash = hashlib.sha256()
         self._order = [(shard, unit) for shard in shards for unit in shard.units]
         self._replay()
+        # Stays open, so that no line gets into a folder that replaces this one.
+        self._lines = (folder / JOURNAL).open("a", encoding="utf-8")
 
     @property
     def remaining(self) -> list[Unit]:
@@ -94,11 +97,14 @@ class WeightWriter:
                 self._end(shard)
 
     def close(self) -> None:
-        """Close the current shard, keeping its contents. OutputError if the disk is full."""
+        """Close the journal and the current shard, keeping their contents. OutputError if the disk is full."""
+        with writing(self.folder), closing(self._lines):
+            self._close_shard()
+
+    def _close_shard(self) -> None:
         file, self._file = self._file, None
         if file:
-            with writing(self.folder):
-                file.close()
+            file.close()
 
     def _put(self, data: memoryview | bytes) -> None:
         assert self._file is not None
@@ -122,8 +128,8 @@ class WeightWriter:
         self._file.flush()  # the bytes that the journal lists must have left this process
         line = {"unit": unit.name, "file": shard.file, "end": self._file.tell()}
         line |= {"sha256": self._hash.hexdigest(), "note": note}
-        with (self.folder / JOURNAL).open("a", encoding="utf-8") as journal:
-            journal.write(json.dumps(line) + "\n")
+        self._lines.write(json.dumps(line) + "\n")
+        self._lines.flush()
         self.notes.append(note)
 
     def _replay(self) -> None:
@@ -170,7 +176,7 @@ class WeightWriter:
         if held == len(shard.units):
             self._end(shard)
         elif not held:
-            self.close()
+            self._close_shard()
         return held
 
 

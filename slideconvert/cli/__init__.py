@@ -5,6 +5,7 @@ Commands are imported when they are called, and they import the library when the
 
 from __future__ import annotations
 
+import errno
 import importlib
 import sys
 import traceback
@@ -96,6 +97,13 @@ def main() -> NoReturn:
     except BrokenPipeError:
         sys.stderr.close()  # the reader of the output has left
         sys.exit(1)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            _report_defect(error)
+            sys.exit(DEFECT)
+        name = one_line(str(error.filename))
+        click.echo(f"error: {name[:60]}… ({len(name)} characters): this path or a name in it is too long", err=True)
+        sys.exit(2)
     except Exception as error:  # the last net: what no reader and no stage has named
         _report_defect(error)
         sys.exit(DEFECT)

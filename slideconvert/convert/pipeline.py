@@ -16,6 +16,7 @@ from torch import Tensor
 from ..calibrate.result import LayerResult
 from ..calibrate.run import RunSettings, compressed_layers
 from ..calibrate.tokens import calibration_tokens
+from ..checkpoint.claim import Claim, claimed
 from ..checkpoint.container import TensorSpec
 from ..checkpoint.reader import Checkpoint
 from ..checkpoint.staging import WORK, Staging, check_free
@@ -37,7 +38,7 @@ from .linear import ConvertedLinear, convert_linear
 
 def convert(
     plan: Plan,
-    out: Path,
+    out: Path | Claim,
     *,
     settings: RunSettings | None = None,
     resume: bool = False,
@@ -48,63 +49,69 @@ def convert(
 ) -> Report:
     """Carry out a plan into folder `out`, and return the report, which is also written there.
 
+    out: a folder, which is claimed for this process, or a claim that the caller holds.
     After an interruption, partial results remain in `out`, and resume=True continues from them. verify: re-read the
     output and check it against the source before publishing it. text: a file or data set for `read_documents`, on whose
-    first `sequences` sequences the perplexity of source and output is measured for the reports. InputError for invalid
-    weights (NaN, a violated pattern), which deletes a new `out`; OutputError for a full disk or memory, HubError
-    for failures of the Hub, and VerificationError for a faulty output, which is not published.
+    first `sequences` sequences the perplexity of source and output is measured for the reports. InputError if another
+    process writes to `out`, and for invalid weights (NaN, a violated pattern), which deletes a new `out`; OutputError
+    for a full disk or memory, or if `out` is removed meanwhile; HubError for failures of the Hub, and VerificationError
+    for a faulty output, which is not published.
     """
     settings = settings or RunSettings()
-    check_disk_space(plan, out)
-    check_free(out, resume=resume)
-    tokens = calibration_tokens(plan.recipe.calibration, plan.source) if plan.calibrated else None
-    staging = Staging(out, job_state(plan, settings, tokens), resume=resume)
-    try:
-        _check_source(plan)
-        with closing(WeightWriter(staging.path, list(plan.shards))) as writer:
-            todo = {unit: _linears(plan, unit) for unit in writer.remaining}
-            linears = [linear for own in todo.values() for linear in own]
-            if tokens is None:
-                made = in_order(partial(convert_linear, plan, settings.device), linears, settings.device)
-            else:
-                layers = compressed_layers(plan, tokens, settings, writer.folder / WORK, progress)
-                made = _calibrated(plan, linears, layers)
-            count = progress if tokens is None else silent  # calibration reports its own progress
-            done = plan.weights - sum(linear.weights for linear in linears)
-            count("convert", done, plan.weights)
-            with closing(made), ThreadPoolExecutor(1) as background:
-                writing: Future[None] | None = None
-                for unit, own in todo.items():
-                    converted = []
-                    for linear in own:
-                        converted.append(next(made))
-                        done += linear.weights
-                        count("convert", done, plan.weights)
-                    tensors = {name: tensor for one in converted for name, tensor in one.tensors.items()}
-                    if own:  # its norms too, while its shard is still on disk (--low-disk)
-                        rest = (spec.name for spec in unit.tensors if spec.name not in tensors)
-                        tensors |= {name: finite(plan.source, name) for name in rest}
-                    plan.source.check_unchanged()  # the journal lists only what was made of one state of the source
-                    contents = partial(_contents, plan.source, tensors)
+    checks = Checks(settings.device, verify, text, sequences)
+    with claimed(out) as claim:
+        check_disk_space(plan, claim.path)
+        check_free(claim.path, resume=resume)
+        tokens = calibration_tokens(plan.recipe.calibration, plan.source) if plan.calibrated else None
+        staging = Staging(claim.path, job_state(plan, settings, tokens), resume=resume)
+        try:
+            _check_source(plan)
+            with closing(WeightWriter(staging.path, list(plan.shards))) as writer:
+                todo = {unit: _linears(plan, unit) for unit in writer.remaining}
+                linears = [linear for own in todo.values() for linear in own]
+                if tokens is None:
+                    made = in_order(partial(convert_linear, plan, settings.device), linears, settings.device)
+                else:
+                    layers = compressed_layers(plan, tokens, settings, writer.folder / WORK, progress)
+                    made = _calibrated(plan, linears, layers)
+                count = progress if tokens is None else silent  # calibration reports its own progress
+                done = plan.weights - sum(linear.weights for linear in linears)
+                count("convert", done, plan.weights)
+                with closing(made), ThreadPoolExecutor(1) as background:
+                    writing: Future[None] | None = None
+                    for unit, own in todo.items():
+                        converted = []
+                        for linear in own:
+                            converted.append(next(made))
+                            done += linear.weights
+                            count("convert", done, plan.weights)
+                        tensors = {name: tensor for one in converted for name, tensor in one.tensors.items()}
+                        if own:  # its norms too, while its shard is still on disk (--low-disk)
+                            rest = (spec.name for spec in unit.tensors if spec.name not in tensors)
+                            tensors |= {name: finite(plan.source, name) for name in rest}
+                        claim.check()
+                        plan.source.check_unchanged()  # the journal lists only what was made of one state of the source
+                        contents = partial(_contents, plan.source, tensors)
+                        if writing:
+                            writing.result()
+                        writing = background.submit(writer.write, unit, contents, unit_note(converted))
                     if writing:
                         writing.result()
-                    writing = background.submit(writer.write, unit, contents, unit_note(converted))
-                if writing:
-                    writing.result()
-    except (OutputError, HubError):
-        raise  # files written so far remain: --resume continues with more disk space, or when the Hub answers again
-    except InputError:
-        if not resume:  # the folder may hold hours of work
-            staging.discard()
-        raise
-    noted = Noted.of(writer.notes, f"{writer.folder}: journal")
-    weights = Weights(writer.digests, compose_all(read_permutations(plan.source), noted.permutations))
-    checks = Checks(settings.device, verify, text, sequences)
-    plan.source.check_unchanged()
-    report = finish(plan, staging.path, weights, _report(plan, noted), checks, progress)
-    plan.source.check_unchanged()  # tokenizer and config too, which `finish` copies
-    staging.publish()
-    return report
+        except (OutputError, HubError):
+            raise  # files written so far remain: --resume continues with more disk space, or when the Hub answers again
+        except InputError:
+            if not resume and claim.holds:  # a resumed folder may hold hours of work, another folder is not ours
+                staging.discard()
+            raise
+        noted = Noted.of(writer.notes, f"{writer.folder}: journal")
+        weights = Weights(writer.digests, compose_all(read_permutations(plan.source), noted.permutations))
+        claim.check()
+        plan.source.check_unchanged()
+        report = finish(plan, staging.path, weights, _report(plan, noted, claim.notes), checks, progress)
+        plan.source.check_unchanged()  # tokenizer and config too, which `finish` copies
+        claim.check()
+        staging.publish()
+        return report
 
 
 def _check_source(plan: Plan) -> None:
@@ -140,7 +147,7 @@ def _contents(source: Checkpoint, made: dict[str, Tensor], spec: TensorSpec) -> 
     return [made[spec.name]] if spec.name in made else finite_pieces(source, spec.name)
 
 
-def _report(plan: Plan, noted: Noted) -> Report:
+def _report(plan: Plan, noted: Noted, notes: Sequence[str]) -> Report:
     """The report of a conversion, without hashes and verdict."""
     record = plan.record
     return Report(
@@ -151,6 +158,6 @@ def _report(plan: Plan, noted: Noted) -> Report:
         recipe=record.recipe,
         layers=noted.layers,
         totals=totals(list(noted.layers), plan.bytes_before, plan.bytes_after),
-        notes=plan.notes,
+        notes=(*plan.notes, *notes),
         training=noted.training,
     )

@@ -535,13 +535,7 @@ def test_published_folders_replace_those_of_an_interrupted_publication(out: Path
     assert [path.name for path in (out / "kernels").iterdir()] == ["reference.py"]
 
 
-def test_discard_removes_the_work_and_the_folder_it_made(out: Path) -> None:
-    finished(out, SINGLE).discard()
-    assert not out.exists()
-
-
-def test_discard_keeps_older_files(out: Path) -> None:
-    out.mkdir(parents=True)
+def test_discard_removes_the_work(out: Path) -> None:
     finished(out, SINGLE).discard()
     assert list(out.iterdir()) == []
 
