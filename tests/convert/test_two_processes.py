@@ -16,8 +16,9 @@ import pytest
 
 from slideconvert.checkpoint import claim as claim_module
 from slideconvert.checkpoint.claim import WITHOUT_LOCKS, claimed
+from slideconvert.checkpoint.writer import WeightWriter
 from slideconvert.convert import pipeline
-from slideconvert.errors import InputError
+from slideconvert.errors import InputError, OutputError
 from tests.conftest import MAGNITUDE, Cli, Outcome
 from tests.helpers import pico
 from tests.helpers.mortal import STAGING, Death, die
@@ -90,6 +91,14 @@ def test_every_command_claims_its_folder_before_it_fetches(cli: Cli, tmp_path: P
     assert not out.exists()
 
 
+def of_another_process(out: Path) -> list[str]:
+    """Replace the folder by one in which another process works; its files."""
+    shutil.rmtree(out)
+    (out / STAGING).mkdir(parents=True)
+    (out / STAGING / "of another process").write_text("")
+    return list(pico.files(out))
+
+
 @pytest.mark.parametrize("replaced", [False, True])
 @pytest.mark.parametrize("stage", ["convert_linear", "finish"])
 def test_a_folder_that_vanishes_ends_the_conversion(
@@ -100,15 +109,44 @@ def test_a_folder_that_vanishes_ends_the_conversion(
     def meanwhile(*args: Any) -> Any:
         made = real(*args)
         if once.acquire(blocking=False):  # linears are converted in several threads
-            shutil.rmtree(out)
             if replaced:
-                (out / STAGING).mkdir(parents=True)
-                (out / STAGING / "of another process").write_text("")
+                of_another_process(out)
+            else:
+                shutil.rmtree(out)
         return made
 
     monkeypatch.setattr(pipeline, stage, meanwhile)
     refused(cli(*words(out)), f"{out} was {'replaced' if replaced else 'removed'} while")
     assert list(pico.files(out)) == ([f"{STAGING}/of another process"] if replaced else [])
+
+
+def test_an_error_after_a_folder_was_replaced_deletes_nothing_in_it(
+    cli: Cli, words: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, others = tmp_path / "out", []
+
+    def fails(_: Any) -> None:
+        others.extend(of_another_process(out))
+        raise InputError("a fault of the source")
+
+    monkeypatch.setattr(pipeline, "_check_source", fails)
+    refused(cli(*words(out)), "a fault of the source")
+    assert list(pico.files(out)) == others
+
+
+def test_no_line_of_the_journal_gets_into_a_folder_that_replaces_the_first(
+    cli: Cli, words: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, real, others = tmp_path / "out", WeightWriter._journal, []
+
+    def meanwhile(*args: Any) -> None:
+        if not others:
+            others.extend(of_another_process(out))
+        real(*args)
+
+    monkeypatch.setattr(WeightWriter, "_journal", meanwhile)
+    refused(cli(*words(out)), str(out))
+    assert list(pico.files(out)) == others
 
 
 def test_a_folder_that_vanishes_inside_a_step(
@@ -202,6 +240,11 @@ def test_outputs_that_lead_nowhere(cli: Cli, words: Words, tmp_path: Path, path:
     (tmp_path / "dangling").symlink_to("nowhere")
     (tmp_path / "loop").symlink_to("loop")
     refused(cli(*words(tmp_path / path)), said)
+
+
+def test_a_name_too_long_is_an_error_of_the_library(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="a name in this path is too long"), claimed(tmp_path / LONG):
+        pass
 
 
 @pytest.mark.parametrize("command", ["plan", "verify", "inspect", "generate", "convert"])
