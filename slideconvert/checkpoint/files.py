@@ -37,6 +37,14 @@ def is_companion(name: str) -> bool:
     )
 
 
+def check_link(path: Path) -> None:
+    """InputError if a path is a link that leads nowhere."""
+    if path.is_symlink() and not path.exists():
+        raise InputError(
+            f"{path} is a link to {path.readlink()}, which does not exist", hint="download or copy the file again"
+        )
+
+
 def companions(folder: Path) -> list[str]:
     """The companion files of a folder, as sorted relative paths.
 
@@ -48,9 +56,8 @@ def companions(folder: Path) -> list[str]:
     root = folder.resolve()
     inside = [root, *([root.parents[1] / "blobs"] if root.parent.name == "snapshots" else [])]
     for name in names:
+        check_link(folder / name)
         target = (folder / name).resolve()
-        if not target.exists():
-            raise InputError(f"{folder / name}: a link to {target}, which does not exist", hint="mend or delete it")
         if not any(target.is_relative_to(place) for place in inside):
             raise InputError(
                 f"{folder / name}: a link to {target}, outside the model's folder, would be copied and published",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import InputError, printable
 from .container import Placed, TensorSpec, read_header
-from .files import CONFIG, INDEX, PICKLES, SINGLE, STAGING, is_companion
+from .files import CONFIG, INDEX, PICKLES, SINGLE, STAGING, check_link, is_companion
 from .json_text import parse_json
 from .lock import writer_of
 from .shard_store import Folder, ShardStore
@@ -130,10 +130,7 @@ def _identities(path: Path) -> dict[str, tuple[int, ...]]:
     for file in path.iterdir():
         if not (file.name in (CONFIG, INDEX) or file.suffix == ".safetensors" or is_companion(file.name)):
             continue
-        if file.is_symlink() and not file.exists():
-            raise InputError(
-                f"{file} is a link to {file.readlink()}, which does not exist", hint="download or copy the file again"
-            )
+        check_link(file)
         if file.is_file():
             status = file.stat()
             found[file.name] = (status.st_size, status.st_mtime_ns, status.st_ino)

@@ -54,10 +54,12 @@ def test_a_link_out_of_the_folder_is_refused_before_any_work(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_link_to_nothing_is_named(cli: Cli, model: Path, tmp_path: Path) -> None:
-    (model / "tokenizer.json").symlink_to("nowhere.json")
+@pytest.mark.parametrize("name", ["tokenizer.json", "additional_chat_templates/tools.jinja"])
+def test_a_link_to_nothing_is_named(cli: Cli, model: Path, tmp_path: Path, name: str) -> None:
+    (model / name).parent.mkdir(exist_ok=True)
+    (model / name).symlink_to("nowhere.json")
     done = cli("convert", *MAGNITUDE, model, tmp_path / "out")
-    assert done.code == 2 and "tokenizer.json: a link to" in done.err and "does not exist" in done.err
+    assert done.code == 2 and f"{name} is a link to nowhere.json, which does not exist" in done.err
 
 
 def test_links_inside_the_folder_and_of_the_hub_cache_are_followed(cli: Cli, model: Path, tmp_path: Path) -> None:
