@@ -40,7 +40,9 @@ def config_faults(checkpoint: Checkpoint, record: Record) -> Iterator[str]:
         yield f"{CONFIG}: quantization_config does not agree with the record of the linears"
     if config.get("auto_map") != (AUTO_MAP if record.kernels else None):
         yield f"{CONFIG}: auto_map is {config.get('auto_map')}, which names other code than that of the record"
-    if not record.saved_again and raw.get("sha256") != config_digest(config):
+    if not record.saved_again and not {"reports", "sha256"} <= raw.keys():
+        yield f"{CONFIG}: no sha256 of itself or of the reports: damaged, or converted by an earlier slideconvert"
+    elif not record.saved_again and raw["sha256"] != config_digest(config):
         yield f"{CONFIG}: its sha256 differs from the record's: the file was changed after conversion"
 
 
