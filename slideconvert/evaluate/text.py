@@ -64,8 +64,10 @@ def _from_file(path: Path) -> Iterator[str]:
         with _text_errors(path), path.open(encoding="utf-8-sig") as file:
             rest = ""
             while text := file.read(DOCUMENT + 1 - len(rest)):
-                document, rest = _split(rest + text, DOCUMENT)
-                yield document
+                text = rest + text
+                end = _end(text, 0, DOCUMENT)
+                yield text[:end]
+                rest = text[end:]
             if rest:
                 yield rest
     elif suffix == ".jsonl":
@@ -206,11 +208,11 @@ def _batches(documents: Iterable[str], most: int) -> Iterator[list[tuple[str, bo
     batch: list[tuple[str, bool, bool]] = []
     size = 0
     for document in documents:
-        rest, first = document, True
-        while first or rest:
-            text, rest = _split(rest, PIECE)
-            batch.append((text, first, not rest))
-            first, size = False, size + len(text)
+        start, end = 0, -1
+        while end < len(document):
+            end = _end(document, start, PIECE)
+            batch.append((document[start:end], start == 0, end == len(document)))
+            start, size = end, size + end - start
             if len(batch) == most or size >= PIECE:
                 yield batch
                 batch, size = [], 0
@@ -218,9 +220,10 @@ def _batches(documents: Iterable[str], most: int) -> Iterator[list[tuple[str, bo
         yield batch
 
 
-def _split(text: str, most: int) -> tuple[str, str]:
-    """The text up to a line's end, or else a space, within the first `most` characters; and the rest."""
-    if len(text) <= most:
-        return text, ""
-    at = max(text.rfind("\n", most // 2, most), 0) or max(text.rfind(" ", most // 2, most) - 1, 0) or most - 1
-    return text[: at + 1], text[at + 1 :]
+def _end(text: str, start: int, most: int) -> int:
+    """Where the piece from `start` ends: with the text, or at a line's end, or else before a space, within `most`
+    characters."""
+    limit, half = start + most, start + most // 2
+    if len(text) <= limit:
+        return len(text)
+    return text.rfind("\n", half, limit) + 1 or max(text.rfind(" ", half, limit), 0) or limit
