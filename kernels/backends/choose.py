@@ -197,7 +197,7 @@ def stock_first(ways: Sequence[Backend], host: Host) -> list[Backend]:
 def judge(spec: LinearSpec, ways: Sequence[Backend], table: Table, settings: Settings, host: Host) -> Judged | None:
     """The route by the rule, from the times of a table; None if they do not suffice."""
     facts = [Way(way.name, way.form, way.nbytes, way.most_tokens) for way in ways]
-    times = {way.name: table.of(way.timed_as(spec)).get(way.timed_name(), {}) for way in ways}
+    times = {way.name: table.of_way(spec, way) for way in ways}
     return best_route(facts, times, host.stock, room(facts, settings))
 
 

@@ -61,7 +61,7 @@ def missing(spec: LinearSpec, ways: Sequence[Backend], table: Table, *, again: b
     """What a choice among these ways needs and the table lacks, way by way. again: also what could not run before."""
     wanted = []
     for way in ways:
-        known = table.of(way.timed_as(spec)).get(way.timed_name(), {})
+        known = table.of_way(spec, way)
         for bucket in BUCKETS:
             tried = known.get(bucket) is not None if again else bucket in known
             if not tried and (way.most_tokens is None or bucket <= way.most_tokens):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -22,6 +23,8 @@ import torch
 
 from .. import autotune
 from .. import cache as user_cache
+from ..spec import LinearSpec
+from .base import Backend
 from .rule import BUCKETS, Times
 
 SCHEMA = 2
@@ -74,6 +77,10 @@ class Table:
             for way, times in table.times.get(linear, {}).items():
                 found.setdefault(way, {}).update(times)
         return found
+
+    def of_way(self, spec: LinearSpec, way: Backend) -> Mapping[int, float | None]:
+        """Of one way of a linear, by bucket."""
+        return self.of(way.timed_as(spec)).get(way.timed_name(), {})
 
     def put(self, linear: str, way: str, bucket: int, taken: float | None) -> None:
         rounded = None if taken is None else round(taken, 2)

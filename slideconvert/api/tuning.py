@@ -121,7 +121,7 @@ def _distinct(todo: dict[SlideSpec, list[Wanted]]) -> int:
 
 
 def _tuned(spec: SlideSpec, names: list[str], ways: list[Backend], table: Table, host: Host) -> Tuned:
-    times = {way.name: table.of(way.timed_as(spec)).get(way.timed_name(), {}) for way in ways}
+    times = {way.name: table.of_way(spec, way) for way in ways}
     stock = baseline([Way(way.name, way.form, way.nbytes, way.most_tokens) for way in ways], times, host.stock)
     found = judge(spec, ways, table, Settings(), host)
     if found is None:

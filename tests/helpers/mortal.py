@@ -6,6 +6,7 @@ A child is forked for each death, so that it costs no imports.
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import signal
 import sys
@@ -93,6 +94,7 @@ def _run(death: Death) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             calls += 1
 
+    logging.getLogger("concurrent.futures").addHandler(logging.StreamHandler())  # why a thread did not start
     watch(pytest.MonkeyPatch(), report)
     PRESETS["quality"] = quality(2, 2)
     sys.argv = ["slideconvert", *map(str, death.words)]
