@@ -4,21 +4,23 @@
     python benches/bench_decode.py /tmp/decode --out decode.json    # again and again, until all rows are there
 
 A Llama of a model's shapes with random weights, CUDA graphs, greedy, prefill not counted. Every row is a process of its
-own. Rows that are in the JSON file are not run again, so the bench may be spread over several commands. One layer is
-converted and then repeated: FOLDER holds one whole checkpoint at a time.
+own; several may start side by side (a start takes minutes, mostly of one CPU core), and then measure one after the
+other. Rows that are in the JSON file are not run again, so the bench may be spread over several commands. One layer is
+converted and then repeated: FOLDER holds the whole checkpoints of the rows that are starting.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +32,16 @@ from slideconvert.kernels.bench_common import table
 
 if __package__:
     from . import synthetic
+    from .decode_process import Engine
 else:
     import synthetic  # type: ignore[no-redef]
+    from decode_process import Engine  # type: ignore[no-redef]
 
 ENGINE = Path(__file__).with_name("decode_engine.py")
 BATCHES = (1, 4, 16, 64)
 GROUP = 16
+HALVED = "gqs"
+"""The checkpoint that is made of the halved source."""
 MAGNITUDE = ("convert", "--method", "magnitude", "--scheme")
 
 
@@ -71,15 +77,14 @@ def rows() -> list[Row]:
     untrained = ("--block-epochs", "0", "--end-epochs", "0")
     words = ("convert", "--method", "rtn", "--scheme", "w4a16", "--pattern", f"1x{GROUP}:50%", *untrained)
     marlin = ("quantize", "--scheme", "w4a16", "--group-size", "128", "--symmetric")
-    return [*found, Row("w4a16 Marlin", "w4a16", marlin, "bf16"), Row("w4a16 groups 50 %", "gqs", words, "bf16", 0.0)]
+    return [*found, Row("w4a16 Marlin", "w4a16", marlin, "bf16"), Row("w4a16 groups 50 %", HALVED, words, "bf16", 0.0)]
 
 
 class Bench:
-    """What is kept in a folder: the source and the converted ones, of one layer each, and one that is being served."""
+    """What a folder holds: the source, of one layer, and the whole checkpoints of the rows that are starting."""
 
     def __init__(self, folder: Path, model: str, layers: int, device: str) -> None:
         self.folder, self.model, self.layers, self.device = folder, model, layers, device
-        self._served = ""
 
     def source(self, *, halved: bool = False) -> Path:
         path = self.folder / ("source-halved" if halved else "source")
@@ -90,22 +95,30 @@ class Bench:
                 synthetic.write(path, self.model, 1, self.device)
         return path
 
-    def served(self, row: Row) -> Path:
-        """The checkpoint of a row with all layers, in the place of the one before."""
-        path = self.folder / "served"
-        if self._served != row.checkpoint:
-            one = self._converted(row) if row.words else self.source()
-            shutil.rmtree(path, ignore_errors=True)
-            synthetic.repeat(one, path, self.layers)
-            self._served = row.checkpoint
+    def whole(self, row: Row) -> Path:
+        """The checkpoint of a row with all layers, made anew."""
+        path = self.folder / f"served-{row.checkpoint}"
+        shutil.rmtree(path, ignore_errors=True)
+        if not row.words:
+            return synthetic.repeat(self.source(), path, self.layers)
+        one = self._converted(row)
+        synthetic.repeat(one, path, self.layers)
+        shutil.rmtree(one)
         return path
 
+    def kv_bytes(self, batch: int, tokens: int) -> int:
+        """Of the cache for so many sequences of so many tokens, a quarter more for blocks that are not full."""
+        shape = synthetic.SHAPES[self.model]
+        token = 2 * 2 * self.layers * shape["num_key_value_heads"] * shape["head_dim"]
+        return max(2**28, batch * tokens * token * 5 // 4)
+
     def _converted(self, row: Row) -> Path:
-        out = self.folder / row.checkpoint
-        if not (out / "config.json").exists():
-            source, quick = self.source(halved=row.checkpoint == "gqs"), ("--device", self.device, "--no-verify", "-q")
-            command = [sys.executable, "-m", "slideconvert", row.words[0], source, out, *row.words[1:], *quick]
-            subprocess.run(command, check=True)
+        out, source = self.folder / row.checkpoint, self.source(halved=row.checkpoint == HALVED)
+        shutil.rmtree(out, ignore_errors=True)
+        quick = ("--device", self.device, "--no-verify", "-q")
+        subprocess.run(
+            [sys.executable, "-m", "slideconvert", row.words[0], source, out, *row.words[1:], *quick], check=True
+        )
         return out
 
 
@@ -123,36 +136,6 @@ def halve(source: Path, out: Path, size: int = GROUP) -> None:
     (out / "config.json").write_text(config)
 
 
-def measure(engine: Path, task: dict[str, Any], environment: dict[str, str], log: Path, limit: float) -> dict[str, Any]:
-    """Run the engine in a process of its own. RuntimeError if it fails or takes longer than `limit` seconds."""
-    asked, out = log.with_suffix(".task.json"), log.with_suffix(".out.json")
-    asked.write_text(json.dumps(task))
-    out.unlink(missing_ok=True)
-    with log.open("w") as said:
-        process = subprocess.Popen(
-            [sys.executable, engine, asked, out], stdout=said, stderr=subprocess.STDOUT, start_new_session=True,
-            env={**os.environ, **environment},
-        )  # fmt: skip
-        try:
-            code = process.wait(limit)
-        except subprocess.TimeoutExpired:
-            raise RuntimeError(f"not done in {limit:.0f} s, see {log}") from None
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)  # with the processes that it has started
-                process.wait()
-    if code or not out.exists():
-        raise RuntimeError(f"failed with status {code}, see {log}")
-    return {**json.loads(out.read_text()), **facts(log.read_text(errors="replace"))}
-
-
-def facts(said: str) -> dict[str, Any]:
-    """What vLLM and our plugin report in the log: GiB of the loaded model, and what runs."""
-    loaded = re.search(r"Model loading took ([\d.]+) GiB", said)
-    ours = [line.partition("SlideSparse")[2].lstrip(": ") for line in said.splitlines() if "SlideSparse" in line]
-    return {"gib": float(loaded[1]) if loaded else None, "runs": list(dict.fromkeys(ours))}
-
-
 def shown(found: dict[str, Any]) -> str:
     """The table of those rows that are there: tokens/s, and how many times the stock row's."""
     lines = []
@@ -164,9 +147,81 @@ def shown(found: dict[str, Any]) -> str:
             f"{speed:,.0f}" + (f" ({speed / stock[batch]:.2f})" if batch in stock else "")
             for batch, speed in own["tokens_per_s"].items()
         ]
-        lines.append([row.name, *cells, f"{own['gib']:.2f}" if own["gib"] else "", f"{own['load_s']:.0f}"])
+        alone = own["together"] == 1
+        lines.append(
+            [row.name, *cells, f"{own['gib']:.2f}" if own["gib"] else "", f"{own['load_s']:.0f}" if alone else ""]
+        )
     batches = next(iter(found.values()))["tokens_per_s"] if found else {}
     return table(["tokens/s (× stock)", *(f"batch {batch}" for batch in batches), "GiB", "load s"], lines)
+
+
+class Rows:
+    """The rows that are measured, kept in a JSON file with the settings that they were measured with."""
+
+    def __init__(self, out: Path, settings: dict[str, Any]) -> None:
+        self.out = out
+        self.kept = json.loads(out.read_text()) if out.exists() else {"settings": settings, "rows": {}}
+        if self.kept["settings"] != settings:
+            raise click.ClickException(
+                f"{out} has rows of {self.kept['settings']}, not of {settings} (give another --out)"
+            )
+
+    @property
+    def found(self) -> dict[str, Any]:
+        return self.kept["rows"]
+
+    def add(self, name: str, found: dict[str, Any]) -> None:
+        self.found[name] = found
+        self.kept["machine"] = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "no GPU"
+        beside = self.out.with_suffix(".part")
+        beside.write_text(json.dumps(self.kept, indent=1) + "\n")
+        beside.replace(self.out)
+
+
+def measured(
+    bench: Bench, some: list[Row], script: Path, task: dict[str, Any], limit: float
+) -> Iterator[tuple[Row, dict[str, Any] | Exception]]:
+    """Start the rows side by side, and when all are ready or have failed measure one after the other."""
+    longest, tokens = max(task["batches"]), task["prompt"] + task["output"] + 1
+    task = {**task, "kv_bytes": bench.kv_bytes(longest, tokens)}
+    with ExitStack() as open_engines:
+
+        def started(same: list[Row]) -> list[tuple[Row, Engine | Exception]]:
+            """Those of one checkpoint."""
+            try:
+                path = bench.whole(same[0])
+            except subprocess.CalledProcessError as error:
+                return [(row, error) for row in same]
+            found: list[tuple[Row, Engine | Exception]] = []
+            for row in same:
+                name = row.name.replace(" ", "-")
+                own = {"VLLM_CACHE_ROOT": str(bench.folder / f"cache-{name}"), **row.environment}
+                log = bench.folder / f"{name}.log"
+                engine = open_engines.enter_context(Engine(script, {**task, "model": str(path)}, own, log, limit))
+                found.append((row, engine))
+            for number, (row, engine) in enumerate(found):
+                try:
+                    engine.wait_until_ready()
+                except RuntimeError as error:
+                    engine.stop()
+                    found[number] = (row, error)
+            shutil.rmtree(path)
+            return found
+
+        checkpoints = [list(same) for _, same in groupby(some, lambda row: row.checkpoint)]
+        bench.source()
+        if any(row.checkpoint == HALVED for row in some):
+            bench.source(halved=True)
+        with ThreadPoolExecutor(len(checkpoints)) as pool:
+            ready = [one for found in pool.map(started, checkpoints) for one in found]
+        for row, engine in ready:
+            if isinstance(engine, Exception):
+                yield row, engine
+                continue
+            try:
+                yield row, {**engine.measure(), "together": len(some)}
+            except RuntimeError as error:
+                yield row, error
 
 
 @click.command()
@@ -179,47 +234,39 @@ def shown(found: dict[str, Any]) -> str:
 @click.option("--prompt", default=32, help="Tokens of each prompt.")
 @click.option("--output", default=128, help="Tokens generated after the first.")
 @click.option("--repeats", default=3)
-@click.option("--limit", default=240.0, help="Seconds for one row.")
+@click.option("--together", default=1, help="Rows that start side by side; each needs GPU memory for its whole model.")
+@click.option("--limit", default=240.0, help="Seconds for a start, and for the measurement of a row.")
 @click.option(
-    "--seconds", default=520.0, help="Start no row that may not be done by then; making its checkpoint is not counted."
+    "--seconds", default=520.0, help="Start no row that may not be ready by then; making its checkpoint is not counted."
 )
 @click.option("--device", default="cuda", help="Where checkpoints are made.")
 @click.option("--engine", type=click.Path(path_type=Path), default=ENGINE, hidden=True)
 def main(
-    folder: Path, out: Path, model: str, layers: int | None, only: tuple[str, ...], limit: float, seconds: float,
-    device: str, engine: Path, **asked: Any,
+    folder: Path, out: Path, model: str, layers: int | None, only: tuple[str, ...], together: int, limit: float,
+    seconds: float, device: str, engine: Path, **asked: Any,
 ) -> None:  # fmt: skip
     """Fill OUT row by row, and print the table."""
     end = time.monotonic() + seconds
     folder.mkdir(parents=True, exist_ok=True)
     layers = layers or synthetic.SHAPES[model]["num_hidden_layers"]
     task = {**asked, "batches": list(asked["batches"])}
-    settings = {"model": model, "layers": layers, **task}
-    kept = json.loads(out.read_text()) if out.exists() else {"settings": settings, "rows": {}}
-    if kept["settings"] != settings:
-        raise click.ClickException(f"{out} has rows of {kept['settings']}, not of {settings} (give another --out)")
+    kept = Rows(out, {"model": model, "layers": layers, **task})
+    wanted = [row for row in rows() if not only or any(part in row.name for part in only)]
     bench, late, failed = Bench(folder, model, layers, device), [], []
-    for row in rows():
-        if row.name in kept["rows"] or (only and not any(part in row.name for part in only)):
-            continue
+    missing = [row for row in wanted if row.name not in kept.found]
+    for some in (missing[first : first + together] for first in range(0, len(missing), together)):
         if time.monotonic() + limit > end:
-            late.append(row.name)
+            late += [row.name for row in some]
             continue
-        log = folder / f"{row.name.replace(' ', '-')}.log"
-        try:
-            found = measure(engine, {**task, "model": str(bench.served(row))}, row.environment, log, limit)
-        except (RuntimeError, subprocess.CalledProcessError) as error:
-            failed.append(row.name)
-            click.echo(f"{row.name}: {error}", err=True)
-            continue
-        kept["rows"][row.name] = found
-        kept["machine"] = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "no GPU"
-        beside = out.with_suffix(".part")
-        beside.write_text(json.dumps(kept, indent=1) + "\n")
-        beside.replace(out)
-        speeds = ", ".join(f"{batch}: {speed:,.0f}" for batch, speed in found["tokens_per_s"].items())
-        click.echo(f"{row.name}: {speeds} tokens/s", err=True)
-    click.echo(shown(kept["rows"]))
+        for row, found in measured(bench, some, engine, task, limit):
+            if isinstance(found, Exception):
+                failed.append(row.name)
+                click.echo(f"{row.name}: {found}", err=True)
+                continue
+            kept.add(row.name, found)
+            speeds = ", ".join(f"{batch}: {speed:,.0f}" for batch, speed in found["tokens_per_s"].items())
+            click.echo(f"{row.name}: {speeds} tokens/s", err=True)
+    click.echo(shown(kept.found))
     if late:
         click.echo(f"no time left for {len(late)}: {', '.join(late)} (run again)", err=True)
     if failed:

@@ -1,9 +1,10 @@
 """Decoding speed of one checkpoint in one start of vLLM. bench_decode.py runs it, once for each row of its table.
 
-    python benches/decode_engine.py TASK.json OUT.json
+    python benches/decode_engine.py TASK.json OUT.json READY
 
-TASK: model, batches, prompt (tokens), output (tokens), repeats. OUT appears once all is done. Stands alone: it needs
-vLLM, and slideconvert where the checkpoint is ours.
+TASK: model, batches, prompt (tokens), output (tokens), repeats, kv_bytes (of the cache). READY appears once vLLM has
+started; a line on stdin then begins the measurement, and OUT appears once all is done: engines start side by side and
+measure one after the other. Stands alone: it needs vLLM, and slideconvert where the checkpoint is ours.
 """
 
 import json
@@ -16,7 +17,7 @@ from pathlib import Path
 SETTINGS = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_USE_FLASHINFER_SAMPLER": "0"}
 
 
-def main(task_path: str, out: str) -> None:
+def main(task_path: str, out: str, ready: str) -> None:
     task = json.loads(Path(task_path).read_text())
     os.environ.update(SETTINGS)
     from vllm import LLM, SamplingParams
@@ -28,7 +29,8 @@ def main(task_path: str, out: str) -> None:
         skip_tokenizer_init=True,
         max_model_len=task["prompt"] + task["output"] + 1,
         max_num_seqs=max(batches),
-        gpu_memory_utilization=0.85,
+        gpu_memory_utilization=0.05,  # only asked for at the start: others may use the GPU
+        kv_cache_memory_bytes=task["kv_bytes"],
         enable_prefix_caching=False,
         seed=0,
         compilation_config={"cudagraph_capture_sizes": batches},
@@ -47,6 +49,10 @@ def main(task_path: str, out: str) -> None:
 
     for batch in batches:
         seconds(batch, 8)  # warms up
+    Path(ready).touch()
+    sys.stdin.readline()
+    for batch in batches:
+        seconds(batch, 8)  # the clocks again
         # From the first token to the last: without the prompt, and what a call costs beside its steps.
         first = min(seconds(batch, 1) for _ in range(task["repeats"]))
         whole = min(seconds(batch, 1 + task["output"]) for _ in range(task["repeats"]))

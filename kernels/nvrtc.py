@@ -19,6 +19,8 @@ import torch
 
 from . import cache
 
+HEADERS = Path(__file__).parent
+"""Where headers lie that sources of several folders include."""
 NAMES = ("libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so")
 MAX_DYNAMIC_SHARED = 8
 """CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES."""
@@ -93,7 +95,8 @@ def machine_code(source: Path, constants: dict[str, int], target: str) -> bytes:
     """The source compiled for `target` (sm_90; PTX for compute_90) with these constants, from the cache if it is
     there. NvrtcError with the compiler's log if it does not compile."""
     text = source.read_bytes()
-    headers = {path.name: path.read_bytes() for path in sorted(source.parent.glob("*.cuh"))}
+    beside = (*sorted(HEADERS.glob("*.cuh")), *sorted(source.parent.glob("*.cuh")))
+    headers = {path.name: path.read_bytes() for path in beside}
     options = [f"--gpu-architecture={target}", "--std=c++17", *(f"-D{key}={value}" for key, value in constants.items())]
     identity = "\0".join([*options, str(_version())]).encode() + b"\0".join([text, *headers.values()])
     name = f"{source.parent.name}-{hashlib.sha256(identity).hexdigest()[:24]}.cubin"

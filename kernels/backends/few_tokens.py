@@ -21,7 +21,7 @@ class _Few(CudaBackend):
 
     dense: ClassVar[bool]
     most_tokens = MOST_TOKENS
-    operations = ("few_tokens",)
+    operations = ("few_tokens", "device.cuh")
 
     def __init__(self, spec: SlideSpec, device: torch.device) -> None:
         super().__init__(spec, device)

@@ -21,7 +21,7 @@ class GroupGemmBackend(CudaBackend):
     """Products with the groups that are stored."""
 
     name = "group_gemm"
-    operations = ("group_gemm",)
+    operations = ("group_gemm", "device.cuh")
     runs = GroupSpec
     form = "group_gemm"
     tensors = 4

@@ -1,18 +1,13 @@
-/* Numbers, copies and launches. */
+/* Numbers and shared memory. */
 
-typedef unsigned int u32;
-typedef unsigned short u16;
-typedef unsigned char u8;
-typedef unsigned long long u64;
+#include "device.cuh"
 
 #define SLAB 32  /* rows of a warp */
 #define UNIT 256 /* columns of a chunk */
 #define WARPS (ROW_WARPS * COLUMN_WARPS)
 #define THREADS (WARPS * 32)
-#define TOKENS (8 * TILES)
 #define ALL 0xffffffffu
 
-struct alignas(16) Four { u32 word[4]; };
 struct alignas(8) Two { u32 word[2]; };
 
 struct Arguments {
@@ -32,13 +27,6 @@ struct Arguments {
 extern __shared__ __align__(1024) u8 shared[];
 
 /* ---- numbers */
-
-__device__ __forceinline__ float half_float(u16 half)
-{
-    float out;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(out) : "h"(half));
-    return out;
-}
 
 /* Two floats as float16, the first in the low half. */
 __device__ __forceinline__ u32 halves(float low, float high)
@@ -64,13 +52,6 @@ __device__ __forceinline__ u32 multiply2(u32 a, u32 b)
     return out;
 }
 
-template <int KIND> __device__ __forceinline__ float read_number(const void *from, u64 at)
-{
-    if (KIND == 0)
-        return __uint_as_float((u32)((const u16 *)from)[at] << 16);
-    return KIND == 1 ? half_float(((const u16 *)from)[at]) : ((const float *)from)[at];
-}
-
 __device__ __forceinline__ void write_number(void *to, u64 at, float value)
 {
     if (OUT == 2) {
@@ -85,36 +66,11 @@ __device__ __forceinline__ void write_number(void *to, u64 at, float value)
     ((u16 *)to)[at] = out;
 }
 
-/* ---- launches that overlap */
-
-__device__ __forceinline__ void wait_for_previous()
-{
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
-__device__ __forceinline__ void let_next_begin()
-{
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;");
-#endif
-}
-
 /* ---- shared memory */
-
-__device__ __forceinline__ u32 address(const void *at) { return (u32)__cvta_generic_to_shared(at); }
 
 __device__ __forceinline__ void copy(u32 to, const void *from)
 {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
-}
-
-__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-
-template <int PENDING> __device__ __forceinline__ void wait_copies()
-{
-    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
 
 /* BYTES of 2, 4, 8 or 16 as words. Volatile: not to be read before they are there. */

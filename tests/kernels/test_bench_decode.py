@@ -30,6 +30,11 @@ print("INFO SlideSparse slide layout on backend few_sparse:64,stock (measured)")
 print("Model loading took 1.25 GiB memory")
 if os.environ.get("SLIDESPARSE_MEMORY") == "1.0" and not (model.parent / "mended").exists():
     threading.Event().wait()
+Path(sys.argv[3]).touch()
+assert sys.stdin.readline() == "measure\\n"
+turn = model.parent / "turn"
+turn.mkdir()  # fails if another measures
+turn.rmdir()
 speed = 200.0 if "SLIDESPARSE_MEMORY" in os.environ else 100.0
 assert os.environ.get("VLLM_PLUGINS") == ("none" if speed == 100.0 else None)
 told = {"load_s": 1.0, "tokens_per_s": {str(batch): speed * batch for batch in task["batches"]}}
@@ -58,12 +63,14 @@ def test_rows_are_run_once_and_compared_with_stock(bench: list[object], tmp_path
     some = [word for name in ("bf16", "int8 dense", "int8 2:8", "Marlin", "groups") for word in ("--only", name)]
     code, said = run(bench, *some, "--limit", 5, "--seconds", 0)
     assert code == 0 and "no time left for 6: bf16, int8 dense, int8 2:8, int8 2:8, memory 1, w4a16 Marlin" in said
-    code, said = run(bench, *some, "--limit", 5)
-    assert code == 1 and "int8 2:8, memory 1: not done in 5 s" in said
+    code, said = run(bench, *some, "--limit", 5, "--together", 4)
+    assert code == 1 and "int8 2:8, memory 1: not ready in 5 s" in said
     found = json.loads((tmp_path / "out.json").read_text())
     assert list(found["rows"]) == ["bf16", "int8 dense", "int8 2:8", "w4a16 Marlin", "w4a16 groups 50 %"]
     assert all(row["layers"] == 3 and row["gib"] == 1.25 for row in found["rows"].values())
     assert [row["ours"] for row in found["rows"].values()] == [False, True, True, True, True]
+    assert [row["together"] for row in found["rows"].values()] == [4, 4, 4, 2, 2]
+    assert not list((tmp_path / "work").glob("served-*"))
     assert found["rows"]["int8 2:8"]["runs"] == ["slide layout on backend few_sparse:64,stock (measured)"]
     (tmp_path / "work" / "mended").touch()
     (tmp_path / "engine.py").write_text(ENGINE.replace("200.0", "300.0"))

@@ -1,0 +1,78 @@
+"""The process of a row of bench_decode.py: starts vLLM, waits until it is its turn, measures."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+POLL = 0.2
+"""Seconds between two looks at a process that is starting."""
+
+
+class Engine:
+    """decode_engine.py in a process of its own, which ends with this object's context.
+
+    task: what is measured. environment: added to that of this process. log: what it prints; its files lie beside.
+    limit: seconds for the start, and again for measuring.
+    """
+
+    def __init__(
+        self, script: Path, task: dict[str, Any], environment: dict[str, str], log: Path, limit: float
+    ) -> None:
+        asked, self.log, self.limit = log.with_suffix(".task.json"), log, limit
+        self.out, self._ready = log.with_suffix(".out.json"), log.with_suffix(".ready")
+        asked.write_text(json.dumps(task))
+        for path in (self.out, self._ready):
+            path.unlink(missing_ok=True)
+        with log.open("w") as said:
+            self.process = subprocess.Popen(
+                [sys.executable, script, asked, self.out, self._ready], stdin=subprocess.PIPE, stdout=said,
+                stderr=subprocess.STDOUT, start_new_session=True, env={**os.environ, **environment},
+            )  # fmt: skip
+        self._begun = time.monotonic()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        if self.process.stdin:
+            self.process.stdin.close()
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)  # with the processes that it has started
+            self.process.wait()
+
+    def wait_until_ready(self) -> None:
+        """RuntimeError if it fails or takes longer than `limit` seconds."""
+        while not self._ready.exists():
+            if self.process.poll() is not None:
+                raise RuntimeError(f"failed with status {self.process.returncode}, see {self.log}")
+            if time.monotonic() > self._begun + self.limit:
+                raise RuntimeError(f"not ready in {self.limit:.0f} s, see {self.log}")
+            time.sleep(POLL)
+
+    def measure(self) -> dict[str, Any]:
+        """What the engine measured, and what its log says. RuntimeError if it fails or takes longer than `limit`."""
+        try:
+            self.process.communicate(b"measure\n", self.limit)
+        except subprocess.TimeoutExpired:
+            raise RuntimeError(f"not measured in {self.limit:.0f} s, see {self.log}") from None
+        if self.process.returncode or not self.out.exists():
+            raise RuntimeError(f"failed with status {self.process.returncode}, see {self.log}")
+        return {**json.loads(self.out.read_text()), **facts(self.log.read_text(errors="replace"))}
+
+
+def facts(said: str) -> dict[str, Any]:
+    """What vLLM and our plugin report in the log: GiB of the loaded model, and what runs."""
+    loaded = re.search(r"Model loading took ([\d.]+) GiB", said)
+    ours = [line.partition("SlideSparse")[2].lstrip(": ") for line in said.splitlines() if "SlideSparse" in line]
+    return {"gib": float(loaded[1]) if loaded else None, "runs": list(dict.fromkeys(ours))}

@@ -1,0 +1,53 @@
+/* Numbers, copies and launches: what the kernels that NVRTC compiles have in common. */
+
+typedef unsigned int u32;
+typedef unsigned short u16;
+typedef unsigned char u8;
+typedef unsigned long long u64;
+
+#define TOKENS (8 * TILES)
+
+struct alignas(16) Four { u32 word[4]; };
+
+/* ---- numbers */
+
+__device__ __forceinline__ float half_float(u16 half)
+{
+    float out;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(out) : "h"(half));
+    return out;
+}
+
+template <int KIND> __device__ __forceinline__ float read_number(const void *from, u64 at)
+{
+    if (KIND == 0)
+        return __uint_as_float((u32)((const u16 *)from)[at] << 16);
+    return KIND == 1 ? half_float(((const u16 *)from)[at]) : ((const float *)from)[at];
+}
+
+/* ---- launches that overlap */
+
+__device__ __forceinline__ void wait_for_previous()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ void let_next_begin()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+/* ---- copies to shared memory */
+
+__device__ __forceinline__ u32 address(const void *at) { return (u32)__cvta_generic_to_shared(at); }
+
+__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+template <int PENDING> __device__ __forceinline__ void wait_copies()
+{
+    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
