@@ -86,7 +86,7 @@ test-vllm: setup $(VLLM)/.ready
 	SLIDECONVERT_VLLM_PYTHON=$(abspath $(VLLM))-plugin/bin/python $(BIN)/python -m pytest -q -m vllm
 
 test-vllm-gpu:
-	$(VLLM_GPU_PYTHON) -m pytest -q -p no:cacheprovider -m vllm_gpu tests/runtime/test_vllm_gpu.py
+	$(VLLM_GPU_PYTHON) -m pytest -q -n 4 --dist worksteal -p no:cacheprovider -m vllm_gpu tests/runtime/test_vllm_gpu.py
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -136,7 +136,7 @@ class Layout:
         return (
             chunks,
             (begins // ALIGNMENT).int(),
-            self._factor(stored, device),
+            self._factor(stored),
             torch.empty(0, room, dtype=torch.uint8, device=device),
         )
 
@@ -199,11 +199,11 @@ class Layout:
         split = codes.view(len(codes), codes.shape[1] // many, *((2, many // 2) if back else (many // 2, 2)))
         return packed_bytes(split.transpose(-1, -2).reshape(codes.shape), self.spec.bits)
 
-    def _factor(self, stored: _Stored, device: torch.device) -> Tensor:
+    def _factor(self, stored: _Stored) -> Tensor:
         """[slabs * 32] float32."""
         scale = (stored.group >> 16).short().view(torch.bfloat16).float().abs()
         row = stored.place // (self.spec.columns // self.size)
-        largest = torch.zeros(self.slabs * SLAB, device=device).scatter_reduce_(0, row, scale, "amax")
+        largest = scale.new_zeros(self.slabs * SLAB).scatter_reduce_(0, row, scale, "amax")
         exponent = (LARGEST_EXPONENT + 1 - largest.frexp()[1]).clamp(max=126).masked_fill_(largest == 0, 0)
         return (exponent.int() + 127 << 23).view(torch.float32)
 

@@ -1,6 +1,9 @@
-"""Specs of every kind of quantized linear, and comparing their tensors."""
+"""Specs of every kind of quantized linear, comparing their tensors, and how programs load them."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -25,3 +28,14 @@ def same(found: Tensor, expected: Tensor) -> bool:
 
 def all_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
     return found.keys() == expected.keys() and all(same(found[name], expected[name]) for name in expected)
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """torch's default: vLLM sets it to that of the model while it loads one."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

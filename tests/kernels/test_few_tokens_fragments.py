@@ -12,6 +12,7 @@ from slideconvert.kernels.few_tokens.prepared import PAIRS, Order
 from slideconvert.kernels.few_tokens.zeros import compact, expand, positions
 from slideconvert.kernels.slide_spec import SlideSpec, SlideWeight
 from slideconvert.kernels.windows import group_of
+from tests.helpers.linears import default_dtype
 
 CPU = torch.device("cpu")
 LENGTHS = [4, 6, 8, 10, 12, 16, None]
@@ -33,7 +34,8 @@ def weight(rows: int, columns: int, length: int | None, dtype: torch.dtype = tor
 @pytest.mark.parametrize(("rows", "columns"), [(1, 8), (63, 200), (130, 1040)])
 def test_fragments_come_back(length: int | None, dtype: torch.dtype, rows: int, columns: int) -> None:
     made, order = weight(rows, columns, length, dtype), Order.of(length)
-    fragments = order.fragments(made, CPU)
+    with default_dtype(torch.bfloat16):
+        fragments = order.fragments(made, CPU)
     assert fragments.shape == (-(-rows // 64), order.units(made.spec), 4, order.unit.warp_bytes)
     back = order.weight(made.spec, fragments, made.scale)
     assert torch.equal(back.dense.view(torch.int8), made.dense.view(torch.int8))

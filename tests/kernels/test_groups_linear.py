@@ -13,6 +13,7 @@ from slideconvert.kernels.group_gemm.prepared import Layout
 from slideconvert.kernels.group_spec import BITS, LAYOUTS, SIZES, GroupSpec
 from slideconvert.kernels.groups import Weight, decode, pack, pack_dense
 from slideconvert.kernels.linear import SlideSparseLinear
+from tests.helpers.linears import default_dtype
 from tests.unit.test_groups import random_weight
 
 SPEC = GroupSpec(37, 16 * 19, 16, 4, 0, False)
@@ -60,7 +61,8 @@ def test_the_prepared_weight_of_the_kernel_gives_the_tensors_back(size: int) -> 
                 for rows, across, share in ((50, 19, 0.5), (33, 70, 0.02), (1, 1, 1.0), (64, 256 // size + 1, 0.0)):
                     spec, weight = made(GroupSpec(rows, size * across, size, bits, 0, symmetric), layout, share)
                     lay = Layout(spec)
-                    back = lay.weight(lay.build(weight)).named()
+                    with default_dtype(torch.bfloat16):
+                        back = lay.weight(lay.build(weight)).named()
                     for name, tensor in weight.named().items():
                         assert back[name].dtype == tensor.dtype and torch.equal(back[name], tensor)
 

@@ -40,7 +40,8 @@ TOKENS = (1, 16, 64, 100)
 CODES = {"int8": "torch.int8", "fp8": "torch.float8_e4m3fn"}
 GQS: dict[str, Any] = {"scheme": "w4a16", "group_size": str(GROUP), "pattern": f"1x{GROUP}:50%", "method": "rtn"}
 
-COMMON: dict[str, Any] = {"dtype": "bfloat16", "gpu_memory_utilization": 0.3}
+COMMON: dict[str, Any] = {"dtype": "bfloat16", "gpu_memory_utilization": 0.02, "kv_cache_memory_bytes": 2**30}
+"""Of the memory, so little that several runs fit side by side."""
 EAGER = {**COMMON, "enforce_eager": True}
 SIZES = {"cudagraph_capture_sizes": [1, 2, 4]}
 GRAPHS = {**COMMON, "compilation_config": {**SIZES, "mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}}
