@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ..codes import Activations, plain
 from ..group_spec import GroupSpec
 from ..groups import Weight
 from ..nvrtc import missing
@@ -54,7 +55,8 @@ class GroupGemmBackend(CudaBackend):
     def weight(self, prepared: Prepared) -> Weight:
         return self._op.weight(prepared)
 
-    def launch(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
+    def launch(self, x: Activations, prepared: Prepared, bias: Tensor | None) -> Tensor:
+        x = plain(x, self.spec)
         if x.dim() == 2:
             return self._op(x, prepared, bias)
         out = self._op(x.reshape(-1, self.spec.columns), prepared, bias)
