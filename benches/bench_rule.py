@@ -46,7 +46,7 @@ class Comparison:
 
     def _measured(self, spec: SlideSpec, chosen: Backend) -> Iterator[tuple[int, float, float]]:
         stock = [way for way in candidates(spec, chosen.device, self.host) if way.name in self.host.stock]
-        clocks = {way: choosing.CLOCK(spec, chosen.device, self.host.passes_codes(spec)) for way in (*stock, chosen)}
+        clocks = {way: choosing.CLOCK(spec, chosen.device) for way in (*stock, chosen)}
         route = chosen.route if isinstance(chosen, Routed) else Route.only(chosen.name)
         for tokens in BUCKETS:
             dense = [taken for way in stock if (taken := clocks[way](way, tokens))]

@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..codes import Activations, Codes
 from ..sources import versioned
 from ..spec import LinearSpec
 from ..specs import parse_spec
@@ -25,12 +24,10 @@ Prepared = tuple[Tensor, ...] | list[Tensor]
 
 @dataclass(frozen=True)
 class Dtypes:
-    """What calls of a linear will pass. x: dtype of the activations. bias: of the bias; None if there is none. codes:
-    whether they pass Codes."""
+    """What calls of a linear will pass. x: dtype of the activations. bias: of the bias; None if there is none."""
 
     x: torch.dtype
     bias: torch.dtype | None = None
-    codes: bool = False
 
 
 class Backend:
@@ -92,16 +89,14 @@ class Backend:
         """The weight that `prepare` was given; its tensors are the same to the bit."""
         raise NotImplementedError
 
-    def run(self, x: Activations, prepared: Prepared, bias: Tensor | None) -> Tensor:
-        """x [..., K] float16, bfloat16 or float32, or their codes; bias [N] -> [..., N] of the dtype of x. ValueError
-        if x is elsewhere."""
+    def run(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
+        """x [..., K] float16, bfloat16 or float32; bias [N] -> [..., N] like x. ValueError if x is elsewhere."""
         raise NotImplementedError
 
-    def __call__(self, x: Activations, prepared: Prepared, bias: Tensor | None) -> Tensor:
+    def __call__(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
         """`run`, as one operator where torch.compile traces it."""
         if torch.compiler.is_compiling():
-            given = (x.codes, x.scale, x.dtype) if isinstance(x, Codes) else (x, None, None)
-            out: Tensor = _OPERATOR(*given, prepared, bias, self.text, self.name)
+            out: Tensor = _OPERATOR(x, prepared, bias, self.text, self.name)
             return out
         return self.run(x, prepared, bias)
 
@@ -117,26 +112,18 @@ def shared(kind: type[Backend], spec: LinearSpec, device: torch.device) -> Backe
     return _SHARED[key]
 
 
-def _run(
-    x: Tensor, scale: Tensor | None, dtype: torch.dtype | None, prepared: list[Tensor], bias: Tensor | None, spec: str,
-    backend: str,
-) -> Tensor:  # fmt: skip
-    """scale, dtype: where x are codes."""
+def _run(x: Tensor, prepared: list[Tensor], bias: Tensor | None, spec: str, backend: str) -> Tensor:
     from .choose import named
 
-    given = x if scale is None or dtype is None else Codes(x, scale, dtype)
-    return named(backend, parse_spec(spec), prepared[0].device).run(given, prepared, bias)
+    return named(backend, parse_spec(spec), prepared[0].device).run(x, prepared, bias)
 
 
-def _shape(x: Tensor, scale: Any, dtype: torch.dtype | None, *rest: Any) -> Tensor:  # noqa: ARG001
-    """rest: as of `_run`."""
-    spec = parse_spec(rest[2])
-    return x.new_empty((*x.shape[:-1], spec.rows), dtype=dtype or x.dtype)
+def _shape(x: Tensor, prepared: list[Tensor], bias: Tensor | None, spec: str, backend: str) -> Tensor:  # noqa: ARG001
+    return x.new_empty((*x.shape[:-1], parse_spec(spec).rows))
 
 
 _LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
-_GIVEN = "Tensor x, Tensor? scale, ScalarType? dtype"
-_LIBRARY.define(f"linear({_GIVEN}, Tensor[] prepared, Tensor? bias, str spec, str backend) -> Tensor")
+_LIBRARY.define("linear(Tensor x, Tensor[] prepared, Tensor? bias, str spec, str backend) -> Tensor")
 _LIBRARY.impl("linear", _run, "CompositeExplicitAutograd")
 torch.library.register_fake(f"{NAMESPACE}::linear", _shape, lib=_LIBRARY)
 _OPERATOR = getattr(torch.ops, NAMESPACE).linear.default

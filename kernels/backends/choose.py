@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from ..slide_spec import SlideSpec
 from ..spec import LinearSpec
 from .base import Backend, shared
 from .cuda import indexed
@@ -41,18 +40,12 @@ logger = logging.getLogger("slidesparse")
 @dataclass(frozen=True)
 class Host:
     """A program that runs linears. stock: the names of its dense kernels, which the rule compares with. ways: backends
-    that exist in it alone. version: of it, where its dense kernels are its own. quantizes: of which codes it passes
-    (codes.py) instead of activations."""
+    that exist in it alone. version: of it, where its dense kernels are its own."""
 
     name: str
     stock: tuple[str, ...]
     ways: tuple[type[Backend], ...] = ()
     version: str = ""
-    quantizes: tuple[torch.dtype, ...] = ()
-
-    def passes_codes(self, spec: LinearSpec) -> bool:
-        """In calls of such a linear."""
-        return isinstance(spec, SlideSpec) and spec.dtype in self.quantizes
 
 
 TORCH = Host("transformers", (Dense.name, IntMm.name))
@@ -86,8 +79,7 @@ class Stopwatch:
 
 
 STOPWATCH = Stopwatch()
-CLOCK: Callable[[LinearSpec, torch.device, bool], Clock] = GraphClock
-"""Of a linear on a device, and whether calls of it pass codes."""
+CLOCK: Callable[[LinearSpec, torch.device], Clock] = GraphClock
 
 
 @cache
@@ -188,7 +180,7 @@ def _by_the_rule(spec: LinearSpec, ways: Sequence[Backend], settings: Settings, 
     lacking = missing(spec, ordered, table)
     note = ""
     if lacking and (seconds := settings.measure - STOPWATCH.spent) > 0:
-        note = _measure(spec, lacking, table, seconds, codes=host.passes_codes(spec))
+        note = _measure(spec, lacking, table, seconds)
     found = judge(spec, ways, table, settings, host)
     if found is None:
         way = next(one for one in ordered if one.most_tokens is None)
@@ -219,9 +211,9 @@ def room(ways: Sequence[Way], settings: Settings) -> int:
     return int(largest + settings.memory * second)
 
 
-def _measure(spec: LinearSpec, lacking: Any, table: Table, seconds: float, *, codes: bool) -> str:
+def _measure(spec: LinearSpec, lacking: Any, table: Table, seconds: float) -> str:
     """Measure what is lacking; what to say of it."""
-    clock, started = CLOCK(spec, lacking[0].way.device, codes), STOPWATCH.now()
+    clock, started = CLOCK(spec, lacking[0].way.device), STOPWATCH.now()
     try:
         done = fill(spec, lacking, table, clock, seconds=seconds, now=STOPWATCH.now)
     finally:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..codes import Activations
 from .base import Backend, Prepared
 
 
@@ -18,11 +17,11 @@ class CudaBackend(Backend):
     def __init__(self, spec: Any, device: torch.device) -> None:
         super().__init__(spec, indexed(device))
 
-    def launch(self, x: Activations, prepared: Prepared, bias: Tensor | None) -> Tensor:
+    def launch(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
         """x [..., K] on the current device -> [..., N]."""
         raise NotImplementedError
 
-    def run(self, x: Activations, prepared: Prepared, bias: Tensor | None) -> Tensor:
+    def run(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
         # A model may be spread over several devices, and kernels are started on the current one.
         if x.get_device() != self.device.index:
             raise ValueError(f"the input of {self.spec} is on {x.device}, its weight on {self.device}")

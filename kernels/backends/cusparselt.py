@@ -1,4 +1,4 @@
-"""The sparse backend: lift_quant or lift, cuSPARSELt, dequant; three launches of one call, nothing looked up twice."""
+"""The sparse backend: lift_quant, cuSPARSELt, dequant; three launches from one call, nothing looked up twice."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import ctypes
 import torch
 from torch import Tensor
 
-from ..codes import Activations, Codes
 from ..launch import ALIGNMENT, aligned, stream_of
 from ..slide_spec import SlideSpec, SlideWeight
 from ..sparse_gemm import kernel as gemm
@@ -25,8 +24,7 @@ KEPT_SCRATCH = 64 << 20
 """Bytes of scratch that are kept for each CUDA stream; calls that need more get theirs from torch's allocator."""
 MOST_CALLS = 4096
 """Numbers of tokens whose calls are remembered for a shape."""
-_Key = tuple[int, torch.dtype, torch.dtype | None, bool]
-"""Tokens, the dtypes of activations and bias, whether codes are passed."""
+_Key = tuple[int, torch.dtype, torch.dtype | None]
 
 
 class Cusparselt(CudaBackend):
@@ -94,36 +92,34 @@ class Cusparselt(CudaBackend):
             slid[:, first : first + count] = sums[:count].T.to(self.spec.dtype)
         return slid
 
-    def launch(self, x: Activations, prepared: Prepared, bias: Tensor | None) -> Tensor:
+    def launch(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
         weight, weight_scale = prepared
-        given, token_scale = (x.codes, x.scale) if isinstance(x, Codes) else (x, None)
         tokens = x.numel() // self.spec.columns
         out = torch.empty((*x.shape[:-1], self.spec.rows), dtype=x.dtype, device=self.device)
         if tokens == 0:
             return out
         scale, term = weight_scale.data_ptr(), 0 if bias is None else bias.data_ptr()
-        own = 0 if token_scale is None else token_scale.data_ptr()
-        if (given.data_ptr() | own | scale | term) % ALIGNMENT or not given.is_contiguous():
-            moved = aligned(given) if token_scale is None else Codes(aligned(given), aligned(token_scale), x.dtype)
-            return self.launch(moved, (weight, aligned(weight_scale)), None if bias is None else aligned(bias))
-        key = (tokens, x.dtype, None if bias is None else bias.dtype, token_scale is not None)
+        if (x.data_ptr() | scale | term) % ALIGNMENT or not x.is_contiguous():
+            again = aligned(x), (weight, aligned(weight_scale)), None if bias is None else aligned(bias)
+            return self.launch(*again)
+        key = (tokens, x.dtype, None if bias is None else bias.dtype)
         call = self._calls.get(key)
         if call is None:
             call = self._settle(key, x, weight, bias)
         stream = stream_of(self.device)
         scratch = _scratch(call.bytes, self.device, stream)
         status = call.start(
-            call.settled, tokens, given.data_ptr(), own,
-            scratch.data_ptr(), weight.data_ptr(), scale, term or scale, out.data_ptr(), stream,
+            call.settled, tokens, x.data_ptr(), scratch.data_ptr(), weight.data_ptr(), scale, term or scale,
+            out.data_ptr(), stream,
         )  # fmt: skip
         if status:
             raise RuntimeError(f"{self.spec}, {tokens} tokens: failed with status {status} (see native.c)")
         return out
 
-    def _settle(self, key: _Key, x: Activations, weight: Tensor, bias: Tensor | None) -> _Call:
+    def _settle(self, key: _Key, x: Tensor, weight: Tensor, bias: Tensor | None) -> _Call:
         """The call for a new number of tokens, which is the call of its bucket."""
-        tokens, dtype, term, codes = key
-        shared = (-gemm.bucket(tokens), dtype, term, codes)  # negative, so that no number of tokens equals it
+        tokens, dtype, term = key
+        shared = (-gemm.bucket(tokens), dtype, term)  # negative, so that no number of tokens equals it
         if shared not in self._calls:
             self._calls[shared] = _Call(self, tokens, x, weight, bias)
         if len(self._calls) > MOST_CALLS:
@@ -151,26 +147,22 @@ def _scratch(nbytes: int, device: torch.device, stream: int) -> Tensor:
 class _Call:
     """Everything about the calls of one bucket that is known beforehand: kernels, plan, and offsets in the scratch.
 
-    start(settled, tokens, x, token_scale, scratch, weight, weight_scale, bias, out, stream) -> status: native.c's one
-    call, or the same from Python where that cannot be built. All are addresses, that of the scale 0 unless x are codes;
-    the scratch holds codes, scales, sums and the library's workspace, in this order.
+    start(settled, tokens, x, scratch, weight, weight_scale, bias, out, stream) -> status: native.c's one call, or the
+    same from Python where that cannot be built. All are addresses; the scratch holds codes, scales, sums and the
+    library's workspace, in this order.
     """
 
-    def __init__(self, backend: Cusparselt, tokens: int, x: Activations, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, backend: Cusparselt, tokens: int, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         # Imported here: Triton may be absent, and then this backend refuses.
         from ..dequant.kernel import Dequant
-        from ..lift_quant.kernel import Lift, LiftQuant
+        from ..lift_quant.kernel import LiftQuant
 
         spec, out = backend.spec, gemm.sums_dtype(backend.spec.dtype, x.dtype, gemm.bucket(tokens))
         sparse = gemm.gemm_for(backend.device, spec.rows, spec.slid, spec.dtype, out)
         self.rows = gemm.bucket(tokens)
         self.plan = sparse.plan(tokens, weight)
-        self.lift: Lift | LiftQuant
-        if isinstance(x, Codes):
-            self.lift, like = Lift(spec.columns, spec.length, backend.device), x.scale.new_empty(16, dtype=x.dtype)
-        else:
-            self.lift, like = LiftQuant(spec.columns, spec.length, spec.dtype, x), x
-        self.dequant = Dequant(spec.rows, sparse.width, out, None if bias is None else bias.dtype, like)
+        self.lift = LiftQuant(spec.columns, spec.length, spec.dtype, x)
+        self.dequant = Dequant(spec.rows, sparse.width, out, None if bias is None else bias.dtype, x)
         sizes = (self.rows * spec.slid, self.rows * 4, self.rows * sparse.width * out.itemsize, self.plan.workspace)
         ends = [0]
         for size in sizes:
@@ -189,9 +181,19 @@ class _Call:
             32 * dequant.metadata.num_warps, dequant.metadata.shared, self.dequant.tokens, self.dequant.blocks,
         )  # fmt: skip
 
-    def _start_from_python(self, _: int, tokens: int, *addresses: int) -> int:
-        x, token_scale, scratch, weight, weight_scale, bias, out, stream = addresses
-        scale, sums = token_scale or scratch + self.scale, scratch + self.sums
+    def _start_from_python(
+        self,
+        _: int,
+        tokens: int,
+        x: int,
+        scratch: int,
+        weight: int,
+        weight_scale: int,
+        bias: int,
+        out: int,
+        stream: int,
+    ) -> int:
+        scale, sums = scratch + self.scale, scratch + self.sums
         self.lift.start(x, scratch, scale, tokens, self.rows, stream)
         self.plan.run(weight, scratch, sums, scratch + self.workspace, stream)
         self.dequant.start(sums, scale, weight_scale, bias, out, tokens, stream)

@@ -11,7 +11,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..codes import Activations, Codes
 from ..launch import aligned, stream_of
 from ..slide_spec import SlideSpec, SlideWeight
 from .base import Dtypes, Prepared
@@ -81,27 +80,23 @@ class Dense(DenseCodes):
             for tokens in BUCKETS:
                 gemm.tile(tokens, aligned(prepared[0]).data_ptr())
 
-    def launch(self, x: Activations, prepared: Prepared, bias: Tensor | None) -> Tensor:
+    def launch(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
         weight, weight_scale = prepared
         spec = self.spec
         tokens = x.numel() // spec.columns
-        out = torch.empty((*x.shape[:-1], spec.rows), dtype=x.dtype, device=self.device)
+        out = x.new_empty((*x.shape[:-1], spec.rows))
         if tokens == 0:
             return out
-        weight_scale = aligned(weight_scale)
+        x, weight_scale = aligned(x), aligned(weight_scale)
         bias = None if bias is None else aligned(bias)
         call = self._calls.get((x.dtype, None if bias is None else bias.dtype))
         if call is None:
-            call = self._calls[x.dtype, None if bias is None else bias.dtype] = _Call(spec, out, bias)
+            call = self._calls[x.dtype, None if bias is None else bias.dtype] = _Call(spec, x, bias)
+        codes = torch.empty((tokens, spec.columns), dtype=spec.dtype, device=self.device)
+        scale = torch.empty((tokens, 1), dtype=torch.float32, device=self.device)
         stream, channel = stream_of(self.device), weight_scale.data_ptr()
         term = channel if bias is None else bias.data_ptr()
-        if isinstance(x, Codes):
-            codes, scale = aligned(x.codes).view(tokens, spec.columns), aligned(x.scale)
-        else:
-            x = aligned(x)
-            codes = torch.empty((tokens, spec.columns), dtype=spec.dtype, device=self.device)
-            scale = torch.empty((tokens, 1), dtype=torch.float32, device=self.device)
-            call.quantize.start(x.data_ptr(), codes.data_ptr(), scale.data_ptr(), tokens, tokens, stream)
+        call.quantize.start(x.data_ptr(), codes.data_ptr(), scale.data_ptr(), tokens, tokens, stream)
         if call.int8 is not None:
             pointers = (codes.data_ptr(), weight.data_ptr(), scale.data_ptr(), channel, term, out.data_ptr())
             call.int8.start(pointers, tokens, stream)

@@ -7,7 +7,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..codes import Activations
 from ..few_tokens.division import MOST_TOKENS
 from ..few_tokens.kernel import FewTokens, refusal
 from ..nvrtc import missing
@@ -36,9 +35,9 @@ class _Few(CudaBackend):
 
     def complete(self, prepared: Prepared, dtypes: Dtypes) -> None:
         with torch.cuda.device(self.device):
-            self._op.load(dtypes.x, dtypes.bias, codes=dtypes.codes)
+            self._op.load(dtypes.x, dtypes.bias)
 
-    def launch(self, x: Activations, prepared: Prepared, bias: Tensor | None) -> Tensor:
+    def launch(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
         out = self._op(x.reshape(-1, self.spec.columns), prepared, bias)
         return out.view(*x.shape[:-1], self.spec.rows)
 

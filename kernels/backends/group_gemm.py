@@ -7,7 +7,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..codes import Activations, plain
 from ..group_spec import GroupSpec
 from ..groups import Weight
 from ..nvrtc import missing
@@ -55,8 +54,7 @@ class GroupGemmBackend(CudaBackend):
     def weight(self, prepared: Prepared) -> Weight:
         return self._op.weight(prepared)
 
-    def launch(self, x: Activations, prepared: Prepared, bias: Tensor | None) -> Tensor:
-        x = plain(x, self.spec)
+    def launch(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
         if x.dim() == 2:
             return self._op(x, prepared, bias)
         out = self._op(x.reshape(-1, self.spec.columns), prepared, bias)

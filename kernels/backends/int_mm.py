@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..codes import Activations, Codes
 from ..slide_spec import SlideSpec
 from .base import Prepared
 from .cuda import missing_triton
@@ -33,20 +32,16 @@ class IntMm(DenseCodes):
             return f"{spec.rows} x {spec.columns} are no multiples of {MULTIPLE}"
         return missing_triton()
 
-    def launch(self, x: Activations, prepared: Prepared, bias: Tensor | None) -> Tensor:
+    def launch(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
         # Imported here: Triton may be absent, and then this backend refuses.
         from ..dequant.kernel import dequant
         from ..quantize.kernel import quantize
-        from ..quantize.reference import pad_rows
 
         weight, weight_scale = prepared
         flat = x.reshape(-1, self.spec.columns)
         if not flat.shape[0]:
-            return torch.empty((*x.shape[:-1], self.spec.rows), dtype=x.dtype, device=self.device)
+            return x.new_empty((*x.shape[:-1], self.spec.rows))
         rows = max(FEWEST_ROWS, -(-flat.shape[0] // 8) * 8)
-        if isinstance(flat, Codes):
-            codes, scale = pad_rows(flat.codes, rows), flat.scale
-        else:
-            codes, scale = quantize(flat, torch.int8, rows)
+        codes, scale = quantize(flat, torch.int8, rows)
         out = dequant(torch._int_mm(codes, weight.T), scale, weight_scale, bias, x.dtype)
         return out.view(*x.shape[:-1], self.spec.rows)

@@ -11,11 +11,9 @@ from statistics import median
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from ..autotune import may_time
-from ..codes import Activations, Codes
-from ..quantize.reference import quantize
-from ..slide_spec import SlideSpec
 from ..spec import LinearSpec
 from .base import Backend, Prepared
 from .rule import BUCKETS
@@ -105,14 +103,13 @@ def fill(
 
 
 class GraphClock:
-    """Times ways of running linears of one spec on a CUDA device: bfloat16 activations, or their codes if calls pass
-    those; random weights of the pattern.
+    """Times ways of running linears of one spec on a CUDA device: bfloat16 activations, random weights of the pattern.
 
     A way that fails or lacks memory is reported once in the log, and has no time.
     """
 
-    def __init__(self, spec: LinearSpec, device: torch.device, codes: bool) -> None:
-        self._spec, self._device, self._codes = spec, device, codes
+    def __init__(self, spec: LinearSpec, device: torch.device) -> None:
+        self._spec, self._device = spec, device
         self._way: Backend | None = None
         self._weights: list[Prepared] = []
         self._failed: set[tuple[str, str]] = set()
@@ -151,8 +148,6 @@ class GraphClock:
         else:
             del self._weights[1:]
         x = torch.randn(tokens, self._spec.columns, dtype=torch.bfloat16, device=self._device)
-        if self._codes and isinstance(self._spec, SlideSpec):
-            return _microseconds(way, Codes(*quantize(x, self._spec.dtype), x.dtype), self._weights, warm)
         return _microseconds(way, x, self._weights, warm)
 
     def _grow(self, nbytes: int) -> None:
@@ -167,7 +162,7 @@ def _bytes(spec: LinearSpec, tokens: int) -> int:
     return tokens * (4 * spec.columns + 6 * spec.rows)
 
 
-def _microseconds(way: Backend, x: Activations, weights: Sequence[Prepared], warm: float) -> float:
+def _microseconds(way: Backend, x: Tensor, weights: Sequence[Prepared], warm: float) -> float:
     """Device time of one call, in a replayed CUDA graph. warm: milliseconds of work before it."""
     events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
 

@@ -1,4 +1,4 @@
-/* A sparse linear as one call: (quantize and) lift, multiply, scale. Three launches from C instead of three from Python
+/* A sparse linear as one call: quantize and lift, multiply, scale. Three launches from C instead of three from Python
    save some fifteen microseconds. Nothing of CUDA is needed to build this: the entry points come as addresses. */
 
 #include <stdint.h>
@@ -21,13 +21,12 @@ typedef struct {
 
 enum { LIFT_FAILED = 1000, MATMUL_FAILED = 2000, DEQUANT_FAILED = 3000 };
 
-/* 0, or one of the above plus the status of what failed. Addresses on the device; `stream` a CUDA stream. given: the
-   scales where x are codes. */
-int slidesparse_linear(const settled *call, int32_t tokens, void *x, void *given, char *scratch, void *operand,
-                       void *weight_scale, void *bias, void *out, void *stream)
+/* 0, or one of the above plus the status of what failed. Addresses on the device; `stream` a CUDA stream. */
+int slidesparse_linear(const settled *call, int32_t tokens, void *x, char *scratch, void *operand, void *weight_scale,
+                       void *bias, void *out, void *stream)
 {
     static const float one = 1.0f, zero = 0.0f;
-    char *scale = given ? given : scratch + call->scale, *sums = scratch + call->sums;
+    char *scale = scratch + call->scale, *sums = scratch + call->sums;
     void *none = 0; /* Triton's own parameters, after ours */
     void *lift[] = {&x, &scratch, &scale, &tokens, &none, &none, &none, &none};
     void *dequant[] = {&sums, &scale, &weight_scale, &bias, &out, &tokens, &none, &none, &none, &none};

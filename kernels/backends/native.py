@@ -46,7 +46,7 @@ def entry() -> Any:
         logger.warning("native.c could not be built (%s): every call of a sparse linear takes longer", error)
         return None
     function = library.slidesparse_linear
-    function.argtypes = [c_void_p, c_int32, *[c_void_p] * 8]
+    function.argtypes = [c_void_p, c_int32, *[c_void_p] * 7]
     function.restype = c_int
     return function
 

@@ -6,11 +6,10 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..codes import Activations, Codes, plain
 from ..dequant.reference import dequant
 from ..group_spec import GroupSpec
 from ..groups import Weight, decode
-from ..lift_quant.reference import lift, lift_quant
+from ..lift_quant.reference import lift_quant
 from ..quantize.reference import quantize
 from ..slide_spec import SlideSpec, SlideWeight
 from ..sparse_gemm.reference import prepare, sparse_gemm
@@ -42,12 +41,9 @@ class SlideReference(Reference):
         codes, scale = prepared
         return SlideWeight(self.spec, scale.view(-1, 1), slid=codes.view(self.spec.dtype))
 
-    def run(self, x: Activations, prepared: Prepared, bias: Tensor | None) -> Tensor:
-        spec, (weight, weight_scale), flat = self.spec, prepared, x.reshape(-1, self.spec.columns)
-        if isinstance(flat, Codes):
-            codes, scale = lift(flat.codes, spec.length), flat.scale
-        else:
-            codes, scale = lift_quant(flat, spec.length, spec.dtype)
+    def run(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
+        spec, (weight, weight_scale) = self.spec, prepared
+        codes, scale = lift_quant(x.reshape(-1, spec.columns), spec.length, spec.dtype)
         sums = sparse_gemm(codes, weight.view(spec.dtype), spec.rows)
         return dequant(sums, scale, weight_scale, bias, x.dtype).view(*x.shape[:-1], spec.rows)
 
@@ -80,8 +76,7 @@ class GroupReference(Reference):
         weight: Weight = self.spec.weight(named)
         return weight
 
-    def run(self, x: Activations, prepared: Prepared, bias: Tensor | None) -> Tensor:
-        x = plain(x, self.spec)
+    def run(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
         if self.spec.activation_bits == 16:
             weight = self._weight(prepared, x.dtype)
             return torch.nn.functional.linear(x, weight, None if bias is None else bias.to(x.dtype))

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..codes import Activations
 from ..spec import LinearSpec
 from .base import Backend, Dtypes, Prepared
 from .rule import Route
@@ -49,7 +48,7 @@ class Routed(Backend):
         for _, backend, part in self._steps:
             backend.complete(prepared[part], dtypes)
 
-    def run(self, x: Activations, prepared: Prepared, bias: Tensor | None) -> Tensor:
+    def run(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
         tokens = x.numel() // self.spec.columns
         for most, backend, part in self._steps:
             if most is None or tokens <= most:

@@ -1,7 +1,6 @@
 /* Products of few tokens with 8-bit weights, sparse (2:4 windows) or dense: quantize (and lift), multiply, scale.
 
-   Two kernels. `quantize` makes the codes of the activations, or takes them, and puts them lifted in the order in which
-   `product` multiplies them.
+   Two kernels. `quantize` makes the codes of the activations, lifted, in the order in which `product` multiplies them.
    `product` reads every weight once, as fragments of the tensor cores' sparse (or dense) operand; of some patterns the
    metadata is stored in fewer bits than the tensor cores take (metadata.cuh).
 
@@ -25,7 +24,6 @@
      STREAM            codes are copied unit by unit, as weights are (ROW_GROUPS is GROUPS); otherwise all that a block
                        needs are held
      X, BIAS           number kinds of activations (and outputs) and bias: 0 bfloat16, 1 float16, 2 float32; BIAS 3: none
-     CODES             x are codes [tokens, columns] already, and the scales are given
      WARPGROUP         multiply by wgmma (compute capability 9.0 alone), otherwise by mma */
 
 #include "common.cuh"

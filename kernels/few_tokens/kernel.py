@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..codes import Activations, Codes
 from ..launch import aligned, stream_of
 from ..nvrtc import Launch, Module
 from ..slide_spec import SlideSpec, SlideWeight
@@ -75,7 +74,7 @@ class FewTokens:
         self, spec: SlideSpec, device: torch.device, *, dense: bool = False, warpgroup: bool | None = None
     ) -> None:
         self.spec, self.device, self.dense, self._warpgroup = spec, device, dense, warpgroup
-        self._launches: dict[tuple[torch.dtype, torch.dtype | None, bool, int], _Launches] = {}
+        self._launches: dict[tuple[torch.dtype, torch.dtype | None, int], _Launches] = {}
 
     @cached_property
     def gpu(self) -> Device:
@@ -132,10 +131,10 @@ class FewTokens:
             return self.spec.rows * self.spec.columns
         return ceil_div(self.spec.rows, ROWS) * self.order.units(self.spec) * 4 * self.order.unit.warp_bytes
 
-    def load(self, dtype: torch.dtype, bias: torch.dtype | None = None, *, codes: bool = False) -> None:
-        """Compile and load what calls with such activations (or their codes) and biases need, all at once, so that none
-        has to: a module cannot be loaded while a CUDA graph is captured."""
-        keys = [key for tiles in TILES if (key := (dtype, bias, codes, tiles)) not in self._launches]
+    def load(self, dtype: torch.dtype, bias: torch.dtype | None = None) -> None:
+        """Compile and load what calls with such activations and biases need, all at once, so that none has to: a module
+        cannot be loaded while a CUDA graph is captured."""
+        keys = [(dtype, bias, tiles) for tiles in TILES if (dtype, bias, tiles) not in self._launches]
         if not keys:
             return
         with ThreadPoolExecutor() as pool:
@@ -159,33 +158,30 @@ class FewTokens:
         pieces, columns = (4, 64) if self.dense else (4 * self.order.windows, 16 * self.spec.block)
         return ceil_div(ceil_div(self.pieces, pieces), self.shares(tokens)) * columns
 
-    def constants(
-        self, dtype: torch.dtype, bias: torch.dtype | None, division: Division, *, codes: bool = False
-    ) -> dict[str, int]:
+    def constants(self, dtype: torch.dtype, bias: torch.dtype | None, division: Division) -> dict[str, int]:
         """What kernel.cu is compiled with."""
         spec, form, unit = self.spec, division.form, division.unit
         return {
             "SPARSE": int(not self.dense), "LENGTH": 0 if self.dense else spec.length or 2, "UNIT": unit.columns,
             "FLOAT": int(spec.dtype != torch.int8), "TILES": division.padded // 8, "GROUPS": form.groups,
             "STAGES": form.stages, "ROW_GROUPS": form.row_groups, "STREAM": int(form.stream), "X": KINDS[dtype],
-            "CODES": int(codes), "BIAS": KINDS[bias], "WARPGROUP": int(self.warpgroup),
+            "BIAS": KINDS[bias], "WARPGROUP": int(self.warpgroup),
             **({"METADATA": 0} if self.dense else self.order.constants),
         }  # fmt: skip
 
-    def __call__(self, x: Activations, prepared: Sequence[Tensor], bias: Tensor | None) -> Tensor:
-        """x [M, K] bfloat16, float16 or float32, or their codes, M <= 64, on the current device; bias [N] -> [M, N] of
-        the dtype of x."""
+    def __call__(self, x: Tensor, prepared: Sequence[Tensor], bias: Tensor | None) -> Tensor:
+        """x [M, K] bfloat16, float16 or float32, M <= 64, on the current device; bias [N] -> [M, N] like x."""
         tokens = x.shape[0]
         if tokens > MOST_TOKENS:
             raise ValueError(f"{self.spec}: {tokens} tokens, at most {MOST_TOKENS} are few")
         out = torch.empty(tokens, self.spec.rows, dtype=x.dtype, device=x.device)
         if tokens:
-            key = (x.dtype, None if bias is None else bias.dtype, isinstance(x, Codes), _tiles(tokens))
+            key = (x.dtype, None if bias is None else bias.dtype, _tiles(tokens))
             launches = self._launches.get(key)
             if launches is None:
                 launches = self._launches[key] = _Launches(self, *key)
             weight, scale = prepared
-            launches.start(x, weight, scale, bias, out)
+            launches.start(aligned(x), weight, scale, bias, out)
         return out
 
 
@@ -206,9 +202,9 @@ def _tiles(tokens: int) -> int:
 class _Launches:
     """The compiled kernels for activations and biases of one kind and up to a number of tokens."""
 
-    def __init__(self, op: FewTokens, dtype: torch.dtype, bias: torch.dtype | None, codes: bool, tiles: int) -> None:
+    def __init__(self, op: FewTokens, dtype: torch.dtype, bias: torch.dtype | None, tiles: int) -> None:
         self.op, self.division = op, op.division(8 * tiles)
-        module = _module(tuple(op.constants(dtype, bias, self.division, codes=codes).items()), op.device)
+        module = _module(tuple(op.constants(dtype, bias, self.division).items()), op.device)
         self._quantize = module.kernel("quantize", op.quantizing_bytes(8 * tiles))
         self._product = module.kernel("product", self.division.shared_bytes)
         self._exchanged = self.division.exchanged
@@ -224,21 +220,18 @@ class _Launches:
         product = Launch(self._product, division.blocks, threads, argument, overlapping=self._overlapping)
         return argument, {}, product
 
-    def start(self, x: Activations, weight: Tensor, scale: Tensor, bias: Tensor | None, out: Tensor) -> None:
-        """x [M, K], out [M, N], M at least 1."""
+    def start(self, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, out: Tensor) -> None:
+        """x [M, K] contiguous at a multiple of 16, out [M, N], M at least 1."""
         op, division, tokens, stream = self.op, self.division, x.shape[0], stream_of(self.op.device)
         codes = torch.empty(op.pieces * division.padded * 16, dtype=torch.uint8, device=x.device)
-        if isinstance(x, Codes):
-            given, token_scale = aligned(x.codes), x.scale
-        else:
-            given, token_scale = aligned(x), torch.empty(tokens, dtype=torch.float32, device=x.device)
+        token_scale = torch.empty(tokens, dtype=torch.float32, device=x.device)
         try:
             held = self._idle.pop()  # another thread finds another one
         except IndexError:
             held = self._made()
         argument, quantizes, product = held
         argument.weight, argument.weight_scale = weight.data_ptr(), scale.data_ptr()
-        argument.codes, argument.scale, argument.x = codes.data_ptr(), token_scale.data_ptr(), given.data_ptr()
+        argument.codes, argument.scale, argument.x = codes.data_ptr(), token_scale.data_ptr(), x.data_ptr()
         argument.bias, argument.out = 0 if bias is None else bias.data_ptr(), out.data_ptr()
         argument.tokens = tokens
         if self._exchanged:

@@ -106,20 +106,12 @@ __device__ __forceinline__ uint2 codes_of(const Eight &eight, float scale, float
 }
 
 /* Codes of columns [from, until) of a token, multiples of 8 or the end of the token: to[column - from]. */
-#if CODES
-__device__ __forceinline__ void take_codes(const Arguments &it, u32 token, u8 *to, u32 from, u32 until)
-{
-    for (u32 column = from + 8 * threadIdx.x; column < until; column += 8 * QUANTIZERS)
-        *(uint2 *)(to + (column - from)) = *(const uint2 *)((const u8 *)it.x + (u64)token * it.columns + column);
-}
-#else
 __device__ __forceinline__ void put_codes(const Arguments &it, u32 token, float scale, u8 *to, u32 from, u32 until)
 {
     float inverse = __fdiv_rn(1.0f, scale);
     for (u32 column = from + 8 * threadIdx.x; column < until; column += 8 * QUANTIZERS)
         *(uint2 *)(to + (column - from)) = codes_of(read_eight(it, token, column), scale, inverse);
 }
-#endif
 
 /* The first column of x of a word of a piece of codes: of a window, or of four columns as a lane multiplies them. */
 __device__ __forceinline__ u32 column_of(u32 piece, u32 word)
@@ -146,19 +138,15 @@ __device__ __forceinline__ Four lifted(const u8 *codes, u32 piece, u32 from, u32
     return four;
 }
 
-/* Grid: tokens x shares of the codes. Every block of a token finds its scale, and makes its share of the codes. With CODES
-   it finds both. */
+/* Grid: tokens x shares of the codes. Every block of a token finds its scale, and makes its share of the codes. */
 extern "C" __global__ void __launch_bounds__(QUANTIZERS, 1) quantize(const __grid_constant__ Arguments it)
 {
     u32 thread = threadIdx.x, token = blockIdx.x, groups = (it.pieces + GROUP_PIECES - 1) / GROUP_PIECES;
     u32 first = groups * blockIdx.y / gridDim.y, last = groups * (blockIdx.y + 1) / gridDim.y;
     u32 from = first * GROUP_COLUMNS, until = min(last * GROUP_COLUMNS, it.columns);
+    __shared__ float most[QUANTIZERS / 32];
     let_next_begin();
     wait_for_previous();
-#if CODES
-    take_codes(it, token, shared, from, until);
-#else
-    __shared__ float most[QUANTIZERS / 32];
     float absmax = absmax_of(it, token);
     if (thread % 32 == 0)
         most[thread / 32] = absmax;
@@ -170,7 +158,6 @@ extern "C" __global__ void __launch_bounds__(QUANTIZERS, 1) quantize(const __gri
     if (thread == 0 && blockIdx.y == 0)
         ((float *)it.scale)[token] = scale;
     put_codes(it, token, scale, shared, from, until);
-#endif
     __syncthreads();
     for (u32 piece = first * GROUP_PIECES + thread; piece < min(last * GROUP_PIECES, it.pieces); piece += QUANTIZERS)
         *(Four *)((u8 *)it.codes + ((u64)piece * TOKENS + token) * 16) = lifted(shared, piece, from, until);

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import Launcher, aligned, start, stream_of
+from ..launch import Launcher, aligned, start
 from ..quantize.kernel import TOO_SMALL, code, coded, scale_of, steps
 from ..quantize.reference import QMAX
 from ..windows import group_of, slid_columns
@@ -117,47 +117,9 @@ def lift_quant_kernel(
             write_words(x_ptr, words_ptr, 1.0, scale, COLUMNS, SLID, WINDOWS, FP8, STEPS, PAIRS, PERMUTE, WRITE)
 
 
-@triton.jit
-def load_codes(x_ptr, pair, COLUMNS: tl.constexpr, PAIRS: tl.constexpr):
-    """Codes of columns 2 * pair and 2 * pair + 1 as the low half of an int32, 0 beyond the end of the token."""
-    if PAIRS:
-        pairs = tl.load(x_ptr.to(tl.pointer_type(tl.int16)) + pair, mask=pair < COLUMNS // 2, other=0)
-        return pairs.to(tl.int32) & 0xFFFF
-    low = tl.load(x_ptr + 2 * pair, mask=2 * pair < COLUMNS, other=0).to(tl.int32)
-    high = tl.load(x_ptr + 2 * pair + 1, mask=2 * pair + 1 < COLUMNS, other=0).to(tl.int32)
-    return (low & 0xFF) | ((high & 0xFF) << 8)
-
-
-@triton.jit(do_not_specialize=["tokens"])
-def lift_kernel(
-    x_ptr,  # [tokens, COLUMNS] codes, int8 whatever they stand for
-    codes_ptr,  # [programs, SLID] of one byte each
-    scale_ptr,  # noqa: ARG001 - of no use here: parameters are those of lift_quant_kernel
-    tokens,
-    COLUMNS: tl.constexpr,
-    SLID: tl.constexpr,
-    WINDOWS: tl.constexpr,  # of a group; 0 for 2:inf
-    PAIRS: tl.constexpr,
-    WRITE: tl.constexpr,  # words written at a time
-):
-    token = tl.program_id(0).to(tl.int64)
-    x_ptr += token * COLUMNS
-    words_ptr = codes_ptr.to(tl.pointer_type(tl.int32)) + token * (SLID // 4)
-    for first in tl.static_range(0, SLID // 4, WRITE):
-        word = first + tl.arange(0, WRITE)
-        if token < tokens:
-            pair = word if WINDOWS == 0 else word + word // WINDOWS
-            lanes = load_codes(x_ptr, pair, COLUMNS, PAIRS)
-            if WINDOWS > 0:
-                lanes |= load_codes(x_ptr, pair + 1, COLUMNS, PAIRS) << 16
-        else:
-            lanes = tl.zeros([WRITE], tl.int32)
-        tl.store(words_ptr + word, lanes, mask=word < SLID // 4)
-
-
 WRITE = 512
 """Words written at a time by a program: measured, for 4 and for 8 warps."""
-LAUNCHER, LIFTING = Launcher(lift_quant_kernel), Launcher(lift_kernel)
+LAUNCHER = Launcher(lift_quant_kernel)
 
 
 class LiftQuant:
@@ -180,36 +142,6 @@ class LiftQuant:
     def start(self, x: int, codes: int, scale: int, tokens: int, rows: int, stream: int) -> None:
         """x [tokens, K] -> codes [rows, K'], scale [tokens]; addresses that are multiples of 16."""
         start(self.kernel, (rows, 1), stream, x, codes, scale, tokens, *self._constants)
-
-
-class Lift:
-    """`lift` for one pattern and number of columns, started as LiftQuant is: x are codes, the scale is left alone."""
-
-    def __init__(self, columns: int, length: int | None, device: torch.device) -> None:
-        self.slid = slid_columns(columns, length)
-        warps = 4 if columns <= 4096 else 8
-        windows = group_of(length)[1] if length else 0
-        self._constants = (columns, self.slid, windows, columns % 2 == 0, WRITE)
-        codes = torch.empty(16, dtype=torch.int8, device=device)
-        scale = torch.empty(4, dtype=torch.float32, device=device)
-        self.kernel = LIFTING.compiled(
-            (device, warps, self._constants), (codes, codes, scale, 0), self._constants, warps
-        )
-
-    def start(self, x: int, codes: int, scale: int, tokens: int, rows: int, stream: int) -> None:
-        """x [tokens, K] -> codes [rows, K']; addresses that are multiples of 16."""
-        start(self.kernel, (rows, 1), stream, x, codes, scale, tokens, *self._constants)
-
-
-def lift(codes: Tensor, length: int | None, rows: int | None = None) -> Tensor:
-    """codes [M, K] of one byte on a CUDA device -> [rows, K'] of the same dtype; rows beyond M are padding, code 0."""
-    codes, rows = aligned(codes), codes.shape[0] if rows is None else rows
-    op = Lift(codes.shape[1], length, codes.device)
-    out = torch.empty(rows, op.slid, dtype=codes.dtype, device=codes.device)
-    if rows:
-        scale = codes.data_ptr()  # is not read
-        op.start(codes.data_ptr(), out.data_ptr(), scale, codes.shape[0], rows, stream_of(codes.device))
-    return out
 
 
 def lift_quant(x: Tensor, length: int | None, dtype: torch.dtype, rows: int | None = None) -> tuple[Tensor, Tensor]:

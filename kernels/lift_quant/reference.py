@@ -17,12 +17,7 @@ def lift_quant(x: Tensor, length: int | None, dtype: torch.dtype, rows: int | No
     length: L of the pattern, None for 2:inf. rows: M by default; rows beyond M are padding, code 0.
     """
     codes, scale = quantize(x, dtype)
-    return lift(codes, length, rows), scale
-
-
-def lift(codes: Tensor, length: int | None, rows: int | None = None) -> Tensor:
-    """codes [M, K] of one byte -> [rows, K'] of the same dtype."""
-    index = lift_index(codes.shape[1], length, codes.device)
+    index = lift_index(x.shape[1], length, x.device)
     lifted = codes.view(torch.int8)[:, index.clamp(min=0)]
     # Multiplied as bytes: float8 has no arithmetic, and padding must be +0.
-    return pad_rows((lifted * (index >= 0)).view(codes.dtype), rows)
+    return pad_rows((lifted * (index >= 0)).view(dtype), rows), scale

@@ -87,7 +87,7 @@ def measure(
         # Asked again: the dense ways of another pattern of this shape may have been measured by now.
         wanted = missing(spec, stock_first(ways[spec], host), table, again=True)
         if wanted and (remaining := seconds - (now() - started)) > 0:
-            clock = choosing.CLOCK(spec, device, host.passes_codes(spec))
+            clock = choosing.CLOCK(spec, device)
             fill(spec, _untried(wanted, counted), table, clock, seconds=remaining, now=now, told=counted.add)
             clock.close()
     left = sum(len(missing(spec, some, table)) for spec, some in ways.items())

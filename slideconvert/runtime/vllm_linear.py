@@ -28,14 +28,13 @@ from ..errors import InputError
 from ..kernels.backends.base import Backend, Dtypes
 from ..kernels.backends.choose import BackendChoice, Settings, backends_for, choose
 from ..kernels.backends.ready import make_ready
-from ..kernels.codes import Activations, Codes
 from ..kernels.slide_spec import SlideSpec
 from ..kernels.spec import LinearSpec
 from ..kernels.specs import parse_spec
 from .slidesparse_record import REINSTALL_HINT, RecordedLinear, RuntimeSettings
 from .vllm_arriving import Arrival, ArrivingParameter, check_shapes
 from .vllm_choice import choose_alike, obstacle, refused
-from .vllm_stock import HOST, Stock, left_to_vllm, quantizer
+from .vllm_stock import HOST, Stock, left_to_vllm
 
 logger = init_logger(f"vllm.{__name__}")  # only what is below "vllm" comes out of vLLM's logging
 
@@ -61,7 +60,6 @@ class SlideSparseLinearMethod(LinearMethodBase):
         self.on_stock = False
         self.choice: BackendChoice | None = None
         self.backend: Backend | None = None
-        self.quantize: Any = None
 
     def _spec(self, part: RecordedLinear) -> LinearSpec:
         try:
@@ -92,7 +90,6 @@ class SlideSparseLinearMethod(LinearMethodBase):
             start = layer.tp_rank * (spec.rows // width) // layer.tp_size * width
             rows.append(slice(start, start + width))
         self.config = get_current_vllm_config()
-        self.quantize = quantizer(self.specs[0])
         scheme = "" if isinstance(getattr(layer, "scheme", None), W8A8) else type(layer.scheme).__name__
         self._choose(obstacle(self.name, self.specs, scheme, cuts), sum(output_partition_sizes), cuts[0])
         self.arrival.expect(rows, cuts[layer.tp_rank if ranks > 1 else 0], apart=self.on_stock)
@@ -169,7 +166,7 @@ class SlideSparseLinearMethod(LinearMethodBase):
     def _dtypes(self, layer: Any) -> Dtypes:
         """As in the forward of the layer: one rank alone adds the bias to sums that all ranks contribute to."""
         absent = layer.bias is None or layer.skip_bias_add or (isinstance(layer, RowParallelLinear) and layer.tp_rank)
-        return Dtypes(layer.params_dtype, None if absent else layer.bias.dtype, codes=self.quantize is not None)
+        return Dtypes(layer.params_dtype, None if absent else layer.bias.dtype)
 
     def _choice_for(self, spec: LinearSpec) -> BackendChoice:
         """The choice of all ranks; of linears that differ by rank, as groups that are kept do, another of this rank."""
@@ -186,11 +183,7 @@ class SlideSparseLinearMethod(LinearMethodBase):
         if self.backend is None:
             out: Tensor = self.stock.apply(layer, x, bias)
             return out
-        given: Activations = x
-        if self.quantize is not None:
-            codes, scale = self.quantize(x.reshape(-1, x.shape[-1]))
-            given = Codes(codes.view(x.shape), scale, x.dtype)
-        return self.backend(given, [layer._parameters[name] for name in self.prepared], bias)
+        return self.backend(x, [layer._parameters[name] for name in self.prepared], bias)
 
 
 def own(layer: Any, name: str, tensor: Tensor) -> None:

@@ -2,10 +2,6 @@
 
 The way is the W8A8 scheme that vLLM would give a dense checkpoint on this device: its quantize kernel and its product.
 Where that reads codes [N, K] in rows, as CUTLASS does, it shares one prepared weight with our own dense ways.
-
-vLLM writes the FP8 quantization of activations in torch, and torch.compile makes it part of the norm or the activation
-function before the linear, where it costs next to nothing. So all ways get these codes: one that quantized by itself
-would look faster than stock where it is slower.
 """
 
 from __future__ import annotations
@@ -23,24 +19,17 @@ from torch import Tensor, nn
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.distributed import init_distributed_environment, initialize_model_parallel
 from vllm.model_executor.custom_op import CustomOp
-from vllm.model_executor.kernels.linear.scaled_mm.ScaledMMLinearKernel import FP8ScaledMMLinearKernel
 from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors import CompressedTensorsConfig
-from vllm.model_executor.layers.quantization.input_quant_fp8 import QuantFP8
-from vllm.model_executor.layers.quantization.utils.quant_utils import GroupShape
 
 from ..kernels.backends.base import Prepared
 from ..kernels.backends.choose import AUTO, BOTH, Host, Settings
 from ..kernels.backends.dense import DenseCodes
-from ..kernels.codes import Activations, Codes
 from ..kernels.slide_spec import SlideSpec, SlideWeight
-from ..kernels.spec import LinearSpec
 
 NAME = "model.layers.0.mlp.down_proj"
 """Of the layer that stands for all of a shape: vLLM asks for names."""
 NUMBERS = {torch.int8: ("int", "int-quantized"), torch.float8_e4m3fn: ("float", "float-quantized")}
 """By the dtype of codes, what a dense checkpoint of them calls its numbers and its format."""
-QUANTIZES = (torch.float8_e4m3fn,)
-"""Dtypes of the codes of activations that are made outside of the ways."""
 
 
 class StockLinear(nn.Module):
@@ -56,14 +45,12 @@ class StockLinear(nn.Module):
 @dataclass(frozen=True)
 class Template:
     """A layer of one shape as vLLM prepared it. names: of its tensors. words: everything else that it holds. in_rows:
-    whether its weight is codes [N, K] in rows and a scale for each. product: what takes codes of any number of tokens;
-    None if nothing does."""
+    whether its weight is codes [N, K] in rows and a scale for each."""
 
     scheme: Any
     names: tuple[str, ...]
     words: dict[str, Any]
     in_rows: bool
-    product: Any
 
 
 class Stock(DenseCodes):
@@ -81,11 +68,9 @@ class Stock(DenseCodes):
     @classmethod
     def refusal(cls, spec: SlideSpec, device: torch.device) -> str:
         try:
-            found = template(spec.rows, spec.columns, spec.dtype, device)
+            template(spec.rows, spec.columns, spec.dtype, device)
         except (RuntimeError, ValueError, AssertionError, AttributeError) as error:
             return f"vLLM cannot run it: {error}".partition("\n")[0]
-        if spec.dtype in QUANTIZES and found.product is None:
-            return f"vLLM's {type(found.scheme).__name__} takes no FP8 codes of activations"
         return ""
 
     def prepare(self, weight: SlideWeight) -> tuple[Tensor, ...]:
@@ -95,22 +80,13 @@ class Stock(DenseCodes):
         _, layer = build(spec.rows, spec.columns, spec.dtype, self.device, weight)
         return tuple(getattr(layer, name).data for name in self._template.names)
 
-    def launch(self, x: Activations, prepared: Prepared, bias: Tensor | None) -> Tensor:
+    def launch(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
         if self._template.in_rows:
             codes, scale = prepared
             prepared = (codes.view(self.spec.dtype).T, scale.view(-1, 1))
         held = dict(zip(self._template.names, prepared, strict=True))
         layer = SimpleNamespace(**self._template.words, **held)
-        if not isinstance(x, Codes):
-            out: Tensor = self._template.scheme.apply_weights(layer, x, bias)
-            return out
-        product = self._template.product
-        assert product is not None  # `refusal`
-        weight, weight_scale, *_ = product.layer_param_names
-        out = product.apply_scaled_mm(
-            A=x.codes.reshape(-1, self.spec.columns), B=held[weight], As=x.scale, Bs=held[weight_scale], bias=bias,
-            out_dtype=x.dtype, output_shape=[*x.shape[:-1], self.spec.rows],
-        )  # fmt: skip
+        out: Tensor = self._template.scheme.apply_weights(layer, x, bias)
         return out
 
 
@@ -129,9 +105,7 @@ def template(rows: int, columns: int, dtype: torch.dtype, device: torch.device) 
         "weight": (dtype, (columns, rows), (1, columns)),
         "weight_scale": (torch.float32, (rows, 1), (1, 1)),
     }
-    product = getattr(scheme, "fp8_linear", None)
-    whole = isinstance(product, FP8ScaledMMLinearKernel) and product.get_output_padding() is None
-    return Template(scheme, tuple(sorted(tensors)), {**words, **absent}, in_rows, product if whole else None)
+    return Template(scheme, tuple(sorted(tensors)), {**words, **absent}, in_rows)
 
 
 def build(
@@ -178,13 +152,7 @@ def left_to_vllm(spec: SlideSpec, device: torch.device, settings: Settings) -> s
     return Stock.refusal(spec, device)
 
 
-HOST = Host("vllm", (Stock.name,), (Stock,), vllm.__version__, QUANTIZES)
-
-
-def quantizer(spec: LinearSpec) -> Any:
-    """What makes codes [M, K] and scales [M, 1] of activations [M, K] of such a linear in vLLM, for torch.compile to
-    trace; None where ways quantize by themselves."""
-    return QuantFP8(static=False, group_shape=GroupShape.PER_TOKEN) if HOST.passes_codes(spec) else None
+HOST = Host("vllm", (Stock.name,), (Stock,), vllm.__version__)
 
 
 @contextmanager

@@ -48,8 +48,6 @@ def main() -> None:
             for kind, steps, pairs in (("*bf16", 1, True), ("*fp32", 2, False))[: 2 if capability == 90 else 1]:
                 types = [kind, "*i8", "*fp32", "i32"]
                 for windows, length in ((3, 8), (0, None)):
-                    lift = (512, slid_columns(512, length), windows, pairs, 512)
-                    check_parameters(compiled(capability, lift_quant.lift_kernel, ["*i8", *types[1:]], lift, 4), 4)
                     constants = (512, slid_columns(512, length), windows, qmax, fp8, steps, pairs, True, 256, 512)
                     check_parameters(compiled(capability, lift_quant.lift_quant_kernel, types, constants, 4), 4)
                 compiled(capability, quantize.quantize_kernel, types, (512, qmax, fp8, steps, 512), 4)

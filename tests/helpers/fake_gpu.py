@@ -114,7 +114,7 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch, folder: Path, times: Times, *more:
         monkeypatch.setattr(kind, "refusal", classmethod(lambda cls, spec, device: ""))
         monkeypatch.setattr(kind, "complete", lambda self, prepared, dtypes: None)
     monkeypatch.setattr(choose, "BACKENDS", (*more, *WAYS, SlideReference, GroupReference))
-    monkeypatch.setattr(choose, "CLOCK", lambda spec, device, codes: clock)
+    monkeypatch.setattr(choose, "CLOCK", lambda spec, device: clock)
     monkeypatch.setattr(choose, "STOPWATCH", choose.Stopwatch(clock.now))
     forget(monkeypatch)
     yield clock

@@ -65,17 +65,6 @@ def check_lift_quant(tokens: int, columns: int, dtype: torch.dtype, length: int 
     check_codes(codes, expected, quotients)
 
 
-def check_lift(tokens: int, columns: int, length: int | None) -> None:
-    given = torch.randint(-128, 128, (tokens, columns), dtype=torch.int8)
-    expected = lift_quant_reference.lift(given, length, tokens + 2)
-    codes, scale = torch.full_like(expected, POISON), torch.full((tokens, 1), -1.0)
-    windows = group_of(length)[1] if length else 0
-    lift_quant.lift_kernel[(tokens + 2,)](
-        given, codes, scale, tokens, columns, slid_columns(columns, length), windows, columns % 2 == 0, 16
-    )
-    assert torch.equal(codes, expected) and bool((scale == -1).all())
-
-
 def check_dequant(dtype: torch.dtype, bias: Tensor | None) -> None:
     sums = torch.randint(-(2**24), 2**24, (11, 64), dtype=torch.int32)[:, :50]
     scale, weight_scale = torch.rand(10, 1), torch.rand(50) * 1e-4
@@ -94,7 +83,6 @@ def main() -> None:
     for length in LENGTHS:
         for dtype, columns in ((torch.bfloat16, 100), (torch.float16, 100), (torch.float32, 43)):
             check_lift_quant(5, columns, dtype, length)
-            check_lift(5, columns, length)
     for dtype in (torch.float16, torch.float32):
         for bias in (None, torch.randn(50)):
             check_dequant(dtype, bias)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,9 +18,7 @@ from slideconvert.kernels.backends.int_mm import IntMm
 from slideconvert.kernels.backends.ready import make_ready
 from slideconvert.kernels.backends.routed import Routed
 from slideconvert.kernels.backends.rule import BUCKETS, SLOWER, Route, Way, best_route
-from slideconvert.kernels.codes import Codes
 from slideconvert.kernels.linear import SlideSparseLinear
-from slideconvert.kernels.quantize.reference import quantize
 from slideconvert.kernels.slide_spec import SlideSpec
 from tests.helpers.fake_gpu import CUDA, SERVER, FakeStock, FewDense, FewSparse, Times, fake_gpu, forget
 from tests.helpers.linears import all_same
@@ -144,33 +141,6 @@ def test_the_stock_of_a_server_is_what_counts_there(monkeypatch: pytest.MonkeyPa
         assert choose(SPEC, CUDA).backend.name == "cusparselt"
         served = choose(SPEC, CUDA, "auto", SERVER)
         assert isinstance(served.backend, FakeStock) and "nothing is faster" in served.why
-
-
-def test_ways_are_measured_on_codes_where_the_program_passes_them(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    server, told = replace(SERVER, quantizes=(torch.float8_e4m3fn,)), []
-    with fake_gpu(monkeypatch, tmp_path, by_name(cusparselt=0.8, dense=1, int_mm=2, stock=0.6)) as clock:
-        monkeypatch.setattr(choosing, "CLOCK", lambda spec, device, codes: told.append((spec.dtype, codes)) or clock)
-        for dtype in (torch.int8, torch.float8_e4m3fn):
-            choose(replace(SPEC, dtype=dtype), CUDA, "auto", server)
-    assert told == [(torch.int8, False), (torch.float8_e4m3fn, True)]
-
-
-@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn], ids=["int8", "fp8"])
-def test_codes_take_the_place_of_activations(dtype: torch.dtype) -> None:
-    """Compiled too."""
-    spec = SlideSpec(48, 96, 8, dtype)
-    backend, x = choose(spec, CPU).backend, torch.randn(2, 5, 96).bfloat16()
-    prepared, bias = backend.prepare(spec.random(CPU)), torch.randn(48)
-    codes, scale = quantize(x.view(10, 96), dtype)
-    compiled = torch.compile(
-        lambda codes, scale: backend(Codes(codes.view(2, 5, 96), scale, x.dtype), prepared, bias),
-        fullgraph=True, backend="eager",
-    )  # fmt: skip
-    expected = backend(x, prepared, bias)
-    assert torch.equal(backend(Codes(codes.view(2, 5, 96), scale, x.dtype), prepared, bias), expected)
-    assert torch.equal(compiled(codes, scale), expected) and expected.shape == (2, 5, 48)
 
 
 def test_a_kernel_for_few_tokens_takes_part(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

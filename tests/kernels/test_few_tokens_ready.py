@@ -29,11 +29,11 @@ CPU = torch.device("cpu")
 class Compiled:
     """In the place of compiled kernels: each waits until all of a model's are being compiled."""
 
-    made: list[tuple[torch.dtype, torch.dtype | None, bool, int]]
+    made: list[tuple[torch.dtype, torch.dtype | None, int]]
     together: threading.Barrier
 
-    def __init__(self, op: FewTokens, dtype: torch.dtype, bias: torch.dtype | None, codes: bool, tiles: int) -> None:
-        self.made.append((dtype, bias, codes, tiles))
+    def __init__(self, op: FewTokens, dtype: torch.dtype, bias: torch.dtype | None, tiles: int) -> None:
+        self.made.append((dtype, bias, tiles))
         self.together.wait(timeout=30)
 
 
@@ -44,10 +44,9 @@ def test_all_numbers_of_tokens_are_compiled_at_once_and_never_again(monkeypatch:
     op = FewTokens(SPEC, CPU)
     op.load(torch.bfloat16)
     op.load(torch.bfloat16)
-    assert sorted(tiles for *_, tiles in Compiled.made) == list(TILES)
-    op.load(torch.bfloat16, torch.bfloat16, codes=True)
-    kinds = ((None, False), (torch.bfloat16, True))
-    assert set(Compiled.made) == {(torch.bfloat16, *kind, tiles) for kind in kinds for tiles in TILES}
+    assert sorted(tiles for _, _, tiles in Compiled.made) == list(TILES)
+    op.load(torch.bfloat16, torch.bfloat16)
+    assert set(Compiled.made) == {(torch.bfloat16, bias, tiles) for bias in (None, torch.bfloat16) for tiles in TILES}
     assert len(Compiled.made) == 2 * len(TILES)
 
 

@@ -27,7 +27,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> GraphClock:
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(GraphClock, "_time", lambda self, way, tokens: 1.0)
-    return GraphClock(SPEC, CUDA, codes=False)
+    return GraphClock(SPEC, CUDA)
 
 
 def test_calls_that_take_half_of_the_free_memory_are_not_made(
