@@ -3,7 +3,8 @@
     slideconvert tune --model Qwen2.5-7B --host vllm    # on the GPU, for each model
     python benches/ship_tables.py ~/.cache/slidesparse kernels/backends/tables
 
-Times of other kernels than those of this working tree are left out: nothing would ever take them.
+Times of other kernels than those of this working tree are left out: nothing would ever take them. What shipped before
+stays where nothing newer was measured: `tune` measures nothing that a shipped table has.
 """
 
 from __future__ import annotations
@@ -45,18 +46,19 @@ def current(table: Table) -> Table:
 
 
 def ship(cache: Path, out: Path) -> list[Path]:
-    """Write what every table of `cache` has of these kernels into `out`, over an older table of the same series."""
+    """Write what every table of `cache` has of these kernels into `out`, with what a table there has of them."""
     written: dict[str, Table] = {}
     for path in sorted(cache.glob("times-*.json")):
-        table = parse(path.read_bytes())
-        table = current(table)
+        table = current(parse(path.read_bytes()))
         if not table.times:
             click.echo(f"{path.name}: of other kernels, left out", err=True)
             continue
         name = file_name(table)
-        if name in written:
-            table.merge(written[name])
-        written[name] = table
+        if name not in written and (out / name).exists():
+            written[name] = current(parse((out / name).read_bytes()))
+        before = written.get(name, Table(table.key))
+        before.merge(table)
+        written[name] = Table(table.key, before.times, before.choices)
     out.mkdir(parents=True, exist_ok=True)
     for name, table in written.items():
         (out / name).write_text(table.text())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,13 @@ def test_what_was_tuned_is_checked_and_shipped(monkeypatch: pytest.MonkeyPatch, 
         clock.asked.clear()
         assert [choose(spec, CUDA, Settings()).backend.name for spec in linears] == ["few_dense:64,dense"] * 4
         assert not clock.asked
+        # What ships is not measured there, and still ships with what is.
+        measure(linears_of(None, replace(OPTIONS, pattern="2:6")), CUDA, TORCH, 10**6, lambda *_: None, clock.now)
+        assert {name for name, _ in clock.asked} == {"cusparselt"}
+        before = table.parse(path.read_bytes()).times
+        ship_tables.ship(tmp_path / "another" / "slidesparse", tmp_path / "shipped")
+        after = table.parse(path.read_bytes()).times
+        assert all(after[linear] == ways for linear, ways in before.items()) and len(after) == len(before) + 4
 
 
 def test_tables_of_other_kernels_are_not_shipped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
