@@ -1,12 +1,12 @@
-"""Decoding end to end in vLLM: checkpoints of ours against what stock vLLM makes of dense ones.
+"""Decoding and prompts end to end in vLLM: checkpoints of ours against what stock vLLM makes of dense ones.
 
     slideconvert tune --model Qwen2.5-7B --host vllm                # at best before: or every load measures by itself
     python benches/bench_decode.py /tmp/decode --out decode.json    # again and again, until all rows are there
 
-A Llama of a model's shapes with random weights, CUDA graphs, greedy, prefill not counted. Every row is a process of its
-own; several may start side by side (a start takes minutes, mostly of one CPU core), and then measure one after the
-other. Rows that are in the JSON file are not run again, so the bench may be spread over several commands. One layer is
-converted and then repeated: FOLDER holds the whole checkpoints of the rows that are starting.
+A Llama of a model's shapes with random weights, CUDA graphs, greedy. Decoding does not count the prompt. Every row is a
+process of its own; several may start side by side (a start takes minutes, mostly of one CPU core), and then measure one
+after the other. Rows that are in the JSON file are not run again, so the bench may be spread over several commands. One
+layer is converted and then repeated: FOLDER holds the whole checkpoints of the rows that are starting.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ else:
 
 ENGINE = Path(__file__).with_name("decode_engine.py")
 BATCHES = (1, 4, 16, 64)
+PREFILL = (1024, 8192)
 GROUP = 16
 HALVED = "gqs"
 """The checkpoint that is made of the halved source."""
@@ -106,11 +107,11 @@ class Bench:
         shutil.rmtree(one)
         return path
 
-    def kv_bytes(self, batch: int, tokens: int) -> int:
-        """Of the cache for so many sequences of so many tokens, a quarter more for blocks that are not full."""
+    def kv_bytes(self, tokens: int) -> int:
+        """Of the cache for so many tokens of several sequences, a quarter more for blocks that are not full."""
         shape = synthetic.SHAPES[self.model]
         token = 2 * 2 * self.layers * shape["num_key_value_heads"] * shape["head_dim"]
-        return max(2**28, batch * tokens * token * 5 // 4)
+        return max(2**28, tokens * token * 5 // 4)
 
     def _converted(self, row: Row) -> Path:
         out, source = self.folder / row.checkpoint, self.source(halved=row.checkpoint == HALVED)
@@ -142,17 +143,21 @@ def shown(found: dict[str, Any]) -> str:
     for row in rows():
         if row.name not in found:
             continue
-        own, stock = found[row.name], found.get(row.stock, {"tokens_per_s": {}})["tokens_per_s"]
-        cells = [
-            f"{speed:,.0f}" + (f" ({speed / stock[batch]:.2f})" if batch in stock else "")
-            for batch, speed in own["tokens_per_s"].items()
-        ]
-        alone = own["together"] == 1
-        lines.append(
-            [row.name, *cells, f"{own['gib']:.2f}" if own["gib"] else "", f"{own['load_s']:.0f}" if alone else ""]
-        )
-    batches = next(iter(found.values()))["tokens_per_s"] if found else {}
-    return table(["tokens/s (× stock)", *(f"batch {batch}" for batch in batches), "GiB", "load s"], lines)
+        own, stock = found[row.name], found.get(row.stock, {})
+        cells = [cell for kind in COLUMNS for cell in cells_of(own[kind], stock.get(kind, {}))]
+        spread = f"{max(own['spread'].values()):.0%}"
+        load = f"{own['load_s']:.0f}" if own["together"] == 1 else ""
+        lines.append([row.name, *cells, spread, f"{own['gib']:.2f}" if own["gib"] else "", load])
+    some = next(iter(found.values()), {kind: {} for kind in COLUMNS})
+    names = [f"{what} {size}" for kind, what in COLUMNS.items() for size in some[kind]]
+    return table(["tokens/s (× stock)", *names, "spread", "GiB", "load s"], lines)
+
+
+COLUMNS = {"tokens_per_s": "batch", "prefill_per_s": "prompts"}
+
+
+def cells_of(own: dict[str, float], stock: dict[str, float]) -> list[str]:
+    return [f"{speed:,.0f}" + (f" ({speed / stock[size]:.2f})" if size in stock else "") for size, speed in own.items()]
 
 
 class Rows:
@@ -182,8 +187,8 @@ def measured(
     bench: Bench, some: list[Row], script: Path, task: dict[str, Any], limit: float
 ) -> Iterator[tuple[Row, dict[str, Any] | Exception]]:
     """Start the rows side by side, and when all are ready or have failed measure one after the other."""
-    longest, tokens = max(task["batches"]), task["prompt"] + task["output"] + 1
-    task = {**task, "kv_bytes": bench.kv_bytes(longest, tokens)}
+    decoding = max(task["batches"]) * (task["prompt"] + task["output"] + 1)
+    task = {**task, "kv_bytes": bench.kv_bytes(max(decoding, *task["prefill"]))}
     with ExitStack() as open_engines:
 
         def started(same: list[Row]) -> list[tuple[Row, Engine | Exception]]:
@@ -231,9 +236,10 @@ def measured(
 @click.option("--layers", type=int, help="Fewer than the model has.")
 @click.option("--only", multiple=True, help="Rows whose names contain this; several times.")
 @click.option("--batch", "batches", type=int, multiple=True, default=BATCHES)
-@click.option("--prompt", default=32, help="Tokens of each prompt.")
+@click.option("--prompt", default=32, help="Tokens of each prompt that is decoded after.")
 @click.option("--output", default=128, help="Tokens generated after the first.")
-@click.option("--repeats", default=3)
+@click.option("--prefill", type=int, multiple=True, default=PREFILL, help="Tokens of prompts of 1,024 in one step.")
+@click.option("--repeats", default=5, help="The best counts; spread: how far the median is from it.")
 @click.option("--together", default=1, help="Rows that start side by side; each needs GPU memory for its whole model.")
 @click.option("--limit", default=240.0, help="Seconds for a start, and for the measurement of a row.")
 @click.option(
@@ -249,7 +255,7 @@ def main(
     end = time.monotonic() + seconds
     folder.mkdir(parents=True, exist_ok=True)
     layers = layers or synthetic.SHAPES[model]["num_hidden_layers"]
-    task = {**asked, "batches": list(asked["batches"])}
+    task = {**asked, "batches": list(asked["batches"]), "prefill": list(asked["prefill"])}
     kept = Rows(out, {"model": model, "layers": layers, **task})
     wanted = [row for row in rows() if not only or any(part in row.name for part in only)]
     bench, late, failed = Bench(folder, model, layers, device), [], []
