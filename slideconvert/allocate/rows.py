@@ -29,6 +29,10 @@ PATTERNS = [str(pattern) for pattern in ALL]
 SCHEME_NAMES = [scheme.name for scheme in SCHEMES.values() if scheme.quantized]
 FORMAT = f"{','.join(COLUMNS)}, then one column for each measured pattern of {', '.join(PATTERNS)}"
 
+NUMBER = "[1-9][0-9]{0,8}"
+LINE = 4096
+"""Characters of a line, at most."""
+
 Shape = tuple[int, int]
 """out x in."""
 
@@ -61,7 +65,7 @@ def read_rows(path: Path) -> tuple[tuple[str, ...], list[Row]]:
     rows: dict[tuple[object, ...], Row] = {}
     for number, line in data[1:]:
         where = f"{path}, line {number}"
-        row = _parse_row(next(csv.reader([line])), columns, where)
+        row = _parse_row(_cells(line, where), columns, where)
         key = (row.gpu, row.scheme, row.linears, row.tokens)
         if key in rows:
             raise InputError(f"{where}: the same GPU, scheme, linears and tokens again", hint="leave one row of each")
@@ -72,8 +76,20 @@ def read_rows(path: Path) -> tuple[tuple[str, ...], list[Row]]:
     return source, list(rows.values())
 
 
+def _cells(line: str, where: str) -> list[str]:
+    """The values of a line. InputError for a line that is too long for a table of times, or no CSV."""
+    if len(line) > LINE:  # far below the limit of Python's csv module for a field
+        raise InputError(f"{where}: {len(line):,} characters, of at most {LINE:,}", hint=f"the columns are {FORMAT}")
+    try:
+        return next(csv.reader([line], strict=True))
+    except csv.Error as error:
+        raise InputError(
+            f"{where}: not CSV ({error})", hint=f"the columns are {FORMAT}, one row in each line"
+        ) from error
+
+
 def _columns(line: str, where: str) -> list[str]:
-    found = [name.strip() for name in line.split(",")]
+    found = [name.strip() for name in _cells(line, where)]
     if tuple(found[: len(COLUMNS)]) != COLUMNS or not found[len(COLUMNS) :]:
         raise InputError(f"{where}: the columns are {','.join(found)}", hint=f"they must be {FORMAT}")
     for name in found[len(COLUMNS) :]:
@@ -91,11 +107,11 @@ def _parse_row(cells: list[str], columns: list[str], where: str) -> Row:
     for name in ("gpu", "model"):
         if not fields[name]:
             raise InputError(f"{where}: {name} is empty")
-    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*(\+[1-9]\d*x[1-9]\d*)*", fields["linears"]):
+    if not re.fullmatch(rf"{NUMBER}x{NUMBER}(\+{NUMBER}x{NUMBER})*", fields["linears"]):
         raise InputError(f"{where}: linears is '{fields['linears']}'", hint="out x in of each, as 3072x2048+2048x2048")
     shapes = [tuple(map(int, shape.split("x"))) for shape in fields["linears"].split("+")]
-    if not re.fullmatch(r"[1-9]\d*", fields["tokens"]):
-        raise InputError(f"{where}: tokens is '{fields['tokens']}', a whole number above 0 was expected")
+    if not re.fullmatch(NUMBER, fields["tokens"]):
+        raise InputError(f"{where}: tokens is '{fields['tokens']}', a whole number from 1 to 999,999,999 was expected")
     patterns = [name for name in columns[len(COLUMNS) :] if fields[name]]
     return Row(
         gpu=fields["gpu"],

@@ -100,8 +100,10 @@ def _from_parquet(path: Path) -> Iterator[str]:
 
     try:
         file = pyarrow.parquet.ParquetFile(path)
-        if COLUMN not in file.schema_arrow.names:
-            raise InputError(f"{path}: no column '{COLUMN}'", hint=f"its columns are {file.schema_arrow.names}")
+        names = file.schema_arrow.names
+        if names.count(COLUMN) != 1:
+            found = f"{names.count(COLUMN)} columns" if COLUMN in names else "no column"
+            raise InputError(f"{path}: {found} '{COLUMN}'", hint=f"its columns are {names}")
         kind = file.schema_arrow.field(COLUMN).type
         if not (types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)):
             raise InputError(f"{path}: column '{COLUMN}' contains {kind}", hint="it must contain strings")
@@ -121,10 +123,19 @@ def _from_dataset(name: str) -> Iterator[str]:
         for row in rows:
             if COLUMN not in row:
                 raise InputError(f"data set {name}: no column '{COLUMN}'", hint=f"its columns are {sorted(row)}")
+            if not isinstance(row[COLUMN], str | None):
+                raise InputError(
+                    f"data set {name}: column '{COLUMN}' contains {type(row[COLUMN]).__name__}",
+                    hint="it must contain strings",
+                )
             if row[COLUMN]:
                 yield row[COLUMN]
-    except (OSError, ValueError, ConnectionError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except InputError:
+        raise
+    except Exception as error:  # of any kind: the loader runs the readers of many formats on what a server sends
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if not isinstance(error, OSError | ValueError | RuntimeError):
+            reason = f"{type(error).__name__}: {reason}"  # which says little alone: KeyError: 'id'
         raise InputError(
             f"data set {name} cannot be read: {reason}", hint=f"pass a local {', '.join(SUFFIXES)} file instead"
         ) from error

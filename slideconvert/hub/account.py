@@ -16,12 +16,24 @@ from urllib.parse import urlsplit
 from .. import __version__
 from ..core.hub_id import valid_id
 from ..errors import HubError, InputError
-from .errors import endpoint, host
-from .listing import RemoteFile, remote_file
+from .answers import EXPECTED, not_a_hub
+from .endpoint import endpoint, host
+from .listing import RemoteFile, commit_of, files_of
 from .snapshot import COMMIT
 from .upload_errors import TOKENS, upload_errors
 
 MAIN = "main"
+
+
+@dataclass(frozen=True)
+class _Account:
+    """Whose the token is, by whoami. orgs: organization -> role there. token_role: read, write, fineGrained or unknown.
+    scopes: names of users and organizations for which a fine-grained token may write, None if the Hub does not say."""
+
+    name: str
+    orgs: Mapping[str, Any]
+    token_role: Any
+    scopes: tuple[str, ...] | None
 
 
 @dataclass(frozen=True)
@@ -71,9 +83,8 @@ def find_target(repo: str, branch: str | None = None) -> Target:
         )
     with upload_errors(repo):
         api = hub_api()
-        who = api.whoami()
-        user = str(who["name"])
-        repo = repo if "/" in repo else f"{user}/{repo}"
+        who = _read_account(api.whoami())
+        repo = repo if "/" in repo else f"{who.name}/{repo}"
         _refuse_reading_token(who, repo)
         found = read_target(api, repo, branch)
         if not found.exists:
@@ -101,46 +112,53 @@ def read_target(api: Any, repo: str, branch: str) -> Target:
         if branch == MAIN:
             return Target(repo, branch, exists=True)  # a repository without any commit
         info = api.model_info(repo, files_metadata=True)  # the branch will start from main
-        return Target(repo, branch, None, _files(info), True, info.private, own=False)
+        return Target(repo, branch, None, files_of(info), True, info.private, own=False)
     own = branch == MAIN or api.model_info(repo).sha != info.sha
-    return Target(repo, branch, info.sha, _files(info), True, info.private, own)
+    return Target(repo, branch, commit_of(info), files_of(info), True, info.private, own)
 
 
 def read_commit(api: Any, repo: str, commit: str) -> tuple[RemoteFile, ...]:
     """The files at a commit. Errors of huggingface_hub pass."""
-    return _files(api.model_info(repo, revision=commit, files_metadata=True))
+    return files_of(api.model_info(repo, revision=commit, files_metadata=True))
 
 
-def _files(info: Any) -> tuple[RemoteFile, ...]:
-    return tuple(remote_file(sibling) for sibling in info.siblings or ())
+def _read_account(answer: Any) -> _Account:
+    """The account in an answer to whoami-v2. HubError for an answer that no Hub gives."""
+    try:
+        token = (answer.get("auth") or {}).get("accessToken") or {}
+        orgs = {str(org["name"]): org.get("roleInOrg") for org in answer.get("orgs") or ()}
+        scopes = (token.get("fineGrained") or {}).get("scoped")
+        if scopes is not None:
+            named = (
+                (scope.get("entity") or {}).get("name") for scope in scopes if "repo.write" in scope["permissions"]
+            )
+            scopes = tuple(map(str, named))
+        if not isinstance(answer["name"], str):
+            raise TypeError("name")
+        return _Account(answer["name"], orgs, token.get("role"), scopes)
+    except (LookupError, TypeError, AttributeError) as error:
+        raise not_a_hub(EXPECTED["whoami"]) from error
 
 
-def _refuse_reading_token(who: Mapping[str, Any], repo: str) -> None:
+def _refuse_reading_token(who: _Account, repo: str) -> None:
     """HubError if the token is known to be read-only."""
-    role = ((who.get("auth") or {}).get("accessToken") or {}).get("role")
-    if role == "read":
+    if who.token_role == "read":
         raise HubError(
-            f"{repo}: the token of {who['name']} is read-only",
+            f"{repo}: the token of {who.name} is read-only",
             hint=f"create a token with write access on {TOKENS}, then run `hf auth login` or set HF_TOKEN",
         )
 
 
-def _check_may_create(who: Mapping[str, Any], repo: str) -> None:
+def _check_may_create(who: _Account, repo: str) -> None:
     """HubError if this user or token may not create `repo`, as far as whoami shows."""
     owner = repo.split("/")[0]
-    roles = {str(org.get("name")): org.get("roleInOrg") for org in who.get("orgs") or ()}
-    if owner != who["name"] and (owner not in roles or roles[owner] == "read"):
-        mine = ", ".join([str(who["name"]), *(name for name, role in roles.items() if role != "read")])
+    if owner != who.name and who.orgs.get(owner, "read") == "read":
+        mine = ", ".join([who.name, *(name for name, role in who.orgs.items() if role != "read")])
         raise HubError(
-            f"{repo}: {who['name']} sees no repository of that name on {host()}, and may not create one for {owner}",
+            f"{repo}: {who.name} sees no repository of that name on {host()}, and may not create one for {owner}",
             hint=f"check the name; this token has write access to {mine}",
         )
-    token = (who.get("auth") or {}).get("accessToken") or {}
-    scopes = (token.get("fineGrained") or {}).get("scoped")
-    if token.get("role") != "fineGrained" or scopes is None:
-        return
-    names = [(scope.get("entity") or {}).get("name") for scope in scopes if "repo.write" in scope["permissions"]]
-    if owner not in names:
+    if who.token_role == "fineGrained" and who.scopes is not None and owner not in who.scopes:
         raise HubError(
             f"{repo}: the fine-grained token may not create repositories for {owner}",
             hint=f"give it write access to the repositories of {owner} on {TOKENS}",

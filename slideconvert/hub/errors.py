@@ -11,18 +11,16 @@ reduced to their host, since both can contain credentials.
 from __future__ import annotations
 
 import errno
-import json
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from ipaddress import ip_address
 from types import ModuleType
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
-from ..errors import HubError, InputError
+from ..errors import HubError
+from .answers import BUILT_IN, EXPECTED, foreign_answer, not_a_hub
+from .endpoint import host
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
@@ -38,38 +36,14 @@ RETRY_HINT = "run the same command again"
 _RETRY = f"{RETRY_HINT}: finished files are kept"
 
 
-def endpoint() -> str:
-    """The URL of the Hub: HF_ENDPOINT or the public Hub, read at every call (huggingface_hub reads it once).
-
-    InputError if a token would be sent to it unencrypted, but to this machine.
-    """
-    from huggingface_hub import constants, get_token
-
-    url = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
-    parts = urlsplit(url)
-    if parts.scheme == "http" and not _is_this_machine(parts.hostname or "") and get_token():
-        raise InputError(
-            f"HF_ENDPOINT={url} is not encrypted: everyone on the way could read your token",
-            hint="use https, or log out of the Hub (unset HF_TOKEN, hf auth logout): public models need no token",
-        )
-    return url
-
-
-def _is_this_machine(host: str) -> bool:
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 @contextmanager
 def hub_errors(hub_id: str, revision: str | None = None) -> Iterator[None]:
     """Raise HubError for every known failure of the block; other errors pass unchanged."""
     try:
         yield
-    except (OSError, RuntimeError, ValueError, http_library().HTTPError) as error:
+    except (OSError, RuntimeError, *BUILT_IN, http_library().HTTPError) as error:
         # Candidates: explain() knows some errors of these types and leaves the others alone.
-        explained = explain(error, hub_id, revision)
+        explained = explain(error, hub_id, revision) or foreign_answer(error)
         if explained is None:
             raise
         raise explained from error
@@ -85,8 +59,8 @@ def explain(error: Exception, hub_id: str, revision: str | None = None) -> HubEr
         return _explain_answer(error, hub_id, revision)
     if isinstance(error, OfflineModeIsEnabled):
         return offline(hub_id, revision)
-    if isinstance(error, FileMetadataError | json.JSONDecodeError):
-        return not_a_hub()
+    if isinstance(error, FileMetadataError):
+        return not_a_hub(EXPECTED["hf_hub_download"])
     if isinstance(error, http_library().TransportError | LocalEntryNotFoundError):
         return _explain_network(error, hub_id)
     if isinstance(error, ValueError) and str(error).startswith("The file is too large to be downloaded"):
@@ -152,11 +126,6 @@ def overloaded(error: HfHubHTTPError, retry: str) -> HubError | None:
     return None
 
 
-def not_a_hub() -> HubError:
-    """The error for an answer that no Hub gives."""
-    return HubError(f"{host()} does not answer like a Hugging Face Hub", hint="check HF_ENDPOINT and the proxy")
-
-
 def _explain_network(error: Exception, hub_id: str) -> HubError:
     http = http_library()
     began = (http.ReadError, http.WriteError, http.CloseError, http.RemoteProtocolError, http.ReadTimeout)
@@ -217,11 +186,6 @@ def clean(message: str, error: HfHubHTTPError | None = None) -> str:
 
 def _at(revision: str | None) -> str:
     return f" at {revision}" if revision else ""
-
-
-def host() -> str:
-    """The host name of the Hub, without credentials."""
-    return urlsplit(endpoint()).hostname or "HF_ENDPOINT"
 
 
 def http_library() -> ModuleType:

@@ -9,7 +9,8 @@ from ..checkpoint.container import MAX_HEADER, Placed, header_length, parse_head
 from ..checkpoint.files import SINGLE
 from ..checkpoint.reader import by_index, check_single, read_index
 from ..errors import HubError
-from .errors import RETRY_HINT, endpoint, hub_errors
+from .endpoint import endpoint
+from .errors import RETRY_HINT, hub_errors
 from .listing import Listing, RemoteFile
 from .transfer import check_shards
 

@@ -13,7 +13,9 @@ from ..checkpoint.files import CHANNEL_ORDERS, CONFIG, INDEX, NEVER, PICKLES, SI
 from ..core.hub_id import valid_id
 from ..errors import HubError, InputError
 from ..runtime.slidesparse_record import SOURCES, misplaced
-from .errors import endpoint, hub_errors
+from .answers import EXPECTED, not_a_hub
+from .endpoint import endpoint
+from .errors import hub_errors
 from .snapshot import COMMIT
 
 WANTED = (CONFIG, INDEX, CHANNEL_ORDERS, "*.safetensors", "README.md")
@@ -70,13 +72,14 @@ def list_files(hub_id: str, *, revision: str | None = None) -> Listing:
     with hub_errors(hub_id, revision):
         api = HfApi(endpoint=endpoint(), library_name="slideconvert", library_version=__version__)
         info = api.model_info(hub_id, revision=revision, files_metadata=True)
-    code = [remote_file(file) for file in info.siblings or () if _may_be_code(file.rfilename)]
-    siblings = [file for file in info.siblings or () if _may_be_fetched(file.rfilename)]
-    _refuse_other_formats(hub_id, {file.rfilename for file in siblings})
-    files = sorted(map(remote_file, _wanted(siblings)), key=lambda file: (is_weight(file.name), file.name))
-    if not COMMIT.fullmatch(info.sha or "") or not all(file.etag for file in (*files, *code)):
+    commit, everything = commit_of(info), files_of(info)
+    code = [file for file in everything if _may_be_code(file.name)]
+    there = [file for file in everything if _may_be_fetched(file.name)]
+    _refuse_other_formats(hub_id, {file.name for file in there})
+    files = sorted(_wanted(there), key=lambda file: (is_weight(file.name), file.name))
+    if commit is None or not all(file.etag for file in (*files, *code)):
         raise HubError(f"{hub_id}: the listing lacks commit or checksums", hint="check HF_ENDPOINT: is it a mirror?")
-    return Listing(hub_id, str(info.sha), tuple(files), tuple(code))
+    return Listing(hub_id, commit, tuple(files), tuple(code))
 
 
 def _refuse_other_formats(hub_id: str, names: set[str]) -> None:
@@ -96,14 +99,14 @@ def _refuse_other_formats(hub_id: str, names: set[str]) -> None:
     )
 
 
-def _wanted(siblings: Iterable[Any]) -> list[Any]:
+def _wanted(files: Iterable[RemoteFile]) -> list[RemoteFile]:
     """The files to fetch. Mistral's repositories hold the weights twice: consolidated* is a second copy."""
     return [
         file
-        for file in siblings
-        if (is_companion(file.rfilename) or any(fnmatchcase(file.rfilename, pattern) for pattern in WANTED))
-        and not file.rfilename.lower().endswith(NEVER)
-        and not fnmatchcase(file.rfilename, "consolidated*.safetensors")
+        for file in files
+        if (is_companion(file.name) or any(fnmatchcase(file.name, pattern) for pattern in WANTED))
+        and not file.name.lower().endswith(NEVER)
+        and not fnmatchcase(file.name, "consolidated*.safetensors")
     ]
 
 
@@ -120,13 +123,30 @@ def _may_be_fetched(name: str) -> bool:
     return plain and (len(path.parts) == 1 or is_companion(name))
 
 
-def remote_file(sibling: Any) -> RemoteFile:
-    """A file of the Hub's listing. The etag is empty without size or checksum, which some mirrors omit."""
+def commit_of(info: Any) -> str | None:
+    """The commit of huggingface_hub's ModelInfo (40 hex), None without one. HubError for anything else."""
+    if info.sha is None or (isinstance(info.sha, str) and COMMIT.fullmatch(info.sha)):
+        return info.sha
+    raise not_a_hub(EXPECTED["model_info"])
+
+
+def files_of(info: Any) -> tuple[RemoteFile, ...]:
+    """The files of huggingface_hub's ModelInfo. The etag is empty without size or checksum, which some mirrors omit.
+
+    HubError for names, sizes and checksums of other types.
+    """
+    return tuple(map(_remote_file, info.siblings or ()))
+
+
+def _remote_file(sibling: Any) -> RemoteFile:
+    name, size, etag = sibling.rfilename, sibling.size, sibling.blob_id
     if sibling.lfs is not None:
-        return RemoteFile(sibling.rfilename, sibling.lfs.size, sibling.lfs.sha256)
-    if sibling.size is None or sibling.blob_id is None:
-        return RemoteFile(sibling.rfilename, 0, "")
-    return RemoteFile(sibling.rfilename, sibling.size, sibling.blob_id)
+        size, etag = sibling.lfs.size, sibling.lfs.sha256
+    elif size is None or etag is None:
+        size, etag = 0, ""
+    if not isinstance(name, str) or type(size) is not int or size < 0 or not isinstance(etag, str):
+        raise not_a_hub(EXPECTED["model_info"])
+    return RemoteFile(name, size, etag)
 
 
 def is_weight(name: str) -> bool:

@@ -15,7 +15,8 @@ from ..checkpoint.files import INDEX
 from ..checkpoint.json_text import parse_json
 from ..errors import HubError
 from ..progress import Progress
-from .errors import RETRY_HINT, endpoint
+from .endpoint import endpoint
+from .errors import RETRY_HINT
 from .listing import Listing, RemoteFile
 from .snapshot import FileFacts, repo_cache
 

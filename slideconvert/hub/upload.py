@@ -24,7 +24,9 @@ from typing import Any
 from ..errors import HubError, InputError, VerificationError
 from ..progress import Progress, silent
 from .account import MAIN, Target, hub_api, read_commit, read_target
+from .answers import EXPECTED, not_a_hub
 from .listing import RemoteFile
+from .snapshot import COMMIT
 from .upload_errors import RESUME_HINT, upload_errors
 from .upload_progress import Advance, addition, silence, xet_progress
 
@@ -193,6 +195,8 @@ def _commit(api: Any, upload: Upload, operations: list[Any], message: str) -> st
         revision=upload.target.branch,
         parent_commit=upload.target.commit,
     )
+    if not COMMIT.fullmatch(str(done.oid)):
+        raise not_a_hub(EXPECTED["create_commit"])
     return str(done.oid)
 
 

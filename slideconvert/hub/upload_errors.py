@@ -6,14 +6,15 @@ storage, invisible, and are not sent again.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ..errors import HubError
-from .errors import XET, clean, host, http_library, not_a_hub, overloaded, server_message
+from .answers import BUILT_IN, foreign_answer
+from .endpoint import host
+from .errors import XET, clean, http_library, overloaded, server_message
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
@@ -23,8 +24,6 @@ LOGIN = "then run `hf auth login` or set HF_TOKEN"
 RESUME_HINT = "run the same command again: what has arrived is not sent again"
 _FULL = re.compile(r"quota|storage|billing|payment|too large|limit (reached|exceeded)|exceed", re.IGNORECASE)
 """Messages of the Hub about an account without storage."""
-_NO_HUB = ("Malformed response", "preupload_info is", "lfs_", "Invalid server response", "Invalid etag")
-"""Prefixes of huggingface_hub's errors about answers that no Hub gives."""
 
 
 @contextmanager
@@ -32,8 +31,8 @@ def upload_errors(repo: str) -> Iterator[None]:
     """Raise HubError for every known failure of the block; other errors pass unchanged."""
     try:
         yield
-    except (OSError, RuntimeError, ValueError, KeyError, http_library().HTTPError) as error:
-        explained = explain_upload(error, repo)
+    except (OSError, RuntimeError, *BUILT_IN, http_library().HTTPError) as error:
+        explained = explain_upload(error, repo) or foreign_answer(error)
         if explained is None:
             raise
         raise explained from error
@@ -110,8 +109,6 @@ def _explain_network(error: Exception, repo: str) -> HubError:
 def _explain_text(error: Exception, repo: str) -> HubError | None:
     """Errors that are known by their text alone: those of hf_xet, and some of huggingface_hub."""
     text = str(error)
-    if isinstance(error, json.JSONDecodeError) or text.startswith(_NO_HUB):
-        return not_a_hub()
     if text.startswith("LFS batch API returned errors"):
         message = clean(text.partition("\n")[2])
         full = _FULL.search(message)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from slideconvert.errors import HubError
-from slideconvert.hub.errors import endpoint
+from slideconvert.hub.endpoint import endpoint
 from slideconvert.hub.source import resolve
 from tests.conftest import Cli
 from tests.helpers.hub_models import MODEL, TOKEN, WEIGHTS, sentence

@@ -213,6 +213,15 @@ BAD_TABLES = [
     (HEAD + ROW + "\n" + ROW, "line 3: the same GPU, scheme, linears and tokens again"),
     (HEAD + ROW + "\n" + ROW.replace("+64x32", ""), "line 3: rows of layers and of single linears"),
     (HEAD + ROW + "\n" + ROW.replace("g,", "other,"), "times of g, other"),
+    (
+        HEAD + ROW.replace(",m,", f",{'m' * 200_000},"),
+        r"line 2: 200,033 characters, of at most 4,096 \(the columns are",
+    ),
+    ("x" * 200_000 + "\n" + ROW, "line 1: 200,000 characters"),
+    (HEAD + ROW.replace(",m,", ',"m,'), r"line 2: not CSV \(unexpected end of data\)"),
+    (HEAD + ROW.replace(",64,", f",{'6' * 4000},"), "line 2: tokens is '666"),  # int() takes 4300 digits
+    (HEAD + ROW.replace("64x32", "64x" + "3" * 4000), "line 2: linears is '64x64"),
+    (HEAD + ROW.replace(",64,", ",٦٤,"), "line 2: tokens is '٦٤'"),
 ]
 
 

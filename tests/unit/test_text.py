@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import codecs
+import csv
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +118,19 @@ def test_columns_of_anything_but_strings_are_refused(tmp_path: Path, column: lis
 
 
 @pytest.mark.parametrize(
+    ("columns", "words"), [(["text", "text"], "2 columns 'text'"), (["a", "b"], "no column 'text'")]
+)
+def test_one_column_is_text(tmp_path: Path, columns: list[str], words: str) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.Table.from_arrays([pyarrow.array(["a"])] * 2, names=columns)
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=words):
+        list(read_documents(str(tmp_path / "a.parquet")))
+
+
+@pytest.mark.parametrize(
     ("name", "content", "words"),
     [
         ("absent.txt", None, "no such file"),
@@ -145,6 +160,31 @@ def test_the_error_for_an_unreachable_data_set_suggests_a_file(monkeypatch: pyte
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     with pytest.raises(InputError, match=r"wikitext:train cannot be read: no route.*pass a local"):
         list(read_documents("wikitext:train"))
+
+
+@pytest.mark.parametrize("value", [3, b"text", ["a", "b"], {"de": "a"}], ids=["int", "bytes", "list", "dict"])
+def test_a_data_set_of_anything_but_strings_is_refused(monkeypatch: pytest.MonkeyPatch, value: Any) -> None:
+    import datasets
+
+    rows = [{"text": "one"}, {"text": None}, {"text": value}]
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
+    with pytest.raises(InputError, match=f"org/set: column 'text' contains {type(value).__name__} .it must contain"):
+        list(read_documents("org/set"))
+
+
+@pytest.mark.parametrize("error", [KeyError("id"), TypeError("not list"), csv.Error("field larger than field limit")])
+def test_whatever_the_loader_of_a_data_set_raises_names_the_data_set(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    import datasets
+
+    def rows() -> Iterator[dict[str, str]]:
+        yield {"text": "one"}
+        raise error
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows())
+    with pytest.raises(InputError, match=rf"org/set cannot be read: {type(error).__name__}: .*pass a local"):
+        list(read_documents("org/set"))
 
 
 def test_a_data_set_is_read_by_name_configuration_and_split(monkeypatch: pytest.MonkeyPatch) -> None:
