@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..models.families import architecture_of
+from ..models.head import PIECE
 from ..plan.plan import Plan
 from ..prune import METHODS
 from .run import RunSettings
@@ -17,7 +18,7 @@ MATRICES, ROWS = 14, 12
 """Float32 matrices in memory at the peak of a solve. [K, K]: statistics, held-out statistics, damped matrix, factors,
 permuted copies. [N, K]: weight, target, mask, working copies of the sweep and the refit."""
 LOGITS = 10
-"""Float32 arrays [tokens, vocabulary] in memory at the peak of end-to-end training."""
+"""Pieces of logits in memory at the peak of end-to-end training."""
 DIAGONAL_MATRICES, DIAGONAL_ROWS = 5, 4
 """MATRICES and ROWS of methods that use only the diagonal of the Gram matrix."""
 
@@ -26,8 +27,9 @@ DIAGONAL_MATRICES, DIAGONAL_ROWS = 5, 4
 class Needs:
     """Bytes by purpose.
 
-    hidden: hidden states of all tokens between layers and within one, wherever they are stored. layer: weights of the
-    current layer, for each stream. solving: the largest input group with its matrices. batch: tokens that run through a
+    hidden: hidden states of all tokens between layers and within one, wherever they are stored (inner states only on a
+    CPU). layer: weights of the current layer, for each stream. solving: the largest input group with its matrices.
+    batch: tokens that run through a
     layer at once. block_training, end_training: weights, gradients and Adam's moments of recovery by block and end to
     end, 0 without it.
     """
@@ -48,11 +50,18 @@ class Needs:
         return {**vars(self), "device": self.device}
 
 
-def needs(plan: Plan) -> Needs:
-    """The memory that a calibrated plan needs on a GPU. BENCHMARKS.md compares the estimates with measured peaks."""
+def peak_memory(plan: Plan) -> int:
+    """Estimated peak of main memory in bytes of a conversion on a CPU of this machine, calibration included."""
+    need = needs(plan, "cpu") if plan.calibrated else None
+    return plan.peak_memory + (need.hidden + need.device if need else 0)
+
+
+def needs(plan: Plan, device: str = "cuda") -> Needs:
+    """The memory that a calibrated plan needs on a GPU, or with "cpu" in main memory besides what conversions without
+    calibration take. BENCHMARKS.md compares the estimates with measured peaks."""
     config, calibration = plan.source.config, plan.recipe.calibration
     length = sequence_length(calibration, plan.source)
-    tokens, settings = calibration.samples * length, RunSettings("cuda")
+    tokens, settings = calibration.samples * length, RunSettings(device)
     hidden, inner, vocabulary = (int(config[key]) for key in ("hidden_size", "intermediate_size", "vocab_size"))
     architecture = architecture_of(config)
     attended = architecture.head_count(config) * architecture.head_size(config)
@@ -71,14 +80,15 @@ def needs(plan: Plan) -> Needs:
     layer = sum(rows * columns for rows, columns in stacks)
     # Layers run in bfloat16 with fused attention; inputs of the Gram matrix are float32. Training needs as much.
     of_token = 16 * hidden + 12 * inner
-    logits = LOGITS * settings.micro_tokens * vocabulary
+    running = torch.bfloat16 if device == "cuda" else settings.dtype  # this machine may have no GPU
+    kept_inner = inner if device == "cpu" else 0  # by the compressed stream alone
     return Needs(
-        hidden=streams * tokens * (4 * hidden + torch.bfloat16.itemsize * attended),
+        hidden=tokens * (streams * (4 * hidden + running.itemsize * attended) + running.itemsize * kept_inner),
         layer=4 * streams * layer,
         solving=solving,
         batch=min(settings.tokens_at_once, tokens) * of_token,
         block_training=4 * 5 * layer + recovery.batch * length * of_token if recovery else 0,
-        end_training=_end_training(plan) + 4 * (2 * vocabulary * hidden + logits)
+        end_training=_end_training(plan) + 4 * (2 * vocabulary * hidden + LOGITS * PIECE)
         if recovery and recovery.end_epochs
         else 0,
     )

@@ -57,6 +57,8 @@ def plan_table(plan: Plan, *, every_linear: bool) -> Table:
 
 def plan_summary(plan: Plan) -> str:
     """The totals of a plan as text."""
+    from ..calibrate.needs import peak_memory
+
     patterns = {str(linear.pattern): linear.pattern for linear in plan.linears if not linear.kept}
     ideal = ", ".join(
         f"{name} {pattern.ideal_speedup:.2f}×"
@@ -67,7 +69,7 @@ def plan_summary(plan: Plan) -> str:
         f"source   {plan.snapshot.id}" + (f" at {plan.snapshot.revision}" if plan.snapshot.revision else ""),
         f"weights  {plan.weights / 1e6:.1f} million in {len(plan.linears)} linears, layout {plan.layout}",
         f"files    {size(plan.bytes_before)} -> {size(plan.bytes_after)} in {len(plan.shards)} shard(s)",
-        f"memory   about {size(plan.peak_memory)}",
+        f"memory   about {size(peak_memory(plan))}" + (" if a CPU calibrates" if plan.calibrated else ""),
         *_calibration_lines(plan),
         *([f"ideal speed-up over dense of the same precision: {ideal} (an upper bound, see README)"] if ideal else []),
         *[f"note     {note}" for note in plan.notes],

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..checkpoint.files import CONFIG, GENERATION
 from ..checkpoint.reader import Checkpoint, read_json
 from ..errors import InputError, SlideConvertError
+from ..models.head import Head
 from ..models.load import load_model, load_tokenizer, running_model, tokenizer_settings
 from ..progress import Progress, silent
 from .text import around_documents, read_documents, token_sequences
@@ -25,19 +26,23 @@ LENGTH = 512
 def perplexity(model: torch.nn.Module, sequences: Tensor, progress: Progress = silent) -> float:
     """sequences [n, length] int64 -> exp(mean cross-entropy of tokens 2 … length, each given all before it).
 
-    The model runs in its own dtype and on its own device; the losses are summed in float64. SlideConvertError if a loss
-    is not finite: such a model is broken, and a number would hide that.
+    The model runs in its own dtype and on its own device, at most BATCH_TOKENS tokens or one sequence at a time, and
+    head.PIECE logits; the losses are summed in float64. SlideConvertError if a loss is not finite: such a model is
+    broken, and a number would hide that.
     """
     device = next(model.parameters()).device
     batch = max(1, BATCH_TOKENS // sequences.shape[1])
-    total = 0.0
+    head, total = Head(model), 0.0
+
+    def loss(hidden: Tensor, wanted: Tensor) -> Tensor:
+        return torch.nn.functional.cross_entropy(head.logits(hidden), wanted, reduction="none")
+
     with torch.inference_mode():
         for start in range(0, len(sequences), batch):
             progress("evaluate", start, len(sequences))
             tokens = sequences[start : start + batch].to(device)
-            logits = model(input_ids=tokens, use_cache=False).logits[:, :-1].float()
-            losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
-            total += float(losses.double().sum())
+            hidden = head.hidden(tokens)[:, :-1].flatten(0, 1)
+            total += float(head.losses(loss, hidden, tokens[:, 1:].flatten()).double().sum())
             if not math.isfinite(total):
                 raise SlideConvertError(
                     f"the loss is not finite in sequences {start} … {start + len(tokens) - 1}",

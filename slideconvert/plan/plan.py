@@ -28,8 +28,8 @@ from .linear import LinearPlan, permuted, plan_linear, sibling_problems
 from .presets import Recovery
 from .recipe import FIELDS, Recipe
 
-BASE_MEMORY = 450_000_000
-"""Bytes that Python, torch and the row blocks take for any model (measured, see BENCHMARKS.md)."""
+BASE_MEMORY = 900_000_000
+"""Bytes that Python, torch, transformers and blocks of rows take for any model (measured, see BENCHMARKS.md)."""
 
 PRUNED_CODES = (
     "The weights were already quantized, so their codes were pruned and the scales kept. Pruning the BF16 model "
@@ -143,12 +143,14 @@ class Plan:
 
     @property
     def peak_memory(self) -> int:
-        """Estimated peak memory in bytes of a conversion without calibration on this machine: the base, the linears in
-        work and one that waits, a layer that is being written, and the next one, which is being collected."""
+        """Estimated peak memory in bytes of a conversion on this machine, besides what calibration takes
+        (calibrate.needs.peak_memory counts it in): the base, the linears in work and one that waits, a layer that is
+        being written, and the next one, which is being collected. Linears count twice: verification has threads of its
+        own, which do not get back what the others freed."""
         layer_of = self.architecture.layer_of
         layers = [unit for shard in self.shards for unit in shard.units if layer_of(unit.tensors[0].name) is not None]
         largest = max(plan.stored.bytes + sum(spec.bytes for spec in plan.outputs) for plan in self.linears)
-        return BASE_MEMORY + (workers.count() + 1) * largest + 2 * max(unit.bytes for unit in layers)
+        return BASE_MEMORY + 2 * (workers.count() + 1) * largest + 2 * max(unit.bytes for unit in layers)
 
 
 def make_plan(snapshot: Snapshot, recipe: Recipe, source: Checkpoint | None = None) -> Plan:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.quantize import Weight
+from ..models.head import Head
 from .trainable import Compressed, make_trainable, trained_of
 from .training import Curve, Schedule, TrainingOptions, train
 
@@ -30,7 +31,7 @@ def recover_end_to_end(
 
     student, teacher: causal language models of the same architecture; the student's compressed linears are replaced.
     tokens [sequences, length] int64; fitted, held: numbers of sequences. Gradient checkpointing keeps one layer's
-    activations.
+    activations, and the logits of one piece (models/head.py).
     """
     student.requires_grad_(False)
     trained = make_trainable(student, compressed, frozen=True)
@@ -43,15 +44,26 @@ def recover_end_to_end(
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.0
 
+    head, wanted_head = Head(student), Head(teacher) if teacher else None
+
+    def entropy(hidden: Tensor, wanted: Tensor) -> Tensor:
+        return torch.nn.functional.cross_entropy(head.logits(hidden), wanted, reduction="none")
+
+    def divergence(hidden: Tensor, dense: Tensor) -> Tensor:
+        assert wanted_head is not None
+        with torch.no_grad():
+            wanted = wanted_head.logits(dense).log_softmax(-1)
+        given = head.logits(hidden).log_softmax(-1)
+        return torch.nn.functional.kl_div(given, wanted, log_target=True, reduction="none").sum(-1)
+
     def loss(numbers: Tensor) -> Tensor:
         inputs = tokens[numbers]
-        if teacher is None:
-            logits = student(input_ids=inputs, use_cache=False).logits[:, :-1].float()
-            return torch.nn.functional.cross_entropy(logits.flatten(0, 1), inputs[:, 1:].flatten())
+        if wanted_head is None:
+            hidden = head.hidden(inputs)[:, :-1].flatten(0, 1)
+            return head.losses(entropy, hidden, inputs[:, 1:].flatten()).mean()
         with torch.no_grad():
-            wanted = teacher(input_ids=inputs, use_cache=False).logits.float().log_softmax(-1)
-        given = student(input_ids=inputs, use_cache=False).logits.float().log_softmax(-1)
-        return torch.nn.functional.kl_div(given, wanted, log_target=True, reduction="sum") / inputs.numel()
+            dense = wanted_head.hidden(inputs).flatten(0, 1)
+        return head.losses(divergence, head.hidden(inputs).flatten(0, 1), dense).mean()
 
     curve = train(trained_of(trained), loss, fitted, held, schedule, options)
     return {name: linear.weight() for name, linear in trained.items()}, curve

@@ -1,15 +1,19 @@
-"""What `plan` says of the memory that calibration needs, for models that no test could hold."""
+"""What `plan` says of the memory that conversions need, for models that no test could hold, and for one that is run."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import Cli
 from tests.helpers import pico
+from tests.helpers.calibrated import DEMO, DEMO_TEXT
 
 LLAMA_70B = {
     "hidden_size": 8192,
@@ -89,3 +93,15 @@ def test_training_end_to_end_needs_the_whole_model(
 
 def test_nothing_is_reported_without_calibration(cli: Cli, source: Path) -> None:
     assert json.loads(cli("plan", source, "--method", "magnitude", "--json").out)["calibration_memory"] is None
+
+
+def test_a_run_takes_what_the_plan_says(cli: Cli, tmp_path: Path) -> None:
+    """The whole process on a CPU, imports included: at most what is said, and no less than two thirds of it."""
+    words = ("--samples", "16", "--length", "256", "--calibration", DEMO_TEXT / "calibration.jsonl")
+    said = json.loads(cli("plan", DEMO, *words, "--json").out)["peak_memory"]
+    command = [sys.executable, "-m", "slideconvert", "convert", DEMO, tmp_path / "out", *words, "--device", "cpu", "-q"]
+    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    assert 1024 * usage.ru_maxrss <= said <= 1.5 * 1024 * usage.ru_maxrss
