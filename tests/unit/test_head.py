@@ -128,6 +128,7 @@ print(peak() - start)
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
     """A model of next to nothing but words: whole logits of its 2,048 tokens take 403 MB, those of a training
     step 201 MB, each several times over."""
