@@ -101,8 +101,9 @@ def test_training_in_pieces_has_the_losses_and_gradients_of_whole_logits(
     assert max(cut) <= PIECES
 
 
+ROOT = Path(__file__).parents[2]
 MEASURE = """
-import resource, sys, torch
+import sys, torch
 from pathlib import Path
 from slideconvert.checkpoint.reader import Checkpoint
 from slideconvert.evaluate.perplexity import perplexity
@@ -110,9 +111,7 @@ from slideconvert.models.load import load_model
 from slideconvert.recover.end_to_end import recover_end_to_end
 from slideconvert.recover.trainable import Compressed
 from slideconvert.recover.training import Schedule, TrainingOptions
-
-def peak():
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+from tests.helpers.peak import peak_bytes
 
 student, teacher = (load_model(Checkpoint.open(Path(sys.argv[1]))) for _ in range(2))
 tokens = torch.arange(16 * 128).view(16, 128)
@@ -120,11 +119,11 @@ name = "model.layers.0.mlp.down_proj"
 compressed = Compressed({name: teacher.get_submodule(name).weight.bfloat16()})
 held, options = torch.arange(8), TrainingOptions()
 perplexity(teacher, tokens[:1])
-start = peak()
+start = peak_bytes()
 perplexity(teacher, tokens)
-print(peak() - start)
+print(peak_bytes() - start)
 recover_end_to_end(student, teacher, compressed, tokens, held, held, Schedule(1, 1e-5), options)
-print(peak() - start)
+print(peak_bytes() - start)
 """
 
 
@@ -136,7 +135,7 @@ def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
     weights = pico.weights(layers=1)
     weights["model.embed_tokens.weight"] = torch.randn(words, pico.HIDDEN).mul_(0.05).bfloat16()
     model = pico.write(tmp_path, weights, {"vocab_size": words, "num_hidden_layers": 1})
-    done = subprocess.run([sys.executable, "-c", MEASURE, model], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", MEASURE, model], capture_output=True, text=True, check=True, cwd=ROOT)
     measured, trained = map(int, done.stdout.split())
     assert measured < 3 * 4 * head.PIECE
     assert trained < 6 * 4 * head.PIECE
