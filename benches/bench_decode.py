@@ -160,7 +160,7 @@ def cells_of(own: dict[str, float], stock: dict[str, float]) -> list[str]:
     return [f"{speed:,.0f}" + (f" ({speed / stock[size]:.2f})" if size in stock else "") for size, speed in own.items()]
 
 
-class Rows:
+class Results:
     """The rows that are measured, kept in a JSON file with the settings that they were measured with."""
 
     def __init__(self, out: Path, settings: dict[str, Any]) -> None:
@@ -214,7 +214,7 @@ def measured(
             return found
 
         checkpoints = [list(same) for _, same in groupby(some, lambda row: row.checkpoint)]
-        bench.source()
+        bench.source()  # what several threads would else write at once
         if any(row.checkpoint == HALVED for row in some):
             bench.source(halved=True)
         with ThreadPoolExecutor(len(checkpoints)) as pool:
@@ -256,7 +256,7 @@ def main(
     folder.mkdir(parents=True, exist_ok=True)
     layers = layers or synthetic.SHAPES[model]["num_hidden_layers"]
     task = {**asked, "batches": list(asked["batches"]), "prefill": list(asked["prefill"])}
-    kept = Rows(out, {"model": model, "layers": layers, **task})
+    kept = Results(out, {"model": model, "layers": layers, **task})
     wanted = [row for row in rows() if not only or any(part in row.name for part in only)]
     bench, late, failed = Bench(folder, model, layers, device), [], []
     missing = [row for row in wanted if row.name not in kept.found]

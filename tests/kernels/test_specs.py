@@ -24,7 +24,7 @@ from slideconvert.kernels.spec import LinearSpec
 from slideconvert.kernels.specs import KINDS, parse_spec
 from slideconvert.runtime.slidesparse_record import RecordedLinear, read_settings
 from tests.conftest import Cli
-from tests.helpers.linears import SPECS, all_same, same
+from tests.helpers.linears import SPECS, all_same, default_dtype, same
 from tests.helpers.matrices import as_dtype, codes_on
 from tests.unit.test_groups import random_weight
 
@@ -56,11 +56,8 @@ def test_the_default_dtype_changes_nothing(spec: LinearSpec) -> None:
         return backend(x, backend.prepare(spec.weight(named)), None)
 
     expected = computed()
-    torch.set_default_dtype(torch.bfloat16)
-    try:
+    with default_dtype(torch.bfloat16):
         found, drawn = computed(), spec.random(CPU).named()
-    finally:
-        torch.set_default_dtype(torch.float32)
     assert same(found, expected)
     assert {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in drawn.items()} == spec.tensors()
 
