@@ -45,6 +45,14 @@ __device__ __forceinline__ void let_next_begin()
 
 __device__ __forceinline__ u32 address(const void *at) { return (u32)__cvta_generic_to_shared(at); }
 
+__device__ __forceinline__ Four load(u32 at)
+{
+    Four out;
+    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(out.word[0]), "=r"(out.word[1]), "=r"(out.word[2]), "=r"(out.word[3]) : "r"(at));
+    return out;
+}
+
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
 template <int PENDING> __device__ __forceinline__ void wait_copies()

@@ -19,6 +19,7 @@ from .dense import Dense
 from .few_tokens import FewDense, FewSparse
 from .group_gemm import GroupGemmBackend
 from .int_mm import IntMm
+from .many_tokens import ManySparse
 from .measure import Clock, GraphClock, fill, missing
 from .reference import GroupReference, SlideReference
 from .routed import Routed
@@ -26,7 +27,7 @@ from .rule import Judged, Route, Way, best_route
 from .table import Table, key_of, table_of
 
 BACKENDS: tuple[type[Backend], ...] = (
-    Cusparselt, Dense, IntMm, FewSparse, FewDense, GroupGemmBackend, SlideReference, GroupReference,
+    Cusparselt, Dense, IntMm, FewSparse, FewDense, ManySparse, GroupGemmBackend, SlideReference, GroupReference,
 )  # fmt: skip
 """In order of preference. The last that runs a kind of spec is its reference, which runs it anywhere."""
 AUTO, BOTH = "auto", "both"

@@ -25,7 +25,7 @@ class _Few(CudaBackend):
 
     dense: ClassVar[bool]
     most_tokens = MOST_TOKENS
-    operations = ("few_tokens", "device.cuh")
+    operations: ClassVar[tuple[str, ...]] = ("few_tokens", "device.cuh", "metadata.cuh", "quantize.cuh")
 
     def __init__(self, spec: SlideSpec, device: torch.device) -> None:
         super().__init__(spec, device)

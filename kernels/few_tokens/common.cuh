@@ -32,6 +32,12 @@ struct Arguments {
 
 extern __shared__ __align__(128) u8 shared[];
 
+/* Where a piece of 16 codes of a token lies. */
+__device__ __forceinline__ u64 place_of_codes(const Arguments &, u32 piece, u32 token)
+{
+    return ((u64)piece * TOKENS + token) * 16;
+}
+
 __device__ __forceinline__ u16 narrow(float value)
 {
     u16 out;
@@ -46,12 +52,4 @@ __device__ __forceinline__ u16 narrow(float value)
 __device__ __forceinline__ void copy(u32 to, const void *from, bool real = true)
 {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(real ? 16 : 0) : "memory");
-}
-
-__device__ __forceinline__ Four load(u32 at)
-{
-    Four out;
-    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(out.word[0]), "=r"(out.word[1]), "=r"(out.word[2]), "=r"(out.word[3]) : "r"(at));
-    return out;
 }

@@ -7,7 +7,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from .. import nvrtc
+from .. import driver
 from .division import most_exchanged
 
 ABSENT = -(2**31)
@@ -25,10 +25,10 @@ class Exchange:
         self.size = size
         with torch.cuda.device(device):
             try:
-                self.address = nvrtc.allocate(4 * size)
-            except nvrtc.NvrtcError as error:
+                self.address = driver.allocate(4 * size)
+            except driver.DriverError as error:
                 raise torch.cuda.OutOfMemoryError(f"{4 * size} bytes for the product of few tokens: {error}") from error
-            nvrtc.fill(self.address, ABSENT, size)
+            driver.fill(self.address, ABSENT, size)
             torch.cuda.synchronize()  # whatever stream reads it
 
     @property

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..driver import Launch, Module
 from ..launch import aligned, stream_of
-from ..nvrtc import Launch, Module
 from ..slide_spec import SlideSpec, SlideWeight
 from .division import MOST_TOKENS, ROWS, Division, Unit, ceil_div, divisions
 from .exchange import address, exchanges

@@ -15,12 +15,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..driver import Launch, Module
 from ..few_tokens.division import ceil_div
 from ..few_tokens.exchange import address, exchanges
 from ..group_spec import GroupSpec
 from ..groups import DenseGroups, Groups, Weight
 from ..launch import aligned, stream_of
-from ..nvrtc import Launch, Module
 from ..quantize.reference import quantize
 from .division import FEW, LIMITS, MOST_TOKENS, Division, Gpu, divide
 from .prepared import UNIT, Layout, Prepared

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from slideconvert.kernels import nvrtc
+from slideconvert.kernels import driver as the_driver
 from slideconvert.kernels.backends.base import Dtypes
 from slideconvert.kernels.backends.choose import BOTH, choose
 from slideconvert.kernels.backends.routed import Routed
@@ -95,8 +95,8 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[int, tuple[int, int
         memory[256 * len(memory) + 256] = (0, nbytes // 4)
         return 256 * len(memory)
 
-    monkeypatch.setattr(nvrtc, "allocate", allocate)
-    monkeypatch.setattr(nvrtc, "fill", lambda address, value, count: memory.update({address: (value, count)}))
+    monkeypatch.setattr(the_driver, "allocate", allocate)
+    monkeypatch.setattr(the_driver, "fill", lambda address, value, count: memory.update({address: (value, count)}))
     monkeypatch.setattr(exchange, "most_exchanged", lambda blocks: 100)
     monkeypatch.setattr(
         torch.cuda, "get_device_properties", lambda device: type("Some", (), {"multi_processor_count": 2})
@@ -132,8 +132,8 @@ def test_without_memory_the_next_best_can_run(
     driver: dict[int, tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(nbytes: int) -> int:
-        raise nvrtc.NvrtcError("the driver failed at allocating: out of memory (2)")
+        raise the_driver.DriverError("the driver failed at allocating: out of memory (2)")
 
-    monkeypatch.setattr(nvrtc, "allocate", full)
+    monkeypatch.setattr(the_driver, "allocate", full)
     with pytest.raises(torch.cuda.OutOfMemoryError, match="400 bytes for the product of few tokens"):
         Exchange(CPU, 100)

@@ -1,6 +1,8 @@
 /* Codes and scales of the activations, per token; for sparse weights the codes are lifted (windows.py). */
 
+#ifndef QUANTIZERS
 #define QUANTIZERS 512 /* threads of a block of `quantize` */
+#endif
 
 /* Columns of x, and pieces of 16 codes made of them, that belong together and to nothing else. */
 #if SPARSE
@@ -160,5 +162,5 @@ extern "C" __global__ void __launch_bounds__(QUANTIZERS, 1) quantize(const __gri
     put_codes(it, token, scale, shared, from, until);
     __syncthreads();
     for (u32 piece = first * GROUP_PIECES + thread; piece < min(last * GROUP_PIECES, it.pieces); piece += QUANTIZERS)
-        *(Four *)((u8 *)it.codes + ((u64)piece * TOKENS + token) * 16) = lifted(shared, piece, from, until);
+        *(Four *)((u8 *)it.codes + place_of_codes(it, piece, token)) = lifted(shared, piece, from, until);
 }

@@ -1,0 +1,184 @@
+"""Products of many tokens with sparse 8-bit weights on compute capability 9.0: kernel.cu, compiled and launched."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from ctypes import c_int, c_uint64
+from functools import cache, cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..driver import Launch, Module
+from ..few_tokens.kernel import KINDS, STATIC_SHARED, Device, FewTokens
+from ..few_tokens.prepared import Order
+from ..launch import aligned, stream_of
+from ..slide_spec import SlideSpec, SlideWeight
+from ..tensor_map import TensorMap, bytes_map
+from .tiles import BAND, FORMS, Form, Rings, Tiling
+
+SOURCE = Path(__file__).with_name("kernel.cu")
+CAPABILITY = (9, 0)
+QUANTIZERS = 512
+"""Threads of a block that quantizes."""
+MOST_MAPS = 64
+"""Descriptions of codes that a form remembers: torch's allocator gives the same memory again and again."""
+COLUMNS_MULTIPLE = 8
+"""What K must be a multiple of: activations are read 16 bytes at a time."""
+
+
+class Arguments(ctypes.Structure):
+    """The struct of kernel.cu, up to a multiple of 64 bytes."""
+
+    _fields_ = (
+        ("map", TensorMap),
+        *((name, c_uint64) for name in ("weight", "codes", "scale", "weight_scale", "bias", "out", "x")),
+        *((name, c_int) for name in ("rows", "columns", "tokens", "units", "row_tiles", "token_tiles", "pieces")),
+        ("padding", c_int * 11),
+    )
+
+
+def refusal(spec: SlideSpec, capability: tuple[int, int]) -> str:
+    """Why a GPU of this compute capability cannot run such a linear; "" if it can."""
+    if capability != CAPABILITY:
+        return f"the product of many tokens needs compute capability {'.'.join(map(str, CAPABILITY))}"
+    if spec.columns % COLUMNS_MULTIPLE:
+        return f"K = {spec.columns} is no multiple of {COLUMNS_MULTIPLE}"
+    return ""
+
+
+class ManyTokens:
+    """Products of linears of one shape on one device. Holds no weights: `prepare` makes what a call reads, the same as
+    FewTokens of a sparse weight.
+
+    forms: of tiles, among which each number of tokens has the one that suits it.
+    """
+
+    def __init__(self, spec: SlideSpec, device: torch.device, *, forms: Sequence[Form] = FORMS) -> None:
+        self.spec, self.device, self._forms = spec, device, forms
+        self._few = FewTokens(spec, device)
+        self._launches: dict[tuple[torch.dtype, torch.dtype | None, Form], _Launches] = {}
+
+    @cached_property
+    def gpu(self) -> Device:
+        """ValueError if it cannot run the linear."""
+        found = Device.of(self.device)
+        if why := refusal(self.spec, found.capability):
+            raise ValueError(f"{self.spec}: {why}")
+        return found
+
+    @property
+    def order(self) -> Order:
+        return Order.of(self.spec.length)
+
+    @property
+    def units(self) -> int:
+        return self.order.units(self.spec)
+
+    @property
+    def pieces(self) -> int:
+        """Pieces of 16 codes of a token."""
+        return self.units * self.order.unit.columns // 16
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the prepared weight, without the scale."""
+        return self._few.nbytes
+
+    def prepare(self, weight: SlideWeight) -> tuple[Tensor, Tensor]:
+        """Fragments, uint8; and the scale [N] float32."""
+        return self._few.prepare(weight)
+
+    def weight(self, prepared: Tensor, scale: Tensor) -> SlideWeight:
+        """The weight that `prepare` was given, to the bit."""
+        return self._few.weight(prepared, scale)
+
+    @cached_property
+    def rings(self) -> dict[Form, Rings]:
+        """Of the forms that fit into shared memory."""
+        free, unit = self.gpu.shared_bytes - STATIC_SHARED, self.order.unit
+        found = {form: form.rings(unit, free) for form in self._forms if form.fits(unit)}
+        return {form: rings for form, rings in found.items() if rings is not None}
+
+    def tiling(self, tokens: int, form: Form) -> Tiling:
+        """How so many tokens are divided."""
+        clusters = self.gpu.processors // form.cluster
+        return Tiling(self.spec.rows, self.spec.slid, tokens, self.order.unit, form, clusters)
+
+    def form(self, tokens: int) -> Form:
+        """The form that suits so many tokens."""
+        return min(self.rings, key=lambda form: self.tiling(tokens, form).cycles)
+
+    def load(self, dtype: torch.dtype, bias: torch.dtype | None = None) -> None:
+        """Compile and load what calls with such activations and biases need, all at once, so that none has to: a module
+        cannot be loaded while a CUDA graph is captured."""
+        keys = [(dtype, bias, form) for form in self.rings if (dtype, bias, form) not in self._launches]
+        if not keys:
+            return
+        with ThreadPoolExecutor() as pool:
+            self._launches.update(zip(keys, pool.map(lambda key: _Launches(self, *key), keys), strict=True))
+
+    def constants(self, dtype: torch.dtype, bias: torch.dtype | None, form: Form) -> dict[str, int]:
+        """What kernel.cu is compiled with."""
+        rings, order = self.rings[form], self.order
+        return {
+            "LENGTH": self.spec.length or 2, "UNIT": order.unit.columns, "FLOAT": int(self.spec.dtype != torch.int8),
+            "X": KINDS[dtype], "BIAS": KINDS[bias], "TILES": form.tokens // 8, "WARPGROUPS": form.warpgroups,
+            "CLUSTER": form.cluster, "STAGES": rings.stages, "UNITS": rings.units, "BAND": BAND,
+            "QUANTIZERS": QUANTIZERS, **order.constants,
+        }  # fmt: skip
+
+    def __call__(self, x: Tensor, prepared: Sequence[Tensor], bias: Tensor | None) -> Tensor:
+        """x [M, K] bfloat16, float16 or float32, on the current device; bias [N] -> [M, N] like x."""
+        out = torch.empty(x.shape[0], self.spec.rows, dtype=x.dtype, device=x.device)
+        if x.shape[0]:
+            key = (x.dtype, None if bias is None else bias.dtype, self.form(x.shape[0]))
+            launches = self._launches.get(key)
+            if launches is None:
+                launches = self._launches[key] = _Launches(self, *key)
+            weight, scale = prepared
+            launches.start(aligned(x), weight, scale, bias, out)
+        return out
+
+
+class _Launches:
+    """The compiled kernels of a form for activations and biases of one kind."""
+
+    def __init__(self, op: ManyTokens, dtype: torch.dtype, bias: torch.dtype | None, form: Form) -> None:
+        self.op, self.form = op, form
+        module = _module(tuple(op.constants(dtype, bias, form).items()), op.device)
+        self._quantize = module.kernel("quantize", op.pieces * 16)
+        self._product = module.kernel("product", op.rings[form].shared_bytes)
+        self._maps: dict[tuple[int, int], TensorMap] = {}
+
+    def _map(self, codes: int, tokens: int) -> TensorMap:
+        found = self._maps.get((codes, tokens))
+        if found is None:
+            if len(self._maps) >= MOST_MAPS:
+                self._maps.clear()
+            found = bytes_map(codes, tokens, self.op.pieces * 16, self.form.tokens // self.form.cluster)
+            self._maps[codes, tokens] = found
+        return found
+
+    def start(self, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, out: Tensor) -> None:
+        """x [M, K] contiguous at a multiple of 16, out [M, N], M at least 1."""
+        op, tokens, stream = self.op, x.shape[0], stream_of(self.op.device)
+        tiling = op.tiling(tokens, self.form)
+        codes = torch.empty(tokens, op.pieces * 16, dtype=torch.uint8, device=x.device)
+        token_scale = torch.empty(tiling.token_tiles * self.form.tokens, dtype=torch.float32, device=x.device)
+        argument = Arguments(
+            map=self._map(codes.data_ptr(), tokens), weight=weight.data_ptr(), codes=codes.data_ptr(),
+            scale=token_scale.data_ptr(), weight_scale=scale.data_ptr(), bias=0 if bias is None else bias.data_ptr(),
+            out=out.data_ptr(), x=x.data_ptr(), rows=op.spec.rows, columns=op.spec.columns, tokens=tokens,
+            units=op.units, row_tiles=tiling.row_tiles, token_tiles=tiling.token_tiles, pieces=op.pieces,
+        )  # fmt: skip
+        Launch(self._quantize, (tokens, 1), QUANTIZERS, argument, overlapping=True).start(stream)
+        Launch(self._product, tiling.blocks, self.form.threads, argument, overlapping=True).start(stream)
+
+
+@cache
+def _module(constants: tuple[tuple[str, int], ...], device: torch.device) -> Module:
+    return Module(SOURCE, dict(constants), device, specific=True)
