@@ -14,7 +14,7 @@ from .few_tokens import FewSparse
 
 
 class ManySparse(CudaBackend):
-    """Fragments of the sparse operand, on compute capability 9.0."""
+    """Fragments of the sparse operand."""
 
     name = "many_sparse"
     runs = SlideSpec

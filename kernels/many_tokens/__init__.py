@@ -1,1 +1,1 @@
-"""Quantize, lift, multiply and scale for many tokens on compute capability 9.0, with weights as of few tokens."""
+"""Quantize, lift, multiply and scale for many tokens, with weights in the order that few tokens read."""

@@ -67,8 +67,8 @@ def measured(n: int, k: int, x: Tensor, codes: str, options: argparse.Namespace)
         if options.forms != [0]:
             for form in FORMS:
                 one = ManyTokens(spec, device, forms=[form])
-                if one.rings:
-                    words = "-".join(map(str, (form.tokens, form.cluster, form.warpgroups)))
+                if one.forms:
+                    words = f"{form.tokens}-{form.cluster}-{form.warpgroups}"
                     found[f"2:{length} {words}"] = timed(one, spec, x, one.prepare)
     return found
 

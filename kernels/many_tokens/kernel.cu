@@ -22,9 +22,9 @@
 #include "common.cuh"
 #include "metadata.cuh"
 #include "quantize.cuh"
+#include "output.cuh"
 #include "rings.cuh"
 #include "multiply.cuh"
-#include "output.cuh"
 
 #define CONSUMERS (WARPGROUPS * 128)
 #define PRODUCER_REGISTERS (WARPGROUPS == 2 ? 40 : 32)
@@ -160,7 +160,7 @@ __device__ __forceinline__ void consume(const Arguments &it, const Rings &rings,
             consumer.multiply_unit<0>(sums, values, even, odd, unit > 0, true);
         await_products<0>(sums);
         release_everywhere(rings.piece_free(consumer.piece_turn.before()));
-        write_tile(it, sums, rings.outputs() + (group * 4 + warp) * WARP_OUTPUTS,
+        write_tile<TOKENS>(it, sums, rings.outputs() + (group * 4 + warp) * WARP_OUTPUTS,
                    (tile.row_group * WARPGROUPS + group) * ROWS + warp * 16, tile.token);
     }
 }

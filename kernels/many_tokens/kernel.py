@@ -1,4 +1,4 @@
-"""Products of many tokens with sparse 8-bit weights on compute capability 9.0: kernel.cu, compiled and launched."""
+"""Products of many tokens with sparse 8-bit weights on NVIDIA GPUs: kernel.cu or portable.cu, compiled and launched."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ import torch
 from torch import Tensor
 
 from ..driver import Launch, Module
-from ..few_tokens.kernel import KINDS, STATIC_SHARED, Device, FewTokens
+from ..few_tokens.kernel import KINDS, OVERLAPPING_SINCE, SINCE, STATIC_SHARED, WARPGROUPS, Device, FewTokens
 from ..few_tokens.prepared import Order
 from ..launch import aligned, stream_of
 from ..slide_spec import SlideSpec, SlideWeight
 from ..tensor_map import TensorMap, bytes_map
-from .tiles import BAND, FORMS, Form, Rings, Tiling
+from .tiles import FORMS, PORTABLE, Fitted, Form, Mma, Tiling, Wgmma
 
-SOURCE = Path(__file__).with_name("kernel.cu")
-CAPABILITY = (9, 0)
+FOLDER = Path(__file__).parent
 QUANTIZERS = 512
 """Threads of a block that quantizes."""
 MOST_MAPS = 64
@@ -31,7 +30,7 @@ COLUMNS_MULTIPLE = 8
 
 
 class Arguments(ctypes.Structure):
-    """The struct of kernel.cu, up to a multiple of 64 bytes."""
+    """The struct of both sources, up to a multiple of 64 bytes."""
 
     _fields_ = (
         ("map", TensorMap),
@@ -43,8 +42,8 @@ class Arguments(ctypes.Structure):
 
 def refusal(spec: SlideSpec, capability: tuple[int, int]) -> str:
     """Why a GPU of this compute capability cannot run such a linear; "" if it can."""
-    if capability != CAPABILITY:
-        return f"the product of many tokens needs compute capability {'.'.join(map(str, CAPABILITY))}"
+    if capability < SINCE[spec.dtype]:
+        return f"the product of many tokens needs compute capability {'.'.join(map(str, SINCE[spec.dtype]))}"
     if spec.columns % COLUMNS_MULTIPLE:
         return f"K = {spec.columns} is no multiple of {COLUMNS_MULTIPLE}"
     return ""
@@ -54,10 +53,10 @@ class ManyTokens:
     """Products of linears of one shape on one device. Holds no weights: `prepare` makes what a call reads, the same as
     FewTokens of a sparse weight.
 
-    forms: of tiles, among which each number of tokens has the one that suits it.
+    forms: of tiles, among which each number of tokens has the one that suits it; None: those of the device.
     """
 
-    def __init__(self, spec: SlideSpec, device: torch.device, *, forms: Sequence[Form] = FORMS) -> None:
+    def __init__(self, spec: SlideSpec, device: torch.device, *, forms: Sequence[Form] | None = None) -> None:
         self.spec, self.device, self._forms = spec, device, forms
         self._few = FewTokens(spec, device)
         self._launches: dict[tuple[torch.dtype, torch.dtype | None, Form], _Launches] = {}
@@ -97,38 +96,36 @@ class ManyTokens:
         return self._few.weight(prepared, scale)
 
     @cached_property
-    def rings(self) -> dict[Form, Rings]:
-        """Of the forms that fit into shared memory."""
-        free, unit = self.gpu.shared_bytes - STATIC_SHARED, self.order.unit
-        found = {form: form.rings(unit, free) for form in self._forms if form.fits(unit)}
-        return {form: rings for form, rings in found.items() if rings is not None}
+    def forms(self) -> dict[Form, Fitted]:
+        """Those that fit the device."""
+        gpu = self.gpu
+        forms = self._forms or (FORMS if gpu.capability == WARPGROUPS else PORTABLE)
+        found = {form: form.fitted(self.order.unit, gpu.shared_bytes - STATIC_SHARED) for form in forms}
+        return {form: fitted for form, fitted in found.items() if fitted is not None}
 
     def tiling(self, tokens: int, form: Form) -> Tiling:
         """How so many tokens are divided."""
-        clusters = self.gpu.processors // form.cluster
-        return Tiling(self.spec.rows, self.spec.slid, tokens, self.order.unit, form, clusters)
+        return Tiling(self.spec.rows, self.spec.slid, tokens, self.order.unit, form, self.gpu.processors)
 
     def form(self, tokens: int) -> Form:
         """The form that suits so many tokens."""
-        return min(self.rings, key=lambda form: self.tiling(tokens, form).cycles)
+        return min(self.forms, key=lambda form: self.tiling(tokens, form).cycles)
 
     def load(self, dtype: torch.dtype, bias: torch.dtype | None = None) -> None:
         """Compile and load what calls with such activations and biases need, all at once, so that none has to: a module
         cannot be loaded while a CUDA graph is captured."""
-        keys = [(dtype, bias, form) for form in self.rings if (dtype, bias, form) not in self._launches]
+        keys = [(dtype, bias, form) for form in self.forms if (dtype, bias, form) not in self._launches]
         if not keys:
             return
         with ThreadPoolExecutor() as pool:
             self._launches.update(zip(keys, pool.map(lambda key: _Launches(self, *key), keys), strict=True))
 
     def constants(self, dtype: torch.dtype, bias: torch.dtype | None, form: Form) -> dict[str, int]:
-        """What kernel.cu is compiled with."""
-        rings, order = self.rings[form], self.order
+        """What the form's source is compiled with."""
         return {
-            "LENGTH": self.spec.length or 2, "UNIT": order.unit.columns, "FLOAT": int(self.spec.dtype != torch.int8),
-            "X": KINDS[dtype], "BIAS": KINDS[bias], "TILES": form.tokens // 8, "WARPGROUPS": form.warpgroups,
-            "CLUSTER": form.cluster, "STAGES": rings.stages, "UNITS": rings.units, "BAND": BAND,
-            "QUANTIZERS": QUANTIZERS, **order.constants,
+            "LENGTH": self.spec.length or 2, "UNIT": self.order.unit.columns, "X": KINDS[dtype], "BIAS": KINDS[bias],
+            "FLOAT": int(self.spec.dtype != torch.int8), "QUANTIZERS": QUANTIZERS, **self.order.constants,
+            **self.forms[form].constants,
         }  # fmt: skip
 
     def __call__(self, x: Tensor, prepared: Sequence[Tensor], bias: Tensor | None) -> Tensor:
@@ -149,12 +146,15 @@ class _Launches:
 
     def __init__(self, op: ManyTokens, dtype: torch.dtype, bias: torch.dtype | None, form: Form) -> None:
         self.op, self.form = op, form
-        module = _module(tuple(op.constants(dtype, bias, form).items()), op.device)
+        module = _module(form.source, tuple(op.constants(dtype, bias, form).items()), op.device)
         self._quantize = module.kernel("quantize", op.pieces * 16)
-        self._product = module.kernel("product", op.rings[form].shared_bytes)
+        self._product = module.kernel("product", op.forms[form].shared_bytes)
+        self._overlapping = op.gpu.capability >= OVERLAPPING_SINCE
         self._maps: dict[tuple[int, int], TensorMap] = {}
 
     def _map(self, codes: int, tokens: int) -> TensorMap:
+        if isinstance(self.form, Mma):
+            return TensorMap()
         found = self._maps.get((codes, tokens))
         if found is None:
             if len(self._maps) >= MOST_MAPS:
@@ -175,10 +175,10 @@ class _Launches:
             out=out.data_ptr(), x=x.data_ptr(), rows=op.spec.rows, columns=op.spec.columns, tokens=tokens,
             units=op.units, row_tiles=tiling.row_tiles, token_tiles=tiling.token_tiles, pieces=op.pieces,
         )  # fmt: skip
-        Launch(self._quantize, (tokens, 1), QUANTIZERS, argument, overlapping=True).start(stream)
-        Launch(self._product, tiling.blocks, self.form.threads, argument, overlapping=True).start(stream)
+        Launch(self._quantize, (tokens, 1), QUANTIZERS, argument, overlapping=self._overlapping).start(stream)
+        Launch(self._product, tiling.blocks, self.form.threads, argument, overlapping=self._overlapping).start(stream)
 
 
 @cache
-def _module(constants: tuple[tuple[str, int], ...], device: torch.device) -> Module:
-    return Module(SOURCE, dict(constants), device, specific=True)
+def _module(source: str, constants: tuple[tuple[str, int], ...], device: torch.device) -> Module:
+    return Module(FOLDER / source, dict(constants), device, specific=source == Wgmma.source)

@@ -56,8 +56,28 @@ __device__ __forceinline__ void write_eight(const Arguments &it, const Four &eig
                 to[i] = (u16)(eight.word[i / 2] >> (i % 2 * 16));
 }
 
-/* A warp's 16 rows of TOKENS tokens, from a first row and token on. Outputs of 16 bits are turned in shared memory, 16
+#define WARP_OUTPUTS 1024 /* bytes in which a warp turns its outputs */
+
+/* Four matrices of 8 rows x 8 tokens, of 16 bits, a word of each from every lane: transposed to the addresses of their
+   tokens, that of token lane % 8 of matrix lane / 8 from each lane. */
+__device__ __forceinline__ void turn(u32 to, const u32 *words)
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(words[0]),
+                 "r"(words[1]), "r"(words[2]), "r"(words[3]) : "memory");
+#else
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        u32 turned, row = __shfl_sync(~0u, to, i * 8 + threadIdx.x % 32 / 4);
+        asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(turned) : "r"(words[i]));
+        asm volatile("st.shared.b32 [%0], %1;" ::"r"(row + threadIdx.x % 4 * 4), "r"(turned) : "memory");
+    }
+#endif
+}
+
+/* A warp's 16 rows of so many tokens, from a first row and token on. Outputs of 16 bits are turned in shared memory, 16
    tokens at a time, so that two lanes write the 16 rows of a token. */
+template <u32 COUNT>
 __device__ __forceinline__ void write_tile(const Arguments &it, const Sum *sums, u32 turned, u32 row, u32 token)
 {
     u32 lane = threadIdx.x % 32, pair = lane % 4 * 2;
@@ -68,7 +88,7 @@ __device__ __forceinline__ void write_tile(const Arguments &it, const Sum *sums,
     u32 taken = lane / 2, take = turned + taken * 32 + (lane % 2 ^ taken / 4 % 2) * 16;
     u32 first = row + lane % 2 * 8;
 #pragma unroll
-    for (int i = 0; i < TILES / 2; i++) {
+    for (int i = 0; i < COUNT / 16; i++) {
         u32 words[4];
         float out[2][2][2]; /* [8 tokens][row][token] */
 #pragma unroll
@@ -87,8 +107,7 @@ __device__ __forceinline__ void write_tile(const Arguments &it, const Sum *sums,
         else {
             u32 buffer = i % 2 * 512, at_token = token + 16 * i + taken;
             __syncwarp(); /* lanes without outputs may be ahead */
-            asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(store + buffer),
-                         "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3]) : "memory");
+            turn(store + buffer, words);
             __syncwarp();
             Four eight = load(take + buffer);
             if (at_token < it.tokens && first < it.rows)

@@ -5,7 +5,6 @@
 #define SLAB_UNIT (4 * WARP_UNIT) /* bytes of 64 rows of a unit */
 #define UNIT_PIECES (UNIT / 128)  /* pieces of codes that a unit is multiplied with */
 #define PIECE (TOKENS * 128)
-#define WARP_OUTPUTS 1024
 #define ALIGNMENT 1024 /* of what is swizzled */
 
 /* A place in a ring, and the parity of the barriers' phase when it comes up. */

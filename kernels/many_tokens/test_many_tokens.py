@@ -8,30 +8,29 @@ import pytest
 import torch
 from torch import Tensor
 
-from slideconvert.kernels.few_tokens.kernel import FewTokens
+from slideconvert.kernels.few_tokens.kernel import WARPGROUPS, FewTokens
 from slideconvert.kernels.few_tokens.reference import few_tokens
 from slideconvert.kernels.few_tokens.test_few_tokens import CODES, DTYPES, LENGTHS, activations, check, poisoned, weight
-from slideconvert.kernels.many_tokens import kernel
 from slideconvert.kernels.many_tokens.kernel import ManyTokens
-from slideconvert.kernels.many_tokens.tiles import FORMS, Form
+from slideconvert.kernels.many_tokens.tiles import FORMS, PORTABLE, Form, Wgmma
 from slideconvert.kernels.slide_spec import SlideSpec
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(
-        torch.cuda.is_available() and torch.cuda.get_device_capability() != kernel.CAPABILITY,
-        reason="the product of many tokens needs compute capability 9.0",
-    ),
-]
+pytestmark = pytest.mark.gpu
 
 CUDA = torch.device("cuda", 0)
-FOUR = Form(128, 4)
+FOUR = Wgmma(128, 4, 2, rate=1.0)
 """A cluster of four blocks, which no linear takes by itself."""
 
 
-@pytest.mark.parametrize("form", [*FORMS, FOUR], ids=lambda form: f"{form.tokens}-{form.cluster}-{form.warpgroups}")
+def named(form: Form) -> str:
+    return f"{form.source}-{form.tokens}-{form.cluster}-{form.rows}"
+
+
+@pytest.mark.parametrize("form", [*FORMS, FOUR, *PORTABLE], ids=named)
 @CODES
 def test_every_pattern_and_form(codes: torch.dtype, form: Form) -> None:
+    if isinstance(form, Wgmma) and torch.cuda.get_device_capability() != WARPGROUPS:
+        pytest.skip("wgmma needs compute capability 9.0")
     torch.manual_seed(0)
     shapes = [(64, 256), (200, 528), (321, 1040), (4608, 3584), (96, 18944), (3584, 2048)]
     cases = []
@@ -39,7 +38,7 @@ def test_every_pattern_and_form(codes: torch.dtype, form: Form) -> None:
         for rows, columns in (shapes[number % 6], shapes[(number + 3) % 6]):
             spec = SlideSpec(rows, columns, length, codes)
             op = ManyTokens(spec, CUDA, forms=[form])
-            if op.rings:
+            if op.forms:
                 cases.append((op, weight(spec)))
     kinds = [(DTYPES[i % 3], (*DTYPES, None)[i % 4]) for i in range(len(cases))]
     with ThreadPoolExecutor() as pool:

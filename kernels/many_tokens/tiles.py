@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..few_tokens.division import ROWS, Unit, ceil_div
 
@@ -10,22 +11,34 @@ PIECE_COLUMNS = 128
 """Columns of a piece of codes."""
 WARP_OUTPUTS = 1024
 """Bytes in which a warp turns its outputs."""
-ALIGNMENT = 1024
-"""Of what the copy engine swizzles."""
-BARRIERS = 512
-"""Bytes for them, at most."""
-LEAST_STAGES, MOST_STAGES = 3, 12
 BAND = 8
 """Tiles of tokens that are done before the next rows: together with as many tiles of rows they stay in the L2 cache."""
 
 
 @dataclass(frozen=True)
-class Form:
-    """tokens: of a tile. cluster: blocks that share copies of the codes. warpgroups: of 64 rows, of a block."""
+class Fitted:
+    """A form as it fits into the shared memory of a GPU. constants: what its source is compiled with."""
+
+    shared_bytes: int
+    constants: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Wgmma:
+    """Of kernel.cu. tokens: of a tile. cluster: blocks that share copies of the codes. warpgroups: of 64 rows, of a
+    block. rate: the share of the tensor cores' rate that it reaches."""
 
     tokens: int
     cluster: int
-    warpgroups: int = 2
+    warpgroups: int
+    rate: float
+
+    source: ClassVar[str] = "kernel.cu"
+    barriers: ClassVar[int] = 512
+    """Bytes for them, at most."""
+    alignment: ClassVar[int] = 1024
+    """Of what the copy engine swizzles."""
+    stages: ClassVar[range] = range(12, 2, -1)
 
     @property
     def rows(self) -> int:
@@ -37,45 +50,82 @@ class Form:
         """Of a block; those of the last warpgroup copy."""
         return 128 * (self.warpgroups + 1)
 
-    def fits(self, unit: Unit) -> bool:
-        """Whether the registers suffice: of three warpgroups, for units of few steps alone."""
-        return self.warpgroups == 2 or unit.columns <= 256
-
-    def rings(self, unit: Unit, shared_bytes: int) -> Rings | None:
-        """The deepest that fit: as many units as the pieces cover, and one that is being read. None if none do."""
-        for stages in range(MOST_STAGES, LEAST_STAGES - 1, -1):
-            rings = Rings(self, unit, stages, ceil_div(stages * PIECE_COLUMNS, unit.columns) + 1)
-            if rings.shared_bytes <= shared_bytes:
-                return rings
+    def fitted(self, unit: Unit, shared_bytes: int) -> Fitted | None:
+        """With the deepest rings that fit: as many units as the pieces cover, and one that is being read. None if none
+        do, or if registers do not suffice: three warpgroups have too few for units of many steps."""
+        if self.warpgroups > 2 and unit.columns > 256:
+            return None
+        for stages in self.stages:
+            units = ceil_div(stages * PIECE_COLUMNS, unit.columns) + 1
+            warps = 4 * self.warpgroups * (units * unit.warp_bytes + WARP_OUTPUTS)
+            taken = stages * PIECE_COLUMNS * self.tokens + warps + self.barriers + self.alignment
+            if taken <= shared_bytes:
+                sizes = {"WARPGROUPS": self.warpgroups, "CLUSTER": self.cluster, "STAGES": stages, "UNITS": units}
+                return Fitted(taken, {"TILES": self.tokens // 8, "BAND": BAND, **sizes})
         return None
+
+    def blocks(self, tiles: int, processors: int) -> int:
+        """That are launched: clusters take tiles in turn."""
+        return self.cluster * min(processors // self.cluster, tiles)
+
+    def cycles(self, tiles: int, columns: int, processors: int) -> float:
+        """Roughly, of the product: what the tensor cores take at this rate, and the start and end of a tile, which
+        others overlap for the most part. 4,096 sums a cycle are the full rate, and half of the slid codes are zero."""
+        tile = ROWS * self.warpgroups * self.tokens * columns / 8192 / self.rate + self.edge
+        return ceil_div(tiles, processors // self.cluster) * tile
+
+    edge: ClassVar[float] = 1500.0
 
 
 @dataclass(frozen=True)
-class Rings:
-    """What a block has in shared memory. stages: pieces of codes. units: of the weight."""
+class Mma:
+    """Of portable.cu. warp_bytes: of the metadata of a warp's rows are those beyond their values."""
 
-    form: Form
-    unit: Unit
-    stages: int
-    units: int
+    tokens: int = 128
+    rows: int = 128
+    threads: int = 256
+    cluster: int = 1
 
-    @property
-    def shared_bytes(self) -> int:
-        codes = self.stages * PIECE_COLUMNS * self.form.tokens
-        a_warp = self.units * self.unit.warp_bytes + WARP_OUTPUTS
-        return codes + 4 * self.form.warpgroups * a_warp + BARRIERS + ALIGNMENT
+    source: ClassVar[str] = "portable.cu"
+    stages: ClassVar[tuple[int, ...]] = (4, 3, 2)
+    """More would overwrite metadata that is still read."""
+    metadatas: ClassVar[int] = 2
+
+    def fitted(self, unit: Unit, shared_bytes: int) -> Fitted | None:
+        """With as many stages as fit; None if too few do."""
+        metadata = self.rows // 16 * (unit.warp_bytes - unit.columns * 8)
+        outputs = self.threads // 32 * WARP_OUTPUTS
+        for stages in self.stages:
+            taken = stages * PIECE_COLUMNS * (self.rows // 2 + self.tokens) + self.metadatas * metadata + outputs
+            if taken <= shared_bytes:
+                return Fitted(taken, {"TILES": self.tokens // 8, "BAND": BAND, "STAGES": stages})
+        return None
+
+    def blocks(self, tiles: int, processors: int) -> int:
+        return tiles
+
+    def cycles(self, tiles: int, columns: int, processors: int) -> float:
+        return ceil_div(tiles, processors) * float(self.rows * self.tokens * columns)
+
+
+Form = Wgmma | Mma
+FORMS = (
+    Wgmma(256, 2, 2, rate=0.76), Wgmma(256, 1, 2, rate=0.66), Wgmma(192, 2, 3, rate=0.78),
+    Wgmma(192, 2, 2, rate=0.74), Wgmma(128, 2, 2, rate=0.6), Wgmma(128, 1, 2, rate=0.55), Wgmma(64, 1, 2, rate=0.35),
+)  # fmt: skip
+PORTABLE = (Mma(),)
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """rows, columns (slid): of the weight. clusters: that run at a time."""
+    """How a product is divided. rows, columns (slid): of the weight."""
 
     rows: int
     columns: int
     tokens: int
     unit: Unit
     form: Form
-    clusters: int
+    processors: int
 
     @property
     def units(self) -> int:
@@ -92,26 +142,9 @@ class Tiling:
     @property
     def blocks(self) -> int:
         """That are launched."""
-        return self.form.cluster * min(self.clusters, self.row_tiles * self.token_tiles)
-
-    @property
-    def rounds(self) -> int:
-        """Tiles of the cluster that has most."""
-        return ceil_div(self.row_tiles * self.token_tiles, self.clusters)
+        return self.form.blocks(self.row_tiles * self.token_tiles, self.processors)
 
     @property
     def cycles(self) -> float:
-        """Roughly, of the product: what the tensor cores take at the share of their rate that the form reaches, and
-        the start and end of a tile, which overlap for the most part."""
-        steps = self.units * self.unit.columns // 64
-        rate = RATES[self.form.tokens, self.form.cluster, self.form.warpgroups]
-        return self.rounds * (steps * self.form.warpgroups * self.form.tokens / 2 / rate + TILE_CYCLES)
-
-
-RATES = {
-    (256, 2, 2): 0.76, (256, 1, 2): 0.66, (192, 2, 3): 0.78, (192, 2, 2): 0.74, (128, 2, 2): 0.6, (128, 1, 2): 0.55,
-    (64, 1, 2): 0.35,
-}  # fmt: skip
-"""The share of the tensor cores' rate that a form reaches, by tokens, cluster and warpgroups."""
-TILE_CYCLES = 1500.0
-FORMS = tuple(Form(*numbers) for numbers in RATES)
+        """Roughly, of the product; comparable among forms of one source."""
+        return self.form.cycles(self.row_tiles * self.token_tiles, self.units * self.unit.columns, self.processors)

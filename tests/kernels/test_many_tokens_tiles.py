@@ -10,71 +10,83 @@ import pytest
 import torch
 
 from slideconvert.kernels import nvrtc
-from slideconvert.kernels.few_tokens.kernel import STATIC_SHARED, Device
+from slideconvert.kernels.few_tokens.kernel import SINCE, STATIC_SHARED, Device
 from slideconvert.kernels.few_tokens.prepared import Order
-from slideconvert.kernels.many_tokens.kernel import SOURCE, ManyTokens, refusal
-from slideconvert.kernels.many_tokens.tiles import BARRIERS, FORMS, LEAST_STAGES, PIECE_COLUMNS, Form, Tiling
+from slideconvert.kernels.many_tokens.kernel import FOLDER, ManyTokens, refusal
+from slideconvert.kernels.many_tokens.tiles import FORMS, PIECE_COLUMNS, PORTABLE, Tiling, Wgmma
 from slideconvert.kernels.slide_spec import SlideSpec
 
-H200 = 232448 - STATIC_SHARED
+H200, ADA = (free - STATIC_SHARED for free in (232448, 101376))
 LENGTHS = (4, 6, 8, 10, 12, None)
 SIZES = [(64, 64), (4608, 5376), (37888, 5376), (3584, 28416), (152064, 8192)]
+GPUS = {"A100": Device(108, 166912, (8, 0)), "L40S": Device(142, 101376, (8, 9)), "H200": Device(132, 232448, (9, 0))}
+CUDA = torch.device("cuda", 0)
 
 
 @pytest.fixture
 def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Device, "of", lambda device: Device(132, 232448, (9, 0)))
+    monkeypatch.setattr(Device, "of", lambda device: GPUS["H200"])
 
 
 @pytest.mark.parametrize("length", LENGTHS)
 def test_rings_fit_and_hold_the_weight_of_their_codes(length: int | None) -> None:
     unit = Order.of(length).unit
     for form in FORMS:
-        rings = form.rings(unit, H200)
-        if not form.fits(unit):
+        fitted = form.fitted(unit, H200)
+        if fitted is None:
+            assert form.warpgroups == 3 and unit.columns == 384
             continue
-        assert rings is not None and rings.shared_bytes <= H200 and rings.stages >= LEAST_STAGES
-        assert (rings.units - 1) * unit.columns >= rings.stages * PIECE_COLUMNS
-        assert 8 * 2 * (rings.stages + rings.units) <= BARRIERS
-        assert form.rings(unit, 64 * form.tokens) is None  # not one piece
+        stages, units = fitted.constants["STAGES"], fitted.constants["UNITS"]
+        assert fitted.shared_bytes <= H200 and stages >= 3
+        assert (units - 1) * unit.columns >= stages * PIECE_COLUMNS
+        assert 8 * 2 * (stages + units) <= form.barriers
+        assert form.fitted(unit, 64 * form.tokens) is None  # not one piece
+    (portable,) = PORTABLE
+    fitted = portable.fitted(unit, ADA)
+    assert fitted is not None and fitted.shared_bytes <= ADA and fitted.constants["STAGES"] == 3
 
 
-def test_every_pattern_has_a_form_for_any_number_of_tokens(hopper: None) -> None:
+@pytest.mark.parametrize("gpu", GPUS)
+def test_every_pattern_has_a_form_for_any_number_of_tokens(gpu: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Device, "of", lambda device: GPUS[gpu])
     for length in LENGTHS:
         for rows, columns in SIZES:
-            op = ManyTokens(SlideSpec(rows, columns, length, torch.int8), torch.device("cuda", 0))
+            op = ManyTokens(SlideSpec(rows, columns, length, torch.int8), CUDA)
             for tokens in (1, 65, 1000, 16384, 200_000):
-                tiling = op.tiling(tokens, op.form(tokens))
-                assert 0 < tiling.blocks <= 132 and tiling.blocks % tiling.form.cluster == 0
-                assert tiling.row_tiles * tiling.form.rows >= rows > (tiling.row_tiles - 1) * tiling.form.rows
-                assert tiling.token_tiles * tiling.form.tokens >= tokens
+                form = op.form(tokens)
+                tiling = op.tiling(tokens, form)
+                assert isinstance(form, Wgmma) == (gpu == "H200")
+                assert tiling.blocks > 0 and tiling.blocks % form.cluster == 0
+                assert tiling.blocks <= 132 or not isinstance(form, Wgmma)
+                assert tiling.row_tiles * form.rows >= rows > (tiling.row_tiles - 1) * form.rows
+                assert tiling.token_tiles * form.tokens >= tokens
 
 
 def test_tiles_that_leave_the_gpu_idle_are_not_chosen(hopper: None) -> None:
     """qkv of Qwen2.5-7B, 1,024 tokens: of 128 rows and 256 tokens there are 144 tiles, a second round for 12."""
-    op = ManyTokens(SlideSpec(4608, 3584, 4, torch.int8), torch.device("cuda", 0))
+    op = ManyTokens(SlideSpec(4608, 3584, 4, torch.int8), CUDA)
     chosen = op.tiling(1024, op.form(1024))
-    assert op.tiling(1024, Form(256, 2)).rounds == 2
-    assert chosen.cycles == min(op.tiling(1024, form).cycles for form in op.rings)
-    share = chosen.row_tiles * chosen.token_tiles / (chosen.rounds * chosen.clusters)
-    assert share > 0.7, chosen
+    assert chosen.cycles == min(op.tiling(1024, form).cycles for form in op.forms)
+    busy = chosen.row_tiles * chosen.token_tiles * chosen.form.cluster
+    assert busy > 0.7 * -(-busy // 132) * 132, chosen
 
 
 def test_large_products_take_the_largest_tiles(hopper: None) -> None:
     for length in (4, 8):
-        op = ManyTokens(SlideSpec(37888, 3584, length, torch.int8), torch.device("cuda", 0))
-        assert op.form(16384).tokens * op.form(16384).warpgroups >= 512
+        op = ManyTokens(SlideSpec(37888, 3584, length, torch.int8), CUDA)
+        form = op.form(16384)
+        assert form.tokens * form.rows // form.cluster >= 128 * 256
 
 
 def test_tilings_count_from_the_padded_weight() -> None:
-    tiling = Tiling(200, 1000, 300, Order.of(8).unit, Form(128, 2), 66)
-    assert (tiling.units, tiling.row_tiles, tiling.token_tiles, tiling.blocks, tiling.rounds) == (3, 1, 3, 6, 1)
+    tiling = Tiling(200, 1000, 300, Order.of(8).unit, Wgmma(128, 2, 2, rate=1.0), 132)
+    assert (tiling.units, tiling.row_tiles, tiling.token_tiles, tiling.blocks) == (3, 1, 3, 6)
 
 
 def test_what_cannot_run_is_refused() -> None:
     spec = SlideSpec(64, 64, 8, torch.int8)
-    assert refusal(spec, (9, 0)) == ""
-    assert "needs compute capability 9.0" in refusal(spec, (8, 9)) and "9.0" in refusal(spec, (10, 0))
+    assert refusal(spec, (9, 0)) == refusal(spec, (8, 0)) == refusal(spec, (12, 0)) == ""
+    assert "needs compute capability 8.9" in refusal(SlideSpec(64, 64, 8, torch.float8_e4m3fn), (8, 6))
     assert "K = 68 is no multiple of 8" in refusal(SlideSpec(64, 68, 8, torch.int8), (9, 0))
 
 
@@ -91,16 +103,16 @@ def cuobjdump() -> Path | None:
     ("length", "form", "codes", "dtype", "bias"),
     [
         (4, FORMS[0], torch.int8, torch.bfloat16, None),
-        (6, Form(192, 2, 3), torch.int8, torch.bfloat16, torch.bfloat16),
+        (6, FORMS[2], torch.int8, torch.bfloat16, torch.bfloat16),
         (8, FORMS[0], torch.float8_e4m3fn, torch.float16, torch.float16),
-        (8, Form(64, 1), torch.int8, torch.float32, torch.float32),
-        (10, Form(192, 2, 3), torch.float8_e4m3fn, torch.float32, None),
+        (8, FORMS[6], torch.int8, torch.float32, torch.float32),
+        (10, FORMS[2], torch.float8_e4m3fn, torch.float32, None),
     ],
 )  # fmt: skip
 def test_products_run_ahead(
     hopper: None,
     length: int,
-    form: Form,
+    form: Wgmma,
     codes: torch.dtype,
     dtype: torch.dtype,
     bias: torch.dtype | None,
@@ -110,11 +122,28 @@ def test_products_run_ahead(
     """No register is kept in memory, and the tensor cores are not waited for after every product: where registers are
     short, the compiler makes them wait without a word."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    op = ManyTokens(SlideSpec(4608, 3584, length, codes), torch.device("cuda", 0))
+    op = ManyTokens(SlideSpec(4608, 3584, length, codes), CUDA)
     pieces, code = op.order.unit.columns // PIECE_COLUMNS, tmp_path / "code.cubin"
-    code.write_bytes(nvrtc.machine_code(SOURCE, op.constants(dtype, bias, form), "sm_90a"))
+    code.write_bytes(nvrtc.machine_code(FOLDER / form.source, op.constants(dtype, bias, form), "sm_90a"))
     listed = subprocess.run([str(cuobjdump()), "-sass", str(code)], capture_output=True, text=True, check=True)
     body = listed.stdout.partition("Function : product")[2].partition("Function :")[0]
     assert body.count("GMMA") == 3 * 2 * pieces  # of even units, odd units, and the last one
     assert body.count("WARPGROUP.DEPBAR") == 3 * pieces + 1
     assert "STL" not in body and "LDL" not in body
+
+
+TARGETS = {"sm_80": (8, 0), "sm_86": (8, 6), "sm_89": (8, 9), "sm_90": (9, 0), "sm_100": (10, 0), "sm_120": (12, 0)}
+
+
+@pytest.mark.skipif(bool(nvrtc.missing()), reason="NVRTC is not installed here")
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_generation_compiles(target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(Device, "of", lambda device: Device(100, 101376, TARGETS[target]))
+    for length, codes, dtype in ((8, torch.int8, torch.bfloat16), (6, torch.float8_e4m3fn, torch.float32)):
+        if SINCE[codes] > TARGETS[target]:
+            continue
+        op = ManyTokens(SlideSpec(4096, 3584, length, codes), CUDA, forms=PORTABLE)
+        for form in op.forms:
+            constants = op.constants(dtype, torch.bfloat16, form)
+            assert nvrtc.machine_code(FOLDER / form.source, constants, target)[:4] == b"\x7fELF"
