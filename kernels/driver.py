@@ -124,6 +124,10 @@ class Launch:
         self._words = (ctypes.addressof(self._config), kernel.function, ctypes.addressof(self._parameters), None)
         self._launch = driver().cuLaunchKernelEx
 
+    def resize(self, blocks: int) -> None:
+        """So many blocks from now on, in one dimension."""
+        self._config.grid_x = blocks
+
     def start(self, stream: int) -> None:
         """Start on this stream of the current device."""
         if stream != self._stream:

@@ -6,7 +6,7 @@ import ctypes
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ctypes import c_int, c_uint64
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 
 import torch
@@ -25,6 +25,8 @@ QUANTIZERS = 512
 """Threads of a block that quantizes."""
 MOST_MAPS = 64
 """Descriptions of codes that a form remembers: torch's allocator gives the same memory again and again."""
+MOST_TILINGS = 4096
+"""Numbers of tokens whose tilings are remembered."""
 COLUMNS_MULTIPLE = 8
 """What K must be a multiple of: activations are read 16 bytes at a time."""
 
@@ -60,6 +62,7 @@ class ManyTokens:
         self.spec, self.device, self._forms = spec, device, forms
         self._few = FewTokens(spec, device)
         self._launches: dict[tuple[torch.dtype, torch.dtype | None, Form], _Launches] = {}
+        self.tiling = lru_cache(MOST_TILINGS)(self._tiling)
 
     @cached_property
     def gpu(self) -> Device:
@@ -103,13 +106,13 @@ class ManyTokens:
         found = {form: form.fitted(self.order.unit, gpu.shared_bytes - STATIC_SHARED) for form in forms}
         return {form: fitted for form, fitted in found.items() if fitted is not None}
 
-    def tiling(self, tokens: int, form: Form) -> Tiling:
-        """How so many tokens are divided."""
-        return Tiling(self.spec.rows, self.spec.slid, tokens, self.order.unit, form, self.gpu.processors)
+    def _tiling(self, tokens: int) -> Tiling:
+        """How so many tokens are divided, in the form that suits them."""
+        return min((self.tiled(tokens, form) for form in self.forms), key=lambda tiling: tiling.cycles)
 
-    def form(self, tokens: int) -> Form:
-        """The form that suits so many tokens."""
-        return min(self.forms, key=lambda form: self.tiling(tokens, form).cycles)
+    def tiled(self, tokens: int, form: Form) -> Tiling:
+        """How so many tokens are divided in this form."""
+        return Tiling(self.spec.rows, self.spec.slid, tokens, self.order.unit, form, self.gpu.processors)
 
     def load(self, dtype: torch.dtype, bias: torch.dtype | None = None) -> None:
         """Compile and load what calls with such activations and biases need, all at once, so that none has to: a module
@@ -130,14 +133,16 @@ class ManyTokens:
 
     def __call__(self, x: Tensor, prepared: Sequence[Tensor], bias: Tensor | None) -> Tensor:
         """x [M, K] bfloat16, float16 or float32, on the current device; bias [N] -> [M, N] like x."""
-        out = torch.empty(x.shape[0], self.spec.rows, dtype=x.dtype, device=x.device)
-        if x.shape[0]:
-            key = (x.dtype, None if bias is None else bias.dtype, self.form(x.shape[0]))
+        tokens = x.shape[0]
+        out = torch.empty(tokens, self.spec.rows, dtype=x.dtype, device=x.device)
+        if tokens:
+            tiling = self.tiling(tokens)
+            key = (x.dtype, None if bias is None else bias.dtype, tiling.form)
             launches = self._launches.get(key)
             if launches is None:
                 launches = self._launches[key] = _Launches(self, *key)
             weight, scale = prepared
-            launches.start(aligned(x), weight, scale, bias, out)
+            launches.start(tiling, aligned(x), weight, scale, bias, out)
         return out
 
 
@@ -150,7 +155,14 @@ class _Launches:
         self._quantize = module.kernel("quantize", op.pieces * 16)
         self._product = module.kernel("product", op.forms[form].shared_bytes)
         self._overlapping = op.gpu.capability >= OVERLAPPING_SINCE
+        self._idle: list[tuple[Arguments, Launch, Launch]] = []
         self._maps: dict[tuple[int, int], TensorMap] = {}
+
+    def _made(self) -> tuple[Arguments, Launch, Launch]:
+        op, overlapping = self.op, self._overlapping
+        argument = Arguments(rows=op.spec.rows, columns=op.spec.columns, units=op.units, pieces=op.pieces)
+        quantize = Launch(self._quantize, 1, QUANTIZERS, argument, overlapping=overlapping)
+        return argument, quantize, Launch(self._product, 1, self.form.threads, argument, overlapping=overlapping)
 
     def _map(self, codes: int, tokens: int) -> TensorMap:
         if isinstance(self.form, Mma):
@@ -163,20 +175,27 @@ class _Launches:
             self._maps[codes, tokens] = found
         return found
 
-    def start(self, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, out: Tensor) -> None:
-        """x [M, K] contiguous at a multiple of 16, out [M, N], M at least 1."""
+    def start(self, tiling: Tiling, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, out: Tensor) -> None:
+        """x [M, K] contiguous at a multiple of 16, out [M, N], M at least 1, as `tiling` says."""
         op, tokens, stream = self.op, x.shape[0], stream_of(self.op.device)
-        tiling = op.tiling(tokens, self.form)
         codes = torch.empty(tokens, op.pieces * 16, dtype=torch.uint8, device=x.device)
+        # Tiles of tokens read it whole.
         token_scale = torch.empty(tiling.token_tiles * self.form.tokens, dtype=torch.float32, device=x.device)
-        argument = Arguments(
-            map=self._map(codes.data_ptr(), tokens), weight=weight.data_ptr(), codes=codes.data_ptr(),
-            scale=token_scale.data_ptr(), weight_scale=scale.data_ptr(), bias=0 if bias is None else bias.data_ptr(),
-            out=out.data_ptr(), x=x.data_ptr(), rows=op.spec.rows, columns=op.spec.columns, tokens=tokens,
-            units=op.units, row_tiles=tiling.row_tiles, token_tiles=tiling.token_tiles, pieces=op.pieces,
-        )  # fmt: skip
-        Launch(self._quantize, (tokens, 1), QUANTIZERS, argument, overlapping=self._overlapping).start(stream)
-        Launch(self._product, tiling.blocks, self.form.threads, argument, overlapping=self._overlapping).start(stream)
+        try:
+            held = self._idle.pop()  # another thread finds another one
+        except IndexError:
+            held = self._made()
+        argument, quantize, product = held
+        argument.map = self._map(codes.data_ptr(), tokens)
+        argument.weight, argument.weight_scale = weight.data_ptr(), scale.data_ptr()
+        argument.codes, argument.scale, argument.x = codes.data_ptr(), token_scale.data_ptr(), x.data_ptr()
+        argument.bias, argument.out = 0 if bias is None else bias.data_ptr(), out.data_ptr()
+        argument.tokens, argument.row_tiles, argument.token_tiles = tokens, tiling.row_tiles, tiling.token_tiles
+        quantize.resize(tokens)
+        product.resize(tiling.blocks)
+        quantize.start(stream)
+        product.start(stream)
+        self._idle.append(held)
 
 
 @cache

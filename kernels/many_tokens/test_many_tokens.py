@@ -51,7 +51,7 @@ def test_every_pattern_and_form(codes: torch.dtype, form: Form) -> None:
             form.tokens,
             form.tokens + 1,
             1000,
-            2 * 132 * form.tokens // op.tiling(1, form).row_tiles,
+            2 * 132 * form.tokens // op.tiled(1, form).row_tiles,
         ):
             x = activations(tokens, op.spec, dtype)
             bias = None if kind is None else torch.randn(op.spec.rows, device="cuda").to(kind)

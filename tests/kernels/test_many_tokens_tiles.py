@@ -53,8 +53,8 @@ def test_every_pattern_has_a_form_for_any_number_of_tokens(gpu: str, monkeypatch
         for rows, columns in SIZES:
             op = ManyTokens(SlideSpec(rows, columns, length, torch.int8), CUDA)
             for tokens in (1, 65, 1000, 16384, 200_000):
-                form = op.form(tokens)
-                tiling = op.tiling(tokens, form)
+                tiling = op.tiling(tokens)
+                form = tiling.form
                 assert isinstance(form, Wgmma) == (gpu == "H200")
                 assert tiling.blocks > 0 and tiling.blocks % form.cluster == 0
                 assert tiling.blocks <= 132 or not isinstance(form, Wgmma)
@@ -65,8 +65,8 @@ def test_every_pattern_has_a_form_for_any_number_of_tokens(gpu: str, monkeypatch
 def test_tiles_that_leave_the_gpu_idle_are_not_chosen(hopper: None) -> None:
     """qkv of Qwen2.5-7B, 1,024 tokens: of 128 rows and 256 tokens there are 144 tiles, a second round for 12."""
     op = ManyTokens(SlideSpec(4608, 3584, 4, torch.int8), CUDA)
-    chosen = op.tiling(1024, op.form(1024))
-    assert chosen.cycles == min(op.tiling(1024, form).cycles for form in op.forms)
+    chosen = op.tiling(1024)
+    assert chosen.cycles == min(op.tiled(1024, form).cycles for form in op.forms)
     busy = chosen.row_tiles * chosen.token_tiles * chosen.form.cluster
     assert busy > 0.7 * -(-busy // 132) * 132, chosen
 
@@ -74,7 +74,7 @@ def test_tiles_that_leave_the_gpu_idle_are_not_chosen(hopper: None) -> None:
 def test_large_products_take_the_largest_tiles(hopper: None) -> None:
     for length in (4, 8):
         op = ManyTokens(SlideSpec(37888, 3584, length, torch.int8), CUDA)
-        form = op.form(16384)
+        form = op.tiling(16384).form
         assert form.tokens * form.rows // form.cluster >= 128 * 256
 
 
