@@ -68,7 +68,7 @@ def measured(n: int, k: int, x: Tensor, codes: str, options: argparse.Namespace)
             for form in FORMS:
                 one = ManyTokens(spec, device, forms=[form])
                 if one.forms:
-                    words = f"{form.tokens}-{form.cluster}-{form.warpgroups}"
+                    words = f"{form.tokens}-{form.sharers}-{form.warpgroups}-{form.splits}"
                     found[f"2:{length} {words}"] = timed(one, spec, x, one.prepare)
     return found
 

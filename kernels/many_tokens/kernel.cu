@@ -6,16 +6,18 @@
    64 rows and 256 tokens reads 16 KiB in 128 cycles, all that shared memory gives.
 
    Two kernels. `quantize` writes the codes in rows, lifted, their columns in the order of multiplication. `product` is
-   persistent: clusters take tiles of CLUSTER * TILE_ROWS rows and TOKENS tokens in turn. Of a block, one thread copies: units
-   of the weight into one ring, pieces of 128 columns of the codes into another. The blocks of a cluster multiply the same
-   codes: each copies its share of a piece to all of them. Each of the WARPGROUPS consumers has 64 rows; it may run ahead of
+   persistent: clusters take tiles of SHARERS * TILE_ROWS rows and TOKENS tokens in turn. Of a block, one thread copies: units
+   of the weight into one ring, pieces of 128 columns of the codes into another. The blocks of a cluster are either
+   SHARERS, which have rows of their own and multiply the same codes: each copies its share of a piece to all of them. Or
+   they are SPLITS of the columns of one tile, where there are too few tiles for all multiprocessors: there is one tile for
+   each cluster, and in the end every block adds up all parts of its share of the tokens. Each of the WARPGROUPS consumers has 64 rows; it may run ahead of
    the others as far as the rings allow, so that one multiplies while another writes its outputs.
 
    Settled when this is compiled (kernel.py):
      LENGTH, UNIT, METADATA, TABLE_0 … TABLE_3, FLOAT, X, BIAS    as in few_tokens/kernel.cu
      TILES             tokens of a tile / 8: 8, 16, 24 or 32
      WARPGROUPS        of 64 rows, of a block: 2 or 3
-     CLUSTER           blocks of a cluster: 1, 2 or 4
+     SHARERS, SPLITS   blocks of a cluster: 1, 2 or 4 of one kind, 1 of the other
      STAGES, UNITS     pieces of codes and units of weight in their rings
      BAND              tiles of tokens that are done before the next rows */
 
@@ -25,12 +27,13 @@
 #include "output.cuh"
 #include "rings.cuh"
 #include "multiply.cuh"
+#include "parts.cuh"
 
 #define CONSUMERS (WARPGROUPS * 128)
 #define PRODUCER_REGISTERS (WARPGROUPS == 2 ? 40 : 32)
 #define CONSUMER_REGISTERS (WARPGROUPS == 2 ? 232 : 160)
 
-/* The tiles of a cluster: bands of BAND tiles of tokens, in a band tile after tile of the same rows. */
+/* A tile of a cluster: bands of BAND tiles of tokens, in a band tile after tile of the same rows. */
 struct Tile {
     u32 row_group, token; /* of TILE_ROWS rows, this block's; the first token */
 
@@ -38,8 +41,20 @@ struct Tile {
     {
         u32 band = number / (BAND * it.row_tiles), within = number - band * (BAND * it.row_tiles);
         u32 width = min(BAND, it.token_tiles - band * BAND), row_tile = within / width;
-        row_group = row_tile * CLUSTER + rank;
+        row_group = row_tile * SHARERS + rank % SHARERS;
         token = (band * BAND + within - row_tile * width) * TOKENS;
+    }
+};
+
+/* The units of a tile that a block multiplies. */
+struct Units {
+    u32 begin, end;
+
+    __device__ __forceinline__ Units(const Arguments &it, u32 rank)
+    {
+        u32 part = rank % SPLITS;
+        begin = it.units * part / SPLITS;
+        end = it.units * (part + 1) / SPLITS;
     }
 };
 
@@ -49,10 +64,11 @@ __device__ __forceinline__ void produce(const Arguments &it, const Rings &rings,
     Turn<UNITS> unit_turn;
     Turn<STAGES> piece_turn;
     u32 slabs = (it.rows + ROWS - 1) / ROWS, clusters = gridDim.x / CLUSTER;
+    Units units(it, rank);
     bool waited = false;
     for (u32 number = blockIdx.x / CLUSTER; number < it.row_tiles * it.token_tiles; number += clusters) {
         Tile tile(it, number, rank);
-        for (u32 unit = 0; unit < it.units; unit++) {
+        for (u32 unit = units.begin; unit < units.end; unit++) {
             wait(rings.unit_free(unit_turn.place), unit_turn.phase ^ 1);
             u32 copied = rings.unit_copied(unit_turn.place), to = rings.unit(unit_turn.place);
             expect(copied, WARPGROUPS * SLAB_UNIT);
@@ -69,8 +85,9 @@ __device__ __forceinline__ void produce(const Arguments &it, const Rings &rings,
                 wait(rings.piece_free(piece_turn.place), piece_turn.phase ^ 1);
                 copied = rings.piece_copied(piece_turn.place);
                 expect(copied, PIECE);
-                copy_tile(rings.piece(piece_turn.place) + rank * (PIECE / CLUSTER), &it.map, (unit * UNIT_PIECES + piece) * 128,
-                          tile.token + rank * (TOKENS / CLUSTER), copied);
+                u32 share = rank % SHARERS;
+                copy_tile(rings.piece(piece_turn.place) + share * (PIECE / SHARERS), &it.map,
+                          (unit * UNIT_PIECES + piece) * 128, tile.token + share * (TOKENS / SHARERS), copied);
                 piece_turn.next();
             }
         }
@@ -144,24 +161,32 @@ struct Consumer {
 __device__ __forceinline__ void consume(const Arguments &it, const Rings &rings, u32 group, u32 rank)
 {
     u32 warp = threadIdx.x / 32 % 4, clusters = gridDim.x / CLUSTER;
+    Units units(it, rank);
     Consumer consumer{rings, group * SLAB_UNIT + warp * WARP_UNIT};
     wait_for_previous();
     for (u32 number = blockIdx.x / CLUSTER; number < it.row_tiles * it.token_tiles; number += clusters) {
         Tile tile(it, number, rank);
         Sum sums[4 * TILES];
         Values values[2];
-        u32 even[STEPS], odd[STEPS], unit = 0;
+        u32 even[STEPS], odd[STEPS], unit = units.begin;
         consumer.begin_unit(values[0], even);
-        for (; unit + 1 < it.units; unit += 2) {
-            consumer.multiply_unit<0>(sums, values, even, odd, unit > 0, false);
-            consumer.multiply_unit<UNIT_PIECES % 2>(sums, values, odd, even, true, unit + 2 == it.units);
+        for (; unit + 1 < units.end; unit += 2) {
+            consumer.multiply_unit<0>(sums, values, even, odd, unit > units.begin, false);
+            consumer.multiply_unit<UNIT_PIECES % 2>(sums, values, odd, even, true, unit + 2 == units.end);
         }
-        if (unit < it.units)
-            consumer.multiply_unit<0>(sums, values, even, odd, unit > 0, true);
+        if (unit < units.end)
+            consumer.multiply_unit<0>(sums, values, even, odd, unit > units.begin, true);
         await_products<0>(sums);
         release_everywhere(rings.piece_free(consumer.piece_turn.before()));
-        write_tile<TOKENS>(it, sums, rings.outputs() + (group * 4 + warp) * WARP_OUTPUTS,
-                   (tile.row_group * WARPGROUPS + group) * ROWS + warp * 16, tile.token);
+        u32 row = (tile.row_group * WARPGROUPS + group) * ROWS + warp * 16;
+        u32 outputs = rings.outputs() + (group * 4 + warp) * WARP_OUTPUTS;
+#if SPLITS > 1
+        Sum whole[4 * TILES / SPLITS];
+        add_parts(rings, sums, whole, rank);
+        write_tile<TOKENS / SPLITS>(it, whole, outputs, row, tile.token + rank * (TOKENS / SPLITS));
+#else
+        write_tile<TOKENS>(it, sums, outputs, row, tile.token);
+#endif
     }
 }
 
@@ -178,10 +203,13 @@ extern "C" __global__ void __launch_bounds__(CONSUMERS + 128, 1) __cluster_dims_
         asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(PRODUCER_REGISTERS));
         if (threadIdx.x == CONSUMERS)
             produce(it, rings, rank);
+        __syncwarp();
+#if SPLITS > 1
+        meet_cluster(); /* the parts lie in shared memory */
+#endif
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(CONSUMER_REGISTERS));
         consume(it, rings, group, rank);
     }
-    __syncwarp();
     meet_cluster(); /* until then others may release or fill what lies here */
 }

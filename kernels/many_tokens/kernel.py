@@ -103,7 +103,8 @@ class ManyTokens:
         """Those that fit the device."""
         gpu = self.gpu
         forms = self._forms or (FORMS if gpu.capability == WARPGROUPS else PORTABLE)
-        found = {form: form.fitted(self.order.unit, gpu.shared_bytes - STATIC_SHARED) for form in forms}
+        free, unit = gpu.shared_bytes - STATIC_SHARED, self.order.unit
+        found = {form: form.fitted(unit, free) for form in forms if form.splits <= self.units}
         return {form: fitted for form, fitted in found.items() if fitted is not None}
 
     def _tiling(self, tokens: int) -> Tiling:
@@ -171,7 +172,7 @@ class _Launches:
         if found is None:
             if len(self._maps) >= MOST_MAPS:
                 self._maps.clear()
-            found = bytes_map(codes, tokens, self.op.pieces * 16, self.form.tokens // self.form.cluster)
+            found = bytes_map(codes, tokens, self.op.pieces * 16, self.form.tokens // self.form.sharers)
             self._maps[codes, tokens] = found
         return found
 

@@ -1,6 +1,6 @@
 /* The rings in shared memory through which copies reach the consumers, and their barriers. */
 
-#define PIECES (STEPS + METADATA / 16) /* of 16 bytes that a lane has of a unit, whole ones */
+#define CLUSTER (SHARERS * SPLITS)
 #define WARP_UNIT (STEPS * 512 + METADATA * 32)
 #define SLAB_UNIT (4 * WARP_UNIT) /* bytes of 64 rows of a unit */
 #define UNIT_PIECES (UNIT / 128)  /* pieces of codes that a unit is multiplied with */
@@ -44,7 +44,7 @@ struct Rings {
         };
         for (u32 i = 0; i < STAGES; i++) {
             set(piece_copied(i), 1);
-            set(piece_free(i), WARPGROUPS * CLUSTER);
+            set(piece_free(i), WARPGROUPS * SHARERS);
         }
         for (u32 i = 0; i < UNITS; i++) {
             set(unit_copied(i), 1);
@@ -87,14 +87,21 @@ __device__ __forceinline__ void release(u32 barrier)
         asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
-/* A warpgroup's release of a piece, to all blocks of the cluster: a thread each. wgmma has read for all of its warps. */
+/* An address in shared memory of another block of the cluster. */
+__device__ __forceinline__ u32 address_in(u32 at, u32 rank)
+{
+    u32 out;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(out) : "r"(at), "r"(rank));
+    return out;
+}
+
+/* A warpgroup's release of a piece, to all sharers: a thread each. wgmma has read for all of its warps. */
 __device__ __forceinline__ void release_everywhere(u32 barrier)
 {
     u32 thread = threadIdx.x % 128;
-#if CLUSTER > 1
-    if (thread < CLUSTER) {
-        u32 remote;
-        asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(barrier), "r"(thread));
+#if SHARERS > 1
+    if (thread < SHARERS) {
+        u32 remote = address_in(barrier, thread);
         asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(remote) : "memory");
     }
 #else
@@ -109,13 +116,13 @@ __device__ __forceinline__ void copy_bulk(u32 to, const u8 *from, u32 bytes, u32
                  "l"(from), "r"(bytes), "r"(barrier) : "memory");
 }
 
-/* This block's share of a piece, to all blocks of the cluster. */
+/* This block's share of a piece, to all sharers. */
 __device__ __forceinline__ void copy_tile(u32 to, const Map *map, u32 column, u32 token, u32 barrier)
 {
-#if CLUSTER > 1
+#if SHARERS > 1
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster"
                  " [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to), "l"(map), "r"(column), "r"(token), "r"(barrier),
-                 "h"((u16)((1 << CLUSTER) - 1)) : "memory");
+                 "h"((u16)((1 << SHARERS) - 1)) : "memory");
 #else
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
                  " [%0], [%1, {%2, %3}], [%4];" ::"r"(to), "l"(map), "r"(column), "r"(token), "r"(barrier) : "memory");

@@ -23,7 +23,7 @@ FOUR = Wgmma(128, 4, 2, rate=1.0)
 
 
 def named(form: Form) -> str:
-    return f"{form.source}-{form.tokens}-{form.cluster}-{form.rows}"
+    return f"{form.source}-{form.tokens}-{form.rows}-{form.cluster}-{form.splits}"
 
 
 @pytest.mark.parametrize("form", [*FORMS, FOUR, *PORTABLE], ids=named)

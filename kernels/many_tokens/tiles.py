@@ -25,13 +25,15 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Wgmma:
-    """Of kernel.cu. tokens: of a tile. cluster: blocks that share copies of the codes. warpgroups: of 64 rows, of a
-    block. rate: the share of the tensor cores' rate that it reaches."""
+    """Of kernel.cu. tokens: of a tile. sharers: blocks of a cluster that share copies of the codes. splits: blocks of a
+    cluster that have a tile among them, each some of its columns. warpgroups: of 64 rows, of a block. rate: the share
+    of the tensor cores' rate that it reaches."""
 
     tokens: int
-    cluster: int
+    sharers: int
     warpgroups: int
     rate: float
+    splits: int = 1
 
     source: ClassVar[str] = "kernel.cu"
     barriers: ClassVar[int] = 512
@@ -41,9 +43,14 @@ class Wgmma:
     stages: ClassVar[range] = range(12, 2, -1)
 
     @property
+    def cluster(self) -> int:
+        """Blocks of one."""
+        return self.sharers * self.splits
+
+    @property
     def rows(self) -> int:
         """Of a cluster's tile."""
-        return ROWS * self.warpgroups * self.cluster
+        return ROWS * self.warpgroups * self.sharers
 
     @property
     def threads(self) -> int:
@@ -60,18 +67,20 @@ class Wgmma:
             warps = 4 * self.warpgroups * (units * unit.warp_bytes + WARP_OUTPUTS)
             taken = stages * PIECE_COLUMNS * self.tokens + warps + self.barriers + self.alignment
             if taken <= shared_bytes:
-                sizes = {"WARPGROUPS": self.warpgroups, "CLUSTER": self.cluster, "STAGES": stages, "UNITS": units}
-                return Fitted(taken, {"TILES": self.tokens // 8, "BAND": BAND, **sizes})
+                sizes = {"WARPGROUPS": self.warpgroups, "SHARERS": self.sharers, "SPLITS": self.splits}
+                rings = {"STAGES": stages, "UNITS": units}
+                return Fitted(taken, {"TILES": self.tokens // 8, "BAND": BAND, **sizes, **rings})
         return None
 
     def blocks(self, tiles: int, processors: int) -> int:
-        """That are launched: clusters take tiles in turn."""
-        return self.cluster * min(processors // self.cluster, tiles)
+        """That are launched: clusters take tiles in turn, but of a tile that is split each has one."""
+        return self.cluster * (tiles if self.splits > 1 else min(processors // self.cluster, tiles))
 
     def cycles(self, tiles: int, columns: int, processors: int) -> float:
         """Roughly, of the product: what the tensor cores take at this rate, and the start and end of a tile, which
         others overlap for the most part. 4,096 sums a cycle are the full rate, and half of the slid codes are zero."""
-        tile = ROWS * self.warpgroups * self.tokens * columns / 8192 / self.rate + self.edge
+        work = ROWS * self.warpgroups * self.tokens * columns / self.splits / 8192
+        tile = work / self.rate + self.edge * self.splits
         return ceil_div(tiles, processors // self.cluster) * tile
 
     edge: ClassVar[float] = 1500.0
@@ -85,6 +94,7 @@ class Mma:
     rows: int = 128
     threads: int = 256
     cluster: int = 1
+    splits: int = 1
 
     source: ClassVar[str] = "portable.cu"
     stages: ClassVar[tuple[int, ...]] = (4, 3, 2)
@@ -112,6 +122,7 @@ Form = Wgmma | Mma
 FORMS = (
     Wgmma(256, 2, 2, rate=0.76), Wgmma(256, 1, 2, rate=0.66), Wgmma(192, 2, 3, rate=0.78),
     Wgmma(192, 2, 2, rate=0.74), Wgmma(128, 2, 2, rate=0.6), Wgmma(128, 1, 2, rate=0.55), Wgmma(64, 1, 2, rate=0.35),
+    Wgmma(128, 1, 2, rate=0.5, splits=2), Wgmma(128, 1, 2, rate=0.5, splits=4), Wgmma(192, 1, 2, rate=0.6, splits=2),
 )  # fmt: skip
 PORTABLE = (Mma(),)
 
