@@ -168,6 +168,7 @@ def assert_within_one_unit(found: dict[str, Tensor], expected: dict[str, Tensor]
 
 WAYS = {
     "packed-few_sparse": ("packed", "few_sparse", "few_sparse:64,stock"),
+    "packed-many_sparse": ("packed", "many_sparse", "many_sparse"),
     "packed-cusparselt": ("packed", "cusparselt", "cusparselt"),
     "packed-few_dense": ("packed", "few_dense", "few_dense:64,stock"),
     "dense-few_dense": ("dense", "few_dense", "few_dense:64,stock"),
