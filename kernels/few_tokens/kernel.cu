@@ -1,8 +1,9 @@
 /* Products of few tokens with 8-bit weights, sparse (2:4 windows) or dense: quantize (and lift), multiply, scale.
 
    Two kernels. `quantize` makes the codes of the activations, lifted, in the order in which `product` multiplies them; of
-   very few tokens every block of `product` makes what it needs by itself, while its rings fill. `product` reads every weight once, as fragments of the tensor cores' sparse (or dense) operand; of some patterns the
-   metadata is stored in fewer bits than the tensor cores take (metadata.cuh).
+   very few tokens every block of `product` makes what it needs by itself, while its rings fill. `product` reads every
+   weight once, as fragments of the tensor cores' sparse (or dense) operand; of some patterns the metadata is stored in
+   fewer bits than the tensor cores take (metadata.cuh).
 
    The weight is divided into tiles of 64 rows for each warpgroup that has rows of its own, and units of UNIT columns (of
    the slid weight where it is sparse), in the order of tiles, then columns. Every block takes an equal share of this
