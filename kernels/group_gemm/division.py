@@ -30,6 +30,8 @@ WAIT_CYCLES, WAIT_TILE_CYCLES, WAIT_ROW_CYCLES, SHALLOW_CYCLES = 2850, 110, 110,
 activations that it copies, and for a ring of two chunks."""
 CHUNK_CYCLES, ROW_CYCLES = 550, 85
 """Of a chunk on a scheduler that other warps keep busy, and for a row of activations."""
+WARPGROUP_TILE_CYCLES = 128
+"""Of a chunk, by wgmma: of tensor cores, for 8 of its tokens. Counted, not fitted."""
 FEW_WAIT_CYCLES, FEW_CYCLES, FEW_TOKEN_CYCLES = 2070, 230, 485
 """Of few tokens: a round of one warp alone; a chunk on a scheduler that other warps keep busy, and for every token."""
 
@@ -53,22 +55,25 @@ FEW_TOKENS = Costs(launch=1290, block=560, tile=0, part=310, words=1.6)
 
 @dataclass(frozen=True)
 class Gpu:
-    """What the division must know of a GPU. Bytes of shared memory: of a block, at most, and of a multiprocessor."""
+    """What the division must know of a GPU. Bytes of shared memory: of a block, at most, and of a multiprocessor.
+    warpgroups: whether it has wgmma."""
 
     processors: int
     block_bytes: int
     processor_bytes: int
+    warpgroups: bool = False
 
 
 @dataclass(frozen=True)
 class Form:
     """rows, columns: warps of a block with slabs of their own, and with units of their own. stages: chunks in the ring
-    of a warp. blocks: of a multiprocessor."""
+    of a warp. blocks: of a multiprocessor. warpgroup: four warps of rows multiply together, by wgmma."""
 
     rows: int
     columns: int
     stages: int
     blocks: int
+    warpgroup: bool = False
 
     @property
     def warps(self) -> int:
@@ -87,6 +92,11 @@ SHAPES = {
     8: ((8, 1, 1), (4, 1, 2), (4, 2, 1)),
 }
 """By the tokens / 8: warps of rows and columns, and the most blocks of a multiprocessor that registers suffice for."""
+WARPGROUP_SHAPES = {
+    4: ((8, 1, 1), (4, 2, 1), (4, 1, 3), (12, 1, 1)),
+    8: ((8, 1, 1), (4, 2, 1), (4, 1, 2)),
+}
+"""The same of products by wgmma. Of fewer tokens, decoding takes the time."""
 STAGES = (3, 2)
 
 
@@ -142,7 +152,8 @@ class Division:
         if self.few:
             own = OWN_BYTES + self.tokens * TOKEN_BYTES
             return form.warps * (form.stages * self.room + own) + UNALIGNED_BYTES + gathered
-        copied = form.columns * tokens * PITCH if self.token_tiles > 1 else 0
+        pitch = 2 * UNIT if form.warpgroup else PITCH
+        copied = form.columns * tokens * pitch if self.token_tiles > 1 else 0
         return form.stages * (form.warps * self.room + copied) + gathered
 
     @property
@@ -203,8 +214,11 @@ class Division:
             return FEW_WAIT_CYCLES, FEW_CYCLES + self.tokens * FEW_TOKEN_CYCLES
         shallow = SHALLOW_CYCLES if self.form.stages == min(STAGES) else 0
         copied = ceil_div(self.tokens * self.form.columns, self.form.warps) if self.token_tiles > 1 else 0
-        wait = WAIT_CYCLES + self.token_tiles * WAIT_TILE_CYCLES + copied * WAIT_ROW_CYCLES + shallow
-        return wait, CHUNK_CYCLES + copied * ROW_CYCLES
+        wait = WAIT_CYCLES + copied * WAIT_ROW_CYCLES + shallow
+        if self.form.warpgroup:
+            cores = self.token_tiles * WARPGROUP_TILE_CYCLES
+            return wait + cores, max(CHUNK_CYCLES, cores) + copied * ROW_CYCLES
+        return wait + self.token_tiles * WAIT_TILE_CYCLES, CHUNK_CYCLES + copied * ROW_CYCLES
 
     @cached_property
     def cycles(self) -> int:
@@ -221,9 +235,10 @@ class Division:
 def divisions(rows: int, columns: int, tokens: int, room: int, gpu: Gpu) -> Iterator[Division]:
     """Those that fit the GPU."""
     tiles = ceil_div(tokens, 8)
-    for row_warps, column_warps, most in SHAPES[tiles]:
+    warpgroup = gpu.warpgroups and tiles in WARPGROUP_SHAPES
+    for row_warps, column_warps, most in (WARPGROUP_SHAPES if warpgroup else SHAPES)[tiles]:
         for blocks, stages, whole in product(range(most, 0, -1), STAGES, (True, False)):
-            form = Form(row_warps, column_warps, stages, blocks)
+            form = Form(row_warps, column_warps, stages, blocks, warpgroup)
             division = Division(rows, columns, tokens, room, gpu, form, whole)
             if division.fits:
                 yield division

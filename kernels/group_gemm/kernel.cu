@@ -1,7 +1,8 @@
 /* Products of at most 64 tokens with weights quantized by groups, of which only some exist.
 
    Tensor cores multiply float16: a lane decodes the pieces of groups that exist to fragments of the operand (zeros for
-   the others), so a weight is read once and lies nowhere dense. Sums are float32. One or two tokens leave tensor cores
+   the others), so a weight is read once and lies nowhere dense. Sums are float32. Of many tokens, where the GPU has
+   wgmma, whole warpgroups multiply: activations are read once for 64 rows, and decoding goes on meanwhile. One or two tokens leave tensor cores
    idle while half of the lanes decode nothing: there, lanes multiply pieces themselves (few.cuh).
 
    The weight is divided into tiles of ROW_WARPS slabs of 32 rows, and units of 256 columns, in the order of tiles, then
@@ -20,6 +21,7 @@
      TILES             tokens / 8: 1, 2, 4 or 8
      X                 activations: 0 bfloat16, 1 float16, 2 float32, 3 INT8 codes with a scale per token
      OUT, BIAS         number kinds of the output and the bias, as of X; BIAS 3: none
+     WARPGROUP         multiply by wgmma (compute capability 9.0 alone)
      ROW_WARPS, COLUMN_WARPS
      STAGES            chunks in the ring of a warp
      BLOCKS            of a multiprocessor, at least */
@@ -34,6 +36,14 @@
 #else
 #include "tensor_cores.cuh"
 #endif
+
+/* What threads wrote to shared memory is seen by wgmma after the next barrier. */
+__device__ __forceinline__ void show_to_wgmma()
+{
+#if WARPGROUP
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
 
 /* Of `whole` places, those before a share. 32 bits hold the product: division.py checks. */
 __device__ __forceinline__ u32 before(u32 whole, u32 share, u32 shares) { return whole * share / shares; }
@@ -74,10 +84,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) product(const __gr
 #pragma unroll
             for (int i = 0; i < SUMS; i++)
                 sums[i] = 0;
-            if (worker.exists(it, now.tile))
+            if (WARPGROUP || worker.exists(it, now.tile))
                 way.begin(it, worker.slab(now.tile));
         }
         wait_copies<STAGES - 2>();
+        show_to_wgmma();
         if (COPIED)
             __syncthreads();
         else
@@ -89,7 +100,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) product(const __gr
         commit_copies();
         Round next = now;
         next.advance(it, begin);
-        bool works = worker.works(it, now);
+        bool works = worker.multiplies(it, now);
         if (works)
             way.bring();
         if (next.top > begin && worker.works(it, next))
