@@ -152,7 +152,7 @@ class _Launches:
             "FEW": self.division.tokens if self.division.few else 0,
             "X": CODES if spec.activation_bits == 8 else KINDS[dtype], "OUT": KINDS[dtype], "BIAS": KINDS[bias],
             "ROW_WARPS": form.rows, "COLUMN_WARPS": form.columns, "STAGES": form.stages, "BLOCKS": form.blocks,
-            "WARPGROUP": int(form.warpgroup),
+            "WARPGROUP": int(form.warpgroup), "CLUSTER": form.cluster,
         }  # fmt: skip
         module = _module(tuple(constants.items()), op.device)
         self._convert = None if self.division.few else module.kernel("convert")

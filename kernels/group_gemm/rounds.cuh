@@ -54,6 +54,12 @@ struct Worker {
         return WARPGROUP ? column < round.count() : works(it, round);
     }
 
+    /* Whether it writes the sums of 8 tokens of its rows: blocks of a cluster, and their warps, have some each. */
+    __device__ __forceinline__ bool finishes(u32 tile) const
+    {
+        return CLUSTER == 1 || (tile % CLUSTER == blockIdx.x % CLUSTER && tile / CLUSTER % COLUMN_WARPS == column);
+    }
+
     /* Of that chunk. */
     __device__ __forceinline__ u32 unit(const Round &round) const { return round.top - 1 - column - round.start; }
 };

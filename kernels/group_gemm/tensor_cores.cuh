@@ -159,7 +159,7 @@ struct Way {
     }
 
     /* Write a slab's sums, which are 2^-24 of the factor too small. */
-    __device__ __forceinline__ void finish(const Arguments &it, u32 slab, const float *sums)
+    __device__ __forceinline__ void finish(const Arguments &it, const Worker &worker, u32 slab, const float *sums)
     {
 #pragma unroll
         for (int rows = 0; rows < 4; rows++) {
@@ -171,7 +171,7 @@ struct Way {
 #pragma unroll
             for (int i = 0; i < 2 * TILES; i++) {
                 u32 token = i / 2 * 8 + threadIdx.x % 4 * 2 + i % 2;
-                if (token >= it.tokens)
+                if (token >= it.tokens || !worker.finishes(i / 2))
                     continue;
                 float out = sums[(rows / 2 * TILES + i / 2) * 4 + rows % 2 * 2 + i % 2] * it.back[token] * 4096.0f * back;
                 write_number(it.out, (u64)token * it.rows + row, BIAS == 3 ? out : out + bias);

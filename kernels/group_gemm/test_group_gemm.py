@@ -234,11 +234,12 @@ def test_all_divisions_and_every_run_gives_the_same_bits(limit: int) -> None:
         x = torch.randn(limit, columns, device="cuda").bfloat16()
         op = kernel.GroupGemm(spec, device)
         prepared = op.prepare(made)
-        seen: dict[tuple[int, int, bool, bool], Divided] = {}
+        seen: dict[tuple[int, int, bool, int, bool], Divided] = {}
         for gpu in (op.gpu, replace(op.gpu, warpgroups=False)):
             for one in divisions(rows, columns, limit, prepared[3].shape[1], gpu):
                 form = one.form
-                seen.setdefault((form.rows, form.columns, form.warpgroup, one.whole), Divided(spec, device, one))
+                key = (form.rows, form.columns, form.warpgroup, form.cluster, one.whole)
+                seen.setdefault(key, Divided(spec, device, one))
         with ThreadPoolExecutor() as pool:  # a second each, one after another
             list(pool.map(lambda op, prepared=prepared: op.load(prepared, torch.bfloat16), seen.values()))
         assert len(seen) >= 2

@@ -34,7 +34,10 @@ def test_every_linear_of_the_models_fits(gpu: Gpu, room: int) -> None:
                 assert best.cycles == min(one.cycles for one in divisions(rows, columns, tokens, room, gpu))
                 assert (best.exchanged == 0) == (not best.cut)
                 if best.whole:
-                    assert not best.cut and best.blocks == best.tiles
+                    assert (
+                        not best.cut
+                        and best.blocks == best.tiles * best.form.cluster <= gpu.processors * best.form.blocks
+                    )
 
 
 def test_shares_are_even() -> None:
