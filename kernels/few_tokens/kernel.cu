@@ -9,7 +9,9 @@
    the slid weight where it is sparse), in the order of tiles, then columns. Every block takes an equal share of this
    order (Stream-K), so that all multiprocessors read equally many bytes. Each warp copies its 16 rows of a unit into its
    own ring in shared memory. Where a tile is cut, each block publishes its part of the sums, and the block with the last
-   part adds all parts in their order: results do not depend on who comes first.
+   part adds all parts in their order: results do not depend on who comes first. Of more than 16 tokens parts are large:
+   where the GPU has clusters, and a linear no more tiles than clusters find room for, the blocks of a cluster have a tile
+   among them and add up its parts in their shared memory.
 
    The kernels overlap (programmatic dependent launch): `product` fills its rings before it waits for the activations.
 
@@ -24,6 +26,7 @@
      ROW_GROUPS        warpgroups with rows of their own; the others take turns: GROUPS or 1
      STREAM            codes are copied unit by unit, as weights are (ROW_GROUPS is GROUPS); otherwise all that a block
                        needs are held
+     CLUSTER           blocks that have a tile among them (STREAM); 0: equal shares, see above
      FUSED             the most tokens of which `product` makes the codes; 0: `quantize` has made them
      X, BIAS           number kinds of activations (and outputs) and bias: 0 bfloat16, 1 float16, 2 float32; BIAS 3: none
      WARPGROUP         multiply by wgmma (compute capability 9.0 alone), otherwise by mma */
@@ -184,12 +187,12 @@ __device__ __forceinline__ void multiply_unit(Sum *sums, u32 weight, u32 codes)
 /* Of `whole` units, those before a share. 32 bits hold the product: kernel.py checks. */
 __device__ __forceinline__ u32 before(u32 whole, u32 share, u32 shares) { return whole * share / shares; }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) product(const __grid_constant__ Arguments it)
+extern "C" __global__ void IN_CLUSTERS __launch_bounds__(THREADS, 1) product(const __grid_constant__ Arguments it)
 {
     u32 thread = threadIdx.x, turn = thread / 128 / ROW_GROUPS, total = it.tiles * it.units;
     u32 ring = address(shared) + thread / 32 * WARP_UNIT; /* stages are STAGE apart */
-    Sum *gathered = (Sum *)(shared + RING);
-    u32 codes = address(shared) + RING + GATHERED + SCALES;
+    Sum *gathered = (Sum *)(shared + (CLUSTER ? 0 : RING)); /* a cluster's tile is the only one: the ring is free then */
+    u32 codes = address(shared) + RING + (CLUSTER ? 0 : GATHERED) + SCALES;
 #if BULK
     __shared__ u64 copied[MOST_UNITS];
     for (u32 i = thread; i < MOST_UNITS; i += THREADS)
@@ -217,9 +220,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(const __grid_co
 #if STREAM
     for (u32 stage = 0; stage < min(STAGES - 1, end - begin); stage++)
         copy_weight(it, tile + (first_unit + stage) / it.units, (first_unit + stage) % it.units, ring + stage * STAGE);
-    commit_copies();
     wait_for_previous();
-    for (u32 stage = 0; stage < STAGES - 1; stage++)
+    for (u32 stage = 0; stage < STAGES - 1; stage++) {
         if (ahead < end) {
             copy_codes(it, ahead_unit, codes + stage * CODES_UNIT);
             ahead++;
@@ -228,8 +230,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(const __grid_co
                 ahead_tile++;
             }
         }
-    commit_copies();
-    wait_copies<0>();
+        commit_copies(); /* the first one's with all weights */
+    }
 #else
 #pragma unroll
     for (u32 stage = 0; stage < STAGES - 1; stage++) {
@@ -260,10 +262,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(const __grid_co
 #endif
 #endif
 
-    u32 stage = 0, place = turn, unfinished = ~0u;
+    u32 stage = 0, place = turn;
+#if !CLUSTER
+    u32 unfinished = ~0u;
+#endif
     for (u32 at = begin; at < end; tile++) {
         u32 start = tile * it.units, until = min(end, start + it.units);
+#if !CLUSTER
         Parts parts(it, start);
+#endif
         Sum sums[4 * TILES];
 #pragma unroll
         for (int i = 0; i < 4 * TILES; i++)
@@ -289,15 +296,23 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(const __grid_co
             place += COLUMN_GROUPS;
             end_products(sums);
         }
+#if CLUSTER
+        deliver(it, tile, sums, gathered);
+#else
         deliver(it, tile, parts, sums, gathered);
         if (parts.count > 1 && parts.own == parts.count - 1)
             unfinished = tile;
+#endif
         at = until;
     }
 
+#if !CLUSTER
     /* Only now: the blocks before this one publish at their ends, and began no later than it. */
     if (unfinished != ~0u) {
         Parts parts(it, unfinished * it.units);
         finish_parts(it, unfinished, parts, gathered);
     }
+#elif CLUSTER > 1
+    wait_for_cluster(); /* until the others have read what this block gathered */
+#endif
 }

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..launch import aligned, stream_of
 from ..nvrtc import Launch, Module
 from ..slide_spec import SlideSpec, SlideWeight
-from .division import MOST_TOKENS, ROWS, Division, Unit, ceil_div, divisions
+from .division import MOST_TOKENS, ROWS, Division, Unit, ceil_div, clustered, divisions
 from .exchange import address, exchanges
 from .prepared import Order
 
@@ -147,12 +147,14 @@ class FewTokens:
 
     def division(self, tokens: int) -> Division:
         """How the product of so many tokens is divided. ValueError if the device has too little shared memory."""
-        padded = 8 * _tiles(tokens)
+        shape = (self.spec.rows, self.columns, 8 * _tiles(tokens), self.unit, self.gpu.processors)
         free = self.gpu.shared_bytes - STATIC_SHARED
-        for division in divisions(self.spec.rows, self.columns, padded, self.unit, self.gpu.processors):
-            if division.fits(free):
-                return division
-        raise ValueError(f"{self.spec}: {tokens} tokens take more than {free} bytes of shared memory")
+        equal = next((one for one in divisions(*shape) if one.fits(free)), None)
+        if equal is None:
+            raise ValueError(f"{self.spec}: {tokens} tokens take more than {free} bytes of shared memory")
+        if self.gpu.capability != WARPGROUPS:
+            return equal
+        return min((equal, *(one for one in clustered(*shape) if one.fits(free))), key=lambda one: one.cost)
 
     @property
     def room(self) -> int:
@@ -197,7 +199,7 @@ class FewTokens:
             "SPARSE": int(not self.dense), "LENGTH": 0 if self.dense else spec.length or 2, "UNIT": unit.columns,
             "FLOAT": int(spec.dtype != torch.int8), "TILES": division.padded // 8, "GROUPS": form.groups,
             "STAGES": form.stages, "ROW_GROUPS": form.row_groups, "STREAM": int(form.stream), "X": KINDS[dtype],
-            "FUSED": fused, "BIAS": KINDS[bias], "WARPGROUP": int(self.warpgroup),
+            "CLUSTER": form.cluster, "FUSED": fused, "BIAS": KINDS[bias], "WARPGROUP": int(self.warpgroup),
             **({"METADATA": 0} if self.dense else self.order.constants),
         }  # fmt: skip
 

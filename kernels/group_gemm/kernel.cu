@@ -51,12 +51,6 @@ __device__ __forceinline__ void show_to_wgmma()
 /* Of `whole` places, those before a share. 32 bits hold the product: division.py checks. */
 __device__ __forceinline__ u32 before(u32 whole, u32 share, u32 shares) { return whole * share / shares; }
 
-#if CLUSTER > 1
-#define IN_CLUSTERS __cluster_dims__(CLUSTER)
-#else
-#define IN_CLUSTERS
-#endif
-
 extern "C" __global__ void IN_CLUSTERS __launch_bounds__(THREADS, BLOCKS) product(const __grid_constant__ Arguments it)
 {
     const Worker worker;

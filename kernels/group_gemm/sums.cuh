@@ -43,20 +43,6 @@ __device__ __forceinline__ void gather(float *sums, Vector *gathered)
 /* Blocks of a cluster have the units of a tile among them. Every warp leaves its sums in its own block's shared memory; each
    block adds up its share of the tokens, those of all warps in their order. */
 
-__device__ __forceinline__ void leave_to_cluster() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
-
-__device__ __forceinline__ void wait_for_cluster() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
-
-__device__ __forceinline__ Vector load_from(u32 block, u32 at)
-{
-    Vector one;
-    asm volatile("{.reg .b32 there; mapa.shared::cluster.u32 there, %4, %5;"
-                 "ld.shared::cluster.v4.b32 {%0, %1, %2, %3}, [there];}"
-                 : "=r"(one.word[0]), "=r"(one.word[1]), "=r"(one.word[2]), "=r"(one.word[3]) : "r"(at), "r"(block)
-                 : "memory");
-    return one;
-}
-
 /* sums of the tokens that are this warp's, of all. All threads of the cluster; `free`: shared memory that nothing is
    copied to any more. The others may read it until they have come to the next barrier. */
 __device__ __forceinline__ void share(const Worker &worker, float *sums, Vector *free)
@@ -76,7 +62,7 @@ __device__ __forceinline__ void share(const Worker &worker, float *sums, Vector 
     for (int i = 0; i < VECTORS; i++) {
         if (!worker.finishes(i % TILES))
             continue;
-        Vector parts[COLUMN_WARPS * CLUSTER];
+        Four parts[COLUMN_WARPS * CLUSTER];
 #pragma unroll
         for (u32 part = 0; part < COLUMN_WARPS * CLUSTER; part++)
             parts[part] = load_from(part / COLUMN_WARPS, first + (part % COLUMN_WARPS * ROW_WARPS * VECTORS + i) * 512);
