@@ -59,3 +59,26 @@ template <int PENDING> __device__ __forceinline__ void wait_copies()
 {
     asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
+
+/* ---- clusters: blocks that read each other's shared memory */
+
+#if CLUSTER > 1
+#define IN_CLUSTERS __cluster_dims__(CLUSTER)
+
+__device__ __forceinline__ void leave_to_cluster() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
+
+__device__ __forceinline__ void wait_for_cluster() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
+
+/* 16 bytes of the shared memory of a block of this cluster, where this block has `at`. */
+__device__ __forceinline__ Four load_from(u32 block, u32 at)
+{
+    Four out;
+    asm volatile("{.reg .b32 there; mapa.shared::cluster.u32 there, %4, %5;"
+                 "ld.shared::cluster.v4.b32 {%0, %1, %2, %3}, [there];}"
+                 : "=r"(out.word[0]), "=r"(out.word[1]), "=r"(out.word[2]), "=r"(out.word[3]) : "r"(at), "r"(block)
+                 : "memory");
+    return out;
+}
+#else
+#define IN_CLUSTERS
+#endif

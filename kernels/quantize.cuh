@@ -43,17 +43,17 @@ __device__ __forceinline__ float warp_max(float value)
     return value;
 }
 
-/* The largest magnitude among the columns of a token that a thread reads, many at once. */
-__device__ __forceinline__ float absmax_of(const Arguments &it, u32 token)
+/* The largest magnitude among the columns of a token that a thread of COUNT reads, many at once. */
+template <u32 COUNT> __device__ __forceinline__ float absmax_of(const Arguments &it, u32 token)
 {
     const u32 AT_ONCE = 5;
     float absmax = 0;
-    for (u32 from = 8 * threadIdx.x; from < it.columns; from += AT_ONCE * 8 * QUANTIZERS) {
+    for (u32 from = 8 * threadIdx.x; from < it.columns; from += AT_ONCE * 8 * COUNT) {
         Eight eight[AT_ONCE] = {};
 #pragma unroll
         for (u32 i = 0; i < AT_ONCE; i++)
-            if (from + i * 8 * QUANTIZERS < it.columns)
-                eight[i] = read_eight(it, token, from + i * 8 * QUANTIZERS);
+            if (from + i * 8 * COUNT < it.columns)
+                eight[i] = read_eight(it, token, from + i * 8 * COUNT);
 #pragma unroll
         for (u32 i = 0; i < AT_ONCE; i++)
 #pragma unroll
@@ -107,11 +107,12 @@ __device__ __forceinline__ uint2 codes_of(const Eight &eight, float scale, float
     return make_uint2(word[0], word[1]);
 }
 
-/* Codes of columns [from, until) of a token, multiples of 8 or the end of the token: to[column - from]. */
+/* Codes of columns [from, until) of a token, multiples of 8 or the end of the token, by COUNT threads: to[column - from]. */
+template <u32 COUNT>
 __device__ __forceinline__ void put_codes(const Arguments &it, u32 token, float scale, u8 *to, u32 from, u32 until)
 {
     float inverse = __fdiv_rn(1.0f, scale);
-    for (u32 column = from + 8 * threadIdx.x; column < until; column += 8 * QUANTIZERS)
+    for (u32 column = from + 8 * threadIdx.x; column < until; column += 8 * COUNT)
         *(uint2 *)(to + (column - from)) = codes_of(read_eight(it, token, column), scale, inverse);
 }
 
@@ -149,7 +150,7 @@ extern "C" __global__ void __launch_bounds__(QUANTIZERS, 1) quantize(const __gri
     __shared__ float most[QUANTIZERS / 32];
     let_next_begin();
     wait_for_previous();
-    float absmax = absmax_of(it, token);
+    float absmax = absmax_of<QUANTIZERS>(it, token);
     if (thread % 32 == 0)
         most[thread / 32] = absmax;
     __syncthreads();
@@ -159,7 +160,7 @@ extern "C" __global__ void __launch_bounds__(QUANTIZERS, 1) quantize(const __gri
     float scale = scale_of(absmax);
     if (thread == 0 && blockIdx.y == 0)
         ((float *)it.scale)[token] = scale;
-    put_codes(it, token, scale, shared, from, until);
+    put_codes<QUANTIZERS>(it, token, scale, shared, from, until);
     __syncthreads();
     for (u32 piece = first * GROUP_PIECES + thread; piece < min(last * GROUP_PIECES, it.pieces); piece += QUANTIZERS)
         *(Four *)((u8 *)it.codes + place_of_codes(it, piece, token)) = lifted(shared, piece, from, until);

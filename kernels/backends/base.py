@@ -49,8 +49,6 @@ class Backend:
     """Whether it is only chosen when its name is asked for."""
     operations: ClassVar[tuple[str, ...]] = ()
     """The sources in kernels/ on which its times depend: folders or files."""
-    hidden: float = 0.0
-    """Microseconds of a call that do not show when calls follow each other, but do in a model."""
 
     def __init__(self, spec: Any, device: torch.device) -> None:
         self.spec, self.device, self.text = spec, device, spec.text

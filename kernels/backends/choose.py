@@ -198,17 +198,8 @@ def stock_first(ways: Sequence[Backend], host: Host) -> list[Backend]:
 def judge(spec: LinearSpec, ways: Sequence[Backend], table: Table, settings: Settings, host: Host) -> Judged | None:
     """The route by the rule, from the times of a table; None if they do not suffice."""
     facts = [Way(way.name, way.form, way.nbytes, way.most_tokens) for way in ways]
-    return best_route(facts, times_in_a_model(spec, ways, table), host.stock, room(facts, settings))
-
-
-def times_in_a_model(spec: LinearSpec, ways: Sequence[Backend], table: Table) -> dict[str, dict[int, float | None]]:
-    """By way and bucket: what was measured, and what that does not show."""
-    return {
-        way.name: {
-            bucket: None if taken is None else taken + way.hidden for bucket, taken in table.of_way(spec, way).items()
-        }
-        for way in ways
-    }
+    times = {way.name: table.of_way(spec, way) for way in ways}
+    return best_route(facts, times, host.stock, room(facts, settings))
 
 
 def room(ways: Sequence[Way], settings: Settings) -> int:

@@ -8,16 +8,12 @@ import torch
 from torch import Tensor
 
 from ..few_tokens.division import MOST_TOKENS
-from ..few_tokens.kernel import OVERLAPPING_SINCE, FewTokens, refusal
+from ..few_tokens.kernel import FewTokens, refusal
 from ..nvrtc import missing
 from ..slide_spec import SlideSpec, SlideWeight
 from .base import Dtypes, Prepared
 from .cuda import CudaBackend
 from .dense import DenseCodes
-
-HIDDEN = 2.0
-"""Launches overlap the one before them where that is one of ours. Between the linears of a model other kernels run, and
-decoding took 1.4 to 2.3 microseconds more for each linear than their times (H200, vLLM 0.24: BENCHMARKS.md)."""
 
 
 class _Few(CudaBackend):
@@ -30,7 +26,6 @@ class _Few(CudaBackend):
     def __init__(self, spec: SlideSpec, device: torch.device) -> None:
         super().__init__(spec, device)
         self._op = FewTokens(spec, self.device, dense=self.dense)
-        self.hidden = HIDDEN if torch.cuda.get_device_capability(self.device) >= OVERLAPPING_SINCE else 0.0
 
     @classmethod
     def refusal(cls, spec: SlideSpec, device: torch.device) -> str:

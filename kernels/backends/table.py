@@ -27,7 +27,7 @@ from ..spec import LinearSpec
 from .base import Backend
 from .rule import BUCKETS, Times
 
-SCHEMA = 2
+SCHEMA = 3
 SHIPPED = Path(__file__).with_name("tables")
 
 

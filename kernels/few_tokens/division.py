@@ -29,11 +29,13 @@ class Unit:
 class Form:
     """A form of the product. groups: warpgroups of a block; stages: units in the ring of a warp; stream: codes are
     copied unit by unit and every warpgroup has rows of its own, else a block holds codes and its warpgroups take
-    turns."""
+    turns. cluster: blocks that have a tile among them, as all clusters have one; 0: every block has an equal share of
+    all tiles."""
 
     groups: int
     stages: int
     stream: bool
+    cluster: int = 0
 
     @property
     def row_groups(self) -> int:
@@ -54,6 +56,19 @@ STREAMING = tuple(
     Form(groups, stages, stream=True) for groups, most in ((2, 6), (1, 4)) for stages in range(most, 1, -1)
 )
 """The best first; which fits depends on the tokens and the device. More stages than these win nothing (LOG.md)."""
+CLUSTERED = tuple(
+    Form(groups, stages, stream=True, cluster=cluster)
+    for cluster in range(1, 9)
+    for groups in (2, 1)
+    for stages in range(6, 1, -1)
+)
+CLUSTERED_SHARE = 15 / 16
+"""The share of the multiprocessors on which clusters find room: each lies in one part of the GPU."""
+LARGE_PARTS = 32
+"""Tokens from which parts that are published take so long that clusters are considered."""
+PART_COST, CLUSTER_COST = 2, 75_000
+"""Of a byte of a published part, and of the barriers of a cluster, in bytes that a block copies in that time. Guessed:
+160 KB of parts took 7 microseconds more than 40, when two were read at a time."""
 SHALLOW, FEW_UNITS = 3, 16
 """Stages that suffice where a block has no more units than so many; others had better stream their codes."""
 
@@ -87,6 +102,8 @@ class Division:
 
     @property
     def blocks(self) -> int:
+        if self.form.cluster:
+            return self.tiles * self.form.cluster
         return min(self.most_blocks, self.tiles * self.units)
 
     def begin(self, block: int) -> int:
@@ -121,8 +138,8 @@ class Division:
     @property
     def exchanged(self) -> int:
         """Sums that blocks have places for to exchange: of two parts each, of the tiles that begin before and within
-        the block; 0 if no tile is divided."""
-        return 2 * self.blocks * self.part if self.parts > 1 else 0
+        the block; 0 if no tile is divided, or among a cluster alone."""
+        return 2 * self.blocks * self.part if self.parts > 1 and not self.form.cluster else 0
 
     @property
     def shared_bytes(self) -> int:
@@ -130,10 +147,25 @@ class Division:
         form = self.form
         ring = form.groups * 4 * form.stages * self.unit.warp_bytes
         gathered = form.turns * self.padded * (form.tile_rows + 4) * 4
-        return ring + gathered + self.held * self.unit.columns * self.padded
+        copied = ring + self.held * self.unit.columns * self.padded
+        return max(copied, gathered) if form.cluster else copied + gathered
 
     def fits(self, shared_bytes: int) -> bool:
+        if self.form.cluster > self.units or (
+            self.form.cluster and self.blocks > self.most_blocks * (CLUSTERED_SHARE if self.form.cluster > 1 else 1)
+        ):
+            return False
         return self.shared_bytes <= shared_bytes and (self.form.stream or self.held <= MOST_UNITS)
+
+    @property
+    def cost(self) -> int:
+        """An estimate of what a block takes beside what all take, in bytes that it copies."""
+        form, codes = self.form, self.unit.columns * self.padded
+        copied = self.share * 4 * form.row_groups * self.unit.warp_bytes
+        copied += (self.share if form.stream else self.held) * codes
+        if form.cluster:
+            return copied + (CLUSTER_COST + 4 * self.part if form.cluster > 1 else 0)
+        return copied + (self.parts * 4 * self.part * PART_COST if self.parts > 1 else 0)
 
 
 def most_exchanged(blocks: int, tokens: int = MOST_TOKENS) -> int:
@@ -142,8 +174,14 @@ def most_exchanged(blocks: int, tokens: int = MOST_TOKENS) -> int:
 
 
 def divisions(rows: int, columns: int, padded: int, unit: Unit, blocks: int) -> Iterator[Division]:
-    """Ways to divide the product, the best first."""
+    """Ways to divide the product among equal blocks, the best first."""
     for form in (*HOLDING, *STREAMING):
         division = Division(rows, columns, padded, unit, blocks, form)
         if form.stream or form.stages > SHALLOW or division.share <= FEW_UNITS:
             yield division
+
+
+def clustered(rows: int, columns: int, padded: int, unit: Unit, blocks: int) -> Iterator[Division]:
+    """Ways to divide it among clusters, those with the deepest rings first; none where parts are small."""
+    if padded >= LARGE_PARTS:
+        yield from (Division(rows, columns, padded, unit, blocks, form) for form in CLUSTERED)

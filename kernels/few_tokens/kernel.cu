@@ -1,14 +1,17 @@
 /* Products of few tokens with 8-bit weights, sparse (2:4 windows) or dense: quantize (and lift), multiply, scale.
 
-   Two kernels. `quantize` makes the codes of the activations, lifted, in the order in which `product` multiplies them.
-   `product` reads every weight once, as fragments of the tensor cores' sparse (or dense) operand; of some patterns the
-   metadata is stored in fewer bits than the tensor cores take (metadata.cuh).
+   Two kernels. `quantize` makes the codes of the activations, lifted, in the order in which `product` multiplies them; of
+   very few tokens every block of `product` makes what it needs by itself, while its rings fill. `product` reads every
+   weight once, as fragments of the tensor cores' sparse (or dense) operand; of some patterns the metadata is stored in
+   fewer bits than the tensor cores take (metadata.cuh).
 
    The weight is divided into tiles of 64 rows for each warpgroup that has rows of its own, and units of UNIT columns (of
    the slid weight where it is sparse), in the order of tiles, then columns. Every block takes an equal share of this
    order (Stream-K), so that all multiprocessors read equally many bytes. Each warp copies its 16 rows of a unit into its
    own ring in shared memory. Where a tile is cut, each block publishes its part of the sums, and the block with the last
-   part adds all parts in their order: results do not depend on who comes first.
+   part adds all parts in their order: results do not depend on who comes first. Of more than 16 tokens parts are large:
+   where the GPU has clusters, and a linear no more tiles than clusters find room for, the blocks of a cluster have a tile
+   among them and add up its parts in their shared memory.
 
    The kernels overlap (programmatic dependent launch): `product` fills its rings before it waits for the activations.
 
@@ -23,6 +26,8 @@
      ROW_GROUPS        warpgroups with rows of their own; the others take turns: GROUPS or 1
      STREAM            codes are copied unit by unit, as weights are (ROW_GROUPS is GROUPS); otherwise all that a block
                        needs are held
+     CLUSTER           blocks that have a tile among them (STREAM); 0: equal shares, see above
+     FUSED             the most tokens of which `product` makes the codes; 0: `quantize` has made them
      X, BIAS           number kinds of activations (and outputs) and bias: 0 bfloat16, 1 float16, 2 float32; BIAS 3: none
      WARPGROUP         multiply by wgmma (compute capability 9.0 alone), otherwise by mma */
 
@@ -41,7 +46,7 @@
 #define WARP_UNIT (PIECES * 512 + HALF_PIECE * 256)
 #define STAGE (GROUPS * 4 * WARP_UNIT)
 #define RING (STAGES * STAGE)
-#define BULK (WARPGROUP && !STREAM) /* the copy engine copies the codes */
+#define BULK (WARPGROUP && !STREAM && !FUSED) /* the copy engine copies the codes */
 #define MOST_UNITS 128              /* of codes that a block holds */
 
 /* ---- copies */
@@ -109,6 +114,46 @@ __device__ __forceinline__ void show_to_wgmma()
 #endif
 }
 
+#if FUSED
+/* All threads: scales of the tokens, and codes of the units that a block holds from `first_unit` on, around the end of a
+   tile. plain: codes of some columns of x in their order, it.room bytes for a token. */
+__device__ __forceinline__ void make_codes(const Arguments &it, u32 first_unit, u32 held, u8 *codes, float *scales,
+                                           u8 *plain)
+{
+    const u32 UNIT_PIECES = UNIT / 16;
+    u32 thread = threadIdx.x;
+    __shared__ float most[FUSED][THREADS / 32];
+    for (u32 token = 0; token < it.tokens; token++) {
+        float absmax = absmax_of<THREADS>(it, token);
+        if (thread % 32 == 0)
+            most[token][thread / 32] = absmax;
+    }
+    __syncthreads();
+    for (u32 done = 0, unit = first_unit, count; done < held; done += count, unit = 0) {
+        count = min(held - done, it.units - unit);
+        u32 first = unit * UNIT_PIECES, pieces = count * UNIT_PIECES;
+        u32 from = first / GROUP_PIECES * GROUP_COLUMNS;
+        u32 until = min((first + pieces + GROUP_PIECES - 1) / GROUP_PIECES * GROUP_COLUMNS, it.columns);
+        for (u32 token = 0; token < it.tokens; token++) {
+            float absmax = 0;
+#pragma unroll
+            for (int i = 0; i < THREADS / 32; i++)
+                absmax = fmaxf(absmax, most[token][i]);
+            float scale = scale_of(absmax);
+            if (thread == 0)
+                scales[token] = scale;
+            put_codes<THREADS>(it, token, scale, plain + token * it.room, from, until);
+        }
+        __syncthreads();
+        for (u32 token = 0; token < it.tokens; token++)
+            for (u32 piece = thread; piece < pieces; piece += THREADS)
+                *(Four *)(codes + ((done * UNIT_PIECES + piece) * TOKENS + token) * 16) =
+                    lifted(plain + token * it.room, first + piece, from, until);
+        __syncthreads();
+    }
+}
+#endif
+
 /* ---- the product */
 
 /* sums [16 rows, TOKENS] += a warp's rows of a unit * its codes. */
@@ -142,12 +187,12 @@ __device__ __forceinline__ void multiply_unit(Sum *sums, u32 weight, u32 codes)
 /* Of `whole` units, those before a share. 32 bits hold the product: kernel.py checks. */
 __device__ __forceinline__ u32 before(u32 whole, u32 share, u32 shares) { return whole * share / shares; }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) product(const __grid_constant__ Arguments it)
+extern "C" __global__ void IN_CLUSTERS __launch_bounds__(THREADS, 1) product(const __grid_constant__ Arguments it)
 {
     u32 thread = threadIdx.x, turn = thread / 128 / ROW_GROUPS, total = it.tiles * it.units;
     u32 ring = address(shared) + thread / 32 * WARP_UNIT; /* stages are STAGE apart */
-    Sum *gathered = (Sum *)(shared + RING);
-    u32 codes = address(shared) + RING + GATHERED;
+    Sum *gathered = (Sum *)(shared + (CLUSTER ? 0 : RING)); /* a cluster's tile is the only one: the ring is free then */
+    u32 codes = address(shared) + RING + (CLUSTER ? 0 : GATHERED) + SCALES;
 #if BULK
     __shared__ u64 copied[MOST_UNITS];
     for (u32 i = thread; i < MOST_UNITS; i += THREADS)
@@ -175,9 +220,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(const __grid_co
 #if STREAM
     for (u32 stage = 0; stage < min(STAGES - 1, end - begin); stage++)
         copy_weight(it, tile + (first_unit + stage) / it.units, (first_unit + stage) % it.units, ring + stage * STAGE);
-    commit_copies();
     wait_for_previous();
-    for (u32 stage = 0; stage < STAGES - 1; stage++)
+    for (u32 stage = 0; stage < STAGES - 1; stage++) {
         if (ahead < end) {
             copy_codes(it, ahead_unit, codes + stage * CODES_UNIT);
             ahead++;
@@ -186,8 +230,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(const __grid_co
                 ahead_tile++;
             }
         }
-    commit_copies();
-    wait_copies<0>();
+        commit_copies(); /* the first one's with all weights */
+    }
 #else
 #pragma unroll
     for (u32 stage = 0; stage < STAGES - 1; stage++) {
@@ -198,7 +242,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(const __grid_co
     wait_for_previous();
     /* The codes of all units of the share, from its first on, around the end of a tile. */
     u32 held = min(end - begin, it.units);
-#if BULK
+#if FUSED
+    u8 *made = (u8 *)gathered + GATHERED + SCALES;
+    make_codes(it, first_unit, held, made, (float *)((u8 *)gathered + GATHERED), made + held * CODES_UNIT);
+    show_to_wgmma();
+    __syncthreads();
+#elif BULK
     for (u32 i = thread; i < held; i += THREADS) {
         u32 unit = first_unit + i < it.units ? first_unit + i : first_unit + i - it.units;
         copy_codes_bulk(it, unit, codes + i * CODES_UNIT, address(copied + i));
@@ -213,10 +262,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(const __grid_co
 #endif
 #endif
 
-    u32 stage = 0, place = turn, unfinished = ~0u;
+    u32 stage = 0, place = turn;
+#if !CLUSTER
+    u32 unfinished = ~0u;
+#endif
     for (u32 at = begin; at < end; tile++) {
         u32 start = tile * it.units, until = min(end, start + it.units);
+#if !CLUSTER
         Parts parts(it, start);
+#endif
         Sum sums[4 * TILES];
 #pragma unroll
         for (int i = 0; i < 4 * TILES; i++)
@@ -242,15 +296,23 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(const __grid_co
             place += COLUMN_GROUPS;
             end_products(sums);
         }
+#if CLUSTER
+        deliver(it, tile, sums, gathered);
+#else
         deliver(it, tile, parts, sums, gathered);
         if (parts.count > 1 && parts.own == parts.count - 1)
             unfinished = tile;
+#endif
         at = until;
     }
 
+#if !CLUSTER
     /* Only now: the blocks before this one publish at their ends, and began no later than it. */
     if (unfinished != ~0u) {
         Parts parts(it, unfinished * it.units);
-        finish_parts(it, unfinished, parts);
+        finish_parts(it, unfinished, parts, gathered);
     }
+#elif CLUSTER > 1
+    wait_for_cluster(); /* until the others have read what this block gathered */
+#endif
 }

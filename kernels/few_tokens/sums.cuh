@@ -5,6 +5,12 @@
 #define GATHERED (COLUMN_GROUPS * TOKENS * SUM_STRIDE * 4)
 #define PART (it.tokens * TILE_ROWS) /* sums of a part: [tokens][TILE_ROWS] */
 #define ROW_QUADS (TILE_ROWS / 4)
+#define SCALES (FUSED ? TOKENS * 4 : 0) /* of tokens, behind what is gathered */
+
+__device__ __forceinline__ float scale_of_token(const Arguments &it, const Sum *gathered, u32 token)
+{
+    return FUSED ? ((const float *)((const u8 *)gathered + GATHERED))[token] : it.scale[token];
+}
 
 /* The parts of the tile whose first unit is at a place of the order, one for each block that has units of it, and which
    of them is this block's. */
@@ -77,7 +83,7 @@ __device__ __forceinline__ void publish(Sum *to, Quad quad)
 template <int QUADS>
 __device__ __forceinline__ void collect(const Arguments &it, Quad *out, const Parts &parts, u32 first, u32 end)
 {
-    const u32 AT_ONCE = QUADS == 4 ? 2 : 4; /* parts that are read together */
+    const u32 AT_ONCE = 4; /* parts that are read together: all, as a rule */
 #pragma unroll
     for (int i = 0; i < QUADS; i++)
         out[i] = Quad{{0, 0, 0, 0}};
@@ -152,9 +158,9 @@ __device__ __forceinline__ void finish(const Arguments &it, const Rows &rows, fl
         write(it, token, row + i, out[i]);
 }
 
-/* The sums of a block go through shared memory, where those of warpgroups that took turns are added up: from there
+/* The sums of a block go to shared memory, where those of warpgroups that took turns are added up: from there
    neighbouring threads write neighbouring rows. */
-__device__ __forceinline__ void deliver(const Arguments &it, u32 tile, Parts parts, const Sum *sums, Sum *gathered)
+__device__ __forceinline__ void gather(const Sum *sums, Sum *gathered)
 {
     u32 lane = threadIdx.x % 32, group = threadIdx.x / 128;
     Sum *own = gathered + group / ROW_GROUPS * TOKENS * SUM_STRIDE + group % ROW_GROUPS * ROWS +
@@ -162,6 +168,54 @@ __device__ __forceinline__ void deliver(const Arguments &it, u32 tile, Parts par
 #pragma unroll
     for (int i = 0; i < 4 * TILES; i++)
         own[(i / 4 * 8 + lane % 4 * 2 + i % 2) * SUM_STRIDE + i / 2 % 2 * 8] = sums[i];
+}
+
+#if CLUSTER
+/* Write a tile that the blocks of this cluster have among them. gathered: where nothing is copied to any more; the others
+   read it, and each writes its share of the tokens. */
+__device__ __forceinline__ void deliver(const Arguments &it, u32 tile, const Sum *sums, Sum *gathered)
+{
+    const u32 EACH = (TOKENS * ROW_QUADS + THREADS * CLUSTER - 1) / (THREADS * CLUSTER);
+    __syncthreads(); /* all that lay there has been multiplied */
+    gather(sums, gathered);
+    u32 quad_row = threadIdx.x % ROW_QUADS * 4, row = tile * TILE_ROWS + quad_row;
+    Rows rows(it, row);
+#if CLUSTER > 1
+    leave_to_cluster();
+    wait_for_cluster();
+#else
+    __syncthreads();
+#endif
+#pragma unroll
+    for (u32 n = 0; n < EACH; n++) {
+        u32 i = (n * CLUSTER + blockIdx.x % CLUSTER) * THREADS + threadIdx.x, token = i / ROW_QUADS;
+        if (i >= it.tokens * ROW_QUADS)
+            continue;
+        u32 at = address(gathered + token * SUM_STRIDE + quad_row);
+        Four parts[CLUSTER];
+#pragma unroll
+        for (u32 part = 0; part < CLUSTER; part++)
+#if CLUSTER > 1
+            parts[part] = load_from(part, at);
+#else
+            parts[part] = load(at);
+#endif
+        Quad quad = {{0, 0, 0, 0}};
+#pragma unroll
+        for (u32 part = 0; part < CLUSTER; part++)
+#pragma unroll
+            for (int k = 0; k < 4; k++)
+                quad.sum[k] += as_sum(parts[part].word[k]);
+        finish(it, rows, it.scale[token], token, row, quad);
+    }
+#if CLUSTER > 1
+    leave_to_cluster(); /* what this block read */
+#endif
+}
+#else
+__device__ __forceinline__ void deliver(const Arguments &it, u32 tile, Parts parts, const Sum *sums, Sum *gathered)
+{
+    gather(sums, gathered);
     __syncthreads();
     u32 quad_row = threadIdx.x % ROW_QUADS * 4, row = tile * TILE_ROWS + quad_row;
     Rows rows(it, row);
@@ -176,14 +230,14 @@ __device__ __forceinline__ void deliver(const Arguments &it, u32 tile, Parts par
                 quad.sum[k] += more.sum[k];
         }
         if (parts.count == 1)
-            finish(it, rows, it.scale[token], token, row, quad);
+            finish(it, rows, scale_of_token(it, gathered, token), token, row, quad);
         else
             publish(parts.place(it, parts.own) + i * 4, quad);
     }
     __syncthreads();
 }
 
-__device__ __forceinline__ void finish_parts(const Arguments &it, u32 tile, Parts parts)
+__device__ __forceinline__ void finish_parts(const Arguments &it, u32 tile, Parts parts, const Sum *gathered)
 {
     const int EACH = TOKENS * ROW_QUADS / THREADS, QUADS = EACH < 2 ? 1 : EACH < 4 ? 2 : 4;
     u32 row = tile * TILE_ROWS + threadIdx.x % ROW_QUADS * 4, end = it.tokens * ROW_QUADS;
@@ -193,7 +247,7 @@ __device__ __forceinline__ void finish_parts(const Arguments &it, u32 tile, Part
         Quad quads[QUADS];
 #pragma unroll
         for (int i = 0; i < QUADS; i++)
-            scales[i] = first + i * THREADS < end ? it.scale[(first + i * THREADS) / ROW_QUADS] : 0.0f;
+            scales[i] = first + i * THREADS < end ? scale_of_token(it, gathered, (first + i * THREADS) / ROW_QUADS) : 0.0f;
         collect<QUADS>(it, quads, parts, first, end);
 #pragma unroll
         for (int i = 0; i < QUADS; i++)
@@ -201,3 +255,4 @@ __device__ __forceinline__ void finish_parts(const Arguments &it, u32 tile, Part
                 finish(it, rows, scales[i], (first + i * THREADS) / ROW_QUADS, row, quads[i]);
     }
 }
+#endif

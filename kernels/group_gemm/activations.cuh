@@ -6,12 +6,17 @@
    they are. back [tokens]: what makes sums of the activations as they were given.
 
    Of one tile of tokens, warps read them through L1 and never wait for one another. For more, all warps copy those of a
-   round to a stage of shared memory, [COLUMN_WARPS][TOKENS][PITCH bytes], along with their chunks. */
+   round to a stage of shared memory, [COLUMN_WARPS][TOKENS][PITCH bytes], along with their chunks.
+
+   For WARPGROUP they lie as wgmma reads them, [units][256 / 8][TOKENS][8]: what an mma multiplies, 4 columns of each of
+   4 pieces, is two times 8, the first two of the columns of each piece, then the others. Shared memory has the same,
+   [COLUMN_WARPS][UNIT_BYTES]; tokens that do not exist are whatever was there. */
 
 #define PITCH (UNIT * 2 + 16)      /* every lane of a warp loads from banks of its own */
 #define COPIED (!FEW && TILES > 1) /* to shared memory */
 #define ITEMS ((COLUMN_WARPS * TOKENS + WARPS - 1) / WARPS)
-#define ROUND_BYTES (COPIED ? COLUMN_WARPS * TOKENS * PITCH : 0)
+#define UNIT_BYTES (TOKENS * (WARPGROUP ? UNIT * 2 : PITCH))
+#define ROUND_BYTES (COPIED ? COLUMN_WARPS * UNIT_BYTES : 0)
 #define CONVERTERS 512 /* threads of a block */
 
 struct alignas(X == 3 ? 8 : 16) Raw { u32 word[X == 2 ? 8 : X == 3 ? 2 : 4]; };
@@ -71,6 +76,21 @@ __device__ __forceinline__ float number_of(const Raw &raw, int i)
 }
 
 #if !FEW
+/* Eight activations of a token that follow one another, as float16. */
+__device__ __forceinline__ void write_halves(const Arguments &it, u32 token, u32 column, const Four &four)
+{
+    if (!WARPGROUP) {
+        *(Four *)(it.halves + ((u64)token * it.units * UNIT + column) * 2) = four;
+        return;
+    }
+#pragma unroll
+    for (u32 i = 0; i < 4; i++) {
+        u32 two = (column + 2 * i) / 2, place = two % (PIECE / 2), piece = two / (PIECE / 2); /* pairs of columns */
+        u32 eight = (piece / 4 * (PIECE / 4) + place / 2) * 2 + place % 2;
+        *(u32 *)(it.halves + ((eight * TOKENS + token) * 4 + piece % 4) * 4) = four.word[i];
+    }
+}
+
 /* Grid: tokens x shares of the columns. Every block of a token finds its largest, and writes its share. */
 extern "C" __global__ void __launch_bounds__(CONVERTERS) convert(const __grid_constant__ Arguments it)
 {
@@ -101,7 +121,7 @@ extern "C" __global__ void __launch_bounds__(CONVERTERS) convert(const __grid_co
 #pragma unroll
         for (int i = 0; i < 4; i++)
             four.word[i] = halves(number_of(raw, 2 * i) * multiply, number_of(raw, 2 * i + 1) * multiply);
-        *(Four *)(it.halves + ((u64)token * it.units * UNIT + column) * 2) = four;
+        write_halves(it, token, column, four);
     }
 }
 #endif

@@ -30,6 +30,10 @@ WAIT_CYCLES, WAIT_TILE_CYCLES, WAIT_ROW_CYCLES, SHALLOW_CYCLES = 2850, 110, 110,
 activations that it copies, and for a ring of two chunks."""
 CHUNK_CYCLES, ROW_CYCLES = 550, 85
 """Of a chunk on a scheduler that other warps keep busy, and for a row of activations."""
+WARPGROUP_TILE_CYCLES = 128
+"""Of a chunk, by wgmma: of tensor cores, for 8 of its tokens. Counted, not fitted."""
+CLUSTER_CYCLES, CLUSTER_WORDS = 1500, 8
+"""Of the parts of a cluster: two barriers and the first word; words that come in a cycle. Guessed, not fitted."""
 FEW_WAIT_CYCLES, FEW_CYCLES, FEW_TOKEN_CYCLES = 2070, 230, 485
 """Of few tokens: a round of one warp alone; a chunk on a scheduler that other warps keep busy, and for every token."""
 
@@ -53,22 +57,27 @@ FEW_TOKENS = Costs(launch=1290, block=560, tile=0, part=310, words=1.6)
 
 @dataclass(frozen=True)
 class Gpu:
-    """What the division must know of a GPU. Bytes of shared memory: of a block, at most, and of a multiprocessor."""
+    """What the division must know of a GPU. Bytes of shared memory: of a block, at most, and of a multiprocessor.
+    warpgroups: whether it has wgmma."""
 
     processors: int
     block_bytes: int
     processor_bytes: int
+    warpgroups: bool = False
 
 
 @dataclass(frozen=True)
 class Form:
     """rows, columns: warps of a block with slabs of their own, and with units of their own. stages: chunks in the ring
-    of a warp. blocks: of a multiprocessor."""
+    of a warp. blocks: of a multiprocessor. warpgroup: four warps of rows multiply together, by wgmma. cluster: blocks
+    that have a tile among them and add up its parts in their shared memory; 1: parts are published."""
 
     rows: int
     columns: int
     stages: int
     blocks: int
+    warpgroup: bool = False
+    cluster: int = 1
 
     @property
     def warps(self) -> int:
@@ -87,13 +96,22 @@ SHAPES = {
     8: ((8, 1, 1), (4, 1, 2), (4, 2, 1)),
 }
 """By the tokens / 8: warps of rows and columns, and the most blocks of a multiprocessor that registers suffice for."""
+WARPGROUP_SHAPES = {
+    4: ((8, 1, 1), (4, 2, 1), (4, 1, 3), (12, 1, 1)),
+    8: ((8, 1, 1), (4, 2, 1), (4, 1, 2)),
+}
+"""The same of products by wgmma. Of fewer tokens, decoding takes the time."""
+CLUSTERS = (2, 3, 4, 6, 8)
+"""Blocks of a cluster, of products by wgmma."""
+CLUSTERED = 15 / 16
+"""The share of the multiprocessors on which clusters find room: each lies in one part of the GPU."""
 STAGES = (3, 2)
 
 
 @dataclass(frozen=True)
 class Division:
     """rows, columns: of the weight. tokens: one of LIMITS. room: bytes of a chunk, at most. whole: every tile has a
-    block of its own. ValueError if the order has too many places for 32 bits."""
+    block, or a cluster, of its own. ValueError if the order has too many places for 32 bits."""
 
     rows: int
     columns: int
@@ -132,18 +150,22 @@ class Division:
 
     @property
     def blocks(self) -> int:
-        return self.tiles if self.whole else min(self.places, self.gpu.processors * self.form.blocks)
+        return (
+            self.tiles * self.form.cluster if self.whole else min(self.places, self.gpu.processors * self.form.blocks)
+        )
 
     @property
     def shared_bytes(self) -> int:
         """Shared memory of a block."""
         form, tokens = self.form, 8 * self.token_tiles
-        gathered = (form.columns - 1) * self.part * 4
+        gathered = 0 if form.cluster > 1 else (form.columns - 1) * self.part * 4
         if self.few:
             own = OWN_BYTES + self.tokens * TOKEN_BYTES
             return form.warps * (form.stages * self.room + own) + UNALIGNED_BYTES + gathered
-        copied = form.columns * tokens * PITCH if self.token_tiles > 1 else 0
-        return form.stages * (form.warps * self.room + copied) + gathered
+        pitch = 2 * UNIT if form.warpgroup else PITCH
+        copied = form.columns * tokens * pitch if self.token_tiles > 1 else 0
+        rings = form.stages * (form.warps * self.room + copied)
+        return max(rings, form.columns * self.part * 4) if form.cluster > 1 else rings + gathered
 
     @property
     def part(self) -> int:
@@ -152,12 +174,14 @@ class Division:
 
     @property
     def cut(self) -> bool:
-        """Whether blocks exchange parts of tiles."""
-        return any(self.places * block // self.blocks % self.units for block in range(1, self.blocks))
+        """Whether blocks publish parts of tiles."""
+        return self.form.cluster == 1 and any(
+            self.places * block // self.blocks % self.units for block in range(1, self.blocks)
+        )
 
     @property
     def exchanged(self) -> int:
-        """Words that blocks exchange, at most."""
+        """Words that blocks publish, at most."""
         return self.blocks * self.part if self.cut else 0
 
     @property
@@ -167,7 +191,8 @@ class Division:
             taken <= self.gpu.block_bytes
             and taken * self.form.blocks <= self.gpu.processor_bytes
             and self.exchanged <= most_exchanged(self.gpu.processors)
-            and self.blocks <= self.gpu.processors * self.form.blocks
+            and self.blocks <= self.gpu.processors * self.form.blocks * (CLUSTERED if self.form.cluster > 1 else 1)
+            and self.form.cluster <= self.units
         )
 
     @cached_property
@@ -203,8 +228,11 @@ class Division:
             return FEW_WAIT_CYCLES, FEW_CYCLES + self.tokens * FEW_TOKEN_CYCLES
         shallow = SHALLOW_CYCLES if self.form.stages == min(STAGES) else 0
         copied = ceil_div(self.tokens * self.form.columns, self.form.warps) if self.token_tiles > 1 else 0
-        wait = WAIT_CYCLES + self.token_tiles * WAIT_TILE_CYCLES + copied * WAIT_ROW_CYCLES + shallow
-        return wait, CHUNK_CYCLES + copied * ROW_CYCLES
+        wait = WAIT_CYCLES + copied * WAIT_ROW_CYCLES + shallow
+        if self.form.warpgroup:
+            cores = self.token_tiles * WARPGROUP_TILE_CYCLES
+            return wait + cores, max(CHUNK_CYCLES, cores) + copied * ROW_CYCLES
+        return wait + self.token_tiles * WAIT_TILE_CYCLES, CHUNK_CYCLES + copied * ROW_CYCLES
 
     @cached_property
     def cycles(self) -> int:
@@ -215,18 +243,22 @@ class Division:
         rounds = self.rounds * hypot(wait, resident * self.form.warps / 4 * busy)
         parts = ceil_div(self.blocks, self.tiles)
         exchange = parts * (costs.part + self.part / costs.words) if self.cut else 0
+        if self.form.cluster > 1:
+            exchange = CLUSTER_CYCLES + self.form.columns * self.part / CLUSTER_WORDS
         return int(costs.launch + resident * costs.block + self.most_tiles * costs.tile + rounds + exchange)
 
 
 def divisions(rows: int, columns: int, tokens: int, room: int, gpu: Gpu) -> Iterator[Division]:
     """Those that fit the GPU."""
     tiles = ceil_div(tokens, 8)
-    for row_warps, column_warps, most in SHAPES[tiles]:
+    warpgroup = gpu.warpgroups and tiles in WARPGROUP_SHAPES
+    for row_warps, column_warps, most in (WARPGROUP_SHAPES if warpgroup else SHAPES)[tiles]:
         for blocks, stages, whole in product(range(most, 0, -1), STAGES, (True, False)):
-            form = Form(row_warps, column_warps, stages, blocks)
-            division = Division(rows, columns, tokens, room, gpu, form, whole)
-            if division.fits:
-                yield division
+            for cluster in (1, *CLUSTERS) if warpgroup and whole else (1,):
+                form = Form(row_warps, column_warps, stages, blocks, warpgroup, cluster)
+                division = Division(rows, columns, tokens, room, gpu, form, whole)
+                if division.fits:
+                    yield division
 
 
 def divide(rows: int, columns: int, tokens: int, room: int, gpu: Gpu) -> Division | None:

@@ -217,7 +217,7 @@ struct Way {
     }
 
     /* Write a slab's sums. */
-    __device__ __forceinline__ void finish(const Arguments &it, u32 slab, const float *sums)
+    __device__ __forceinline__ void finish(const Arguments &it, const Worker &worker, u32 slab, const float *sums)
     {
         u32 row = slab * SLAB + threadIdx.x % 32;
         if (row >= it.rows)

@@ -1,14 +1,17 @@
 /* Products of at most 64 tokens with weights quantized by groups, of which only some exist.
 
    Tensor cores multiply float16: a lane decodes the pieces of groups that exist to fragments of the operand (zeros for
-   the others), so a weight is read once and lies nowhere dense. Sums are float32. One or two tokens leave tensor cores
-   idle while half of the lanes decode nothing: there, lanes multiply pieces themselves (few.cuh).
+   the others), so a weight is read once and lies nowhere dense. Sums are float32. Of more than 16 tokens, where the GPU
+   has wgmma, whole warpgroups multiply: activations are read once for 64 rows, and decoding goes on meanwhile. One or two
+   tokens leave tensor cores idle while half of the lanes decode nothing: there, lanes multiply pieces themselves
+   (few.cuh).
 
    The weight is divided into tiles of ROW_WARPS slabs of 32 rows, and units of 256 columns, in the order of tiles, then
    columns. Every block takes an equal share of this order (Stream-K), from its end to its beginning, COLUMN_WARPS units
    in a round. Each warp copies its chunks (a slab of a unit) into a ring of its own in shared memory. Where a tile is
    cut, the block with its last units adds up all parts: the other blocks begin with theirs and have published it by
-   then. Results do not depend on who comes first.
+   then. Or the blocks of a cluster have a tile among them, and add up parts from each other's shared memory. Results do
+   not depend on who comes first.
 
    Launches overlap (programmatic dependent launch): rings are filled before activations are waited for, which a launch
    before (convert) makes float16 for tensor cores.
@@ -20,25 +23,35 @@
      TILES             tokens / 8: 1, 2, 4 or 8
      X                 activations: 0 bfloat16, 1 float16, 2 float32, 3 INT8 codes with a scale per token
      OUT, BIAS         number kinds of the output and the bias, as of X; BIAS 3: none
+     WARPGROUP         multiply by wgmma (compute capability 9.0 alone)
      ROW_WARPS, COLUMN_WARPS
+     CLUSTER           blocks of a cluster, which have a tile among them; 1: parts are published
      STAGES            chunks in the ring of a warp
      BLOCKS            of a multiprocessor, at least */
 
 #include "common.cuh"
 #include "activations.cuh"
 #include "weights.cuh"
-#include "sums.cuh"
 #include "rounds.cuh"
+#include "sums.cuh"
 #if FEW
 #include "few.cuh"
 #else
 #include "tensor_cores.cuh"
 #endif
 
+/* What threads wrote to shared memory is seen by wgmma after the next barrier. */
+__device__ __forceinline__ void show_to_wgmma()
+{
+#if WARPGROUP
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+
 /* Of `whole` places, those before a share. 32 bits hold the product: division.py checks. */
 __device__ __forceinline__ u32 before(u32 whole, u32 share, u32 shares) { return whole * share / shares; }
 
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) product(const __grid_constant__ Arguments it)
+extern "C" __global__ void IN_CLUSTERS __launch_bounds__(THREADS, BLOCKS) product(const __grid_constant__ Arguments it)
 {
     const Worker worker;
     u32 total = it.tiles * it.units;
@@ -74,10 +87,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) product(const __gr
 #pragma unroll
             for (int i = 0; i < SUMS; i++)
                 sums[i] = 0;
-            if (worker.exists(it, now.tile))
+            if (WARPGROUP || worker.exists(it, now.tile))
                 way.begin(it, worker.slab(now.tile));
         }
         wait_copies<STAGES - 2>();
+        show_to_wgmma();
         if (COPIED)
             __syncthreads();
         else
@@ -89,7 +103,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) product(const __gr
         commit_copies();
         Round next = now;
         next.advance(it, begin);
-        bool works = worker.works(it, now);
+        bool works = worker.multiplies(it, now);
         if (works)
             way.bring();
         if (next.top > begin && worker.works(it, next))
@@ -97,6 +111,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) product(const __gr
         if (works)
             way.multiply(sums, ring + stage * it.room, stage, worker.unit(now));
         fresh = next.top <= begin || next.tile != now.tile;
+#if CLUSTER > 1
+        if (fresh) {
+            wait_copies<0>();
+            __syncthreads();
+            share(worker, sums, (Vector *)shared);
+            if (worker.exists(it, now.tile))
+                way.finish(it, worker, worker.slab(now.tile), sums);
+        }
+#else
         if (fresh) {
             if (COLUMN_WARPS > 1)
                 gather(sums, gathered);
@@ -106,13 +129,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) product(const __gr
                 else {
                     if (begin > now.start)
                         collect(it, sums, ((now.start + 1) * gridDim.x - 1) / total);
-                    way.finish(it, worker.slab(now.tile), sums);
+                    way.finish(it, worker, worker.slab(now.tile), sums);
                 }
             }
         }
+#endif
         now = next;
         stage = stage == STAGES - 1 ? 0 : stage + 1;
     }
+#if CLUSTER > 1
+    wait_for_cluster();
+#endif
 }
 
 /* out [rows, columns] = the weight. */

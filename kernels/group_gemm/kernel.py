@@ -27,6 +27,8 @@ from .prepared import UNIT, Layout, Prepared
 
 SOURCE = Path(__file__).with_name("kernel.cu")
 OVERLAPPING_SINCE = (9, 0)
+WARPGROUPS = (9, 0)
+"""The compute capability that has wgmma."""
 KINDS = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2, None: 3}
 CODES = 3
 """X of kernel.cu for INT8 codes."""
@@ -61,6 +63,7 @@ class GroupGemm:
             properties.multi_processor_count,
             properties.shared_memory_per_block_optin,  # type: ignore[attr-defined]
             properties.shared_memory_per_multiprocessor,
+            torch.cuda.get_device_capability(self.device) == WARPGROUPS,
         )
 
     @cached_property
@@ -149,6 +152,7 @@ class _Launches:
             "FEW": self.division.tokens if self.division.few else 0,
             "X": CODES if spec.activation_bits == 8 else KINDS[dtype], "OUT": KINDS[dtype], "BIAS": KINDS[bias],
             "ROW_WARPS": form.rows, "COLUMN_WARPS": form.columns, "STAGES": form.stages, "BLOCKS": form.blocks,
+            "WARPGROUP": int(form.warpgroup), "CLUSTER": form.cluster,
         }  # fmt: skip
         module = _module(tuple(constants.items()), op.device)
         self._convert = None if self.division.few else module.kernel("convert")
@@ -192,7 +196,8 @@ class _Launches:
             exchange = exchanges(op.device).of(stream, self._exchanged)
             argument.sums = address(exchange)
         if self._convert is not None:
-            halves = torch.empty(tokens * division.units * UNIT, dtype=torch.float16, device=x.device)
+            rows = 8 * division.token_tiles if division.form.warpgroup else tokens
+            halves = torch.empty(rows * division.units * UNIT, dtype=torch.float16, device=x.device)
             back = torch.empty(tokens, dtype=torch.float32, device=x.device)
             argument.halves, argument.back = halves.data_ptr(), back.data_ptr()
             convert = converts.get(tokens)
@@ -216,7 +221,7 @@ class _Launches:
 
 @cache
 def _module(constants: tuple[tuple[str, int], ...], device: torch.device) -> Module:
-    return Module(SOURCE, dict(constants), device)
+    return Module(SOURCE, dict(constants), device, specific=bool(dict(constants)["WARPGROUP"]))
 
 
 def _on(weight: Weight, device: torch.device) -> Weight:

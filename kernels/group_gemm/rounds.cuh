@@ -48,12 +48,47 @@ struct Worker {
         return column < round.count() && exists(it, round.tile);
     }
 
+    /* Whether it multiplies: a warpgroup does so as a whole. */
+    __device__ __forceinline__ bool multiplies(const Arguments &it, const Round &round) const
+    {
+        return WARPGROUP ? column < round.count() : works(it, round);
+    }
+
+    /* Whether it writes the sums of 8 tokens of its rows: blocks of a cluster, and their warps, have some each. */
+    __device__ __forceinline__ bool finishes(u32 tile) const
+    {
+        return CLUSTER == 1 || (tile % CLUSTER == blockIdx.x % CLUSTER && tile / CLUSTER % COLUMN_WARPS == column);
+    }
+
     /* Of that chunk. */
     __device__ __forceinline__ u32 unit(const Round &round) const { return round.top - 1 - column - round.start; }
 };
 
-/* Activations of a round: rows of a unit, one by a warp at a time. The first round's are written at once, others copied
-   as its chunks are. */
+/* 16 bytes of activations to a stage. The first round's are written at once, others copied as its chunks are. */
+template <bool FIRST> __device__ __forceinline__ void bring(u8 *to, const u8 *from)
+{
+    if (FIRST)
+        *(Four *)to = *(const Four *)from;
+    else
+        copy(address(to), from);
+}
+
+#if WARPGROUP
+/* Activations of a round: units as they lie. */
+template <bool FIRST> __device__ __forceinline__ void bring_activations(const Arguments &it, const Round &round, u8 *to)
+{
+#pragma unroll
+    for (u32 column = 0; column < COLUMN_WARPS; column++) {
+        if (column >= round.count())
+            continue;
+        u32 unit = round.top - 1 - column - round.start;
+#pragma unroll
+        for (u32 at = threadIdx.x * 16; at < UNIT_BYTES; at += THREADS * 16)
+            bring<FIRST>(to + column * UNIT_BYTES + at, it.halves + (u64)unit * UNIT_BYTES + at);
+    }
+}
+#else
+/* Activations of a round: rows of a unit, one by a warp at a time. */
 template <bool FIRST> __device__ __forceinline__ void bring_activations(const Arguments &it, const Round &round, u8 *to)
 {
 #pragma unroll
@@ -62,14 +97,11 @@ template <bool FIRST> __device__ __forceinline__ void bring_activations(const Ar
         if (token >= it.tokens || column >= round.count())
             continue;
         u32 lane = threadIdx.x % 32, unit = round.top - 1 - column - round.start;
-        const u8 *from = it.halves + ((token * it.units + unit) * 32 + lane) * 16;
-        u8 *target = to + (column * TOKENS + token) * PITCH + lane * 16;
-        if (FIRST)
-            *(Four *)target = *(const Four *)from;
-        else
-            copy(address(target), from);
+        bring<FIRST>(to + (column * TOKENS + token) * PITCH + lane * 16,
+                     it.halves + ((token * it.units + unit) * 32 + lane) * 16);
     }
 }
+#endif
 
 /* The copies of a warp's chunks to its ring, some rounds ahead. */
 struct Copies {

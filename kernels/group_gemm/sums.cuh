@@ -39,6 +39,46 @@ __device__ __forceinline__ void gather(float *sums, Vector *gathered)
             }
 }
 
+#if CLUSTER > 1
+/* Blocks of a cluster have the units of a tile among them. Every warp leaves its sums in its own block's shared memory; each
+   block adds up its share of the tokens, those of all warps in their order. */
+
+/* sums of the tokens that are this warp's, of all. All threads of the cluster; `free`: shared memory that nothing is
+   copied to any more. The others may read it until they have come to the next barrier. */
+__device__ __forceinline__ void share(const Worker &worker, float *sums, Vector *free)
+{
+    u32 lane = threadIdx.x % 32, first = address(free + worker.row * VECTORS * 32 + lane);
+#pragma unroll
+    for (int i = 0; i < VECTORS; i++) {
+        Vector mine;
+#pragma unroll
+        for (int j = 0; j < WIDTH; j++)
+            mine.word[j] = __float_as_uint(sums[i * WIDTH + j]);
+        free[(threadIdx.x / 32 * VECTORS + i) * 32 + lane] = mine;
+    }
+    leave_to_cluster();
+    wait_for_cluster();
+#pragma unroll
+    for (int i = 0; i < VECTORS; i++) {
+        if (!worker.finishes(i % TILES))
+            continue;
+        Four parts[COLUMN_WARPS * CLUSTER];
+#pragma unroll
+        for (u32 part = 0; part < COLUMN_WARPS * CLUSTER; part++)
+            parts[part] = load_from(part / COLUMN_WARPS, first + (part % COLUMN_WARPS * ROW_WARPS * VECTORS + i) * 512);
+#pragma unroll
+        for (int j = 0; j < WIDTH; j++)
+            sums[i * WIDTH + j] = 0;
+#pragma unroll
+        for (u32 part = 0; part < COLUMN_WARPS * CLUSTER; part++)
+#pragma unroll
+            for (int j = 0; j < WIDTH; j++)
+                sums[i * WIDTH + j] += __uint_as_float(parts[part].word[j]);
+    }
+    leave_to_cluster();
+}
+#endif
+
 /* To other blocks, and from them. */
 __device__ __forceinline__ void store_vector(u32 *to, const Vector &one)
 {

@@ -64,6 +64,9 @@ __device__ __forceinline__ void decode(Cursor cursor, u32 mask, float factor, u3
     scaled(word, load_group(cursor.groups + (SHARE ? (count - 1) >> SHARE : count - 1) * 4, bits), factor, a);
 }
 
+#if WARPGROUP
+#include "warpgroups.cuh"
+#else
 __device__ __forceinline__ void multiply_tile(float *sums, const u32 *rows, const u32 *rows8, const u32 *x)
 {
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
@@ -88,7 +91,7 @@ template <int BYTES> __device__ __forceinline__ void load_activations(const u8 *
 }
 
 /* sums [2 times 16 rows][TILES][4] += a chunk * its activations. x: of this lane's token (g) and columns (q). */
-__device__ __forceinline__ void multiply_chunk(float *sums, u32 chunk, const float *factor, const u8 *x)
+__device__ __forceinline__ void multiply_chunk(float *sums, u32 chunk, u32, const float *factor, const u8 *x)
 {
     Cursor cursor;
     load<4>(chunk, &cursor.groups);
@@ -118,13 +121,19 @@ __device__ __forceinline__ void multiply_chunk(float *sums, u32 chunk, const flo
         }
     }
 }
+#endif
 
 struct Way {
     const u8 *own; /* activations of this lane's token and columns; of one tile of tokens only those that exist are read */
     float factor[4];
+    u32 exists; /* all bits, or none: whether the slab of a warp that takes part for its warpgroup's sake exists */
 
     __device__ __forceinline__ Way(const Arguments &it, const Worker &worker, u8 *activations)
     {
+#if WARPGROUP
+        own = activations + worker.column * UNIT_BYTES;
+        return;
+#endif
         u32 lane = threadIdx.x % 32, token = COPIED ? lane / 4 : min(lane / 4, it.tokens - 1);
         own = COPIED ? activations + (worker.column * TOKENS + token) * PITCH : it.halves + token * it.units * UNIT * 2;
         own += lane % 4 * (2 * PIECE);
@@ -133,9 +142,10 @@ struct Way {
     /* Begin a slab. */
     __device__ __forceinline__ void begin(const Arguments &it, u32 slab)
     {
+        exists = slab * SLAB < it.rows ? ALL : 0;
 #pragma unroll
         for (int i = 0; i < 4; i++)
-            factor[i] = it.factor[slab * SLAB + i * 8 + threadIdx.x % 32 / 4];
+            factor[i] = exists ? it.factor[slab * SLAB + i * 8 + threadIdx.x % 32 / 4] : 0.0f;
     }
 
     /* Know which unit comes next. */
@@ -145,11 +155,11 @@ struct Way {
     /* sums += a chunk * the activations of its unit, which are in the same stage. */
     __device__ __forceinline__ void multiply(float *sums, u32 chunk, u32 stage, u32 unit)
     {
-        multiply_chunk(sums, chunk, factor, own + (COPIED ? stage * ROUND_BYTES : unit * UNIT * 2));
+        multiply_chunk(sums, chunk, exists, factor, own + (COPIED ? stage * ROUND_BYTES : unit * UNIT * 2));
     }
 
     /* Write a slab's sums, which are 2^-24 of the factor too small. */
-    __device__ __forceinline__ void finish(const Arguments &it, u32 slab, const float *sums)
+    __device__ __forceinline__ void finish(const Arguments &it, const Worker &worker, u32 slab, const float *sums)
     {
 #pragma unroll
         for (int rows = 0; rows < 4; rows++) {
@@ -161,7 +171,7 @@ struct Way {
 #pragma unroll
             for (int i = 0; i < 2 * TILES; i++) {
                 u32 token = i / 2 * 8 + threadIdx.x % 4 * 2 + i % 2;
-                if (token >= it.tokens)
+                if (token >= it.tokens || !worker.finishes(i / 2))
                     continue;
                 float out = sums[(rows / 2 * TILES + i / 2) * 4 + rows % 2 * 2 + i % 2] * it.back[token] * 4096.0f * back;
                 write_number(it.out, (u64)token * it.rows + row, BIAS == 3 ? out : out + bias);

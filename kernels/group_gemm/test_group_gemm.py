@@ -234,9 +234,13 @@ def test_all_divisions_and_every_run_gives_the_same_bits(limit: int) -> None:
         x = torch.randn(limit, columns, device="cuda").bfloat16()
         op = kernel.GroupGemm(spec, device)
         prepared = op.prepare(made)
-        seen: dict[tuple[int, int, bool], Divided] = {}
-        for one in divisions(rows, columns, limit, prepared[3].shape[1], op.gpu):
-            seen.setdefault((one.form.rows, one.form.columns, one.whole), Divided(spec, device, one))
+        seen: dict[tuple[int, int, bool, bool, bool], Divided] = {}
+        for gpu in (op.gpu, replace(op.gpu, warpgroups=False)):
+            for one in divisions(rows, columns, limit, prepared[3].shape[1], gpu):
+                form = one.form
+                key = (form.rows, form.columns, form.warpgroup, form.cluster > 1, one.whole)
+                if key not in seen or form.cluster > seen[key].one.form.cluster:
+                    seen[key] = Divided(spec, device, one)
         with ThreadPoolExecutor() as pool:  # a second each, one after another
             list(pool.map(lambda op, prepared=prepared: op.load(prepared, torch.bfloat16), seen.values()))
         assert len(seen) >= 2

@@ -18,7 +18,7 @@ import torch
 from ..errors import InputError
 from ..kernels.backends import choose as choosing
 from ..kernels.backends.base import Backend
-from ..kernels.backends.choose import TORCH, Host, Settings, candidates, judge, stock_first, times_in_a_model
+from ..kernels.backends.choose import TORCH, Host, Settings, candidates, judge, stock_first
 from ..kernels.backends.measure import Wanted, fill, missing
 from ..kernels.backends.rule import BUCKETS, Way, baseline
 from ..kernels.backends.table import Key, Table, key_of, table_of
@@ -121,7 +121,7 @@ def _distinct(todo: dict[SlideSpec, list[Wanted]]) -> int:
 
 
 def _tuned(spec: SlideSpec, names: list[str], ways: list[Backend], table: Table, host: Host) -> Tuned:
-    times = times_in_a_model(spec, ways, table)
+    times = {way.name: table.of_way(spec, way) for way in ways}
     stock = baseline([Way(way.name, way.form, way.nbytes, way.most_tokens) for way in ways], times, host.stock)
     found = judge(spec, ways, table, Settings(), host)
     if found is None:

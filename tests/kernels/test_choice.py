@@ -158,18 +158,6 @@ def test_a_kernel_for_few_tokens_takes_part(monkeypatch: pytest.MonkeyPatch, tmp
             choose(SPEC, CUDA, "few_dense", SERVER)
 
 
-def test_what_calls_that_follow_each_other_hide_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The table keeps what was measured."""
-    times = by_name(cusparselt=2, dense=1, int_mm=2, stock=0.6, few_dense=0.5)
-    for hidden, route in ((0.05, "few_dense:64,stock"), (0.2, "stock")):
-        with monkeypatch.context() as patch, fake_gpu(patch, tmp_path, times, FewDense) as clock:
-            patch.setattr(FewDense, "hidden", hidden)
-            choice = choose(SPEC, CUDA, "auto", SERVER)
-            assert choice.backend.name == route
-            assert bool(clock.asked) == (hidden == 0.05)
-            assert ("1.09x at 1," in choice.why) == (hidden == 0.05)
-
-
 def test_memory_for_one_more_packed_weight_is_enough_for_any_sparse_form() -> None:
     """3584 x 3584 at 2:6, on an H200: fragments have less metadata, at 2:12 they are padded."""
     dense = Way("dense", "dense", 3584 * 3584)

@@ -6,16 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from slideconvert.kernels import nvrtc
 from slideconvert.kernels.few_tokens.division import (
+    CLUSTERED,
     HOLDING,
     MOST_UNITS,
     STREAMING,
     Division,
     Form,
+    clustered,
     divisions,
     most_exchanged,
 )
@@ -32,12 +34,13 @@ H200, ADA = 232448 - 4096, 101376 - 4096
     rows=st.integers(1, 5000),
     columns=st.integers(1, 20000),
     blocks=st.integers(1, 200),
-    form=st.sampled_from([*HOLDING, *STREAMING]),
+    form=st.sampled_from([*HOLDING, *STREAMING, *CLUSTERED]),
 )
 @settings(max_examples=200, deadline=None)
 def test_every_unit_has_one_block_and_every_part_a_place(rows: int, columns: int, blocks: int, form: Form) -> None:
     division = Division(rows, columns, 16, UNITS["2:4"], blocks, form)
     total = division.tiles * division.units
+    assume(form.cluster <= division.units)
     assert division.begin(0) == 0 and division.begin(division.blocks) == total
     assert (division.tiles - 1) * form.tile_rows < rows <= division.tiles * form.tile_rows
     owners: dict[int, list[int]] = {}
@@ -54,6 +57,10 @@ def test_every_unit_has_one_block_and_every_part_a_place(rows: int, columns: int
         assert found == list(range(first, first + len(found)))
         assert len(found) <= division.parts
     assert max(len(found) for found in owners.values()) == division.parts
+    if form.cluster:  # a tile of its own for each
+        clusters = [list(range(first, first + form.cluster)) for first in range(0, division.blocks, form.cluster)]
+        assert list(owners.values()) == clusters and division.exchanged == 0
+        return
     # as Parts::place of sums.cuh
     cut = [found for found in owners.values() if len(found) > 1]
     places = [found[0] + (part or division.blocks) for found in cut for part in range(len(found))]
@@ -71,6 +78,28 @@ def test_a_form_fits_for_every_number_of_tokens(free: int, unit: str) -> None:
             assert fitting[0].shared_bytes <= free
             assert fitting[0].form.stream or fitting[0].held <= MOST_UNITS
             assert fitting[0].form.stages > 3 or fitting[0].form.stream or rows * columns < 2**25
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "padded", "cluster"),
+    [
+        (3584, 5376, 64, 4),
+        (4608, 5376, 64, 3),
+        (37888, 5376, 64, 0),
+        (3584, 28416, 64, 4),
+        (16384, 3072, 64, 1),
+        (64, 64, 64, 0),
+    ],
+)
+def test_linears_of_few_rows_are_divided_among_clusters(rows: int, columns: int, padded: int, cluster: int) -> None:
+    """Of many tokens, as long as clusters find room and have enough units; never of few."""
+    shape = (rows, columns, padded, UNITS["2:8"], 132)
+    equal = next(one for one in divisions(*shape) if one.fits(H200))
+    fitting = [one for one in clustered(*shape) if one.fits(H200)]
+    assert min((equal, *fitting), key=lambda one: one.cost).form.cluster == cluster
+    for one in fitting:
+        assert one.shared_bytes <= H200 and one.blocks <= 132 and one.form.cluster <= one.units and one.exchanged == 0
+    assert not list(clustered(rows, columns, 16, UNITS["2:8"], 132))
 
 
 def test_weights_with_more_places_than_32_bits_hold_are_refused() -> None:
@@ -94,5 +123,5 @@ def test_every_generation_compiles(target: str, tmp_path: Path, monkeypatch: pyt
         op = FewTokens(spec, torch.device("cuda", 0), dense=dense)
         assert op.warpgroup == (target == "sm_90a")
         for tokens, dtype, bias in ((8, torch.bfloat16, None), (64, torch.float32, torch.float32)):
-            constants = op.constants(dtype, bias, op.division(tokens))
+            constants = op.constants(dtype, bias, op.division(tokens), op.fused(dtype) if tokens == 8 else 0)
             assert nvrtc.machine_code(SOURCE, constants, target)[:4] == b"\x7fELF"

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(bool(nvrtc.missing()), reason="NVRTC is not inst
 
 KIND = {
     "PIECE": 16, "BITS": 4, "SHARE": 0, "FEW": 0, "TILES": 1, "X": 0, "OUT": 0, "BIAS": 3, "ROW_WARPS": 8,
-    "COLUMN_WARPS": 1, "STAGES": 3, "BLOCKS": 2,
+    "COLUMN_WARPS": 1, "STAGES": 3, "BLOCKS": 2, "WARPGROUP": 0, "CLUSTER": 1,
 }  # fmt: skip
 
 
@@ -32,6 +32,14 @@ def test_every_generation(target: str) -> None:
     for few, bits, share, activations in ((1, 4, 0, 0), (2, 4, 2, 3), (2, 8, 1, 2)):
         kind = {**KIND, "FEW": few, "BITS": bits, "SHARE": share, "X": activations, "BIAS": 2}
         assert nvrtc.machine_code(SOURCE, kind, target)[:4] == b"\x7fELF"
+
+
+def test_products_of_warpgroups() -> None:
+    for piece, bits, share, tiles, activations in ((4, 4, 0, 4, 0), (16, 4, 2, 8, 2), (8, 8, 0, 8, 3)):
+        kind = {**KIND, "PIECE": piece, "BITS": bits, "SHARE": share, "TILES": tiles, "X": activations, "BIAS": 1}
+        for cluster in (1, 3):
+            code = nvrtc.machine_code(SOURCE, {**kind, "BLOCKS": 1, "WARPGROUP": 1, "CLUSTER": cluster}, "sm_90a")
+            assert code[:4] == b"\x7fELF"
 
 
 def test_machine_code_is_kept(tmp_path: Path) -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from slideconvert.kernels.bench_common import MODELS
 from slideconvert.kernels.few_tokens.division import most_exchanged
 from slideconvert.kernels.group_gemm.division import LIMITS, Gpu, divide, divisions
 
-H200 = Gpu(132, 232448, 233472)
+H200 = Gpu(132, 232448, 233472, True)
+WITHOUT_WGMMA = replace(H200, warpgroups=False)
 SMALL = Gpu(20, 101376, 102400)
 """Of compute capability 8.6, 8.9 and 12.0: 99 KB of a block."""
 
 
-@pytest.mark.parametrize("gpu", [H200, SMALL])
+@pytest.mark.parametrize("gpu", [H200, WITHOUT_WGMMA, SMALL])
 @pytest.mark.parametrize("room", [2048, 3840, 6400, 16896])
 def test_every_linear_of_the_models_fits(gpu: Gpu, room: int) -> None:
     for model in ("Qwen2.5-7B", "Llama-3.2-1B"):
@@ -23,11 +26,18 @@ def test_every_linear_of_the_models_fits(gpu: Gpu, room: int) -> None:
                 if best is None:
                     assert gpu == SMALL and tokens >= 32
                     continue
+                assert (
+                    best.form.warpgroup == (gpu == H200 and tokens >= 32)
+                    and best.form.rows % 4**best.form.warpgroup == 0
+                )
                 assert best.fits and best.exchanged <= most_exchanged(gpu.processors)
                 assert best.cycles == min(one.cycles for one in divisions(rows, columns, tokens, room, gpu))
                 assert (best.exchanged == 0) == (not best.cut)
                 if best.whole:
-                    assert not best.cut and best.blocks == best.tiles
+                    assert (
+                        not best.cut
+                        and best.blocks == best.tiles * best.form.cluster <= gpu.processors * best.form.blocks
+                    )
 
 
 def test_shares_are_even() -> None:
@@ -53,8 +63,8 @@ def test_shares_are_even() -> None:
     ],
 )
 def test_the_fastest_measured_forms_are_chosen(model: str, linear: str, tokens: int, form: str) -> None:
-    """On an H200, other numbers of warps of rows and columns took 2 to 14 % longer at least."""
-    best = divide(*MODELS[model][linear], tokens, 3840, H200)
+    """On an H200, other numbers of warps of rows and columns took 2 to 14 % longer at least, all without wgmma."""
+    best = divide(*MODELS[model][linear], tokens, 3840, WITHOUT_WGMMA)
     assert best is not None and f"{best.form.rows}x{best.form.columns}" == form
 
 

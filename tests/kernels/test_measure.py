@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from slideconvert.kernels import nvrtc
+from slideconvert.kernels.backends import measure
 from slideconvert.kernels.backends.group_gemm import GroupGemmBackend
 from slideconvert.kernels.backends.measure import GraphClock
 from slideconvert.kernels.group_spec import GroupSpec
@@ -59,6 +60,31 @@ def test_a_way_that_fails_has_no_time_and_says_so_once(
     assert [clock(way, tokens) for tokens in (1, 1, 2)] == [None] * 3
     [line] = [record.getMessage() for record in caplog.records]
     assert line == f"64x96 int8 2:8: few_dense cannot run 1 tokens and has no part in them: {said}"
+
+
+def test_few_tokens_are_measured_behind_a_kernel_that_writes_their_activations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own time is measured once for a number of tokens, and taken off; noise leaves no time of 0."""
+    replayed: list[tuple[bool, bool]] = []
+    way, given = FewDense(SPEC, CUDA), torch.ones(4, 96)
+    ran: list[torch.Tensor] = []
+    monkeypatch.setattr(FewDense, "run", lambda self, x, prepared, bias: ran.append(x.clone()))
+
+    def fake(work: Any, weights: Any, warm: float) -> float:
+        calls = len(ran)
+        given.fill_(7)
+        work(())
+        replayed.append((len(ran) > calls, bool((given != 7).all())))
+        return 5.0 if replayed[-1][0] else cost
+
+    monkeypatch.setattr(measure, "_replayed", fake)
+    clock = GraphClock(SPEC, CUDA)
+    cost = 2.0
+    assert clock._behind_a_writer(way, given, 0.0) == 3.0
+    assert replayed == [(True, True), (False, True)] and (ran[0] == -1).all()
+    given.fill_(1)
+    assert clock._behind_a_writer(way, given, 0.0) == 3.0 and replayed[2:] == [(True, True)]
+    cost = 6.0
+    assert clock._behind_a_writer(way, torch.ones(2, 96), 0.0) > 0
 
 
 def test_defects_are_not_taken_for_slowness(clock: GraphClock, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ KEY = Key("Some GPU", "9.0", "vllm", "2.11.0+cu130", "3.6.0", "0.8.0", "0.24.0")
 LINEAR = "64x96 int8 2:8"
 
 GOLDEN = """{
- "schema": 2,
+ "schema": 3,
  "key": {"gpu": "Some GPU", "capability": "9.0", "host": "vllm", \
 "torch": "2.11.0+cu130", "triton": "3.6.0", "cusparselt": "0.8.0", "vllm": "0.24.0"},
  "times": {
@@ -86,7 +86,7 @@ DAMAGE: dict[str, Any] = {
     "empty": "",
     "no JSON": "\x00\xff",
     "a list": "[]",
-    "another schema": GOLDEN.replace('"schema": 2', '"schema": 1'),
+    "another schema": GOLDEN.replace('"schema": 3', '"schema": 1'),
     "another GPU": GOLDEN.replace("Some GPU", "Another GPU"),
     "a negative time": GOLDEN.replace("4.25", "-4.25"),
     "no number": GOLDEN.replace("4.25", '"fast"'),
