@@ -17,7 +17,7 @@
      LENGTH, UNIT, METADATA, TABLE_0 … TABLE_3, FLOAT, X, BIAS    as in few_tokens/kernel.cu
      TILES             tokens of a tile / 8: 8, 16, 24 or 32
      WARPGROUPS        of 64 rows, of a block: 2 or 3
-     SHARERS, SPLITS   blocks of a cluster: 1, 2 or 4 of one kind, 1 of the other
+     CLUSTER, SPLITS   blocks of a cluster, 1, 2 or 4; SPLITS of the columns of a tile: as many, or 1
      STAGES, UNITS     pieces of codes and units of weight in their rings
      BAND              tiles of tokens that are done before the next rows */
 
@@ -190,7 +190,7 @@ __device__ __forceinline__ void consume(const Arguments &it, const Rings &rings,
     }
 }
 
-extern "C" __global__ void __launch_bounds__(CONSUMERS + 128, 1) __cluster_dims__(CLUSTER, 1, 1)
+extern "C" __global__ void __launch_bounds__(CONSUMERS + 128, 1) IN_CLUSTERS
     product(const __grid_constant__ Arguments it)
 {
     Rings rings;

@@ -1,6 +1,6 @@
 /* The rings in shared memory through which copies reach the consumers, and their barriers. */
 
-#define CLUSTER (SHARERS * SPLITS)
+#define SHARERS (CLUSTER / SPLITS)
 #define WARP_UNIT (STEPS * 512 + METADATA * 32)
 #define SLAB_UNIT (4 * WARP_UNIT) /* bytes of 64 rows of a unit */
 #define UNIT_PIECES (UNIT / 128)  /* pieces of codes that a unit is multiplied with */
@@ -57,8 +57,8 @@ struct Rings {
 __device__ __forceinline__ void meet_cluster()
 {
 #if CLUSTER > 1
-    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+    leave_to_cluster();
+    wait_for_cluster();
 #else
     __syncthreads();
 #endif

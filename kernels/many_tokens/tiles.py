@@ -67,7 +67,7 @@ class Wgmma:
             warps = 4 * self.warpgroups * (units * unit.warp_bytes + WARP_OUTPUTS)
             taken = stages * PIECE_COLUMNS * self.tokens + warps + self.barriers + self.alignment
             if taken <= shared_bytes:
-                sizes = {"WARPGROUPS": self.warpgroups, "SHARERS": self.sharers, "SPLITS": self.splits}
+                sizes = {"WARPGROUPS": self.warpgroups, "CLUSTER": self.cluster, "SPLITS": self.splits}
                 rings = {"STAGES": stages, "UNITS": units}
                 return Fitted(taken, {"TILES": self.tokens // 8, "BAND": BAND, **sizes, **rings})
         return None
