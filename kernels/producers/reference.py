@@ -6,7 +6,7 @@ activation, its product with the other input, the normalized value before and af
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 import torch
@@ -30,14 +30,13 @@ class Producer:
 
     element: str
     eps: float | None = None
+    text: str = field(init=False, compare=False, repr=False)
+    """What `parse` reads. A field: torch.compile would take the number in it for a variable."""
 
     def __post_init__(self) -> None:
         if self.element not in ELEMENTS or (self.element == SUM and self.eps is None):
             raise ValueError(f"no producer of {self.element!r} with eps {self.eps} (elements: {', '.join(ELEMENTS)})")
-
-    @property
-    def text(self) -> str:
-        return self.element if self.eps is None else f"{self.element} {self.eps!r}"
+        object.__setattr__(self, "text", self.element if self.eps is None else f"{self.element} {self.eps!r}")
 
     @classmethod
     def parse(cls, text: str) -> Self:
