@@ -39,6 +39,13 @@ def fused(model: Any) -> list[int]:
     return [sum(isinstance(module, kind) for module in model.modules()) for kind in (FusedLayer, FusedMLP, FusedNorm)]
 
 
+def first_layer(model: Any) -> tuple[Any, Tensor, dict[str, Any]]:
+    """The first layer of a model, an input, and what else it takes."""
+    x = torch.randn(2, 5, model.config.hidden_size, generator=torch.Generator().manual_seed(0)).to(model.dtype)
+    angles = model.model.rotary_emb(x, torch.arange(5)[None])
+    return model.model.layers[0], x, {"position_embeddings": angles, "attention_mask": None}
+
+
 @pytest.fixture
 def log(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Iterator[list[str]]:
     """What the log says of fusion, in a process that has said nothing yet."""
@@ -209,10 +216,12 @@ def test_hooks_hear_what_they_hear_in_the_unfused_model(tmp_path: Path) -> None:
     for place in ("self_attn", "self_attn.k_proj", "post_attention_layernorm", "mlp", "mlp.up_proj", "mlp.act_fn"):
         model = load(out)
         told: list[Any] = []
-        model.model.layers[1].get_submodule(place).register_forward_hook(
-            lambda _, __, given, told=told: told.append(given)
-        )
-        assert torch.equal(logits(model), wanted) and len(told) == 1, place
+
+        def hear(_: Any, given: tuple[Any, ...], words: dict[str, Any], told: list[Any] = told) -> None:
+            told += given or [words["hidden_states"]]
+
+        model.model.layers[1].get_submodule(place).register_forward_pre_hook(hear, with_kwargs=True)
+        assert torch.equal(logits(model), wanted) and [type(one) for one in told] == [Tensor], place
 
 
 class Wrapped(nn.Module):
@@ -237,15 +246,19 @@ def test_linears_that_are_wrapped_after_loading_get_tensors(tmp_path: Path, plac
     assert torch.equal(*found)
 
 
-def test_norms_of_another_dtype(tmp_path: Path) -> None:
-    """Whose products with the activations are of the wider dtype."""
+@pytest.mark.parametrize(
+    "norms", [["mlp.ffn_sub_norm"], ["self_attn.attn_sub_norm"], ["input_layernorm"], ["post_attention_layernorm"]]
+)
+def test_norms_of_another_dtype(tmp_path: Path, norms: list[str]) -> None:
+    """Their products with the activations are float32, and so is all that follows."""
     out, found = made(tmp_path, "bitnet"), []
     for fuse in (True, False):
-        model = load(out, fuse=fuse)
-        for name in ("mlp.ffn_sub_norm", "self_attn.attn_sub_norm", "input_layernorm", "post_attention_layernorm"):
-            model.model.layers[1].get_submodule(name).bfloat16()
-        found.append(logits(model))
-    assert torch.equal(*found)
+        layer, x, words = first_layer(load(out, fuse=fuse, dtype=torch.bfloat16))
+        for name in norms:
+            layer.get_submodule(name).float()
+        with torch.no_grad():
+            found.append(layer(x, **words))
+    assert found[0].dtype == found[1].dtype == torch.float32 and torch.equal(*found)
 
 
 @pytest.mark.parametrize(
@@ -271,10 +284,7 @@ def test_torch_compile(tmp_path: Path, case: str) -> None:
         graphs.append(graph)
         return graph
 
-    layer = model.model.layers[0]
-    x = torch.randn(2, 5, model.config.hidden_size)
-    angles = model.model.rotary_emb(x, torch.arange(5)[None])
-    words = {"position_embeddings": angles, "attention_mask": None}
+    layer, x, words = first_layer(model)
     with torch.no_grad():
         expected = layer(x, **words)
         assert torch.equal(torch.compile(layer, backend=noted)(x, **words), expected)
