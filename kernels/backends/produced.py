@@ -5,8 +5,9 @@ torch.compile takes a producer and its linears as one operator: what they read d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,6 +53,10 @@ def run_produced(
 def _run(
     producer: Producer, x: Tensor, other: Tensor | None, weight: Tensor | None, readers: Sequence[Reader]
 ) -> Outputs:
+    if x.is_cuda and torch._C._cuda_getDevice() != x.get_device():
+        with torch.cuda.device(x.device):  # kernels are started on the current device
+            return _run(producer, x, other, weight, readers)
+    produce, values = _functions(x)
     flat = x.reshape(-1, x.shape[-1])
     second = None if other is None else other.reshape(flat.shape)
     wanted = [reader.backend.operand(flat.shape[0]) for reader in readers]
@@ -59,11 +64,11 @@ def _run(
     total = None
     for operand in dict.fromkeys(one[0] for one in wanted if one):
         rows = max(one[1] for one in wanted if one and one[0] == operand)
-        codes, scale, total = _produce(producer, flat, second, weight, operand, rows)
+        codes, scale, total = produce(producer, flat, second, weight, operand, rows)
         made[operand] = codes, scale
     plain = None
     if None in wanted:
-        plain, total = reference.values(producer, flat, second, weight)
+        plain, total = values(producer, flat, second, weight)
     outs = []
     for reader, one in zip(readers, wanted, strict=True):
         if one is None:
@@ -75,18 +80,14 @@ def _run(
     return outs, None if total is None else total.view(x.shape)
 
 
-def _produce(
-    producer: Producer, x: Tensor, other: Tensor | None, weight: Tensor | None, operand: Operand, rows: int
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """By the kernel on a GPU; by the reference elsewhere, and without Triton, where the reference runs linears too."""
+def _functions(x: Tensor) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """`produce` and `values`: of Triton on a GPU, else of the reference, as without Triton, where the linears run on
+    theirs too."""
     if not x.is_cuda or missing_triton():
-        return reference.produce(producer, x, other, weight, operand, rows)
-    from ..producers.kernel import produce
+        return reference.produce, reference.values
+    from ..producers import kernel, values
 
-    if torch._C._cuda_getDevice() == x.get_device():
-        return produce(producer, x, other, weight, operand, rows)
-    with torch.cuda.device(x.device):
-        return produce(producer, x, other, weight, operand, rows)
+    return kernel.produce, values.values
 
 
 def _operator(

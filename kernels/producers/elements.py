@@ -80,3 +80,19 @@ def store_pair(out_ptr, pair, low, high, COLUMNS: tl.constexpr, PAIRS: tl.conste
     else:
         tl.store(out_ptr + 2 * pair, low.to(out_ptr.dtype.element_ty), mask=2 * pair < COLUMNS)
         tl.store(out_ptr + 2 * pair + 1, high.to(out_ptr.dtype.element_ty), mask=2 * pair + 1 < COLUMNS)
+
+
+@triton.jit
+def inverse_root(
+    x_ptr, other_ptr, sum_ptr,
+    EPS: tl.constexpr, COLUMNS: tl.constexpr, ELEMENT: tl.constexpr, PAIRS: tl.constexpr, READ: tl.constexpr,
+):  # fmt: skip
+    """1 / root mean square of the elements of a token; sums are stored on the way."""
+    squares = tl.zeros([READ], tl.float32)
+    for first in tl.static_range(0, (COLUMNS + 1) // 2, READ):
+        pair = first + tl.arange(0, READ)
+        low, high = load_elements(x_ptr, other_ptr, pair, COLUMNS, ELEMENT, PAIRS)
+        squares += low * low + high * high
+        if ELEMENT == "sum":
+            store_pair(sum_ptr, pair, low, high, COLUMNS, PAIRS)
+    return tl.div_rn(1.0, tl.sqrt_rn(tl.div_rn(tl.sum(squares, 0), COLUMNS * 1.0) + EPS))

@@ -22,27 +22,11 @@ from ..operand import Operand
 from ..quantize.kernel import factor_of, scale_of, steps
 from ..quantize.reference import QMAX
 from ..windows import group_of
-from .elements import load_codes, load_elements, load_values, store_pair
+from .elements import inverse_root, load_codes, load_values
 from .reference import SUM, Producer
 
 WHOLE = 1
 """Windows of a block if no two overlap."""
-
-
-@triton.jit
-def mean_square(
-    x_ptr, other_ptr, sum_ptr,
-    COLUMNS: tl.constexpr, ELEMENT: tl.constexpr, PAIRS: tl.constexpr, READ: tl.constexpr,
-):  # fmt: skip
-    """Of the elements of a token; sums are stored on the way."""
-    squares = tl.zeros([READ], tl.float32)
-    for first in tl.static_range(0, (COLUMNS + 1) // 2, READ):
-        pair = first + tl.arange(0, READ)
-        low, high = load_elements(x_ptr, other_ptr, pair, COLUMNS, ELEMENT, PAIRS)
-        squares += low * low + high * high
-        if ELEMENT == "sum":
-            store_pair(sum_ptr, pair, low, high, COLUMNS, PAIRS)
-    return tl.div_rn(tl.sum(squares, 0), COLUMNS * 1.0)
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -84,8 +68,7 @@ def produce_kernel(
         inverse = 1.0
         if NORM:
             sum_ptr += token * COLUMNS
-            mean = mean_square(x_ptr, other_ptr, sum_ptr, COLUMNS, ELEMENT, PAIRS, READ)
-            inverse = tl.div_rn(1.0, tl.sqrt_rn(mean + EPS))
+            inverse = inverse_root(x_ptr, other_ptr, sum_ptr, EPS, COLUMNS, ELEMENT, PAIRS, READ)
         largest = tl.zeros([READ], tl.float32)
         for first in tl.static_range(0, (COLUMNS + 1) // 2, READ):
             pair = first + tl.arange(0, READ)
@@ -130,18 +113,22 @@ WRITE = 512
 LAUNCHER = Launcher(produce_kernel)
 
 
-def constants(
-    producer: Producer, operand: Operand, kind: torch.dtype, strides: tuple[int, int], warps: int
-) -> tuple[Any, ...]:
+def reading(columns: int) -> tuple[int, int]:
+    """Pairs read at a time, and warps: the order in which squares are added, so the same for whatever is made."""
+    warps = 4 if columns <= 4096 else 8
+    return min(128 * warps, triton.next_power_of_2((columns + 1) // 2)), warps
+
+
+def constants(producer: Producer, operand: Operand, kind: torch.dtype, strides: tuple[int, int]) -> tuple[Any, ...]:
     """The constants of a kernel for inputs of dtype `kind`, whose rows lie `strides` numbers apart."""
     columns, windows = operand.columns, WHOLE
     if operand.lifted:
         windows = group_of(operand.length)[1] if operand.length else 0
-    read = min(128 * warps, triton.next_power_of_2((columns + 1) // 2))
     norm, fp8 = producer.eps is not None, operand.dtype == torch.float8_e4m3fn
+    pairs = kind.itemsize == 2 and columns % 2 == 0
     return (
         columns, *strides, producer.element, norm, producer.eps or 0.0, operand.width, windows, operand.width % 4 == 0,
-        QMAX[operand.dtype], fp8, steps(kind), kind.itemsize == 2 and columns % 2 == 0, True, read, WRITE,
+        QMAX[operand.dtype], fp8, steps(kind), pairs, True, reading(columns)[0], WRITE,
     )  # fmt: skip
 
 
@@ -151,8 +138,8 @@ class Produce:
     def __init__(
         self, producer: Producer, operand: Operand, kind: torch.dtype, strides: tuple[int, int], device: torch.device
     ) -> None:
-        warps = 4 if operand.columns <= 4096 else 8
-        self._constants = constants(producer, operand, kind, strides, warps)
+        warps = reading(operand.columns)[1]
+        self._constants = constants(producer, operand, kind, strides)
         x = torch.empty(16, dtype=kind, device=device)
         codes = torch.empty(16, dtype=torch.int8, device=device)
         scale = torch.empty(4, dtype=torch.float32, device=device)
@@ -179,7 +166,7 @@ def produce(
     one tensor. rows: at least M; rows beyond it are padding, code 0.
     """
     tokens, columns = x.shape
-    x, other = _rows(x), None if other is None else _rows(other)
+    x, other = apart(x), None if other is None else apart(other)
     weight = None if weight is None else aligned(weight)
     second = x if other is None else other
     total = torch.empty(tokens, columns, dtype=x.dtype, device=x.device) if producer.element == SUM else None
@@ -192,8 +179,8 @@ def produce(
     return codes, scale, total
 
 
-def _rows(x: Tensor) -> Tensor:
+def apart(x: Tensor) -> Tensor:
     """x [M, K] with rows at addresses that are multiples of 16, as contiguous rows of odd lengths need not be: itself,
     as a rule."""
-    apart = x.stride(1) == 1 and x.stride(0) * x.element_size() % ALIGNMENT == 0 and x.data_ptr() % ALIGNMENT == 0
-    return x if apart else aligned(x)
+    fits = x.stride(1) == 1 and x.stride(0) * x.element_size() % ALIGNMENT == 0 and x.data_ptr() % ALIGNMENT == 0
+    return x if fits else aligned(x)

@@ -9,7 +9,9 @@ from slideconvert.kernels.operand import Operand
 from slideconvert.kernels.producers.kernel import produce
 from slideconvert.kernels.producers.reference import SILU, Producer
 from slideconvert.kernels.producers.reference import produce as reference
-from tests.helpers.produced import PRODUCERS, check, inputs
+from slideconvert.kernels.producers.values import values
+from slideconvert.kernels.quantize.kernel import quantize
+from tests.helpers.produced import PRODUCERS, check, check_values, inputs
 
 pytestmark = pytest.mark.gpu
 
@@ -30,6 +32,21 @@ def test_every_pattern_and_unlifted_rows(producer: Producer, codes: torch.dtype)
         compare(producer, Operand(columns, codes), torch.bfloat16, 17, 24)
     for turn, length in enumerate([4, 6, 8, 10, 12, 14, 16, None]):
         compare(producer, Operand(96 + turn % 2, codes, lifted=True, length=length), torch.bfloat16, 17, 24)
+
+
+@EVERY
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=["bf16", "fp16", "fp32"])
+def test_values_are_what_is_quantized(producer: Producer, dtype: torch.dtype) -> None:
+    for tokens, columns in ((17, 43), (5, 3584), (300, 8192)):
+        given = inputs(producer, tokens, columns, dtype, "cuda")
+        words = given.x, given.other, given.weight
+        found, total = values(producer, *words)
+        if tokens < 300:
+            check_values(producer, given, found, total)
+        codes, scale, again = produce(producer, *words, Operand(columns, torch.int8), tokens)
+        expected, expected_scale = quantize(found, torch.int8)
+        assert torch.equal(codes, expected) and torch.equal(scale, expected_scale)
+        assert total is None or (again is not None and torch.equal(total, again))
 
 
 @EVERY

@@ -19,6 +19,7 @@ from slideconvert.kernels.dequant import kernel as dequant
 from slideconvert.kernels.lift_quant import kernel as lift_quant
 from slideconvert.kernels.operand import Operand
 from slideconvert.kernels.producers import kernel as producers
+from slideconvert.kernels.producers import values
 from slideconvert.kernels.quantize import kernel as quantize
 from slideconvert.kernels.windows import slid_columns
 from tests.helpers.produced import ADD_NORM, GATE, GATE_NORM, NORM
@@ -65,8 +66,10 @@ def main() -> None:
                 compiled(capability, quantize.quantize_kernel, types, (512, qmax, fp8, steps, 512), 4)
         for producer, operand, kind in PRODUCERS if capability == 90 else PRODUCERS[:1]:
             word = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}[kind]
-            constants = producers.constants(producer, operand, kind, (512, 1024), 4)
+            constants = producers.constants(producer, operand, kind, (512, 1024))
             compiled(capability, producers.produce_kernel, [word] * 4 + ["*i8", "*fp32", "i32"], constants, 4)
+        constants = (512, 512, 512, "sum", True, 1e-5, True, 256)
+        compiled(capability, values.values_kernel, ["*bf16"] * 5, constants, 4)
         types = ["*i32", "*fp32", "*fp32", "*bf16", "*bf16", "i32"]
         check_parameters(compiled(capability, dequant.dequant_kernel, types, (4608, 4608, True, 1024, 8), 4), 6)
         types = ["*i8", "*i8", "*fp32", "*fp32", "*fp32", "*bf16", "i32", "i32", "i32"]

@@ -16,6 +16,7 @@ from slideconvert.kernels.lift_quant import kernel as lift_quant
 from slideconvert.kernels.lift_quant import reference as lift_quant_reference
 from slideconvert.kernels.operand import Operand
 from slideconvert.kernels.producers import kernel as producers
+from slideconvert.kernels.producers import values
 from slideconvert.kernels.producers.reference import SUM, Producer
 from slideconvert.kernels.quantize import kernel as quantize
 from slideconvert.kernels.quantize import reference as quantize_reference
@@ -70,7 +71,7 @@ def check_dequant(dtype: torch.dtype, bias: Tensor | None) -> None:
 def check_produce(producer: Producer, operand: Operand, dtype: torch.dtype, tokens: int = 3) -> None:
     """The slow twins' bytes, in the very order of the launch but for the sizes of the steps."""
     given, rows, columns = produced.inputs(producer, tokens, operand.columns, dtype), tokens + 1, operand.columns
-    *constants, _, _, _ = producers.constants(producer, operand, dtype, (columns, columns), 4)
+    *constants, _, _, _ = producers.constants(producer, operand, dtype, (columns, columns))
     codes = torch.full((rows, operand.width), POISON, dtype=torch.int8)
     scale, total = torch.full((tokens, 1), -1.0), torch.full_like(given.x, float("nan"))
     other, weight = (given.x if tensor is None else tensor for tensor in (given.other, given.weight))
@@ -82,10 +83,25 @@ def check_produce(producer: Producer, operand: Operand, dtype: torch.dtype, toke
     assert exact >= tokens // 2 or dtype == torch.float32, (producer, operand, dtype, exact)
 
 
+def check_values(producer: Producer, columns: int, dtype: torch.dtype, tokens: int = 3) -> None:
+    """The numbers that are quantized: those of the twins wherever they are not in doubt."""
+    given = produced.inputs(producer, tokens, columns, dtype)
+    other, weight = (given.x if tensor is None else tensor for tensor in (given.other, given.weight))
+    out, total = (torch.full_like(given.x, float("nan")) for _ in range(2))
+    pairs, eps = dtype.itemsize == 2 and columns % 2 == 0, producer.eps
+    values.values_kernel[(tokens,)](
+        given.x, other, weight, total, out, columns, columns, columns, producer.element, eps is not None, eps or 0.0,
+        pairs, 16,
+    )  # fmt: skip
+    produced.check_values(producer, given, out, total if producer.element == SUM else None)
+
+
 def check_producers() -> None:
     """Every producer unlifted in rows of words, pairs and single bytes; every pattern; FP8; other dtypes."""
     sixteen = torch.bfloat16
     for turn, producer in enumerate(produced.PRODUCERS):
+        for columns, dtype in ((36, sixteen), (27, sixteen), (35, torch.float32)):
+            check_values(producer, columns, dtype)
         for columns in (36, 38, 27):
             check_produce(producer, Operand(columns, torch.int8), sixteen)
         for dtype, codes in ((sixteen, torch.float8_e4m3fn), (torch.float16, torch.int8), (torch.float32, torch.int8)):

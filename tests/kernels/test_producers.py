@@ -12,7 +12,7 @@ from slideconvert.core.patterns import LENGTHS
 from slideconvert.kernels.operand import Operand
 from slideconvert.kernels.producers.reference import RELU2, SAME, SILU, SUM, Producer, produce, values
 from slideconvert.kernels.quantize.reference import quantize
-from tests.helpers.produced import PRODUCERS, check, inputs
+from tests.helpers.produced import PRODUCERS, check, check_values, inputs
 
 FP8 = torch.float8_e4m3fn
 DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=["bf16", "fp16", "fp32"])
@@ -52,6 +52,13 @@ def test_values_are_those_of_the_unfused_modules(dtype: torch.dtype) -> None:
         found, total = values(producer, x, other, norm.weight)
         assert found.dtype == dtype and torch.equal(found, expected)
         assert (total is not None) == (producer.element == SUM) and (total is None or torch.equal(total, x + other))
+
+
+@EVERY
+@DTYPES
+def test_values_equal_the_twins(producer: Producer, dtype: torch.dtype) -> None:
+    given = inputs(producer, 10, 43, dtype)
+    check_values(producer, given, *values(producer, given.x, given.other, given.weight))
 
 
 def test_a_norm_by_hand() -> None:
