@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -83,11 +84,17 @@ def _run(
 def _functions(x: Tensor) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """`produce` and `values`: of Triton on a GPU, else of the reference, as without Triton, where the linears run on
     theirs too."""
-    if not x.is_cuda or missing_triton():
+    if not x.is_cuda or not _triton():
         return reference.produce, reference.values
     from ..producers import kernel, values
 
     return kernel.produce, values.values
+
+
+@cache
+def _triton() -> bool:
+    """Looked for once: it takes longer than a kernel."""
+    return not missing_triton()
 
 
 def _operator(
