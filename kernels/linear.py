@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .backends.base import Backend, Dtypes
 from .backends.choose import AUTO, Settings, choose
-from .backends.produced import Reader, run_produced
+from .backends.produced import Reader, complete, run_produced
 from .backends.ready import make_ready
 from .producers.reference import Producer
 from .spec import LinearSpec
@@ -161,6 +161,11 @@ def produced(
     x + other for the element sum. Raises as SlideSparseLinear."""
     outputs, total = run_produced(producer, x, other, weight, [linear.reader(x) for linear in linears])
     return Produced(x.shape, linears, outputs), total
+
+
+def ready_to_produce(producer: Producer, dtype: torch.dtype, linears: Sequence[SlideSparseLinear]) -> None:
+    """Compile what `produced` starts on activations of this dtype for prepared linears, so that no call has to."""
+    complete(producer, linears[0].in_features, dtype, [linear.backend for linear in linears if linear.backend])
 
 
 def _moved(fn: Callable[[Tensor], Tensor], device: torch.device) -> torch.device:

@@ -19,6 +19,7 @@ from ..producers.reference import SUM, Producer
 from ..specs import parse_spec
 from .base import LIBRARY, NAMESPACE, Backend, Prepared
 from .cuda import missing_triton
+from .rule import BUCKETS
 
 Outputs = tuple[list[Tensor], Tensor | None]
 
@@ -49,6 +50,31 @@ def run_produced(
         x, other, weight, producer.text, prepared, [reader.bias for reader in readers], "\n".join(lines)
     )
     return outs[: len(readers)], outs[len(readers)] if producer.element == SUM else None
+
+
+def complete(producer: Producer, columns: int, dtype: torch.dtype, backends: Sequence[Backend]) -> None:
+    """Compile what calls of any number of tokens start: seconds for each kernel that nobody has compiled here before.
+
+    columns: K. dtype: of the activations to come. backends: of the linears that read what is produced.
+    """
+    device, strides = backends[0].device, (columns, columns)
+    if device.type != "cuda" or not _triton():
+        return
+    from ..producers.kernel import produce_for
+    from ..producers.values import values_for
+
+    with torch.cuda.device(device):
+        for operand in operands(backends):
+            if operand is None:
+                values_for(producer, columns, dtype, strides, device)
+            else:
+                produce_for(producer, operand, dtype, strides, device)
+
+
+def operands(backends: Sequence[Backend]) -> list[Operand | None]:
+    """What the backends read, whatever the number of tokens; None if one quantizes on its own."""
+    wanted = [backend.operand(tokens) for backend in backends for tokens in (*BUCKETS, 2 * BUCKETS[-1])]
+    return list(dict.fromkeys(one and one[0] for one in wanted))
 
 
 def _run(

@@ -13,7 +13,7 @@ from slideconvert.kernels.backends import native
 from slideconvert.kernels.backends.base import Backend
 from slideconvert.kernels.backends.choose import backends_for, choose, named
 from slideconvert.kernels.backends.cusparselt import Cusparselt
-from slideconvert.kernels.linear import SlideSparseLinear, produced
+from slideconvert.kernels.linear import SlideSparseLinear, produced, ready_to_produce
 from slideconvert.kernels.producers.reference import SAME, SILU, Producer
 from slideconvert.kernels.slide_spec import SlideSpec, SlideWeight
 
@@ -95,11 +95,15 @@ def test_codes_of_a_producer_give_what_the_activations_give(name: str, codes: to
 @CODES
 def test_linears_behind_a_producer(codes: torch.dtype) -> None:
     """q, k and v of several backends, compiled and not: what the producer's reference gives, but for its doubts."""
+    from slideconvert.kernels.producers.kernel import LAUNCHER
+
     linears = [
         linear_of(*example(SlideSpec(rows, 2048, length, codes), CUDA), backend=backend)
         for rows, length, backend in ((2048, 8, "cusparselt"), (512, 8, "dense"), (512, 4, "cusparselt"))
     ]
     producer = Producer(SILU)
+    ready_to_produce(producer, torch.bfloat16, linears)
+    compiled_before = len(LAUNCHER._compiled)
 
     def layer(x: Tensor, other: Tensor) -> list[Tensor]:
         found, _ = produced(producer, x, other, None, linears)
@@ -111,7 +115,7 @@ def test_linears_behind_a_producer(codes: torch.dtype) -> None:
         plain = torch.nn.functional.silu(x) * other
         for found, again, linear in zip(layer(x, other), compiled(x, other), linears, strict=True):
             expected = linear(plain).float()
-            assert torch.equal(found, again)
+            assert torch.equal(found, again) and len(LAUNCHER._compiled) == compiled_before
             # Codes differ by one where a rounding is in doubt, in one of 2**9: far below what quantization costs.
             assert (found.float() - expected).norm() < 2**-8 * expected.norm()
 

@@ -3,6 +3,8 @@ tokens do. The numbers are those that `produce` quantizes, to the bit."""
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
@@ -46,6 +48,26 @@ def values_kernel(
 LAUNCHER = Launcher(values_kernel)
 
 
+class Values:
+    """`values` for one producer, number of columns, dtype and strides of the inputs: compiled, ready to start."""
+
+    def __init__(
+        self, producer: Producer, columns: int, kind: torch.dtype, strides: tuple[int, int], device: torch.device
+    ) -> None:
+        read, warps = reading(columns)
+        norm, pairs = producer.eps is not None, kind.itemsize == 2 and columns % 2 == 0
+        self._constants = (columns, *strides, producer.element, norm, producer.eps or 0.0, pairs, read)
+        x = torch.empty(16, dtype=kind, device=device)
+        self._kernel = LAUNCHER.compiled((device, kind, self._constants), (x,) * 5, self._constants, warps)
+
+    def start(self, addresses: tuple[int, ...], tokens: int, stream: int) -> None:
+        """addresses: of x, other, weight, sum, out; multiples of 16, anything for what is not used."""
+        start(self._kernel, (tokens, 1), stream, *addresses, *self._constants)
+
+
+values_for = cache(Values)
+
+
 def values(producer: Producer, x: Tensor, other: Tensor | None, weight: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """x, other [M, K], weight [K] as `produce` takes them -> the values [M, K] in their dtype, and the sum."""
     tokens, columns = x.shape
@@ -54,12 +76,7 @@ def values(producer: Producer, x: Tensor, other: Tensor | None, weight: Tensor |
     out = torch.empty(tokens, columns, dtype=x.dtype, device=x.device)
     total = torch.empty_like(out) if producer.element == SUM else None
     if tokens:
-        read, warps = reading(columns)
-        pairs = x.element_size() == 2 and columns % 2 == 0
-        norm, strides = producer.eps is not None, (x.stride(0), second.stride(0))
-        constants = (columns, *strides, producer.element, norm, producer.eps or 0.0, pairs, read)
-        tensors = (x, second, weight, x if total is None else total, out)
-        kernel = LAUNCHER.compiled((x.device, x.dtype, constants), tensors, constants, warps)
-        addresses = (tensor.data_ptr() for tensor in tensors)
-        start(kernel, (tokens, 1), stream_of(x.device), *addresses, *constants)
+        op = values_for(producer, columns, x.dtype, (x.stride(0), second.stride(0)), x.device)
+        used = (x, second, weight, x if total is None else total, out)
+        op.start(tuple(tensor.data_ptr() for tensor in used), tokens, stream_of(x.device))
     return out, total

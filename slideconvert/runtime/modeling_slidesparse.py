@@ -25,7 +25,7 @@ from transformers.utils import cached_file
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .slidesparse_checks import needed_tensors, refuse_offload, stored_tensors, tensor_faults
-from .slidesparse_fusion import Kernels, fuse
+from .slidesparse_fusion import Kernels, fuse, make_ready
 from .slidesparse_record import (
     KERNELS,
     METHOD,
@@ -141,7 +141,8 @@ class SlideSparseQuantizer(HfQuantizer):
 
     def _fuse(self, model: Any) -> None:
         linear, producers = self._kernels("linear"), self._kernels("producers.reference")
-        for reason in fuse(model, Kernels(linear.SlideSparseLinear, linear.produced, producers.Producer)):
+        kernels = Kernels(linear.SlideSparseLinear, linear.produced, linear.ready_to_produce, producers.Producer)
+        for reason in fuse(model, kernels):
             say_once(f"norms and activations are not fused with quantization: {reason}")
 
     def _kernels(self, name: str) -> Any:
@@ -180,6 +181,7 @@ class SlideSparseQuantizer(HfQuantizer):
                 linear.prepare(self._settings(linear), model.dtype)
             except ValueError as error:
                 raise ValueError(f"{model.config.name_or_path}: {name}: {error} ({way_out})") from error
+        make_ready(model, model.dtype)
         # The hashes and the code belong to the folder that was read, not to one that will be saved.
         setattr(model.config, RECORD, saved_again(getattr(model.config, RECORD), "transformers"))
         if hasattr(model.config, "auto_map"):

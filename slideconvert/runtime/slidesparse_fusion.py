@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .slidesparse_patterns import LAST_NORM, LAYER, MLP, NORM, NORMED_MLP, holds, readers_of, written
@@ -25,10 +26,11 @@ ACTIVATIONS = {"SiLU": "silu", "SiLUActivation": "silu", "ReLUSquaredActivation"
 @dataclass(frozen=True)
 class Kernels:
     """What fused modules use of the kernels' package that the checkpoint runs on: SlideSparseLinear, `produced`,
-    Producer."""
+    `ready_to_produce`, Producer."""
 
     linear: type[Any]
     produced: Callable[..., tuple[Any, Tensor | None]]
+    ready: Callable[..., None]
     producer: Callable[..., Any]
 
 
@@ -99,6 +101,9 @@ class FusedNorm(Fused):
 class FusedLayer(Fused):
     """A decoder layer between whose attention and MLP the sum is normalized and quantized at once."""
 
+    input_layernorm: Any
+    post_attention_layernorm: Any
+
     def forward(
         self: Any,
         hidden_states: Tensor,
@@ -158,6 +163,23 @@ def fuse(model: nn.Module, kernels: Kernels) -> list[str]:
         if hasattr(module, "self_attn") and hasattr(module, "mlp"):
             reasons |= dict.fromkeys(_fuse_layer(module, kernels))
     return list(reasons)
+
+
+def make_ready(model: nn.Module, dtype: torch.dtype) -> None:
+    """Compile the kernels of fused modules, once their linears are prepared, for activations of this dtype."""
+    module: Any
+    for module in model.modules():
+        needed: list[tuple[Any, Readers]] = []
+        if isinstance(module, FusedLayer):
+            (plain, _), before = module.input_layernorm.fusion
+            (_, summing), inner = module.post_attention_layernorm.fusion
+            needed = [(plain, before), (summing, inner)]
+        elif isinstance(module, FusedMLP):
+            needed = [(module.fusion[0], module.fusion[2])]
+        elif isinstance(norm := getattr(module, "attn_sub_norm", None), FusedNorm):
+            needed = [(norm.fusion[0][0], norm.fusion[1])]
+        for producer, readers in needed:
+            readers.kernels.ready(producer, dtype, readers.linears())
 
 
 def _fuse_mlp(mlp: Any, kernels: Kernels) -> list[str]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer, LlamaMLP
 
+from slideconvert.kernels import linear as linear_module
 from slideconvert.kernels.backends import produced as groups
 from slideconvert.runtime import modeling_slidesparse as modeling
 from slideconvert.runtime.slidesparse_fusion import FusedLayer, FusedMLP, FusedNorm
@@ -107,6 +108,36 @@ def test_linears_that_read_one_activation_quantize_it_once(tmp_path: Path, monke
     monkeypatch.setattr(groups.reference, "produce", lambda *words: calls.append(words[0].text) or produce(*words))
     logits(model)
     assert calls == ["same 1e-05", "sum 1e-05", "silu"] * 3
+
+
+READY = {
+    "int8": {
+        ("same 1e-05", "self_attn.q_proj self_attn.k_proj self_attn.v_proj"),
+        ("sum 1e-05", "mlp.gate_proj mlp.up_proj"),
+        ("silu", "mlp.down_proj"),
+    },
+    "bitnet": {
+        ("same 1e-05", "self_attn.q_proj self_attn.k_proj self_attn.v_proj"),
+        ("same 1e-05", "self_attn.o_proj"),
+        ("sum 1e-05", "mlp.gate_proj mlp.up_proj"),
+        ("relu2 1e-05", "mlp.down_proj"),
+    },
+}
+"""By case, what kernels are compiled for: a producer and the linears behind it."""
+
+
+@pytest.mark.parametrize("case", READY)
+def test_what_calls_start_is_made_ready_when_a_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    asked: list[tuple[str, list[Any], torch.dtype]] = []
+    monkeypatch.setattr(
+        linear_module, "ready_to_produce", lambda what, dtype, who: asked.append((what.text, who, dtype))
+    )
+    model = load(made(tmp_path, case), dtype=torch.bfloat16)
+    names = {id(module): name.partition("layers.")[2][2:] for name, module in model.named_modules()}
+    assert {(what, " ".join(names[id(one)] for one in who)) for what, who, _ in asked} == READY[case]
+    assert len(asked) == 3 * len(READY[case]) and {dtype for *_, dtype in asked} == {torch.bfloat16}
 
 
 def test_it_is_on_by_default_and_the_setting_turns_it_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
