@@ -6,7 +6,7 @@ them into the prepared weight of a backend and drops them; saving turns that bac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,12 +14,14 @@ from torch import Tensor, nn
 
 from .backends.base import Backend, Dtypes
 from .backends.choose import AUTO, Settings, choose
+from .backends.produced import Reader, complete, run_produced
 from .backends.ready import make_ready
+from .producers.reference import Producer
 from .spec import LinearSpec
 
 
 class SlideSparseLinear(nn.Module):
-    """x [..., K] float -> [..., N] of the same dtype.
+    """x [..., K] float, or what `produced` made for it -> [..., N] of the same dtype.
 
     Its parameters are the tensors of `spec`, and its bias; once it is prepared, the bias alone, and the prepared weight
     stands in its buffers. backend: None until it is prepared. why: the reason for that backend, in words.
@@ -87,13 +89,25 @@ class SlideSparseLinear(nn.Module):
             # For whoever counts or looks for tensors; `forward` takes them from `prepared`.
             self.register_buffer(f"prepared_{number}", tensor, persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor | Produced) -> Tensor:
+        if isinstance(x, Produced):
+            return x.of(self)
+        self._check(x)
+        assert self.backend is not None
+        # Not from buffers and parameters by name: torch's attribute lookup takes a microsecond for each.
+        return self.backend(x, self.prepared, self._parameters["bias"])
+
+    def reader(self, x: Tensor) -> Reader:
+        """Itself as one that reads what is produced from x. Raises as `forward`."""
+        self._check(x)
+        assert self.backend is not None
+        return Reader(self.backend, self.prepared, self._parameters["bias"])
+
+    def _check(self, x: Tensor) -> None:
         if self.backend is None:
             raise RuntimeError("this linear has not been prepared: call prepare() once its weights are loaded")
         if x.shape[-1] != self.in_features:
             raise ValueError(f"{self.spec}: an input of {x.shape[-1]} columns, {self.in_features} were expected")
-        # Not from buffers and parameters by name: torch's attribute lookup takes a microsecond for each.
-        return self.backend(x, self.prepared, self._parameters["bias"])
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -120,6 +134,38 @@ class SlideSparseLinear(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.spec}, bias={self.bias is not None}, backend={self.backend.name if self.backend else None}"
+
+
+class Produced:
+    """What linears made of an activation that was never written down: stands for it where they take their input.
+
+    shape: of the activation.
+    """
+
+    def __init__(self, shape: torch.Size, linears: Sequence[SlideSparseLinear], outputs: Sequence[Tensor]) -> None:
+        self.shape = shape
+        self._outputs = list(zip(linears, outputs, strict=True))
+
+    def of(self, linear: SlideSparseLinear) -> Tensor:
+        """The output of one of the linears. ValueError for another."""
+        for one, output in self._outputs:
+            if one is linear:
+                return output
+        raise ValueError(f"{linear.spec}: its input was quantized for other linears and exists nowhere")
+
+
+def produced(
+    producer: Producer, x: Tensor, other: Tensor | None, weight: Tensor | None, linears: Sequence[SlideSparseLinear]
+) -> tuple[Produced, Tensor | None]:
+    """x, other [..., K], weight [K], all of one dtype, as `producer` takes them -> what the linears make of it, and
+    x + other for the element sum. Raises as SlideSparseLinear."""
+    outputs, total = run_produced(producer, x, other, weight, [linear.reader(x) for linear in linears])
+    return Produced(x.shape, linears, outputs), total
+
+
+def ready_to_produce(producer: Producer, dtype: torch.dtype, linears: Sequence[SlideSparseLinear]) -> None:
+    """Compile what `produced` starts on activations of this dtype for prepared linears, so that no call has to."""
+    complete(producer, linears[0].in_features, dtype, [linear.backend for linear in linears if linear.backend])
 
 
 def _moved(fn: Callable[[Tensor], Tensor], device: torch.device) -> torch.device:

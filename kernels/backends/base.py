@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..operand import Operand
 from ..sources import versioned
 from ..spec import LinearSpec
 from ..specs import parse_spec
@@ -93,6 +94,17 @@ class Backend:
         """x [..., K] float16, bfloat16 or float32; bias [N] -> [..., N] like x. ValueError if x is elsewhere."""
         raise NotImplementedError
 
+    def operand(self, tokens: int) -> tuple[Operand, int] | None:
+        """How it reads activations that a producer has quantized: the operand, and how many rows for so many tokens.
+        None if it quantizes them on its own."""
+        return None
+
+    def run_codes(
+        self, codes: Tensor, scale: Tensor, prepared: Prepared, bias: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
+        """`run` on codes [rows or more, width] of its operand, scale [M, 1] float32 -> [M, N] of `dtype`."""
+        raise NotImplementedError
+
     def __call__(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
         """`run`, as one operator where torch.compile traces it."""
         if torch.compiler.is_compiling():
@@ -122,8 +134,8 @@ def _shape(x: Tensor, prepared: list[Tensor], bias: Tensor | None, spec: str, ba
     return x.new_empty((*x.shape[:-1], parse_spec(spec).rows))
 
 
-_LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
-_LIBRARY.define("linear(Tensor x, Tensor[] prepared, Tensor? bias, str spec, str backend) -> Tensor")
-_LIBRARY.impl("linear", _run, "CompositeExplicitAutograd")
-torch.library.register_fake(f"{NAMESPACE}::linear", _shape, lib=_LIBRARY)
+LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
+LIBRARY.define("linear(Tensor x, Tensor[] prepared, Tensor? bias, str spec, str backend) -> Tensor")
+LIBRARY.impl("linear", _run, "CompositeExplicitAutograd")
+torch.library.register_fake(f"{NAMESPACE}::linear", _shape, lib=LIBRARY)
 _OPERATOR = getattr(torch.ops, NAMESPACE).linear.default

@@ -21,14 +21,35 @@ class CudaBackend(Backend):
         """x [..., K] on the current device -> [..., N]."""
         raise NotImplementedError
 
+    def launch_codes(
+        self, codes: Tensor, scale: Tensor, prepared: Prepared, bias: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
+        """`run_codes` with as many rows as the operand has, on the current device."""
+        raise NotImplementedError
+
     def run(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
         # A model may be spread over several devices, and kernels are started on the current one.
-        if x.get_device() != self.device.index:
-            raise ValueError(f"the input of {self.spec} is on {x.device}, its weight on {self.device}")
-        if torch._C._cuda_getDevice() == self.device.index:
-            return self.launch(x, prepared, bias)
-        with torch.cuda.device(self.device):
-            return self.launch(x, prepared, bias)
+        if self._elsewhere(x):
+            with torch.cuda.device(self.device):
+                return self.launch(x, prepared, bias)
+        return self.launch(x, prepared, bias)
+
+    def run_codes(
+        self, codes: Tensor, scale: Tensor, prepared: Prepared, bias: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
+        wanted = self.operand(scale.shape[0])
+        assert wanted is not None
+        codes = codes[: wanted[1]]
+        if self._elsewhere(codes):
+            with torch.cuda.device(self.device):
+                return self.launch_codes(codes, scale, prepared, bias, dtype)
+        return self.launch_codes(codes, scale, prepared, bias, dtype)
+
+    def _elsewhere(self, given: Tensor) -> bool:
+        """Whether another device is the current one. ValueError if the input is on another."""
+        if given.get_device() != self.device.index:
+            raise ValueError(f"the input of {self.spec} is on {given.device}, its weight on {self.device}")
+        return bool(torch._C._cuda_getDevice() != self.device.index)
 
 
 def missing_triton() -> str:

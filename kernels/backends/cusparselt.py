@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..launch import ALIGNMENT, aligned, stream_of
+from ..operand import Operand
 from ..slide_spec import SlideSpec, SlideWeight
 from ..sparse_gemm import kernel as gemm
 from ..sparse_gemm import library
@@ -102,10 +103,7 @@ class Cusparselt(CudaBackend):
         if (x.data_ptr() | scale | term) % ALIGNMENT or not x.is_contiguous():
             again = aligned(x), (weight, aligned(weight_scale)), None if bias is None else aligned(bias)
             return self.launch(*again)
-        key = (tokens, x.dtype, None if bias is None else bias.dtype)
-        call = self._calls.get(key)
-        if call is None:
-            call = self._settle(key, x, weight, bias)
+        call = self._call(tokens, x.dtype, weight, bias)
         stream = stream_of(self.device)
         scratch = _scratch(call.bytes, self.device, stream)
         status = call.start(
@@ -116,12 +114,36 @@ class Cusparselt(CudaBackend):
             raise RuntimeError(f"{self.spec}, {tokens} tokens: failed with status {status} (see native.c)")
         return out
 
-    def _settle(self, key: _Key, x: Tensor, weight: Tensor, bias: Tensor | None) -> _Call:
+    def operand(self, tokens: int) -> tuple[Operand, int] | None:
+        return Operand(self.spec.columns, self.spec.dtype, lifted=True, length=self.spec.length), gemm.bucket(tokens)
+
+    def launch_codes(
+        self, codes: Tensor, scale: Tensor, prepared: Prepared, bias: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
+        weight, tokens = prepared[0], scale.shape[0]
+        out = torch.empty((tokens, self.spec.rows), dtype=dtype, device=self.device)
+        if tokens == 0:
+            return out
+        weight_scale, bias = aligned(prepared[1]), None if bias is None else aligned(bias)
+        call, stream = self._call(tokens, dtype, weight, bias), stream_of(self.device)
+        scratch = _scratch(call.bytes - call.sums, self.device, stream)
+        sums, workspace = scratch.data_ptr(), scratch.data_ptr() + call.workspace - call.sums
+        channel = weight_scale.data_ptr()
+        call.plan.run(weight.data_ptr(), codes.data_ptr(), sums, workspace, stream)
+        term = channel if bias is None else bias.data_ptr()
+        call.dequant.start(sums, scale.data_ptr(), channel, term, out.data_ptr(), tokens, stream)
+        return out
+
+    def _call(self, tokens: int, dtype: torch.dtype, weight: Tensor, bias: Tensor | None) -> _Call:
+        key = (tokens, dtype, None if bias is None else bias.dtype)
+        return self._calls.get(key) or self._settle(key, weight)
+
+    def _settle(self, key: _Key, weight: Tensor) -> _Call:
         """The call for a new number of tokens, which is the call of its bucket."""
         tokens, dtype, term = key
         shared = (-gemm.bucket(tokens), dtype, term)  # negative, so that no number of tokens equals it
         if shared not in self._calls:
-            self._calls[shared] = _Call(self, tokens, x, weight, bias)
+            self._calls[shared] = _Call(self, key, weight)
         if len(self._calls) > MOST_CALLS:
             self._calls = {one: call for one, call in self._calls.items() if one[0] < 0}
         self._calls[key] = self._calls[shared]
@@ -152,17 +174,19 @@ class _Call:
     library's workspace, in this order.
     """
 
-    def __init__(self, backend: Cusparselt, tokens: int, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, backend: Cusparselt, key: _Key, weight: Tensor) -> None:
         # Imported here: Triton may be absent, and then this backend refuses.
         from ..dequant.kernel import Dequant
         from ..lift_quant.kernel import LiftQuant
 
-        spec, out = backend.spec, gemm.sums_dtype(backend.spec.dtype, x.dtype, gemm.bucket(tokens))
+        tokens, dtype, bias = key
+        spec, out = backend.spec, gemm.sums_dtype(backend.spec.dtype, dtype, gemm.bucket(tokens))
+        x = torch.empty(16, dtype=dtype, device=backend.device)
         sparse = gemm.gemm_for(backend.device, spec.rows, spec.slid, spec.dtype, out)
         self.rows = gemm.bucket(tokens)
         self.plan = sparse.plan(tokens, weight)
         self.lift = LiftQuant(spec.columns, spec.length, spec.dtype, x)
-        self.dequant = Dequant(spec.rows, sparse.width, out, None if bias is None else bias.dtype, x)
+        self.dequant = Dequant(spec.rows, sparse.width, out, bias, x)
         sizes = (self.rows * spec.slid, self.rows * 4, self.rows * sparse.width * out.itemsize, self.plan.workspace)
         ends = [0]
         for size in sizes:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..launch import aligned, stream_of
+from ..operand import Operand
 from ..slide_spec import SlideSpec, SlideWeight
 from .base import Dtypes, Prepared
 from .cuda import CudaBackend, missing_triton
@@ -80,51 +81,63 @@ class Dense(DenseCodes):
             for tokens in BUCKETS:
                 gemm.tile(tokens, aligned(prepared[0]).data_ptr())
 
+    def operand(self, tokens: int) -> tuple[Operand, int] | None:
+        return Operand(self.spec.columns, self.spec.dtype), tokens
+
     def launch(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
+        x, tokens = aligned(x), x.numel() // self.spec.columns
+        codes = torch.empty((tokens, self.spec.columns), dtype=self.spec.dtype, device=self.device)
+        scale = torch.empty((tokens, 1), dtype=torch.float32, device=self.device)
+        if tokens:
+            quantize = self._call(x.dtype, bias).quantize
+            stream = stream_of(self.device)
+            quantize.start(x.data_ptr(), codes.data_ptr(), scale.data_ptr(), tokens, tokens, stream)
+        return self.launch_codes(codes, scale, prepared, bias, x.dtype).view(*x.shape[:-1], self.spec.rows)
+
+    def launch_codes(
+        self, codes: Tensor, scale: Tensor, prepared: Prepared, bias: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
         weight, weight_scale = prepared
-        spec = self.spec
-        tokens = x.numel() // spec.columns
-        out = x.new_empty((*x.shape[:-1], spec.rows))
+        spec, tokens = self.spec, scale.shape[0]
+        out = torch.empty((tokens, spec.rows), dtype=dtype, device=self.device)
         if tokens == 0:
             return out
-        x, weight_scale = aligned(x), aligned(weight_scale)
-        bias = None if bias is None else aligned(bias)
-        call = self._calls.get((x.dtype, None if bias is None else bias.dtype))
-        if call is None:
-            call = self._calls[x.dtype, None if bias is None else bias.dtype] = _Call(spec, x, bias)
-        codes = torch.empty((tokens, spec.columns), dtype=spec.dtype, device=self.device)
-        scale = torch.empty((tokens, 1), dtype=torch.float32, device=self.device)
-        stream, channel = stream_of(self.device), weight_scale.data_ptr()
+        weight_scale, bias = aligned(weight_scale), None if bias is None else aligned(bias)
+        call, stream, channel = self._call(dtype, bias), stream_of(self.device), weight_scale.data_ptr()
         term = channel if bias is None else bias.data_ptr()
-        call.quantize.start(x.data_ptr(), codes.data_ptr(), scale.data_ptr(), tokens, tokens, stream)
         if call.int8 is not None:
             pointers = (codes.data_ptr(), weight.data_ptr(), scale.data_ptr(), channel, term, out.data_ptr())
             call.int8.start(pointers, tokens, stream)
             return out
         dense = weight.view(spec.dtype).T
-        if x.dtype == torch.bfloat16 and (bias is None or bias.dtype == x.dtype):
+        if dtype == torch.bfloat16 and (bias is None or bias.dtype == dtype):
             # Only this output dtype takes scales per token and channel. Fast accumulation is a fifth faster, and loses
             # less than rounding to bfloat16 does.
             by_channel = weight_scale.view(1, -1)
-            out = torch._scaled_mm(codes, dense, scale, by_channel, bias, out_dtype=x.dtype, use_fast_accum=True)
-            return out.view(*x.shape[:-1], spec.rows)
+            return torch._scaled_mm(codes, dense, scale, by_channel, bias, out_dtype=dtype, use_fast_accum=True)
         sums = torch._scaled_mm(codes, dense, call.one, call.one, out_dtype=torch.float32)
         call.dequant.start(sums.data_ptr(), scale.data_ptr(), channel, term, out.data_ptr(), tokens, stream)
         return out
+
+    def _call(self, dtype: torch.dtype, bias: Tensor | None) -> _Call:
+        kinds = (dtype, None if bias is None else bias.dtype)
+        call = self._calls.get(kinds)
+        if call is None:
+            call = self._calls[kinds] = _Call(self.spec, *kinds, self.device)
+        return call
 
 
 class _Call:
     """The compiled kernels for activations and biases of one kind."""
 
-    def __init__(self, spec: SlideSpec, x: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, spec: SlideSpec, dtype: torch.dtype, bias: torch.dtype | None, device: torch.device) -> None:
         # Imported here: Triton may be absent, and then this backend refuses.
         from ..dense_gemm.kernel import gemm_for
         from ..dequant.kernel import Dequant
         from ..quantize.kernel import Quantize
 
-        kind = None if bias is None else bias.dtype
+        x, exact = torch.empty(16, dtype=dtype, device=device), spec.dtype == torch.int8
         self.quantize = Quantize(spec.columns, spec.dtype, x)
-        exact = spec.dtype == torch.int8
-        self.int8 = gemm_for(spec.rows, spec.columns, kind, x.dtype, x.device) if exact else None
-        self.dequant = Dequant(spec.rows, spec.rows, torch.float32, kind, x)
-        self.one = torch.ones((), dtype=torch.float32, device=x.device)
+        self.int8 = gemm_for(spec.rows, spec.columns, bias, dtype, device) if exact else None
+        self.dequant = Dequant(spec.rows, spec.rows, torch.float32, bias, x)
+        self.one = torch.ones((), dtype=torch.float32, device=device)

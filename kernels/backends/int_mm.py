@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..operand import Operand
 from ..slide_spec import SlideSpec
 from .base import Prepared
 from .cuda import missing_triton
@@ -34,14 +35,25 @@ class IntMm(DenseCodes):
 
     def launch(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
         # Imported here: Triton may be absent, and then this backend refuses.
-        from ..dequant.kernel import dequant
         from ..quantize.kernel import quantize
 
-        weight, weight_scale = prepared
         flat = x.reshape(-1, self.spec.columns)
-        if not flat.shape[0]:
-            return x.new_empty((*x.shape[:-1], self.spec.rows))
-        rows = max(FEWEST_ROWS, -(-flat.shape[0] // 8) * 8)
-        codes, scale = quantize(flat, torch.int8, rows)
-        out = dequant(torch._int_mm(codes, weight.T), scale, weight_scale, bias, x.dtype)
-        return out.view(*x.shape[:-1], self.spec.rows)
+        codes, scale = quantize(flat, torch.int8, self._rows(flat.shape[0]))
+        return self.launch_codes(codes, scale, prepared, bias, x.dtype).view(*x.shape[:-1], self.spec.rows)
+
+    def operand(self, tokens: int) -> tuple[Operand, int] | None:
+        return Operand(self.spec.columns, self.spec.dtype), self._rows(tokens)
+
+    def launch_codes(
+        self, codes: Tensor, scale: Tensor, prepared: Prepared, bias: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
+        from ..dequant.kernel import dequant
+
+        weight, weight_scale = prepared
+        if not scale.shape[0]:
+            return torch.empty(0, self.spec.rows, dtype=dtype, device=self.device)
+        return dequant(torch._int_mm(codes, weight.T), scale, weight_scale, bias, dtype)
+
+    @staticmethod
+    def _rows(tokens: int) -> int:
+        return max(FEWEST_ROWS, -(-tokens // 8) * 8)

@@ -10,6 +10,7 @@ from ..dequant.reference import dequant
 from ..group_spec import GroupSpec
 from ..groups import Weight, decode
 from ..lift_quant.reference import lift_quant
+from ..operand import Operand
 from ..quantize.reference import quantize
 from ..slide_spec import SlideSpec, SlideWeight
 from ..sparse_gemm.reference import prepare, sparse_gemm
@@ -42,10 +43,18 @@ class SlideReference(Reference):
         return SlideWeight(self.spec, scale.view(-1, 1), slid=codes.view(self.spec.dtype))
 
     def run(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
-        spec, (weight, weight_scale) = self.spec, prepared
-        codes, scale = lift_quant(x.reshape(-1, spec.columns), spec.length, spec.dtype)
-        sums = sparse_gemm(codes, weight.view(spec.dtype), spec.rows)
-        return dequant(sums, scale, weight_scale, bias, x.dtype).view(*x.shape[:-1], spec.rows)
+        codes, scale = lift_quant(x.reshape(-1, self.spec.columns), self.spec.length, self.spec.dtype)
+        return self.run_codes(codes, scale, prepared, bias, x.dtype).view(*x.shape[:-1], self.spec.rows)
+
+    def operand(self, tokens: int) -> tuple[Operand, int] | None:
+        return Operand(self.spec.columns, self.spec.dtype, lifted=True, length=self.spec.length), tokens
+
+    def run_codes(
+        self, codes: Tensor, scale: Tensor, prepared: Prepared, bias: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
+        weight, weight_scale = prepared
+        sums = sparse_gemm(codes[: scale.shape[0]], weight.view(self.spec.dtype), self.spec.rows)
+        return dequant(sums, scale, weight_scale, bias, dtype)
 
 
 class GroupReference(Reference):

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..operand import Operand
 from ..spec import LinearSpec
 from .base import Backend, Dtypes, Prepared
 from .rule import Route
@@ -49,8 +50,21 @@ class Routed(Backend):
             backend.complete(prepared[part], dtypes)
 
     def run(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
-        tokens = x.numel() // self.spec.columns
+        backend, part = self._step(x.numel() // self.spec.columns)
+        return backend.run(x, prepared[part], bias)
+
+    def operand(self, tokens: int) -> tuple[Operand, int] | None:
+        return self._step(tokens)[0].operand(tokens)
+
+    def run_codes(
+        self, codes: Tensor, scale: Tensor, prepared: Prepared, bias: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
+        backend, part = self._step(scale.shape[0])
+        return backend.run_codes(codes, scale, prepared[part], bias, dtype)
+
+    def _step(self, tokens: int) -> tuple[Backend, slice]:
+        """What runs so many tokens, and its part of the prepared weight."""
         for most, backend, part in self._steps:
             if most is None or tokens <= most:
-                return backend.run(x, prepared[part], bias)
+                return backend, part
         raise AssertionError("a route runs any number of tokens")

@@ -13,7 +13,8 @@ from slideconvert.kernels.backends import native
 from slideconvert.kernels.backends.base import Backend
 from slideconvert.kernels.backends.choose import backends_for, choose, named
 from slideconvert.kernels.backends.cusparselt import Cusparselt
-from slideconvert.kernels.linear import SlideSparseLinear
+from slideconvert.kernels.linear import SlideSparseLinear, produced, ready_to_produce
+from slideconvert.kernels.producers.reference import SAME, SILU, Producer
 from slideconvert.kernels.slide_spec import SlideSpec, SlideWeight
 
 GPU = pytest.mark.gpu
@@ -64,6 +65,59 @@ def linear_of(weight: SlideWeight, bias: Tensor | None = None, backend: str = "a
 def test_equals_the_reference(name: str, length: int | None, codes: torch.dtype) -> None:
     for rows, columns in [(64, 112), (1008, 2000)]:
         check(SlideSpec(rows, columns, length, codes), name, (torch.bfloat16,))
+
+
+@GPU
+@CODES
+@pytest.mark.parametrize("name", ["cusparselt", "dense", "int_mm", ROUTE])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+def test_codes_of_a_producer_give_what_the_activations_give(name: str, codes: torch.dtype, dtype: torch.dtype) -> None:
+    """To the bit, whatever rows are behind those of the operand."""
+    from slideconvert.kernels.producers.kernel import produce
+
+    if name == "int_mm" and codes != torch.int8:
+        return
+    spec = SlideSpec(1008, 2000, 8, codes)
+    weight, bias = example(spec, CUDA)
+    backend = named(name, spec, CUDA)
+    prepared = backend.prepare(weight)
+    for tokens in (1, 16, 17, 300, 3000):
+        x = torch.randn(tokens, 2000, dtype=dtype, device=CUDA)
+        for term in (None, bias.to(dtype), bias):
+            wanted = backend.operand(tokens)
+            assert wanted is not None
+            made, scale, _ = produce(Producer(SAME), x, None, None, wanted[0], wanted[1] + 16)
+            found = backend.run_codes(made, scale, prepared, term, dtype)
+            assert torch.equal(found, backend.run(x, prepared, term)), (tokens, term is None)
+
+
+@GPU
+@CODES
+def test_linears_behind_a_producer(codes: torch.dtype) -> None:
+    """q, k and v of several backends, compiled and not: what the producer's reference gives, but for its doubts."""
+    from slideconvert.kernels.producers.kernel import LAUNCHER
+
+    linears = [
+        linear_of(*example(SlideSpec(rows, 2048, length, codes), CUDA), backend=backend)
+        for rows, length, backend in ((2048, 8, "cusparselt"), (512, 8, "dense"), (512, 4, "cusparselt"))
+    ]
+    producer = Producer(SILU)
+    ready_to_produce(producer, torch.bfloat16, linears)
+    compiled_before = len(LAUNCHER._compiled)
+
+    def layer(x: Tensor, other: Tensor) -> list[Tensor]:
+        found, _ = produced(producer, x, other, None, linears)
+        return [linear(found) for linear in linears]
+
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True)
+    for tokens in (5, 100, 700):
+        x, other = (torch.randn(2, tokens, 2048, dtype=torch.bfloat16, device=CUDA) for _ in range(2))
+        plain = torch.nn.functional.silu(x) * other
+        for found, again, linear in zip(layer(x, other), compiled(x, other), linears, strict=True):
+            expected = linear(plain).float()
+            assert torch.equal(found, again) and len(LAUNCHER._compiled) == compiled_before
+            # Codes differ by one where a rounding is in doubt, in one of 2**9: far below what quantization costs.
+            assert (found.float() - expected).norm() < 2**-8 * expected.norm()
 
 
 @GPU

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import logging
 import os
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from transformers.utils import cached_file
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .slidesparse_checks import needed_tensors, refuse_offload, stored_tensors, tensor_faults
+from .slidesparse_fusion import Kernels, fuse, make_ready
 from .slidesparse_record import (
     KERNELS,
     METHOD,
@@ -43,10 +46,17 @@ from .slidesparse_record import (
 )
 
 OURS = "slidesparse"
+logger = logging.getLogger("slidesparse")
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 _packages: dict[str, str] = {}
 """The kernels' package by the name of the quantization method that runs them."""
+
+
+@cache
+def say_once(message: str) -> None:
+    """In the log, the first time in this process."""
+    logger.warning(message)
 
 
 class SlideSparseQuantizationConfig(QuantizationConfigMixin):
@@ -121,11 +131,19 @@ class SlideSparseQuantizer(HfQuantizer):
             if old.bias is not None:
                 linear.bias = old.bias
             model.set_submodule(name, linear)
+        if self.settings.fuse:
+            self._fuse(model)
         self.dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()} if prefix else {}
         refuse_offload(device_map, self.linears)
         made = {f"{prefix}{name}": linear for name, linear in self.linears.items()}
         for fault in tensor_faults(stored_tensors(checkpoint_files), made, needed_tensors(model, prefix)):
             raise ValueError(f"{where}: {fault} ({REINSTALL_HINT})")
+
+    def _fuse(self, model: Any) -> None:
+        linear, producers = self._kernels("linear"), self._kernels("producers.reference")
+        kernels = Kernels(linear.SlideSparseLinear, linear.produced, linear.ready_to_produce, producers.Producer)
+        for reason in fuse(model, kernels):
+            say_once(f"norms and activations are not fused with quantization: {reason}")
 
     def _kernels(self, name: str) -> Any:
         return importlib.import_module(f"{self.package}.{name}")
@@ -163,6 +181,7 @@ class SlideSparseQuantizer(HfQuantizer):
                 linear.prepare(self._settings(linear), model.dtype)
             except ValueError as error:
                 raise ValueError(f"{model.config.name_or_path}: {name}: {error} ({way_out})") from error
+        make_ready(model, model.dtype)
         # The hashes and the code belong to the folder that was read, not to one that will be saved.
         setattr(model.config, RECORD, saved_again(getattr(model.config, RECORD), "transformers"))
         if hasattr(model.config, "auto_map"):

@@ -18,7 +18,8 @@ RECORD = "slidesparse_config"
 """Root key of config.json: how each linear was converted."""
 SETTINGS = "slidesparse_runtime"
 """Optional root key of config.json, which the user sets: the fields of `RuntimeSettings`. Variables of the environment
-come before it: SLIDESPARSE_BACKEND, SLIDESPARSE_MEMORY, SLIDESPARSE_MEASURE."""
+come before it: SLIDESPARSE_BACKEND, SLIDESPARSE_MEMORY, SLIDESPARSE_MEASURE, SLIDESPARSE_FUSE."""
+SWITCH = {"true": True, "1": True, "false": False, "0": False}
 SAVED_AGAIN = "saved_again"
 """Field of the record: which library saved the model again. Its record has no hashes: they belong to another folder."""
 HASHES = ("files", "kernels", "reports", "sha256")
@@ -40,7 +41,13 @@ METHOD = "compressed-tensors"
 KERNELS = "kernels"
 SOURCES = (".py", ".c", ".h", ".cu", ".cuh", ".json")
 """Suffixes of files that Python or a compiler may run, and of the tables by which kernels are chosen."""
-CODE_FILES = ("modeling_slidesparse.py", "slidesparse_record.py", "slidesparse_checks.py")
+CODE_FILES = (
+    "modeling_slidesparse.py",
+    "slidesparse_record.py",
+    "slidesparse_checks.py",
+    "slidesparse_fusion.py",
+    "slidesparse_patterns.py",
+)
 AUTO_MAP = {"AutoModelForCausalLM": "modeling_slidesparse.SlideSparseForCausalLM"}
 REINSTALL_HINT = "get the checkpoint again, or convert the model again"
 
@@ -159,12 +166,14 @@ class RuntimeSettings:
     backend: auto; both, which is auto with two prepared weights; or the name of a backend. In a checkpoint with several
     kinds of linears, kinds without a backend of that name use auto. memory: what a second prepared weight of a linear
     may take, as a share of the packed weight. measure: the seconds that loading may spend on measuring what no table of
-    times has; 0 for none.
+    times has; 0 for none. fuse: whether norms and gated activations are computed in one pass with the quantization
+    behind them; in transformers alone.
     """
 
     backend: str = "auto"
     memory: float = 0.0
     measure: float = 120.0
+    fuse: bool = True
 
     def of(self, family: Iterable[str]) -> RuntimeSettings:
         """For linears that have the backends of `family`."""
@@ -198,6 +207,10 @@ def _setting(word: str, value: Any, backends: Iterable[str], what: str) -> Any:
         if value not in backends:
             raise ValueError(f"{what} (use one of {', '.join(backends)})")
         return str(value)
+    if word == "fuse":
+        if str(value).lower() not in SWITCH:
+            raise ValueError(f"{what} (use true or false)")
+        return SWITCH[str(value).lower()]
     try:
         number = float(value)
     except (TypeError, ValueError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -16,8 +17,12 @@ from triton.compiler import ASTSource
 from slideconvert.kernels.dense_gemm import kernel as dense_gemm
 from slideconvert.kernels.dequant import kernel as dequant
 from slideconvert.kernels.lift_quant import kernel as lift_quant
+from slideconvert.kernels.operand import Operand
+from slideconvert.kernels.producers import kernel as producers
+from slideconvert.kernels.producers import values
 from slideconvert.kernels.quantize import kernel as quantize
 from slideconvert.kernels.windows import slid_columns
+from tests.helpers.produced import ADD_NORM, GATE, GATE_NORM, NORM
 
 CAPABILITIES = (80, 90, 100)
 WITH_FP8 = 89
@@ -41,6 +46,14 @@ def check_parameters(kernel: Any, ours: int) -> None:
     assert ours <= entry.count(".param") <= ours + 4, entry
 
 
+PRODUCERS = (
+    (ADD_NORM, Operand(512, torch.int8, True, 8), torch.bfloat16),
+    (GATE, Operand(512, torch.int8), torch.float16),
+    (NORM, Operand(43, torch.int8), torch.float32),
+    (GATE_NORM, Operand(512, torch.float8_e4m3fn, True, None), torch.bfloat16),
+)
+
+
 def main() -> None:
     for capability in CAPABILITIES:
         for fp8 in (False, True) if capability >= WITH_FP8 else (False,):
@@ -51,6 +64,12 @@ def main() -> None:
                     constants = (512, slid_columns(512, length), windows, qmax, fp8, steps, pairs, True, 256, 512)
                     check_parameters(compiled(capability, lift_quant.lift_quant_kernel, types, constants, 4), 4)
                 compiled(capability, quantize.quantize_kernel, types, (512, qmax, fp8, steps, 512), 4)
+        for producer, operand, kind in PRODUCERS if capability == 90 else PRODUCERS[:1]:
+            word = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}[kind]
+            constants = producers.constants(producer, operand, kind, (512, 1024))
+            compiled(capability, producers.produce_kernel, [word] * 4 + ["*i8", "*fp32", "i32"], constants, 4)
+        constants = (512, 512, 512, "sum", True, 1e-5, True, 256)
+        compiled(capability, values.values_kernel, ["*bf16"] * 5, constants, 4)
         types = ["*i32", "*fp32", "*fp32", "*bf16", "*bf16", "i32"]
         check_parameters(compiled(capability, dequant.dequant_kernel, types, (4608, 4608, True, 1024, 8), 4), 6)
         types = ["*i8", "*i8", "*fp32", "*fp32", "*fp32", "*bf16", "i32", "i32", "i32"]

@@ -28,15 +28,17 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def load(source: Path, tmp_path: Path) -> Callable[..., Any]:
-    """load(backend, scheme=…, pattern=…, layout=…) -> the model in bfloat16 on the GPU."""
+    """load(backend, scheme=…, pattern=…, layout=…) -> the model in bfloat16 on the GPU, its norms fused or not."""
 
-    def load(backend: str, **words: Any) -> Any:
+    def load(backend: str, *, fuse: bool = True, attention: str = "sdpa", **words: Any) -> Any:
         out = tmp_path / "-".join(words.values())
         if not out.exists():
             converted(source, out, **words)
         config = AutoConfig.from_pretrained(out)
-        config.slidesparse_runtime = {"backend": backend}
-        model = AutoModelForCausalLM.from_pretrained(out, config=config, dtype=torch.bfloat16, device_map="cuda")
+        config.slidesparse_runtime = {"backend": backend, "fuse": fuse}
+        model = AutoModelForCausalLM.from_pretrained(
+            out, config=config, dtype=torch.bfloat16, device_map="cuda", attn_implementation=attention
+        )
         linears = [module for module in model.modules() if isinstance(module, SlideSparseLinear)]
         names = {one.backend.name for one in linears if one.backend}
         assert len(linears) == 16 * 7 and (backend == "both" or names == {backend})  # both: by the rule
@@ -83,3 +85,28 @@ def test_fp8_logits_differ_no_more_than_those_of_plain_torch(load: Callable[...,
         dropped(load(name, **words), logits).float() for name in ("reference", "dense", "cusparselt")
     )
     assert 0 < (sparse - expected).norm() <= 2 * (plain - expected).norm()
+
+
+@pytest.mark.parametrize("backend", ["cusparselt", "dense"])
+@pytest.mark.parametrize("scheme", ["int8", "fp8"])
+def test_fused_norms_stray_no_further_than_another_attention(
+    load: Callable[..., Any], scheme: str, backend: str
+) -> None:
+    """Both round now and then to another bfloat16, which the layers carry on: twice what transformers' other kernel for
+    attention makes of it is what fusion may. And they are fused: the logits are not the same."""
+    words = {"scheme": scheme, "pattern": "2:8", "layout": "slide"}
+    plain, other, fused = (
+        dropped(load(backend, **how, **words), logits).float()
+        for how in ({"fuse": False}, {"fuse": False, "attention": "eager"}, {"fuse": True})
+    )
+    assert 0 < (fused - plain).norm() <= 2 * (other - plain).norm()
+
+
+def test_fused_norms_in_a_compiled_model(load: Callable[..., Any]) -> None:
+    """The bits of the eager model."""
+    model = load("cusparselt", scheme="int8", pattern="2:8", layout="slide")
+    expected = logits(model)
+    layers = model.model.layers
+    for number, layer in enumerate(layers):
+        layers[number] = torch.compile(layer, backend="aot_eager", dynamic=True)
+    assert torch.equal(logits(model), expected)

@@ -1,0 +1,1 @@
+"""What comes before a linear, fused with the quantization of its activations: RMSNorm, gated activations."""

@@ -1,0 +1,186 @@
+"""Producers of quantized activations in Triton: what comes before a linear, quantized and lifted in one pass.
+
+One program a token. Its inputs come from memory once, and from the cache whenever they are read again: for the mean
+square of a norm, for the largest magnitude, and for the codes. So nothing is kept between these but three numbers, and
+what is computed is computed again. Codes are written in words of four, as lift_quant writes them: unlifted codes are
+those of windows that do not overlap, which are the windows of 2:4.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..launch import ALIGNMENT, Launcher, aligned, start, stream_of
+from ..lift_quant.kernel import low_bytes, low_halves
+from ..operand import Operand
+from ..quantize.kernel import factor_of, scale_of, steps
+from ..quantize.reference import QMAX
+from ..windows import group_of
+from .elements import inverse_root, load_codes, load_values
+from .reference import SUM, Producer
+
+WHOLE = 1
+"""Windows of a block if no two overlap."""
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def produce_kernel(
+    x_ptr,  # [tokens, COLUMNS], rows X_STRIDE apart
+    other_ptr,  # likewise, rows OTHER_STRIDE apart; not read for the element same
+    weight_ptr,  # [COLUMNS]; not read without NORM
+    sum_ptr,  # [tokens, COLUMNS]; written for the element sum
+    codes_ptr,  # [programs, WIDTH] of one byte each
+    scale_ptr,  # [tokens] float32
+    tokens,
+    COLUMNS: tl.constexpr,
+    X_STRIDE: tl.constexpr,
+    OTHER_STRIDE: tl.constexpr,
+    ELEMENT: tl.constexpr,
+    NORM: tl.constexpr,
+    EPS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    WINDOWS: tl.constexpr,  # of a block; 0 for 2:inf
+    WORDS: tl.constexpr,  # whether WIDTH is a multiple of four
+    QMAX: tl.constexpr,
+    FP8: tl.constexpr,
+    STEPS: tl.constexpr,
+    PAIRS: tl.constexpr,
+    PERMUTE: tl.constexpr,  # with the GPU's own instruction; plainly where the kernel is interpreted
+    READ: tl.constexpr,  # pairs read at a time
+    WRITE: tl.constexpr,  # words written at a time
+):
+    token = tl.program_id(0).to(tl.int64)
+    codes_ptr += token * WIDTH
+    words_ptr = codes_ptr.to(tl.pointer_type(tl.int32))
+    if token >= tokens:
+        for first in range(0, WIDTH, WRITE):
+            column = first + tl.arange(0, WRITE)
+            tl.store(codes_ptr + column, tl.zeros([WRITE], tl.int8), mask=column < WIDTH)
+    else:
+        x_ptr += token * X_STRIDE
+        other_ptr += token * OTHER_STRIDE
+        inverse = 1.0
+        if NORM:
+            sum_ptr += token * COLUMNS
+            inverse = inverse_root(x_ptr, other_ptr, sum_ptr, EPS, COLUMNS, ELEMENT, PAIRS, READ)
+        largest = tl.zeros([READ], tl.float32)
+        for first in tl.static_range(0, (COLUMNS + 1) // 2, READ):
+            pair = first + tl.arange(0, READ)
+            low, high = load_values(
+                x_ptr, other_ptr, weight_ptr, inverse, pair, COLUMNS, ELEMENT, NORM, PAIRS
+            )  # fmt: skip
+            largest = tl.maximum(largest, tl.maximum(tl.abs(low), tl.abs(high)))
+        scale = scale_of(tl.max(largest, 0), QMAX)
+        tl.store(scale_ptr + token, scale)
+        factor = factor_of(scale)
+        scale = scale * factor
+        reciprocal = tl.div_rn(1.0, scale)
+        for first in tl.static_range(0, WIDTH // 4 if WORDS else 0, WRITE):
+            word = first + tl.arange(0, WRITE)
+            pair = word if WINDOWS == 0 else word + word // WINDOWS
+            low, high = load_codes(
+                x_ptr, other_ptr, weight_ptr, inverse, factor, scale, reciprocal, pair, COLUMNS, ELEMENT, NORM, FP8,
+                STEPS, PAIRS,
+            )  # fmt: skip
+            lanes = low_bytes(low, high, PERMUTE)
+            if WINDOWS > 0:
+                low, high = load_codes(
+                    x_ptr, other_ptr, weight_ptr, inverse, factor, scale, reciprocal, pair + 1, COLUMNS, ELEMENT, NORM,
+                    FP8, STEPS, PAIRS,
+                )  # fmt: skip
+                lanes = low_halves(lanes, low_bytes(low, high, PERMUTE), PERMUTE)
+            else:
+                lanes &= 0xFFFF
+            tl.store(words_ptr + word, lanes, mask=word < WIDTH // 4)
+        for first in tl.static_range(0, 0 if WORDS else (COLUMNS + 1) // 2, READ):
+            pair = first + tl.arange(0, READ)
+            low, high = load_codes(
+                x_ptr, other_ptr, weight_ptr, inverse, factor, scale, reciprocal, pair, COLUMNS, ELEMENT, NORM, FP8,
+                STEPS, PAIRS,
+            )  # fmt: skip
+            tl.store(codes_ptr + 2 * pair, low.to(tl.int8), mask=2 * pair < COLUMNS)
+            tl.store(codes_ptr + 2 * pair + 1, high.to(tl.int8), mask=2 * pair + 1 < COLUMNS)
+
+
+WRITE = 512
+"""Words written at a time by a program, as lift_quant does."""
+LAUNCHER = Launcher(produce_kernel)
+
+
+def reading(columns: int) -> tuple[int, int]:
+    """Pairs read at a time, and warps: the order in which squares are added, so the same for whatever is made."""
+    warps = 4 if columns <= 4096 else 8
+    return min(128 * warps, triton.next_power_of_2((columns + 1) // 2)), warps
+
+
+def constants(producer: Producer, operand: Operand, kind: torch.dtype, strides: tuple[int, int]) -> tuple[Any, ...]:
+    """The constants of a kernel for inputs of dtype `kind`, whose rows lie `strides` numbers apart."""
+    columns, windows = operand.columns, WHOLE
+    if operand.lifted:
+        windows = group_of(operand.length)[1] if operand.length else 0
+    norm, fp8 = producer.eps is not None, operand.dtype == torch.float8_e4m3fn
+    pairs = kind.itemsize == 2 and columns % 2 == 0
+    return (
+        columns, *strides, producer.element, norm, producer.eps or 0.0, operand.width, windows, operand.width % 4 == 0,
+        QMAX[operand.dtype], fp8, steps(kind), pairs, True, reading(columns)[0], WRITE,
+    )  # fmt: skip
+
+
+class Produce:
+    """`produce` for one producer, operand, dtype and strides of the inputs: compiled, ready to start on addresses."""
+
+    def __init__(
+        self, producer: Producer, operand: Operand, kind: torch.dtype, strides: tuple[int, int], device: torch.device
+    ) -> None:
+        warps = reading(operand.columns)[1]
+        self._constants = constants(producer, operand, kind, strides)
+        x = torch.empty(16, dtype=kind, device=device)
+        codes = torch.empty(16, dtype=torch.int8, device=device)
+        scale = torch.empty(4, dtype=torch.float32, device=device)
+        key = (device, kind, warps, self._constants)
+        self._kernel = LAUNCHER.compiled(key, (x, x, x, x, codes, scale, 1), self._constants, warps)
+
+    def start(self, addresses: tuple[int, ...], tokens: int, rows: int, stream: int) -> None:
+        """addresses: of x, other, weight, sum, codes [rows, width], scale; multiples of 16, anything for what is not
+        used."""
+        start(self._kernel, (rows, 1), stream, *addresses, tokens, *self._constants)
+
+
+produce_for = cache(Produce)
+
+
+def produce(
+    producer: Producer, x: Tensor, other: Tensor | None, weight: Tensor | None, operand: Operand, rows: int
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """x, other [M, K], weight [K] float16, bfloat16 or float32, finite, on a CUDA device -> codes [rows, width] of the
+    operand, scale [M, 1] float32, and the sum [M, K] for the element sum.
+
+    The bytes of the reference, but where the float32 results of a mean, an exponential or a root, which differ in
+    their last bits, round to another number of the activations' dtype. Rows may lie apart: x and other may be halves of
+    one tensor. rows: at least M; rows beyond it are padding, code 0.
+    """
+    tokens, columns = x.shape
+    x, other = apart(x), None if other is None else apart(other)
+    weight = None if weight is None else aligned(weight)
+    second = x if other is None else other
+    total = torch.empty(tokens, columns, dtype=x.dtype, device=x.device) if producer.element == SUM else None
+    codes = torch.empty(rows, operand.width, dtype=operand.dtype, device=x.device)
+    scale = torch.empty(tokens, 1, dtype=torch.float32, device=x.device)
+    if rows:
+        op = produce_for(producer, operand, x.dtype, (x.stride(0), second.stride(0)), x.device)
+        used = (x, second, x if weight is None else weight, x if total is None else total, codes, scale)
+        op.start(tuple(tensor.data_ptr() for tensor in used), tokens, rows, stream_of(x.device))
+    return codes, scale, total
+
+
+def apart(x: Tensor) -> Tensor:
+    """x [M, K] with rows at addresses that are multiples of 16, as contiguous rows of odd lengths need not be: itself,
+    as a rule."""
+    fits = x.stride(1) == 1 and x.stride(0) * x.element_size() % ALIGNMENT == 0 and x.data_ptr() % ALIGNMENT == 0
+    return x if fits else aligned(x)
