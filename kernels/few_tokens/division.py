@@ -62,8 +62,8 @@ CLUSTERED = tuple(
     for groups in (2, 1)
     for stages in range(6, 1, -1)
 )
-CLUSTERED_SHARE = 15 / 16
-"""The share of the multiprocessors on which clusters find room: each lies in one part of the GPU."""
+TOGETHER = 16
+"""Multiprocessors of one part of a GPU, within which a cluster lies (an H100 or H200 has 8 parts of 16 or 18)."""
 LARGE_PARTS = 32
 """Tokens from which parts that are published take so long that clusters are considered."""
 PART_COST, CLUSTER_COST = 2, 75_000
@@ -151,9 +151,8 @@ class Division:
         return max(copied, gathered) if form.cluster else copied + gathered
 
     def fits(self, shared_bytes: int) -> bool:
-        if self.form.cluster > self.units or (
-            self.form.cluster and self.blocks > self.most_blocks * (CLUSTERED_SHARE if self.form.cluster > 1 else 1)
-        ):
+        cluster = self.form.cluster
+        if cluster and (cluster > self.units or self.tiles > most_clusters(self.most_blocks, cluster)):
             return False
         return self.shared_bytes <= shared_bytes and (self.form.stream or self.held <= MOST_UNITS)
 
@@ -166,6 +165,13 @@ class Division:
         if form.cluster:
             return copied + (CLUSTER_COST + 4 * self.part if form.cluster > 1 else 0)
         return copied + (self.parts * 4 * self.part * PART_COST if self.parts > 1 else 0)
+
+
+def most_clusters(processors: int, size: int, resident: int = 1) -> int:
+    """The clusters of so many blocks that find room at once, where a multiprocessor has room for `resident` blocks."""
+    if size == 1:
+        return processors * resident
+    return processors // TOGETHER * (TOGETHER * resident // size)
 
 
 def most_exchanged(blocks: int, tokens: int = MOST_TOKENS) -> int:

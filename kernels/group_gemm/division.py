@@ -8,7 +8,7 @@ from functools import cached_property
 from itertools import product
 from math import hypot
 
-from ..few_tokens.division import ceil_div, most_exchanged
+from ..few_tokens.division import ceil_div, most_clusters, most_exchanged
 from .prepared import SLAB, UNIT
 
 MOST_TOKENS = 64
@@ -101,10 +101,8 @@ WARPGROUP_SHAPES = {
     8: ((8, 1, 1), (4, 2, 1), (4, 1, 2)),
 }
 """The same of products by wgmma. Of fewer tokens, decoding takes the time."""
-CLUSTERS = (2, 3, 4, 6, 8)
+CLUSTERS = range(2, 9)
 """Blocks of a cluster, of products by wgmma."""
-CLUSTERED = 15 / 16
-"""The share of the multiprocessors on which clusters find room: each lies in one part of the GPU."""
 STAGES = (3, 2)
 
 
@@ -191,8 +189,11 @@ class Division:
             taken <= self.gpu.block_bytes
             and taken * self.form.blocks <= self.gpu.processor_bytes
             and self.exchanged <= most_exchanged(self.gpu.processors)
-            and self.blocks <= self.gpu.processors * self.form.blocks * (CLUSTERED if self.form.cluster > 1 else 1)
+            and self.blocks <= self.gpu.processors * self.form.blocks
             and self.form.cluster <= self.units
+            and (
+                not self.whole or self.tiles <= most_clusters(self.gpu.processors, self.form.cluster, self.form.blocks)
+            )
         )
 
     @cached_property

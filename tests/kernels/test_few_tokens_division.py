@@ -98,6 +98,8 @@ def test_linears_of_few_rows_are_divided_among_clusters(rows: int, columns: int,
     fitting = [one for one in clustered(*shape) if one.fits(H200)]
     assert min((equal, *fitting), key=lambda one: one.cost).form.cluster == cluster
     for one in fitting:
+        size = one.form.cluster
+        assert one.tiles <= (8 * (16 // size) if size > 1 else 132)  # parts of 16 multiprocessors, and some more
         assert one.shared_bytes <= H200 and one.blocks <= 132 and one.form.cluster <= one.units and one.exchanged == 0
     assert not list(clustered(rows, columns, 16, UNITS["2:8"], 132))
 
