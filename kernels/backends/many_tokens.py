@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..many_tokens.kernel import ManyTokens, refusal
 from ..nvrtc import missing
+from ..operand import Operand
 from ..slide_spec import SlideSpec, SlideWeight
 from .base import Dtypes, Prepared
 from .cuda import CudaBackend
@@ -54,3 +55,11 @@ class ManySparse(CudaBackend):
     def launch(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
         out = self._op(x.reshape(-1, self.spec.columns), prepared, bias)
         return out.view(*x.shape[:-1], self.spec.rows)
+
+    def operand(self, tokens: int) -> tuple[Operand, int] | None:
+        return self._op.operand, tokens
+
+    def launch_codes(
+        self, codes: Tensor, scale: Tensor, prepared: Prepared, bias: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
+        return self._op.of_codes(codes, scale, prepared, bias, dtype)

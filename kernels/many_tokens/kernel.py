@@ -14,8 +14,9 @@ from torch import Tensor
 
 from ..driver import Launch, Module
 from ..few_tokens.kernel import KINDS, OVERLAPPING_SINCE, SINCE, STATIC_SHARED, WARPGROUPS, Device, FewTokens
-from ..few_tokens.prepared import Order
+from ..few_tokens.prepared import GROUP, Order
 from ..launch import aligned, stream_of
+from ..operand import Operand
 from ..slide_spec import SlideSpec, SlideWeight
 from ..tensor_map import TensorMap, bytes_map
 from .tiles import FORMS, PORTABLE, Fitted, Form, Mma, Tiling, Wgmma
@@ -132,19 +133,44 @@ class ManyTokens:
             **self.forms[form].constants,
         }  # fmt: skip
 
+    @property
+    def operand(self) -> Operand:
+        """How it reads codes."""
+        spec, order = self.spec, self.order
+        blocks = GROUP if order.bounds else 1
+        return Operand(spec.columns, spec.dtype, True, spec.length, blocks, multiple=order.unit.columns)
+
     def __call__(self, x: Tensor, prepared: Sequence[Tensor], bias: Tensor | None) -> Tensor:
         """x [M, K] bfloat16, float16 or float32, on the current device; bias [N] -> [M, N] like x."""
         tokens = x.shape[0]
         out = torch.empty(tokens, self.spec.rows, dtype=x.dtype, device=x.device)
         if tokens:
+            codes = torch.empty(tokens, self.pieces * 16, dtype=torch.uint8, device=x.device)
             tiling = self.tiling(tokens)
-            key = (x.dtype, None if bias is None else bias.dtype, tiling.form)
-            launches = self._launches.get(key)
-            if launches is None:
-                launches = self._launches[key] = _Launches(self, *key)
-            weight, scale = prepared
-            launches.start(tiling, aligned(x), weight, scale, bias, out)
+            # Tiles of tokens read it whole.
+            scale = torch.empty(tiling.token_tiles * tiling.form.tokens, dtype=torch.float32, device=x.device)
+            self._prepared(tiling, x.dtype, bias).start(aligned(x), codes, scale, prepared, bias, out)
         return out
+
+    def of_codes(
+        self, codes: Tensor, scale: Tensor, prepared: Sequence[Tensor], bias: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
+        """codes of the operand, scale [M, 1] float32, on the current device; bias [N] -> [M, N] of `dtype`."""
+        tokens = scale.shape[0]
+        out = torch.empty(tokens, self.spec.rows, dtype=dtype, device=codes.device)
+        if tokens:
+            tiling = self.tiling(tokens)
+            missing = tiling.token_tiles * tiling.form.tokens - tokens
+            scale = torch.nn.functional.pad(scale.view(-1), (0, missing)) if missing else scale
+            self._prepared(tiling, dtype, bias).start(None, aligned(codes), aligned(scale), prepared, bias, out)
+        return out
+
+    def _prepared(self, tiling: Tiling, dtype: torch.dtype, bias: Tensor | None) -> _Launches:
+        key = (dtype, None if bias is None else bias.dtype, tiling.form)
+        launches = self._launches.get(key)
+        if launches is None:
+            launches = self._launches[key] = _Launches(self, *key)
+        return launches
 
 
 class _Launches:
@@ -176,12 +202,19 @@ class _Launches:
             self._maps[codes, tokens] = found
         return found
 
-    def start(self, tiling: Tiling, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, out: Tensor) -> None:
-        """x [M, K] contiguous at a multiple of 16, out [M, N], M at least 1, as `tiling` says."""
-        op, tokens, stream = self.op, x.shape[0], stream_of(self.op.device)
-        codes = torch.empty(tokens, op.pieces * 16, dtype=torch.uint8, device=x.device)
-        # Tiles of tokens read it whole.
-        token_scale = torch.empty(tiling.token_tiles * self.form.tokens, dtype=torch.float32, device=x.device)
+    def start(
+        self,
+        x: Tensor | None,
+        codes: Tensor,
+        token_scale: Tensor,
+        prepared: Sequence[Tensor],
+        bias: Tensor | None,
+        out: Tensor,
+    ) -> None:
+        """x [M, K] contiguous at a multiple of 16, of which codes and their scales are made; None: they are there. out
+        [M, N], M at least 1."""
+        op, tokens, stream = self.op, out.shape[0], stream_of(self.op.device)
+        tiling, (weight, scale) = op.tiling(tokens), prepared
         try:
             held = self._idle.pop()  # another thread finds another one
         except IndexError:
@@ -189,12 +222,14 @@ class _Launches:
         argument, quantize, product = held
         argument.map = self._map(codes.data_ptr(), tokens)
         argument.weight, argument.weight_scale = weight.data_ptr(), scale.data_ptr()
-        argument.codes, argument.scale, argument.x = codes.data_ptr(), token_scale.data_ptr(), x.data_ptr()
-        argument.bias, argument.out = 0 if bias is None else bias.data_ptr(), out.data_ptr()
+        argument.codes, argument.scale, argument.out = codes.data_ptr(), token_scale.data_ptr(), out.data_ptr()
+        argument.bias = 0 if bias is None else bias.data_ptr()
         argument.tokens, argument.row_tiles, argument.token_tiles = tokens, tiling.row_tiles, tiling.token_tiles
-        quantize.resize(tokens)
+        if x is not None:
+            argument.x = x.data_ptr()
+            quantize.resize(tokens)
+            quantize.start(stream)
         product.resize(tiling.blocks)
-        quantize.start(stream)
         product.start(stream)
         self._idle.append(held)
 

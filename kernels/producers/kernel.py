@@ -46,6 +46,7 @@ def produce_kernel(
     EPS: tl.constexpr,
     WIDTH: tl.constexpr,
     WINDOWS: tl.constexpr,  # of a block; 0 for 2:inf
+    BLOCKS: tl.constexpr,  # of which all first windows lie together, then all second ones
     WORDS: tl.constexpr,  # whether WIDTH is a multiple of four
     QMAX: tl.constexpr,
     FP8: tl.constexpr,
@@ -83,7 +84,10 @@ def produce_kernel(
         reciprocal = tl.div_rn(1.0, scale)
         for first in tl.static_range(0, WIDTH // 4 if WORDS else 0, WRITE):
             word = first + tl.arange(0, WRITE)
-            pair = word if WINDOWS == 0 else word + word // WINDOWS
+            pair = word
+            if WINDOWS > 0:
+                turn = word // BLOCKS
+                pair = (turn // WINDOWS * BLOCKS + word % BLOCKS) * (WINDOWS + 1) + turn % WINDOWS
             low, high = load_codes(
                 x_ptr, other_ptr, weight_ptr, inverse, factor, scale, reciprocal, pair, COLUMNS, ELEMENT, NORM, FP8,
                 STEPS, PAIRS,
@@ -127,7 +131,8 @@ def constants(producer: Producer, operand: Operand, kind: torch.dtype, strides: 
     norm, fp8 = producer.eps is not None, operand.dtype == torch.float8_e4m3fn
     pairs = kind.itemsize == 2 and columns % 2 == 0
     return (
-        columns, *strides, producer.element, norm, producer.eps or 0.0, operand.width, windows, operand.width % 4 == 0,
+        columns, *strides, producer.element, norm, producer.eps or 0.0, operand.width, windows, operand.blocks,
+        operand.width % 4 == 0,
         QMAX[operand.dtype], fp8, steps(kind), pairs, True, reading(columns)[0], WRITE,
     )  # fmt: skip
 

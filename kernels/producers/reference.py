@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import relu, silu
 
-from ..lift_quant.reference import lift_quant
 from ..operand import Operand
-from ..quantize.reference import quantize
+from ..quantize.reference import pad_rows, quantize
 
 SAME, SUM, SILU, RELU2 = ELEMENTS = ("same", "sum", "silu", "relu2")
 
@@ -70,9 +69,11 @@ def produce(
     rows: at least M; rows beyond it are padding, code 0.
     """
     made, total = values(producer, x, other, weight)
-    if operand.lifted:
-        return *lift_quant(made, operand.length, operand.dtype, rows), total
-    return *quantize(made, operand.dtype, rows), total
+    codes, scale = quantize(made, operand.dtype)
+    index = operand.index(x.device)
+    # Multiplied as bytes: float8 has no arithmetic, and padding must be +0.
+    placed = codes.view(torch.int8)[:, index.clamp(min=0)] * (index >= 0)
+    return pad_rows(placed.view(operand.dtype), rows), scale, total
 
 
 def _element(element: str, x: Tensor, other: Tensor) -> Tensor:

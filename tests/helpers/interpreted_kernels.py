@@ -109,6 +109,9 @@ def check_producers() -> None:
     for turn, length in enumerate(LENGTHS):
         for producer in (produced.ADD_NORM, produced.GATE):
             check_produce(producer, Operand(36 + turn % 2, torch.int8, True, length), sixteen)
+    for length, multiple in ((6, 256), (8, 384), (10, 256)):  # as the product of many tokens reads them
+        operand = Operand(140, torch.int8, True, length, 1 if length == 6 else 16, multiple)
+        check_produce(produced.ADD_NORM, operand, sixteen)
 
 
 def main() -> None:

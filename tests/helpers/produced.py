@@ -101,7 +101,20 @@ def _expected(producer: Producer, given: Inputs, total: Tensor | None) -> twin.V
 
 
 def _index(operand: Operand) -> list[int]:
-    return slide_twin.lift_index(operand.length, operand.columns) if operand.lifted else list(range(operand.columns))
+    if not operand.lifted:
+        return list(range(operand.columns))
+    found = slide_twin.lift_index(operand.length, operand.columns)
+    found += [-1] * (-len(found) % operand.multiple)
+    if operand.blocks == 1:
+        return found
+    windows = (operand.length or 4) // 2 - 1
+    starts = range(0, len(found), 4 * windows * operand.blocks)
+    places = [
+        (start, window, block) for start in starts for window in range(windows) for block in range(operand.blocks)
+    ]
+    return [
+        found[start + 4 * (block * windows + window) + lane] for start, window, block in places for lane in range(4)
+    ]
 
 
 def _decoded(codes: NDArray[Any], scheme: str) -> NDArray[np.float64]:

@@ -29,6 +29,10 @@ def test_codes_equal_the_twins(producer: Producer, dtype: torch.dtype, codes: to
         given = inputs(producer, 10, columns, dtype)
         exact = check(producer, given, operand, produce(producer, given.x, given.other, given.weight, operand, 13))
         assert exact >= 5 or (dtype == torch.float32 and producer != Producer(SAME))
+    for length, multiple in ((8, 384), (10, 256)):  # as the product of many tokens reads them
+        operand = Operand(136, codes, lifted=True, length=length, blocks=16, multiple=multiple)
+        given = inputs(producer, 3, 136, dtype)
+        check(producer, given, operand, produce(producer, given.x, given.other, given.weight, operand, 4))
 
 
 def normal(*shape: int, seed: int) -> Tensor:
