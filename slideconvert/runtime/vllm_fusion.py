@@ -48,6 +48,9 @@ def install(config: Any) -> None:
     held = compilation.inductor_compile_config.setdefault(current_platform.pass_key, FusedNorms())
     if not isinstance(held, FusedNorms):
         logger.warning_once("SlideSparse: norms are not fused: the configuration has a pass of its own")
+    elif isinstance(config.additional_config, dict):
+        # vLLM finds compiled graphs again by the hash of the configuration, from which it leaves passes out.
+        config.additional_config.setdefault("slidesparse", {})["norms"] = held.uuid()
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,26 @@ after the pass, and the largest difference from the eager model without it, rela
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import vllm.ir.ops as ops
+from vllm.compilation.passes.inductor_pass import InductorPass
 from vllm.ir.op import enable_torch_wrap
 
 from slideconvert.kernels.group_spec import GroupSpec
 from slideconvert.kernels.linear import SlideSparseLinear
 from slideconvert.kernels.slide_spec import SlideSpec
-from slideconvert.runtime.vllm_fusion import FusedNorms
+from slideconvert.runtime.vllm_fusion import FusedNorms, install
 
 CPU, EPS, COLUMNS = torch.device("cpu"), 1e-5, 48
+
+
+class Theirs(InductorPass):
+    """A pass that somebody else asked for."""
+
+    def __call__(self, graph):
+        pass
 
 
 class Noted(FusedNorms):
@@ -99,9 +108,30 @@ def compare(model, dtype: torch.dtype) -> dict:
     return {"operators": noted.seen, "worst": worst}
 
 
+def installed() -> dict:
+    """What becomes of configurations: the pass in it, and what the hash of compiled graphs is made of."""
+    from vllm.config import CompilationConfig, CompilationMode
+    from vllm.platforms import current_platform
+
+    told = {}
+    for name, mode, passes in (
+        ("compiled", CompilationMode.VLLM_COMPILE, {}),
+        ("otherwise", CompilationMode.DYNAMO_TRACE_ONCE, {}),
+        ("with a pass", CompilationMode.VLLM_COMPILE, {current_platform.pass_key: Theirs()}),
+    ):
+        compilation = CompilationConfig(mode=mode)
+        compilation.inductor_compile_config.update(passes)
+        config = SimpleNamespace(compilation_config=compilation, additional_config={})
+        for _ in range(2):  # every linear asks for it
+            install(config)
+        held = compilation.inductor_compile_config.get(current_platform.pass_key)
+        told[name] = [type(held).__name__, list(config.additional_config.get("slidesparse", {}))]
+    return told
+
+
 def main(task: str, out: str) -> None:
     dtype = getattr(torch, json.loads(Path(task).read_text())["dtype"])
-    told = {model.__name__: compare(model, dtype) for model in models(dtype)}
+    told = {"installed": installed()} | {model.__name__: compare(model, dtype) for model in models(dtype)}
     (Path(out) / "outcome.json").write_text(json.dumps(told))
 
 

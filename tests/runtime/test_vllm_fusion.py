@@ -30,6 +30,9 @@ def test_norms_that_nothing_but_our_linears_read(tmp_path: Path, dtype: str, all
     """In float32 the fused models give the bits of the eager ones. In bfloat16 vLLM normalizes a sum before it is
     rounded, so that codes differ by one: outputs then by less than four of 127."""
     told = start("vllm_fusion_job.py", {"dtype": dtype}, tmp_path / "run", PLUGIN).results
+    assert told.pop("installed") == {
+        "compiled": ["FusedNorms", ["norms"]], "otherwise": ["NoneType", []], "with a pass": ["Theirs", []]
+    }  # fmt: skip
     assert told.keys() == FUSED.keys()
     for name, counts in FUSED.items():
         operators = told[name]["operators"]
