@@ -108,7 +108,7 @@ class Backend:
     def __call__(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
         """`run`, as one operator where torch.compile traces it."""
         if torch.compiler.is_compiling():
-            out: Tensor = _OPERATOR(x, prepared, bias, self.text, self.name)
+            out: Tensor = LINEAR(x, prepared, bias, self.text, self.name)
             return out
         return self.run(x, prepared, bias)
 
@@ -138,4 +138,5 @@ LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 LIBRARY.define("linear(Tensor x, Tensor[] prepared, Tensor? bias, str spec, str backend) -> Tensor")
 LIBRARY.impl("linear", _run, "CompositeExplicitAutograd")
 torch.library.register_fake(f"{NAMESPACE}::linear", _shape, lib=LIBRARY)
-_OPERATOR = getattr(torch.ops, NAMESPACE).linear.default
+LINEAR = getattr(torch.ops, NAMESPACE).linear.default
+"""A call of any backend, for torch.compile."""

@@ -46,7 +46,7 @@ def run_produced(
         return _run(producer, x, other, weight, readers)
     prepared = [tensor for reader in readers for tensor in reader.prepared]
     lines = [f"{reader.backend.name}\t{len(reader.prepared)}\t{reader.backend.text}" for reader in readers]
-    outs: list[Tensor] = _OPERATOR(
+    outs: list[Tensor] = PRODUCED(
         x, other, weight, producer.text, prepared, [reader.bias for reader in readers], "\n".join(lines)
     )
     return outs[: len(readers)], outs[len(readers)] if producer.element == SUM else None
@@ -164,4 +164,5 @@ LIBRARY.define(
 )
 LIBRARY.impl("produced", _operator, "CompositeExplicitAutograd")
 torch.library.register_fake(f"{NAMESPACE}::produced", _shapes, lib=LIBRARY)
-_OPERATOR = getattr(torch.ops, NAMESPACE).produced.default
+PRODUCED = getattr(torch.ops, NAMESPACE).produced.default
+"""A producer and its readers, for torch.compile: `_operator`."""

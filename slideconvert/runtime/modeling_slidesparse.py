@@ -131,7 +131,7 @@ class SlideSparseQuantizer(HfQuantizer):
             if old.bias is not None:
                 linear.bias = old.bias
             model.set_submodule(name, linear)
-        if self.settings.fuse:
+        if self.settings.fuse is not False:
             self._fuse(model)
         self.dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()} if prefix else {}
         refuse_offload(device_map, self.linears)

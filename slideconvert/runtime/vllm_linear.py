@@ -54,6 +54,7 @@ class SlideSparseLinearMethod(LinearMethodBase):
     ) -> None:
         self.name, self.stock = name, stock
         specs = [self._spec(part) for part in parts]
+        self.fuse = asked.fuse
         asked = asked.of(backends_for(type(specs[0]), HOST))
         self.settings = Settings(asked.backend, asked.memory, asked.measure)
         self.specs, self.arrival = specs, Arrival(name, names, specs)
@@ -90,6 +91,8 @@ class SlideSparseLinearMethod(LinearMethodBase):
             start = layer.tp_rank * (spec.rows // width) // layer.tp_size * width
             rows.append(slice(start, start + width))
         self.config = get_current_vllm_config()
+        if self.fuse:
+            fuse(self.config)
         scheme = "" if isinstance(getattr(layer, "scheme", None), W8A8) else type(layer.scheme).__name__
         self._choose(obstacle(self.name, self.specs, scheme, cuts), sum(output_partition_sizes), cuts[0])
         self.arrival.expect(rows, cuts[layer.tp_rank if ranks > 1 else 0], apart=self.on_stock)
@@ -184,6 +187,15 @@ class SlideSparseLinearMethod(LinearMethodBase):
             out: Tensor = self.stock.apply(layer, x, bias)
             return out
         return self.backend(x, [layer._parameters[name] for name in self.prepared], bias)
+
+
+def fuse(config: Any) -> None:
+    """Have vLLM fuse norms with the linears behind them. InputError if this vLLM has no place for that."""
+    try:
+        from .vllm_fusion import install
+    except ImportError as error:
+        raise InputError(f"this vLLM takes no pass that fuses norms ({error})", hint="set fuse to false") from error
+    install(config)
 
 
 def own(layer: Any, name: str, tensor: Tensor) -> None:

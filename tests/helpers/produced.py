@@ -78,12 +78,12 @@ def check(producer: Producer, given: Inputs, operand: Operand, found: tuple[Tens
 
 def check_values(producer: Producer, given: Inputs, found: Tensor, total: Tensor | None) -> None:
     """Compare values [M, K] with the twins: off by two steps of their dtype where a rounding is in doubt, and float32
-    by its own errors."""
+    by its own errors. What is smaller than numbers are on a GPU may be zero: an exponential may be infinite."""
     kind = str(given.x.dtype).removeprefix("torch.")
     expected = _expected(producer, given, None if total is None else total.cpu())
     assert found.dtype == given.x.dtype and found.shape == given.x.shape
     own = kind == "float32" and producer != Producer(SAME)
-    slack = expected.unsure * 2 * twin.step(expected.value, kind) + own * np.abs(expected.value) * 2**-17
+    slack = expected.unsure * 2 * twin.step(expected.value, kind) + own * np.abs(expected.value) * 2**-16 + 2.0**-110
     assert (np.abs(found.double().cpu().numpy() - expected.value) <= slack).all()
 
 

@@ -21,7 +21,7 @@ def nothing_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_defaults_are_those_of_the_kernels() -> None:
     """The record stands alone and cannot take them from there. Fusing is no choice of a kernel."""
     assert read_settings(None, FAMILIES, "here") == RuntimeSettings()
-    assert vars(RuntimeSettings()) == {**vars(Settings()), "fuse": True}
+    assert vars(RuntimeSettings()) == {**vars(Settings()), "fuse": None}
 
 
 def test_the_environment_comes_before_config_json(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,17 +43,19 @@ def values(
 ) -> Values:  # x, other [M, K], weight [K]
     unsure = np.zeros(x.shape, dtype=np.bool_)
 
-    def inexact(value: Floats) -> Floats:
-        """Round what float32 arithmetic gave, with its own errors."""
+    def inexact(value: Floats, more: Floats | float = 0.0) -> Floats:
+        """Round what float32 arithmetic gave, with its own errors. more: on top of SLACK."""
         nonlocal unsure
-        unsure |= nearest(value * (1 + SLACK), kind) != nearest(value * (1 - SLACK), kind)
+        slack = SLACK + more
+        unsure |= nearest(value * (1 + slack), kind) != nearest(value * (1 - slack), kind)
         return nearest(value, kind)
 
     if element == "sum":
         x = nearest(x + other, kind)
     elif element == "silu":
         with np.errstate(over="ignore"):
-            x = nearest(inexact(x / (1 + np.exp(-x))) * other, kind)
+            # An exponential is as wrong as its argument, which has been rounded.
+            x = nearest(inexact(x / (1 + np.exp(-x)), np.abs(x) * 2.0**-22) * other, kind)
     elif element == "relu2":
         x = nearest(nearest(np.maximum(x, 0) ** 2, kind) * other, kind)
     total = x

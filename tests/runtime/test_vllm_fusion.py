@@ -1,0 +1,56 @@
+"""The pass that fuses norms in vLLM's graphs: in graphs of vLLM's own operators, compiled by Inductor on a CPU. There
+vLLM's engine makes no such graphs: whole models are compared on a GPU (test_vllm_gpu.py)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.demo import DEMO, converted, text_windows
+from tests.helpers.vllm_runner import ONE_PROCESS, PLUGIN, Job, run, start
+
+pytestmark = pytest.mark.vllm
+
+FUSED = {
+    # norms and linears that are left, and operators that took their places
+    "layer": (0, 0, 2),
+    "read_twice": (0, 0, 1),
+    "read_by_another": (1, 1, 0),
+    "read_by_groups": (1, 1, 0),
+    "without_weight": (1, 1, 0),
+    "of_a_part": (1, 1, 0),
+    "of_another_dtype": (1, 1, 0),
+    "sum_not_taken": (0, 0, 1),
+}
+
+
+@pytest.mark.parametrize(("dtype", "allowed"), [("float32", 0.0), ("bfloat16", 2**-5)])
+def test_norms_that_nothing_but_our_linears_read(tmp_path: Path, dtype: str, allowed: float) -> None:
+    """In float32 the fused models give the bits of the eager ones. In bfloat16 vLLM normalizes a sum before it is
+    rounded, so that codes differ by one: outputs then by less than four of 127."""
+    told = start("vllm_fusion_job.py", {"dtype": dtype}, tmp_path / "run", PLUGIN).results
+    assert told.pop("installed") == {
+        "compiled": ["FusedNorms", ["norms"]], "otherwise": ["NoneType", []], "with a pass": ["Theirs", []]
+    }  # fmt: skip
+    assert told.keys() == FUSED.keys()
+    for name, counts in FUSED.items():
+        operators = told[name]["operators"]
+        found = [sum(word in one for one in operators) for word in ("vllm_ir.", "base.linear", "base.produced")]
+        assert tuple(found) == counts, (name, operators)
+        if counts[2]:
+            assert told[name]["worst"] <= allowed, name
+
+
+def test_the_log_says_where_vllm_has_no_graphs_to_fuse_in(tmp_path: Path) -> None:
+    """And the model runs as without the setting, in which nothing is said."""
+    out = converted(DEMO, tmp_path / "out", scheme="int8", pattern="2:8")
+    said = {}
+    for word in ("1", "0"):
+        job = Job(
+            str(out), text_windows(16, 1).tolist(), engine={"dtype": "float32", "enforce_eager": True},
+            environment={**ONE_PROCESS, "SLIDESPARSE_FUSE": word},
+        )  # fmt: skip
+        said[word] = run(job, tmp_path / word)
+    assert said["1"].results["logprobs"] == said["0"].results["logprobs"]
+    assert "norms are not fused: vLLM compiles in mode" in said["1"].said and "not fused" not in said["0"].said
