@@ -15,8 +15,10 @@ from typing import Any
 
 from ..checkpoint.reader import Checkpoint
 from ..errors import InputError, SlideConvertError
+from ..models.head import Head
 from ..models.load import load_model, load_tokenizer
 from ..progress import Progress, silent
+from .answers import answer_scores
 from .perplexity import BATCH_TOKENS
 from .task_sandbox import parts, refuse_code, sandboxed
 
@@ -201,6 +203,8 @@ def _wrap(model: Any, tokenizer: Any) -> Any:
     """The model for lm-eval, in batches of at most BATCH_TOKENS tokens and at least one text."""
     from lm_eval.models.huggingface import HFLM
 
+    head = Head(model)
+
     class Batched(HFLM):
         def expect(self, requests: list[Any], generated: int = 0) -> None:
             texts = ["".join(part for part in request.args if isinstance(part, str)) for request in requests]
@@ -211,6 +215,16 @@ def _wrap(model: Any, tokenizer: Any) -> Any:
         def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> Any:
             self.expect(requests)
             return super().loglikelihood(requests, disable_tqdm)
+
+        def _loglikelihood_tokens(self, requests: list[Any], *_: Any, **__: Any) -> list[tuple[float, bool]]:
+            pairs = [(context, answer) for _, context, answer in requests]
+            words = {"batch": self.batch_size_per_gpu, "most": self.max_length, "device": self.device}
+            found: dict[int, tuple[float, bool]] = {}
+            for number, score, greedy in answer_scores(head, pairs, **words):
+                found[number] = score, greedy
+                if requests[number][0] is not None:  # windows of a whole text are counted with it
+                    self.cache_hook.add_partial("loglikelihood", requests[number][0], found[number])
+            return [found[number] for number in range(len(requests))]
 
         def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> Any:
             self.expect(requests)
