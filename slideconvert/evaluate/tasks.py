@@ -19,7 +19,7 @@ from ..models.head import Head
 from ..models.load import load_model, load_tokenizer
 from ..progress import Progress, silent
 from .answers import answer_scores
-from .perplexity import BATCH_TOKENS
+from .perplexity import BATCH_TOKENS, DAMAGED
 from .task_sandbox import parts, refuse_code, sandboxed
 
 DRAWS = 1000
@@ -191,10 +191,7 @@ class _Watcher:
     def add_partial(self, _kind: str, _request: Any, answer: Any) -> None:
         score = answer[0] if isinstance(answer, tuple) else answer
         if isinstance(score, float) and not math.isfinite(score):
-            raise SlideConvertError(
-                f"{self.stage}: the log-likelihood of an answer is {score}",
-                hint="the checkpoint is damaged or its scales overflow: run slideconvert verify on it",
-            )
+            raise SlideConvertError(f"{self.stage}: the log-likelihood of an answer is {score}", hint=DAMAGED)
         self.done += 1
         self.progress(self.stage, self.done, self.total)
 
