@@ -102,7 +102,7 @@ def test_a_run_takes_what_the_plan_says(cli: Cli, tmp_path: Path) -> None:
     said = json.loads(cli("plan", DEMO, *words, "--json").out)["peak_memory"]
     options = slideconvert.PlanOptions(calibration=str(DEMO_TEXT / "calibration.jsonl"), samples=16, length=256)
     assert slideconvert.plan(str(DEMO), options).peak_memory == said
-    command = [sys.executable, "-m", "tests.helpers.peak", tmp_path / "peak", "convert", DEMO, tmp_path / "out", *words]
+    command = [sys.executable, "-m", "benches.peak", tmp_path / "peak", "convert", DEMO, tmp_path / "out", *words]
     subprocess.run([*map(str, command), "--device", "cpu", "-q"], check=True, cwd=ROOT)
     taken = int((tmp_path / "peak").read_text())
     assert taken <= said <= 1.5 * taken

@@ -24,11 +24,11 @@ import pyarrow
 import pyarrow.parquet
 import torch
 
+from benches.peak import peak_bytes
 from slideconvert.cli import DEFECT, main
 from tests.helpers import pico
 from tests.helpers.calibrated import FLAGS, write_text, write_tokenizer
 from tests.helpers.mutations import damage
-from tests.helpers.peak import peak_bytes
 
 RECIPE = "scheme: int8\npattern: 2:8\nmethod: magnitude\nrules:\n  - {match: '*.down_proj', pattern: '2:6'}\n"
 COMMANDS = {
