@@ -140,6 +140,7 @@ def run_apart(case: Case, folder: Path) -> End:
     if not child:
         code = 99
         try:
+            torch.set_num_threads(1)  # torch's first such call in a fork renews its thread pool: before threads start
             resource.setrlimit(resource.RLIMIT_CPU, (MOST_SECONDS, MOST_SECONDS + 1))
             for number, path in ((1, out), (2, err)):
                 os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
