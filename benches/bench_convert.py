@@ -64,7 +64,7 @@ timed(reader.Checkpoint, "read_flat", "read")
 timed(writer.WeightWriter, "_put", "hash and write")
 timed(linear, "compress_directly", "prune and quantize")
 timed(Slide, "encode", "slide and pack")
-timed(linear, "tally", "errors and zeros for the report")
+timed(linear, "sum_changes", "errors and zeros for the report")
 timed(linear, "check_finite", "check for NaN")
 sys.argv = ["slideconvert", *sys.argv[1:]]
 from slideconvert.cli import main
