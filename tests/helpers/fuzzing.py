@@ -28,6 +28,7 @@ from benches.peak import peak_bytes
 from slideconvert.cli import DEFECT, main
 from tests.helpers import pico
 from tests.helpers.calibrated import FLAGS, write_text, write_tokenizer
+from tests.helpers.forks import fork
 from tests.helpers.mutations import damage
 
 RECIPE = "scheme: int8\npattern: 2:8\nmethod: magnitude\nrules:\n  - {match: '*.down_proj', pattern: '2:6'}\n"
@@ -136,11 +137,10 @@ def run_apart(case: Case, folder: Path) -> End:
     """Run a case in a fork of this process."""
     out, err, peak = folder / "stdout", folder / "stderr", folder / "peak"
     started = os.times()
-    child = os.fork()
+    child = fork()
     if not child:
         code = 99
         try:
-            torch.set_num_threads(1)  # torch's first such call in a fork renews its thread pool: before threads start
             resource.setrlimit(resource.RLIMIT_CPU, (MOST_SECONDS, MOST_SECONDS + 1))
             for number, path in ((1, out), (2, err)):
                 os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
