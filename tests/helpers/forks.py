@@ -6,7 +6,6 @@ import os
 
 import torch
 
-
 ATTEMPTS = 3
 
 
