@@ -11,7 +11,6 @@ output can do less. Runs alternate; the median of each is reported.
 from __future__ import annotations
 
 import json
-import os
 import platform
 import shutil
 import statistics
@@ -23,6 +22,7 @@ from typing import Any
 
 import click
 
+PEAK = str(Path(__file__).with_name("peak.py"))
 BASELINE = """
 import sys, time
 from safetensors.torch import load_file, save_file
@@ -64,7 +64,7 @@ timed(reader.Checkpoint, "read_flat", "read")
 timed(writer.WeightWriter, "_put", "hash and write")
 timed(linear, "compress_directly", "prune and quantize")
 timed(Slide, "encode", "slide and pack")
-timed(linear, "tally", "errors and zeros for the report")
+timed(linear, "sum_changes", "errors and zeros for the report")
 timed(linear, "check_finite", "check for NaN")
 sys.argv = ["slideconvert", *sys.argv[1:]]
 from slideconvert.cli import main
@@ -75,17 +75,19 @@ finally:
 """
 
 
-def run(command: list[str]) -> tuple[float, str, str]:
-    """Peak memory in MB (of this one process), stdout and stderr of a command. ClickException if it fails."""
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        process = subprocess.Popen(command, stdout=out, stderr=err)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        out.seek(0)
-        err.seek(0)
-        if process.returncode:
-            raise click.ClickException(err.read())
-        return usage.ru_maxrss / 1e3, out.read(), err.read()
+def run(*command: str) -> tuple[str, str]:
+    """stdout and stderr of Python with these words. ClickException if it fails."""
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
+    if done.returncode:
+        raise click.ClickException(done.stderr)
+    return done.stdout, done.stderr
+
+
+def measured(words: list[str]) -> tuple[float, str]:
+    """Peak memory in MB and stdout of a command of slideconvert."""
+    with tempfile.NamedTemporaryFile("r") as peak:
+        stdout, _ = run(PEAK, peak.name, *words)
+        return int(peak.read()) / 1e6, stdout
 
 
 @click.command()
@@ -103,18 +105,18 @@ def main(source: Path, out: Path, repeats: int, scheme: str, pattern: str, devic
     for _ in range(repeats):
         for name, extra in (("convert only", ["--no-verify"]), ("convert and verify", [])):
             shutil.rmtree(out, ignore_errors=True)
-            peak, stdout, _ = run([sys.executable, "-m", "slideconvert", *words, *extra])
+            peak, stdout = measured([*words, *extra])
             result = json.loads(stdout)
             runs[name].append({"seconds": result["seconds"], "peak": peak, "totals": result["totals"]})
         files = ":".join(str(path) for path in sorted(source.glob("*.safetensors")))
         written = ":".join(str(path) for path in sorted(out.glob("*.safetensors")))
         scratch = out.with_name(out.name + ".baseline")
-        _, stdout, _ = run([sys.executable, "-c", BASELINE, files, written, str(scratch)])
+        stdout, _ = run("-c", BASELINE, files, written, str(scratch))
         scratch.unlink()
         reading, writing = map(float, stdout.split())
         runs["read and write"].append({"seconds": reading + writing, "read": reading, "peak": 0.0})
     shutil.rmtree(out, ignore_errors=True)
-    *_, stderr = run([sys.executable, "-c", PROFILED, *words, "--no-verify"])
+    _, stderr = run("-c", PROFILED, *words, "--no-verify")
     profile = json.loads(stderr.strip().splitlines()[-1])
 
     baseline = statistics.median(row["seconds"] for row in runs["read and write"])

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from itertools import cycle
 from pathlib import Path
 
 import click
+from peak import peak_bytes
 
 from slideconvert.calibrate.tokens import calibration_tokens
 from slideconvert.checkpoint.reader import Checkpoint
@@ -47,8 +47,7 @@ def draw(path: Path) -> None:
     source = Checkpoint.open(EXAMPLES / "demo_model")
     if path.suffix:
         calibration_tokens(Calibration(str(path), samples=8, length=64), source)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    click.echo(f"{peak} {time.perf_counter() - started:.1f}")
+    click.echo(f"{peak_bytes() // 2**20} {time.perf_counter() - started:.1f}")
 
 
 @click.command()

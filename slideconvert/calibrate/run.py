@@ -18,6 +18,7 @@ from ..errors import OutputError, pick
 from ..models.families import architecture_of
 from ..models.load import load_model
 from ..permute.fold import fold
+from ..plan.calibration import BATCH_TOKENS
 from ..plan.plan import Plan
 from ..plan.presets import KL, Recovery
 from ..progress import Progress
@@ -32,8 +33,6 @@ from .stream import StreamOptions, held_out
 
 END_TO_END = "end to end"
 """The name of the training of all layers in reports."""
-BATCH_TOKENS = {"cpu": 4096, "cuda": 8192}
-"""Tokens that run through a layer at once by default, by device type."""
 
 
 @dataclass(frozen=True)

@@ -12,25 +12,13 @@ from ..errors import InputError
 from ..evaluate.text import around_documents, is_file, read_documents, sampled, token_sequences
 from ..models.families import architecture_of
 from ..models.load import load_tokenizer, tokenizer_settings
-from ..plan.calibration import LENGTH, Calibration
+from ..plan.calibration import Calibration, sequence_length
 
 POOL = 16
 """Sequences read from a data set, which may be endless, as a multiple of the samples drawn from them. A file is read to
 its end, but no more of it is tokenized, or LEAST_POOL characters."""
 CHARACTERS, LEAST_POOL = 8, 1 << 25
 """Characters of a token, more than there are in most texts; and those of any file that are tokenized whole."""
-
-
-def sequence_length(calibration: Calibration, source: Checkpoint) -> int:
-    """Tokens of a calibration sequence. InputError if the model has fewer positions."""
-    longest = int(source.config.get("max_position_embeddings") or LENGTH)
-    length = calibration.length or min(LENGTH, longest)
-    if length > longest:
-        raise InputError(
-            f"calibration sequences have {length} tokens, but the model has {longest} positions",
-            hint=f"use --length {longest} or less",
-        )
-    return length
 
 
 def calibration_tokens(calibration: Calibration, source: Checkpoint) -> Tensor:

@@ -43,7 +43,7 @@ def result_json(done: Conversion, out: Path, stages: Mapping[str, Stage]) -> dic
 
 def plan_json(plan: Plan) -> dict[str, Any]:
     """What `plan --json` prints."""
-    from ..calibrate.needs import needs, peak_memory
+    from ..plan.memory import needs
 
     return {
         "source": plan.snapshot.id,
@@ -54,7 +54,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "weights": plan.weights,
         "bytes_before": plan.bytes_before,
         "bytes_after": plan.bytes_after,
-        "peak_memory": peak_memory(plan),
+        "peak_memory": plan.peak_memory,
         "calibration_memory": needs(plan).to_json() if plan.calibrated else None,
         "shards": {shard.file: sum(unit.bytes for unit in shard.units) for shard in plan.shards},
         "notes": list(plan.notes),

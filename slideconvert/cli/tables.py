@@ -57,8 +57,6 @@ def plan_table(plan: Plan, *, every_linear: bool) -> Table:
 
 def plan_summary(plan: Plan) -> str:
     """The totals of a plan as text."""
-    from ..calibrate.needs import peak_memory
-
     patterns = {str(linear.pattern): linear.pattern for linear in plan.linears if not linear.kept}
     ideal = ", ".join(
         f"{name} {pattern.ideal_speedup:.2f}×"
@@ -69,7 +67,7 @@ def plan_summary(plan: Plan) -> str:
         f"source   {plan.snapshot.id}" + (f" at {plan.snapshot.revision}" if plan.snapshot.revision else ""),
         f"weights  {plan.weights / 1e6:.1f} million in {len(plan.linears)} linears, layout {plan.layout}",
         f"files    {size(plan.bytes_before)} -> {size(plan.bytes_after)} in {len(plan.shards)} shard(s)",
-        f"memory   about {size(peak_memory(plan))}" + (" if a CPU calibrates" if plan.calibrated else ""),
+        f"memory   about {size(plan.peak_memory)}" + (" if a CPU calibrates" if plan.calibrated else ""),
         *_calibration_lines(plan),
         *([f"ideal speed-up over dense of the same precision: {ideal} (an upper bound, see README)"] if ideal else []),
         *[f"note     {note}" for note in plan.notes],
@@ -82,8 +80,8 @@ def _calibration_lines(plan: Plan) -> list[str]:
     """What calibration shows the model, and the memory that it takes on a GPU."""
     if not plan.calibrated:
         return []
-    from ..calibrate.needs import needs
-    from ..calibrate.tokens import sequence_length
+    from ..plan.calibration import sequence_length
+    from ..plan.memory import needs
 
     need, calibration = needs(plan), plan.recipe.calibration
     length = sequence_length(calibration, plan.source)

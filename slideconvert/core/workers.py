@@ -36,7 +36,6 @@ def in_order(
     An exception of an item is raised when its turn comes, after the running items finish.
     """
     before = torch.get_num_threads()
-    torch.set_num_threads(before)  # in a fork, torch's first such call renews its thread pool, and must be alone then
     workers = count(device)
     pool = ThreadPoolExecutor(workers, initializer=lambda: torch.set_num_threads(1))
     waiting: deque[Future[Result]] = deque()

@@ -21,6 +21,8 @@ from .text import around_documents, read_documents, token_sequences
 BATCH_TOKENS = 4096
 LENGTH = 512
 """Default number of tokens of a sequence."""
+DAMAGED = "the checkpoint is damaged or its scales overflow: run slideconvert verify on it"
+"""The way out if a model does not compute numbers."""
 
 
 def perplexity(model: torch.nn.Module, sequences: Tensor, progress: Progress = silent) -> float:
@@ -45,8 +47,7 @@ def perplexity(model: torch.nn.Module, sequences: Tensor, progress: Progress = s
             total += float(head.losses(loss, hidden, tokens[:, 1:].flatten()).double().sum())
             if not math.isfinite(total):
                 raise SlideConvertError(
-                    f"the loss is not finite in sequences {start} … {start + len(tokens) - 1}",
-                    hint="the checkpoint is damaged or its scales overflow: run slideconvert verify on it",
+                    f"the loss is not finite in sequences {start} … {start + len(tokens) - 1}", hint=DAMAGED
                 )
     progress("evaluate", len(sequences), len(sequences))
     return math.exp(total / (sequences.shape[0] * (sequences.shape[1] - 1)))
@@ -101,8 +102,11 @@ def continue_text(
 ) -> str:
     """The greedy continuation of `prompt` by at most `most` tokens, without the prompt and without special tokens.
 
-    It ends at any end token that the model's files name. InputError for a prompt without a token.
+    It ends at any end token that the model's files name. InputError for a prompt without a token; SlideConvertError for
+    logits that are NaN or infinity.
     """
+    from transformers import LogitsProcessorList
+
     tokenizer, ends = load_tokenizer(checkpoint), end_tokens(checkpoint) or None
     encoded = tokenizer(prompt, return_tensors="pt")
     if not encoded["input_ids"].numel():
@@ -111,8 +115,16 @@ def continue_text(
     inputs = {name: tensor.to(device) for name, tensor in encoded.items() if name in ("input_ids", "attention_mask")}
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     with torch.inference_mode(), running_model(checkpoint):
-        tokens = model.generate(**inputs, max_new_tokens=most, do_sample=False, pad_token_id=padding, eos_token_id=ends)
+        words = {"max_new_tokens": most, "do_sample": False, "pad_token_id": padding, "eos_token_id": ends}
+        tokens = model.generate(**inputs, **words, logits_processor=LogitsProcessorList([_check_logits]))
     return str(tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+
+
+def _check_logits(tokens: Tensor, logits: Tensor) -> Tensor:
+    """The same logits [1, vocabulary]. NaN would be the most likely word; -inf is one that the model's files forbid."""
+    if torch.isnan(logits).any() or torch.isposinf(logits).any():
+        raise SlideConvertError(f"the logits after {tokens.shape[1]} tokens are not finite", hint=DAMAGED)
+    return logits
 
 
 def end_tokens(checkpoint: Checkpoint) -> list[int]:

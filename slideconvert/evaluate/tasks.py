@@ -15,9 +15,11 @@ from typing import Any
 
 from ..checkpoint.reader import Checkpoint
 from ..errors import InputError, SlideConvertError
+from ..models.head import Head
 from ..models.load import load_model, load_tokenizer
 from ..progress import Progress, silent
-from .perplexity import BATCH_TOKENS
+from .answers import answer_scores
+from .perplexity import BATCH_TOKENS, DAMAGED
 from .task_sandbox import parts, refuse_code, sandboxed
 
 DRAWS = 1000
@@ -189,10 +191,7 @@ class _Watcher:
     def add_partial(self, _kind: str, _request: Any, answer: Any) -> None:
         score = answer[0] if isinstance(answer, tuple) else answer
         if isinstance(score, float) and not math.isfinite(score):
-            raise SlideConvertError(
-                f"{self.stage}: the log-likelihood of an answer is {score}",
-                hint="the checkpoint is damaged or its scales overflow: run slideconvert verify on it",
-            )
+            raise SlideConvertError(f"{self.stage}: the log-likelihood of an answer is {score}", hint=DAMAGED)
         self.done += 1
         self.progress(self.stage, self.done, self.total)
 
@@ -200,6 +199,8 @@ class _Watcher:
 def _wrap(model: Any, tokenizer: Any) -> Any:
     """The model for lm-eval, in batches of at most BATCH_TOKENS tokens and at least one text."""
     from lm_eval.models.huggingface import HFLM
+
+    head = Head(model)
 
     class Batched(HFLM):
         def expect(self, requests: list[Any], generated: int = 0) -> None:
@@ -211,6 +212,16 @@ def _wrap(model: Any, tokenizer: Any) -> Any:
         def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> Any:
             self.expect(requests)
             return super().loglikelihood(requests, disable_tqdm)
+
+        def _loglikelihood_tokens(self, requests: list[Any], *_: Any, **__: Any) -> list[tuple[float, bool]]:
+            pairs = [(context, answer) for _, context, answer in requests]
+            words = {"batch": self.batch_size_per_gpu, "most": self.max_length, "device": self.device}
+            found: dict[int, tuple[float, bool]] = {}
+            for number, score, greedy in answer_scores(head, pairs, **words):
+                found[number] = score, greedy
+                if requests[number][0] is not None:  # windows of a whole text are counted with it
+                    self.cache_hook.add_partial("loglikelihood", requests[number][0], found[number])
+            return [found[number] for number in range(len(requests))]
 
         def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> Any:
             self.expect(requests)

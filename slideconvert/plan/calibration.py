@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..checkpoint.reader import Checkpoint
 from ..errors import InputError
 
 DEFAULT_TEXT = "allenai/c4:en:train"
 LENGTH = 2048
 """Default number of tokens of a sequence, unless the model takes fewer."""
+BATCH_TOKENS = {"cpu": 4096, "cuda": 8192}
+"""Tokens that run through a layer at once by default, by device type."""
 LEAST = {"samples": 2, "length": 2, "seed": 0}
 """The fields that are whole numbers, and the least value of each."""
 
@@ -33,6 +36,18 @@ class Calibration:
     def describe(self) -> dict[str, Any]:
         """The calibration as fields of a recipe."""
         return {name: value for name, value in vars(self).items() if value is not None}
+
+
+def sequence_length(calibration: Calibration, source: Checkpoint) -> int:
+    """Tokens of a calibration sequence. InputError if the model has fewer positions."""
+    longest = int(source.config.get("max_position_embeddings") or LENGTH)
+    length = calibration.length or min(LENGTH, longest)
+    if length > longest:
+        raise InputError(
+            f"calibration sequences have {length} tokens, but the model has {longest} positions",
+            hint=f"use --length {longest} or less",
+        )
+    return length
 
 
 def parse_calibration(fields: Mapping[str, str], where: str) -> Calibration:

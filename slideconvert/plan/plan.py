@@ -14,7 +14,6 @@ from ..checkpoint.files import CHANNEL_ORDERS, SINGLE, companions
 from ..checkpoint.reader import Checkpoint
 from ..checkpoint.snapshot import Snapshot
 from ..checkpoint.writer import Shard, Unit
-from ..core import workers
 from ..errors import InputError
 from ..formats.foreign import check_quantization
 from ..formats.record import Record, read_record
@@ -25,11 +24,9 @@ from ..models.families import architecture_of
 from ..models.load import empty_model
 from ..runtime.slidesparse_record import DENSE
 from .linear import LinearPlan, permuted, plan_linear, sibling_problems
+from .memory import direct_memory, needs
 from .presets import Recovery
 from .recipe import FIELDS, Recipe
-
-BASE_MEMORY = 900_000_000
-"""Bytes that Python, torch, transformers and blocks of rows take for any model (measured, see BENCHMARKS.md)."""
 
 PRUNED_CODES = (
     "The weights were already quantized, so their codes were pruned and the scales kept. Pruning the BF16 model "
@@ -143,14 +140,9 @@ class Plan:
 
     @property
     def peak_memory(self) -> int:
-        """Estimated peak memory in bytes of a conversion on this machine, besides what calibration takes
-        (calibrate.needs.peak_memory counts it in): the base, the linears in work and one that waits, a layer that is
-        being written, and the next one, which is being collected. Linears count twice: verification has threads of its
-        own, which do not get back what the others freed."""
-        layer_of = self.architecture.layer_of
-        layers = [unit for shard in self.shards for unit in shard.units if layer_of(unit.tensors[0].name) is not None]
-        largest = max(plan.stored.bytes + sum(spec.bytes for spec in plan.outputs) for plan in self.linears)
-        return BASE_MEMORY + 2 * (workers.count() + 1) * largest + 2 * max(unit.bytes for unit in layers)
+        """Estimated peak of main memory in bytes of a conversion on a CPU of this machine, calibration included."""
+        need = needs(self, "cpu") if self.calibrated else None
+        return direct_memory(self) + (need.hidden + need.device if need else 0)
 
 
 def make_plan(snapshot: Snapshot, recipe: Recipe, source: Checkpoint | None = None) -> Plan:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import slideconvert
 from tests.conftest import Cli
 from tests.helpers import pico
 from tests.helpers.calibrated import DEMO, DEMO_TEXT
@@ -99,7 +100,9 @@ def test_a_run_takes_what_the_plan_says(cli: Cli, tmp_path: Path) -> None:
     """The whole process on a CPU, imports included: at most what is said, and no less than two thirds of it."""
     words = ("--samples", "16", "--length", "256", "--calibration", DEMO_TEXT / "calibration.jsonl")
     said = json.loads(cli("plan", DEMO, *words, "--json").out)["peak_memory"]
-    command = [sys.executable, "-m", "tests.helpers.peak", tmp_path / "peak", "convert", DEMO, tmp_path / "out", *words]
+    options = slideconvert.PlanOptions(calibration=str(DEMO_TEXT / "calibration.jsonl"), samples=16, length=256)
+    assert slideconvert.plan(str(DEMO), options).peak_memory == said
+    command = [sys.executable, "-m", "benches.peak", tmp_path / "peak", "convert", DEMO, tmp_path / "out", *words]
     subprocess.run([*map(str, command), "--device", "cpu", "-q"], check=True, cwd=ROOT)
     taken = int((tmp_path / "peak").read_text())
     assert taken <= said <= 1.5 * taken

@@ -91,6 +91,11 @@ INCOMPLETE: dict[str, tuple[dict[str, torch.Tensor | None], dict[str, Any], str]
         "model.embed_tokens.weight has shape [101, 64], config.json describes [96, 64]",
     ),
     "wrong head_dim": ({}, {"head_dim": 32}, "q_proj has shape [64, 64], config.json describes [128, 64]"),
+    "no head_dim": (
+        {f"{Q[:-6]}{part}_norm__weight".replace("0", layer): torch.ones(16) for layer in "012" for part in "qk"},
+        {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]},
+        "q_proj has shape [64, 64], config.json describes [512, 64]",  # by transformers' default
+    ),
     "wrong intermediate_size": ({}, {"intermediate_size": 96}, "has shape [88, 64], config.json describes [96, 64]"),
     "a bias too many": ({f"{Q}__bias": zeros(pico.HIDDEN)}, {}, "q_proj.bias belongs to a module that has none"),
     "a bias too few": ({}, {"attention_bias": True}, "self_attn.q_proj.bias is missing"),
@@ -183,6 +188,16 @@ def test_tensors_that_are_not_finite_are_refused(
     done = cli("convert", source, out, "--method", method, *words)
     assert done.code == 2 and done.err.strip().splitlines()[-1].startswith(f"error: {name}: {said}"), done.err
     assert not out.exists()
+
+
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.norm.weight"])
+def test_models_that_compute_no_numbers_generate_nothing(cli: Cli, tmp_path: Path, name: str) -> None:
+    """The head is tied to the embedding: a word that is NaN there would be the most likely one after any text."""
+    held = pico.weights()
+    held[name][NOT_NUMBERS[name][0]] = float("nan")
+    done = cli("generate", write_tokenizer(pico.write(tmp_path / "source", held)), *PROMPT)
+    assert done.code == 1 and done.err.strip().startswith("error: the logits after 2 tokens are not finite"), done
+    assert done.out == ""
 
 
 @pytest.mark.parametrize("name", list(NOT_NUMBERS)[:-1])

@@ -129,3 +129,22 @@ def test_inputs_that_8_bits_cannot_hold_are_told(cli: Cli, text: Path, tmp_path:
     floats = tmp_path / "floats"
     assert cli("convert", odd, floats, *words, "--scheme", "bf16").code == 0
     assert {row["activation_error"] for row in reported(floats).values()} == {None}
+
+
+TRAINED = {
+    "half": ("--pattern", "2:4"),
+    "groups": ("--method", "gqsa", *SPARSE),
+    "half of 4 bits": ("--scheme", "w4a16", "--group-size", "8", "--pattern", "2:4"),
+}
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+def test_two_sequences_of_two_tokens_are_enough_to_train(cli: Cli, text: Path, tmp_path: Path, kind: str) -> None:
+    """By block and end to end, one sequence held out of each; less is refused."""
+    words = ("--preset", "quality", "--block-epochs", "1", "--end-epochs", "1", "--calibration", text, "--samples", "2")
+    source, out = model(tmp_path / "source"), tmp_path / "out"
+    refused = cli("convert", source, out, *TRAINED[kind], *words, "--length", "1")
+    assert refused.code == 2 and "length is 1, at least 2 is needed" in refused.err and not out.exists()
+    done = cli("convert", source, out, *TRAINED[kind], *words, "--length", "2")
+    assert done.code == 0 and cli("verify", out, "--source", source).code == 0, done.err
+    assert len(json.loads((out / "report.json").read_text())["training"]) == pico.LAYERS + 1

@@ -16,11 +16,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from unittest import mock
 
-from slideconvert.calibrate.needs import needs
 from slideconvert.checkpoint.reader import Checkpoint
 from slideconvert.checkpoint.snapshot import Snapshot
 from slideconvert.core import workers
 from slideconvert.hub.source import open_for_planning
+from slideconvert.plan.memory import direct_memory, needs
 from slideconvert.plan.plan import Plan, make_plan
 from slideconvert.plan.presets import parse_preset
 from slideconvert.plan.recipe import Recipe, load_recipe
@@ -93,7 +93,7 @@ def render(models: Sequence[Published] = PROMISED) -> str:
         begin = plan_of(model, load_recipe(RECIPES / f"{model.recipe}.yaml"))
         gpu = [needs(plan) for plan in (begin, plan_of(model, quality(begin.recipe)))]
         with mock.patch.object(workers, "count", lambda: CORES):
-            memory = begin.peak_memory
+            memory = direct_memory(begin)
         sizes = [begin.bytes_before, *(plan.bytes_after for plan in plans), memory]
         sizes += [need.hidden + need.device for need in gpu]
         ids = f"`{model.hub_id}`" + (" (`-Instruct`)" if model.instruct else "")

@@ -26,6 +26,7 @@ from slideconvert.plan.presets import PRESETS
 from slideconvert.prune import METHODS
 from slideconvert.recover import training
 from tests.helpers.calibrated import quality
+from tests.helpers.forks import fork
 
 STAGING = Path(".slideconvert-partial")
 WORK = STAGING / "work"
@@ -73,7 +74,7 @@ def die(*deaths: Death) -> None:
         for module in ("torch._dynamo", "transformers.models.qwen2.modeling_qwen2"):
             importlib.import_module(module)
     for death in deaths:
-        child = os.fork()
+        child = fork()
         if not child:
             try:
                 _run(death)

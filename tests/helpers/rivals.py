@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from slideconvert import cli
+from tests.helpers.forks import fork
 from tests.helpers.mortal import watch
 
 
@@ -40,7 +41,7 @@ def working(folder: Path, words: Sequence[object]) -> Iterator[int]:
             os.write(told, b"x")
             os.read(gate, 1)
 
-    pid = os.fork()
+    pid = fork()
     if not pid:
         os.close(ready)
         os.close(opener)
@@ -59,7 +60,7 @@ def working(folder: Path, words: Sequence[object]) -> Iterator[int]:
 
 
 def _fork(words: Sequence[object], log: Path, gate: int, opener: int) -> int:
-    pid = os.fork()
+    pid = fork()
     if not pid:
         os.close(opener)
         os.read(gate, 1)

@@ -111,7 +111,7 @@ from slideconvert.models.load import load_model
 from slideconvert.recover.end_to_end import recover_end_to_end
 from slideconvert.recover.trainable import Compressed
 from slideconvert.recover.training import Schedule, TrainingOptions
-from tests.helpers.peak import peak_bytes
+from benches.peak import peak_bytes
 
 student, teacher = (load_model(Checkpoint.open(Path(sys.argv[1]))) for _ in range(2))
 tokens = torch.arange(16 * 128).view(16, 128)

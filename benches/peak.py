@@ -1,6 +1,6 @@
 """Peak memory of a process of its own: `peak_bytes`, or as a command before those of slideconvert.
 
-    python -m tests.helpers.peak PATH plan MODEL …    # writes the bytes into PATH
+    python benches/peak.py PATH plan MODEL …    # writes the bytes into PATH
 
 From VmHWM, which begins anew with the program: ru_maxrss goes on with that of the process which started it.
 """

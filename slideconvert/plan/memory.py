@@ -1,19 +1,24 @@
-"""Estimate the memory that a calibration needs, from shapes alone."""
+"""Estimate the memory that a conversion and its calibration need, from shapes alone."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..core import workers
+from ..core.precision import running_dtype
 from ..models.families import architecture_of
 from ..models.head import PIECE
-from ..plan.plan import Plan
 from ..prune import METHODS
-from .run import RunSettings
-from .tokens import sequence_length
+from .calibration import BATCH_TOKENS, sequence_length
 
+if TYPE_CHECKING:
+    from .plan import Plan
+
+BASE_MEMORY = 900_000_000
+"""Bytes that Python, torch, transformers and blocks of rows take for any model (measured, see BENCHMARKS.md)."""
 MATRICES, ROWS = 14, 12
 """Float32 matrices in memory at the peak of a solve. [K, K]: statistics, held-out statistics, damped matrix, factors,
 permuted copies. [N, K]: weight, target, mask, working copies of the sweep and the refit."""
@@ -50,18 +55,22 @@ class Needs:
         return {**vars(self), "device": self.device}
 
 
-def peak_memory(plan: Plan) -> int:
-    """Estimated peak of main memory in bytes of a conversion on a CPU of this machine, calibration included."""
-    need = needs(plan, "cpu") if plan.calibrated else None
-    return plan.peak_memory + (need.hidden + need.device if need else 0)
+def direct_memory(plan: Plan) -> int:
+    """Estimated peak of main memory in bytes of a conversion on this machine, besides what calibration takes: the base,
+    the linears in work and one that waits, a layer that is being written, and the next one, which is being collected.
+    Linears count twice: verification has threads of its own, which do not get back what the others freed."""
+    layer_of = plan.architecture.layer_of
+    layers = [unit for shard in plan.shards for unit in shard.units if layer_of(unit.tensors[0].name) is not None]
+    largest = max(linear.stored.bytes + sum(spec.bytes for spec in linear.outputs) for linear in plan.linears)
+    return BASE_MEMORY + 2 * (workers.count() + 1) * largest + 2 * max(unit.bytes for unit in layers)
 
 
 def needs(plan: Plan, device: str = "cuda") -> Needs:
-    """The memory that a calibrated plan needs on a GPU, or with "cpu" in main memory besides what conversions without
-    calibration take. BENCHMARKS.md compares the estimates with measured peaks."""
+    """The memory that a calibrated plan needs on a GPU, or with "cpu" in main memory besides `direct_memory`.
+    BENCHMARKS.md compares the estimates with measured peaks."""
     config, calibration = plan.source.config, plan.recipe.calibration
     length = sequence_length(calibration, plan.source)
-    tokens, settings = calibration.samples * length, RunSettings(device)
+    tokens = calibration.samples * length
     hidden, inner, vocabulary = (int(config[key]) for key in ("hidden_size", "intermediate_size", "vocab_size"))
     architecture = architecture_of(config)
     attended = architecture.head_count(config) * architecture.head_size(config)
@@ -80,13 +89,14 @@ def needs(plan: Plan, device: str = "cuda") -> Needs:
     layer = sum(rows * columns for rows, columns in stacks)
     # Layers run in bfloat16 with fused attention; inputs of the Gram matrix are float32. Training needs as much.
     of_token = 16 * hidden + 12 * inner
-    running = torch.bfloat16 if device == "cuda" else settings.dtype  # this machine may have no GPU
+    # This machine may have no GPU.
+    running = torch.bfloat16 if device == "cuda" else running_dtype("auto", torch.device(device))
     kept_inner = inner if device == "cpu" else 0  # by the compressed stream alone
     return Needs(
         hidden=tokens * (streams * (4 * hidden + running.itemsize * attended) + running.itemsize * kept_inner),
         layer=4 * streams * layer,
         solving=solving,
-        batch=min(settings.tokens_at_once, tokens) * of_token,
+        batch=min(BATCH_TOKENS[device], tokens) * of_token,
         block_training=4 * 5 * layer + recovery.batch * length * of_token if recovery else 0,
         end_training=_end_training(plan) + 4 * (2 * vocabulary * hidden + LOGITS * PIECE)
         if recovery and recovery.end_epochs
