@@ -49,8 +49,8 @@ def answer_scores(
         wanted = torch.tensor([token for _, number in asked for token in requests[number][1]], device=device)
         with torch.inference_mode():
             hidden = head.hidden(padded.to(device))
-            ends = [(row, len(read[row])) for row, _ in asked]
-            states = torch.cat([hidden[row, end - n : end] for (row, end), n in zip(ends, lengths, strict=True)])
+            rows = [hidden[row, : len(read[row])] for row, _ in asked]
+            states = torch.cat([row[-n:] for row, n in zip(rows, lengths, strict=True)])
             scores = head.losses(partial(_score, head), states, wanted).split(lengths)
         for (_, number), found in zip(asked, scores, strict=True):
             yield number, float(found[:, 0].double().sum()), bool(found[:, 1].all())

@@ -34,9 +34,8 @@ class Needs:
 
     hidden: hidden states of all tokens between layers and within one, wherever they are stored (inner states only on a
     CPU). layer: weights of the current layer, for each stream. solving: the largest input group with its matrices.
-    batch: tokens that run through a
-    layer at once. block_training, end_training: weights, gradients and Adam's moments of recovery by block and end to
-    end, 0 without it.
+    batch: tokens that run through a layer at once. block_training, end_training: weights, gradients and Adam's moments
+    of recovery by block and end to end, 0 without it.
     """
 
     hidden: int
