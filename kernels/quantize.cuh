@@ -1,38 +1,55 @@
-/* Codes and scales of the activations, per token; for sparse weights the codes are lifted (windows.py). */
+/* Codes and scales of the activations, per token; for sparse weights the codes are lifted (windows.py). A thread makes
+   codes of some columns in registers, and of them all windows: each column is quantized once. */
 
 #ifndef QUANTIZERS
 #define QUANTIZERS 512 /* threads of a block of `quantize` */
+#define HELD 0
 #endif
 
-/* Columns of x, and pieces of 16 codes made of them, that belong together and to nothing else. */
+/* Columns of x, and pieces of 16 codes made of them, that are a thread's: four blocks. */
 #if SPARSE
-#define GROUP_COLUMNS (16 * LENGTH)
-#define GROUP_PIECES (4 * WINDOWS)
+#define SHARE_COLUMNS (4 * LENGTH)
+#define SHARE_PIECES WINDOWS
 #else
-#define GROUP_COLUMNS 64
-#define GROUP_PIECES 4
+#define SHARE_COLUMNS 64
+#define SHARE_PIECES 4
 #endif
-#define WIDTH (SPARSE && LENGTH == 2 ? 2 : 4) /* columns of x in a word of codes */
+#define TOO_SMALL 5.42101086e-20f /* 2**-64: scales below are worked on times 2**64, as remainders would be subnormal */
 
 struct Eight { float value[8]; };
 
-/* Eight activations of a token from a column on, a multiple of 8. */
-__device__ __forceinline__ Eight read_eight(const Arguments &it, u32 token, u32 column)
+/* Eight activations as they lie. */
+struct Raw { Four four[X == 2 ? 2 : 1]; };
+
+/* Of a token, from a column on, a multiple of 8; zeros beyond its end. */
+__device__ __forceinline__ Raw read_eight(const Arguments &it, u32 token, u32 column)
+{
+    Raw out = {};
+    if (column < it.columns)
+        out = *(const Raw *)((const u8 *)it.x + ((u64)token * it.columns + column) * (X == 2 ? 4 : 2));
+    return out;
+}
+
+__device__ __forceinline__ Eight values_of(const Raw &raw)
 {
     Eight out;
-    u64 from = (u64)token * it.columns + column;
-    if (X != 2) {
-        Four four = *(const Four *)((const u16 *)it.x + from);
 #pragma unroll
-        for (int i = 0; i < 8; i++) {
-            u16 half = (u16)(four.word[i / 2] >> (i % 2 * 16));
-            out.value[i] = X == 0 ? __uint_as_float((u32)half << 16) : half_float(half);
-        }
-    } else
-#pragma unroll
-        for (int i = 0; i < 8; i++)
-            out.value[i] = read_number<X>(it.x, from + i);
+    for (int i = 0; i < 8; i++) {
+        u16 half = (u16)(raw.four[0].word[i / 2 % 4] >> (i % 2 * 16));
+        u32 whole = raw.four[X == 2 ? i / 4 : 0].word[i % 4];
+        out.value[i] = X == 2 ? __uint_as_float(whole) : X == 0 ? __uint_as_float((u32)half << 16) : half_float(half);
+    }
     return out;
+}
+
+/* Of eight activations, and of what came before. */
+__device__ __forceinline__ float absmax_of(const Raw &raw, float absmax)
+{
+    Eight eight = values_of(raw);
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+        absmax = fmaxf(absmax, fabsf(eight.value[i]));
+    return absmax;
 }
 
 __device__ __forceinline__ float warp_max(float value)
@@ -43,39 +60,59 @@ __device__ __forceinline__ float warp_max(float value)
     return value;
 }
 
-/* The largest magnitude among the columns of a token that a thread of COUNT reads, many at once. */
-template <u32 COUNT> __device__ __forceinline__ float absmax_of(const Arguments &it, u32 token)
+/* The largest of all threads of the block, in each. */
+__device__ __forceinline__ float block_max(float value)
 {
-    const u32 AT_ONCE = 5;
-    float absmax = 0;
-    for (u32 from = 8 * threadIdx.x; from < it.columns; from += AT_ONCE * 8 * COUNT) {
-        Eight eight[AT_ONCE] = {};
+    __shared__ float most[QUANTIZERS / 32];
+    value = warp_max(value);
+    if (threadIdx.x % 32 == 0)
+        most[threadIdx.x / 32] = value;
+    __syncthreads();
 #pragma unroll
-        for (u32 i = 0; i < AT_ONCE; i++)
-            if (from + i * 8 * COUNT < it.columns)
-                eight[i] = read_eight(it, token, from + i * 8 * COUNT);
-#pragma unroll
-        for (u32 i = 0; i < AT_ONCE; i++)
-#pragma unroll
-            for (int j = 0; j < 8; j++)
-                absmax = fmaxf(absmax, fabsf(eight[i].value[j]));
+    for (int i = 0; i < QUANTIZERS / 32; i++)
+        value = fmaxf(value, most[i]);
+    return value;
+}
+
+/* What a token is divided by: times `factor`, and the reciprocal of that. */
+struct Divisor {
+    float scale, factor, scaled, reciprocal;
+
+    __device__ __forceinline__ Divisor(float absmax)
+    {
+        scale = absmax == 0 ? 1.0f : fmaxf(__fdiv_rn(absmax, FLOAT ? 448.0f : 127.0f), 1.17549435e-38f);
+        factor = scale < TOO_SMALL ? 1.0f / TOO_SMALL : 1.0f;
+        scaled = __fmul_rn(scale, factor);
+        reciprocal = __fdiv_rn(1.0f, scaled);
     }
-    return warp_max(absmax);
-}
 
-__device__ __forceinline__ float scale_of(float absmax)
+    /* value / scale, correctly rounded (Markstein): one step is enough for numbers of 16 bits, two for float32, as
+       kernels/quantize/test_quantize.py finds. */
+    __device__ __forceinline__ float quotient(float value) const
+    {
+        value = __fmul_rn(value, factor);
+        float out = __fmul_rn(value, reciprocal);
+#pragma unroll
+        for (int step = 0; step < (X == 2 ? 2 : 1); step++)
+            out = __fmaf_rn(__fmaf_rn(out, -scaled, value), reciprocal, out);
+        return out;
+    }
+};
+
+__device__ __forceinline__ u32 bytes_of(u32 low, u32 high, u32 selectors)
 {
-    return absmax == 0 ? 1.0f : fmaxf(__fdiv_rn(absmax, FLOAT ? 448.0f : 127.0f), 1.17549435e-38f);
+    u32 out;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(out) : "r"(low), "r"(high), "r"(selectors));
+    return out;
 }
 
-/* Codes of two quotients, in two bytes: clamped, rounded to nearest even; -0 becomes 0. */
+/* Codes of two quotients in the low bytes of a word; what is above them is anything. */
 __device__ __forceinline__ u32 two_codes(float low, float high)
 {
-    const float most = FLOAT ? 448.0f : 127.0f;
-    low = __fadd_rn(fminf(fmaxf(low, -most), most), 0.0f);
-    high = __fadd_rn(fminf(fmaxf(high, -most), most), 0.0f);
 #if !FLOAT
-    return (__float2int_rn(low) & 0xff) | (__float2int_rn(high) & 0xff) << 8;
+    /* Added to a number below 2**22, it leaves the nearest integer, ties to even, in the low bits. */
+    const float MAGIC = 12582912.0f;
+    return bytes_of(__float_as_uint(__fadd_rn(low, MAGIC)), __float_as_uint(__fadd_rn(high, MAGIC)), 0x40);
 #elif __CUDA_ARCH__ >= 890
     u16 out;
     asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(out) : "f"(high), "f"(low));
@@ -85,83 +122,110 @@ __device__ __forceinline__ u32 two_codes(float low, float high)
 #endif
 }
 
-/* Codes of eight activations, value / scale each. A product with 1 / scale is as good, unless it lies so near to the middle
-   of two codes that the quotient may lie on the other side: it is off by less than 2**-22 of itself. */
-__device__ __forceinline__ uint2 codes_of(const Eight &eight, float scale, float inverse)
-{
-    u32 code[8], doubt = 0;
-#pragma unroll
-    for (int i = 0; i < 8; i++) {
-        float near = __fmul_rn(eight.value[i], inverse);
-        code[i] = two_codes(__fmul_rn(near, 1 - 1.0f / (1 << 20)), __fmul_rn(near, 1 + 1.0f / (1 << 20)));
-        doubt |= (code[i] ^ code[i] >> 8) & 0xff;
-    }
-    if (doubt)
-#pragma unroll
-        for (int i = 0; i < 8; i++)
-            code[i] = two_codes(__fdiv_rn(eight.value[i], scale), 0);
-    u32 word[2] = {0, 0};
-#pragma unroll
-    for (int i = 0; i < 8; i++)
-        word[i / 4] |= (code[i] & 0xff) << (i % 4 * 8);
-    return make_uint2(word[0], word[1]);
-}
-
-/* Codes of columns [from, until) of a token, multiples of 8 or the end of the token, by COUNT threads: to[column - from]. */
-template <u32 COUNT>
-__device__ __forceinline__ void put_codes(const Arguments &it, u32 token, float scale, u8 *to, u32 from, u32 until)
-{
-    float inverse = __fdiv_rn(1.0f, scale);
-    for (u32 column = from + 8 * threadIdx.x; column < until; column += 8 * COUNT)
-        *(uint2 *)(to + (column - from)) = codes_of(read_eight(it, token, column), scale, inverse);
-}
-
-/* The first column of x of a word of a piece of codes: of a window, or of four columns as a lane multiplies them. */
-__device__ __forceinline__ u32 column_of(u32 piece, u32 word)
+/* A word of one of a share's pieces: the codes of a window, or of four columns as a lane multiplies them. */
+__device__ __forceinline__ u32 word_of(const u32 *words, u32 piece, u32 i)
 {
 #if SPARSE
-    return column_of_window(piece * 4 + word);
+    u32 window = 4 * piece + i;
+    u32 at = BOUNDS ? i * LENGTH + 2 * piece : window / WINDOWS * LENGTH + window % WINDOWS * 2;
+    if (LENGTH == 2)
+        return words[at / 4] >> (at % 4 * 8) & 0xffff;
+    return at % 4 == 0 ? words[at / 4] : bytes_of(words[at / 4], words[at / 4 + 1], 0x5432);
 #else
-    return piece / 4 * 64 + word * 16 + piece % 4 * 4;
+    return words[4 * i + piece];
 #endif
 }
 
-/* A piece of codes in the order of multiplication, from those of columns [from, until) of x. */
-__device__ __forceinline__ Four lifted(const u8 *codes, u32 piece, u32 from, u32 until)
+/* Where a piece of a share is among those of the token. */
+__device__ __forceinline__ u32 place_of_piece(u32 share, u32 piece)
 {
-    Four four = {{0, 0, 0, 0}};
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        u32 column = column_of(piece, i);
-        if (column < until)
-            four.word[i] = *(const u16 *)(codes + (column - from));
-        if (WIDTH == 4 && column + 2 < until)
-            four.word[i] |= (u32) * (const u16 *)(codes + (column + 2 - from)) << 16;
-    }
-    return four;
+#if SPARSE
+    if (BOUNDS) /* of 16 blocks, first all first windows */
+        return share / 4 * (4 * WINDOWS) + piece * 4 + share % 4;
+#endif
+    return share * SHARE_PIECES + piece;
 }
 
-/* Grid: tokens x shares of the codes. Every block of a token finds its scale, and makes its share of the codes. */
-extern "C" __global__ void __launch_bounds__(QUANTIZERS, 1) quantize(const __grid_constant__ Arguments it)
+/* The columns of a share, as they lie. */
+struct Share {
+    Raw raw[SHARE_COLUMNS / 8];
+
+    __device__ __forceinline__ void read(const Arguments &it, u32 token, u32 share)
+    {
+#pragma unroll
+        for (int i = 0; i < SHARE_COLUMNS / 8; i++)
+            raw[i] = read_eight(it, token, share * SHARE_COLUMNS + 8 * i);
+    }
+
+    /* Codes, in the order of multiplication. */
+    __device__ __forceinline__ void write(const Arguments &it, u32 token, u32 share, const Divisor &by) const
+    {
+        u32 words[SHARE_COLUMNS / 4];
+#pragma unroll
+        for (int i = 0; i < SHARE_COLUMNS / 8; i++) {
+            Eight eight = values_of(raw[i]);
+#pragma unroll
+            for (int j = 0; j < 2; j++) {
+                const float *four = eight.value + 4 * j;
+                words[2 * i + j] = bytes_of(two_codes(by.quotient(four[0]), by.quotient(four[1])),
+                                            two_codes(by.quotient(four[2]), by.quotient(four[3])), 0x5410);
+            }
+        }
+#pragma unroll
+        for (u32 piece = 0; piece < SHARE_PIECES; piece++) {
+            Four four;
+#pragma unroll
+            for (u32 i = 0; i < 4; i++)
+                four.word[i] = word_of(words, piece, i);
+            u32 place = place_of_piece(share, piece);
+            if (place < it.pieces)
+                *(Four *)((u8 *)it.codes + place_of_codes(it, place, token)) = four;
+        }
+    }
+};
+
+/* Grid: tokens x parts of them. Every block of a token finds its scale, and makes its part of the codes. There is one part
+   if blocks hold all columns of a token, HELD shares in each thread: then they read them once. */
+extern "C" __global__ void __launch_bounds__(QUANTIZERS) quantize(const __grid_constant__ Arguments it)
 {
-    u32 thread = threadIdx.x, token = blockIdx.x, groups = (it.pieces + GROUP_PIECES - 1) / GROUP_PIECES;
-    u32 first = groups * blockIdx.y / gridDim.y, last = groups * (blockIdx.y + 1) / gridDim.y;
-    u32 from = first * GROUP_COLUMNS, until = min(last * GROUP_COLUMNS, it.columns);
-    __shared__ float most[QUANTIZERS / 32];
+    u32 token = blockIdx.x, thread = threadIdx.x, shares = (it.pieces + SHARE_PIECES - 1) / SHARE_PIECES;
+    float absmax = 0;
     let_next_begin();
     wait_for_previous();
-    float absmax = absmax_of<QUANTIZERS>(it, token);
-    if (thread % 32 == 0)
-        most[thread / 32] = absmax;
-    __syncthreads();
+#if HELD
+    Share held[HELD];
 #pragma unroll
-    for (int i = 0; i < QUANTIZERS / 32; i++)
-        absmax = fmaxf(absmax, most[i]);
-    float scale = scale_of(absmax);
+    for (u32 i = 0; i < HELD; i++)
+        held[i].read(it, token, i * QUANTIZERS + thread);
+#pragma unroll
+    for (u32 i = 0; i < HELD * (SHARE_COLUMNS / 8); i++)
+        absmax = absmax_of(held[i / (SHARE_COLUMNS / 8)].raw[i % (SHARE_COLUMNS / 8)], absmax);
+#else
+    const u32 AT_ONCE = 4;
+    for (u32 from = 8 * thread; from < it.columns; from += AT_ONCE * 8 * QUANTIZERS) {
+        Raw raw[AT_ONCE];
+#pragma unroll
+        for (u32 i = 0; i < AT_ONCE; i++)
+            raw[i] = read_eight(it, token, from + i * 8 * QUANTIZERS);
+#pragma unroll
+        for (u32 i = 0; i < AT_ONCE; i++)
+            absmax = absmax_of(raw[i], absmax);
+    }
+#endif
+    Divisor by(block_max(absmax));
     if (thread == 0 && blockIdx.y == 0)
-        ((float *)it.scale)[token] = scale;
-    put_codes<QUANTIZERS>(it, token, scale, shared, from, until);
-    __syncthreads();
-    for (u32 piece = first * GROUP_PIECES + thread; piece < min(last * GROUP_PIECES, it.pieces); piece += QUANTIZERS)
-        *(Four *)((u8 *)it.codes + place_of_codes(it, piece, token)) = lifted(shared, piece, from, until);
+        ((float *)it.scale)[token] = by.scale;
+#if HELD
+#pragma unroll
+    for (u32 i = 0; i < HELD; i++)
+        if (i * QUANTIZERS + thread < shares)
+            held[i].write(it, token, i * QUANTIZERS + thread, by);
+#else
+    u32 first = shares * blockIdx.y / gridDim.y, last = shares * (blockIdx.y + 1) / gridDim.y;
+    for (u32 share = first + thread; share < last; share += QUANTIZERS) {
+        Share one;
+        one.read(it, token, share);
+        one.write(it, token, share, by);
+    }
+#endif
 }

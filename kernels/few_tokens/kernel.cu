@@ -166,7 +166,10 @@ __device__ __forceinline__ void multiply_unit(Sum *sums, u32 weight, u32 codes)
         piece[i] = load(weight + i * 512 + lane * 16);
 #if SPARSE
     u32 metadata[STEPS];
-    read_metadata(metadata, weight + STEPS * 512 + lane * METADATA);
+    Metadata stored(weight + STEPS * 512 + lane * METADATA);
+#pragma unroll
+    for (int i = 0; i < STEPS; i += 2)
+        stored.read(metadata + i, i / 2);
 #endif
     begin_products(sums);
 #pragma unroll

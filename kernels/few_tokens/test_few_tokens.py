@@ -58,11 +58,15 @@ def check(found: Tensor, x: Tensor, made: SlideWeight, bias: Tensor | None) -> N
     codes, scale = quantize(x, made.spec.dtype)
     exact = (codes.double() @ made.dense.double().T) * scale * made.scale.view(-1)
     exact = exact if bias is None else exact + bias.double()
-    rows = torch.nn.functional.pad(made.dense.view(torch.int8), (0, -x.shape[1] % 16, 0, -made.spec.rows % 16))
-    tokens = torch.nn.functional.pad(codes.view(torch.int8), (0, -x.shape[1] % 16))
+    # Repeated: of a small product torch would add up parts, with smaller errors than those of one sum.
+    rows, tokens = (
+        torch.nn.functional.pad(part.view(torch.int8), (0, -x.shape[1] % 16)).repeat(-(-4096 // len(part)), 1)
+        for part in (made.dense, codes)
+    )
+    rows = rows[: len(rows) // 16 * 16]
     one = torch.ones((), device="cuda")
     args = (tokens.view(codes.dtype), rows.view(codes.dtype).T, one, one)
-    plain = torch._scaled_mm(*args, out_dtype=torch.float32, use_fast_accum=True)[:, : made.spec.rows]
+    plain = torch._scaled_mm(*args, out_dtype=torch.float32, use_fast_accum=True)[: x.shape[0], : made.spec.rows]
     plain = plain.double() * scale * made.scale.view(-1) + (0 if bias is None else bias.double())
     # Torch's error, for parts that are added up in float32; the output rounds once, by half a unit at most.
     allowed = 2 * (plain - exact).norm() + (torch.finfo(x.dtype).eps / 2 + 2.0**-22) * exact.norm()

@@ -95,13 +95,17 @@ __device__ __forceinline__ void produce(const Arguments &it, const Rings &rings,
 }
 
 /* What a warpgroup multiplies with a piece of codes. */
-struct Values { Four step[2]; };
+struct Values {
+    Four step[2];
+    u32 metadata[2];
+};
 
 /* One warpgroup's way through a tile: pieces of codes, and of its 64 rows of the units of the weight. While the tensor
    cores multiply one piece, the values of the next one are read. */
 struct Consumer {
     const Rings &rings;
-    u32 own; /* where a warp's rows lie in a unit */
+    u32 own;           /* where a warp's rows lie in a unit */
+    Metadata metadata; /* of the unit of which values were read last */
     Turn<UNITS> unit_turn;
     Turn<STAGES> piece_turn;
 
@@ -112,14 +116,15 @@ struct Consumer {
         u32 at = rows() + piece * 1024 + threadIdx.x % 32 * 16;
         values.step[0] = load(at);
         values.step[1] = load(at + 512);
+        metadata.read(values.metadata, piece);
     }
 
-    /* The first values of the unit that comes up, and the metadata of all of it. */
-    __device__ __forceinline__ void begin_unit(Values &values, u32 *metadata)
+    /* The first values of the unit that comes up. */
+    __device__ __forceinline__ void begin_unit(Values &values)
     {
         wait(rings.unit_copied(unit_turn.place), unit_turn.phase);
+        metadata = Metadata(rows() + STEPS * 512 + threadIdx.x % 32 * METADATA);
         read(values, 0);
-        read_metadata(metadata, rows() + STEPS * 512 + threadIdx.x % 32 * METADATA);
     }
 
     __device__ __forceinline__ void end_unit()
@@ -128,11 +133,9 @@ struct Consumer {
         unit_turn.next();
     }
 
-    /* FIRST: which of the values are read, those of the unit's first piece. following: metadata of the next unit, which is
-       begun if there is one. */
+    /* FIRST: which of the values are read, those of the unit's first piece. The next unit is begun, if there is one. */
     template <u32 FIRST>
-    __device__ __forceinline__ void multiply_unit(Sum *sums, Values (&values)[2], const u32 *metadata, u32 *following,
-                                                  bool begun, bool last)
+    __device__ __forceinline__ void multiply_unit(Sum *sums, Values (&values)[2], bool begun, bool last)
     {
 #pragma unroll
         for (u32 piece = 0; piece < UNIT_PIECES; piece++) {
@@ -141,8 +144,8 @@ struct Consumer {
             wait(rings.piece_copied(piece_turn.place), piece_turn.phase);
             u64 codes = descriptor(rings.piece(piece_turn.place));
             begin_products(sums);
-            multiply(sums, now.step[0], metadata[2 * piece], codes, begun || piece > 0);
-            multiply(sums, now.step[1], metadata[2 * piece + 1], codes + STEP / 16, true);
+            multiply(sums, now.step[0], now.metadata[0], codes, begun || piece > 0);
+            multiply(sums, now.step[1], now.metadata[1], codes + STEP / 16, true);
             commit_products();
             await_products<1>(sums);
             if (begun || piece > 0)
@@ -153,7 +156,7 @@ struct Consumer {
                 if (piece + 2 == UNIT_PIECES)
                     end_unit();
             } else if (!last)
-                begin_unit(next, following);
+                begin_unit(next);
         }
     }
 };
@@ -162,20 +165,20 @@ __device__ __forceinline__ void consume(const Arguments &it, const Rings &rings,
 {
     u32 warp = threadIdx.x / 32 % 4, clusters = gridDim.x / CLUSTER;
     Units units(it, rank);
-    Consumer consumer{rings, group * SLAB_UNIT + warp * WARP_UNIT};
+    Consumer consumer{rings, group * SLAB_UNIT + warp * WARP_UNIT, {}, {}, {}};
     wait_for_previous();
     for (u32 number = blockIdx.x / CLUSTER; number < it.row_tiles * it.token_tiles; number += clusters) {
         Tile tile(it, number, rank);
         Sum sums[4 * TILES];
         Values values[2];
-        u32 even[STEPS], odd[STEPS], unit = units.begin;
-        consumer.begin_unit(values[0], even);
+        u32 unit = units.begin;
+        consumer.begin_unit(values[0]);
         for (; unit + 1 < units.end; unit += 2) {
-            consumer.multiply_unit<0>(sums, values, even, odd, unit > units.begin, false);
-            consumer.multiply_unit<UNIT_PIECES % 2>(sums, values, odd, even, true, unit + 2 == units.end);
+            consumer.multiply_unit<0>(sums, values, unit > units.begin, false);
+            consumer.multiply_unit<UNIT_PIECES % 2>(sums, values, true, unit + 2 == units.end);
         }
         if (unit < units.end)
-            consumer.multiply_unit<0>(sums, values, even, odd, unit > units.begin, true);
+            consumer.multiply_unit<0>(sums, values, unit > units.begin, true);
         await_products<0>(sums);
         release_everywhere(rings.piece_free(consumer.piece_turn.before()));
         u32 row = (tile.row_group * WARPGROUPS + group) * ROWS + warp * 16;

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..driver import Launch, Module
+from ..few_tokens.division import ceil_div
 from ..few_tokens.kernel import KINDS, OVERLAPPING_SINCE, SINCE, STATIC_SHARED, WARPGROUPS, Device, FewTokens
 from ..few_tokens.prepared import GROUP, Order
 from ..launch import aligned, stream_of
@@ -22,8 +23,10 @@ from ..tensor_map import TensorMap, bytes_map
 from .tiles import FORMS, PORTABLE, Fitted, Form, Mma, Tiling, Wgmma
 
 FOLDER = Path(__file__).parent
-QUANTIZERS = 512
-"""Threads of a block that quantizes."""
+MOST_QUANTIZERS = 512
+"""Threads of a block that quantizes a token, at most."""
+MOST_HELD = 256
+"""Bytes of a token that one of them can hold in registers."""
 MOST_MAPS = 64
 """Descriptions of codes that a form remembers: torch's allocator gives the same memory again and again."""
 MOST_TILINGS = 4096
@@ -86,6 +89,14 @@ class ManyTokens:
         """Pieces of 16 codes of a token."""
         return self.units * self.order.unit.columns // 16
 
+    def quantizers(self, dtype: torch.dtype) -> tuple[int, int]:
+        """Threads of a block that quantizes a token, and shares of four blocks of columns that each of them holds in
+        registers: as few as hold them all, or 0 if these are too many."""
+        shares = ceil_div(self.pieces, self.order.windows)
+        held = ceil_div(shares, MOST_QUANTIZERS)
+        fits = held * 4 * self.spec.block * dtype.itemsize <= MOST_HELD
+        return 32 * ceil_div(shares, 32 * held), held if fits else 0
+
     @property
     def nbytes(self) -> int:
         """Bytes of the prepared weight, without the scale."""
@@ -127,9 +138,10 @@ class ManyTokens:
 
     def constants(self, dtype: torch.dtype, bias: torch.dtype | None, form: Form) -> dict[str, int]:
         """What the form's source is compiled with."""
+        threads, held = self.quantizers(dtype)
         return {
             "LENGTH": self.spec.length or 2, "UNIT": self.order.unit.columns, "X": KINDS[dtype], "BIAS": KINDS[bias],
-            "FLOAT": int(self.spec.dtype != torch.int8), "QUANTIZERS": QUANTIZERS, **self.order.constants,
+            "FLOAT": int(self.spec.dtype != torch.int8), "QUANTIZERS": threads, "HELD": held, **self.order.constants,
             **self.forms[form].constants,
         }  # fmt: skip
 
@@ -179,7 +191,8 @@ class _Launches:
     def __init__(self, op: ManyTokens, dtype: torch.dtype, bias: torch.dtype | None, form: Form) -> None:
         self.op, self.form = op, form
         module = _module(form.source, tuple(op.constants(dtype, bias, form).items()), op.device)
-        self._quantize = module.kernel("quantize", op.pieces * 16)
+        self._quantizers, _ = op.quantizers(dtype)
+        self._quantize = module.kernel("quantize")
         self._product = module.kernel("product", op.forms[form].shared_bytes)
         self._overlapping = op.gpu.capability >= OVERLAPPING_SINCE
         self._idle: list[tuple[Arguments, Launch, Launch]] = []
@@ -188,7 +201,7 @@ class _Launches:
     def _made(self) -> tuple[Arguments, Launch, Launch]:
         op, overlapping = self.op, self._overlapping
         argument = Arguments(rows=op.spec.rows, columns=op.spec.columns, units=op.units, pieces=op.pieces)
-        quantize = Launch(self._quantize, 1, QUANTIZERS, argument, overlapping=overlapping)
+        quantize = Launch(self._quantize, 1, self._quantizers, argument, overlapping=overlapping)
         return argument, quantize, Launch(self._product, 1, self.form.threads, argument, overlapping=overlapping)
 
     def _map(self, codes: int, tokens: int) -> TensorMap:

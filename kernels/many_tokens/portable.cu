@@ -121,9 +121,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(const __grid_co
             __syncthreads();
             if (part == 0)
 #pragma unroll
-                for (int i = 0; i < OWN; i++)
-                    read_metadata(metadata[i], base + STAGES * STAGE + (unit % METADATAS * SLABS + first_slab + i) * SLAB_METADATA +
-                                                   lane * METADATA);
+                for (int i = 0; i < OWN; i++) {
+                    u32 slab = unit % METADATAS * SLABS + first_slab + i;
+                    Metadata stored(base + STAGES * STAGE + slab * SLAB_METADATA + lane * METADATA);
+#pragma unroll
+                    for (u32 j = 0; j < UNIT_PIECES; j++)
+                        stored.read(metadata[i] + 2 * j, j);
+                }
             if (piece + STAGES - 1 < pieces)
                 copies.piece(piece + STAGES - 1, base);
             commit_copies();

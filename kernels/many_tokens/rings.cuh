@@ -95,14 +95,15 @@ __device__ __forceinline__ u32 address_in(u32 at, u32 rank)
     return out;
 }
 
-/* A warpgroup's release of a piece, to all sharers: a thread each. wgmma has read for all of its warps. */
+/* A warpgroup's release of a piece, to all sharers: a thread each. wgmma has read for all of its warps. Not with
+   .release.cluster, for which a thread waits for all that it has in flight: nothing that it wrote is handed over. */
 __device__ __forceinline__ void release_everywhere(u32 barrier)
 {
     u32 thread = threadIdx.x % 128;
 #if SHARERS > 1
     if (thread < SHARERS) {
         u32 remote = address_in(barrier, thread);
-        asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(remote) : "memory");
+        asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(remote) : "memory");
     }
 #else
     if (thread == 0)

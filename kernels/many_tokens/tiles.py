@@ -59,9 +59,7 @@ class Wgmma:
 
     def fitted(self, unit: Unit, shared_bytes: int) -> Fitted | None:
         """With the deepest rings that fit: as many units as the pieces cover, and one that is being read. None if none
-        do, or if registers do not suffice: three warpgroups have too few for units of many steps."""
-        if self.warpgroups > 2 and unit.columns > 256:
-            return None
+        do."""
         for stages in self.stages:
             units = ceil_div(stages * PIECE_COLUMNS, unit.columns) + 1
             warps = 4 * self.warpgroups * (units * unit.warp_bytes + WARP_OUTPUTS)
