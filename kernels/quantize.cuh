@@ -6,13 +6,14 @@
 #define HELD 0
 #endif
 
-/* Columns of x, and pieces of 16 codes made of them, that are a thread's: four blocks. */
+/* Columns of x, and pieces of 16 codes made of them, that are a thread's: of four blocks; or the lower or upper halves of
+   four times 16 columns. */
 #if SPARSE
 #define SHARE_COLUMNS (4 * LENGTH)
 #define SHARE_PIECES WINDOWS
 #else
-#define SHARE_COLUMNS 64
-#define SHARE_PIECES 4
+#define SHARE_COLUMNS 32
+#define SHARE_PIECES 2
 #endif
 #define TOO_SMALL 5.42101086e-20f /* 2**-64: scales below are worked on times 2**64, as remainders would be subnormal */
 
@@ -132,7 +133,7 @@ __device__ __forceinline__ u32 word_of(const u32 *words, u32 piece, u32 i)
         return words[at / 4] >> (at % 4 * 8) & 0xffff;
     return at % 4 == 0 ? words[at / 4] : bytes_of(words[at / 4], words[at / 4 + 1], 0x5432);
 #else
-    return words[4 * i + piece];
+    return words[2 * i + piece];
 #endif
 }
 
@@ -154,7 +155,7 @@ struct Share {
     {
 #pragma unroll
         for (int i = 0; i < SHARE_COLUMNS / 8; i++)
-            raw[i] = read_eight(it, token, share * SHARE_COLUMNS + 8 * i);
+            raw[i] = read_eight(it, token, SPARSE ? share * SHARE_COLUMNS + 8 * i : share / 2 * 64 + 16 * i + share % 2 * 8);
     }
 
     /* Codes, in the order of multiplication. */
