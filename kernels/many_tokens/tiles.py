@@ -81,7 +81,7 @@ class Wgmma:
         tile = work / self.rate + self.edge * self.splits
         return ceil_div(tiles, processors // self.cluster) * tile
 
-    edge: ClassVar[float] = 1500.0
+    edge: ClassVar[float] = 2300.0
 
 
 @dataclass(frozen=True)
@@ -118,10 +118,11 @@ class Mma:
 
 Form = Wgmma | Mma
 FORMS = (
-    Wgmma(256, 2, 2, rate=0.76), Wgmma(256, 1, 2, rate=0.66), Wgmma(192, 2, 3, rate=0.78),
-    Wgmma(192, 2, 2, rate=0.74), Wgmma(128, 2, 2, rate=0.6), Wgmma(128, 1, 2, rate=0.55), Wgmma(64, 1, 2, rate=0.35),
-    Wgmma(128, 1, 2, rate=0.5, splits=2), Wgmma(128, 1, 2, rate=0.5, splits=4), Wgmma(192, 1, 2, rate=0.6, splits=2),
+    Wgmma(256, 1, 2, rate=0.5), Wgmma(256, 2, 2, rate=0.5), Wgmma(192, 1, 3, rate=0.51), Wgmma(128, 1, 3, rate=0.47),
+    Wgmma(128, 1, 2, rate=0.44), Wgmma(128, 1, 2, rate=0.37, splits=2), Wgmma(128, 1, 2, rate=0.35, splits=4),
 )  # fmt: skip
+"""Four tiles; rates, and the edge, as they fit the times of 19 forms on an H200: those of the form that is chosen are 2.5 %
+longer than those of the best one, in the mean over layers, patterns, and 128 to 16,384 tokens."""
 PORTABLE = (Mma(),)
 
 

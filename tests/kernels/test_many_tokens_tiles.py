@@ -33,9 +33,7 @@ def test_rings_fit_and_hold_the_weight_of_their_codes(length: int | None) -> Non
     unit = Order.of(length).unit
     for form in FORMS:
         fitted = form.fitted(unit, H200)
-        if fitted is None:
-            assert form.warpgroups == 3 and unit.columns == 384
-            continue
+        assert fitted is not None
         stages, units = fitted.constants["STAGES"], fitted.constants["UNITS"]
         assert fitted.shared_bytes <= H200 and stages >= 3
         assert (units - 1) * unit.columns >= stages * PIECE_COLUMNS
@@ -103,10 +101,12 @@ def cuobjdump() -> Path | None:
     ("length", "form", "codes", "dtype", "bias"),
     [
         (4, FORMS[0], torch.int8, torch.bfloat16, None),
-        (6, FORMS[2], torch.int8, torch.bfloat16, torch.bfloat16),
-        (8, FORMS[0], torch.float8_e4m3fn, torch.float16, torch.float16),
+        (4, FORMS[2], torch.float8_e4m3fn, torch.bfloat16, None),
+        (6, FORMS[1], torch.int8, torch.bfloat16, torch.bfloat16),
+        (8, FORMS[2], torch.float8_e4m3fn, torch.float16, torch.float16),
         (8, FORMS[6], torch.int8, torch.float32, torch.float32),
         (10, FORMS[2], torch.float8_e4m3fn, torch.float32, None),
+        (12, FORMS[3], torch.int8, torch.bfloat16, None),
     ],
 )  # fmt: skip
 def test_products_run_ahead(
@@ -127,6 +127,8 @@ def test_products_run_ahead(
     code.write_bytes(nvrtc.machine_code(FOLDER / form.source, op.constants(dtype, bias, form), "sm_90a"))
     listed = subprocess.run([str(cuobjdump()), "-sass", str(code)], capture_output=True, text=True, check=True)
     body = listed.stdout.partition("Function : product")[2].partition("Function :")[0]
+    loop = body[body.index("GMMA") : body.rindex("GMMA")]
+    assert "MEMBAR" not in loop  # releases to other blocks of a cluster wait for nothing
     assert body.count("GMMA") == 3 * 2 * pieces  # of even units, odd units, and the last one
     assert body.count("WARPGROUP.DEPBAR") == 3 * pieces + 1
     assert "STL" not in body and "LDL" not in body
