@@ -28,7 +28,6 @@ struct Arguments {
     Sum *sums;                 /* [2][blocks][PART]: see Parts; ABSENT before and after */
     const void *x;             /* [tokens, columns] */
     u32 rows, columns, tokens, units, tiles, pieces;
-    u32 room;                  /* FUSED: bytes of shared memory for the codes of a token, in the order of x */
 };
 
 extern __shared__ __align__(128) u8 shared[];

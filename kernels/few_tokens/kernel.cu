@@ -1,9 +1,8 @@
 /* Products of few tokens with 8-bit weights, sparse (2:4 windows) or dense: quantize (and lift), multiply, scale.
 
-   Two kernels. `quantize` makes the codes of the activations, lifted, in the order in which `product` multiplies them; of
-   very few tokens every block of `product` makes what it needs by itself, while its rings fill. `product` reads every
-   weight once, as fragments of the tensor cores' sparse (or dense) operand; of some patterns the metadata is stored in
-   fewer bits than the tensor cores take (metadata.cuh).
+   Two kernels. `quantize` makes the codes of the activations, lifted, in the order in which `product` multiplies them.
+   `product` reads every weight once, as fragments of the tensor cores' sparse (or dense) operand; of some patterns the
+   metadata is stored in fewer bits than the tensor cores take (metadata.cuh).
 
    The weight is divided into tiles of 64 rows for each warpgroup that has rows of its own, and units of UNIT columns (of
    the slid weight where it is sparse), in the order of tiles, then columns. Every block takes an equal share of this
@@ -27,7 +26,6 @@
      STREAM            codes are copied unit by unit, as weights are (ROW_GROUPS is GROUPS); otherwise all that a block
                        needs are held
      CLUSTER           blocks that have a tile among them (STREAM); 0: equal shares, see above
-     FUSED             the most tokens of which `product` makes the codes; 0: `quantize` has made them
      X, BIAS           number kinds of activations (and outputs) and bias: 0 bfloat16, 1 float16, 2 float32; BIAS 3: none
      WARPGROUP         multiply by wgmma (compute capability 9.0 alone), otherwise by mma */
 
@@ -46,7 +44,7 @@
 #define WARP_UNIT (PIECES * 512 + HALF_PIECE * 256)
 #define STAGE (GROUPS * 4 * WARP_UNIT)
 #define RING (STAGES * STAGE)
-#define BULK (WARPGROUP && !STREAM && !FUSED) /* the copy engine copies the codes */
+#define BULK (WARPGROUP && !STREAM) /* the copy engine copies the codes */
 #define MOST_UNITS 128              /* of codes that a block holds */
 
 /* ---- copies */
@@ -114,46 +112,6 @@ __device__ __forceinline__ void show_to_wgmma()
 #endif
 }
 
-#if FUSED
-/* All threads: scales of the tokens, and codes of the units that a block holds from `first_unit` on, around the end of a
-   tile. plain: codes of some columns of x in their order, it.room bytes for a token. */
-__device__ __forceinline__ void make_codes(const Arguments &it, u32 first_unit, u32 held, u8 *codes, float *scales,
-                                           u8 *plain)
-{
-    const u32 UNIT_PIECES = UNIT / 16;
-    u32 thread = threadIdx.x;
-    __shared__ float most[FUSED][THREADS / 32];
-    for (u32 token = 0; token < it.tokens; token++) {
-        float absmax = absmax_of<THREADS>(it, token);
-        if (thread % 32 == 0)
-            most[token][thread / 32] = absmax;
-    }
-    __syncthreads();
-    for (u32 done = 0, unit = first_unit, count; done < held; done += count, unit = 0) {
-        count = min(held - done, it.units - unit);
-        u32 first = unit * UNIT_PIECES, pieces = count * UNIT_PIECES;
-        u32 from = first / GROUP_PIECES * GROUP_COLUMNS;
-        u32 until = min((first + pieces + GROUP_PIECES - 1) / GROUP_PIECES * GROUP_COLUMNS, it.columns);
-        for (u32 token = 0; token < it.tokens; token++) {
-            float absmax = 0;
-#pragma unroll
-            for (int i = 0; i < THREADS / 32; i++)
-                absmax = fmaxf(absmax, most[token][i]);
-            float scale = scale_of(absmax);
-            if (thread == 0)
-                scales[token] = scale;
-            put_codes<THREADS>(it, token, scale, plain + token * it.room, from, until);
-        }
-        __syncthreads();
-        for (u32 token = 0; token < it.tokens; token++)
-            for (u32 piece = thread; piece < pieces; piece += THREADS)
-                *(Four *)(codes + ((done * UNIT_PIECES + piece) * TOKENS + token) * 16) =
-                    lifted(plain + token * it.room, first + piece, from, until);
-        __syncthreads();
-    }
-}
-#endif
-
 /* ---- the product */
 
 /* sums [16 rows, TOKENS] += a warp's rows of a unit * its codes. */
@@ -195,7 +153,7 @@ extern "C" __global__ void IN_CLUSTERS __launch_bounds__(THREADS, 1) product(con
     u32 thread = threadIdx.x, turn = thread / 128 / ROW_GROUPS, total = it.tiles * it.units;
     u32 ring = address(shared) + thread / 32 * WARP_UNIT; /* stages are STAGE apart */
     Sum *gathered = (Sum *)(shared + (CLUSTER ? 0 : RING)); /* a cluster's tile is the only one: the ring is free then */
-    u32 codes = address(shared) + RING + (CLUSTER ? 0 : GATHERED) + SCALES;
+    u32 codes = address(shared) + RING + (CLUSTER ? 0 : GATHERED);
 #if BULK
     __shared__ u64 copied[MOST_UNITS];
     for (u32 i = thread; i < MOST_UNITS; i += THREADS)
@@ -245,12 +203,7 @@ extern "C" __global__ void IN_CLUSTERS __launch_bounds__(THREADS, 1) product(con
     wait_for_previous();
     /* The codes of all units of the share, from its first on, around the end of a tile. */
     u32 held = min(end - begin, it.units);
-#if FUSED
-    u8 *made = (u8 *)gathered + GATHERED + SCALES;
-    make_codes(it, first_unit, held, made, (float *)((u8 *)gathered + GATHERED), made + held * CODES_UNIT);
-    show_to_wgmma();
-    __syncthreads();
-#elif BULK
+#if BULK
     for (u32 i = thread; i < held; i += THREADS) {
         u32 unit = first_unit + i < it.units ? first_unit + i : first_unit + i - it.units;
         copy_codes_bulk(it, unit, codes + i * CODES_UNIT, address(copied + i));
@@ -313,7 +266,7 @@ extern "C" __global__ void IN_CLUSTERS __launch_bounds__(THREADS, 1) product(con
     /* Only now: the blocks before this one publish at their ends, and began no later than it. */
     if (unfinished != ~0u) {
         Parts parts(it, unfinished * it.units);
-        finish_parts(it, unfinished, parts, gathered);
+        finish_parts(it, unfinished, parts);
     }
 #elif CLUSTER > 1
     wait_for_cluster(); /* until the others have read what this block gathered */

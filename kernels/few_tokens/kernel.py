@@ -29,8 +29,6 @@ QUANTIZERS = 512
 """Threads of a block that quantizes."""
 MOST_SHARES = 16
 """Blocks among which the codes of a token are divided."""
-FUSED_TOKENS, FUSED_BYTES = 8, 64 << 10
-"""Up to so many tokens, and activations of so many bytes, every block of the product makes the codes that it needs."""
 STATIC_SHARED = 4096
 """Bytes of shared memory that the kernels take beside what is asked for, at most."""
 WARPGROUPS = (9, 0)
@@ -46,7 +44,7 @@ class Arguments(ctypes.Structure):
 
     _fields_ = (
         *((name, c_uint64) for name in ("weight", "codes", "scale", "weight_scale", "bias", "out", "sums", "x")),
-        *((name, c_int) for name in ("rows", "columns", "tokens", "units", "tiles", "pieces", "room")),
+        *((name, c_int) for name in ("rows", "columns", "tokens", "units", "tiles", "pieces")),
     )
 
 
@@ -76,8 +74,7 @@ class FewTokens:
         self, spec: SlideSpec, device: torch.device, *, dense: bool = False, warpgroup: bool | None = None
     ) -> None:
         self.spec, self.device, self.dense, self._warpgroup = spec, device, dense, warpgroup
-        self._launches: dict[tuple[torch.dtype, torch.dtype | None, int, int], _Launches] = {}
-        self._fused: dict[torch.dtype, int] = {}
+        self._launches: dict[tuple[torch.dtype, torch.dtype | None, int], _Launches] = {}
 
     @cached_property
     def gpu(self) -> Device:
@@ -137,9 +134,7 @@ class FewTokens:
     def load(self, dtype: torch.dtype, bias: torch.dtype | None = None) -> None:
         """Compile and load what calls with such activations and biases need, all at once, so that none has to: a module
         cannot be loaded while a CUDA graph is captured."""
-        fused = self.fused(dtype)
-        every = [(dtype, bias, tiles, 0) for tiles in TILES] + ([(dtype, bias, TILES[0], fused)] if fused else [])
-        keys = [key for key in every if key not in self._launches]
+        keys = [key for tiles in TILES if (key := (dtype, bias, tiles)) not in self._launches]
         if not keys:
             return
         with ThreadPoolExecutor() as pool:
@@ -157,26 +152,6 @@ class FewTokens:
         return min((equal, *(one for one in clustered(*shape) if one.fits(free))), key=lambda one: one.cost)
 
     @property
-    def room(self) -> int:
-        """Bytes of a token's codes that a block makes at a time, in the order of x."""
-        pieces, columns = self._group
-        held = self.division(FUSED_TOKENS).held * self.unit.columns // 16
-        return min(ceil_div(held, pieces) + 1, ceil_div(self.pieces, pieces)) * columns
-
-    def fused(self, dtype: torch.dtype) -> int:
-        """The most tokens with such activations of which blocks of the product make the codes; 0 if they never do."""
-        if dtype not in self._fused:
-            division = self.division(FUSED_TOKENS)
-            tokens = min(FUSED_TOKENS, FUSED_BYTES // (self.spec.columns * dtype.itemsize))
-            fits = division.fits(self.gpu.shared_bytes - STATIC_SHARED - self.fused_bytes(tokens))
-            self._fused[dtype] = tokens if fits and not division.form.stream else 0
-        return self._fused[dtype]
-
-    def fused_bytes(self, tokens: int) -> int:
-        """Shared memory of a block that makes the codes of so many tokens, beside that of the division."""
-        return 4 * 8 * TILES[0] + tokens * self.room if tokens else 0
-
-    @property
     def _group(self) -> tuple[int, int]:
         """Pieces of codes, and columns of x that they are made of: of nothing else."""
         return (4, 64) if self.dense else (4 * self.order.windows, 16 * self.spec.block)
@@ -190,16 +165,14 @@ class FewTokens:
         pieces, columns = self._group
         return ceil_div(ceil_div(self.pieces, pieces), self.shares(tokens)) * columns
 
-    def constants(
-        self, dtype: torch.dtype, bias: torch.dtype | None, division: Division, fused: int = 0
-    ) -> dict[str, int]:
+    def constants(self, dtype: torch.dtype, bias: torch.dtype | None, division: Division) -> dict[str, int]:
         """What kernel.cu is compiled with."""
         spec, form, unit = self.spec, division.form, division.unit
         return {
             "SPARSE": int(not self.dense), "LENGTH": 0 if self.dense else spec.length or 2, "UNIT": unit.columns,
             "FLOAT": int(spec.dtype != torch.int8), "TILES": division.padded // 8, "GROUPS": form.groups,
             "STAGES": form.stages, "ROW_GROUPS": form.row_groups, "STREAM": int(form.stream), "X": KINDS[dtype],
-            "CLUSTER": form.cluster, "FUSED": fused, "BIAS": KINDS[bias], "WARPGROUP": int(self.warpgroup),
+            "CLUSTER": form.cluster, "BIAS": KINDS[bias], "WARPGROUP": int(self.warpgroup),
             **({"METADATA": 0} if self.dense else self.order.constants),
         }  # fmt: skip
 
@@ -210,8 +183,7 @@ class FewTokens:
             raise ValueError(f"{self.spec}: {tokens} tokens, at most {MOST_TOKENS} are few")
         out = torch.empty(tokens, self.spec.rows, dtype=x.dtype, device=x.device)
         if tokens:
-            fused = self.fused(x.dtype)
-            key = (x.dtype, None if bias is None else bias.dtype, _tiles(tokens), fused if tokens <= fused else 0)
+            key = (x.dtype, None if bias is None else bias.dtype, _tiles(tokens))
             launches = self._launches.get(key)
             if launches is None:
                 launches = self._launches[key] = _Launches(self, *key)
@@ -237,11 +209,11 @@ def _tiles(tokens: int) -> int:
 class _Launches:
     """The compiled kernels for activations and biases of one kind and up to a number of tokens."""
 
-    def __init__(self, op: FewTokens, dtype: torch.dtype, bias: torch.dtype | None, tiles: int, fused: int) -> None:
-        self.op, self.division, self.fused = op, op.division(8 * tiles), bool(fused)
-        module = _module(tuple(op.constants(dtype, bias, self.division, fused).items()), op.device)
+    def __init__(self, op: FewTokens, dtype: torch.dtype, bias: torch.dtype | None, tiles: int) -> None:
+        self.op, self.division = op, op.division(8 * tiles)
+        module = _module(tuple(op.constants(dtype, bias, self.division).items()), op.device)
         self._quantize = module.kernel("quantize", op.quantizing_bytes(8 * tiles))
-        self._product = module.kernel("product", self.division.shared_bytes + op.fused_bytes(fused))
+        self._product = module.kernel("product", self.division.shared_bytes)
         self._exchanged = self.division.exchanged
         self._overlapping = op.gpu.capability >= OVERLAPPING_SINCE
         self._idle: list[tuple[Arguments, dict[int, Launch], Launch]] = []
@@ -250,7 +222,6 @@ class _Launches:
         spec, division = self.op.spec, self.division
         argument = Arguments(
             rows=spec.rows, columns=spec.columns, units=division.units, tiles=division.tiles, pieces=self.op.pieces,
-            room=self.op.room,
         )  # fmt: skip
         threads = division.form.groups * 128
         product = Launch(self._product, division.blocks, threads, argument, overlapping=self._overlapping)
@@ -259,30 +230,26 @@ class _Launches:
     def start(self, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, out: Tensor) -> None:
         """x [M, K] contiguous at a multiple of 16, out [M, N], M at least 1."""
         op, division, tokens, stream = self.op, self.division, x.shape[0], stream_of(self.op.device)
-        made: tuple[Tensor, Tensor] | None = None
-        if not self.fused:
-            codes = torch.empty(op.pieces * division.padded * 16, dtype=torch.uint8, device=x.device)
-            made = codes, torch.empty(tokens, dtype=torch.float32, device=x.device)
+        codes = torch.empty(op.pieces * division.padded * 16, dtype=torch.uint8, device=x.device)
+        scales = torch.empty(tokens, dtype=torch.float32, device=x.device)
         try:
             held = self._idle.pop()  # another thread finds another one
         except IndexError:
             held = self._made()
         argument, quantizes, product = held
         argument.weight, argument.weight_scale = weight.data_ptr(), scale.data_ptr()
-        argument.x = x.data_ptr()
-        argument.codes, argument.scale = (made[0].data_ptr(), made[1].data_ptr()) if made else (0, 0)
+        argument.x, argument.codes, argument.scale = x.data_ptr(), codes.data_ptr(), scales.data_ptr()
         argument.bias, argument.out = 0 if bias is None else bias.data_ptr(), out.data_ptr()
         argument.tokens = tokens
         if self._exchanged:
             exchange = exchanges(op.device).of(stream, self._exchanged)
             argument.sums = address(exchange)
-        if made:
-            quantize = quantizes.get(tokens)
-            if quantize is None:
-                grid = (tokens, op.shares(tokens))
-                quantize = Launch(self._quantize, grid, QUANTIZERS, argument, overlapping=self._overlapping)
-                quantizes[tokens] = quantize
-            quantize.start(stream)
+        quantize = quantizes.get(tokens)
+        if quantize is None:
+            grid = (tokens, op.shares(tokens))
+            quantize = Launch(self._quantize, grid, QUANTIZERS, argument, overlapping=self._overlapping)
+            quantizes[tokens] = quantize
+        quantize.start(stream)
         product.start(stream)
         self._idle.append(held)
 

@@ -5,12 +5,6 @@
 #define GATHERED (COLUMN_GROUPS * TOKENS * SUM_STRIDE * 4)
 #define PART (it.tokens * TILE_ROWS) /* sums of a part: [tokens][TILE_ROWS] */
 #define ROW_QUADS (TILE_ROWS / 4)
-#define SCALES (FUSED ? TOKENS * 4 : 0) /* of tokens, behind what is gathered */
-
-__device__ __forceinline__ float scale_of_token(const Arguments &it, const Sum *gathered, u32 token)
-{
-    return FUSED ? ((const float *)((const u8 *)gathered + GATHERED))[token] : it.scale[token];
-}
 
 /* The parts of the tile whose first unit is at a place of the order, one for each block that has units of it, and which
    of them is this block's. */
@@ -230,14 +224,14 @@ __device__ __forceinline__ void deliver(const Arguments &it, u32 tile, Parts par
                 quad.sum[k] += more.sum[k];
         }
         if (parts.count == 1)
-            finish(it, rows, scale_of_token(it, gathered, token), token, row, quad);
+            finish(it, rows, it.scale[token], token, row, quad);
         else
             publish(parts.place(it, parts.own) + i * 4, quad);
     }
     __syncthreads();
 }
 
-__device__ __forceinline__ void finish_parts(const Arguments &it, u32 tile, Parts parts, const Sum *gathered)
+__device__ __forceinline__ void finish_parts(const Arguments &it, u32 tile, Parts parts)
 {
     const int EACH = TOKENS * ROW_QUADS / THREADS, QUADS = EACH < 2 ? 1 : EACH < 4 ? 2 : 4;
     u32 row = tile * TILE_ROWS + threadIdx.x % ROW_QUADS * 4, end = it.tokens * ROW_QUADS;
@@ -247,7 +241,7 @@ __device__ __forceinline__ void finish_parts(const Arguments &it, u32 tile, Part
         Quad quads[QUADS];
 #pragma unroll
         for (int i = 0; i < QUADS; i++)
-            scales[i] = first + i * THREADS < end ? scale_of_token(it, gathered, (first + i * THREADS) / ROW_QUADS) : 0.0f;
+            scales[i] = first + i * THREADS < end ? it.scale[(first + i * THREADS) / ROW_QUADS] : 0.0f;
         collect<QUADS>(it, quads, parts, first, end);
 #pragma unroll
         for (int i = 0; i < QUADS; i++)

@@ -78,8 +78,7 @@ def compile_all(ops: list[tuple[FewTokens, int, torch.dtype, torch.dtype | None]
 
     def compiled(one: tuple[FewTokens, int, torch.dtype, torch.dtype | None]) -> None:
         op, tokens, dtype, bias = one
-        for fused in {0, op.fused(dtype) if tokens == 8 else 0}:
-            kernel._module(tuple(op.constants(dtype, bias, op.division(tokens), fused).items()), op.device)
+        kernel._module(tuple(op.constants(dtype, bias, op.division(tokens)).items()), op.device)
 
     with ThreadPoolExecutor() as pool:
         list(pool.map(compiled, ops))

@@ -125,5 +125,5 @@ def test_every_generation_compiles(target: str, tmp_path: Path, monkeypatch: pyt
         op = FewTokens(spec, torch.device("cuda", 0), dense=dense)
         assert op.warpgroup == (target == "sm_90a")
         for tokens, dtype, bias in ((8, torch.bfloat16, None), (64, torch.float32, torch.float32)):
-            constants = op.constants(dtype, bias, op.division(tokens), op.fused(dtype) if tokens == 8 else 0)
+            constants = op.constants(dtype, bias, op.division(tokens))
             assert nvrtc.machine_code(SOURCE, constants, target)[:4] == b"\x7fELF"

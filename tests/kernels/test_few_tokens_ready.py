@@ -29,27 +29,26 @@ CPU = torch.device("cpu")
 class Compiled:
     """In the place of compiled kernels: each waits until all of a model's are being compiled."""
 
-    made: list[tuple[torch.dtype, torch.dtype | None, int, int]]
+    made: list[tuple[torch.dtype, torch.dtype | None, int]]
     together: threading.Barrier
 
-    def __init__(self, op: FewTokens, dtype: torch.dtype, bias: torch.dtype | None, tiles: int, fused: int) -> None:
-        self.made.append((dtype, bias, tiles, fused))
+    def __init__(self, op: FewTokens, dtype: torch.dtype, bias: torch.dtype | None, tiles: int) -> None:
+        self.made.append((dtype, bias, tiles))
         self.together.wait(timeout=30)
 
 
 def test_all_numbers_of_tokens_are_compiled_at_once_and_never_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel, "_Launches", Compiled)
     monkeypatch.setattr(Compiled, "made", [], raising=False)
-    monkeypatch.setattr(Compiled, "together", threading.Barrier(len(TILES) + 1), raising=False)
+    monkeypatch.setattr(Compiled, "together", threading.Barrier(len(TILES)), raising=False)
     monkeypatch.setattr(Device, "of", lambda device: Device(132, 232448, (9, 0)))
     op = FewTokens(SPEC, CPU)
     op.load(torch.bfloat16)
     op.load(torch.bfloat16)
-    sizes = [*((tiles, 0) for tiles in TILES), (1, 8)]  # with the most tokens whose codes the product makes
-    assert sorted(size for _, _, *size in Compiled.made) == sorted(map(list, sizes))
+    assert sorted(tiles for _, _, tiles in Compiled.made) == sorted(TILES)
     op.load(torch.bfloat16, torch.bfloat16)
-    assert set(Compiled.made) == {(torch.bfloat16, bias, *size) for bias in (None, torch.bfloat16) for size in sizes}
-    assert len(Compiled.made) == 2 * len(sizes)
+    assert set(Compiled.made) == {(torch.bfloat16, bias, tiles) for bias in (None, torch.bfloat16) for tiles in TILES}
+    assert len(Compiled.made) == 2 * len(TILES)
 
 
 class Told(FewSparse):
