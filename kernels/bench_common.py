@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,6 +27,7 @@ BEYOND_CACHE = 150_000_000
 """Bytes of inputs that calls rotate through, so that none is in the cache (60 MB on an H200)."""
 LEAST_MILLISECONDS = 2.0
 REPLAYS = 9
+WARM_SECONDS = 0.3
 
 
 def copies(nbytes: int, most: int = 64) -> int:
@@ -49,6 +51,47 @@ def device_microseconds(call: Callable[[Any], Any], inputs: Sequence[Any]) -> fl
             round_of_calls()
     graph.replay()
     return median(_timed(graph.replay) for _ in range(REPLAYS)) / (rounds * len(inputs)) * 1e3
+
+
+def interleaved_microseconds(calls: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
+    """Microseconds of device time of each call, on a chip as warm as sustained work makes it: medians of replays of
+    their CUDA graphs in turn, after WARM_SECONDS of them."""
+    graphs = {}
+    for name, call in calls.items():
+        call()
+        count = max(1, round(LEAST_MILLISECONDS / max(1e-3, _timed(call))))
+        graphs[name] = torch.cuda.CUDAGraph(), count
+        with torch.cuda.graph(graphs[name][0]):
+            for _ in range(count):
+                call()
+    taken: list[dict[str, float]] = []
+    started = time.perf_counter()
+    while len(taken) < REPLAYS:
+        one = {name: _timed(graph.replay) / count * 1e3 for name, (graph, count) in graphs.items()}
+        if time.perf_counter() - started > WARM_SECONDS:
+            taken.append(one)
+    return {name: median(one[name] for one in taken) for name in graphs}
+
+
+class Meter:
+    """Power and clock of the GPU while work runs in its context, sampled by nvidia-smi."""
+
+    watts = megahertz = 0.0
+
+    def __enter__(self) -> Meter:
+        query = ["nvidia-smi", "--query-gpu=power.draw,clocks.sm", "--format=csv,noheader,nounits", "-lms", "50"]
+        self._process = subprocess.Popen(query, stdout=subprocess.PIPE, text=True)
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._process.terminate()
+        samples = [line.split(", ") for line in self._process.communicate()[0].splitlines()]
+        found = [(float(watts), float(clock)) for watts, clock in (one for one in samples if len(one) == 2)]
+        if found:
+            self.watts, self.megahertz = (median(values) for values in zip(*found, strict=True))
+
+    def __str__(self) -> str:
+        return f"{self.watts:.0f} W, {self.megahertz:.0f} MHz"
 
 
 def wall_microseconds(call: Callable[[], Any], calls: int = 100) -> float:

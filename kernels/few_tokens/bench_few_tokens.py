@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..backends.base import Backend
 from ..backends.dense import Dense
-from ..bench_common import CODES, MODELS, arguments, copies, device_microseconds, header, save, table
+from ..bench_common import CODES, MODELS, arguments, copies, device_microseconds, header, random_codes, save, table
 from ..slide_spec import SlideSpec
 from .kernel import FewTokens
 
@@ -72,28 +72,34 @@ def timed(op: Backend | FewTokens, spec: SlideSpec, x: Tensor) -> float:
 
 def stock_vllm(n: int, k: int, x: Tensor, dtype: torch.dtype) -> float | None:
     """vLLM's quantize kernel and its CUTLASS product; None if vLLM is not installed."""
+    call = stock_linear(n, k, dtype)
+    if call is None:
+        return None
+    weight = random_codes(n, k, None, dtype)
+    return device_microseconds(lambda turn: call(x, turn), [weight.clone() for _ in range(copies(weight.numel()))])
+
+
+def stock_linear(n: int, k: int, dtype: torch.dtype) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """Of x [M, k] and codes [n, k] on the current GPU, as vLLM runs it; None if vLLM is not installed."""
     try:
         from vllm import _custom_ops as ops
     except ImportError:
         return None
-    weight = torch.randint(-100, 100, (n, k), dtype=torch.int8, device=x.device)
-    weight = weight if dtype == torch.int8 else weight.float().to(dtype)
-    scale = torch.rand(n, 1, device=x.device)
+    scale = torch.rand(n, 1, device="cuda")
 
-    def quantized() -> tuple[Tensor, Tensor]:
+    def quantized(x: Tensor) -> tuple[Tensor, Tensor]:
         if dtype == torch.int8:
             codes, by_token, _ = ops.scaled_int8_quant(x, None, None, symmetric=True)
             return codes, by_token
         pair: tuple[Tensor, Tensor] = ops.scaled_fp8_quant(x, None, use_per_token_if_dynamic=True)
         return pair
 
-    def call(turn: Tensor) -> Tensor:
-        codes, by_token = quantized()
-        out: Tensor = ops.cutlass_scaled_mm(codes, turn.t(), by_token, scale, x.dtype)
+    def call(x: Tensor, weight: Tensor) -> Tensor:
+        codes, by_token = quantized(x)
+        out: Tensor = ops.cutlass_scaled_mm(codes, weight.t(), by_token, scale, x.dtype)
         return out
 
-    run: Callable[[Any], Any] = call
-    return device_microseconds(run, [weight.clone() for _ in range(copies(weight.numel()))])
+    return call
 
 
 if __name__ == "__main__":

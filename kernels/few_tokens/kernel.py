@@ -151,19 +151,9 @@ class FewTokens:
             return equal
         return min((equal, *(one for one in clustered(*shape) if one.fits(free))), key=lambda one: one.cost)
 
-    @property
-    def _group(self) -> tuple[int, int]:
-        """Pieces of codes, and columns of x that they are made of: of nothing else."""
-        return (4, 64) if self.dense else (4 * self.order.windows, 16 * self.spec.block)
-
     def shares(self, tokens: int) -> int:
         """Blocks among which the codes of each token are divided."""
         return max(1, min(MOST_SHARES, self.gpu.processors // tokens))
-
-    def quantizing_bytes(self, tokens: int) -> int:
-        """Shared memory of a block that quantizes a share of a token, of so many tokens or fewer."""
-        pieces, columns = self._group
-        return ceil_div(ceil_div(self.pieces, pieces), self.shares(tokens)) * columns
 
     def constants(self, dtype: torch.dtype, bias: torch.dtype | None, division: Division) -> dict[str, int]:
         """What kernel.cu is compiled with."""
@@ -212,7 +202,7 @@ class _Launches:
     def __init__(self, op: FewTokens, dtype: torch.dtype, bias: torch.dtype | None, tiles: int) -> None:
         self.op, self.division = op, op.division(8 * tiles)
         module = _module(tuple(op.constants(dtype, bias, self.division).items()), op.device)
-        self._quantize = module.kernel("quantize", op.quantizing_bytes(8 * tiles))
+        self._quantize = module.kernel("quantize")
         self._product = module.kernel("product", self.division.shared_bytes)
         self._exchanged = self.division.exchanged
         self._overlapping = op.gpu.capability >= OVERLAPPING_SINCE

@@ -1,5 +1,5 @@
-"""Whole linears of many tokens, sums over the layers of a model, beside stock vLLM where it is installed; and, with
---forms, every form of the product of each layer.
+"""Whole linears of many tokens, sums over the layers of a model, beside stock vLLM where it is installed (else beside
+cuSPARSELt): replayed in turn on a warm chip, with its power and clock. With --forms 1, every form of the product too.
 
 python -m slideconvert.kernels.many_tokens.bench_many_tokens --models Qwen2.5-7B --tokens 1024 16384
 """
@@ -7,18 +7,20 @@ python -m slideconvert.kernels.many_tokens.bench_many_tokens --models Qwen2.5-7B
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..backends.cusparselt import Cusparselt
-from ..bench_common import CODES, MODELS, arguments, copies, device_microseconds, header, save, table
-from ..few_tokens.bench_few_tokens import stock_vllm
-from ..slide_spec import SlideSpec
+from ..bench_common import CODES, MODELS, Meter, arguments, header, interleaved_microseconds, random_codes, save, table
+from ..few_tokens.bench_few_tokens import stock_linear
+from ..slide_spec import SlideSpec, SlideWeight
 from .kernel import ManyTokens
 from .tiles import FORMS
+
+Linear = Callable[[Tensor], Tensor]
 
 
 def main() -> None:
@@ -33,51 +35,59 @@ def main() -> None:
     print(header())
     rows: list[dict[str, Any]] = []
     for model in options.models:
-        for name in options.codes:
-            lines = []
+        for codes in options.codes:
+            ways, lines = prepared(model, CODES[codes], options), []
             for tokens in options.tokens:
-                found: dict[str, float] = {}
-                for layer, (n, k) in MODELS[model].items():
-                    x = torch.randn(tokens, k, dtype=torch.bfloat16, device="cuda")
-                    for way, taken in measured(n, k, x, name, options).items():
-                        found[way] = found.get(way, 0.0) + taken
-                        size = {"model": model, "layer": layer, "codes": name, "tokens": tokens}
-                        rows.append({**size, "way": way, "microseconds": taken})
+                with Meter() as meter:
+                    found = interleaved_microseconds(calls(model, ways, tokens))
+                size = {"model": model, "codes": codes, "tokens": tokens}
+                rows.append({**size, "microseconds": found, "watts": meter.watts, "megahertz": meter.megahertz})
                 base = next(iter(found))
                 for way, taken in found.items():
-                    lines.append([model, name, tokens, way, f"{taken:.1f}", f"{found[base] / taken:.3f}", base])
-            print(table(["model", "codes", "M", "way", "us", "x", "of"], lines), flush=True)
+                    lines.append([*size.values(), way, f"{taken:.1f}", f"{found[base] / taken:.3f}", base, meter])
+            print(table(["model", "codes", "M", "way", "us", "x", "of", "power and clock"], lines), flush=True)
             save(options.out, rows)
 
 
-def measured(n: int, k: int, x: Tensor, codes: str, options: argparse.Namespace) -> dict[str, float]:
-    """Microseconds of a call, by the way to run it."""
-    device, dtype = x.device, CODES[codes]
-    found = {}
-    if (stock := stock_vllm(n, k, x, dtype)) is not None:
-        found["stock vLLM"] = stock
-    for length in options.lengths:
-        spec = SlideSpec(n, k, length, dtype)
-        if stock is None:
-            found[f"cuSPARSELt 2:{length}"] = timed(
-                Cusparselt(spec, device).run, spec, x, Cusparselt(spec, device).prepare
-            )
-        op = ManyTokens(spec, device)
-        found[f"2:{length}"] = timed(op, spec, x, op.prepare)
-        if options.forms != [0]:
-            for form in FORMS:
-                one = ManyTokens(spec, device, forms=[form])
-                if one.forms:
-                    words = f"{form.tokens}-{form.sharers}-{form.warpgroups}-{form.splits}"
-                    found[f"2:{length} {words}"] = timed(one, spec, x, one.prepare)
+def prepared(model: str, dtype: torch.dtype, options: argparse.Namespace) -> dict[str, list[Linear]]:
+    """The linears of a model, one after another, by the way to run them."""
+    found: dict[str, list[Linear]] = {}
+    for n, k in MODELS[model].values():
+        stock = stock_linear(n, k, dtype)
+        if stock is not None:
+            found.setdefault("stock vLLM", []).append(dense(stock, random_codes(n, k, None, dtype)))
+        for length in options.lengths:
+            spec = SlideSpec(n, k, length, dtype)
+            scale = torch.rand(n, 1, device="cuda") / 1000
+            made = SlideWeight(spec, scale, dense=random_codes(n, k, length, dtype))
+            forms: dict[str, Any] = {f"2:{length}": None}
+            if options.forms != [0]:
+                forms |= {f"2:{length} {one.tokens}-{one.rows}-{one.cluster}-{one.splits}": [one] for one in FORMS}
+            for name, among in forms.items():
+                op = ManyTokens(spec, scale.device, forms=among)
+                found.setdefault(name, []).append(linear(op, op.prepare(made)))
+            if stock is None:
+                library = Cusparselt(spec, scale.device)
+                found.setdefault(f"cuSPARSELt 2:{length}", []).append(linear(library.run, library.prepare(made)))
     return found
 
 
-def timed(call: Callable[..., Tensor], spec: SlideSpec, x: Tensor, prepare: Callable[..., tuple[Tensor, ...]]) -> float:
-    prepared = prepare(spec.random(x.device))
-    count = copies(sum(one.nbytes for one in prepared)) if x.shape[0] <= 1024 else 1
-    turns = [prepared] + [tuple(one.clone() for one in prepared) for _ in range(count - 1)]
-    return device_microseconds(lambda turn: call(x, turn, None), turns)
+def linear(run: Callable[..., Tensor], weight: Sequence[Tensor]) -> Linear:
+    return lambda x: run(x, weight, None)
+
+
+def dense(run: Callable[[Tensor, Tensor], Tensor], weight: Tensor) -> Linear:
+    return lambda x: run(x, weight)
+
+
+def calls(model: str, ways: dict[str, list[Linear]], tokens: int) -> dict[str, Callable[[], Any]]:
+    """What runs all linears of a way."""
+    inputs = [torch.randn(tokens, k, dtype=torch.bfloat16, device="cuda") for _, k in MODELS[model].values()]
+
+    def call(linears: list[Linear]) -> Callable[[], Any]:
+        return lambda: [run(x) for run, x in zip(linears, inputs, strict=True)]
+
+    return {name: call(linears) for name, linears in ways.items()}
 
 
 if __name__ == "__main__":

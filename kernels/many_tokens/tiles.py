@@ -121,8 +121,8 @@ FORMS = (
     Wgmma(256, 1, 2, rate=0.5), Wgmma(256, 2, 2, rate=0.5), Wgmma(192, 1, 3, rate=0.51), Wgmma(128, 1, 3, rate=0.47),
     Wgmma(128, 1, 2, rate=0.44), Wgmma(128, 1, 2, rate=0.37, splits=2), Wgmma(128, 1, 2, rate=0.35, splits=4),
 )  # fmt: skip
-"""Four tiles; rates, and the edge, as they fit the times of 19 forms on an H200: those of the form that is chosen are 2.5 %
-longer than those of the best one, in the mean over layers, patterns, and 128 to 16,384 tokens."""
+"""Four tiles. Rates and the edge fit the times of 19 forms on an H200: what is chosen takes 2.5 % longer than
+the best one, in the mean over layers, patterns, and 128 to 16,384 tokens."""
 PORTABLE = (Mma(),)
 
 
