@@ -72,15 +72,15 @@ def timed(op: Backend | FewTokens, spec: SlideSpec, x: Tensor) -> float:
 
 def stock_vllm(n: int, k: int, x: Tensor, dtype: torch.dtype) -> float | None:
     """vLLM's quantize kernel and its CUTLASS product; None if vLLM is not installed."""
-    call = stock_linear(n, k, dtype)
+    call = stock_linear(n, dtype)
     if call is None:
         return None
     weight = random_codes(n, k, None, dtype)
     return device_microseconds(lambda turn: call(x, turn), [weight.clone() for _ in range(copies(weight.numel()))])
 
 
-def stock_linear(n: int, k: int, dtype: torch.dtype) -> Callable[[Tensor, Tensor], Tensor] | None:
-    """Of x [M, k] and codes [n, k] on the current GPU, as vLLM runs it; None if vLLM is not installed."""
+def stock_linear(n: int, dtype: torch.dtype) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """Of x [M, K] and codes [n, K] on the current GPU, as vLLM runs it; None if vLLM is not installed."""
     try:
         from vllm import _custom_ops as ops
     except ImportError:

@@ -53,7 +53,7 @@ def prepared(model: str, dtype: torch.dtype, options: argparse.Namespace) -> dic
     """The linears of a model, one after another, by the way to run them."""
     found: dict[str, list[Linear]] = {}
     for n, k in MODELS[model].values():
-        stock = stock_linear(n, k, dtype)
+        stock = stock_linear(n, dtype)
         if stock is not None:
             found.setdefault("stock vLLM", []).append(dense(stock, random_codes(n, k, None, dtype)))
         for length in options.lengths:
