@@ -57,18 +57,13 @@ STREAMING = tuple(
 )
 """The best first; which fits depends on the tokens and the device. More stages than these win nothing (LOG.md)."""
 CLUSTERED = tuple(
-    Form(groups, stages, stream=True, cluster=cluster)
-    for cluster in range(1, 9)
-    for groups in (2, 1)
-    for stages in range(6, 1, -1)
+    Form(2, stages, stream=True, cluster=cluster) for cluster in range(1, 9) for stages in range(6, 1, -1)
 )
-TOGETHER = 16
-"""Multiprocessors of one part of a GPU, within which a cluster lies (an H100 or H200 has 8 parts of 16 or 18)."""
-LARGE_PARTS = 32
-"""Tokens from which parts that are published take so long that clusters are considered."""
-PART_COST, CLUSTER_COST = 2, 75_000
-"""Of a byte of a published part, and of the barriers of a cluster, in bytes that a block copies in that time. Guessed:
-160 KB of parts took 7 microseconds more than 40, when two were read at a time."""
+TOGETHER = (16, 18)
+"""Multiprocessors of one part of a GPU, within which a cluster lies (`most_clusters`)."""
+PART_COST, CLUSTER_COST = 4, 60_000
+"""Of a byte of a published part, and of the barriers of a cluster, in bytes that a block copies in that time. Fitted to
+products on an H200: 100 KB that a block copies take 1.4 us, 100 KB of parts 5.9, the barriers 0.8."""
 SHALLOW, FEW_UNITS = 3, 16
 """Stages that suffice where a block has no more units than so many; others had better stream their codes."""
 
@@ -163,15 +158,18 @@ class Division:
         copied = self.share * 4 * form.row_groups * self.unit.warp_bytes
         copied += (self.share if form.stream else self.held) * codes
         if form.cluster:
-            return copied + (CLUSTER_COST + 4 * self.part if form.cluster > 1 else 0)
+            return copied + (CLUSTER_COST if form.cluster > 1 else 0)
         return copied + (self.parts * 4 * self.part * PART_COST if self.parts > 1 else 0)
 
 
-def most_clusters(processors: int, size: int, resident: int = 1) -> int:
-    """The clusters of so many blocks that find room at once, where a multiprocessor has room for `resident` blocks."""
-    if size == 1:
-        return processors * resident
-    return processors // TOGETHER * (TOGETHER * resident // size)
+def most_clusters(processors: int, size: int) -> int:
+    """The clusters of so many blocks that find room at once, one block on a multiprocessor.
+
+    Which multiprocessors are off, and so how large the parts are, differs from device to device: what finds room both
+    in parts of 16 and of 18, the last one smaller. On an H200 28 clusters of 4 and 14 of 7 or 8 ran at once; 32, 24 of
+    5 and 16 of 7 or 8 ran one after another.
+    """
+    return min(processors // part * (part // size) + processors % part // size for part in TOGETHER)
 
 
 def most_exchanged(blocks: int, tokens: int = MOST_TOKENS) -> int:
@@ -188,6 +186,5 @@ def divisions(rows: int, columns: int, padded: int, unit: Unit, blocks: int) -> 
 
 
 def clustered(rows: int, columns: int, padded: int, unit: Unit, blocks: int) -> Iterator[Division]:
-    """Ways to divide it among clusters, those with the deepest rings first; none where parts are small."""
-    if padded >= LARGE_PARTS:
-        yield from (Division(rows, columns, padded, unit, blocks, form) for form in CLUSTERED)
+    """Ways to divide it among clusters, those with the deepest rings first."""
+    yield from (Division(rows, columns, padded, unit, blocks, form) for form in CLUSTERED)

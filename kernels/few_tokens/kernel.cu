@@ -8,9 +8,9 @@
    the slid weight where it is sparse), in the order of tiles, then columns. Every block takes an equal share of this
    order (Stream-K), so that all multiprocessors read equally many bytes. Each warp copies its 16 rows of a unit into its
    own ring in shared memory. Where a tile is cut, each block publishes its part of the sums, and the block with the last
-   part adds all parts in their order: results do not depend on who comes first. Of more than 16 tokens parts are large:
-   where the GPU has clusters, and a linear no more tiles than clusters find room for, the blocks of a cluster have a tile
-   among them and add up its parts in their shared memory.
+   part adds all parts in their order: results do not depend on who comes first. Where the GPU has clusters, and a linear no
+   more tiles than clusters find room for, the blocks of a cluster may have a tile among them instead, and add up its parts
+   in their shared memory: division.py estimates what takes less.
 
    The kernels overlap (programmatic dependent launch): `product` fills its rings before it waits for the activations.
 

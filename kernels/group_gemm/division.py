@@ -30,10 +30,13 @@ WAIT_CYCLES, WAIT_TILE_CYCLES, WAIT_ROW_CYCLES, SHALLOW_CYCLES = 2850, 110, 110,
 activations that it copies, and for a ring of two chunks."""
 CHUNK_CYCLES, ROW_CYCLES = 550, 85
 """Of a chunk on a scheduler that other warps keep busy, and for a row of activations."""
-WARPGROUP_TILE_CYCLES = 128
-"""Of a chunk, by wgmma: of tensor cores, for 8 of its tokens. Counted, not fitted."""
-CLUSTER_CYCLES, CLUSTER_WORDS = 1500, 8
-"""Of the parts of a cluster: two barriers and the first word; words that come in a cycle. Guessed, not fitted."""
+WARPGROUP_WAIT_CYCLES, WARPGROUP_SHALLOW_CYCLES = 1860, 300
+"""By wgmma: of a round of one warp alone, and for a ring of two chunks."""
+WARPGROUP_CYCLES, WARPGROUP_TILE_CYCLES = 420, 260
+"""By wgmma: of a chunk on a scheduler that other warps keep busy; for 8 of its tokens, there and of a warp alone.
+Rows of activations are copied meanwhile."""
+CLUSTER_WORDS = 3
+"""Words of a part that the blocks of a cluster add up in a cycle, barriers included."""
 FEW_WAIT_CYCLES, FEW_CYCLES, FEW_TOKEN_CYCLES = 2070, 230, 485
 """Of few tokens: a round of one warp alone; a chunk on a scheduler that other warps keep busy, and for every token."""
 
@@ -52,6 +55,7 @@ class Costs:
 
 
 TENSOR_CORES = Costs(launch=2160, block=1360, tile=170, part=220, words=3.6)
+WARPGROUPS = Costs(launch=5250, block=4290, tile=170, part=220, words=5.1)
 FEW_TOKENS = Costs(launch=1290, block=560, tile=0, part=310, words=1.6)
 
 
@@ -102,7 +106,7 @@ WARPGROUP_SHAPES = {
 }
 """The same of products by wgmma. Of fewer tokens, decoding takes the time."""
 CLUSTERS = range(2, 9)
-"""Blocks of a cluster, of products by wgmma."""
+"""Blocks of a cluster, of products by wgmma; each has a multiprocessor for itself."""
 STAGES = (3, 2)
 
 
@@ -192,7 +196,8 @@ class Division:
             and self.blocks <= self.gpu.processors * self.form.blocks
             and self.form.cluster <= self.units
             and (
-                not self.whole or self.tiles <= most_clusters(self.gpu.processors, self.form.cluster, self.form.blocks)
+                self.form.cluster == 1
+                or (self.form.blocks == 1 and self.tiles <= most_clusters(self.gpu.processors, self.form.cluster))
             )
         )
 
@@ -227,25 +232,26 @@ class Division:
         """Estimated, of a chunk: of a warp alone, and of a scheduler that other warps keep busy."""
         if self.few:
             return FEW_WAIT_CYCLES, FEW_CYCLES + self.tokens * FEW_TOKEN_CYCLES
-        shallow = SHALLOW_CYCLES if self.form.stages == min(STAGES) else 0
-        copied = ceil_div(self.tokens * self.form.columns, self.form.warps) if self.token_tiles > 1 else 0
-        wait = WAIT_CYCLES + copied * WAIT_ROW_CYCLES + shallow
+        shallow = self.form.stages == min(STAGES)
         if self.form.warpgroup:
-            cores = self.token_tiles * WARPGROUP_TILE_CYCLES
-            return wait + cores, max(CHUNK_CYCLES, cores) + copied * ROW_CYCLES
-        return wait + self.token_tiles * WAIT_TILE_CYCLES, CHUNK_CYCLES + copied * ROW_CYCLES
+            multiplied = self.token_tiles * WARPGROUP_TILE_CYCLES
+            wait = WARPGROUP_WAIT_CYCLES + multiplied + shallow * WARPGROUP_SHALLOW_CYCLES
+            return wait, WARPGROUP_CYCLES + multiplied
+        copied = ceil_div(self.tokens * self.form.columns, self.form.warps) if self.token_tiles > 1 else 0
+        wait = WAIT_CYCLES + copied * WAIT_ROW_CYCLES + self.token_tiles * WAIT_TILE_CYCLES + shallow * SHALLOW_CYCLES
+        return wait, CHUNK_CYCLES + copied * ROW_CYCLES
 
     @cached_property
     def cycles(self) -> int:
-        """An estimate of what it takes, to compare divisions: fitted to 1978 measured on an H200 (LOG.md)."""
-        costs = FEW_TOKENS if self.few else TENSOR_CORES
+        """An estimate of what it takes, to compare divisions: fitted to 1978 measured on an H200, of wgmma to 260."""
+        costs = FEW_TOKENS if self.few else WARPGROUPS if self.form.warpgroup else TENSOR_CORES
         wait, busy = self.chunk_cycles
         resident = ceil_div(self.blocks, self.gpu.processors)
         rounds = self.rounds * hypot(wait, resident * self.form.warps / 4 * busy)
         parts = ceil_div(self.blocks, self.tiles)
         exchange = parts * (costs.part + self.part / costs.words) if self.cut else 0
         if self.form.cluster > 1:
-            exchange = CLUSTER_CYCLES + self.form.columns * self.part / CLUSTER_WORDS
+            exchange = self.form.columns * self.part / CLUSTER_WORDS
         return int(costs.launch + resident * costs.block + self.most_tiles * costs.tile + rounds + exchange)
 
 

@@ -33,6 +33,7 @@ def test_every_linear_of_the_models_fits(gpu: Gpu, room: int) -> None:
                 assert best.fits and best.exchanged <= most_exchanged(gpu.processors)
                 assert best.cycles == min(one.cycles for one in divisions(rows, columns, tokens, room, gpu))
                 assert (best.exchanged == 0) == (not best.cut)
+                assert best.form.cluster == 1 or best.form.blocks == 1
                 if best.whole:
                     assert (
                         not best.cut
@@ -66,6 +67,25 @@ def test_the_fastest_measured_forms_are_chosen(model: str, linear: str, tokens: 
     """On an H200, other numbers of warps of rows and columns took 2 to 14 % longer at least, all without wgmma."""
     best = divide(*MODELS[model][linear], tokens, 3840, WITHOUT_WGMMA)
     assert best is not None and f"{best.form.rows}x{best.form.columns}" == form
+
+
+@pytest.mark.parametrize(
+    ("model", "linear", "tokens", "form"),
+    [
+        ("Qwen2.5-7B", "qkv", 64, "8x1, clusters of 5"),
+        ("Qwen2.5-7B", "o", 32, "8x1, clusters of 7"),
+        ("Qwen2.5-7B", "gate_up", 32, "12x1, clusters of 1"),
+        ("Qwen2.5-7B", "down", 32, "4x2, clusters of 1"),
+        ("Llama-3.2-1B", "qkv", 64, "8x1, clusters of 8"),
+        ("Llama-3.2-1B", "o", 64, "8x1, clusters of 8"),
+        ("Llama-3.2-1B", "down", 64, "4x2, clusters of 6"),
+    ],
+)
+def test_the_fastest_measured_forms_by_wgmma_are_chosen(model: str, linear: str, tokens: int, form: str) -> None:
+    """On an H200, within 1 %; 16 clusters of 8 whose blocks take a multiprocessor each ran one after another there."""
+    best = divide(*MODELS[model][linear], tokens, 3584, H200)
+    assert best is not None
+    assert f"{best.form.rows}x{best.form.columns}, clusters of {best.form.cluster}" == form
 
 
 def test_what_does_not_fit_is_refused() -> None:
