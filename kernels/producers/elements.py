@@ -87,12 +87,17 @@ def inverse_root(
     x_ptr, other_ptr, sum_ptr,
     EPS: tl.constexpr, COLUMNS: tl.constexpr, ELEMENT: tl.constexpr, PAIRS: tl.constexpr, READ: tl.constexpr,
 ):  # fmt: skip
-    """1 / root mean square of the elements of a token; sums are stored on the way."""
-    squares = tl.zeros([READ], tl.float32)
+    """1 / root mean square of the elements of a token; sums are stored on the way.
+
+    The same bits in every kernel. Squares are added in the order of their layout, and Triton gives all accesses of one
+    shape the layout that the widest of them wants. So these have a shape that nothing else has: of two dimensions.
+    """
+    squares = tl.zeros([1, READ], tl.float32)
     for first in tl.static_range(0, (COLUMNS + 1) // 2, READ):
-        pair = first + tl.arange(0, READ)
+        pair = first + tl.arange(0, READ)[None, :]
         low, high = load_elements(x_ptr, other_ptr, pair, COLUMNS, ELEMENT, PAIRS)
         squares += low * low + high * high
         if ELEMENT == "sum":
             store_pair(sum_ptr, pair, low, high, COLUMNS, PAIRS)
-    return tl.div_rn(1.0, tl.sqrt_rn(tl.div_rn(tl.sum(squares, 0), COLUMNS * 1.0) + EPS))
+    total = tl.sum(tl.sum(squares, 1), 0)
+    return tl.div_rn(1.0, tl.sqrt_rn(tl.div_rn(total, COLUMNS * 1.0) + EPS))
