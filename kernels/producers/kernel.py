@@ -52,7 +52,7 @@ def produce_kernel(
     FP8: tl.constexpr,
     STEPS: tl.constexpr,
     PAIRS: tl.constexpr,
-    PERMUTE: tl.constexpr,  # with the GPU's own instruction; plainly where the kernel is interpreted
+    NATIVE: tl.constexpr,  # with the GPU's own instructions; plainly where the kernel is interpreted
     READ: tl.constexpr,  # pairs read at a time
     WRITE: tl.constexpr,  # words written at a time
 ):
@@ -69,12 +69,12 @@ def produce_kernel(
         inverse = 1.0
         if NORM:
             sum_ptr += token * COLUMNS
-            inverse = inverse_root(x_ptr, other_ptr, sum_ptr, EPS, COLUMNS, ELEMENT, PAIRS, READ)
+            inverse = inverse_root(x_ptr, other_ptr, sum_ptr, EPS, COLUMNS, ELEMENT, PAIRS, NATIVE, READ)
         largest = tl.zeros([READ], tl.float32)
         for first in tl.static_range(0, (COLUMNS + 1) // 2, READ):
             pair = first + tl.arange(0, READ)
             low, high = load_values(
-                x_ptr, other_ptr, weight_ptr, inverse, pair, COLUMNS, ELEMENT, NORM, PAIRS
+                x_ptr, other_ptr, weight_ptr, inverse, pair, COLUMNS, ELEMENT, NORM, PAIRS, NATIVE
             )  # fmt: skip
             largest = tl.maximum(largest, tl.maximum(tl.abs(low), tl.abs(high)))
         scale = scale_of(tl.max(largest, 0), QMAX)
@@ -90,15 +90,15 @@ def produce_kernel(
                 pair = (turn // WINDOWS * BLOCKS + word % BLOCKS) * (WINDOWS + 1) + turn % WINDOWS
             low, high = load_codes(
                 x_ptr, other_ptr, weight_ptr, inverse, factor, scale, reciprocal, pair, COLUMNS, ELEMENT, NORM, FP8,
-                STEPS, PAIRS,
+                STEPS, PAIRS, NATIVE,
             )  # fmt: skip
-            lanes = low_bytes(low, high, PERMUTE)
+            lanes = low_bytes(low, high, NATIVE)
             if WINDOWS > 0:
                 low, high = load_codes(
                     x_ptr, other_ptr, weight_ptr, inverse, factor, scale, reciprocal, pair + 1, COLUMNS, ELEMENT, NORM,
-                    FP8, STEPS, PAIRS,
+                    FP8, STEPS, PAIRS, NATIVE,
                 )  # fmt: skip
-                lanes = low_halves(lanes, low_bytes(low, high, PERMUTE), PERMUTE)
+                lanes = low_halves(lanes, low_bytes(low, high, NATIVE), NATIVE)
             else:
                 lanes &= 0xFFFF
             tl.store(words_ptr + word, lanes, mask=word < WIDTH // 4)
@@ -106,7 +106,7 @@ def produce_kernel(
             pair = first + tl.arange(0, READ)
             low, high = load_codes(
                 x_ptr, other_ptr, weight_ptr, inverse, factor, scale, reciprocal, pair, COLUMNS, ELEMENT, NORM, FP8,
-                STEPS, PAIRS,
+                STEPS, PAIRS, NATIVE,
             )  # fmt: skip
             tl.store(codes_ptr + 2 * pair, low.to(tl.int8), mask=2 * pair < COLUMNS)
             tl.store(codes_ptr + 2 * pair + 1, high.to(tl.int8), mask=2 * pair + 1 < COLUMNS)

@@ -57,7 +57,7 @@ def compiled_producer(capability: int, producer: Producer, operand: Operand, kin
 def compiled_values(capability: int, producer: Producer, columns: int, kind: torch.dtype) -> Any:
     norm, pairs = producer.eps is not None, kind.itemsize == 2 and columns % 2 == 0
     read, warps = producers.reading(columns)
-    constants = (columns, columns, 2 * columns, producer.element, norm, producer.eps or 0.0, pairs, read)
+    constants = (columns, columns, 2 * columns, producer.element, norm, producer.eps or 0.0, pairs, True, read)
     return compiled(capability, values.values_kernel, [WORDS[kind]] * 5, constants, warps)
 
 

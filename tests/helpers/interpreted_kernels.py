@@ -91,7 +91,7 @@ def check_values(producer: Producer, columns: int, dtype: torch.dtype, tokens: i
     pairs, eps = dtype.itemsize == 2 and columns % 2 == 0, producer.eps
     values.values_kernel[(tokens,)](
         given.x, other, weight, total, out, columns, columns, columns, producer.element, eps is not None, eps or 0.0,
-        pairs, 16,
+        pairs, False, 16,
     )  # fmt: skip
     produced.check_values(producer, given, out, total if producer.element == SUM else None)
 
