@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from statistics import median
 from typing import Any
@@ -156,6 +157,33 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(function)
 
 
+def compile_all(models: list[str], lengths: list[int], codes: list[str]) -> None:
+    """Compile what layers run, on all cores: one after the other, that takes longer than all measurements."""
+    from .kernel import produce_for
+
+    device = torch.device("cuda", torch.cuda.current_device())
+
+    def compile_linear(model: str, name: str, length: int, dtype: torch.dtype) -> None:
+        torch.cuda.set_device(device)
+        n, k = MODELS[model][name]
+        way = ManySparse(SlideSpec(n, k, length, dtype), device)
+        wanted = way.operand(1)
+        assert wanted is not None
+        if name == "o":
+            way.complete((), Dtypes(X))  # which is the same for all linears of a pattern
+        else:
+            producer, strides = (GATE, (2 * k, 2 * k)) if name == "down" else (ADD_NORM, (k, k))
+            produce_for(producer, wanted[0], X, strides, device)
+
+    jobs = [
+        (model, name, length, CODES[word])
+        for model in models for name in ("o", "qkv", "down") for length in lengths for word in codes
+        if name != "o" or model == models[0]
+    ]  # fmt: skip
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda job: compile_linear(*job), jobs))
+
+
 def layer_weights(model: str, length: int | None, dtype: torch.dtype) -> dict[str, SlideWeight]:
     """Random codes, and scales that keep outputs as large as inputs."""
     found = {}
@@ -228,6 +256,7 @@ def main() -> None:
         print("vLLM is not installed here: there is nothing to compare with")
         return
     print(header())
+    compile_all(options.models, options.lengths, options.codes)
     rows: list[dict[str, Any]] = []
     for model in options.models:
         lines = []
