@@ -1,9 +1,10 @@
 """Producers of quantized activations in Triton: what comes before a linear, quantized and lifted in one pass.
 
-One program a token. Its inputs come from memory once, and from the cache whenever they are read again: for the mean
-square of a norm, for the largest magnitude, and for the codes. So nothing is kept between these but three numbers, and
-what is computed is computed again. Codes are written in words of four, as lift_quant writes them: unlifted codes are
-those of windows that do not overlap, which are the windows of 2:4.
+One program a token. Its inputs come from memory once, and from the cache whenever they are read again, as they are
+after the mean square of a norm. Values stay in registers between the search for the largest magnitude and the codes
+(held.py), or are computed again (recomputed.py) where a thread cannot hold what its windows are made of. Codes are
+written in words of four, as lift_quant writes them: unlifted codes are those of windows that do not overlap, which are
+the windows of 2:4.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ import triton.language as tl
 from torch import Tensor
 
 from ..launch import ALIGNMENT, Launcher, aligned, start, stream_of
-from ..lift_quant.kernel import low_bytes, low_halves
 from ..operand import Operand
 from ..quantize.kernel import factor_of, scale_of, steps
 from ..quantize.reference import QMAX
 from ..windows import group_of
-from .elements import inverse_root, load_codes, load_values
+from .elements import inverse_root
+from .held import MOST_HELD, hold_values, store_held
+from .recomputed import largest_value, store_bytes, store_words
 from .reference import SUM, Producer
 
 WHOLE = 1
@@ -52,7 +54,8 @@ def produce_kernel(
     FP8: tl.constexpr,
     STEPS: tl.constexpr,
     PAIRS: tl.constexpr,
-    PERMUTE: tl.constexpr,  # with the GPU's own instruction; plainly where the kernel is interpreted
+    NATIVE: tl.constexpr,  # with the GPU's own instructions; plainly where the kernel is interpreted
+    HOLD: tl.constexpr,  # blocks held at a time; 0 to read and compute values again for the codes
     READ: tl.constexpr,  # pairs read at a time
     WRITE: tl.constexpr,  # words written at a time
 ):
@@ -69,47 +72,36 @@ def produce_kernel(
         inverse = 1.0
         if NORM:
             sum_ptr += token * COLUMNS
-            inverse = inverse_root(x_ptr, other_ptr, sum_ptr, EPS, COLUMNS, ELEMENT, PAIRS, READ)
-        largest = tl.zeros([READ], tl.float32)
-        for first in tl.static_range(0, (COLUMNS + 1) // 2, READ):
-            pair = first + tl.arange(0, READ)
-            low, high = load_values(
-                x_ptr, other_ptr, weight_ptr, inverse, pair, COLUMNS, ELEMENT, NORM, PAIRS
+            inverse = inverse_root(x_ptr, other_ptr, sum_ptr, EPS, COLUMNS, ELEMENT, PAIRS, NATIVE, READ)
+        if HOLD > 0:
+            held, largest = hold_values(
+                x_ptr, other_ptr, weight_ptr, inverse, COLUMNS, ELEMENT, NORM, WIDTH // 4 // WINDOWS, WINDOWS, PAIRS,
+                NATIVE, HOLD,
             )  # fmt: skip
-            largest = tl.maximum(largest, tl.maximum(tl.abs(low), tl.abs(high)))
-        scale = scale_of(tl.max(largest, 0), QMAX)
+        else:
+            largest = largest_value(
+                x_ptr, other_ptr, weight_ptr, inverse, COLUMNS, ELEMENT, NORM, PAIRS, NATIVE, READ
+            )  # fmt: skip
+        scale = scale_of(largest, QMAX)
         tl.store(scale_ptr + token, scale)
         factor = factor_of(scale)
         scale = scale * factor
         reciprocal = tl.div_rn(1.0, scale)
-        for first in tl.static_range(0, WIDTH // 4 if WORDS else 0, WRITE):
-            word = first + tl.arange(0, WRITE)
-            pair = word
-            if WINDOWS > 0:
-                turn = word // BLOCKS
-                pair = (turn // WINDOWS * BLOCKS + word % BLOCKS) * (WINDOWS + 1) + turn % WINDOWS
-            low, high = load_codes(
-                x_ptr, other_ptr, weight_ptr, inverse, factor, scale, reciprocal, pair, COLUMNS, ELEMENT, NORM, FP8,
-                STEPS, PAIRS,
+        if HOLD > 0:
+            store_held(
+                held, words_ptr, factor, scale, reciprocal, WIDTH // 4 // WINDOWS, WINDOWS, BLOCKS, FP8, STEPS, NATIVE,
+                HOLD,
             )  # fmt: skip
-            lanes = low_bytes(low, high, PERMUTE)
-            if WINDOWS > 0:
-                low, high = load_codes(
-                    x_ptr, other_ptr, weight_ptr, inverse, factor, scale, reciprocal, pair + 1, COLUMNS, ELEMENT, NORM,
-                    FP8, STEPS, PAIRS,
-                )  # fmt: skip
-                lanes = low_halves(lanes, low_bytes(low, high, PERMUTE), PERMUTE)
-            else:
-                lanes &= 0xFFFF
-            tl.store(words_ptr + word, lanes, mask=word < WIDTH // 4)
-        for first in tl.static_range(0, 0 if WORDS else (COLUMNS + 1) // 2, READ):
-            pair = first + tl.arange(0, READ)
-            low, high = load_codes(
-                x_ptr, other_ptr, weight_ptr, inverse, factor, scale, reciprocal, pair, COLUMNS, ELEMENT, NORM, FP8,
-                STEPS, PAIRS,
+        elif WORDS:
+            store_words(
+                x_ptr, other_ptr, weight_ptr, words_ptr, inverse, factor, scale, reciprocal, COLUMNS, ELEMENT, NORM,
+                WIDTH // 4, WINDOWS, BLOCKS, FP8, STEPS, PAIRS, NATIVE, WRITE,
             )  # fmt: skip
-            tl.store(codes_ptr + 2 * pair, low.to(tl.int8), mask=2 * pair < COLUMNS)
-            tl.store(codes_ptr + 2 * pair + 1, high.to(tl.int8), mask=2 * pair + 1 < COLUMNS)
+        else:
+            store_bytes(
+                x_ptr, other_ptr, weight_ptr, codes_ptr, inverse, factor, scale, reciprocal, COLUMNS, ELEMENT, NORM,
+                FP8, STEPS, PAIRS, NATIVE, READ,
+            )  # fmt: skip
 
 
 WRITE = 512
@@ -119,21 +111,37 @@ LAUNCHER = Launcher(produce_kernel)
 
 def reading(columns: int) -> tuple[int, int]:
     """Pairs read at a time, and warps: the order in which squares are added, so the same for whatever is made."""
-    warps = 4 if columns <= 4096 else 8
+    warps = 4 if columns <= 4096 else 8 if columns <= 8192 else 16
     return min(128 * warps, triton.next_power_of_2((columns + 1) // 2)), warps
+
+
+def windows_of(operand: Operand) -> int:
+    """Windows of a block; 0 for 2:inf."""
+    if not operand.lifted:
+        return WHOLE
+    return group_of(operand.length)[1] if operand.length else 0
+
+
+def holding(operand: Operand) -> int:
+    """Blocks whose values a program holds at a time, one to a thread; 0 if they would be too many, or if their windows
+    would be written apart from each other."""
+    windows, threads = windows_of(operand), 32 * reading(operand.columns)[1]
+    together = operand.blocks > 1 or windows <= 2
+    if operand.width % 4 or not windows or not together:
+        return 0
+    count = operand.width // 4 // windows
+    return threads if -(-count // threads) * 2 * (windows + 1) <= MOST_HELD else 0
 
 
 def constants(producer: Producer, operand: Operand, kind: torch.dtype, strides: tuple[int, int]) -> tuple[Any, ...]:
     """The constants of a kernel for inputs of dtype `kind`, whose rows lie `strides` numbers apart."""
-    columns, windows = operand.columns, WHOLE
-    if operand.lifted:
-        windows = group_of(operand.length)[1] if operand.length else 0
+    columns, windows = operand.columns, windows_of(operand)
     norm, fp8 = producer.eps is not None, operand.dtype == torch.float8_e4m3fn
     pairs = kind.itemsize == 2 and columns % 2 == 0
     return (
         columns, *strides, producer.element, norm, producer.eps or 0.0, operand.width, windows, operand.blocks,
         operand.width % 4 == 0,
-        QMAX[operand.dtype], fp8, steps(kind), pairs, True, reading(columns)[0], WRITE,
+        QMAX[operand.dtype], fp8, steps(kind), pairs, True, holding(operand), reading(columns)[0], WRITE,
     )  # fmt: skip
 
 

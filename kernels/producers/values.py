@@ -30,6 +30,7 @@ def values_kernel(
     NORM: tl.constexpr,
     EPS: tl.constexpr,
     PAIRS: tl.constexpr,
+    NATIVE: tl.constexpr,
     READ: tl.constexpr,  # pairs read at a time
 ):
     token = tl.program_id(0).to(tl.int64)
@@ -38,10 +39,10 @@ def values_kernel(
     inverse = 1.0
     if NORM:
         sum_ptr += token * COLUMNS
-        inverse = inverse_root(x_ptr, other_ptr, sum_ptr, EPS, COLUMNS, ELEMENT, PAIRS, READ)
+        inverse = inverse_root(x_ptr, other_ptr, sum_ptr, EPS, COLUMNS, ELEMENT, PAIRS, NATIVE, READ)
     for first in tl.static_range(0, (COLUMNS + 1) // 2, READ):
         pair = first + tl.arange(0, READ)
-        low, high = load_values(x_ptr, other_ptr, weight_ptr, inverse, pair, COLUMNS, ELEMENT, NORM, PAIRS)
+        low, high = load_values(x_ptr, other_ptr, weight_ptr, inverse, pair, COLUMNS, ELEMENT, NORM, PAIRS, NATIVE)
         store_pair(out_ptr + token * COLUMNS, pair, low, high, COLUMNS, PAIRS)
 
 
@@ -56,7 +57,7 @@ class Values:
     ) -> None:
         read, warps = reading(columns)
         norm, pairs = producer.eps is not None, kind.itemsize == 2 and columns % 2 == 0
-        self._constants = (columns, *strides, producer.element, norm, producer.eps or 0.0, pairs, read)
+        self._constants = (columns, *strides, producer.element, norm, producer.eps or 0.0, pairs, True, read)
         x = torch.empty(16, dtype=kind, device=device)
         self._kernel = LAUNCHER.compiled((device, kind, self._constants), (x,) * 5, self._constants, warps)
 

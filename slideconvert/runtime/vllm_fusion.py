@@ -1,80 +1,95 @@
-"""Norms in one pass with the quantization behind them in vLLM: a pass over the graphs that it compiles.
+"""Norms and gated activations in one pass with the quantization behind them in vLLM: a pass over the graphs that it
+compiles.
 
-It finds vLLM's RMSNorm (with the residual add, or without) whose result nothing but linears of ours reads, and puts one
-operator in the place of them all. vLLM runs it after its own fusions, while its norms are still operators of their own.
+It finds vLLM's RMSNorm (with the residual add, or without) and its silu(gate) * up whose result nothing but linears of
+ours reads, and puts one operator in the place of them all. vLLM runs it after its own fusions, while its norms are
+still operators of their own; a gated activation is the operators that Inductor made of it.
 """
 
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
 
+import torch
 from torch import fx
+from torch._inductor.decomposition import select_decomp_table
+from torch.fx.experimental.proxy_tensor import make_fx
 from vllm.compilation.passes.inductor_pass import InductorPass
 from vllm.config import CompilationMode
 from vllm.logger import init_logger
+from vllm.model_executor.layers.activation import SiluAndMul
 from vllm.platforms import current_platform
 
 from ..kernels.backends.base import LINEAR
 from ..kernels.backends.produced import PRODUCED
-from ..kernels.producers.reference import SAME, SUM, Producer
+from ..kernels.producers.reference import SAME, SILU, SUM, Producer
 from ..kernels.sources import digest
 from ..kernels.specs import parse_spec
 
 NORMS = {"vllm_ir.rms_norm.default": SAME, "vllm_ir.fused_add_rms_norm.default": SUM}
 """Elements of producers by the operator."""
+WORDS = {SAME: "norms", SUM: "norms", SILU: "gated activations"}
+"""What the log calls producers, by their elements."""
 
 logger = init_logger(f"vllm.{__name__}")
 
 
-class FusedNorms(InductorPass):
+class FusedProducers(InductorPass):
     """The pass. vLLM keeps it in its configuration and asks for its uuid to find compiled graphs again."""
 
     def __call__(self, graph: fx.Graph) -> None:
-        if fuse_norms(graph):
-            logger.info_once("SlideSparse: norms are fused with the quantization behind them")
+        for word in fuse_producers(graph):
+            logger.info_once("SlideSparse: %s are fused with the quantization behind them", word)
 
     def uuid(self) -> str:
-        return str(InductorPass.hash_source(self, fuse_norms)) + digest("producers", "backends")
+        return str(InductorPass.hash_source(Path(__file__).read_text())) + digest("producers", "backends")
 
 
 def install(config: Any) -> None:
     """Have vLLM run the pass on what it compiles with this configuration; the log says why if it does not."""
     compilation = config.compilation_config
     if compilation.mode != CompilationMode.VLLM_COMPILE:
-        logger.warning_once("SlideSparse: norms are not fused: vLLM compiles in mode %s", compilation.mode)
+        logger.warning_once("SlideSparse: norms and gates are not fused: vLLM compiles in mode %s", compilation.mode)
         return
-    held = compilation.inductor_compile_config.setdefault(current_platform.pass_key, FusedNorms())
-    if not isinstance(held, FusedNorms):
-        logger.warning_once("SlideSparse: norms are not fused: the configuration has a pass of its own")
+    held = compilation.inductor_compile_config.setdefault(current_platform.pass_key, FusedProducers())
+    if not isinstance(held, FusedProducers):
+        logger.warning_once("SlideSparse: norms and gates are not fused: the configuration has a pass of its own")
     elif isinstance(config.additional_config, dict):
         # vLLM finds compiled graphs again by the hash of the configuration, from which it leaves passes out.
-        config.additional_config.setdefault("slidesparse", {})["norms"] = held.uuid()
+        config.additional_config.setdefault("slidesparse", {})["producers"] = held.uuid()
 
 
 @dataclass(frozen=True)
-class Norm:
-    """A norm in a graph. value: what it gives. totals: the sum that it gives too, as often as that is taken."""
+class Found:
+    """A producer in a graph. inputs: x, the other input, the weight. value: what it gives. totals: the sum that it
+    gives too, as often as that is taken. parts: the nodes that it is made of, the last one last."""
 
     producer: Producer
-    inputs: tuple[fx.Node, fx.Node | None, fx.Node]
+    inputs: tuple[fx.Node, fx.Node | None, fx.Node | None]
     value: fx.Node
-    totals: tuple[fx.Node, ...]
+    totals: tuple[fx.Node, ...] = ()
+    parts: tuple[fx.Node, ...] = field(default=(), repr=False)
 
 
-def fuse_norms(graph: fx.Graph) -> int:
-    """Fuse all norms of a graph, after AOTAutograd, that nothing but our linears read; how many these were."""
-    fused = 0
+def fuse_producers(graph: fx.Graph) -> set[str]:
+    """Fuse all norms and gated activations of a graph, after AOTAutograd, that nothing but our linears read; what they
+    were, as the log calls it."""
+    fused = set()
     for node in list(graph.nodes):
-        norm = _norm(node)
-        readers = [] if norm is None else list(norm.value.users)
-        if norm is not None and readers and all(_reads(reader, norm.value) for reader in readers):
-            fused += _replace(graph, node, norm, readers)
+        found = _norm(node) or _gate(node)
+        readers = [] if found is None else list(found.value.users)
+        if found is None or not readers or not all(_reads(reader, found.value) for reader in readers):
+            continue
+        if _replace(graph, node, found, readers):
+            fused.add(WORDS[found.producer.element])
     return fused
 
 
-def _norm(node: fx.Node) -> Norm | None:
+def _norm(node: fx.Node) -> Found | None:
     """The norm that a node is. None for others, and for those without a weight of the activations' dtype."""
     element = NORMS.get(str(node.target))
     if element is None or node.kwargs:
@@ -89,7 +104,7 @@ def _norm(node: fx.Node) -> Norm | None:
         return None
     producer, inputs = Producer(element, float(eps)), (x, other, weight)  # type: ignore[arg-type]
     if element == SAME:
-        return Norm(producer, inputs, node, ())  # type: ignore[arg-type]
+        return Found(producer, inputs, node, (), (node,))  # type: ignore[arg-type]
     parts: dict[Any, list[fx.Node]] = {0: [], 1: []}
     for user in node.users:
         if user.target is not operator.getitem:
@@ -97,7 +112,54 @@ def _norm(node: fx.Node) -> Norm | None:
         parts[user.args[1]].append(user)
     if len(parts[0]) != 1:
         return None
-    return Norm(producer, inputs, parts[0][0], tuple(parts[1]))  # type: ignore[arg-type]
+    return Found(producer, inputs, parts[0][0], tuple(parts[1]), (node,))  # type: ignore[arg-type]
+
+
+def _gate(node: fx.Node) -> Found | None:
+    """The gated activation that a node is the product of, as vLLM writes it; None for others."""
+    if node.target is not torch.ops.aten.mul.Tensor or not isinstance(node.meta.get("val"), torch.Tensor):
+        return None
+    places: dict[fx.Node, fx.Node] = {}
+    value = node.meta["val"]
+    columns = value.shape[-1] if value.dim() == 2 else None
+    if not isinstance(columns, int) or not _same(_written_gate(value.dtype, columns), node, places):
+        return None
+    parts = tuple(given for given in places.values() if given.op == "call_function")
+    halves = [one for one in parts if one.target is torch.ops.aten.slice.Tensor and one.args[0] is _input(places)]
+    if len(halves) != 2:
+        return None
+    first, second = sorted(halves, key=lambda half: cast(int, half.args[2]))
+    return Found(Producer(SILU), (first, second, None), node, (), parts)
+
+
+@cache
+def _written_gate(dtype: torch.dtype, columns: int) -> fx.Node:
+    """The last node of a gated activation of so many columns, in the operators that Inductor makes of it."""
+    both = torch.zeros(2, 2 * columns, dtype=dtype, device="cpu")
+    graph = make_fx(SiluAndMul.forward_native, decomposition_table=select_decomp_table())(both).graph
+    last: fx.Node = graph.output_node().args[0]  # type: ignore[assignment]
+    return last
+
+
+def _same(written: Any, given: Any, places: dict[fx.Node, fx.Node]) -> bool:
+    """Whether a node computes what a written one does. places: fills with the nodes that stand for the written ones."""
+    if not isinstance(written, fx.Node):
+        return type(written) is type(given) and bool(written == given)
+    if written in places or not isinstance(given, fx.Node):
+        return places.get(written) is given
+    if written.op == "call_function":
+        alike = written.target == given.target and written.kwargs == given.kwargs == {}
+        if not alike or len(written.args) != len(given.args):
+            return False
+        if not all(_same(one, other, places) for one, other in zip(written.args, given.args, strict=True)):
+            return False
+    places[written] = given
+    return True
+
+
+def _input(places: dict[fx.Node, fx.Node]) -> fx.Node:
+    """What stands for the one input."""
+    return next(given for written, given in places.items() if written.op == "placeholder")
 
 
 def _reads(node: fx.Node, value: fx.Node) -> bool:
@@ -107,8 +169,8 @@ def _reads(node: fx.Node, value: fx.Node) -> bool:
     return value not in node.args[1:] and parse_spec(str(node.args[3])).plain
 
 
-def _replace(graph: fx.Graph, node: fx.Node, norm: Norm, readers: list[fx.Node]) -> bool:
-    """Whether everything that the linears need is there where the norm stands, and they were replaced."""
+def _replace(graph: fx.Graph, node: fx.Node, found: Found, readers: list[fx.Node]) -> bool:
+    """Whether everything that the linears need is there where the producer stands, and they were replaced."""
     prepared: list[Any] = [tensor for reader in readers for tensor in reader.args[1]]  # type: ignore[union-attr]
     biases: list[Any] = [reader.args[2] for reader in readers]
     places = {one: place for place, one in enumerate(graph.nodes)}
@@ -116,11 +178,11 @@ def _replace(graph: fx.Graph, node: fx.Node, norm: Norm, readers: list[fx.Node])
         return False
     lines = [f"{reader.args[4]}\t{len(reader.args[1])}\t{reader.args[3]}" for reader in readers]  # type: ignore[arg-type]
     with graph.inserting_before(node):
-        words = (*norm.inputs, norm.producer.text, prepared, biases, "\n".join(lines))
+        words = (*found.inputs, found.producer.text, prepared, biases, "\n".join(lines))
         made = graph.call_function(PRODUCED, words)
         made.meta["val"] = [reader.meta["val"] for reader in readers]
-        if norm.producer.element == SUM:
-            made.meta["val"].append(norm.inputs[0].meta["val"])
+        if found.producer.element == SUM:
+            made.meta["val"].append(found.inputs[0].meta["val"])
         parts = []
         for place, val in enumerate(made.meta["val"]):
             parts.append(graph.call_function(operator.getitem, (made, place)))
@@ -128,9 +190,12 @@ def _replace(graph: fx.Graph, node: fx.Node, norm: Norm, readers: list[fx.Node])
     for reader, part in zip(readers, parts, strict=False):
         reader.replace_all_uses_with(part)
         graph.erase_node(reader)
-    for total in norm.totals:
+    for total in found.totals:
         total.replace_all_uses_with(parts[-1])
         graph.erase_node(total)
-    for gone in dict.fromkeys((norm.value, node)):
-        graph.erase_node(gone)
+    if found.value is not node:
+        graph.erase_node(found.value)
+    for part in reversed(found.parts):
+        if not part.users:
+            graph.erase_node(part)
     return True

@@ -190,7 +190,7 @@ class SlideSparseLinearMethod(LinearMethodBase):
 
 
 def fuse(config: Any) -> None:
-    """Have vLLM fuse norms with the linears behind them. InputError if this vLLM has no place for that."""
+    """Have vLLM fuse norms and gates with the linears behind them. InputError if this vLLM has no place for that."""
     try:
         from .vllm_fusion import install
     except ImportError as error:

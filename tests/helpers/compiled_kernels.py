@@ -7,6 +7,7 @@ As they are launched: addresses that are multiples of 16, integers not specializ
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from slideconvert.kernels.lift_quant import kernel as lift_quant
 from slideconvert.kernels.operand import Operand
 from slideconvert.kernels.producers import kernel as producers
 from slideconvert.kernels.producers import values
+from slideconvert.kernels.producers.reference import Producer
 from slideconvert.kernels.quantize import kernel as quantize
 from slideconvert.kernels.windows import slid_columns
 from tests.helpers.produced import ADD_NORM, GATE, GATE_NORM, NORM
@@ -46,6 +48,37 @@ def check_parameters(kernel: Any, ours: int) -> None:
     assert ours <= entry.count(".param") <= ours + 4, entry
 
 
+def compiled_producer(capability: int, producer: Producer, operand: Operand, kind: torch.dtype) -> Any:
+    constants = producers.constants(producer, operand, kind, (operand.columns, 2 * operand.columns))
+    types = [WORDS[kind]] * 4 + ["*i8", "*fp32", "i32"]
+    return compiled(capability, producers.produce_kernel, types, constants, producers.reading(operand.columns)[1])
+
+
+def compiled_values(capability: int, producer: Producer, columns: int, kind: torch.dtype) -> Any:
+    norm, pairs = producer.eps is not None, kind.itemsize == 2 and columns % 2 == 0
+    read, warps = producers.reading(columns)
+    constants = (columns, columns, 2 * columns, producer.element, norm, producer.eps or 0.0, pairs, True, read)
+    return compiled(capability, values.values_kernel, [WORDS[kind]] * 5, constants, warps)
+
+
+def additions(kernel: Any) -> list[str]:
+    """The shapes and layouts of what a kernel sums up: the order of the additions follows from them."""
+    text = re.sub(r" loc\(.*\)$", "", kernel.asm["ttgir"], flags=re.MULTILINE)
+    layouts = dict(re.findall(r"^(#\w+) = (.*)$", text, re.MULTILINE))
+    found = re.findall(r"arith\.addf .*\n *tt\.reduce\.return .*\n *\}\) : \((.*)\) ->", text)
+    return [re.sub(r"#\w+", lambda name: layouts.get(name[0], name[0]), one) for one in found]
+
+
+def check_order(producer: Producer, columns: int, kind: torch.dtype) -> None:
+    """The mean square of a token has the same bits whatever is made of it."""
+    expected = additions(compiled_values(90, producer, columns, kind))
+    assert expected
+    for operand in (Operand(columns, torch.int8), Operand(columns, torch.int8, True, 8, 16, 384)):
+        found = additions(compiled_producer(90, producer, operand, kind))
+        assert found == expected, (producer, columns, kind, found, expected)
+
+
+WORDS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
 PRODUCERS = (
     (ADD_NORM, Operand(512, torch.int8, True, 8), torch.bfloat16),
     (GATE, Operand(512, torch.int8), torch.float16),
@@ -65,17 +98,16 @@ def main() -> None:
                     check_parameters(compiled(capability, lift_quant.lift_quant_kernel, types, constants, 4), 4)
                 compiled(capability, quantize.quantize_kernel, types, (512, qmax, fp8, steps, 512), 4)
         for producer, operand, kind in PRODUCERS if capability == 90 else PRODUCERS[:1]:
-            word = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}[kind]
-            constants = producers.constants(producer, operand, kind, (512, 1024))
-            compiled(capability, producers.produce_kernel, [word] * 4 + ["*i8", "*fp32", "i32"], constants, 4)
-        constants = (512, 512, 512, "sum", True, 1e-5, True, 256)
-        compiled(capability, values.values_kernel, ["*bf16"] * 5, constants, 4)
+            compiled_producer(capability, producer, operand, kind)
+        compiled_values(capability, ADD_NORM, 512, torch.bfloat16)
         types = ["*i32", "*fp32", "*fp32", "*bf16", "*bf16", "i32"]
         check_parameters(compiled(capability, dequant.dequant_kernel, types, (4608, 4608, True, 1024, 8), 4), 6)
         types = ["*i8", "*i8", "*fp32", "*fp32", "*fp32", "*bf16", "i32", "i32", "i32"]
         # The larger ones take seconds each; on a GPU all are compiled and run.
         for *shape, warps, stages in dense_gemm.TILES[::3] if capability == 90 else dense_gemm.TILES[:1]:
             compiled(capability, dense_gemm.dense_gemm_kernel, types, (True, False, *shape, stages, 8), warps)
+    check_order(GATE_NORM, 1408, torch.float32)
+    check_order(ADD_NORM, 1408, torch.bfloat16)
 
 
 if __name__ == "__main__":

@@ -71,12 +71,12 @@ def check_dequant(dtype: torch.dtype, bias: Tensor | None) -> None:
 def check_produce(producer: Producer, operand: Operand, dtype: torch.dtype, tokens: int = 3) -> None:
     """The slow twins' bytes, in the very order of the launch but for the sizes of the steps."""
     given, rows, columns = produced.inputs(producer, tokens, operand.columns, dtype), tokens + 1, operand.columns
-    *constants, _, _, _ = producers.constants(producer, operand, dtype, (columns, columns))
+    *constants, _, hold, _, _ = producers.constants(producer, operand, dtype, (columns, columns))
     codes = torch.full((rows, operand.width), POISON, dtype=torch.int8)
     scale, total = torch.full((tokens, 1), -1.0), torch.full_like(given.x, float("nan"))
     other, weight = (given.x if tensor is None else tensor for tensor in (given.other, given.weight))
     producers.produce_kernel[(rows,)](
-        given.x, other, weight, total, codes, scale, tokens, *constants, False, 16, 16
+        given.x, other, weight, total, codes, scale, tokens, *constants, False, 16 if hold else 0, 16, 16
     )  # fmt: skip
     found = codes.view(operand.dtype), scale, total if producer.element == SUM else None
     exact = produced.check(producer, given, operand, found)
@@ -91,7 +91,7 @@ def check_values(producer: Producer, columns: int, dtype: torch.dtype, tokens: i
     pairs, eps = dtype.itemsize == 2 and columns % 2 == 0, producer.eps
     values.values_kernel[(tokens,)](
         given.x, other, weight, total, out, columns, columns, columns, producer.element, eps is not None, eps or 0.0,
-        pairs, 16,
+        pairs, False, 16,
     )  # fmt: skip
     produced.check_values(producer, given, out, total if producer.element == SUM else None)
 

@@ -1,5 +1,5 @@
-"""Small models of vLLM's norms and our linears, compiled by Inductor with and without our pass. A script for vLLM's own
-environment, with slideconvert.
+"""Small models of vLLM's norms and gates and our linears, compiled by Inductor with and without our pass. A script for
+vLLM's own environment, with slideconvert.
 
     python vllm_fusion_job.py TASK OUT
 
@@ -14,13 +14,15 @@ from types import SimpleNamespace
 
 import torch
 import vllm.ir.ops as ops
+from torch.nn.functional import gelu, silu
 from vllm.compilation.passes.inductor_pass import InductorPass
 from vllm.ir.op import enable_torch_wrap
+from vllm.model_executor.layers.activation import SiluAndMul
 
 from slideconvert.kernels.group_spec import GroupSpec
 from slideconvert.kernels.linear import SlideSparseLinear
 from slideconvert.kernels.slide_spec import SlideSpec
-from slideconvert.runtime.vllm_fusion import FusedNorms, install
+from slideconvert.runtime.vllm_fusion import FusedProducers, install
 
 CPU, EPS, COLUMNS = torch.device("cpu"), 1e-5, 48
 
@@ -32,7 +34,7 @@ class Theirs(InductorPass):
         pass
 
 
-class Noted(FusedNorms):
+class Noted(FusedProducers):
     """The pass, and what is in the graph after it."""
 
     def __call__(self, graph):
@@ -44,14 +46,20 @@ class Noted(FusedNorms):
         return None  # nothing is cached
 
 
-def models(dtype: torch.dtype) -> list:
+def linear(rows: int, dtype: torch.dtype) -> SlideSparseLinear:
+    spec = SlideSpec(rows, COLUMNS, 8, torch.int8)
+    return SlideSparseLinear.of(spec, spec.random(CPU).named(), torch.randn(rows).to(dtype))
+
+
+def grouped_linear() -> SlideSparseLinear:
+    spec = GroupSpec(32, COLUMNS, 16, 4, 6, True, 16, "gqs")
+    return SlideSparseLinear.of(spec, spec.random(CPU).named(), None)
+
+
+def norm_models(dtype: torch.dtype) -> list:
     """Functions of activations and residual [tokens, COLUMNS], each with tuples of tensors as result."""
     torch.manual_seed(0)
-    specs = [SlideSpec(64, COLUMNS, 8, torch.int8), SlideSpec(32, COLUMNS, 8, torch.int8)]
-    a, b = (SlideSparseLinear.of(spec, spec.random(CPU).named(), torch.randn(spec.rows).to(dtype)) for spec in specs)
-    grouped = GroupSpec(32, COLUMNS, 16, 4, 6, True, 16, "gqs")
-    c = SlideSparseLinear.of(grouped, grouped.random(CPU).named(), None)
-    weight = torch.randn(COLUMNS).to(dtype)
+    a, b, c, weight = linear(64, dtype), linear(32, dtype), grouped_linear(), torch.randn(COLUMNS).to(dtype)
 
     def layer(x, residual):
         normed, residual = ops.fused_add_rms_norm(x, residual, weight, EPS)
@@ -82,15 +90,45 @@ def models(dtype: torch.dtype) -> list:
         return (a(ops.fused_add_rms_norm(x, residual, weight, EPS)[0]),)
 
     return [
-        layer,
-        read_twice,
-        read_by_another,
-        read_by_groups,
-        without_weight,
-        of_a_part,
-        of_another_dtype,
-        sum_not_taken,
-    ]
+        layer, read_twice, read_by_another, read_by_groups, without_weight, of_a_part, of_another_dtype, sum_not_taken
+    ]  # fmt: skip
+
+
+def gate_models(dtype: torch.dtype) -> list:
+    """Likewise."""
+    torch.manual_seed(0)
+    b, c, d, weight = linear(32, dtype), grouped_linear(), linear(2 * COLUMNS, dtype), torch.randn(COLUMNS).to(dtype)
+    gated = SiluAndMul.forward_native
+
+    def mlp(x, _):
+        return (b(gated(d(ops.rms_norm(x, weight, EPS)) / 64)),)
+
+    def gate_of_a_sum(x, residual):
+        return b(gated(torch.cat([x + residual, residual], -1))), residual
+
+    def gate_read_by_another(x, _):
+        made = gated(d(x))
+        return b(made), made + 1
+
+    def gate_read_by_groups(x, _):
+        return (c(gated(d(x))),)
+
+    def gate_of_other_halves(x, _):
+        first, second = d(x).chunk(2, -1)
+        return (b(silu(second) * first),)
+
+    def gate_of_another_width(x, _):
+        made = d(x)
+        return (b(silu(made[..., :COLUMNS]) * made[..., 1 : COLUMNS + 1]),)
+
+    def another_gate(x, _):
+        first, second = d(x).chunk(2, -1)
+        return (b(gelu(first) * second),)
+
+    return [
+        mlp, gate_of_a_sum, gate_read_by_another, gate_read_by_groups, gate_of_other_halves, gate_of_another_width,
+        another_gate,
+    ]  # fmt: skip
 
 
 def compare(model, dtype: torch.dtype) -> dict:
@@ -131,7 +169,9 @@ def installed() -> dict:
 
 def main(task: str, out: str) -> None:
     dtype = getattr(torch, json.loads(Path(task).read_text())["dtype"])
-    told = {"installed": installed()} | {model.__name__: compare(model, dtype) for model in models(dtype)}
+    told = {"installed": installed()} | {
+        model.__name__: compare(model, dtype) for model in norm_models(dtype) + gate_models(dtype)
+    }
     (Path(out) / "outcome.json").write_text(json.dumps(told))
 
 

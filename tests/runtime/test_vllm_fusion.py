@@ -1,5 +1,5 @@
-"""The pass that fuses norms in vLLM's graphs: in graphs of vLLM's own operators, compiled by Inductor on a CPU. There
-vLLM's engine makes no such graphs: whole models are compared on a GPU (test_vllm_gpu.py)."""
+"""The pass that fuses norms and gated activations in vLLM's graphs: in graphs of vLLM's own operators, compiled by
+Inductor on a CPU. There vLLM's engine makes no such graphs: whole models are compared on a GPU (test_vllm_gpu.py)."""
 
 from __future__ import annotations
 
@@ -22,16 +22,23 @@ FUSED = {
     "of_a_part": (1, 1, 0),
     "of_another_dtype": (1, 1, 0),
     "sum_not_taken": (0, 0, 1),
+    "mlp": (0, 0, 2),
+    "gate_of_a_sum": (0, 0, 1),
+    "gate_read_by_another": (0, 2, 0),
+    "gate_read_by_groups": (0, 2, 0),
+    "gate_of_other_halves": (0, 2, 0),
+    "gate_of_another_width": (0, 2, 0),
+    "another_gate": (0, 2, 0),
 }
 
 
 @pytest.mark.parametrize(("dtype", "allowed"), [("float32", 0.0), ("bfloat16", 2**-5)])
-def test_norms_that_nothing_but_our_linears_read(tmp_path: Path, dtype: str, allowed: float) -> None:
+def test_what_nothing_but_our_linears_reads(tmp_path: Path, dtype: str, allowed: float) -> None:
     """In float32 the fused models give the bits of the eager ones. In bfloat16 vLLM normalizes a sum before it is
     rounded, so that codes differ by one: outputs then by less than four of 127."""
     told = start("vllm_fusion_job.py", {"dtype": dtype}, tmp_path / "run", PLUGIN).results
     assert told.pop("installed") == {
-        "compiled": ["FusedNorms", ["norms"]], "otherwise": ["NoneType", []], "with a pass": ["Theirs", []]
+        "compiled": ["FusedProducers", ["producers"]], "otherwise": ["NoneType", []], "with a pass": ["Theirs", []]
     }  # fmt: skip
     assert told.keys() == FUSED.keys()
     for name, counts in FUSED.items():
@@ -53,4 +60,6 @@ def test_the_log_says_where_vllm_has_no_graphs_to_fuse_in(tmp_path: Path) -> Non
         )  # fmt: skip
         said[word] = run(job, tmp_path / word)
     assert said["1"].results["logprobs"] == said["0"].results["logprobs"]
-    assert "norms are not fused: vLLM compiles in mode" in said["1"].said and "not fused" not in said["0"].said
+    assert (
+        "norms and gates are not fused: vLLM compiles in mode" in said["1"].said and "not fused" not in said["0"].said
+    )
