@@ -213,7 +213,6 @@ extern "C" __global__ void IN_CLUSTERS __launch_bounds__(THREADS, 1) product(con
         copy_codes(it, first_unit + i < it.units ? first_unit + i : first_unit + i - it.units, codes + i * CODES_UNIT);
     commit_copies();
     wait_copies<0>();
-    show_to_wgmma();
     __syncthreads();
 #endif
 #endif

@@ -106,7 +106,7 @@ WARPGROUP_SHAPES = {
 }
 """The same of products by wgmma. Of fewer tokens, decoding takes the time."""
 CLUSTERS = range(2, 9)
-"""Blocks of a cluster, of products by wgmma; each has a multiprocessor for itself."""
+"""Blocks of a cluster, of products by wgmma; each block has a multiprocessor for itself."""
 STAGES = (3, 2)
 
 
@@ -195,10 +195,7 @@ class Division:
             and self.exchanged <= most_exchanged(self.gpu.processors)
             and self.blocks <= self.gpu.processors * self.form.blocks
             and self.form.cluster <= self.units
-            and (
-                self.form.cluster == 1
-                or (self.form.blocks == 1 and self.tiles <= most_clusters(self.gpu.processors, self.form.cluster))
-            )
+            and (self.form.cluster == 1 or self.tiles <= most_clusters(self.gpu.processors, self.form.cluster))
         )
 
     @cached_property
@@ -261,7 +258,7 @@ def divisions(rows: int, columns: int, tokens: int, room: int, gpu: Gpu) -> Iter
     warpgroup = gpu.warpgroups and tiles in WARPGROUP_SHAPES
     for row_warps, column_warps, most in (WARPGROUP_SHAPES if warpgroup else SHAPES)[tiles]:
         for blocks, stages, whole in product(range(most, 0, -1), STAGES, (True, False)):
-            for cluster in (1, *CLUSTERS) if warpgroup and whole else (1,):
+            for cluster in (1, *CLUSTERS) if warpgroup and whole and blocks == 1 else (1,):
                 form = Form(row_warps, column_warps, stages, blocks, warpgroup, cluster)
                 division = Division(rows, columns, tokens, room, gpu, form, whole)
                 if division.fits:
