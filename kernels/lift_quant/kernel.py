@@ -19,23 +19,16 @@ from ..windows import group_of, slid_columns
 
 
 @triton.jit
-def halves(words, KIND: tl.constexpr):
-    """The two bfloat16 or float16 of an int32 as float32, the lower first."""
-    if tl.bfloat16 == KIND:  # the upper half of a float32
-        low = (words << 16).to(tl.float32, bitcast=True)
-        high = (words & -65536).to(tl.float32, bitcast=True)
-    else:
-        low = (words & 0xFFFF).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
-        high = (words >> 16).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
-    return low, high
-
-
-@triton.jit
 def load_pair(x_ptr, pair, COLUMNS: tl.constexpr, PAIRS: tl.constexpr):
     """Columns 2 * pair and 2 * pair + 1 of a token as float32, 0 beyond its end. PAIRS: both in one load."""
     if PAIRS:
         words = tl.load(x_ptr.to(tl.pointer_type(tl.int32)) + pair, mask=pair < COLUMNS // 2, other=0)
-        low, high = halves(words, x_ptr.dtype.element_ty)
+        if x_ptr.dtype.element_ty == tl.bfloat16:  # the upper half of a float32
+            low = (words << 16).to(tl.float32, bitcast=True)
+            high = (words & -65536).to(tl.float32, bitcast=True)
+        else:
+            low = (words & 0xFFFF).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+            high = (words >> 16).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
     else:
         low = tl.load(x_ptr + 2 * pair, mask=2 * pair < COLUMNS, other=0.0).to(tl.float32)
         high = tl.load(x_ptr + 2 * pair + 1, mask=2 * pair + 1 < COLUMNS, other=0.0).to(tl.float32)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..lift_quant.kernel import halves, load_pair
+from ..lift_quant.kernel import load_pair
 from ..quantize.kernel import code
 
 SILU_ASM = tl.constexpr(
@@ -17,6 +17,19 @@ SILU_ASM = tl.constexpr(
 )
 """x / (1 + 2 ** (-log2(e) x)): with a division and an exponential of all float32 it takes four times as many
 instructions, which were what a kernel waited for."""
+
+
+@triton.jit
+def halves(words, KIND: tl.constexpr):
+    """The two numbers of an int32 as float32, as `load_pair` takes them apart. (Not there: times that were measured are
+    kept under the hash of its file.)"""
+    if tl.bfloat16 == KIND:  # the upper half of a float32
+        low = (words << 16).to(tl.float32, bitcast=True)
+        high = (words & -65536).to(tl.float32, bitcast=True)
+    else:
+        low = (words & 0xFFFF).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+        high = (words >> 16).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+    return low, high
 
 
 @triton.jit
