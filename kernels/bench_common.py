@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,7 +29,7 @@ BEYOND_CACHE = 150_000_000
 """Bytes of inputs that calls rotate through, so that none is in the cache (60 MB on an H200)."""
 LEAST_MILLISECONDS = 2.0
 REPLAYS = 9
-WARM_SECONDS = 0.3
+WARM_SECONDS = 0.4
 
 
 def copies(nbytes: int, most: int = 64) -> int:
@@ -53,9 +55,17 @@ def device_microseconds(call: Callable[[Any], Any], inputs: Sequence[Any]) -> fl
     return median(_timed(graph.replay) for _ in range(REPLAYS)) / (rounds * len(inputs)) * 1e3
 
 
-def interleaved_microseconds(calls: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
-    """Microseconds of device time of each call, on a chip as warm as sustained work makes it: medians of replays of
-    their CUDA graphs in turn, after WARM_SECONDS of them."""
+@dataclass(frozen=True)
+class Interleaved:
+    """Microseconds of device time of calls in turn; power of the GPU and clock of its multiprocessors meanwhile."""
+
+    microseconds: dict[str, float]
+    watts: float
+    megahertz: float
+
+
+def interleaved(calls: Mapping[str, Callable[[], Any]]) -> Interleaved:
+    """Medians of replays of the calls' CUDA graphs in turn, on a chip as warm as sustained work makes it."""
     graphs = {}
     for name, call in calls.items():
         call()
@@ -64,34 +74,23 @@ def interleaved_microseconds(calls: Mapping[str, Callable[[], Any]]) -> dict[str
         with torch.cuda.graph(graphs[name][0]):
             for _ in range(count):
                 call()
-    taken: list[dict[str, float]] = []
+
+    def turn() -> dict[str, float]:
+        return {name: _timed(graph.replay) / count * 1e3 for name, (graph, count) in graphs.items()}
+
     started = time.perf_counter()
-    while len(taken) < REPLAYS:
-        one = {name: _timed(graph.replay) / count * 1e3 for name, (graph, count) in graphs.items()}
-        if time.perf_counter() - started > WARM_SECONDS:
-            taken.append(one)
-    return {name: median(one[name] for one in taken) for name in graphs}
-
-
-class Meter:
-    """Power and clock of the GPU while work runs in its context, sampled by nvidia-smi."""
-
-    watts = megahertz = 0.0
-
-    def __enter__(self) -> Meter:
-        query = ["nvidia-smi", "--query-gpu=power.draw,clocks.sm", "--format=csv,noheader,nounits", "-lms", "50"]
-        self._process = subprocess.Popen(query, stdout=subprocess.PIPE, text=True)
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self._process.terminate()
-        samples = [line.split(", ") for line in self._process.communicate()[0].splitlines()]
-        found = [(float(watts), float(clock)) for watts, clock in (one for one in samples if len(one) == 2)]
-        if found:
-            self.watts, self.megahertz = (median(values) for values in zip(*found, strict=True))
-
-    def __str__(self) -> str:
-        return f"{self.watts:.0f} W, {self.megahertz:.0f} MHz"
+    while time.perf_counter() - started < WARM_SECONDS:
+        turn()
+    query = ["nvidia-smi", "--query-gpu=power.draw,clocks.sm", "--format=csv,noheader,nounits", "-lms", "20"]
+    taken, started = [], time.perf_counter()
+    with subprocess.Popen(query, stdout=subprocess.PIPE, text=True) as process:
+        while len(taken) < REPLAYS or time.perf_counter() - started < WARM_SECONDS:
+            taken.append(turn())
+        process.terminate()
+        samples = [line.split(", ") for line in process.communicate()[0].splitlines()]
+    found = [(float(one[0]), float(one[1])) for one in samples if len(one) == 2]
+    watts, megahertz = (median(values) for values in zip(*found, strict=True)) if found else (math.nan, math.nan)
+    return Interleaved({name: median(one[name] for one in taken) for name in graphs}, watts, megahertz)
 
 
 def wall_microseconds(call: Callable[[], Any], calls: int = 100) -> float:
@@ -145,7 +144,11 @@ def _timed(work: Callable[[], Any]) -> float:
 def random_codes(rows: int, columns: int, length: int | None, dtype: torch.dtype) -> torch.Tensor:
     """Codes [rows, columns] of normal numbers; the two smallest of every block of `length` columns are zero."""
     weight = torch.randn(rows, columns, device="cuda")
-    codes = (weight * 30).round().clamp(-127, 127).to(torch.int8) if dtype == torch.int8 else (weight * 100).to(dtype)
+    codes = (
+        (weight * 30).round().clamp(-127, 127).to(torch.int8)
+        if dtype == torch.int8
+        else (weight * 100).clamp(-448, 448).to(dtype)
+    )
     if length:
         whole = columns // length * length
         order = weight[:, :whole].abs().view(rows, -1, length).argsort(-1).argsort(-1)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..backends.cusparselt import Cusparselt
-from ..bench_common import CODES, MODELS, Meter, arguments, header, interleaved_microseconds, random_codes, save, table
+from ..bench_common import CODES, MODELS, arguments, header, interleaved, random_codes, save, table
 from ..few_tokens.bench_few_tokens import stock_linear
 from ..slide_spec import SlideSpec, SlideWeight
 from .kernel import ManyTokens
@@ -38,13 +39,14 @@ def main() -> None:
         for codes in options.codes:
             ways, lines = prepared(model, CODES[codes], options), []
             for tokens in options.tokens:
-                with Meter() as meter:
-                    found = interleaved_microseconds(calls(model, ways, tokens))
+                found = interleaved(calls(model, ways, tokens))
                 size = {"model": model, "codes": codes, "tokens": tokens}
-                rows.append({**size, "microseconds": found, "watts": meter.watts, "megahertz": meter.megahertz})
-                base = next(iter(found))
-                for way, taken in found.items():
-                    lines.append([*size.values(), way, f"{taken:.1f}", f"{found[base] / taken:.3f}", base, meter])
+                rows.append(size | vars(found))
+                base = next(iter(found.microseconds))
+                power = f"{found.watts:.0f} W, {found.megahertz:.0f} MHz"
+                for way, taken in found.microseconds.items():
+                    speed = found.microseconds[base] / taken
+                    lines.append([*size.values(), way, f"{taken:.1f}", f"{speed:.3f}", base, power])
             print(table(["model", "codes", "M", "way", "us", "x", "of", "power and clock"], lines), flush=True)
             save(options.out, rows)
 
@@ -52,6 +54,7 @@ def main() -> None:
 def prepared(model: str, dtype: torch.dtype, options: argparse.Namespace) -> dict[str, list[Linear]]:
     """The linears of a model, one after another, by the way to run them."""
     found: dict[str, list[Linear]] = {}
+    ops: list[ManyTokens] = []
     for n, k in MODELS[model].values():
         stock = stock_linear(n, dtype)
         if stock is not None:
@@ -65,10 +68,13 @@ def prepared(model: str, dtype: torch.dtype, options: argparse.Namespace) -> dic
                 forms |= {f"2:{length} {one.tokens}-{one.rows}-{one.cluster}-{one.splits}": [one] for one in FORMS}
             for name, among in forms.items():
                 op = ManyTokens(spec, scale.device, forms=among)
+                ops.append(op)
                 found.setdefault(name, []).append(linear(op, op.prepare(made)))
             if stock is None:
                 library = Cusparselt(spec, scale.device)
                 found.setdefault(f"cuSPARSELt 2:{length}", []).append(linear(library.run, library.prepare(made)))
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda op: op.load(torch.bfloat16), ops))
     return found
 
 

@@ -5,13 +5,13 @@
    are read from shared memory by the tensor cores, which is what limits a sparse product: at full rate an instruction of
    64 rows and 256 tokens reads 16 KiB in 128 cycles, all that shared memory gives.
 
-   Two kernels. `quantize` writes the codes in rows, lifted, their columns in the order of multiplication. `product` is
-   persistent: clusters take tiles of SHARERS * TILE_ROWS rows and TOKENS tokens in turn. Of a block, one thread copies: units
-   of the weight into one ring, pieces of 128 columns of the codes into another. The blocks of a cluster are either
-   SHARERS, which have rows of their own and multiply the same codes: each copies its share of a piece to all of them. Or
-   they are SPLITS of the columns of one tile, where there are too few tiles for all multiprocessors: there is one tile for
-   each cluster, and in the end every block adds up all parts of its share of the tokens. Each of the WARPGROUPS consumers has 64 rows; it may run ahead of
-   the others as far as the rings allow, so that one multiplies while another writes its outputs.
+   The launch before (quantize.cu) has made the codes. This one is persistent: clusters take tiles of SHARERS * TILE_ROWS rows
+   and TOKENS tokens in turn. Of a block, one thread copies: units of the weight into one ring, pieces of 128 columns of the
+   codes into another. The blocks of a cluster are either SHARERS, which have rows of their own and multiply the same codes:
+   each copies its share of a piece to all of them. Or they are SPLITS of the columns of one tile, where there are too few
+   tiles for all multiprocessors: there is one tile for each cluster, and in the end every block adds up all parts of its
+   share of the tokens. Each of the WARPGROUPS consumers has 64 rows; it may run ahead of the others as far as the rings
+   allow.
 
    Settled when this is compiled (kernel.py):
      LENGTH, UNIT, METADATA, TABLE_0 … TABLE_3, FLOAT, X, BIAS    as in few_tokens/kernel.cu
@@ -23,7 +23,6 @@
 
 #include "common.cuh"
 #include "metadata.cuh"
-#include "quantize.cuh"
 #include "output.cuh"
 #include "rings.cuh"
 #include "multiply.cuh"

@@ -138,11 +138,18 @@ class ManyTokens:
 
     def constants(self, dtype: torch.dtype, bias: torch.dtype | None, form: Form) -> dict[str, int]:
         """What the form's source is compiled with."""
-        threads, held = self.quantizers(dtype)
         return {
             "LENGTH": self.spec.length or 2, "UNIT": self.order.unit.columns, "X": KINDS[dtype], "BIAS": KINDS[bias],
-            "FLOAT": int(self.spec.dtype != torch.int8), "QUANTIZERS": threads, "HELD": held, **self.order.constants,
+            "FLOAT": int(self.spec.dtype != torch.int8), **self.order.constants,
             **self.forms[form].constants,
+        }  # fmt: skip
+
+    def quantizing_constants(self, dtype: torch.dtype) -> dict[str, int]:
+        """What quantize.cu is compiled with."""
+        threads, held = self.quantizers(dtype)
+        return {
+            "LENGTH": self.spec.length or 2, "X": KINDS[dtype], "FLOAT": int(self.spec.dtype != torch.int8),
+            "QUANTIZERS": threads, "HELD": held, **self.order.constants,
         }  # fmt: skip
 
     @property
@@ -192,7 +199,8 @@ class _Launches:
         self.op, self.form = op, form
         module = _module(form.source, tuple(op.constants(dtype, bias, form).items()), op.device)
         self._quantizers, _ = op.quantizers(dtype)
-        self._quantize = module.kernel("quantize")
+        quantizing = _module("quantize.cu", tuple(op.quantizing_constants(dtype).items()), op.device)
+        self._quantize = quantizing.kernel("quantize")
         self._product = module.kernel("product", op.forms[form].shared_bytes)
         self._overlapping = op.gpu.capability >= OVERLAPPING_SINCE
         self._idle: list[tuple[Arguments, Launch, Launch]] = []

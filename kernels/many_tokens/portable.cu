@@ -9,7 +9,6 @@
 #define WARPGROUPS 2
 #include "common.cuh"
 #include "metadata.cuh"
-#include "quantize.cuh"
 #include "output.cuh"
 
 #define THREADS 256
