@@ -82,7 +82,8 @@ def interleaved(calls: Mapping[str, Callable[[], Any]]) -> Interleaved:
     while time.perf_counter() - started < WARM_SECONDS:
         turn()
     query = ["nvidia-smi", "--query-gpu=power.draw,clocks.sm", "--format=csv,noheader,nounits", "-lms", "20"]
-    taken, started = [], time.perf_counter()
+    taken: list[dict[str, float]] = []
+    started = time.perf_counter()
     with subprocess.Popen(query, stdout=subprocess.PIPE, text=True) as process:
         while len(taken) < REPLAYS or time.perf_counter() - started < WARM_SECONDS:
             taken.append(turn())
