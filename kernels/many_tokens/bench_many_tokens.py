@@ -1,5 +1,6 @@
-"""Whole linears of many tokens, sums over the layers of a model, beside stock vLLM where it is installed (else beside
-cuSPARSELt): replayed in turn on a warm chip, with its power and clock. With --forms 1, every form of the product too.
+"""Whole linears of many tokens beside stock vLLM where it is installed, else beside cuSPARSELt: all ways replayed in
+turn on a warm chip, with its power and clock; then sums over the layers of a model. With --forms 1, every form of the
+product too. Each linear has one weight, so that a small one stays in the L2 cache, in every way alike.
 
 python -m slideconvert.kernels.many_tokens.bench_many_tokens --models Qwen2.5-7B --tokens 1024 16384
 """
@@ -7,7 +8,7 @@ python -m slideconvert.kernels.many_tokens.bench_many_tokens --models Qwen2.5-7B
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -37,63 +38,64 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for model in options.models:
         for codes in options.codes:
-            ways, lines = prepared(model, CODES[codes], options), []
+            lines: list[list[Any]] = []
+            sums: dict[tuple[int, str], float] = {}
+            for layer, (n, k) in MODELS[model].items():
+                ways = linears(n, k, CODES[codes], options)
+                for tokens in options.tokens:
+                    found = interleaved(calls(ways, torch.randn(tokens, k, dtype=torch.bfloat16, device="cuda")))
+                    size = {"model": model, "codes": codes, "layer": layer, "tokens": tokens}
+                    rows.append(size | vars(found))
+                    lines += shown([*size.values()], found.microseconds, f"{found.watts:.0f}, {found.megahertz:.0f}")
+                    for way, taken in found.microseconds.items():
+                        sums[tokens, way] = sums.get((tokens, way), 0.0) + taken
             for tokens in options.tokens:
-                found = interleaved(calls(model, ways, tokens))
-                size = {"model": model, "codes": codes, "tokens": tokens}
-                rows.append(size | vars(found))
-                base = next(iter(found.microseconds))
-                power = f"{found.watts:.0f} W, {found.megahertz:.0f} MHz"
-                for way, taken in found.microseconds.items():
-                    speed = found.microseconds[base] / taken
-                    lines.append([*size.values(), way, f"{taken:.1f}", f"{speed:.3f}", base, power])
-            print(table(["model", "codes", "M", "way", "us", "x", "of", "power and clock"], lines), flush=True)
+                taken_by = {way: taken for (many, way), taken in sums.items() if many == tokens}
+                lines += shown([model, codes, "all", tokens], taken_by, "")
+            print(table(["model", "codes", "layer", "M", "way", "us", "x", "W, MHz"], lines), flush=True)
             save(options.out, rows)
 
 
-def prepared(model: str, dtype: torch.dtype, options: argparse.Namespace) -> dict[str, list[Linear]]:
-    """The linears of a model, one after another, by the way to run them."""
-    found: dict[str, list[Linear]] = {}
+def shown(size: list[Any], microseconds: dict[str, float], power: str) -> list[list[Any]]:
+    """Lines of a table; x: how many times as fast as the first way."""
+    base = next(iter(microseconds.values()))
+    return [[*size, way, f"{taken:.1f}", f"{base / taken:.3f}", power] for way, taken in microseconds.items()]
+
+
+def linears(n: int, k: int, dtype: torch.dtype, options: argparse.Namespace) -> dict[str, Linear]:
+    """A linear [n, k] by the way to run it, compiled."""
+    found: dict[str, Linear] = {}
     ops: list[ManyTokens] = []
-    for n, k in MODELS[model].values():
-        stock = stock_linear(n, dtype)
-        if stock is not None:
-            found.setdefault("stock vLLM", []).append(dense(stock, random_codes(n, k, None, dtype)))
-        for length in options.lengths:
-            spec = SlideSpec(n, k, length, dtype)
-            scale = torch.rand(n, 1, device="cuda") / 1000
-            made = SlideWeight(spec, scale, dense=random_codes(n, k, length, dtype))
-            forms: dict[str, Any] = {f"2:{length}": None}
-            if options.forms != [0]:
-                forms |= {f"2:{length} {one.tokens}-{one.rows}-{one.cluster}-{one.splits}": [one] for one in FORMS}
-            for name, among in forms.items():
-                op = ManyTokens(spec, scale.device, forms=among)
-                ops.append(op)
-                found.setdefault(name, []).append(linear(op, op.prepare(made)))
-            if stock is None:
-                library = Cusparselt(spec, scale.device)
-                found.setdefault(f"cuSPARSELt 2:{length}", []).append(linear(library.run, library.prepare(made)))
+    stock = stock_linear(n, dtype)
+    if stock is not None:
+        weight = random_codes(n, k, None, dtype)
+        found["stock vLLM"] = lambda x: stock(x, weight)
+    for length in options.lengths:
+        spec = SlideSpec(n, k, length, dtype)
+        made = SlideWeight(spec, torch.rand(n, 1, device="cuda") / 1000, dense=random_codes(n, k, length, dtype))
+        if stock is None:
+            library = Cusparselt(spec, made.scale.device)
+            found[f"cuSPARSELt 2:{length}"] = bound(library.run, library.prepare(made))
+        forms: dict[str, Any] = {f"2:{length}": None}
+        if options.forms != [0]:
+            forms |= {f"2:{length} {one.tokens}-{one.rows}-{one.cluster}-{one.splits}": [one] for one in FORMS}
+        for name, among in forms.items():
+            ops.append(ManyTokens(spec, made.scale.device, forms=among))
+            found[name] = bound(ops[-1], ops[-1].prepare(made))
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda op: op.load(torch.bfloat16), ops))
     return found
 
 
-def linear(run: Callable[..., Tensor], weight: Sequence[Tensor]) -> Linear:
+def bound(run: Callable[..., Tensor], weight: tuple[Tensor, ...]) -> Linear:
     return lambda x: run(x, weight, None)
 
 
-def dense(run: Callable[[Tensor, Tensor], Tensor], weight: Tensor) -> Linear:
-    return lambda x: run(x, weight)
+def calls(ways: dict[str, Linear], x: Tensor) -> dict[str, Callable[[], Any]]:
+    def call(way: Linear) -> Callable[[], Any]:
+        return lambda: way(x)
 
-
-def calls(model: str, ways: dict[str, list[Linear]], tokens: int) -> dict[str, Callable[[], Any]]:
-    """What runs all linears of a way."""
-    inputs = [torch.randn(tokens, k, dtype=torch.bfloat16, device="cuda") for _, k in MODELS[model].values()]
-
-    def call(linears: list[Linear]) -> Callable[[], Any]:
-        return lambda: [run(x) for run, x in zip(linears, inputs, strict=True)]
-
-    return {name: call(linears) for name, linears in ways.items()}
+    return {name: call(way) for name, way in ways.items()}
 
 
 if __name__ == "__main__":

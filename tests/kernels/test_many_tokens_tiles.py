@@ -101,12 +101,12 @@ def cuobjdump() -> Path | None:
     ("length", "form", "codes", "dtype", "bias"),
     [
         (4, FORMS[0], torch.int8, torch.bfloat16, None),
-        (4, FORMS[2], torch.float8_e4m3fn, torch.bfloat16, None),
-        (6, FORMS[1], torch.int8, torch.bfloat16, torch.bfloat16),
-        (8, FORMS[2], torch.float8_e4m3fn, torch.float16, torch.float16),
-        (8, FORMS[6], torch.int8, torch.float32, torch.float32),
-        (10, FORMS[2], torch.float8_e4m3fn, torch.float32, None),
-        (12, FORMS[3], torch.int8, torch.bfloat16, None),
+        (4, FORMS[1], torch.float8_e4m3fn, torch.bfloat16, None),
+        (6, FORMS[0], torch.int8, torch.bfloat16, torch.bfloat16),
+        (8, FORMS[1], torch.float8_e4m3fn, torch.float16, torch.float16),
+        (8, FORMS[5], torch.int8, torch.float32, torch.float32),
+        (10, FORMS[1], torch.float8_e4m3fn, torch.float32, None),
+        (12, FORMS[2], torch.int8, torch.bfloat16, None),
     ],
 )  # fmt: skip
 def test_products_run_ahead(
