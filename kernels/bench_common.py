@@ -44,13 +44,7 @@ def device_microseconds(call: Callable[[Any], Any], inputs: Sequence[Any]) -> fl
         for one in inputs:
             call(one)
 
-    round_of_calls()
-    milliseconds = _timed(round_of_calls)
-    rounds = max(1, round(LEAST_MILLISECONDS / max(1e-3, milliseconds)))
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(rounds):
-            round_of_calls()
+    graph, rounds = _captured(round_of_calls)
     graph.replay()
     return median(_timed(graph.replay) for _ in range(REPLAYS)) / (rounds * len(inputs)) * 1e3
 
@@ -66,14 +60,7 @@ class Interleaved:
 
 def interleaved(calls: Mapping[str, Callable[[], Any]]) -> Interleaved:
     """Medians of replays of the calls' CUDA graphs in turn, on a chip as warm as sustained work makes it."""
-    graphs = {}
-    for name, call in calls.items():
-        call()
-        count = max(1, round(LEAST_MILLISECONDS / max(1e-3, _timed(call))))
-        graphs[name] = torch.cuda.CUDAGraph(), count
-        with torch.cuda.graph(graphs[name][0]):
-            for _ in range(count):
-                call()
+    graphs = {name: _captured(call) for name, call in calls.items()}
 
     def turn() -> dict[str, float]:
         return {name: _timed(graph.replay) / count * 1e3 for name, (graph, count) in graphs.items()}
@@ -131,6 +118,17 @@ def copy_terabytes_per_second(nbytes: int = 1 << 30) -> float:
     # torch.add instead of copy_: a graph executes copies as nodes of another kind, at another speed.
     taken = device_microseconds(lambda pair: torch.add(pair[0], 1, out=pair[1]), pairs)
     return 2 * nbytes / taken / 1e6
+
+
+def _captured(work: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, int]:
+    """A graph of so many calls that a replay takes LEAST_MILLISECONDS, or of one; and their number."""
+    work()
+    count = max(1, round(LEAST_MILLISECONDS / max(1e-3, _timed(work))))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(count):
+            work()
+    return graph, count
 
 
 def _timed(work: Callable[[], Any]) -> float:

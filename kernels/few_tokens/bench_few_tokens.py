@@ -6,7 +6,6 @@ python -m slideconvert.kernels.few_tokens.bench_few_tokens --models Qwen2.5-7B
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 from ..backends.base import Backend
 from ..backends.dense import Dense
 from ..bench_common import CODES, MODELS, arguments, copies, device_microseconds, header, random_codes, save, table
+from ..bench_stock import stock_linear
 from ..slide_spec import SlideSpec
 from .kernel import FewTokens
 
@@ -77,29 +77,6 @@ def stock_vllm(n: int, k: int, x: Tensor, dtype: torch.dtype) -> float | None:
         return None
     weight = random_codes(n, k, None, dtype)
     return device_microseconds(lambda turn: call(x, turn), [weight.clone() for _ in range(copies(weight.numel()))])
-
-
-def stock_linear(n: int, dtype: torch.dtype) -> Callable[[Tensor, Tensor], Tensor] | None:
-    """Of x [M, K] and codes [n, K] on the current GPU, as vLLM runs it; None if vLLM is not installed."""
-    try:
-        from vllm import _custom_ops as ops
-    except ImportError:
-        return None
-    scale = torch.rand(n, 1, device="cuda")
-
-    def quantized(x: Tensor) -> tuple[Tensor, Tensor]:
-        if dtype == torch.int8:
-            codes, by_token, _ = ops.scaled_int8_quant(x, None, None, symmetric=True)
-            return codes, by_token
-        pair: tuple[Tensor, Tensor] = ops.scaled_fp8_quant(x, None, use_per_token_if_dynamic=True)
-        return pair
-
-    def call(x: Tensor, weight: Tensor) -> Tensor:
-        codes, by_token = quantized(x)
-        out: Tensor = ops.cutlass_scaled_mm(codes, weight.t(), by_token, scale, x.dtype)
-        return out
-
-    return call
 
 
 if __name__ == "__main__":

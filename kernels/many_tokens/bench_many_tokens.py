@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from ..backends.cusparselt import Cusparselt
 from ..bench_common import CODES, MODELS, arguments, header, interleaved, random_codes, save, table
-from ..few_tokens.bench_few_tokens import stock_linear
+from ..bench_stock import stock_linear
 from ..slide_spec import SlideSpec, SlideWeight
 from .kernel import ManyTokens
 from .tiles import FORMS
@@ -43,7 +44,8 @@ def main() -> None:
             for layer, (n, k) in MODELS[model].items():
                 ways = linears(n, k, CODES[codes], options)
                 for tokens in options.tokens:
-                    found = interleaved(calls(ways, torch.randn(tokens, k, dtype=torch.bfloat16, device="cuda")))
+                    x = torch.randn(tokens, k, dtype=torch.bfloat16, device="cuda")
+                    found = interleaved({name: partial(way, x) for name, way in ways.items()})
                     size = {"model": model, "codes": codes, "layer": layer, "tokens": tokens}
                     rows.append(size | vars(found))
                     lines += shown([*size.values()], found.microseconds, f"{found.watts:.0f}, {found.megahertz:.0f}")
@@ -89,13 +91,6 @@ def linears(n: int, k: int, dtype: torch.dtype, options: argparse.Namespace) -> 
 
 def bound(run: Callable[..., Tensor], weight: tuple[Tensor, ...]) -> Linear:
     return lambda x: run(x, weight, None)
-
-
-def calls(ways: dict[str, Linear], x: Tensor) -> dict[str, Callable[[], Any]]:
-    def call(way: Linear) -> Callable[[], Any]:
-        return lambda: way(x)
-
-    return {name: call(way) for name, way in ways.items()}
 
 
 if __name__ == "__main__":

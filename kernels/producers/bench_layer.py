@@ -10,8 +10,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from statistics import median
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -21,13 +20,14 @@ from torch.nn.functional import silu
 
 from ..backends.base import Dtypes
 from ..backends.many_tokens import ManySparse
-from ..bench_common import CODES, MODELS, arguments, device_microseconds, header, random_codes, save, table
+from ..bench_common import CODES, MODELS, arguments, header, interleaved, random_codes, save, table
+from ..bench_stock import stock_product, stock_quantize
 from ..operand import Operand
 from ..slide_spec import SlideSpec, SlideWeight
 from . import reference
 from .reference import SAME, SILU, SUM, Producer
 
-X, EPS, ROUNDS, CHECKED = torch.bfloat16, 1e-6, 3, 64
+X, EPS, CHECKED = torch.bfloat16, 1e-6, 64
 ADD_NORM, GATE = Producer(SUM, EPS), Producer(SILU)
 Given = tuple[Tensor, Tensor, Tensor]
 """What a layer reads, [M, hidden] each: the output of the layer before, the residual, and what attention gives."""
@@ -74,19 +74,13 @@ class Stock:
         self.ops: Any = ops
         self.norm, self.compiled = norm, compiled
         self.dtype = weights["o"].spec.dtype
-        self.weights = {name: (weight.dense.t(), weight.scale) for name, weight in weights.items()}
+        self.weights = {name: (weight.dense, weight.scale) for name, weight in weights.items()}
 
     def product(self, name: str, codes: Tensor, scale: Tensor) -> Tensor:
-        weight, weight_scale = self.weights[name]
-        out: Tensor = self.ops.cutlass_scaled_mm(codes, weight, scale, weight_scale, X)
-        return out
+        return stock_product(codes, scale, *self.weights[name], X)
 
     def quantized(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        if self.dtype == torch.int8:
-            codes, scale, _ = self.ops.scaled_int8_quant(x, None, None, symmetric=True)
-            return codes, scale
-        pair: tuple[Tensor, Tensor] = self.ops.scaled_fp8_quant(x, None, use_per_token_if_dynamic=True)
-        return pair
+        return stock_quantize(x, self.dtype)
 
     def add_norm(self, x: Tensor, residual: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
         """Codes and scale, and the sum."""
@@ -264,12 +258,10 @@ def main() -> None:
             ways = layers(model, CODES[name], options.lengths, options.tokens)
             for tokens in options.tokens:
                 given = given_for(tokens, MODELS[model]["qkv"][1])
-                rounds = [
-                    {way: device_microseconds(layer, [given]) for way, layer in ways.items()} for _ in range(ROUNDS)
-                ]
-                taken = {way: median(one[way] for one in rounds) for way in ways}
+                found = interleaved({way: partial(layer, given) for way, layer in ways.items()})
+                taken = found.microseconds
                 stock = min((way for way in ways if way.startswith("stock")), key=taken.__getitem__)
-                rows.append({"model": model, "codes": name, "tokens": tokens, "stock": stock, "microseconds": taken})
+                rows.append({"model": model, "codes": name, "tokens": tokens, "stock": stock, **vars(found)})
                 for way, one in taken.items():
                     lines.append([model, name, tokens, way, f"{one:.1f}", f"{taken[stock] / one:.3f}"])
         print(table(["model", "codes", "M", "way", "us", "of stock"], lines), flush=True)
