@@ -40,3 +40,9 @@ class Operand:
         if self.blocks == 1:
             return padded
         return padded.view(-1, self.blocks, group_of(self.length)[1], WINDOW).transpose(1, 2).flatten()
+
+    def arranged(self, codes: Tensor) -> Tensor:
+        """Codes [M, K] in the order of columns -> [M, width], 0 where there is no column."""
+        index = self.index(codes.device)
+        # Multiplied as bytes: float8 has no arithmetic, and padding must be +0.
+        return (codes.view(torch.int8)[:, index.clamp(min=0)] * (index >= 0)).view(codes.dtype)

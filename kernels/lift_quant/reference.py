@@ -7,8 +7,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..operand import Operand
 from ..quantize.reference import pad_rows, quantize
-from ..windows import lift_index
 
 
 def lift_quant(x: Tensor, length: int | None, dtype: torch.dtype, rows: int | None = None) -> tuple[Tensor, Tensor]:
@@ -17,7 +17,5 @@ def lift_quant(x: Tensor, length: int | None, dtype: torch.dtype, rows: int | No
     length: L of the pattern, None for 2:inf. rows: M by default; rows beyond M are padding, code 0.
     """
     codes, scale = quantize(x, dtype)
-    index = lift_index(x.shape[1], length, x.device)
-    lifted = codes.view(torch.int8)[:, index.clamp(min=0)]
-    # Multiplied as bytes: float8 has no arithmetic, and padding must be +0.
-    return pad_rows((lifted * (index >= 0)).view(dtype), rows), scale
+    operand = Operand(x.shape[1], dtype, lifted=True, length=length)
+    return pad_rows(operand.arranged(codes), rows), scale

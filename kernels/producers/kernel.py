@@ -135,14 +135,22 @@ def holding(operand: Operand) -> int:
 
 def constants(producer: Producer, operand: Operand, kind: torch.dtype, strides: tuple[int, int]) -> tuple[Any, ...]:
     """The constants of a kernel for inputs of dtype `kind`, whose rows lie `strides` numbers apart."""
-    columns, windows = operand.columns, windows_of(operand)
-    norm, fp8 = producer.eps is not None, operand.dtype == torch.float8_e4m3fn
-    pairs = kind.itemsize == 2 and columns % 2 == 0
+    columns, windows, fp8 = operand.columns, windows_of(operand), operand.dtype == torch.float8_e4m3fn
     return (
-        columns, *strides, producer.element, norm, producer.eps or 0.0, operand.width, windows, operand.blocks,
-        operand.width % 4 == 0,
-        QMAX[operand.dtype], fp8, steps(kind), pairs, True, holding(operand), reading(columns)[0], WRITE,
+        columns, *strides, *norm_of(producer), operand.width, windows, operand.blocks, operand.width % 4 == 0,
+        QMAX[operand.dtype], fp8, steps(kind), in_pairs(columns, kind), True, holding(operand), reading(columns)[0],
+        WRITE,
     )  # fmt: skip
+
+
+def norm_of(producer: Producer) -> tuple[str, bool, float]:
+    """ELEMENT, NORM and EPS."""
+    return producer.element, producer.eps is not None, producer.eps or 0.0
+
+
+def in_pairs(columns: int, kind: torch.dtype) -> bool:
+    """Whether two columns of so many, of dtype `kind`, are read at once."""
+    return kind.itemsize == 2 and columns % 2 == 0
 
 
 class Produce:
@@ -178,18 +186,28 @@ def produce(
     their last bits, round to another number of the activations' dtype. Rows may lie apart: x and other may be halves of
     one tensor. rows: at least M; rows beyond it are padding, code 0.
     """
-    tokens, columns = x.shape
-    x, other = apart(x), None if other is None else apart(other)
-    weight = None if weight is None else aligned(weight)
-    second = x if other is None else other
-    total = torch.empty(tokens, columns, dtype=x.dtype, device=x.device) if producer.element == SUM else None
+    tokens, (used, total) = x.shape[0], readable(producer, x, other, weight)
     codes = torch.empty(rows, operand.width, dtype=operand.dtype, device=x.device)
     scale = torch.empty(tokens, 1, dtype=torch.float32, device=x.device)
     if rows:
-        op = produce_for(producer, operand, x.dtype, (x.stride(0), second.stride(0)), x.device)
-        used = (x, second, x if weight is None else weight, x if total is None else total, codes, scale)
-        op.start(tuple(tensor.data_ptr() for tensor in used), tokens, rows, stream_of(x.device))
+        op = produce_for(producer, operand, x.dtype, (used[0].stride(0), used[1].stride(0)), x.device)
+        addresses = tuple(tensor.data_ptr() for tensor in (*used, codes, scale))
+        op.start(addresses, tokens, rows, stream_of(x.device))
     return codes, scale, total
+
+
+Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def readable(
+    producer: Producer, x: Tensor, other: Tensor | None, weight: Tensor | None
+) -> tuple[Inputs, Tensor | None]:
+    """x, other, weight and the sum as kernels take them, x in the place of what is not used; and the sum, if there is
+    one."""
+    x = apart(x)
+    total = torch.empty(x.shape, dtype=x.dtype, device=x.device) if producer.element == SUM else None
+    second = x if other is None else apart(other)
+    return (x, second, x if weight is None else aligned(weight), x if total is None else total), total
 
 
 def apart(x: Tensor) -> Tensor:

@@ -70,10 +70,7 @@ def produce(
     """
     made, total = values(producer, x, other, weight)
     codes, scale = quantize(made, operand.dtype)
-    index = operand.index(x.device)
-    # Multiplied as bytes: float8 has no arithmetic, and padding must be +0.
-    placed = codes.view(torch.int8)[:, index.clamp(min=0)] * (index >= 0)
-    return pad_rows(placed.view(operand.dtype), rows), scale, total
+    return pad_rows(operand.arranged(codes), rows), scale, total
 
 
 def _element(element: str, x: Tensor, other: Tensor) -> Tensor:

@@ -10,10 +10,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import Launcher, aligned, start, stream_of
+from ..launch import Launcher, start, stream_of
 from .elements import inverse_root, load_values, store_pair
-from .kernel import apart, reading
-from .reference import SUM, Producer
+from .kernel import in_pairs, norm_of, readable, reading
+from .reference import Producer
 
 
 @triton.jit
@@ -56,8 +56,7 @@ class Values:
         self, producer: Producer, columns: int, kind: torch.dtype, strides: tuple[int, int], device: torch.device
     ) -> None:
         read, warps = reading(columns)
-        norm, pairs = producer.eps is not None, kind.itemsize == 2 and columns % 2 == 0
-        self._constants = (columns, *strides, producer.element, norm, producer.eps or 0.0, pairs, True, read)
+        self._constants = (columns, *strides, *norm_of(producer), in_pairs(columns, kind), True, read)
         x = torch.empty(16, dtype=kind, device=device)
         self._kernel = LAUNCHER.compiled((device, kind, self._constants), (x,) * 5, self._constants, warps)
 
@@ -71,13 +70,9 @@ values_for = cache(Values)
 
 def values(producer: Producer, x: Tensor, other: Tensor | None, weight: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """x, other [M, K], weight [K] as `produce` takes them -> the values [M, K] in their dtype, and the sum."""
-    tokens, columns = x.shape
-    x, other = apart(x), None if other is None else apart(other)
-    second, weight = x if other is None else other, x if weight is None else aligned(weight)
+    (tokens, columns), (used, total) = x.shape, readable(producer, x, other, weight)
     out = torch.empty(tokens, columns, dtype=x.dtype, device=x.device)
-    total = torch.empty_like(out) if producer.element == SUM else None
     if tokens:
-        op = values_for(producer, columns, x.dtype, (x.stride(0), second.stride(0)), x.device)
-        used = (x, second, weight, x if total is None else total, out)
-        op.start(tuple(tensor.data_ptr() for tensor in used), tokens, stream_of(x.device))
+        op = values_for(producer, columns, x.dtype, (used[0].stride(0), used[1].stride(0)), x.device)
+        op.start(tuple(tensor.data_ptr() for tensor in (*used, out)), tokens, stream_of(x.device))
     return out, total
