@@ -35,6 +35,10 @@ COLUMNS_MULTIPLE = 8
 """What K must be a multiple of: activations are read 16 bytes at a time."""
 
 
+Source = tuple[str, tuple[tuple[str, int], ...]]
+"""A file, and the constants that it is compiled with."""
+
+
 class Arguments(ctypes.Structure):
     """The struct of both sources, up to a multiple of 64 bytes."""
 
@@ -133,8 +137,21 @@ class ManyTokens:
         keys = [(dtype, bias, form) for form in self.forms if (dtype, bias, form) not in self._launches]
         if not keys:
             return
+        sources = [self.quantizing(dtype), *(self.multiplying(*key) for key in keys)]
         with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda source: _module(*source, self.device), sources))  # each once
             self._launches.update(zip(keys, pool.map(lambda key: _Launches(self, *key), keys), strict=True))
+
+    def quantizing(self, dtype: torch.dtype) -> Source:
+        threads, held = self.quantizers(dtype)
+        constants = {
+            "LENGTH": self.spec.length or 2, "X": KINDS[dtype], "FLOAT": int(self.spec.dtype != torch.int8),
+            "QUANTIZERS": threads, "HELD": held, **self.order.constants,
+        }  # fmt: skip
+        return "quantize.cu", tuple(constants.items())
+
+    def multiplying(self, dtype: torch.dtype, bias: torch.dtype | None, form: Form) -> Source:
+        return form.source, tuple(self.constants(dtype, bias, form).items())
 
     def constants(self, dtype: torch.dtype, bias: torch.dtype | None, form: Form) -> dict[str, int]:
         """What the form's source is compiled with."""
@@ -142,14 +159,6 @@ class ManyTokens:
             "LENGTH": self.spec.length or 2, "UNIT": self.order.unit.columns, "X": KINDS[dtype], "BIAS": KINDS[bias],
             "FLOAT": int(self.spec.dtype != torch.int8), **self.order.constants,
             **self.forms[form].constants,
-        }  # fmt: skip
-
-    def quantizing_constants(self, dtype: torch.dtype) -> dict[str, int]:
-        """What quantize.cu is compiled with."""
-        threads, held = self.quantizers(dtype)
-        return {
-            "LENGTH": self.spec.length or 2, "X": KINDS[dtype], "FLOAT": int(self.spec.dtype != torch.int8),
-            "QUANTIZERS": threads, "HELD": held, **self.order.constants,
         }  # fmt: skip
 
     @property
@@ -168,7 +177,8 @@ class ManyTokens:
             tiling = self.tiling(tokens)
             # Tiles of tokens read it whole.
             scale = torch.empty(tiling.token_tiles * tiling.form.tokens, dtype=torch.float32, device=x.device)
-            self._prepared(tiling, x.dtype, bias).start(aligned(x), codes, scale, prepared, bias, out)
+            launches = self._prepared(tiling, x.dtype, bias)
+            launches.start(tiling, aligned(x), (codes, scale), prepared, bias, out)
         return out
 
     def of_codes(
@@ -181,7 +191,8 @@ class ManyTokens:
             tiling = self.tiling(tokens)
             missing = tiling.token_tiles * tiling.form.tokens - tokens
             scale = torch.nn.functional.pad(scale.view(-1), (0, missing)) if missing else scale
-            self._prepared(tiling, dtype, bias).start(None, aligned(codes), aligned(scale), prepared, bias, out)
+            launches = self._prepared(tiling, dtype, bias)
+            launches.start(tiling, None, (aligned(codes), aligned(scale)), prepared, bias, out)
         return out
 
     def _prepared(self, tiling: Tiling, dtype: torch.dtype, bias: Tensor | None) -> _Launches:
@@ -197,11 +208,10 @@ class _Launches:
 
     def __init__(self, op: ManyTokens, dtype: torch.dtype, bias: torch.dtype | None, form: Form) -> None:
         self.op, self.form = op, form
-        module = _module(form.source, tuple(op.constants(dtype, bias, form).items()), op.device)
         self._quantizers, _ = op.quantizers(dtype)
-        quantizing = _module("quantize.cu", tuple(op.quantizing_constants(dtype).items()), op.device)
-        self._quantize = quantizing.kernel("quantize")
-        self._product = module.kernel("product", op.forms[form].shared_bytes)
+        self._quantize = _module(*op.quantizing(dtype), op.device).kernel("quantize")
+        product = _module(*op.multiplying(dtype, bias, form), op.device)
+        self._product = product.kernel("product", op.forms[form].shared_bytes)
         self._overlapping = op.gpu.capability >= OVERLAPPING_SINCE
         self._idle: list[tuple[Arguments, Launch, Launch]] = []
         self._maps: dict[tuple[int, int], TensorMap] = {}
@@ -225,17 +235,17 @@ class _Launches:
 
     def start(
         self,
+        tiling: Tiling,
         x: Tensor | None,
-        codes: Tensor,
-        token_scale: Tensor,
+        quantized: tuple[Tensor, Tensor],
         prepared: Sequence[Tensor],
         bias: Tensor | None,
         out: Tensor,
     ) -> None:
-        """x [M, K] contiguous at a multiple of 16, of which codes and their scales are made; None: they are there. out
-        [M, N], M at least 1."""
-        op, tokens, stream = self.op, out.shape[0], stream_of(self.op.device)
-        tiling, (weight, scale) = op.tiling(tokens), prepared
+        """x [M, K] contiguous at a multiple of 16, of which codes and their scales are made, as quantized; None: they
+        are there. out [M, N], M at least 1, divided as `tiling` says."""
+        tokens, stream = out.shape[0], stream_of(self.op.device)
+        (codes, token_scale), (weight, scale) = quantized, prepared
         try:
             held = self._idle.pop()  # another thread finds another one
         except IndexError:
