@@ -24,6 +24,7 @@
 #include "common.cuh"
 #include "metadata.cuh"
 #include "output.cuh"
+#include "epilogue.cuh"
 #include "rings.cuh"
 #include "multiply.cuh"
 #include "parts.cuh"
@@ -126,6 +127,8 @@ struct Consumer {
         read(values, 0);
     }
 
+    /* When the products have been given its last values: loads that are under way may be late, as the tensor cores read
+       shared memory too, and what is released is overwritten at once. */
     __device__ __forceinline__ void end_unit()
     {
         release(rings.unit_free(unit_turn.place));
@@ -146,15 +149,15 @@ struct Consumer {
             multiply(sums, now.step[0], now.metadata[0], codes, begun || piece > 0);
             multiply(sums, now.step[1], now.metadata[1], codes + STEP / 16, true);
             commit_products();
+            if (piece + 1 == UNIT_PIECES)
+                end_unit();
             await_products<1>(sums);
             if (begun || piece > 0)
                 release_everywhere(rings.piece_free(piece_turn.before()));
             piece_turn.next();
-            if (piece + 1 < UNIT_PIECES) {
+            if (piece + 1 < UNIT_PIECES)
                 read(next, piece + 1);
-                if (piece + 2 == UNIT_PIECES)
-                    end_unit();
-            } else if (!last)
+            else if (!last)
                 begin_unit(next);
         }
     }
@@ -163,11 +166,14 @@ struct Consumer {
 __device__ __forceinline__ void consume(const Arguments &it, const Rings &rings, u32 group, u32 rank)
 {
     u32 warp = threadIdx.x / 32 % 4, clusters = gridDim.x / CLUSTER;
+    bool odd = false;
     Units units(it, rank);
     Consumer consumer{rings, group * SLAB_UNIT + warp * WARP_UNIT, {}, {}, {}};
     wait_for_previous();
-    for (u32 number = blockIdx.x / CLUSTER; number < it.row_tiles * it.token_tiles; number += clusters) {
+    for (u32 number = blockIdx.x / CLUSTER; number < it.row_tiles * it.token_tiles; number += clusters, odd = !odd) {
         Tile tile(it, number, rank);
+        Epilogue<TOKENS / SPLITS> epilogue(it, rings.outputs(group), (tile.row_group * WARPGROUPS + group) * ROWS,
+                                           tile.token + rank % SPLITS * (TOKENS / SPLITS), odd);
         Sum sums[4 * TILES];
         Values values[2];
         u32 unit = units.begin;
@@ -180,14 +186,12 @@ __device__ __forceinline__ void consume(const Arguments &it, const Rings &rings,
             consumer.multiply_unit<0>(sums, values, unit > units.begin, true);
         await_products<0>(sums);
         release_everywhere(rings.piece_free(consumer.piece_turn.before()));
-        u32 row = (tile.row_group * WARPGROUPS + group) * ROWS + warp * 16;
-        u32 outputs = rings.outputs() + (group * 4 + warp) * WARP_OUTPUTS;
 #if SPLITS > 1
         Sum whole[4 * TILES / SPLITS];
         add_parts(rings, sums, whole, rank);
-        write_tile<TOKENS / SPLITS>(it, whole, outputs, row, tile.token + rank * (TOKENS / SPLITS));
+        epilogue.write(whole);
 #else
-        write_tile<TOKENS>(it, sums, outputs, row, tile.token);
+        epilogue.write(sums);
 #endif
     }
 }

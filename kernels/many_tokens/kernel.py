@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..driver import Launch, Module
 from ..few_tokens.division import ceil_div
-from ..few_tokens.kernel import KINDS, OVERLAPPING_SINCE, SINCE, STATIC_SHARED, WARPGROUPS, Device, FewTokens
+from ..few_tokens.kernel import KINDS, OVERLAPPING_SINCE, SINCE, WARPGROUPS, Device, FewTokens
 from ..few_tokens.prepared import GROUP, Order
 from ..launch import aligned, stream_of
 from ..operand import Operand
@@ -119,7 +119,7 @@ class ManyTokens:
         """Those that fit the device."""
         gpu = self.gpu
         forms = self._forms or (FORMS if gpu.capability == WARPGROUPS else PORTABLE)
-        free, unit = gpu.shared_bytes - STATIC_SHARED, self.order.unit
+        free, unit = gpu.shared_bytes, self.order.unit
         found = {form: form.fitted(unit, free) for form in forms if form.splits <= self.units}
         return {form: fitted for form, fitted in found.items() if fitted is not None}
 

@@ -32,21 +32,52 @@ struct TwoRows {
     }
 };
 
-/* Outputs of 32 bits: rows `row` and the eighth after it, two tokens of each of two times eight. */
-__device__ __forceinline__ void write_single(const Arguments &it, const float (&out)[2][2][2], u32 row, u32 token)
-{
+/* Of 16 tokens, a lane's part: rows g and g + 8, and two tokens of each of two times eight. */
+struct Sixteen {
+    float value[2][2][2]; /* [8 tokens][row][token] */
+
+    /* scale: of the lane's two tokens of each eight. */
+    __device__ __forceinline__ Sixteen(const Sum *sums, const float2 (&scale)[2], const TwoRows &rows)
+    {
 #pragma unroll
-    for (int i = 0; i < 8; i++) {
-        u32 at_row = row + i / 2 % 2 * 8, at_token = token + i / 4 * 8 + i % 2;
-        if (at_row < it.rows && at_token < it.tokens)
-            ((float *)it.out)[(u64)at_token * it.rows + at_row] = out[i / 4][i / 2 % 2][i % 2];
+        for (int i = 0; i < 2; i++)
+#pragma unroll
+            for (int j = 0; j < 2; j++) {
+                const Sum *two = sums + 4 * i + 2 * j;
+                value[i][j][0] = scaled(two[0], scale[i].x, rows.weight_scale[j], rows.bias[j]);
+                value[i][j][1] = scaled(two[1], scale[i].y, rows.weight_scale[j], rows.bias[j]);
+            }
     }
+
+    /* As 16 bits, a word of each of the four matrices of 8 rows and 8 tokens. */
+    __device__ __forceinline__ void narrow_to(u32 *words) const
+    {
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            words[i] = narrow(value[i / 2][i % 2][0], value[i / 2][i % 2][1]);
+    }
+
+    /* As 32 bits, from the lane's first row and token on. */
+    __device__ __forceinline__ void write(const Arguments &it, u32 row, u32 token) const
+    {
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            u32 at_row = row + i / 2 % 2 * 8, at_token = token + i / 4 * 8 + i % 2;
+            if (at_row < it.rows && at_token < it.tokens)
+                ((float *)it.out)[(u64)at_token * it.rows + at_row] = value[i / 4][i / 2 % 2][i % 2];
+        }
+    }
+};
+
+/* Where the outputs of a token begin, from a row on. */
+__device__ __forceinline__ u16 *place_of_outputs(const Arguments &it, u32 row, u32 token)
+{
+    return (u16 *)it.out + (u64)token * it.rows + row;
 }
 
-/* Eight outputs of 16 bits of a token, as far as there are rows. */
-__device__ __forceinline__ void write_eight(const Arguments &it, const Four &eight, u32 row, u32 token)
+/* Eight outputs of 16 bits of a token, from this row on, as far as there are rows. */
+__device__ __forceinline__ void write_eight(const Arguments &it, u16 *to, const Four &eight, u32 row)
 {
-    u16 *to = (u16 *)it.out + (u64)token * it.rows + row;
     if (it.rows % 8 == 0)
         *(Four *)to = eight;
     else
@@ -55,8 +86,6 @@ __device__ __forceinline__ void write_eight(const Arguments &it, const Four &eig
             if (row + i < it.rows)
                 to[i] = (u16)(eight.word[i / 2] >> (i % 2 * 16));
 }
-
-#define WARP_OUTPUTS 1024 /* bytes in which a warp turns its outputs */
 
 /* Four matrices of 8 rows x 8 tokens, of 16 bits, a word of each from every lane: transposed to the addresses of their
    tokens, that of token lane % 8 of matrix lane / 8 from each lane. */
@@ -73,45 +102,4 @@ __device__ __forceinline__ void turn(u32 to, const u32 *words)
         asm volatile("st.shared.b32 [%0], %1;" ::"r"(row + threadIdx.x % 4 * 4), "r"(turned) : "memory");
     }
 #endif
-}
-
-/* A warp's 16 rows of so many tokens, from a first row and token on. Outputs of 16 bits are turned in shared memory, 16
-   tokens at a time, so that two lanes write the 16 rows of a token. */
-template <u32 COUNT>
-__device__ __forceinline__ void write_tile(const Arguments &it, const Sum *sums, u32 turned, u32 row, u32 token)
-{
-    u32 lane = threadIdx.x % 32, pair = lane % 4 * 2;
-    TwoRows rows(it, row + lane / 4);
-    /* A lane stores the address of 8 rows of a token: of matrix lane / 8, token lane % 8. Halves are swapped in every other
-       four tokens, so that 8 lanes use all banks. */
-    u32 stored = lane / 16 * 8 + lane % 8, store = turned + stored * 32 + (lane / 8 % 2 ^ stored / 4 % 2) * 16;
-    u32 taken = lane / 2, take = turned + taken * 32 + (lane % 2 ^ taken / 4 % 2) * 16;
-    u32 first = row + lane % 2 * 8;
-#pragma unroll
-    for (int i = 0; i < COUNT / 16; i++) {
-        u32 words[4];
-        float out[2][2][2]; /* [8 tokens][row][token] */
-#pragma unroll
-        for (int j = 0; j < 2; j++) {
-            float2 scale = *(const float2 *)(it.scale + token + 16 * i + 8 * j + pair);
-#pragma unroll
-            for (int k = 0; k < 2; k++) {
-                const Sum *two = sums + 4 * (2 * i + j) + 2 * k;
-                out[j][k][0] = scaled(two[0], scale.x, rows.weight_scale[k], rows.bias[k]);
-                out[j][k][1] = scaled(two[1], scale.y, rows.weight_scale[k], rows.bias[k]);
-                words[2 * j + k] = narrow(out[j][k][0], out[j][k][1]);
-            }
-        }
-        if (X == 2)
-            write_single(it, out, row + lane / 4, token + 16 * i + pair);
-        else {
-            u32 buffer = i % 2 * 512, at_token = token + 16 * i + taken;
-            __syncwarp(); /* lanes without outputs may be ahead */
-            turn(store + buffer, words);
-            __syncwarp();
-            Four eight = load(take + buffer);
-            if (at_token < it.tokens && first < it.rows)
-                write_eight(it, eight, first, at_token);
-        }
-    }
 }

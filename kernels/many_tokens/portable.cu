@@ -94,6 +94,39 @@ __device__ __forceinline__ void multiply(Sum *s, const Four &a, u32 metadata, co
                    "r"(b.word[0]), "r"(b.word[1]), "r"(b.word[2]), "r"(b.word[3]), "r"(metadata));
 }
 
+#define WARP_OUTPUTS 1024 /* bytes in which a warp turns its outputs */
+
+/* A warp's 16 rows of its tokens, from a first row and token on. Outputs of 16 bits are turned in shared memory, 16 tokens
+   at a time, so that two lanes write the 16 rows of a token. */
+__device__ __forceinline__ void write_tile(const Arguments &it, const Sum *sums, u32 turned, u32 row, u32 token)
+{
+    u32 lane = threadIdx.x % 32, pair = lane % 4 * 2;
+    TwoRows rows(it, row + lane / 4);
+    /* A lane stores the address of 8 rows of a token: of matrix lane / 8, token lane % 8. Halves are swapped in every other
+       four tokens, so that 8 lanes use all banks. */
+    u32 stored = lane / 16 * 8 + lane % 8, store = turned + stored * 32 + (lane / 8 % 2 ^ stored / 4 % 2) * 16;
+    u32 taken = lane / 2, take = turned + taken * 32 + (lane % 2 ^ taken / 4 % 2) * 16;
+    u32 first = row + lane % 2 * 8;
+#pragma unroll
+    for (u32 i = 0; i < WARP_TOKENS / 16; i++) {
+        const float *scale = it.scale + token + 16 * i + pair;
+        float2 scales[2] = {*(const float2 *)scale, *(const float2 *)(scale + 8)};
+        Sixteen outputs(sums + 8 * i, scales, rows);
+        if (X == 2)
+            outputs.write(it, row + lane / 4, token + 16 * i + pair);
+        else {
+            u32 buffer = i % 2 * 512, at_token = token + 16 * i + taken, words[4];
+            outputs.narrow_to(words);
+            __syncwarp(); /* lanes without outputs may be ahead */
+            turn(store + buffer, words);
+            __syncwarp();
+            Four eight = load(take + buffer);
+            if (at_token < it.tokens && first < it.rows)
+                write_eight(it, place_of_outputs(it, first, at_token), eight, first);
+        }
+    }
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS, 1) product(const __grid_constant__ Arguments it)
 {
     u32 base = address(shared), lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -149,6 +182,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(const __grid_co
         }
 #pragma unroll
     for (int i = 0; i < OWN; i++)
-        write_tile<WARP_TOKENS>(it, &sums[i][0][0], base + OUTPUTS + warp * WARP_OUTPUTS,
-                                row_tile * 128 + (first_slab + i) * 16, copies.token + first_token);
+        write_tile(it, &sums[i][0][0], base + OUTPUTS + warp * WARP_OUTPUTS, row_tile * 128 + (first_slab + i) * 16,
+                   copies.token + first_token);
 }

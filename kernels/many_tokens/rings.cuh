@@ -22,15 +22,15 @@ template <u32 PLACES> struct Turn {
     __device__ __forceinline__ u32 before() const { return place == 0 ? PLACES - 1 : place - 1; }
 };
 
-/* [STAGES][PIECE] codes, [UNITS][WARPGROUPS][SLAB_UNIT] weight, [warps][WARP_OUTPUTS]; barriers, 8 bytes each. */
+/* [STAGES][PIECE] codes, [UNITS][WARPGROUPS][SLAB_UNIT] weight, [WARPGROUPS][WARPGROUP_OUTPUTS]; barriers, 8 bytes each. */
 struct Rings {
     u32 base;
 
     __device__ __forceinline__ Rings() { base = (address(shared) + ALIGNMENT - 1) & ~(ALIGNMENT - 1); }
     __device__ __forceinline__ u32 piece(u32 place) const { return base + place * PIECE; }
     __device__ __forceinline__ u32 unit(u32 place) const { return base + STAGES * PIECE + place * (WARPGROUPS * SLAB_UNIT); }
-    __device__ __forceinline__ u32 outputs() const { return unit(UNITS); }
-    __device__ __forceinline__ u32 barrier(u32 i) const { return outputs() + WARPGROUPS * 4 * WARP_OUTPUTS + 8 * i; }
+    __device__ __forceinline__ u32 outputs(u32 group) const { return unit(UNITS) + group * WARPGROUP_OUTPUTS; }
+    __device__ __forceinline__ u32 barrier(u32 i) const { return outputs(WARPGROUPS) + 8 * i; }
     __device__ __forceinline__ u32 piece_copied(u32 place) const { return barrier(place); }
     __device__ __forceinline__ u32 piece_free(u32 place) const { return barrier(STAGES + place); }
     __device__ __forceinline__ u32 unit_copied(u32 place) const { return barrier(2 * STAGES + place); }

@@ -9,8 +9,6 @@ from ..few_tokens.division import ROWS, Unit, ceil_div
 
 PIECE_COLUMNS = 128
 """Columns of a piece of codes."""
-WARP_OUTPUTS = 1024
-"""Bytes in which a warp turns its outputs."""
 BAND = 8
 """Tiles of tokens that are done before the next rows: together with as many tiles of rows they stay in the L2 cache."""
 
@@ -58,17 +56,28 @@ class Wgmma:
         return 128 * (self.warpgroups + 1)
 
     def fitted(self, unit: Unit, shared_bytes: int) -> Fitted | None:
-        """With the deepest rings that fit: as many units as the pieces cover, and one that is being read. None if none
-        do."""
+        """With the rings that run furthest ahead of those that fit, which is as far as the shallower one does; one of
+        its units is being read. None if none fit."""
+        pieces, slabs = unit.columns // PIECE_COLUMNS, 4 * self.warpgroups * unit.warp_bytes
+        free = shared_bytes - self.barriers - self.alignment - self.warpgroups * self.outputs
+        deepest = None
         for stages in self.stages:
-            units = ceil_div(stages * PIECE_COLUMNS, unit.columns) + 1
-            warps = 4 * self.warpgroups * (units * unit.warp_bytes + WARP_OUTPUTS)
-            taken = stages * PIECE_COLUMNS * self.tokens + warps + self.barriers + self.alignment
-            if taken <= shared_bytes:
-                sizes = {"WARPGROUPS": self.warpgroups, "CLUSTER": self.cluster, "SPLITS": self.splits}
-                rings = {"STAGES": stages, "UNITS": units}
-                return Fitted(taken, {"TILES": self.tokens // 8, "BAND": BAND, **sizes, **rings})
-        return None
+            units = min((free - stages * PIECE_COLUMNS * self.tokens) // slabs, ceil_div(stages, pieces) + 1)
+            ahead = min(stages, (units - 1) * pieces)
+            if units >= 2 and (deepest is None or ahead > deepest[0]):
+                deepest = ahead, stages, units
+        if deepest is None:
+            return None
+        _, stages, units = deepest
+        taken = shared_bytes - free + stages * PIECE_COLUMNS * self.tokens + units * slabs
+        sizes = {"WARPGROUPS": self.warpgroups, "CLUSTER": self.cluster, "SPLITS": self.splits}
+        rings = {"STAGES": stages, "UNITS": units}
+        return Fitted(taken, {"TILES": self.tokens // 8, "BAND": BAND, **sizes, **rings})
+
+    @property
+    def outputs(self) -> int:
+        """Bytes in which a warpgroup turns its outputs and keeps scales, of two times 16 tokens and of two tiles."""
+        return 2 * (16 * ROWS * 2 + self.tokens * 4)
 
     def blocks(self, tiles: int, processors: int) -> int:
         """That are launched: clusters take tiles in turn, but of a tile that is split each has one."""
@@ -98,11 +107,13 @@ class Mma:
     stages: ClassVar[tuple[int, ...]] = (4, 3, 2)
     """More would overwrite metadata that is still read."""
     metadatas: ClassVar[int] = 2
+    warp_outputs: ClassVar[int] = 1024
+    """Bytes in which a warp turns its outputs."""
 
     def fitted(self, unit: Unit, shared_bytes: int) -> Fitted | None:
         """With as many stages as fit; None if too few do."""
         metadata = self.rows // 16 * (unit.warp_bytes - unit.columns * 8)
-        outputs = self.threads // 32 * WARP_OUTPUTS
+        outputs = self.threads // 32 * self.warp_outputs
         for stages in self.stages:
             taken = stages * PIECE_COLUMNS * (self.rows // 2 + self.tokens) + self.metadatas * metadata + outputs
             if taken <= shared_bytes:
