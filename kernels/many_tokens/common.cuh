@@ -25,7 +25,9 @@ struct Arguments {
     const void *bias;          /* [rows] */
     void *out;                 /* [tokens, rows] */
     const void *x;             /* [tokens, columns] */
-    u32 rows, columns, tokens, units, row_tiles, token_tiles, pieces;
+    void *parts;               /* sums of tiles that two clusters have: parts.cuh */
+    u32 *arrivals;             /* [halved][SHARERS][WARPGROUPS] */
+    u32 rows, columns, tokens, units, row_tiles, token_tiles, pieces, halved;
 };
 
 extern __shared__ u8 shared[];

@@ -9,6 +9,11 @@
 #define SCALES (TOKENS * 4)
 #define WARPGROUP_OUTPUTS (2 * (TURNED + SCALES))
 
+__device__ __forceinline__ void meet_warpgroup()
+{
+    asm volatile("bar.sync %0, 128;" ::"r"(2 + threadIdx.x / 128) : "memory");
+}
+
 template <u32 COUNT> struct Epilogue {
     const Arguments &it;
     u32 base; /* of WARPGROUP_OUTPUTS bytes */
@@ -31,7 +36,7 @@ template <u32 COUNT> struct Epilogue {
     __device__ __forceinline__ void write(const Sum *sums) const
     {
         wait_copies<0>();
-        meet();
+        meet_warpgroup();
         if (X == 2)
             write_single(sums);
         else
@@ -64,16 +69,11 @@ template <u32 COUNT> struct Epilogue {
             turn(store + buffer, words[i % 2]);
             if (i + 1 < COUNT / 16) /* meanwhile */
                 sixteen(sums, i + 1).narrow_to(words[(i + 1) % 2]);
-            meet();
+            meet_warpgroup();
             Four eight = load(take + buffer);
             if (token + 16 * i + taken < beyond)
                 write_eight(it, to, eight, first);
         }
-    }
-
-    __device__ __forceinline__ void meet() const
-    {
-        asm volatile("bar.sync %0, 128;" ::"r"(2 + threadIdx.x / 128) : "memory");
     }
 
     /* The lane's outputs of 16 tokens of the tile. */

@@ -33,6 +33,36 @@
 #define PRODUCER_REGISTERS (WARPGROUPS == 2 ? 40 : 32)
 #define CONSUMER_REGISTERS (WARPGROUPS == 2 ? 232 : 160)
 
+/* What a cluster multiplies, one after the other: tiles, or the half of a tile. In the last round, where some clusters would
+   idle, the tiles that are left (`halved` of them, for at least twice as many clusters) have two clusters each. All others
+   go through the columns at the same time, so that what they read is in the L2 cache. */
+struct Work {
+    const Arguments &it;
+    u32 next_tile = blockIdx.x / CLUSTER;
+    u32 tile, begin, end; /* units of it */
+    bool half;
+
+    __device__ __forceinline__ explicit Work(const Arguments &it) : it(it) {}
+
+    __device__ __forceinline__ u32 whole() const { return it.row_tiles * it.token_tiles - it.halved; }
+
+    __device__ __forceinline__ bool next()
+    {
+        u32 tiles = whole();
+        tile = next_tile;
+        half = tile >= tiles;
+        if (tile >= tiles + 2 * it.halved)
+            return false;
+        u32 part = half ? tile >= tiles + it.halved : blockIdx.x % SPLITS, parts = half ? 2 : SPLITS;
+        if (half && part)
+            tile -= it.halved;
+        begin = it.units * part / parts;
+        end = it.units * (part + 1) / parts;
+        next_tile += gridDim.x / CLUSTER;
+        return true;
+    }
+};
+
 /* A tile of a cluster: bands of BAND tiles of tokens, in a band tile after tile of the same rows. */
 struct Tile {
     u32 row_group, token; /* of TILE_ROWS rows, this block's; the first token */
@@ -46,29 +76,16 @@ struct Tile {
     }
 };
 
-/* The units of a tile that a block multiplies. */
-struct Units {
-    u32 begin, end;
-
-    __device__ __forceinline__ Units(const Arguments &it, u32 rank)
-    {
-        u32 part = rank % SPLITS;
-        begin = it.units * part / SPLITS;
-        end = it.units * (part + 1) / SPLITS;
-    }
-};
-
 /* One thread of a block: all copies. */
 __device__ __forceinline__ void produce(const Arguments &it, const Rings &rings, u32 rank)
 {
     Turn<UNITS> unit_turn;
     Turn<STAGES> piece_turn;
-    u32 slabs = (it.rows + ROWS - 1) / ROWS, clusters = gridDim.x / CLUSTER;
-    Units units(it, rank);
+    u32 slabs = (it.rows + ROWS - 1) / ROWS;
     bool waited = false;
-    for (u32 number = blockIdx.x / CLUSTER; number < it.row_tiles * it.token_tiles; number += clusters) {
-        Tile tile(it, number, rank);
-        for (u32 unit = units.begin; unit < units.end; unit++) {
+    for (Work work(it); work.next();) {
+        Tile tile(it, work.tile, rank);
+        for (u32 unit = work.begin; unit < work.end; unit++) {
             wait(rings.unit_free(unit_turn.place), unit_turn.phase ^ 1);
             u32 copied = rings.unit_copied(unit_turn.place), to = rings.unit(unit_turn.place);
             expect(copied, WARPGROUPS * SLAB_UNIT);
@@ -165,25 +182,24 @@ struct Consumer {
 
 __device__ __forceinline__ void consume(const Arguments &it, const Rings &rings, u32 group, u32 rank)
 {
-    u32 warp = threadIdx.x / 32 % 4, clusters = gridDim.x / CLUSTER;
+    u32 warp = threadIdx.x / 32 % 4;
     bool odd = false;
-    Units units(it, rank);
     Consumer consumer{rings, group * SLAB_UNIT + warp * WARP_UNIT, {}, {}, {}};
     wait_for_previous();
-    for (u32 number = blockIdx.x / CLUSTER; number < it.row_tiles * it.token_tiles; number += clusters, odd = !odd) {
-        Tile tile(it, number, rank);
+    for (Work work(it); work.next(); odd = !odd) {
+        Tile tile(it, work.tile, rank);
         Epilogue<TOKENS / SPLITS> epilogue(it, rings.outputs(group), (tile.row_group * WARPGROUPS + group) * ROWS,
                                            tile.token + rank % SPLITS * (TOKENS / SPLITS), odd);
         Sum sums[4 * TILES];
         Values values[2];
-        u32 unit = units.begin;
+        u32 unit = work.begin;
         consumer.begin_unit(values[0]);
-        for (; unit + 1 < units.end; unit += 2) {
-            consumer.multiply_unit<0>(sums, values, unit > units.begin, false);
-            consumer.multiply_unit<UNIT_PIECES % 2>(sums, values, true, unit + 2 == units.end);
+        for (; unit + 1 < work.end; unit += 2) {
+            consumer.multiply_unit<0>(sums, values, unit > work.begin, false);
+            consumer.multiply_unit<UNIT_PIECES % 2>(sums, values, true, unit + 2 == work.end);
         }
-        if (unit < units.end)
-            consumer.multiply_unit<0>(sums, values, unit > units.begin, true);
+        if (unit < work.end)
+            consumer.multiply_unit<0>(sums, values, unit > work.begin, true);
         await_products<0>(sums);
         release_everywhere(rings.piece_free(consumer.piece_turn.before()));
 #if SPLITS > 1
@@ -191,7 +207,8 @@ __device__ __forceinline__ void consume(const Arguments &it, const Rings &rings,
         add_parts(rings, sums, whole, rank);
         epilogue.write(whole);
 #else
-        epilogue.write(sums);
+        if (!work.half || add_other(it, sums, ((work.tile - work.whole()) * SHARERS + rank) * WARPGROUPS + group, epilogue.base))
+            epilogue.write(sums);
 #endif
     }
 }

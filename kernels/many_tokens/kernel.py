@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ..driver import Launch, Module
-from ..few_tokens.division import ceil_div
+from ..few_tokens.division import ROWS, ceil_div
+from ..few_tokens.exchange import address, exchanges
 from ..few_tokens.kernel import KINDS, OVERLAPPING_SINCE, SINCE, WARPGROUPS, Device, FewTokens
 from ..few_tokens.prepared import GROUP, Order
 from ..launch import aligned, stream_of
@@ -45,8 +46,10 @@ class Arguments(ctypes.Structure):
     _fields_ = (
         ("map", TensorMap),
         *((name, c_uint64) for name in ("weight", "codes", "scale", "weight_scale", "bias", "out", "x")),
+        *((name, c_uint64) for name in ("parts", "arrivals")),
         *((name, c_int) for name in ("rows", "columns", "tokens", "units", "row_tiles", "token_tiles", "pieces")),
-        ("padding", c_int * 11),
+        ("halved", c_int),
+        ("padding", c_int * 6),
     )
 
 
@@ -256,11 +259,16 @@ class _Launches:
         argument.codes, argument.scale, argument.out = codes.data_ptr(), token_scale.data_ptr(), out.data_ptr()
         argument.bias = 0 if bias is None else bias.data_ptr()
         argument.tokens, argument.row_tiles, argument.token_tiles = tokens, tiling.row_tiles, tiling.token_tiles
+        argument.halved = tiling.halved
+        if tiling.halved:
+            parts = torch.empty(tiling.exchanges * ROWS * tiling.form.tokens, dtype=torch.int32, device=out.device)
+            arrivals = exchanges(out.device).of(stream, tiling.exchanges)
+            argument.parts, argument.arrivals = parts.data_ptr(), address(arrivals)
         if x is not None:
             argument.x = x.data_ptr()
             quantize.resize(tokens)
             quantize.start(stream)
-        product.resize(tiling.blocks)
+        product.resize(tiling.clusters * tiling.form.cluster)
         product.start(stream)
         self._idle.append(held)
 

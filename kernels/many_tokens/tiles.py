@@ -79,18 +79,34 @@ class Wgmma:
         """Bytes in which a warpgroup turns its outputs and keeps scales, of two times 16 tokens and of two tiles."""
         return 2 * (16 * ROWS * 2 + self.tokens * 4)
 
-    def blocks(self, tiles: int, processors: int) -> int:
-        """That are launched: clusters take tiles in turn, but of a tile that is split each has one."""
-        return self.cluster * (tiles if self.splits > 1 else min(processors // self.cluster, tiles))
+    def clusters(self, tiles: int, processors: int) -> int:
+        """That are launched: they take tiles in turn, but of a tile that is split each has one."""
+        return tiles if self.splits > 1 else min(processors // self.cluster, tiles)
+
+    def halved(self, tiles: int, columns: int, processors: int) -> int:
+        """Tiles of the last round that have two clusters each, or 0: if there are as many clusters, and it takes less
+        time."""
+        clusters = self.clusters(tiles, processors)
+        rest = tiles % clusters
+        fits = self.splits == 1 and 2 * rest <= clusters
+        return rest if fits and self.tile(columns) / 2 > self.exchange else 0
+
+    def tile(self, columns: int) -> float:
+        """Cycles of one, roughly: what the tensor cores take at this rate, and its start and end, which others overlap
+        for the most part. 4,096 sums a cycle are the full rate, and half of the slid codes are zero."""
+        work = ROWS * self.warpgroups * self.tokens * columns / self.splits / 8192
+        return work / self.rate + self.edge * self.splits
 
     def cycles(self, tiles: int, columns: int, processors: int) -> float:
-        """Roughly, of the product: what the tensor cores take at this rate, and the start and end of a tile, which
-        others overlap for the most part. 4,096 sums a cycle are the full rate, and half of the slid codes are zero."""
-        work = ROWS * self.warpgroups * self.tokens * columns / self.splits / 8192
-        tile = work / self.rate + self.edge * self.splits
-        return ceil_div(tiles, processors // self.cluster) * tile
+        """Of the product, roughly."""
+        rounds: float = ceil_div(tiles, processors // self.cluster)
+        if not self.halved(tiles, columns, processors):
+            return rounds * self.tile(columns)
+        return (rounds - 0.5) * self.tile(columns) + self.exchange
 
     edge: ClassVar[float] = 1800.0
+    exchange: ClassVar[float] = 6000.0
+    """Cycles in which one of two clusters gets the sums of the other."""
 
 
 @dataclass(frozen=True)
@@ -120,8 +136,11 @@ class Mma:
                 return Fitted(taken, {"TILES": self.tokens // 8, "BAND": BAND, "STAGES": stages})
         return None
 
-    def blocks(self, tiles: int, processors: int) -> int:
+    def clusters(self, tiles: int, processors: int) -> int:
         return tiles
+
+    def halved(self, tiles: int, columns: int, processors: int) -> int:
+        return 0
 
     def cycles(self, tiles: int, columns: int, processors: int) -> float:
         return ceil_div(tiles, processors) * float(self.rows * self.tokens * columns)
@@ -161,11 +180,25 @@ class Tiling:
         return ceil_div(self.tokens, self.form.tokens)
 
     @property
-    def blocks(self) -> int:
+    def tiles(self) -> int:
+        return self.row_tiles * self.token_tiles
+
+    @property
+    def clusters(self) -> int:
         """That are launched."""
-        return self.form.blocks(self.row_tiles * self.token_tiles, self.processors)
+        return self.form.clusters(self.tiles, self.processors)
+
+    @property
+    def halved(self) -> int:
+        """Tiles of the last round that have two clusters each."""
+        return self.form.halved(self.tiles, self.units * self.unit.columns, self.processors)
+
+    @property
+    def exchanges(self) -> int:
+        """Warpgroups that get sums of another: those of halved tiles."""
+        return self.halved * ceil_div(self.form.rows, ROWS)
 
     @property
     def cycles(self) -> float:
         """Roughly, of the product; comparable among forms of one source."""
-        return self.form.cycles(self.row_tiles * self.token_tiles, self.units * self.unit.columns, self.processors)
+        return self.form.cycles(self.tiles, self.units * self.unit.columns, self.processors)

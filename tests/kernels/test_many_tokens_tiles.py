@@ -63,8 +63,8 @@ def test_every_pattern_has_a_form_for_any_number_of_tokens(gpu: str, monkeypatch
                 tiling = op.tiling(tokens)
                 form = tiling.form
                 assert isinstance(form, Wgmma) == (gpu == "H200")
-                assert tiling.blocks > 0 and tiling.blocks % form.cluster == 0
-                assert tiling.blocks <= 132 or not isinstance(form, Wgmma)
+                assert 0 < tiling.clusters
+                assert tiling.clusters * form.cluster <= 132 or not isinstance(form, Wgmma)
                 assert tiling.row_tiles * form.rows >= rows > (tiling.row_tiles - 1) * form.rows
                 assert tiling.token_tiles * form.tokens >= tokens
 
@@ -87,7 +87,18 @@ def test_large_products_take_the_largest_tiles(hopper: None) -> None:
 
 def test_tilings_count_from_the_padded_weight() -> None:
     tiling = Tiling(200, 1000, 300, Order.of(8).unit, Wgmma(128, 2, 2, rate=1.0), 132)
-    assert (tiling.units, tiling.row_tiles, tiling.token_tiles, tiling.blocks) == (3, 1, 3, 6)
+    assert (tiling.units, tiling.row_tiles, tiling.token_tiles, tiling.clusters) == (3, 1, 3, 3)
+
+
+def test_a_last_round_that_leaves_the_gpu_idle_has_two_clusters_for_each_tile() -> None:
+    """down of Qwen2.5-7B, 4,096 tokens: 224 tiles for 66 clusters, of which 26 are left after three rounds."""
+    form = Wgmma(256, 2, 2, rate=0.5)
+    tiling = Tiling(3584, 18944, 4096, Order.of(4).unit, form, 132)
+    assert (tiling.tiles, tiling.clusters, tiling.halved, tiling.exchanges) == (224, 66, 26, 26 * 4)
+    assert tiling.cycles < 4 * form.tile(18944)
+    assert Tiling(3584, 18944, 16384, Order.of(4).unit, form, 132).halved == 0  # 38 are left: more than half
+    assert Tiling(3584, 1024, 4096, Order.of(4).unit, form, 132).halved == 0  # the exchange would take longer
+    assert Tiling(3584, 18944, 256, Order.of(4).unit, form, 132).halved == 0  # 14 tiles: the first round is the last
 
 
 def test_what_cannot_run_is_refused() -> None:
@@ -128,8 +139,8 @@ def test_products_run_ahead(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """No register is kept in memory, and the tensor cores are not waited for after every product: where registers are
-    short, the compiler makes them wait without a word."""
+    """Between products no register is kept in memory, and the tensor cores are not waited for after every one: where
+    registers are short, the compiler makes them wait without a word."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     op = ManyTokens(SlideSpec(4608, 3584, length, codes), CUDA)
     pieces, code = op.order.unit.columns // PIECE_COLUMNS, tmp_path / "code.cubin"
@@ -140,7 +151,7 @@ def test_products_run_ahead(
     assert "MEMBAR" not in loop  # releases to other blocks of a cluster wait for nothing
     assert body.count("GMMA") == 3 * 2 * pieces  # of even units, odd units, and the last one
     assert body.count("WARPGROUP.DEPBAR") == 3 * pieces + 1
-    assert "STL" not in body and "LDL" not in body
+    assert "STL" not in loop and "LDL" not in loop
 
 
 TARGETS = {"sm_80": (8, 0), "sm_86": (8, 6), "sm_89": (8, 9), "sm_90": (9, 0), "sm_100": (10, 0), "sm_120": (12, 0)}
