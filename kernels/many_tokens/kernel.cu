@@ -48,18 +48,19 @@ struct Work {
 
     __device__ __forceinline__ bool next()
     {
-        u32 tiles = whole();
+        u32 tiles = whole(), part = blockIdx.x % SPLITS;
         tile = next_tile;
-        half = tile >= tiles;
-        if (tile >= tiles + 2 * it.halved)
-            return false;
-        u32 part = half ? tile >= tiles + it.halved : blockIdx.x % SPLITS, parts = half ? 2 : SPLITS;
-        if (half && part)
-            tile -= it.halved;
-        begin = it.units * part / parts;
-        end = it.units * (part + 1) / parts;
         next_tile += gridDim.x / CLUSTER;
-        return true;
+        begin = it.units * part / SPLITS;
+        end = it.units * (part + 1) / SPLITS;
+        half = tile >= tiles;
+        if (half && tile < tiles + it.halved)
+            end = it.units / 2;
+        else if (half) {
+            tile -= it.halved;
+            begin = it.units / 2;
+        }
+        return tile < tiles + it.halved;
     }
 };
 
