@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from slideconvert.kernels.few_tokens.exchange import ABSENT, Exchange, exchanges
 from slideconvert.kernels.few_tokens.kernel import WARPGROUPS, FewTokens
 from slideconvert.kernels.few_tokens.reference import few_tokens
 from slideconvert.kernels.few_tokens.test_few_tokens import CODES, DTYPES, LENGTHS, activations, check, poisoned, weight
+from slideconvert.kernels.launch import stream_of
 from slideconvert.kernels.many_tokens.kernel import ManyTokens
 from slideconvert.kernels.many_tokens.tiles import FORMS, PORTABLE, Form, Wgmma
 from slideconvert.kernels.slide_spec import SlideSpec
@@ -122,6 +124,23 @@ def test_more_outputs_than_31_bits_count() -> None:
     assert found.numel() > 2**31
     for rows in (slice(0, 300), slice(40000, 40300), slice(65536 - 100, 65536 + 70)):
         assert torch.equal(found[rows], few_tokens(x[rows], made, None))
+
+
+@CODES
+def test_two_clusters_have_a_tile_of_the_last_round(codes: torch.dtype) -> None:
+    """Who comes first differs from run to run; outputs do not."""
+    for rows, columns, tokens, form in ((3584, 18944, 4096, FORMS[0]), (4608, 3584, 1000, FORMS[2])):
+        spec = SlideSpec(rows, columns, 8, codes)
+        made, op = weight(spec), ManyTokens(spec, CUDA, forms=[form])
+        assert op.tiling(tokens).halved
+        x, prepared = activations(tokens, spec, torch.bfloat16), op.prepare(made)
+        poisoned()
+        found = op(x, prepared, None)
+        check(found, x, made, None)
+        for _ in range(20):
+            assert torch.equal(op(x, prepared, None), found)
+        arrivals = exchanges(CUDA).of(stream_of(CUDA), 1)
+        assert isinstance(arrivals, Exchange) and bool((torch.as_tensor(arrivals, device=CUDA) == ABSENT).all())
 
 
 def test_what_cannot_run_is_refused() -> None:

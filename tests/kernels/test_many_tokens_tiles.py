@@ -63,7 +63,7 @@ def test_every_pattern_has_a_form_for_any_number_of_tokens(gpu: str, monkeypatch
                 tiling = op.tiling(tokens)
                 form = tiling.form
                 assert isinstance(form, Wgmma) == (gpu == "H200")
-                assert 0 < tiling.clusters
+                assert tiling.clusters > 0
                 assert tiling.clusters * form.cluster <= 132 or not isinstance(form, Wgmma)
                 assert tiling.row_tiles * form.rows >= rows > (tiling.row_tiles - 1) * form.rows
                 assert tiling.token_tiles * form.tokens >= tokens
