@@ -68,7 +68,8 @@ def interleaved(calls: Mapping[str, Callable[[], Any]]) -> Interleaved:
     started = time.perf_counter()
     while time.perf_counter() - started < WARM_SECONDS:
         turn()
-    query = ["nvidia-smi", "--query-gpu=power.draw,clocks.sm", "--format=csv,noheader,nounits", "-lms", "20"]
+    which = f"--id=GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
+    query = ["nvidia-smi", which, "--query-gpu=power.draw,clocks.sm", "--format=csv,noheader,nounits", "-lms", "20"]
     taken: list[dict[str, float]] = []
     started = time.perf_counter()
     with subprocess.Popen(query, stdout=subprocess.PIPE, text=True) as process:
