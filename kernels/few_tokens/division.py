@@ -61,6 +61,8 @@ CLUSTERED = tuple(
 )
 TOGETHER = (16, 18)
 """Multiprocessors of one part of a GPU, within which a cluster lies (`most_clusters`)."""
+THREES = 3 / 11
+"""Clusters of three that find room for each multiprocessor: fewer than such parts would have."""
 PART_COST, CLUSTER_COST = 4, 60_000
 """Of a byte of a published part, and of the barriers of a cluster, in bytes that a block copies in that time. Fitted to
 products on an H200: 100 KB that a block copies take 1.4 us, 100 KB of parts 5.9, the barriers 0.8."""
@@ -166,10 +168,11 @@ def most_clusters(processors: int, size: int) -> int:
     """The clusters of so many blocks that find room at once, one block on a multiprocessor.
 
     Which multiprocessors are off, and so how large the parts are, differs from device to device: what finds room both
-    in parts of 16 and of 18, the last one smaller. On an H200 28 clusters of 4 and 14 of 7 or 8 ran at once; 32, 24 of
-    5 and 16 of 7 or 8 ran one after another.
+    in parts of 16 and of 18, the last one smaller. On an H200 36 clusters of 3, 28 of 4 and 14 of 7 or 8 ran at once;
+    40 of 3, 32 of 4, 24 of 5 and 16 of 7 or 8 ran one after another.
     """
-    return min(processors // part * (part // size) + processors % part // size for part in TOGETHER)
+    found = min(processors // part * (part // size) + processors % part // size for part in TOGETHER)
+    return min(found, int(processors * THREES)) if size == 3 else found
 
 
 def most_exchanged(blocks: int, tokens: int = MOST_TOKENS) -> int:

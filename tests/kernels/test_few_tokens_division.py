@@ -120,7 +120,7 @@ def test_clusters_fit_the_gpu(rows: int, columns: int, padded: int) -> None:
 
 @pytest.mark.parametrize(
     ("size", "together", "too_many"),
-    [(1, 132, 133), (2, 64, 67), (3, 36, 45), (4, 28, 32), (5, 18, 24), (6, 16, 23), (7, 14, 16), (8, 14, 16)],
+    [(1, 132, 133), (2, 64, 67), (3, 36, 40), (4, 28, 32), (5, 18, 24), (6, 16, 23), (7, 14, 16), (8, 14, 16)],
 )
 def test_clusters_find_room_as_on_an_h200(size: int, together: int, too_many: int) -> None:
     """So many ran together there; too many took twice as long, or are more than its multiprocessors."""
