@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -152,6 +154,9 @@ def test_products_run_ahead(
     assert body.count("GMMA") == 3 * 2 * pieces  # of even units, odd units, and the last one
     assert body.count("WARPGROUP.DEPBAR") == 3 * pieces + 1
     assert "STL" not in loop and "LDL" not in loop
+    # What is released is overwritten at once, so nothing may still be loaded from it: products have taken it before.
+    order = re.findall(r"LDS\.128|GMMA|SYNCS\.ARRIVE", loop)
+    assert ("LDS.128", "SYNCS.ARRIVE") not in set(pairwise(order))
 
 
 TARGETS = {"sm_80": (8, 0), "sm_86": (8, 6), "sm_89": (8, 9), "sm_90": (9, 0), "sm_100": (10, 0), "sm_120": (12, 0)}
