@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.helpers.demo import DEMO, DOWN_2_6, FP8_LATE, KEEP_FIRST, converted, text_windows
-from tests.helpers.vllm_runner import ONE_PROCESS, STOCK, Job, Outcome, log_probabilities, run, start
+from tests.helpers.vllm_runner import ONE_PROCESS, STOCK, STOCK_INT8, Job, Outcome, log_probabilities, run, start
 
 pytestmark = pytest.mark.vllm
 
@@ -38,7 +38,13 @@ def ours(model: Path, tokens: Tensor, dtype: torch.dtype = torch.float32, activa
     return log_probabilities(model, [tokens.tolist()], dtype, activations)[0]
 
 
-@pytest.mark.parametrize(("name", "dtype"), [*((name, "float32") for name in RECIPES), ("mixed", "bfloat16")])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        pytest.param("int8", "float32", marks=STOCK_INT8), ("fp8", "float32"),
+        *(pytest.param("mixed", dtype, marks=STOCK_INT8) for dtype in ("float32", "bfloat16")),
+    ],
+)  # fmt: skip
 def test_dense_layout_is_served_as_our_reference_computes(
     tmp_path: Path, tokens: Tensor, name: str, dtype: str
 ) -> None:

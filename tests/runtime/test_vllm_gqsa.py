@@ -23,6 +23,7 @@ from tests.helpers.vllm_runner import (
     ONE_PROCESS,
     PLUGIN,
     STOCK,
+    STOCK_INT8,
     TWO_RANKS,
     Job,
     Outcome,
@@ -114,6 +115,7 @@ def assert_equal(one: Outcome, other: Outcome, rank: int = 0) -> None:
     assert not [name for name in first if not torch.equal(first[name], second[name])]
 
 
+@STOCK_INT8
 def test_layouts_agree_to_the_bit_and_with_stock_to_rounding(tmp_path: Path) -> None:
     """Absent groups, W4A8, INT8 and kept layers. Given the same inputs, every linear gives what stock vLLM gives for
     the dense layout; and everything is loaded a second time."""

@@ -17,7 +17,16 @@ from slideconvert.core.patterns import BlockPattern
 from slideconvert.kernels.windows import slide_and_pack, unpack, unslide
 from tests.helpers.demo import DEMO, DOWN_2_6, KEEP_FIRST, both_layouts, converted, text_windows
 from tests.helpers.serving import edit_config
-from tests.helpers.vllm_runner import ONE_PROCESS, TWO_RANKS, Job, Outcome, log_probabilities, run, run_layouts
+from tests.helpers.vllm_runner import (
+    ONE_PROCESS,
+    STOCK_INT8,
+    TWO_RANKS,
+    Job,
+    Outcome,
+    log_probabilities,
+    run,
+    run_layouts,
+)
 
 pytestmark = pytest.mark.vllm
 
@@ -102,6 +111,7 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance
         assert (found[name] - output).abs().max() <= tolerance * output.abs().max(), name
 
 
+@STOCK_INT8
 @pytest.mark.parametrize("source", reference_models(), ids=lambda path: path.name)
 def test_layouts_agree_to_the_bit_and_with_stock_to_rounding(tmp_path: Path, source: Path) -> None:
     """INT8, FP8 and kept layers, ragged tails. Given the same inputs, every linear gives what stock vLLM gives."""
@@ -239,7 +249,7 @@ def demo_as_bitnet(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("scheme", ["int8", "fp8"])
+@pytest.mark.parametrize("scheme", [pytest.param("int8", marks=STOCK_INT8), "fp8"])
 def test_bitnet_is_served_in_both_layouts(tmp_path: Path, scheme: str) -> None:
     """Both layouts to the bit on our backend; stock vLLM serves the dense one. Against our own loader and stock vLLM:
     within what rounding the activations changes at all, as in test_vllm_dense."""
