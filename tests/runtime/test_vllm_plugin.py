@@ -168,6 +168,7 @@ def up_proj_unlike_gate_proj(folder: Path) -> None:
     save_file(tensors, path, metadata={"format": "pt"})
 
 
+@STOCK_INT8
 def test_tensor_parallel_ranks_cut_windows_or_fall_back(tmp_path: Path) -> None:
     """With biases. K = 128 and 352 over two ranks are 64 and 176 columns: 2:16 starts rank 1 in the middle of a byte,
     2:8 does not; 2:6 and 2:10 cut groups and go to vLLM's kernels, INT8 and FP8, as fused linears that differ do."""
