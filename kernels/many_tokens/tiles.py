@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 from ..few_tokens.division import ROWS, Unit, ceil_div
@@ -158,7 +159,8 @@ PORTABLE = (Mma(),)
 
 @dataclass(frozen=True)
 class Tiling:
-    """How a product is divided. rows, columns (slid): of the weight."""
+    """How a product is divided. rows, columns (slid): of the weight. What a launch needs is computed once, not in every
+    call."""
 
     rows: int
     columns: int
@@ -171,29 +173,29 @@ class Tiling:
     def units(self) -> int:
         return ceil_div(self.columns, self.unit.columns)
 
-    @property
+    @cached_property
     def row_tiles(self) -> int:
         return ceil_div(self.rows, self.form.rows)
 
-    @property
+    @cached_property
     def token_tiles(self) -> int:
         return ceil_div(self.tokens, self.form.tokens)
 
-    @property
+    @cached_property
     def tiles(self) -> int:
         return self.row_tiles * self.token_tiles
 
-    @property
+    @cached_property
     def clusters(self) -> int:
         """That are launched."""
         return self.form.clusters(self.tiles, self.processors)
 
-    @property
+    @cached_property
     def halved(self) -> int:
         """Tiles of the last round that have two clusters each."""
         return self.form.halved(self.tiles, self.units * self.unit.columns, self.processors)
 
-    @property
+    @cached_property
     def exchanges(self) -> int:
         """Warpgroups that get sums of another: those of halved tiles."""
         return self.halved * ceil_div(self.form.rows, ROWS)
