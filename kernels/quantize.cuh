@@ -22,12 +22,12 @@ struct Eight { float value[8]; };
 /* Eight activations as they lie. */
 struct Raw { Four four[X == 2 ? 2 : 1]; };
 
-/* Of a token, from a column on, a multiple of 8; zeros beyond its end. */
-__device__ __forceinline__ Raw read_eight(const Arguments &it, u32 token, u32 column)
+/* Of a token that begins at number `first` of x, from a column on, a multiple of 8; zeros beyond its end. */
+__device__ __forceinline__ Raw read_eight(const Arguments &it, const void *x, u64 first, u32 column)
 {
     Raw out = {};
     if (column < it.columns)
-        out = *(const Raw *)((const u8 *)it.x + ((u64)token * it.columns + column) * (X == 2 ? 4 : 2));
+        out = *(const Raw *)((const u8 *)x + (first + column) * (X == 2 ? 4 : 2));
     return out;
 }
 
@@ -42,6 +42,19 @@ __device__ __forceinline__ Eight values_of(const Raw &raw)
     }
     return out;
 }
+
+/* What is quantized of a token: the activations as they are. Producers compute it: producers/elements.cuh. */
+struct Activations {
+    const Arguments &it;
+    u32 token;
+
+    __device__ __forceinline__ Activations(const Arguments &it, u32 token) : it(it), token(token) {}
+
+    __device__ __forceinline__ Raw eight(u32 column) const
+    {
+        return read_eight(it, it.x, (u64)token * it.columns, column);
+    }
+};
 
 /* Of eight activations, and of what came before. */
 __device__ __forceinline__ float absmax_of(const Raw &raw, float absmax)
@@ -151,11 +164,11 @@ __device__ __forceinline__ u32 place_of_piece(u32 share, u32 piece)
 struct Share {
     Raw raw[SHARE_COLUMNS / 8];
 
-    __device__ __forceinline__ void read(const Arguments &it, u32 token, u32 share)
+    template <class Values> __device__ __forceinline__ void read(const Values &values, u32 share)
     {
 #pragma unroll
         for (int i = 0; i < SHARE_COLUMNS / 8; i++)
-            raw[i] = read_eight(it, token, SPARSE ? share * SHARE_COLUMNS + 8 * i : share / 2 * 64 + 16 * i + share % 2 * 8);
+            raw[i] = values.eight(SPARSE ? share * SHARE_COLUMNS + 8 * i : share / 2 * 64 + 16 * i + share % 2 * 8);
     }
 
     /* Codes, in the order of multiplication. */
@@ -186,18 +199,20 @@ struct Share {
 };
 
 /* Grid: tokens x parts of them. Every block of a token finds its scale, and makes its part of the codes. There is one part
-   if blocks hold all columns of a token, HELD shares in each thread: then they read them once. */
-extern "C" __global__ void __launch_bounds__(QUANTIZERS) quantize(const __grid_constant__ Arguments it)
+   if blocks hold all columns of a token, HELD shares in each thread: then they read them once. Values: what is quantized of
+   a token, made once the launch before is over. */
+template <class Values> __device__ __forceinline__ void quantize_token(const Arguments &it)
 {
     u32 token = blockIdx.x, thread = threadIdx.x, shares = (it.pieces + SHARE_PIECES - 1) / SHARE_PIECES;
     float absmax = 0;
     let_next_begin();
     wait_for_previous();
+    Values values(it, token);
 #if HELD
     Share held[HELD];
 #pragma unroll
     for (u32 i = 0; i < HELD; i++)
-        held[i].read(it, token, i * QUANTIZERS + thread);
+        held[i].read(values, i * QUANTIZERS + thread);
 #pragma unroll
     for (u32 i = 0; i < HELD * (SHARE_COLUMNS / 8); i++)
         absmax = absmax_of(held[i / (SHARE_COLUMNS / 8)].raw[i % (SHARE_COLUMNS / 8)], absmax);
@@ -207,7 +222,7 @@ extern "C" __global__ void __launch_bounds__(QUANTIZERS) quantize(const __grid_c
         Raw raw[AT_ONCE];
 #pragma unroll
         for (u32 i = 0; i < AT_ONCE; i++)
-            raw[i] = read_eight(it, token, from + i * 8 * QUANTIZERS);
+            raw[i] = values.eight(from + i * 8 * QUANTIZERS);
 #pragma unroll
         for (u32 i = 0; i < AT_ONCE; i++)
             absmax = absmax_of(raw[i], absmax);
@@ -225,7 +240,7 @@ extern "C" __global__ void __launch_bounds__(QUANTIZERS) quantize(const __grid_c
     u32 first = shares * blockIdx.y / gridDim.y, last = shares * (blockIdx.y + 1) / gridDim.y;
     for (u32 share = first + thread; share < last; share += QUANTIZERS) {
         Share one;
-        one.read(it, token, share);
+        one.read(values, share);
         one.write(it, token, share, by);
     }
 #endif

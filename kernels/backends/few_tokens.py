@@ -10,6 +10,7 @@ from torch import Tensor
 from ..few_tokens.division import MOST_TOKENS
 from ..few_tokens.kernel import FewTokens, refusal
 from ..nvrtc import missing
+from ..operand import Operand
 from ..slide_spec import SlideSpec, SlideWeight
 from .base import Dtypes, Prepared
 from .cuda import CudaBackend
@@ -40,6 +41,17 @@ class _Few(CudaBackend):
     def launch(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
         out = self._op(x.reshape(-1, self.spec.columns), prepared, bias)
         return out.view(*x.shape[:-1], self.spec.rows)
+
+    def operand(self, tokens: int) -> tuple[Operand, int] | None:
+        if tokens > MOST_TOKENS:
+            return None
+        found = self._op.operand(max(1, tokens))
+        return found, found.rows(tokens)
+
+    def launch_codes(
+        self, codes: Tensor, scale: Tensor, prepared: Prepared, bias: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
+        return self._op.of_codes(codes, scale, prepared, bias, dtype)
 
 
 class FewSparse(_Few):

@@ -60,6 +60,7 @@ def complete(producer: Producer, columns: int, dtype: torch.dtype, backends: Seq
     device, strides = backends[0].device, (columns, columns)
     if device.type != "cuda" or not _triton():
         return
+    from ..producers.interleaved import interleaved_for
     from ..producers.kernel import produce_for
     from ..producers.values import values_for
 
@@ -67,6 +68,8 @@ def complete(producer: Producer, columns: int, dtype: torch.dtype, backends: Seq
         for operand in operands(backends):
             if operand is None:
                 values_for(producer, columns, dtype, strides, device)
+            elif operand.interleaved:
+                interleaved_for(producer, operand, dtype, device)
             else:
                 produce_for(producer, operand, dtype, strides, device)
 
@@ -108,13 +111,24 @@ def _run(
 
 
 def _functions(x: Tensor) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """`produce` and `values`: of Triton on a GPU, else of the reference, as without Triton, where the linears run on
-    theirs too."""
+    """`produce` and `values`: of Triton and CUDA on a GPU, else of the reference, as without Triton, where the linears
+    run on theirs too."""
     if not x.is_cuda or not _triton():
         return reference.produce, reference.values
-    from ..producers import kernel, values
+    from ..producers import values
 
-    return kernel.produce, values.values
+    return produce, values.values
+
+
+def produce(
+    producer: Producer, x: Tensor, other: Tensor | None, weight: Tensor | None, operand: Operand, rows: int
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The reference's `produce` on a CUDA device, by the kernel that writes codes as they lie in the operand."""
+    from ..producers import interleaved, kernel
+
+    if operand.interleaved:
+        return interleaved.produce(producer, x, other, weight, operand)
+    return kernel.produce(producer, x, other, weight, operand, rows)
 
 
 @cache

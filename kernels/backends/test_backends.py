@@ -13,6 +13,7 @@ from slideconvert.kernels.backends import native
 from slideconvert.kernels.backends.base import Backend
 from slideconvert.kernels.backends.choose import backends_for, choose, named
 from slideconvert.kernels.backends.cusparselt import Cusparselt
+from slideconvert.kernels.backends.produced import produce
 from slideconvert.kernels.linear import SlideSparseLinear, produced, ready_to_produce
 from slideconvert.kernels.producers.reference import SAME, SILU, Producer
 from slideconvert.kernels.slide_spec import SlideSpec, SlideWeight
@@ -69,12 +70,10 @@ def test_equals_the_reference(name: str, length: int | None, codes: torch.dtype)
 
 @GPU
 @CODES
-@pytest.mark.parametrize("name", ["cusparselt", "dense", "int_mm", ROUTE])
+@pytest.mark.parametrize("name", ["cusparselt", "dense", "int_mm", "few_sparse", "few_dense", "many_sparse", ROUTE])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 def test_codes_of_a_producer_give_what_the_activations_give(name: str, codes: torch.dtype, dtype: torch.dtype) -> None:
     """To the bit, whatever rows are behind those of the operand."""
-    from slideconvert.kernels.producers.kernel import produce
-
     if name == "int_mm" and codes != torch.int8:
         return
     spec = SlideSpec(1008, 2000, 8, codes)
@@ -83,9 +82,11 @@ def test_codes_of_a_producer_give_what_the_activations_give(name: str, codes: to
     prepared = backend.prepare(weight)
     for tokens in (1, 16, 17, 300, 3000):
         x = torch.randn(tokens, 2000, dtype=dtype, device=CUDA)
+        wanted = backend.operand(tokens)
+        if wanted is None:
+            assert name.startswith("few") and tokens > 64
+            continue
         for term in (None, bias.to(dtype), bias):
-            wanted = backend.operand(tokens)
-            assert wanted is not None
             made, scale, _ = produce(Producer(SAME), x, None, None, wanted[0], wanted[1] + 16)
             found = backend.run_codes(made, scale, prepared, term, dtype)
             assert torch.equal(found, backend.run(x, prepared, term)), (tokens, term is None)

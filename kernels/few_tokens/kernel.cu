@@ -47,6 +47,11 @@
 #define BULK (WARPGROUP && !STREAM) /* the copy engine copies the codes */
 #define MOST_UNITS 128              /* of codes that a block holds */
 
+extern "C" __global__ void __launch_bounds__(QUANTIZERS) quantize(const __grid_constant__ Arguments it)
+{
+    quantize_token<Activations>(it);
+}
+
 /* ---- copies */
 
 /* A warp's 16 rows of a unit. Sparse: as prepared.py lays them out. Dense: lane 4g + q gets columns 16q … 16q + 15 of 64

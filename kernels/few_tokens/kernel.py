@@ -15,10 +15,11 @@ from torch import Tensor
 
 from ..driver import Launch, Module
 from ..launch import aligned, stream_of
+from ..operand import WORDS, Operand
 from ..slide_spec import SlideSpec, SlideWeight
 from .division import MOST_TOKENS, ROWS, Division, Unit, ceil_div, clustered, divisions
 from .exchange import address, exchanges
-from .prepared import Order
+from .prepared import GROUP, Order
 
 SOURCE = Path(__file__).with_name("kernel.cu")
 TILES = (1, 2, 4, 8)
@@ -151,9 +152,13 @@ class FewTokens:
             return equal
         return min((equal, *(one for one in clustered(*shape) if one.fits(free))), key=lambda one: one.cost)
 
-    def shares(self, tokens: int) -> int:
-        """Blocks among which the codes of each token are divided."""
-        return max(1, min(MOST_SHARES, self.gpu.processors // tokens))
+    def operand(self, tokens: int) -> Operand:
+        """How the product of so many tokens reads codes."""
+        spec, multiple, interleaved = self.spec, self.unit.columns, 8 * _tiles(tokens)
+        if self.dense:
+            return Operand(spec.columns, spec.dtype, blocks=WORDS, multiple=multiple, interleaved=interleaved)
+        blocks = GROUP if self.order.bounds else 1
+        return Operand(spec.columns, spec.dtype, True, spec.length, blocks, multiple, interleaved)
 
     def constants(self, dtype: torch.dtype, bias: torch.dtype | None, division: Division) -> dict[str, int]:
         """What kernel.cu is compiled with."""
@@ -169,17 +174,33 @@ class FewTokens:
     def __call__(self, x: Tensor, prepared: Sequence[Tensor], bias: Tensor | None) -> Tensor:
         """x [M, K] bfloat16, float16 or float32, M <= 64, on the current device; bias [N] -> [M, N] like x."""
         tokens = x.shape[0]
-        if tokens > MOST_TOKENS:
-            raise ValueError(f"{self.spec}: {tokens} tokens, at most {MOST_TOKENS} are few")
         out = torch.empty(tokens, self.spec.rows, dtype=x.dtype, device=x.device)
         if tokens:
-            key = (x.dtype, None if bias is None else bias.dtype, _tiles(tokens))
-            launches = self._launches.get(key)
-            if launches is None:
-                launches = self._launches[key] = _Launches(self, *key)
-            weight, scale = prepared
-            launches.start(aligned(x), weight, scale, bias, out)
+            launches = self._prepared(tokens, x.dtype, bias)
+            codes = torch.empty(self.pieces, launches.division.padded * 16, dtype=torch.uint8, device=x.device)
+            scale = torch.empty(tokens, dtype=torch.float32, device=x.device)
+            launches.start(aligned(x), (codes, scale), prepared, bias, out)
         return out
+
+    def of_codes(
+        self, codes: Tensor, scale: Tensor, prepared: Sequence[Tensor], bias: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
+        """codes of the operand, scale [M, 1] float32, M <= 64, on the current device; bias [N] -> [M, N] of `dtype`."""
+        tokens = scale.shape[0]
+        out = torch.empty(tokens, self.spec.rows, dtype=dtype, device=codes.device)
+        if tokens:
+            launches = self._prepared(tokens, dtype, bias)
+            launches.start(None, (aligned(codes), aligned(scale)), prepared, bias, out)
+        return out
+
+    def _prepared(self, tokens: int, dtype: torch.dtype, bias: Tensor | None) -> _Launches:
+        if tokens > MOST_TOKENS:
+            raise ValueError(f"{self.spec}: {tokens} tokens, at most {MOST_TOKENS} are few")
+        key = (dtype, None if bias is None else bias.dtype, _tiles(tokens))
+        launches = self._launches.get(key)
+        if launches is None:
+            launches = self._launches[key] = _Launches(self, *key)
+        return launches
 
 
 def refusal(spec: SlideSpec, capability: tuple[int, int], *, dense: bool) -> str:
@@ -189,6 +210,11 @@ def refusal(spec: SlideSpec, capability: tuple[int, int], *, dense: bool) -> str
     if spec.columns % COLUMNS_MULTIPLE[dense]:
         return f"K = {spec.columns} is no multiple of {COLUMNS_MULTIPLE[dense]}"
     return ""
+
+
+def shares(tokens: int, processors: int) -> int:
+    """Blocks among which the codes of each token are divided."""
+    return max(1, min(MOST_SHARES, processors // tokens))
 
 
 def _tiles(tokens: int) -> int:
@@ -217,29 +243,38 @@ class _Launches:
         product = Launch(self._product, division.blocks, threads, argument, overlapping=self._overlapping)
         return argument, {}, product
 
-    def start(self, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, out: Tensor) -> None:
-        """x [M, K] contiguous at a multiple of 16, out [M, N], M at least 1."""
-        op, division, tokens, stream = self.op, self.division, x.shape[0], stream_of(self.op.device)
-        codes = torch.empty(op.pieces * division.padded * 16, dtype=torch.uint8, device=x.device)
-        scales = torch.empty(tokens, dtype=torch.float32, device=x.device)
+    def start(
+        self,
+        x: Tensor | None,
+        quantized: tuple[Tensor, Tensor],
+        prepared: Sequence[Tensor],
+        bias: Tensor | None,
+        out: Tensor,
+    ) -> None:
+        """x [M, K] contiguous at a multiple of 16, of which codes and their scales are made, as quantized; None: they
+        are there. out [M, N], M at least 1."""
+        op, tokens, stream = self.op, out.shape[0], stream_of(self.op.device)
+        (codes, token_scale), (weight, scale) = quantized, prepared
         try:
             held = self._idle.pop()  # another thread finds another one
         except IndexError:
             held = self._made()
         argument, quantizes, product = held
         argument.weight, argument.weight_scale = weight.data_ptr(), scale.data_ptr()
-        argument.x, argument.codes, argument.scale = x.data_ptr(), codes.data_ptr(), scales.data_ptr()
-        argument.bias, argument.out = 0 if bias is None else bias.data_ptr(), out.data_ptr()
+        argument.codes, argument.scale, argument.out = codes.data_ptr(), token_scale.data_ptr(), out.data_ptr()
+        argument.bias = 0 if bias is None else bias.data_ptr()
         argument.tokens = tokens
         if self._exchanged:
             exchange = exchanges(op.device).of(stream, self._exchanged)
             argument.sums = address(exchange)
-        quantize = quantizes.get(tokens)
-        if quantize is None:
-            grid = (tokens, op.shares(tokens))
-            quantize = Launch(self._quantize, grid, QUANTIZERS, argument, overlapping=self._overlapping)
-            quantizes[tokens] = quantize
-        quantize.start(stream)
+        if x is not None:
+            argument.x = x.data_ptr()
+            quantize = quantizes.get(tokens)
+            if quantize is None:
+                grid = (tokens, shares(tokens, op.gpu.processors))
+                quantize = Launch(self._quantize, grid, QUANTIZERS, argument, overlapping=self._overlapping)
+                quantizes[tokens] = quantize
+            quantize.start(stream)
         product.start(stream)
         self._idle.append(held)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..operand import Operand
-from ..quantize.reference import pad_rows, quantize
+from ..quantize.reference import quantize
 
 
 def lift_quant(x: Tensor, length: int | None, dtype: torch.dtype, rows: int | None = None) -> tuple[Tensor, Tensor]:
@@ -18,4 +18,4 @@ def lift_quant(x: Tensor, length: int | None, dtype: torch.dtype, rows: int | No
     """
     codes, scale = quantize(x, dtype)
     operand = Operand(x.shape[1], dtype, lifted=True, length=length)
-    return pad_rows(operand.arranged(codes), rows), scale
+    return operand.arranged(codes, x.shape[0] if rows is None else rows), scale

@@ -6,3 +6,8 @@
 #include "common.cuh"
 #include "metadata.cuh"
 #include "quantize.cuh"
+
+extern "C" __global__ void __launch_bounds__(QUANTIZERS) quantize(const __grid_constant__ Arguments it)
+{
+    quantize_token<Activations>(it);
+}

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import relu, silu
 
 from ..operand import Operand
-from ..quantize.reference import pad_rows, quantize
+from ..quantize.reference import quantize
 
 SAME, SUM, SILU, RELU2 = ELEMENTS = ("same", "sum", "silu", "relu2")
 
@@ -64,13 +64,13 @@ def values(producer: Producer, x: Tensor, other: Tensor | None, weight: Tensor |
 def produce(
     producer: Producer, x: Tensor, other: Tensor | None, weight: Tensor | None, operand: Operand, rows: int
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """x, other [M, K], weight [K] as `values` takes them -> codes [rows, operand.width], scale [M, 1] float32, sum.
+    """x, other [M, K], weight [K] as `values` takes them -> codes of the operand, scale [M, 1] float32, sum.
 
-    rows: at least M; rows beyond it are padding, code 0.
+    rows: of the codes, at least `operand.rows(M)`; those beyond it are padding, code 0.
     """
     made, total = values(producer, x, other, weight)
     codes, scale = quantize(made, operand.dtype)
-    return pad_rows(operand.arranged(codes), rows), scale, total
+    return operand.arranged(codes, rows), scale, total
 
 
 def _element(element: str, x: Tensor, other: Tensor) -> Tensor:

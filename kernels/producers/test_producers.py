@@ -5,12 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
+from slideconvert.kernels.few_tokens.kernel import FewTokens
 from slideconvert.kernels.operand import Operand
+from slideconvert.kernels.producers import interleaved
 from slideconvert.kernels.producers.kernel import produce
-from slideconvert.kernels.producers.reference import SILU, Producer
+from slideconvert.kernels.producers.reference import SAME, SILU, Producer
 from slideconvert.kernels.producers.reference import produce as reference
 from slideconvert.kernels.producers.values import values
 from slideconvert.kernels.quantize.kernel import quantize
+from slideconvert.kernels.slide_spec import SlideSpec
 from tests.helpers.produced import PRODUCERS, check, check_values, inputs
 
 pytestmark = pytest.mark.gpu
@@ -70,6 +73,46 @@ def test_real_sizes(producer: Producer, codes: torch.dtype, columns: int) -> Non
         assert differ < 2**-6, (columns, differ)
         if wanted[2] is not None:
             assert found[2] is not None and torch.equal(found[2], wanted[2])
+
+
+@EVERY
+@CODES
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=["bf16", "fp16", "fp32"])
+def test_interleaved_codes(producer: Producer, codes: torch.dtype, dtype: torch.dtype) -> None:
+    """As the product of few tokens reads them: every pattern and dense weights, one token and all."""
+    cases = [(turn, 96 + 8 * turn, length) for turn, length in enumerate([4, 6, 8, 10, 12, 14, 16, None, 0])]
+    for turn, columns, length in cases if dtype == torch.bfloat16 else cases[2:9:3]:
+        op = FewTokens(SlideSpec(64, columns, length or None, codes), torch.device("cuda"), dense=length == 0)
+        for tokens in ((1, 5), (13, 64), (17, 8))[turn % 3]:
+            compare_interleaved(producer, op.operand(tokens), dtype, tokens)
+    for columns in (3584, 18944):
+        for dense in (False, True):
+            op = FewTokens(SlideSpec(64, columns, 8, codes), torch.device("cuda"), dense=dense)
+            compare_interleaved(producer, op.operand(3), dtype, 3)
+
+
+def compare_interleaved(producer: Producer, operand: Operand, dtype: torch.dtype, tokens: int) -> None:
+    given = inputs(producer, tokens, operand.columns, dtype, "cuda")
+    words = given.x, given.other, given.weight
+    found = interleaved.produce(producer, *words, operand)
+    check(producer, given, operand, found)
+    again = interleaved.produce(producer, *words, operand)
+    codes = [
+        one[0].view(torch.int8).view(operand.pieces, operand.interleaved, 16)[:, :tokens] for one in (found, again)
+    ]
+    assert torch.equal(*codes) and torch.equal(found[1], again[1])
+
+
+def test_interleaved_codes_of_halves_of_one_tensor() -> None:
+    both = torch.randn(33, 2 * 512, dtype=torch.bfloat16, device="cuda")
+    gate, up = both.chunk(2, -1)
+    op = FewTokens(SlideSpec(64, 512, 8, torch.int8), torch.device("cuda"))
+    found = interleaved.produce(Producer(SILU), gate, up, None, op.operand(33))
+    apart = interleaved.produce(Producer(SILU), gate.contiguous(), up.contiguous(), None, op.operand(33))
+    codes = [one[0].view(-1, 64, 16)[:, :33] for one in (found, apart)]
+    assert torch.equal(*codes) and torch.equal(found[1], apart[1])
+    with pytest.raises(ValueError, match="65 tokens, 64 are interleaved"):
+        interleaved.produce(Producer(SAME), torch.zeros(65, 512, device="cuda"), None, None, op.operand(33))
 
 
 def test_halves_of_one_tensor() -> None:

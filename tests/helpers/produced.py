@@ -50,7 +50,7 @@ def inputs(producer: Producer, tokens: int, columns: int, dtype: torch.dtype, de
 
 
 def check(producer: Producer, given: Inputs, operand: Operand, found: tuple[Tensor, Tensor, Tensor | None]) -> int:
-    """Compare codes [rows, width], scale [M, 1] and sum with the twins; rows that must be the same to the bit.
+    """Compare codes of the operand, scale [M, 1] and sum with the twins; rows that must be the same to the bit.
 
     Rows in which no rounding is in doubt have the twins' bytes; the others are off by at most a step of the
     activations' dtype where it is, and half a step of the codes everywhere.
@@ -60,8 +60,9 @@ def check(producer: Producer, given: Inputs, operand: Operand, found: tuple[Tens
     dtype, kind = given.x.dtype, str(given.x.dtype).removeprefix("torch.")
     expected = _expected(producer, given, total)
     tokens, scheme = len(given.x), "int8" if operand.dtype == torch.int8 else "fp8"
-    index = np.array(_index(operand))
-    assert codes.shape[1] == len(index) and not raw(codes)[tokens:].any()
+    index, codes = np.array(_index(operand)), _by_token(codes, operand)
+    assert codes.shape[1] == len(index)
+    assert operand.interleaved or not raw(codes)[tokens:].any()  # those of no token are read by none
     wanted, wanted_scale = quantize_twin.quantize(expected.value.astype(np.float32), scheme)
     lifted = np.where(index >= 0, _decoded(wanted, scheme)[:, index], 0)
     exact = ~expected.unsure.any(1) & ((dtype != torch.float32) | (producer == Producer(SAME)))
@@ -100,14 +101,24 @@ def _expected(producer: Producer, given: Inputs, total: Tensor | None) -> twin.V
     return expected
 
 
+def _by_token(codes: Tensor, operand: Operand) -> Tensor:
+    """Piece by piece of a token: 16 codes of each row of pieces."""
+    if not operand.interleaved:
+        return codes
+    assert codes.shape == (operand.width // 16, 16 * operand.interleaved)
+    return torch.stack(
+        [codes.view(torch.int8)[:, 16 * token : 16 * token + 16].reshape(-1) for token in range(operand.interleaved)]
+    ).view(codes.dtype)
+
+
 def _index(operand: Operand) -> list[int]:
-    if not operand.lifted:
-        return list(range(operand.columns))
-    found = slide_twin.lift_index(operand.length, operand.columns)
+    found = list(range(operand.columns))
+    if operand.lifted:
+        found = slide_twin.lift_index(operand.length, operand.columns)
     found += [-1] * (-len(found) % operand.multiple)
     if operand.blocks == 1:
         return found
-    windows = (operand.length or 4) // 2 - 1
+    windows = (operand.length or 4) // 2 - 1 if operand.lifted else 4
     starts = range(0, len(found), 4 * windows * operand.blocks)
     places = [
         (start, window, block) for start in starts for window in range(windows) for block in range(operand.blocks)

@@ -35,6 +35,31 @@ def test_codes_equal_the_twins(producer: Producer, dtype: torch.dtype, codes: to
         check(producer, given, operand, produce(producer, given.x, given.other, given.weight, operand, 4))
 
 
+@EVERY
+@pytest.mark.parametrize("codes", [torch.int8, FP8], ids=["int8", "fp8"])
+def test_interleaved_codes_equal_the_twins(producer: Producer, codes: torch.dtype) -> None:
+    """As the product of few tokens reads them, of sparse and of dense weights."""
+    for length, blocks, multiple in ((4, 1, 256), (6, 1, 256), (8, 16, 384), (10, 16, 256), (None, 1, 256)):
+        operand = Operand(136, codes, True, length, blocks, multiple, interleaved=8)
+        given = inputs(producer, 3, 136, torch.bfloat16)
+        check(producer, given, operand, produce(producer, given.x, given.other, given.weight, operand, operand.rows(3)))
+    operand = Operand(136, codes, blocks=4, multiple=256, interleaved=16)
+    given = inputs(producer, 10, 136, torch.bfloat16)
+    check(producer, given, operand, produce(producer, given.x, given.other, given.weight, operand, operand.rows(10)))
+
+
+def test_interleaved_codes_by_hand() -> None:
+    """Two tokens' first 16 codes, of the first words of four blocks of 16 columns; no third token."""
+    x = torch.arange(128.0).view(2, 64)
+    operand = Operand(64, torch.int8, blocks=4, multiple=64, interleaved=3)
+    codes, scale, _ = produce(Producer(SAME), x, None, None, operand, operand.rows(2))
+    assert codes.shape == (4, 48) and codes[:, 32:].eq(0).all()
+    columns = [[16 * block + 4 * word + place for block in range(4) for place in range(4)] for word in range(4)]
+    expected = [[round(x[token, column].item() / scale[token].item()) for token in range(2) for column in some]
+                for some in columns]  # fmt: skip
+    assert codes[:, :32].tolist() == expected
+
+
 def normal(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 

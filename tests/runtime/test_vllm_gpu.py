@@ -245,12 +245,14 @@ def test_cuda_graphs_give_what_compiled_calls_give(bed: Bed, scheme: str) -> Non
     assert graphs.results["logprobs"] == calls.results["logprobs"]
 
 
-@pytest.mark.parametrize("scheme", CODES)
-def test_fused_producers_in_compiled_graphs(bed: Bed, scheme: str) -> None:
+@pytest.mark.parametrize(("scheme", "way"), [("int8", "few_sparse"), ("int8", "cusparselt"), ("fp8", "few_sparse")])
+def test_fused_producers_in_compiled_graphs(bed: Bed, scheme: str, way: str) -> None:
     """Needs a vLLM whose graphs have norms as operators; they round sums elsewhere, as other orders of adding up do."""
     model = bed.checkpoint(scheme, "packed")
-    plain = bed.run(f"{scheme}-apart", model, COMPILED_GRAPHS, way="cusparselt")
-    fused = bed.run(f"{scheme}-fused", model, COMPILED_GRAPHS, way="cusparselt", environment={"SLIDESPARSE_FUSE": "1"})
+    plain, fused = (
+        bed.run(f"{scheme}-{way}-fuse-{fuse}", model, COMPILED_GRAPHS, way, environment={"SLIDESPARSE_FUSE": fuse})
+        for fuse in ("0", "1")
+    )
     for word in ("norms are fused", "gated activations are fused"):
         assert word in fused.said and word not in plain.said
     assert 0 < (fused.logprobs - plain.logprobs).abs().mean() < NOISE
