@@ -69,6 +69,13 @@ __device__ __forceinline__ void leave_to_cluster() { asm volatile("barrier.clust
 
 __device__ __forceinline__ void wait_for_cluster() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
 
+/* To the shared memory of a block of this cluster, where this block has `at`. */
+__device__ __forceinline__ void store_to(u32 block, u32 at, u32 word)
+{
+    asm volatile("{.reg .b32 there; mapa.shared::cluster.u32 there, %0, %1; st.shared::cluster.b32 [there], %2;}" ::"r"(at),
+                 "r"(block), "r"(word) : "memory");
+}
+
 /* 16 bytes of the shared memory of a block of this cluster, where this block has `at`. */
 __device__ __forceinline__ Four load_from(u32 block, u32 at)
 {

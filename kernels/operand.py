@@ -22,7 +22,8 @@ class Operand:
     length: L of the windows' pattern, None for 2:inf; without a meaning if they are not lifted. blocks: of so many
     blocks of L columns all first windows lie together, then all second ones; if they are not lifted, of so many blocks
     of 16 columns all first words of four. multiple: what the width is padded to. interleaved: tokens whose pieces of 16
-    codes lie together, then their next ones; 0 if every token has a row of its own.
+    codes lie together, then their next ones; 0 if every token has a row of its own. spare: scales behind those of the
+    tokens that may be read, and mean nothing: their memory must be there.
     """
 
     columns: int
@@ -32,6 +33,7 @@ class Operand:
     blocks: int = 1
     multiple: int = 1
     interleaved: int = 0
+    spare: int = 0
 
     @property
     def width(self) -> int:

@@ -1,10 +1,7 @@
 /* Codes and scales of the activations, per token; for sparse weights the codes are lifted (windows.py). A thread makes
-   codes of some columns in registers, and of them all windows: each column is quantized once. */
+   codes of some columns in registers, and of them all windows: each column is quantized once.
 
-#ifndef QUANTIZERS
-#define QUANTIZERS 512 /* threads of a block of `quantize` */
-#define HELD 0
-#endif
+   Settled when this is compiled: QUANTIZERS, the threads of a block; HELD, the shares of columns that a thread holds. */
 
 /* Columns of x, and pieces of 16 codes made of them, that are a thread's: of four blocks; or the lower or upper halves of
    four times 16 columns. */
@@ -43,19 +40,6 @@ __device__ __forceinline__ Eight values_of(const Raw &raw)
     return out;
 }
 
-/* What is quantized of a token: the activations as they are. Producers compute it: producers/elements.cuh. */
-struct Activations {
-    const Arguments &it;
-    u32 token;
-
-    __device__ __forceinline__ Activations(const Arguments &it, u32 token) : it(it), token(token) {}
-
-    __device__ __forceinline__ Raw eight(u32 column) const
-    {
-        return read_eight(it, it.x, (u64)token * it.columns, column);
-    }
-};
-
 /* Of eight activations, and of what came before. */
 __device__ __forceinline__ float absmax_of(const Raw &raw, float absmax)
 {
@@ -71,20 +55,6 @@ __device__ __forceinline__ float warp_max(float value)
 #pragma unroll
     for (int step = 16; step; step /= 2)
         value = fmaxf(value, __shfl_xor_sync(~0u, value, step));
-    return value;
-}
-
-/* The largest of all threads of the block, in each. */
-__device__ __forceinline__ float block_max(float value)
-{
-    __shared__ float most[QUANTIZERS / 32];
-    value = warp_max(value);
-    if (threadIdx.x % 32 == 0)
-        most[threadIdx.x / 32] = value;
-    __syncthreads();
-#pragma unroll
-    for (int i = 0; i < QUANTIZERS / 32; i++)
-        value = fmaxf(value, most[i]);
     return value;
 }
 
@@ -164,11 +134,26 @@ __device__ __forceinline__ u32 place_of_piece(u32 share, u32 piece)
 struct Share {
     Raw raw[SHARE_COLUMNS / 8];
 
-    template <class Values> __device__ __forceinline__ void read(const Values &values, u32 share)
+    /* The first of the columns of raw[i]. */
+    static __device__ __forceinline__ u32 column(u32 share, u32 i)
+    {
+        return SPARSE ? share * SHARE_COLUMNS + 8 * i : share / 2 * 64 + 16 * i + share % 2 * 8;
+    }
+
+    /* Of a token that begins at number `first` of x. */
+    __device__ __forceinline__ void read(const Arguments &it, const void *x, u64 first, u32 share)
+    {
+#pragma unroll
+        for (u32 i = 0; i < SHARE_COLUMNS / 8; i++)
+            raw[i] = read_eight(it, x, first, column(share, i));
+    }
+
+    __device__ __forceinline__ float absmax(float absmax) const
     {
 #pragma unroll
         for (int i = 0; i < SHARE_COLUMNS / 8; i++)
-            raw[i] = values.eight(SPARSE ? share * SHARE_COLUMNS + 8 * i : share / 2 * 64 + 16 * i + share % 2 * 8);
+            absmax = absmax_of(raw[i], absmax);
+        return absmax;
     }
 
     /* Codes, in the order of multiplication. */
@@ -193,55 +178,7 @@ struct Share {
                 four.word[i] = word_of(words, piece, i);
             u32 place = place_of_piece(share, piece);
             if (place < it.pieces)
-                *(Four *)((u8 *)it.codes + place_of_codes(it, place, token)) = four;
+                *(Four *)(it.codes + place_of_codes(it, place, token)) = four;
         }
     }
 };
-
-/* Grid: tokens x parts of them. Every block of a token finds its scale, and makes its part of the codes. There is one part
-   if blocks hold all columns of a token, HELD shares in each thread: then they read them once. Values: what is quantized of
-   a token, made once the launch before is over. */
-template <class Values> __device__ __forceinline__ void quantize_token(const Arguments &it)
-{
-    u32 token = blockIdx.x, thread = threadIdx.x, shares = (it.pieces + SHARE_PIECES - 1) / SHARE_PIECES;
-    float absmax = 0;
-    let_next_begin();
-    wait_for_previous();
-    Values values(it, token);
-#if HELD
-    Share held[HELD];
-#pragma unroll
-    for (u32 i = 0; i < HELD; i++)
-        held[i].read(values, i * QUANTIZERS + thread);
-#pragma unroll
-    for (u32 i = 0; i < HELD * (SHARE_COLUMNS / 8); i++)
-        absmax = absmax_of(held[i / (SHARE_COLUMNS / 8)].raw[i % (SHARE_COLUMNS / 8)], absmax);
-#else
-    const u32 AT_ONCE = 4;
-    for (u32 from = 8 * thread; from < it.columns; from += AT_ONCE * 8 * QUANTIZERS) {
-        Raw raw[AT_ONCE];
-#pragma unroll
-        for (u32 i = 0; i < AT_ONCE; i++)
-            raw[i] = values.eight(from + i * 8 * QUANTIZERS);
-#pragma unroll
-        for (u32 i = 0; i < AT_ONCE; i++)
-            absmax = absmax_of(raw[i], absmax);
-    }
-#endif
-    Divisor by(block_max(absmax));
-    if (thread == 0 && blockIdx.y == 0)
-        ((float *)it.scale)[token] = by.scale;
-#if HELD
-#pragma unroll
-    for (u32 i = 0; i < HELD; i++)
-        if (i * QUANTIZERS + thread < shares)
-            held[i].write(it, token, i * QUANTIZERS + thread, by);
-#else
-    u32 first = shares * blockIdx.y / gridDim.y, last = shares * (blockIdx.y + 1) / gridDim.y;
-    for (u32 share = first + thread; share < last; share += QUANTIZERS) {
-        Share one;
-        one.read(values, share);
-        one.write(it, token, share, by);
-    }
-#endif
-}

@@ -60,7 +60,7 @@ def complete(producer: Producer, columns: int, dtype: torch.dtype, backends: Seq
     device, strides = backends[0].device, (columns, columns)
     if device.type != "cuda" or not _triton():
         return
-    from ..producers.interleaved import interleaved_for
+    from ..few_tokens.produce import quantize_for
     from ..producers.kernel import produce_for
     from ..producers.values import values_for
 
@@ -69,7 +69,7 @@ def complete(producer: Producer, columns: int, dtype: torch.dtype, backends: Seq
             if operand is None:
                 values_for(producer, columns, dtype, strides, device)
             elif operand.interleaved:
-                interleaved_for(producer, operand, dtype, device)
+                quantize_for(producer, operand, dtype, device)
             else:
                 produce_for(producer, operand, dtype, strides, device)
 
@@ -124,10 +124,11 @@ def produce(
     producer: Producer, x: Tensor, other: Tensor | None, weight: Tensor | None, operand: Operand, rows: int
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The reference's `produce` on a CUDA device, by the kernel that writes codes as they lie in the operand."""
-    from ..producers import interleaved, kernel
+    from ..few_tokens import produce as few
+    from ..producers import kernel
 
     if operand.interleaved:
-        return interleaved.produce(producer, x, other, weight, operand)
+        return few.produce(producer, x, other, weight, operand)
     return kernel.produce(producer, x, other, weight, operand, rows)
 
 

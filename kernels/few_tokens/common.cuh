@@ -1,4 +1,4 @@
-/* What both kernels of few tokens use. */
+/* What the product of few tokens is made of. */
 
 #include "device.cuh"
 
@@ -26,17 +26,10 @@ struct Arguments {
     const void *bias;          /* [rows] */
     void *out;                 /* [tokens, rows] */
     Sum *sums;                 /* [2][blocks][PART]: see Parts; ABSENT before and after */
-    const void *x;             /* [tokens, columns] */
-    u32 rows, columns, tokens, units, tiles, pieces;
+    u32 rows, columns, tokens, units, tiles;
 };
 
 extern __shared__ __align__(128) u8 shared[];
-
-/* Where a piece of 16 codes of a token lies. */
-__device__ __forceinline__ u64 place_of_codes(const Arguments &, u32 piece, u32 token)
-{
-    return ((u64)piece * TOKENS + token) * 16;
-}
 
 __device__ __forceinline__ u16 narrow(float value)
 {

@@ -1,7 +1,7 @@
-/* Products of few tokens with 8-bit weights, sparse (2:4 windows) or dense: quantize (and lift), multiply, scale.
+/* Products of few tokens with 8-bit weights, sparse (2:4 windows) or dense: multiply codes, scale.
 
-   Two kernels. `quantize` makes the codes of the activations, lifted, in the order in which `product` multiplies them.
-   `product` reads every weight once, as fragments of the tensor cores' sparse (or dense) operand; of some patterns the
+   The launch before (quantize.cu) has made the codes of the activations, lifted, in the order in which `product` multiplies
+   them. It reads every weight once, as fragments of the tensor cores' sparse (or dense) operand; of some patterns the
    metadata is stored in fewer bits than the tensor cores take (metadata.cuh).
 
    The weight is divided into tiles of 64 rows for each warpgroup that has rows of its own, and units of UNIT columns (of
@@ -12,7 +12,7 @@
    more tiles than clusters find room for, the blocks of a cluster may have a tile among them instead, and add up its parts
    in their shared memory: division.py estimates what takes less.
 
-   The kernels overlap (programmatic dependent launch): `product` fills its rings before it waits for the activations.
+   Launches overlap (programmatic dependent launch): `product` fills its rings before it waits for the codes.
 
    Settled when this is compiled (kernel.py):
      SPARSE            the weight is sparse
@@ -32,7 +32,6 @@
 #include "common.cuh"
 #include "metadata.cuh"
 #include "multiply.cuh"
-#include "quantize.cuh"
 
 #define THREADS (GROUPS * 128)
 #define COLUMN_GROUPS (GROUPS / ROW_GROUPS)
@@ -46,11 +45,6 @@
 #define RING (STAGES * STAGE)
 #define BULK (WARPGROUP && !STREAM) /* the copy engine copies the codes */
 #define MOST_UNITS 128              /* of codes that a block holds */
-
-extern "C" __global__ void __launch_bounds__(QUANTIZERS) quantize(const __grid_constant__ Arguments it)
-{
-    quantize_token<Activations>(it);
-}
 
 /* ---- copies */
 

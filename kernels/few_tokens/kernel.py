@@ -20,21 +20,16 @@ from ..slide_spec import SlideSpec, SlideWeight
 from .division import MOST_TOKENS, ROWS, Division, Unit, ceil_div, clustered, divisions
 from .exchange import address, exchanges
 from .prepared import GROUP, Order
+from .produce import KINDS, OVERLAPPING_SINCE, PLAIN, empty, quantize_for
 
 SOURCE = Path(__file__).with_name("kernel.cu")
 TILES = (1, 2, 4, 8)
 """Tokens / 8 that kernel.cu is compiled for."""
-KINDS = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2, None: 3}
 DENSE_UNIT = Unit(256, 4096)
-QUANTIZERS = 512
-"""Threads of a block that quantizes."""
-MOST_SHARES = 16
-"""Blocks among which the codes of a token are divided."""
 STATIC_SHARED = 4096
 """Bytes of shared memory that the kernels take beside what is asked for, at most."""
 WARPGROUPS = (9, 0)
 """The compute capability that has wgmma."""
-OVERLAPPING_SINCE = (9, 0)
 SINCE = {torch.int8: (8, 0), torch.float8_e4m3fn: (8, 9)}
 COLUMNS_MULTIPLE = {False: 8, True: 16}
 """What K must be a multiple of, by whether the weight is dense: 16 bytes are copied at a time."""
@@ -44,8 +39,9 @@ class Arguments(ctypes.Structure):
     """The struct of kernel.cu."""
 
     _fields_ = (
-        *((name, c_uint64) for name in ("weight", "codes", "scale", "weight_scale", "bias", "out", "sums", "x")),
-        *((name, c_int) for name in ("rows", "columns", "tokens", "units", "tiles", "pieces")),
+        *((name, c_uint64) for name in ("weight", "codes", "scale", "weight_scale", "bias", "out", "sums")),
+        *((name, c_int) for name in ("rows", "columns", "tokens", "units", "tiles")),
+        ("padding", c_int),
     )
 
 
@@ -76,6 +72,7 @@ class FewTokens:
     ) -> None:
         self.spec, self.device, self.dense, self._warpgroup = spec, device, dense, warpgroup
         self._launches: dict[tuple[torch.dtype, torch.dtype | None, int], _Launches] = {}
+        self.operand = cache(self._operand)
 
     @cached_property
     def gpu(self) -> Device:
@@ -121,11 +118,6 @@ class FewTokens:
         return self.spec.columns if self.dense else self.spec.slid
 
     @property
-    def pieces(self) -> int:
-        """Pieces of 16 codes of a token."""
-        return ceil_div(self.columns, self.unit.columns) * self.unit.columns // 16
-
-    @property
     def nbytes(self) -> int:
         """Bytes of the prepared weight, without the scale."""
         if self.dense:
@@ -152,7 +144,7 @@ class FewTokens:
             return equal
         return min((equal, *(one for one in clustered(*shape) if one.fits(free))), key=lambda one: one.cost)
 
-    def operand(self, tokens: int) -> Operand:
+    def _operand(self, tokens: int) -> Operand:
         """How the product of so many tokens reads codes."""
         spec, multiple, interleaved = self.spec, self.unit.columns, 8 * _tiles(tokens)
         if self.dense:
@@ -177,9 +169,9 @@ class FewTokens:
         out = torch.empty(tokens, self.spec.rows, dtype=x.dtype, device=x.device)
         if tokens:
             launches = self._prepared(tokens, x.dtype, bias)
-            codes = torch.empty(self.pieces, launches.division.padded * 16, dtype=torch.uint8, device=x.device)
-            scale = torch.empty(tokens, dtype=torch.float32, device=x.device)
-            launches.start(aligned(x), (codes, scale), prepared, bias, out)
+            codes, scale = empty(launches.operand, tokens, x.device)
+            launches.quantize(aligned(x), codes, scale)
+            launches.multiply(codes, scale, prepared, bias, out)
         return out
 
     def of_codes(
@@ -190,7 +182,7 @@ class FewTokens:
         out = torch.empty(tokens, self.spec.rows, dtype=dtype, device=codes.device)
         if tokens:
             launches = self._prepared(tokens, dtype, bias)
-            launches.start(None, (aligned(codes), aligned(scale)), prepared, bias, out)
+            launches.multiply(aligned(codes), aligned(scale), prepared, bias, out)
         return out
 
     def _prepared(self, tokens: int, dtype: torch.dtype, bias: Tensor | None) -> _Launches:
@@ -212,11 +204,6 @@ def refusal(spec: SlideSpec, capability: tuple[int, int], *, dense: bool) -> str
     return ""
 
 
-def shares(tokens: int, processors: int) -> int:
-    """Blocks among which the codes of each token are divided."""
-    return max(1, min(MOST_SHARES, processors // tokens))
-
-
 def _tiles(tokens: int) -> int:
     """Tokens / 8, as kernel.cu is compiled for."""
     return next(tiles for tiles in TILES if 8 * tiles >= tokens)
@@ -226,55 +213,42 @@ class _Launches:
     """The compiled kernels for activations and biases of one kind and up to a number of tokens."""
 
     def __init__(self, op: FewTokens, dtype: torch.dtype, bias: torch.dtype | None, tiles: int) -> None:
-        self.op, self.division = op, op.division(8 * tiles)
+        self.op, self.division, self.operand = op, op.division(8 * tiles), op.operand(8 * tiles)
         module = _module(tuple(op.constants(dtype, bias, self.division).items()), op.device)
-        self._quantize = module.kernel("quantize")
+        self._quantize = quantize_for(PLAIN, self.operand, dtype, op.device)
         self._product = module.kernel("product", self.division.shared_bytes)
         self._exchanged = self.division.exchanged
         self._overlapping = op.gpu.capability >= OVERLAPPING_SINCE
-        self._idle: list[tuple[Arguments, dict[int, Launch], Launch]] = []
+        self._idle: list[tuple[Arguments, Launch]] = []
 
-    def _made(self) -> tuple[Arguments, dict[int, Launch], Launch]:
+    def _made(self) -> tuple[Arguments, Launch]:
         spec, division = self.op.spec, self.division
-        argument = Arguments(
-            rows=spec.rows, columns=spec.columns, units=division.units, tiles=division.tiles, pieces=self.op.pieces,
-        )  # fmt: skip
+        argument = Arguments(rows=spec.rows, columns=spec.columns, units=division.units, tiles=division.tiles)
         threads = division.form.groups * 128
-        product = Launch(self._product, division.blocks, threads, argument, overlapping=self._overlapping)
-        return argument, {}, product
+        return argument, Launch(self._product, division.blocks, threads, argument, overlapping=self._overlapping)
 
-    def start(
-        self,
-        x: Tensor | None,
-        quantized: tuple[Tensor, Tensor],
-        prepared: Sequence[Tensor],
-        bias: Tensor | None,
-        out: Tensor,
+    def quantize(self, x: Tensor, codes: Tensor, scale: Tensor) -> None:
+        """x [M, K] contiguous at a multiple of 16, M at least 1, to codes of the operand."""
+        addresses = {"x": x.data_ptr(), "codes": codes.data_ptr(), "scale": scale.data_ptr()}
+        self._quantize.start(addresses, (x.shape[1], 0), x.shape[0], stream_of(self.op.device))
+
+    def multiply(
+        self, codes: Tensor, scale: Tensor, prepared: Sequence[Tensor], bias: Tensor | None, out: Tensor
     ) -> None:
-        """x [M, K] contiguous at a multiple of 16, of which codes and their scales are made, as quantized; None: they
-        are there. out [M, N], M at least 1."""
-        op, tokens, stream = self.op, out.shape[0], stream_of(self.op.device)
-        (codes, token_scale), (weight, scale) = quantized, prepared
+        """codes of the operand, out [M, N], M at least 1."""
+        stream, (weight, weight_scale) = stream_of(self.op.device), prepared
         try:
             held = self._idle.pop()  # another thread finds another one
         except IndexError:
             held = self._made()
-        argument, quantizes, product = held
-        argument.weight, argument.weight_scale = weight.data_ptr(), scale.data_ptr()
-        argument.codes, argument.scale, argument.out = codes.data_ptr(), token_scale.data_ptr(), out.data_ptr()
+        argument, product = held
+        argument.weight, argument.weight_scale = weight.data_ptr(), weight_scale.data_ptr()
+        argument.codes, argument.scale, argument.out = codes.data_ptr(), scale.data_ptr(), out.data_ptr()
         argument.bias = 0 if bias is None else bias.data_ptr()
-        argument.tokens = tokens
+        argument.tokens = out.shape[0]
         if self._exchanged:
-            exchange = exchanges(op.device).of(stream, self._exchanged)
+            exchange = exchanges(self.op.device).of(stream, self._exchanged)
             argument.sums = address(exchange)
-        if x is not None:
-            argument.x = x.data_ptr()
-            quantize = quantizes.get(tokens)
-            if quantize is None:
-                grid = (tokens, shares(tokens, op.gpu.processors))
-                quantize = Launch(self._quantize, grid, QUANTIZERS, argument, overlapping=self._overlapping)
-                quantizes[tokens] = quantize
-            quantize.start(stream)
         product.start(stream)
         self._idle.append(held)
 

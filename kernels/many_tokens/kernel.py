@@ -15,8 +15,9 @@ from torch import Tensor
 from ..driver import Launch, Module
 from ..few_tokens.division import ROWS, ceil_div
 from ..few_tokens.exchange import address, exchanges
-from ..few_tokens.kernel import KINDS, OVERLAPPING_SINCE, SINCE, WARPGROUPS, Device, FewTokens
+from ..few_tokens.kernel import SINCE, WARPGROUPS, Device, FewTokens
 from ..few_tokens.prepared import GROUP, Order
+from ..few_tokens.produce import KINDS, OVERLAPPING_SINCE
 from ..launch import aligned, stream_of
 from ..operand import Operand
 from ..slide_spec import SlideSpec, SlideWeight
@@ -164,12 +165,12 @@ class ManyTokens:
             **self.forms[form].constants,
         }  # fmt: skip
 
-    @property
+    @cached_property
     def operand(self) -> Operand:
-        """How it reads codes."""
+        """How it reads codes. Tiles of tokens read scales whole."""
         spec, order = self.spec, self.order
-        blocks = GROUP if order.bounds else 1
-        return Operand(spec.columns, spec.dtype, True, spec.length, blocks, multiple=order.unit.columns)
+        blocks, spare = GROUP if order.bounds else 1, max(form.tokens for form in self.forms)
+        return Operand(spec.columns, spec.dtype, True, spec.length, blocks, order.unit.columns, spare=spare)
 
     def __call__(self, x: Tensor, prepared: Sequence[Tensor], bias: Tensor | None) -> Tensor:
         """x [M, K] bfloat16, float16 or float32, on the current device; bias [N] -> [M, N] like x."""
@@ -187,15 +188,13 @@ class ManyTokens:
     def of_codes(
         self, codes: Tensor, scale: Tensor, prepared: Sequence[Tensor], bias: Tensor | None, dtype: torch.dtype
     ) -> Tensor:
-        """codes of the operand, scale [M, 1] float32, on the current device; bias [N] -> [M, N] of `dtype`."""
+        """codes of the operand, scale [M, 1] float32 as it asks for, at a multiple of 16, on the current device; bias
+        [N] -> [M, N] of `dtype`."""
         tokens = scale.shape[0]
         out = torch.empty(tokens, self.spec.rows, dtype=dtype, device=codes.device)
         if tokens:
             tiling = self.tiling(tokens)
-            missing = tiling.token_tiles * tiling.form.tokens - tokens
-            scale = torch.nn.functional.pad(scale.view(-1), (0, missing)) if missing else scale
-            launches = self._prepared(tiling, dtype, bias)
-            launches.start(tiling, None, (aligned(codes), aligned(scale)), prepared, bias, out)
+            self._prepared(tiling, dtype, bias).start(tiling, None, (aligned(codes), scale), prepared, bias, out)
         return out
 
     def _prepared(self, tiling: Tiling, dtype: torch.dtype, bias: Tensor | None) -> _Launches:

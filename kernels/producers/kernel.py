@@ -17,15 +17,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import ALIGNMENT, Launcher, aligned, start, stream_of
+from ..launch import Launcher, start, stream_of
 from ..operand import Operand
 from ..quantize.kernel import factor_of, scale_of, steps
 from ..quantize.reference import QMAX
 from ..windows import group_of
 from .elements import inverse_root
 from .held import MOST_HELD, hold_values, store_held
+from .inputs import readable
 from .recomputed import largest_value, store_bytes, store_words
-from .reference import SUM, Producer
+from .reference import Producer
 
 WHOLE = 1
 """Windows of a block if no two overlap."""
@@ -188,30 +189,9 @@ def produce(
     """
     tokens, (used, total) = x.shape[0], readable(producer, x, other, weight)
     codes = torch.empty(rows, operand.width, dtype=operand.dtype, device=x.device)
-    scale = torch.empty(tokens, 1, dtype=torch.float32, device=x.device)
+    scale = torch.empty(tokens + operand.spare, 1, dtype=torch.float32, device=x.device)[:tokens]
     if rows:
         op = produce_for(producer, operand, x.dtype, (used[0].stride(0), used[1].stride(0)), x.device)
         addresses = tuple(tensor.data_ptr() for tensor in (*used, codes, scale))
         op.start(addresses, tokens, rows, stream_of(x.device))
     return codes, scale, total
-
-
-Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
-
-
-def readable(
-    producer: Producer, x: Tensor, other: Tensor | None, weight: Tensor | None
-) -> tuple[Inputs, Tensor | None]:
-    """x, other, weight and the sum as kernels take them, x in the place of what is not used; and the sum, if there is
-    one."""
-    x = apart(x)
-    total = torch.empty(x.shape, dtype=x.dtype, device=x.device) if producer.element == SUM else None
-    second = x if other is None else apart(other)
-    return (x, second, x if weight is None else aligned(weight), x if total is None else total), total
-
-
-def apart(x: Tensor) -> Tensor:
-    """x [M, K] with rows at addresses that are multiples of 16, as contiguous rows of odd lengths need not be: itself,
-    as a rule."""
-    fits = x.stride(1) == 1 and x.stride(0) * x.element_size() % ALIGNMENT == 0 and x.data_ptr() % ALIGNMENT == 0
-    return x if fits else aligned(x)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from slideconvert.kernels.few_tokens import produce as few
 from slideconvert.kernels.few_tokens.kernel import FewTokens
 from slideconvert.kernels.operand import Operand
-from slideconvert.kernels.producers import interleaved
 from slideconvert.kernels.producers.kernel import produce
 from slideconvert.kernels.producers.reference import SAME, SILU, Producer
 from slideconvert.kernels.producers.reference import produce as reference
@@ -94,9 +94,9 @@ def test_interleaved_codes(producer: Producer, codes: torch.dtype, dtype: torch.
 def compare_interleaved(producer: Producer, operand: Operand, dtype: torch.dtype, tokens: int) -> None:
     given = inputs(producer, tokens, operand.columns, dtype, "cuda")
     words = given.x, given.other, given.weight
-    found = interleaved.produce(producer, *words, operand)
+    found = few.produce(producer, *words, operand)
     check(producer, given, operand, found)
-    again = interleaved.produce(producer, *words, operand)
+    again = few.produce(producer, *words, operand)
     codes = [
         one[0].view(torch.int8).view(operand.pieces, operand.interleaved, 16)[:, :tokens] for one in (found, again)
     ]
@@ -107,12 +107,12 @@ def test_interleaved_codes_of_halves_of_one_tensor() -> None:
     both = torch.randn(33, 2 * 512, dtype=torch.bfloat16, device="cuda")
     gate, up = both.chunk(2, -1)
     op = FewTokens(SlideSpec(64, 512, 8, torch.int8), torch.device("cuda"))
-    found = interleaved.produce(Producer(SILU), gate, up, None, op.operand(33))
-    apart = interleaved.produce(Producer(SILU), gate.contiguous(), up.contiguous(), None, op.operand(33))
+    found = few.produce(Producer(SILU), gate, up, None, op.operand(33))
+    apart = few.produce(Producer(SILU), gate.contiguous(), up.contiguous(), None, op.operand(33))
     codes = [one[0].view(-1, 64, 16)[:, :33] for one in (found, apart)]
     assert torch.equal(*codes) and torch.equal(found[1], apart[1])
     with pytest.raises(ValueError, match="65 tokens, 64 are interleaved"):
-        interleaved.produce(Producer(SAME), torch.zeros(65, 512, device="cuda"), None, None, op.operand(33))
+        few.produce(Producer(SAME), torch.zeros(65, 512, device="cuda"), None, None, op.operand(33))
 
 
 def test_halves_of_one_tensor() -> None:

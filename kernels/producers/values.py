@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..launch import Launcher, start, stream_of
 from .elements import inverse_root, load_values, store_pair
-from .kernel import in_pairs, norm_of, readable, reading
+from .inputs import readable
+from .kernel import in_pairs, norm_of, reading
 from .reference import Producer
 
 
