@@ -16,7 +16,7 @@ from torch import Tensor
 from ..driver import Launch, Module
 from ..launch import aligned, stream_of
 from ..slide_spec import SlideSpec, SlideWeight
-from .division import MOST_TOKENS, ROWS, Division, Unit, ceil_div, clustered, divisions
+from .division import MOST_TOKENS, ROWS, Division, Unit, ceil_div, clustered, divisions, whole
 from .exchange import address, exchanges
 from .prepared import Order
 
@@ -24,7 +24,7 @@ SOURCE = Path(__file__).with_name("kernel.cu")
 TILES = (1, 2, 4, 8)
 """Tokens / 8 that kernel.cu is compiled for."""
 KINDS = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2, None: 3}
-DENSE_UNIT = Unit(256, 4096)
+DENSE_UNIT = Unit(256, 4096, half=Unit(128, 2048))
 QUANTIZERS = 512
 """Threads of a block that quantizes."""
 MOST_SHARES = 16
@@ -149,7 +149,10 @@ class FewTokens:
             raise ValueError(f"{self.spec}: {tokens} tokens take more than {free} bytes of shared memory")
         if self.gpu.capability != WARPGROUPS:
             return equal
-        return min((equal, *(one for one in clustered(*shape) if one.fits(free))), key=lambda one: one.cost)
+        others = [*clustered(*shape)]
+        if self.warpgroup:  # by mma FP8 has too few registers in blocks so large
+            others += whole(*shape)
+        return min((equal, *(one for one in others if one.fits(free))), key=lambda one: one.cost)
 
     def shares(self, tokens: int) -> int:
         """Blocks among which the codes of each token are divided."""
@@ -158,12 +161,14 @@ class FewTokens:
     def constants(self, dtype: torch.dtype, bias: torch.dtype | None, division: Division) -> dict[str, int]:
         """What kernel.cu is compiled with."""
         spec, form, unit = self.spec, division.form, division.unit
+        halves = self.unit.columns // unit.columns
         return {
             "SPARSE": int(not self.dense), "LENGTH": 0 if self.dense else spec.length or 2, "UNIT": unit.columns,
             "FLOAT": int(spec.dtype != torch.int8), "TILES": division.padded // 8, "GROUPS": form.groups,
             "STAGES": form.stages, "ROW_GROUPS": form.row_groups, "STREAM": int(form.stream), "X": KINDS[dtype],
-            "CLUSTER": form.cluster, "BIAS": KINDS[bias], "WARPGROUP": int(self.warpgroup),
-            **({"METADATA": 0} if self.dense else self.order.constants),
+            "CLUSTER": form.cluster, "SLABS": form.slabs, "BIAS": KINDS[bias], "WARPGROUP": int(self.warpgroup),
+            "HALVES": halves, **({} if self.dense else self.order.constants),
+            "METADATA": 0 if self.dense else self.order.metadata // halves,
         }  # fmt: skip
 
     def __call__(self, x: Tensor, prepared: Sequence[Tensor], bias: Tensor | None) -> Tensor:
