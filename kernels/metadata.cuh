@@ -2,6 +2,7 @@
 
 #define BOUNDS (LENGTH == 8 || LENGTH == 10) /* two nibbles for each block */
 #define PATTERNS (LENGTH == 6)               /* a nibble for each block */
+#define ODD (LENGTH == 8 && METADATA == 8)   /* half a unit of 2:8 has three steps: of the fourth word nothing is used */
 #define WINDOWS (LENGTH == 2 ? 1 : LENGTH / 2 - 1) /* of a block */
 
 #if SPARSE
@@ -9,7 +10,7 @@
    would stay in registers that the tensor cores still read when those of the next unit come. */
 struct Metadata {
 #if BOUNDS || PATTERNS
-    u32 stored[METADATA / 4];
+    u32 stored[METADATA / 4 + 2 * ODD];
 #else
     u32 at;
 #endif

@@ -3,8 +3,9 @@
 #include "device.cuh"
 
 #define ROWS 64
+#define SLAB_ROWS 16 /* of a warp */
 #define CODES_UNIT (UNIT * TOKENS)
-#define TILE_ROWS (ROWS * ROW_GROUPS)
+#define TILE_ROWS (SLABS ? SLABS * SLAB_ROWS : ROWS * ROW_GROUPS)
 
 #if FLOAT
 typedef float Sum;
@@ -31,6 +32,21 @@ struct Arguments {
 
 extern __shared__ __align__(128) u8 shared[];
 
+#if SLABS
+/* The slabs of this block: SLABS in the first blocks, one fewer in the others. A warp has one of them; warps beyond take
+   part in barriers, in copies of codes and in wgmma. */
+struct Slabs {
+    u32 first, count;
+
+    __device__ __forceinline__ Slabs(const Arguments &it)
+    {
+        u32 full = (it.rows + SLAB_ROWS - 1) / SLAB_ROWS - gridDim.x * (SLABS - 1); /* blocks with SLABS */
+        first = blockIdx.x * (SLABS - 1) + min(blockIdx.x, full);
+        count = SLABS - 1 + (blockIdx.x < full);
+    }
+};
+#endif
+
 __device__ __forceinline__ u16 narrow(float value)
 {
     u16 out;
@@ -39,6 +55,12 @@ __device__ __forceinline__ u16 narrow(float value)
     else
         asm("cvt.rn.f16.f32 %0, %1;" : "=h"(out) : "f"(value));
     return out;
+}
+
+/* 8 bytes. By way of the L1 cache: others beside them are copied next. */
+__device__ __forceinline__ void copy_eight(u32 to, const void *from)
+{
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(to), "l"(from) : "memory");
 }
 
 /* 16 bytes, zeros if not `real`. */

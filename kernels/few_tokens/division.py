@@ -8,6 +8,8 @@ from functools import cached_property
 
 ROWS = 64
 """Rows of a warpgroup."""
+SLAB_ROWS = 16
+"""Rows of a warp."""
 MOST_TOKENS = 64
 MOST_UNITS = 128
 """Units of codes that a block holds, at most."""
@@ -19,10 +21,12 @@ def ceil_div(numerator: int, denominator: int) -> int:
 
 @dataclass(frozen=True)
 class Unit:
-    """columns (slid, if the weight is sparse); warp_bytes: of 16 rows of it, as a warp copies them."""
+    """columns (slid, if the weight is sparse); warp_bytes: of 16 rows of it, as a warp copies them; half: where half of
+    it can be copied and multiplied on its own."""
 
     columns: int
     warp_bytes: int
+    half: Unit | None = None
 
 
 @dataclass(frozen=True)
@@ -30,12 +34,14 @@ class Form:
     """A form of the product. groups: warpgroups of a block; stages: units in the ring of a warp; stream: codes are
     copied unit by unit and every warpgroup has rows of its own, else a block holds codes and its warpgroups take
     turns. cluster: blocks that have a tile among them, as all clusters have one; 0: every block has an equal share of
-    all tiles."""
+    all tiles. slabs: of whole rows, the most slabs of 16 rows that a block has (streamed, cluster 1), its tile, over
+    all columns, so that it copies the codes once; 0: tiles are as many rows as a block's warps have."""
 
     groups: int
     stages: int
     stream: bool
     cluster: int = 0
+    slabs: int = 0
 
     @property
     def row_groups(self) -> int:
@@ -48,7 +54,8 @@ class Form:
 
     @property
     def tile_rows(self) -> int:
-        return ROWS * self.row_groups
+        """At most, if of whole rows."""
+        return SLAB_ROWS * self.slabs if self.slabs else ROWS * self.row_groups
 
 
 HOLDING = tuple(Form(2, stages, stream=False) for stages in (5, 4, 3))
@@ -66,6 +73,10 @@ THREES = 3 / 11
 PART_COST, CLUSTER_COST = 4, 60_000
 """Of a byte of a published part, and of the barriers of a cluster, in bytes that a block copies in that time. Fitted to
 products on an H200: 100 KB that a block copies take 1.4 us, 100 KB of parts 5.9, the barriers 0.8."""
+WHOLE_COST = 100_000
+"""What whole rows must save, as they wait for all warps of a larger block: a guess, until it is measured."""
+MOST_SLABS = 20
+"""Of a block: with more warps, each would have too few registers."""
 SHALLOW, FEW_UNITS = 3, 16
 """Stages that suffice where a block has no more units than so many; others had better stream their codes."""
 
@@ -90,7 +101,18 @@ class Division:
 
     @property
     def tiles(self) -> int:
+        if self.form.slabs:
+            return min(self.most_blocks, self.slabs)
         return ceil_div(self.rows, self.form.tile_rows)
+
+    @property
+    def slabs(self) -> int:
+        return ceil_div(self.rows, SLAB_ROWS)
+
+    def first_slab(self, tile: int) -> int:
+        """Of whole rows: the first tiles have the most slabs, the others one fewer."""
+        fewer = self.form.slabs - 1
+        return tile * fewer + min(tile, self.slabs - self.tiles * fewer)
 
     @property
     def units(self) -> int:
@@ -142,7 +164,7 @@ class Division:
     def shared_bytes(self) -> int:
         """Shared memory of a block."""
         form = self.form
-        ring = form.groups * 4 * form.stages * self.unit.warp_bytes
+        ring = form.turns * form.tile_rows // SLAB_ROWS * form.stages * self.unit.warp_bytes
         gathered = form.turns * self.padded * (form.tile_rows + 4) * 4
         copied = ring + self.held * self.unit.columns * self.padded
         return max(copied, gathered) if form.cluster else copied + gathered
@@ -151,14 +173,18 @@ class Division:
         cluster = self.form.cluster
         if cluster and (cluster > self.units or self.tiles > most_clusters(self.most_blocks, cluster)):
             return False
+        if self.form.slabs and self.form.slabs != ceil_div(self.slabs, self.tiles):
+            return False
         return self.shared_bytes <= shared_bytes and (self.form.stream or self.held <= MOST_UNITS)
 
     @property
     def cost(self) -> int:
         """An estimate of what a block takes beside what all take, in bytes that it copies."""
         form, codes = self.form, self.unit.columns * self.padded
-        copied = self.share * 4 * form.row_groups * self.unit.warp_bytes
+        copied = self.share * (form.tile_rows // SLAB_ROWS) * self.unit.warp_bytes
         copied += (self.share if form.stream else self.held) * codes
+        if form.slabs:
+            return copied + WHOLE_COST
         if form.cluster:
             return copied + (CLUSTER_COST if form.cluster > 1 else 0)
         return copied + (self.parts * 4 * self.part * PART_COST if self.parts > 1 else 0)
@@ -191,3 +217,14 @@ def divisions(rows: int, columns: int, padded: int, unit: Unit, blocks: int) -> 
 def clustered(rows: int, columns: int, padded: int, unit: Unit, blocks: int) -> Iterator[Division]:
     """Ways to divide it among clusters, those with the deepest rings first."""
     yield from (Division(rows, columns, padded, unit, blocks, form) for form in CLUSTERED)
+
+
+def whole(rows: int, columns: int, padded: int, unit: Unit, blocks: int) -> Iterator[Division]:
+    """Ways to divide it among blocks that have whole rows, more than other forms have, those with the deepest rings
+    first, of whole units before halves: of many rows, three units may not fit."""
+    slabs = ceil_div(ceil_div(rows, SLAB_ROWS), blocks)
+    if max(form.tile_rows for form in STREAMING) < slabs * SLAB_ROWS <= MOST_SLABS * SLAB_ROWS:
+        for one in (unit, unit.half) if unit.half else (unit,):
+            for stages in range(6, 2, -1):
+                form = Form(ceil_div(slabs, 4), stages, stream=True, cluster=1, slabs=slabs)
+                yield Division(rows, columns, padded, one, blocks, form)

@@ -10,7 +10,9 @@
    own ring in shared memory. Where a tile is cut, each block publishes its part of the sums, and the block with the last
    part adds all parts in their order: results do not depend on who comes first. Where the GPU has clusters, and a linear no
    more tiles than clusters find room for, the blocks of a cluster may have a tile among them instead, and add up its parts
-   in their shared memory: division.py estimates what takes less.
+   in their shared memory. Or every block has whole rows, about equally many slabs of 16, each a warp's, and multiplies
+   them over all columns: then nothing is exchanged, and the codes are read once by every block, not once for every tile,
+   of which a block has several where a linear has many rows. division.py estimates what takes less.
 
    Launches overlap (programmatic dependent launch): `product` fills its rings before it waits for the codes.
 
@@ -18,6 +20,7 @@
      SPARSE            the weight is sparse
      LENGTH            L of 2:L; 2 for 2:inf; 0 if dense
      UNIT, METADATA    columns of a unit; bytes of metadata that a lane has of it
+     HALVES            2: units are halves of those in which the weight lies; otherwise 1
      TABLE_0 … TABLE_3 of 2:6: positions of the windows of a block, by the number of its zeros
      FLOAT             codes are E4M3, sums float32; otherwise INT8, sums int32
      TILES             tokens / 8: 1, 2, 4 or 8
@@ -26,6 +29,7 @@
      STREAM            codes are copied unit by unit, as weights are (ROW_GROUPS is GROUPS); otherwise all that a block
                        needs are held
      CLUSTER           blocks that have a tile among them (STREAM); 0: equal shares, see above
+     SLABS             the most slabs of a block that has whole rows (STREAM, CLUSTER 1): its tile; otherwise 0
      X, BIAS           number kinds of activations (and outputs) and bias: 0 bfloat16, 1 float16, 2 float32; BIAS 3: none
      WARPGROUP         multiply by wgmma (compute capability 9.0 alone), otherwise by mma */
 
@@ -38,40 +42,58 @@
 #include "sums.cuh"
 
 #define STEPS (UNIT / STEP)
-#define PIECES (SPARSE ? STEPS + METADATA / 16 : 8) /* of 16 bytes that a lane copies of a unit */
-#define HALF_PIECE (SPARSE && METADATA == 8)        /* one more, of half of the lanes */
+#define PIECES (STEPS + METADATA / 16)        /* of 16 bytes that a lane copies of a unit */
+#define HALF_PIECE (SPARSE && METADATA == 8) /* one more, of half of the lanes */
 #define WARP_UNIT (PIECES * 512 + HALF_PIECE * 256)
-#define STAGE (GROUPS * 4 * WARP_UNIT)
+/* Where a warp's values of a unit of a sparse weight lie; those of two halves lie together. */
+#if HALVES == 2
+#define BOTH_AT ((((u64)four * ((it.units + 1) / 2) + unit / 2) * 4 + warp) * (2 * WARP_UNIT))
+#define VALUES_AT (BOTH_AT + unit % 2 * (STEPS * 512))
+#else
+#define VALUES_AT ((((u64)four * it.units + unit) * 4 + warp) * WARP_UNIT)
+#endif
+#define STAGE ((SLABS ? SLABS : GROUPS * 4) * WARP_UNIT)
 #define RING (STAGES * STAGE)
 #define BULK (WARPGROUP && !STREAM) /* the copy engine copies the codes */
 #define MOST_UNITS 128              /* of codes that a block holds */
 
 /* ---- copies */
 
-/* A warp's 16 rows of a unit. Sparse: as prepared.py lays them out. Dense: lane 4g + q gets columns 16q … 16q + 15 of 64
+/* A warp's 16 rows of a unit, if it has any. Sparse: as prepared.py lays them out. Dense: lane 4g + q gets columns 16q … 16q + 15 of 64
    of rows g and g + 8. */
 __device__ __forceinline__ void copy_weight(const Arguments &it, u32 tile, u32 unit, u32 to)
 {
-    u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, slab = tile * ROW_GROUPS + threadIdx.x / 128 % ROW_GROUPS;
+    u32 lane = threadIdx.x % 32;
+#if SLABS
+    Slabs own(it);
+    u32 slab = own.first + threadIdx.x / 32, warp = slab % 4, four = slab / 4; /* four of them lie together */
+    if (threadIdx.x / 32 >= own.count)
+        return;
+#else
+    u32 warp = threadIdx.x / 32 % 4, four = tile * ROW_GROUPS + threadIdx.x / 128 % ROW_GROUPS;
+#endif
 #pragma unroll
     for (int i = 0; i < PIECES; i++) {
         const u8 *from = it.weight;
         bool real;
         if (SPARSE) {
-            real = ROW_GROUPS == 1 || slab * ROWS < it.rows;
-            from += real ? (((u64)slab * it.units + unit) * 4 + warp) * WARP_UNIT + i * 512 + lane * 16 : 0;
+            real = SLABS || ROW_GROUPS == 1 || four * ROWS < it.rows;
+            from += real ? VALUES_AT + i * 512 + lane * 16 : 0;
         } else {
-            u32 row = slab * ROWS + warp * 16 + lane / 4 + i % 2 * 8, column = unit * UNIT + i / 2 * 64 + lane % 4 * 16;
+            u32 row = four * ROWS + warp * SLAB_ROWS + lane / 4 + i % 2 * 8;
+            u32 column = unit * UNIT + i / 2 * 64 + lane % 4 * 16;
             real = row < it.rows && column < it.columns;
             from += real ? (u64)row * it.columns + column : 0;
         }
         copy(to + i * 512 + lane * 16, from, real);
     }
-#if HALF_PIECE
-    bool real = ROW_GROUPS == 1 || slab * ROWS < it.rows;
+#if SPARSE && HALVES == 2
+    copy_eight(to + STEPS * 512 + lane * 8, it.weight + BOTH_AT + 2 * STEPS * 512 + lane * 16 + unit % 2 * 8);
+#elif HALF_PIECE
+    bool real = SLABS || ROW_GROUPS == 1 || four * ROWS < it.rows;
     if (lane < 16)
         copy(to + PIECES * 512 + lane * 16,
-             it.weight + (real ? (((u64)slab * it.units + unit) * 4 + warp) * WARP_UNIT + PIECES * 512 + lane * 16 : 0), real);
+             it.weight + (real ? VALUES_AT + PIECES * 512 + lane * 16 : 0), real);
 #endif
 }
 
@@ -117,12 +139,12 @@ __device__ __forceinline__ void show_to_wgmma()
 __device__ __forceinline__ void multiply_unit(Sum *sums, u32 weight, u32 codes)
 {
     u32 lane = threadIdx.x % 32;
-    Four piece[8];
+    Four piece[8]; /* STEPS of them */
 #pragma unroll
-    for (int i = 0; i < (SPARSE ? STEPS : 8); i++)
+    for (int i = 0; i < STEPS; i++)
         piece[i] = load(weight + i * 512 + lane * 16);
 #if SPARSE
-    u32 metadata[STEPS];
+    u32 metadata[STEPS + STEPS % 2];
     Metadata stored(weight + STEPS * 512 + lane * METADATA);
 #pragma unroll
     for (int i = 0; i < STEPS; i += 2)
@@ -144,13 +166,17 @@ __device__ __forceinline__ void multiply_unit(Sum *sums, u32 weight, u32 codes)
     commit_products();
 }
 
-/* Of `whole` units, those before a share. 32 bits hold the product: kernel.py checks. */
+/* Of `whole` units, those before a share. 32 bits hold the product: division.py checks. */
 __device__ __forceinline__ u32 before(u32 whole, u32 share, u32 shares) { return whole * share / shares; }
 
 extern "C" __global__ void IN_CLUSTERS __launch_bounds__(THREADS, 1) product(const __grid_constant__ Arguments it)
 {
     u32 thread = threadIdx.x, turn = thread / 128 / ROW_GROUPS, total = it.tiles * it.units;
-    u32 ring = address(shared) + thread / 32 * WARP_UNIT; /* stages are STAGE apart */
+    u32 slot = thread / 32;
+#if SLABS
+    slot = min(slot, Slabs(it).count - 1); /* a warp without a slab multiplies the last one, in vain: all or none do */
+#endif
+    u32 ring = address(shared) + slot * WARP_UNIT; /* stages are STAGE apart */
     Sum *gathered = (Sum *)(shared + (CLUSTER ? 0 : RING)); /* a cluster's tile is the only one: the ring is free then */
     u32 codes = address(shared) + RING + (CLUSTER ? 0 : GATHERED);
 #if BULK

@@ -17,7 +17,7 @@ from ..driver import Launch, Module
 from ..launch import aligned, stream_of
 from ..operand import WORDS, Operand
 from ..slide_spec import SlideSpec, SlideWeight
-from .division import MOST_TOKENS, ROWS, Division, Unit, ceil_div, clustered, divisions
+from .division import MOST_TOKENS, ROWS, Division, Unit, ceil_div, clustered, divisions, whole
 from .exchange import address, exchanges
 from .prepared import GROUP, Order
 from .produce import KINDS, OVERLAPPING_SINCE, PLAIN, empty, quantize_for
@@ -25,7 +25,7 @@ from .produce import KINDS, OVERLAPPING_SINCE, PLAIN, empty, quantize_for
 SOURCE = Path(__file__).with_name("kernel.cu")
 TILES = (1, 2, 4, 8)
 """Tokens / 8 that kernel.cu is compiled for."""
-DENSE_UNIT = Unit(256, 4096)
+DENSE_UNIT = Unit(256, 4096, half=Unit(128, 2048))
 STATIC_SHARED = 4096
 """Bytes of shared memory that the kernels take beside what is asked for, at most."""
 WARPGROUPS = (9, 0)
@@ -142,7 +142,10 @@ class FewTokens:
             raise ValueError(f"{self.spec}: {tokens} tokens take more than {free} bytes of shared memory")
         if self.gpu.capability != WARPGROUPS:
             return equal
-        return min((equal, *(one for one in clustered(*shape) if one.fits(free))), key=lambda one: one.cost)
+        others = [*clustered(*shape)]
+        if self.warpgroup:  # by mma FP8 has too few registers in blocks so large
+            others += whole(*shape)
+        return min((equal, *(one for one in others if one.fits(free))), key=lambda one: one.cost)
 
     def _operand(self, tokens: int) -> Operand:
         """How the product of so many tokens reads codes."""
@@ -155,12 +158,14 @@ class FewTokens:
     def constants(self, dtype: torch.dtype, bias: torch.dtype | None, division: Division) -> dict[str, int]:
         """What kernel.cu is compiled with."""
         spec, form, unit = self.spec, division.form, division.unit
+        halves = self.unit.columns // unit.columns
         return {
             "SPARSE": int(not self.dense), "LENGTH": 0 if self.dense else spec.length or 2, "UNIT": unit.columns,
             "FLOAT": int(spec.dtype != torch.int8), "TILES": division.padded // 8, "GROUPS": form.groups,
             "STAGES": form.stages, "ROW_GROUPS": form.row_groups, "STREAM": int(form.stream), "X": KINDS[dtype],
-            "CLUSTER": form.cluster, "BIAS": KINDS[bias], "WARPGROUP": int(self.warpgroup),
-            **({"METADATA": 0} if self.dense else self.order.constants),
+            "CLUSTER": form.cluster, "SLABS": form.slabs, "BIAS": KINDS[bias], "WARPGROUP": int(self.warpgroup),
+            "HALVES": halves, **({} if self.dense else self.order.constants),
+            "METADATA": 0 if self.dense else self.order.metadata // halves,
         }  # fmt: skip
 
     def __call__(self, x: Tensor, prepared: Sequence[Tensor], bias: Tensor | None) -> Tensor:

@@ -59,7 +59,9 @@ class Order:
 
     @property
     def unit(self) -> Unit:
-        return Unit(self.steps * STEP, self.steps * 512 + self.metadata * 32)
+        columns, warp_bytes = self.steps * STEP, self.steps * 512 + self.metadata * 32
+        # Three steps of 2:8 are all windows of 16 blocks: their metadata is half of each lane's.
+        return Unit(columns, warp_bytes, Unit(columns // 2, warp_bytes // 2) if self.length == 8 else None)
 
     @property
     def windows(self) -> int:

@@ -158,7 +158,7 @@ __device__ __forceinline__ void gather(const Sum *sums, Sum *gathered)
 {
     u32 lane = threadIdx.x % 32, group = threadIdx.x / 128;
     Sum *own = gathered + group / ROW_GROUPS * TOKENS * SUM_STRIDE + group % ROW_GROUPS * ROWS +
-               threadIdx.x / 32 % 4 * 16 + lane / 4;
+               threadIdx.x / 32 % 4 * SLAB_ROWS + lane / 4;
 #pragma unroll
     for (int i = 0; i < 4 * TILES; i++)
         own[(i / 4 * 8 + lane % 4 * 2 + i % 2) * SUM_STRIDE + i / 2 % 2 * 8] = sums[i];
@@ -169,10 +169,22 @@ __device__ __forceinline__ void gather(const Sum *sums, Sum *gathered)
    read it, and each writes its share of the tokens. */
 __device__ __forceinline__ void deliver(const Arguments &it, u32 tile, const Sum *sums, Sum *gathered)
 {
-    const u32 EACH = (TOKENS * ROW_QUADS + THREADS * CLUSTER - 1) / (THREADS * CLUSTER);
+    const u32 WRITERS = THREADS / ROW_QUADS * ROW_QUADS; /* threads of whole tokens: each has the same rows of all */
+    const u32 EACH = (TOKENS * ROW_QUADS + WRITERS * CLUSTER - 1) / (WRITERS * CLUSTER);
     __syncthreads(); /* all that lay there has been multiplied */
+    u32 thread = threadIdx.x;
+#if SLABS
+    asm volatile("" : "+r"(thread)); /* so that addresses do not take registers of the loop before */
+    Slabs own(it);
+    if (thread / 32 < own.count)
+        gather(sums, gathered);
+    u32 quad_row = thread % ROW_QUADS * 4, row = own.first * SLAB_ROWS + quad_row;
+    bool writes = thread < WRITERS && quad_row < own.count * SLAB_ROWS;
+#else
     gather(sums, gathered);
     u32 quad_row = threadIdx.x % ROW_QUADS * 4, row = tile * TILE_ROWS + quad_row;
+    const bool writes = true;
+#endif
     Rows rows(it, row);
 #if CLUSTER > 1
     leave_to_cluster();
@@ -182,8 +194,8 @@ __device__ __forceinline__ void deliver(const Arguments &it, u32 tile, const Sum
 #endif
 #pragma unroll
     for (u32 n = 0; n < EACH; n++) {
-        u32 i = (n * CLUSTER + blockIdx.x % CLUSTER) * THREADS + threadIdx.x, token = i / ROW_QUADS;
-        if (i >= it.tokens * ROW_QUADS)
+        u32 i = (n * CLUSTER + blockIdx.x % CLUSTER) * WRITERS + thread, token = i / ROW_QUADS;
+        if (!writes || i >= it.tokens * ROW_QUADS)
             continue;
         u32 at = address(gathered + token * SUM_STRIDE + quad_row);
         Four parts[CLUSTER];

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import subprocess
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from slideconvert.kernels.few_tokens.prepared import Order
 from slideconvert.kernels.many_tokens.kernel import FOLDER, ManyTokens, refusal
 from slideconvert.kernels.many_tokens.tiles import FORMS, PIECE_COLUMNS, PORTABLE, Tiling, Wgmma
 from slideconvert.kernels.slide_spec import SlideSpec
+from tests.helpers.disassembled import cuobjdump, instructions
 
 H200, ADA = 232448, 101376
 LENGTHS = (4, 6, 8, 10, 12, None)
@@ -110,13 +109,6 @@ def test_what_cannot_run_is_refused() -> None:
     assert "K = 68 is no multiple of 8" in refusal(SlideSpec(64, 68, 8, torch.int8), (9, 0))
 
 
-def cuobjdump() -> Path | None:
-    """The disassembler that Triton carries."""
-    triton = importlib.util.find_spec("triton")
-    found = Path(triton.origin or "").parent / "backends/nvidia/bin/cuobjdump" if triton else None
-    return found if found and found.exists() else None
-
-
 @pytest.mark.skipif(bool(nvrtc.missing()), reason="NVRTC is not installed here")
 @pytest.mark.skipif(cuobjdump() is None, reason="Triton carries no cuobjdump here")
 @pytest.mark.parametrize(
@@ -145,10 +137,9 @@ def test_products_run_ahead(
     registers are short, the compiler makes them wait without a word."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     op = ManyTokens(SlideSpec(4608, 3584, length, codes), CUDA)
-    pieces, code = op.order.unit.columns // PIECE_COLUMNS, tmp_path / "code.cubin"
-    code.write_bytes(nvrtc.machine_code(FOLDER / form.source, op.constants(dtype, bias, form), "sm_90a"))
-    listed = subprocess.run([str(cuobjdump()), "-sass", str(code)], capture_output=True, text=True, check=True)
-    body = listed.stdout.partition("Function : product")[2].partition("Function :")[0]
+    pieces = op.order.unit.columns // PIECE_COLUMNS
+    code = nvrtc.machine_code(FOLDER / form.source, op.constants(dtype, bias, form), "sm_90a")
+    body = instructions(code, "product", tmp_path)
     loop = body[body.index("GMMA") : body.rindex("GMMA")]
     assert "MEMBAR" not in loop  # releases to other blocks of a cluster wait for nothing
     assert body.count("GMMA") == 3 * 2 * pieces  # of even units, odd units, and the last one
