@@ -17,7 +17,7 @@ from ..driver import Launch, Module
 from ..launch import aligned, stream_of
 from ..operand import WORDS, Operand
 from ..slide_spec import SlideSpec, SlideWeight
-from .division import MOST_TOKENS, ROWS, Division, Unit, ceil_div, clustered, divisions, whole
+from .division import MANY_SLABS, MOST_TOKENS, ROWS, Division, Unit, ceil_div, clustered, divisions, whole
 from .exchange import address, exchanges
 from .prepared import GROUP, Order
 from .produce import KINDS, OVERLAPPING_SINCE, PLAIN, empty, quantize_for
@@ -142,10 +142,12 @@ class FewTokens:
             raise ValueError(f"{self.spec}: {tokens} tokens take more than {free} bytes of shared memory")
         if self.gpu.capability != WARPGROUPS:
             return equal
-        others = [*clustered(*shape)]
-        if self.warpgroup:  # by mma FP8 has too few registers in blocks so large
-            others += whole(*shape)
-        return min((equal, *(one for one in others if one.fits(free))), key=lambda one: one.cost)
+        # By mma FP8 has too few registers in blocks so large.
+        rows = next((one for one in (whole(*shape) if self.warpgroup else ()) if one.fits(free)), None)
+        if rows is not None and rows.form.slabs > MANY_SLABS:
+            return rows
+        others = [one for one in clustered(*shape) if one.fits(free)]
+        return min((equal, *others, *filter(None, [rows])), key=lambda one: one.cost)
 
     def _operand(self, tokens: int) -> Operand:
         """How the product of so many tokens reads codes."""

@@ -27,10 +27,12 @@ SOURCE = Path(__file__).with_name("quantize.cu")
 KINDS = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2, None: 3}
 CLUSTERS_SINCE = OVERLAPPING_SINCE = (9, 0)
 """Compute capabilities that have clusters, and launches that overlap."""
-ALONE = 256
-"""Shares of a token that one block has: smaller parts would not take less time."""
-CLUSTERS = {8: 4, 16: 4, 32: 4, 64: 2}
-"""Blocks that have a longer token, by the most tokens that there are: all of them about as many as multiprocessors."""
+LONG, SHARERS = 256, 8
+"""Shares of a token that one block has at most, and the blocks that have a longer token. For few tokens, one block is
+faster than several for up to so many: those that the product needs next have more multiprocessors to begin on."""
+CROWD, CROWD_SHARERS = 64, 4
+"""Where so many tokens have a block each, several begin on the multiprocessors that are free first, and those whose
+threads have 32 columns or more take longer than more and smaller ones."""
 MOST_QUANTIZERS = 512
 """Threads of a block, at most."""
 PLAIN = Producer(SAME)
@@ -60,7 +62,8 @@ class Blocks:
         """clusters: whether the GPU has them."""
         pieces = group_of(operand.length)[1] if operand.lifted else WORDS // 2
         shares = ceil_div(operand.pieces, pieces)
-        cluster = CLUSTERS[operand.interleaved] if clusters and shares > ALONE else 1
+        crowded = operand.interleaved >= CROWD and operand.columns >= 32 * shares
+        cluster = 1 if not clusters else SHARERS if shares > LONG else CROWD_SHARERS if crowded else 1
         held = ceil_div(shares, cluster * MOST_QUANTIZERS)
         return cls(cluster, 32 * ceil_div(shares, 32 * held * cluster), held)
 

@@ -60,7 +60,9 @@ def check(found: Tensor, x: Tensor, made: SlideWeight, bias: Tensor | None) -> N
     exact = exact if bias is None else exact + bias.double()
     # Repeated: of a small product torch would add up parts, with smaller errors than those of one sum.
     rows, tokens = (
-        torch.nn.functional.pad(part.view(torch.int8), (0, -x.shape[1] % 16)).repeat(-(-4096 // len(part)), 1)
+        torch.nn.functional.pad(part.view(torch.int8), (0, -x.shape[1] % 16)).repeat(
+            -(-max(4096, len(part) + 15) // len(part)), 1
+        )
         for part in (made.dense, codes)
     )
     rows = rows[: len(rows) // 16 * 16]

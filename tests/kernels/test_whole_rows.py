@@ -15,7 +15,6 @@ from slideconvert.kernels.bench_common import MODELS
 from slideconvert.kernels.few_tokens.division import (
     MOST_SLABS,
     SLAB_ROWS,
-    WHOLE_COST,
     Division,
     Form,
     ceil_div,
@@ -58,7 +57,7 @@ def test_every_row_has_one_block(rows: int, columns: int, blocks: int) -> None:
     assert division.share == division.units and division.parts == 1 and division.exchanged == 0
     codes = division.unit.columns * 16
     copied = division.units * (division.form.slabs * division.unit.warp_bytes + codes)
-    assert division.cost == copied + WHOLE_COST
+    assert division.cost == copied
 
 
 @given(
@@ -118,8 +117,8 @@ def test_rings_fit_and_are_as_deep_as_they_can_be(unit: str, padded: int) -> Non
             assert 3 * (form.slabs * UNITS[unit].warp_bytes + UNITS[unit].columns * padded) > H200
 
 
-def test_they_are_for_linears_of_more_rows_than_tiles_of_other_forms_have_in_all_blocks() -> None:
-    for rows in (64, 4608, 16384, 132 * 128, 132 * 16 * MOST_SLABS + 1, 152064):
+def test_they_are_for_linears_of_so_many_rows_that_a_block_has_more_than_one_warpgroup() -> None:
+    for rows in (64, 4608, 7168, 132 * 64, 132 * 16 * MOST_SLABS + 1, 152064):
         assert not list(whole(rows, 3584, 64, UNITS["2:4"], 132)), rows
 
 
@@ -135,13 +134,12 @@ def test_they_are_not_chosen_elsewhere(model: str, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize(
     ("length", "tokens", "slabs", "columns"),
-    [(4, 64, 18, 256), (6, 32, 18, 256), (8, 64, 18, 192), (10, 64, 18, 256), (4, 16, 0, 256), (8, 8, 0, 384)],
+    [(4, 64, 18, 256), (6, 32, 18, 256), (8, 64, 18, 192), (10, 64, 18, 256), (4, 16, 18, 256), (8, 8, 18, 384)],
 )
 def test_gate_up_of_a_large_model(
     length: int, tokens: int, slabs: int, columns: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of few tokens codes weigh little, and other forms do as well by the estimate. Of 2:8 and 64 tokens three whole
-    units do not fit."""
+    """Of 2:8 and 64 tokens three whole units do not fit."""
     monkeypatch.setattr(Device, "of", lambda device: Device(132, 232448, (9, 0)))
     op = FewTokens(SlideSpec(*MODELS["Qwen2.5-7B"]["gate_up"], length, torch.int8), CUDA)
     found = op.division(tokens)
