@@ -87,27 +87,26 @@ def _run(
         with torch.cuda.device(x.device):  # kernels are started on the current device
             return _run(producer, x, other, weight, readers)
     produce, values = _functions(x)
-    flat = x.reshape(-1, x.shape[-1])
-    second = None if other is None else other.reshape(flat.shape)
+    flat = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+    second = other if other is None or other.dim() == 2 else other.reshape(flat.shape)
     wanted = [reader.backend.operand(flat.shape[0]) for reader in readers]
     made: dict[Operand, tuple[Tensor, Tensor]] = {}
-    total = None
-    for operand in dict.fromkeys(one[0] for one in wanted if one):
-        rows = max(one[1] for one in wanted if one and one[0] == operand)
-        codes, scale, total = produce(producer, flat, second, weight, operand, rows)
-        made[operand] = codes, scale
-    plain = None
-    if None in wanted:
-        plain, total = values(producer, flat, second, weight)
+    plain = total = None
     outs = []
     for reader, one in zip(readers, wanted, strict=True):
         if one is None:
-            assert plain is not None
+            if plain is None:
+                plain, total = values(producer, flat, second, weight)
             out = reader.backend.run(plain, reader.prepared, reader.bias)
         else:
-            out = reader.backend.run_codes(*made[one[0]], reader.prepared, reader.bias, x.dtype)
-        outs.append(out.view(*x.shape[:-1], out.shape[-1]))
-    return outs, None if total is None else total.view(x.shape)
+            operand = one[0]
+            if operand not in made:
+                rows = max(count for kind, count in filter(None, wanted) if kind == operand)
+                codes, scale, total = produce(producer, flat, second, weight, operand, rows)
+                made[operand] = codes, scale
+            out = reader.backend.run_codes(*made[operand], reader.prepared, reader.bias, x.dtype)
+        outs.append(out if x.dim() == 2 else out.view(*x.shape[:-1], out.shape[-1]))
+    return outs, total if total is None or x.dim() == 2 else total.view(x.shape)
 
 
 def _functions(x: Tensor) -> tuple[Callable[..., Any], Callable[..., Any]]:
@@ -147,16 +146,23 @@ def _operator(
     biases: list[Tensor | None],
     readers: str,
 ) -> list[Tensor]:
+    made, backends = _named(producer, readers, x.device)
+    found = [Reader(backend, prepared[part], bias) for (backend, part), bias in zip(backends, biases, strict=True)]
+    outs, total = _run(made, x, other, weight, found)
+    return outs if total is None else [*outs, total]
+
+
+@cache
+def _named(producer: str, readers: str, device: torch.device) -> tuple[Producer, list[tuple[Backend, slice]]]:
+    """The producer, and of every reader its backend and which of the prepared tensors are its own."""
     from .choose import named
 
     found, first = [], 0
-    for line, bias in zip(readers.split("\n"), biases, strict=True):
+    for line in readers.split("\n"):
         name, count, spec = line.split("\t")
-        own = prepared[first : first + int(count)]
-        found.append(Reader(named(name, parse_spec(spec), own[0].device), own, bias))
+        found.append((named(name, parse_spec(spec), device), slice(first, first + int(count))))
         first += int(count)
-    outs, total = _run(Producer.parse(producer), x, other, weight, found)
-    return outs if total is None else [*outs, total]
+    return Producer.parse(producer), found
 
 
 def _shapes(
