@@ -49,32 +49,35 @@ MAGNITUDE = ("convert", "--method", "magnitude", "--scheme")
 @dataclass(frozen=True)
 class Row:
     """checkpoint, words: the converted layer and the command that makes it; no words: the source. stock: the row to
-    compare it with. memory: the setting of that name; None: stock vLLM."""
+    compare it with. memory: the setting of that name; None: stock vLLM. fuse: norms and gates with the quantization
+    behind them, as by default."""
 
     name: str
     checkpoint: str
     words: tuple[str, ...]
     stock: str
     memory: float | None = None
+    fuse: bool = True
 
     @property
     def environment(self) -> dict[str, str]:
         if self.memory is None:
             return {"VLLM_PLUGINS": "none"}
-        return {"SLIDESPARSE_MEMORY": str(self.memory)}
+        return {"SLIDESPARSE_MEMORY": str(self.memory), "SLIDESPARSE_FUSE": str(self.fuse).lower()}
 
 
 def rows() -> list[Row]:
     """Those of one checkpoint follow each other. Of 2:4 one prepared weight is the fastest for any number of tokens;
     without memory for a second one, the rule takes dense ways for the others, which take the same time for all."""
+    settings = {4: ((0.0, True), (0.0, False)), 6: ((1.0, True),), 8: ((0.0, True), (1.0, True))}
     found = [Row("bf16", "source", (), "bf16")]
     for scheme in ("int8", "fp8"):
         stock, words = f"{scheme} dense", (*MAGNITUDE, scheme, "--pattern")
         found.append(Row(stock, f"{scheme}-dense", (*words, "2_8", "--layout", "dense"), stock))
-        for length in (4, 6, 8):
-            for memory in {4: (0.0,), 6: (1.0,)}.get(length, (0.0, 1.0)):
-                name = f"{scheme} 2:{length}" + (", memory 1" if memory else "")
-                found.append(Row(name, f"{scheme}-2_{length}", (*words, f"2_{length}"), stock, memory))
+        for length, some in settings.items():
+            for memory, fuse in some:
+                name = f"{scheme} 2:{length}" + (", memory 1" if memory else "") + ("" if fuse else ", unfused")
+                found.append(Row(name, f"{scheme}-2_{length}", (*words, f"2_{length}"), stock, memory, fuse))
     untrained = ("--block-epochs", "0", "--end-epochs", "0")
     words = ("convert", "--method", "rtn", "--scheme", "w4a16", "--pattern", f"1x{GROUP}:50%", *untrained)
     marlin = ("quantize", "--scheme", "w4a16", "--group-size", "128", "--symmetric")

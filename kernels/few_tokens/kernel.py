@@ -26,8 +26,8 @@ SOURCE = Path(__file__).with_name("kernel.cu")
 TILES = (1, 2, 4, 8)
 """Tokens / 8 that kernel.cu is compiled for."""
 DENSE_UNIT = Unit(256, 4096, half=Unit(128, 2048))
-STATIC_SHARED = 4096
-"""Bytes of shared memory that the kernels take beside what is asked for, at most."""
+STATIC_SHARED = 1024
+"""Bytes of shared memory that the product takes beside what is asked for, at most."""
 WARPGROUPS = (9, 0)
 """The compute capability that has wgmma."""
 SINCE = {torch.int8: (8, 0), torch.float8_e4m3fn: (8, 9)}

@@ -167,7 +167,7 @@ class RuntimeSettings:
     kinds of linears, kinds without a backend of that name use auto. memory: what a second prepared weight of a linear
     may take, as a share of the packed weight. measure: the seconds that loading may spend on measuring what no table of
     times has; 0 for none. fuse: whether norms and gated activations are computed in one pass with the quantization
-    behind them; None: in transformers, and not in vLLM.
+    behind them; None: wherever that is possible.
     """
 
     backend: str = "auto"

@@ -49,15 +49,16 @@ class FusedProducers(InductorPass):
         return str(InductorPass.hash_source(Path(__file__).read_text())) + digest("producers", "backends")
 
 
-def install(config: Any) -> None:
-    """Have vLLM run the pass on what it compiles with this configuration; the log says why if it does not."""
-    compilation = config.compilation_config
+def install(config: Any, *, asked: bool) -> None:
+    """Have vLLM run the pass on what it compiles with this configuration; the log says why if it does not, as a warning
+    if somebody asked."""
+    compilation, say = config.compilation_config, logger.warning_once if asked else logger.info_once
     if compilation.mode != CompilationMode.VLLM_COMPILE:
-        logger.warning_once("SlideSparse: norms and gates are not fused: vLLM compiles in mode %s", compilation.mode)
+        say("SlideSparse: norms and gates are not fused: vLLM compiles in mode %s", compilation.mode)
         return
     held = compilation.inductor_compile_config.setdefault(current_platform.pass_key, FusedProducers())
     if not isinstance(held, FusedProducers):
-        logger.warning_once("SlideSparse: norms and gates are not fused: the configuration has a pass of its own")
+        say("SlideSparse: norms and gates are not fused: the configuration has a pass of its own")
     elif isinstance(config.additional_config, dict):
         # vLLM finds compiled graphs again by the hash of the configuration, from which it leaves passes out.
         config.additional_config.setdefault("slidesparse", {})["producers"] = held.uuid()

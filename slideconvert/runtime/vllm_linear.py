@@ -91,10 +91,10 @@ class SlideSparseLinearMethod(LinearMethodBase):
             start = layer.tp_rank * (spec.rows // width) // layer.tp_size * width
             rows.append(slice(start, start + width))
         self.config = get_current_vllm_config()
-        if self.fuse:
-            fuse(self.config)
         scheme = "" if isinstance(getattr(layer, "scheme", None), W8A8) else type(layer.scheme).__name__
         self._choose(obstacle(self.name, self.specs, scheme, cuts), sum(output_partition_sizes), cuts[0])
+        if self.fuse is not False and not self.on_stock:
+            fuse(self.config, asked=bool(self.fuse))
         self.arrival.expect(rows, cuts[layer.tp_rank if ranks > 1 else 0], apart=self.on_stock)
         if self.on_stock:
             create_stock = {
@@ -189,13 +189,16 @@ class SlideSparseLinearMethod(LinearMethodBase):
         return self.backend(x, [layer._parameters[name] for name in self.prepared], bias)
 
 
-def fuse(config: Any) -> None:
-    """Have vLLM fuse norms and gates with the linears behind them. InputError if this vLLM has no place for that."""
+def fuse(config: Any, *, asked: bool) -> None:
+    """Have vLLM fuse norms and gates with the linears behind them. InputError if this vLLM has no place for that, and
+    somebody asked."""
     try:
         from .vllm_fusion import install
     except ImportError as error:
-        raise InputError(f"this vLLM takes no pass that fuses norms ({error})", hint="set fuse to false") from error
-    install(config)
+        if asked:
+            raise InputError(f"this vLLM takes no pass that fuses norms ({error})", hint="set fuse to false") from error
+        return
+    install(config, asked=asked)
 
 
 def own(layer: Any, name: str, tensor: Tensor) -> None:

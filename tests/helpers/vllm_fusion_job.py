@@ -161,7 +161,7 @@ def installed() -> dict:
         compilation.inductor_compile_config.update(passes)
         config = SimpleNamespace(compilation_config=compilation, additional_config={})
         for _ in range(2):  # every linear asks for it
-            install(config)
+            install(config, asked=True)
         held = compilation.inductor_compile_config.get(current_platform.pass_key)
         told[name] = [type(held).__name__, list(config.additional_config.get("slidesparse", {}))]
     return told
