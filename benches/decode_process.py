@@ -14,6 +14,8 @@ from typing import Any
 
 POLL = 0.2
 """Seconds between two looks at a process that is starting."""
+END = 20
+"""Lines of the log of one that failed that are shown."""
 
 
 class Engine:
@@ -55,7 +57,7 @@ class Engine:
         """RuntimeError if it fails or takes longer than `limit` seconds."""
         while not self._ready.exists():
             if self.process.poll() is not None:
-                raise RuntimeError(f"failed with status {self.process.returncode}, see {self.log}")
+                raise RuntimeError(self._failed())
             if time.monotonic() > self._begun + self.limit:
                 raise RuntimeError(f"not ready in {self.limit:.0f} s, see {self.log}")
             time.sleep(POLL)
@@ -67,8 +69,13 @@ class Engine:
         except subprocess.TimeoutExpired:
             raise RuntimeError(f"not measured in {self.limit:.0f} s, see {self.log}") from None
         if self.process.returncode or not self.out.exists():
-            raise RuntimeError(f"failed with status {self.process.returncode}, see {self.log}")
+            raise RuntimeError(self._failed())
         return {**json.loads(self.out.read_text()), **facts(self.log.read_text(errors="replace"))}
+
+    def _failed(self) -> str:
+        """The status, and the end of the log: the folder may be gone with the machine."""
+        end = self.log.read_text(errors="replace").splitlines()[-END:]
+        return "\n".join([f"failed with status {self.process.returncode}, the end of {self.log}:", *end])
 
 
 def facts(said: str) -> dict[str, Any]:

@@ -84,15 +84,15 @@ class ManyTokens:
             raise ValueError(f"{self.spec}: {why}")
         return found
 
-    @property
+    @cached_property
     def order(self) -> Order:
         return Order.of(self.spec.length)
 
-    @property
+    @cached_property
     def units(self) -> int:
         return self.order.units(self.spec)
 
-    @property
+    @cached_property
     def pieces(self) -> int:
         """Pieces of 16 codes of a token."""
         return self.units * self.order.unit.columns // 16

@@ -25,7 +25,10 @@ from vllm.model_executor.layers.activation import SiluAndMul
 from vllm.platforms import current_platform
 
 from ..kernels.backends.base import LINEAR
+from ..kernels.backends.choose import named
 from ..kernels.backends.produced import PRODUCED
+from ..kernels.backends.rule import BUCKETS
+from ..kernels.few_tokens.division import MOST_TOKENS
 from ..kernels.producers.reference import SAME, SILU, SUM, Producer
 from ..kernels.sources import digest
 from ..kernels.specs import parse_spec
@@ -164,10 +167,15 @@ def _input(places: dict[fx.Node, fx.Node]) -> fx.Node:
 
 
 def _reads(node: fx.Node, value: fx.Node) -> bool:
-    """Whether a node is a linear of ours on that value, with weights that take codes."""
-    if node.target is not LINEAR or node.args[0] is not value:
+    """Whether a node is a linear of ours on that value that takes codes of few tokens, for any number of them. One that
+    quantizes on its own would get values, in a launch that takes longer than vLLM's own."""
+    if node.target is not LINEAR or node.args[0] is not value or value in node.args[1:]:
         return False
-    return value not in node.args[1:] and parse_spec(str(node.args[3])).plain
+    spec, prepared = parse_spec(str(node.args[3])), cast(list[fx.Node], node.args[1])
+    if not spec.plain:
+        return False
+    backend = named(str(node.args[4]), spec, prepared[0].meta["val"].device)
+    return all(backend.operand(tokens) for tokens in BUCKETS if tokens <= MOST_TOKENS)
 
 
 def _replace(graph: fx.Graph, node: fx.Node, found: Found, readers: list[fx.Node]) -> bool:

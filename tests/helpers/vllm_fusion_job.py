@@ -19,6 +19,10 @@ from vllm.compilation.passes.inductor_pass import InductorPass
 from vllm.ir.op import enable_torch_wrap
 from vllm.model_executor.layers.activation import SiluAndMul
 
+from slideconvert.kernels.backends import choose
+from slideconvert.kernels.backends.reference import SlideReference
+from slideconvert.kernels.backends.routed import Routed
+from slideconvert.kernels.backends.rule import Route
 from slideconvert.kernels.group_spec import GroupSpec
 from slideconvert.kernels.linear import SlideSparseLinear
 from slideconvert.kernels.slide_spec import SlideSpec
@@ -51,6 +55,24 @@ def linear(rows: int, dtype: torch.dtype) -> SlideSparseLinear:
     return SlideSparseLinear.of(spec, spec.random(CPU).named(), torch.randn(rows).to(dtype))
 
 
+class Itself(SlideReference):
+    """Takes no codes."""
+
+    name = "itself"
+
+    def operand(self, tokens):
+        return None
+
+
+def routed_linear(dtype: torch.dtype) -> SlideSparseLinear:
+    """Of 64 tokens, but not of 32, it takes no codes."""
+    found = linear(16, dtype)
+    ways = {"itself": Itself(found.spec, CPU), "reference": found.backend}
+    found.backend = Routed(found.spec, CPU, Route.parse("reference:32,itself"), ways)
+    choose._NAMED[found.backend.name, found.spec, CPU] = found.backend
+    return found
+
+
 def grouped_linear() -> SlideSparseLinear:
     spec = GroupSpec(32, COLUMNS, 16, 4, 6, True, 16, "gqs")
     return SlideSparseLinear.of(spec, spec.random(CPU).named(), None)
@@ -60,6 +82,7 @@ def norm_models(dtype: torch.dtype) -> list:
     """Functions of activations and residual [tokens, COLUMNS], each with tuples of tensors as result."""
     torch.manual_seed(0)
     a, b, c, weight = linear(64, dtype), linear(32, dtype), grouped_linear(), torch.randn(COLUMNS).to(dtype)
+    routed = routed_linear(dtype)
 
     def layer(x, residual):
         normed, residual = ops.fused_add_rms_norm(x, residual, weight, EPS)
@@ -77,6 +100,9 @@ def norm_models(dtype: torch.dtype) -> list:
     def read_by_groups(x, _):
         return (c(ops.rms_norm(x, weight, EPS)),)
 
+    def read_by_a_way_that_quantizes(x, _):
+        return (routed(ops.rms_norm(x, weight, EPS)),)
+
     def without_weight(x, _):
         return (a(ops.rms_norm(x, None, EPS)),)
 
@@ -90,7 +116,8 @@ def norm_models(dtype: torch.dtype) -> list:
         return (a(ops.fused_add_rms_norm(x, residual, weight, EPS)[0]),)
 
     return [
-        layer, read_twice, read_by_another, read_by_groups, without_weight, of_a_part, of_another_dtype, sum_not_taken
+        layer, read_twice, read_by_another, read_by_groups, read_by_a_way_that_quantizes, without_weight, of_a_part,
+        of_another_dtype, sum_not_taken,
     ]  # fmt: skip
 
 

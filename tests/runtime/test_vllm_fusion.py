@@ -18,6 +18,7 @@ FUSED = {
     "read_twice": (0, 0, 1),
     "read_by_another": (1, 1, 0),
     "read_by_groups": (1, 1, 0),
+    "read_by_a_way_that_quantizes": (1, 1, 0),
     "without_weight": (1, 1, 0),
     "of_a_part": (1, 1, 0),
     "of_another_dtype": (1, 1, 0),
