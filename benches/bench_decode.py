@@ -12,6 +12,7 @@ layer is converted and then repeated: FOLDER holds the whole checkpoints of the 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -32,14 +33,16 @@ from slideconvert.kernels.bench_common import table
 
 if __package__:
     from . import synthetic
+    from .decode_engine import MIXED_OUTPUT, MIXED_PROMPT
     from .decode_process import Engine
 else:
     import synthetic  # type: ignore[no-redef]
+    from decode_engine import MIXED_OUTPUT, MIXED_PROMPT  # type: ignore[no-redef]
     from decode_process import Engine  # type: ignore[no-redef]
 
 ENGINE = Path(__file__).with_name("decode_engine.py")
 BATCHES = (1, 4, 16, 64)
-PREFILL = (1024, 8192)
+PREFILL = ("32x1024", "8x4096")
 GROUP = 16
 HALVED = "gqs"
 """The checkpoint that is made of the halved source."""
@@ -156,7 +159,7 @@ def shown(found: dict[str, Any]) -> str:
     return table(["tokens/s (× stock)", *names, "spread", "GiB", "load s"], lines)
 
 
-COLUMNS = {"tokens_per_s": "batch", "prefill_per_s": "prompts"}
+COLUMNS = {"tokens_per_s": "batch", "prefill_per_s": "prompts", "mixed_per_s": "mixed"}
 
 
 def cells_of(own: dict[str, float], stock: dict[str, float]) -> list[str]:
@@ -190,8 +193,9 @@ def measured(
     bench: Bench, some: list[Row], script: Path, task: dict[str, Any], limit: float
 ) -> Iterator[tuple[Row, dict[str, Any] | Exception]]:
     """Start the rows side by side, and when all are ready or have failed measure one after the other."""
-    decoding = max(task["batches"]) * (task["prompt"] + task["output"] + 1)
-    task = {**task, "kv_bytes": bench.kv_bytes(max(decoding, *task["prefill"]))}
+    longest = max(task["prompt"] + task["output"] + 1, sum((MIXED_PROMPT[1], MIXED_OUTPUT[1])) if task["mixed"] else 0)
+    prompts = [math.prod(map(int, one.split("x"))) for one in task["prefill"]]
+    task = {**task, "kv_bytes": bench.kv_bytes(max(max(task["batches"]) * longest, *prompts))}
     with ExitStack() as open_engines:
 
         def started(same: list[Row]) -> list[tuple[Row, Engine | Exception]]:
@@ -241,7 +245,8 @@ def measured(
 @click.option("--batch", "batches", type=int, multiple=True, default=BATCHES)
 @click.option("--prompt", default=32, help="Tokens of each prompt that is decoded after.")
 @click.option("--output", default=128, help="Tokens generated after the first.")
-@click.option("--prefill", type=int, multiple=True, default=PREFILL, help="Tokens of prompts of 1,024 in one step.")
+@click.option("--prefill", multiple=True, default=PREFILL, help="Prompts and their tokens, all in one step: 32x1024.")
+@click.option("--mixed", type=int, multiple=True, help="Requests of several lengths that arrive at once.")
 @click.option("--repeats", default=5, help="The best counts; spread: how far the median is from it.")
 @click.option("--together", default=1, help="Rows that start side by side; each needs GPU memory for its whole model.")
 @click.option("--limit", default=240.0, help="Seconds for a start, and for the measurement of a row.")
@@ -258,7 +263,7 @@ def main(
     end = time.monotonic() + seconds
     folder.mkdir(parents=True, exist_ok=True)
     layers = layers or synthetic.SHAPES[model]["num_hidden_layers"]
-    task = {**asked, "batches": list(asked["batches"]), "prefill": list(asked["prefill"])}
+    task = {**asked, **{name: list(asked[name]) for name in ("batches", "prefill", "mixed")}}
     kept = Results(out, {"model": model, "layers": layers, **task})
     wanted = [row for row in rows() if not only or any(part in row.name for part in only)]
     bench, late, failed = Bench(folder, model, layers, device), [], []

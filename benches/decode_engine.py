@@ -2,7 +2,8 @@
 
     python benches/decode_engine.py TASK.json OUT.json READY
 
-TASK: model, batches, prompt (tokens), output (tokens), prefill (numbers of tokens), repeats, kv_bytes (of the cache).
+TASK: model, batches, prompt (tokens), output (tokens), prefill (numbers of prompts and of their tokens, as 32x1024),
+mixed (numbers of requests), repeats, kv_bytes (of the cache).
 READY appears once vLLM has started; a line on stdin then begins the measurement, and OUT appears once all is done:
 engines start side by side and measure one after the other. Stands alone: it needs vLLM, and slideconvert where the
 checkpoint is ours.
@@ -15,8 +16,10 @@ import sys
 import time
 from pathlib import Path
 
-PROMPT = 1024
-"""Tokens of each prompt where prompts are measured."""
+MIXED_PROMPT, MIXED_OUTPUT = (128, 1024), (16, 128)
+"""Tokens of requests that arrive all at once: prompts are cut into what a step may take, others decode beside them."""
+MIXED_SIZES = (128, 256, 512)
+"""Numbers of tokens, beside the batches, for which graphs are captured then: vLLM captures up to 512."""
 SETTINGS = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_USE_FLASHINFER_SAMPLER": "0"}
 
 
@@ -26,20 +29,23 @@ def main(task_path: str, out: str, ready: str) -> None:
     from vllm import LLM, SamplingParams
 
     started = time.perf_counter()
-    batches, longest = task["batches"], max(task["prompt"] + task["output"], PROMPT) + 1
+    batches, prefill = task["batches"], [tuple(map(int, one.split("x"))) for one in task["prefill"]]
+    mixed = sum(MIXED_PROMPT[1:] + MIXED_OUTPUT[1:]) if task["mixed"] else 0
+    longest = max(task["prompt"] + task["output"], mixed, *(length for _, length in prefill)) + 1
     llm = LLM(
         model=task["model"],
         skip_tokenizer_init=True,
         max_model_len=longest,
-        max_num_batched_tokens=max(longest, *task["prefill"]),
+        max_num_batched_tokens=max(longest, *(count * length for count, length in prefill)),
         max_num_seqs=max(batches),
         gpu_memory_utilization=0.05,  # only asked for at the start: others may use the GPU
         kv_cache_memory_bytes=task["kv_bytes"],
         enable_prefix_caching=False,
         seed=0,
-        compilation_config={"cudagraph_capture_sizes": batches},
+        compilation_config={"cudagraph_capture_sizes": [*batches, *(MIXED_SIZES if task["mixed"] else ())]},
     )
-    told = {"load_s": time.perf_counter() - started, "tokens_per_s": {}, "spread": {}, "prefill_per_s": {}}
+    told = {"load_s": time.perf_counter() - started}
+    told |= {"tokens_per_s": {}, "spread": {}, "prefill_per_s": {}, "mixed_per_s": {}}
     drawn, vocabulary = random.Random(0), json.loads((Path(task["model"]) / "config.json").read_text())["vocab_size"]
 
     def seconds(batch: int, tokens: int, prompt: int) -> float:
@@ -53,6 +59,18 @@ def main(task_path: str, out: str, ready: str) -> None:
         seconds(batch, min(tokens, 8), prompt)  # warms up
         return [seconds(batch, tokens, prompt) for _ in range(task["repeats"])]
 
+    def mixture(requests: int) -> float:
+        """Tokens/s, of prompts and outputs; the same requests for every checkpoint."""
+        sizes = random.Random(1)
+        asked = [(sizes.randint(*MIXED_PROMPT), sizes.randint(*MIXED_OUTPUT)) for _ in range(requests)]
+        prompts = [{"prompt_token_ids": [drawn.randrange(3, vocabulary) for _ in range(length)]} for length, _ in asked]
+        parameters = [
+            SamplingParams(max_tokens=tokens, temperature=0, ignore_eos=True, detokenize=False) for _, tokens in asked
+        ]
+        begun = time.perf_counter()
+        llm.generate(prompts, parameters, use_tqdm=False)
+        return sum(map(sum, asked)) / (time.perf_counter() - begun)
+
     for batch in batches:
         seconds(batch, 8, task["prompt"])
     Path(ready).touch()
@@ -62,8 +80,10 @@ def main(task_path: str, out: str, ready: str) -> None:
         first, whole = min(several(batch, 1)), several(batch, 1 + task["output"])
         told["tokens_per_s"][str(batch)] = batch * task["output"] / (min(whole) - first)
         told["spread"][str(batch)] = (sorted(whole)[len(whole) // 2] - first) / (min(whole) - first) - 1
-    for tokens in task["prefill"]:
-        told["prefill_per_s"][str(tokens)] = tokens / min(several(tokens // PROMPT, 1, PROMPT))
+    for name, (count, length) in zip(task["prefill"], prefill, strict=True):
+        told["prefill_per_s"][name] = count * length / min(several(count, 1, length))
+    for requests in task["mixed"]:
+        told["mixed_per_s"][str(requests)] = max(mixture(requests) for _ in range(task["repeats"]))
     Path(out).write_text(json.dumps(told))
 
 

@@ -38,7 +38,8 @@ turn.rmdir()
 speed = 200.0 if "SLIDESPARSE_MEMORY" in os.environ else 100.0
 assert os.environ.get("VLLM_PLUGINS") == ("none" if speed == 100.0 else None)
 told = {"load_s": 1.0, "tokens_per_s": {str(batch): speed * batch for batch in task["batches"]}}
-told |= {"spread": {"1": 0.02}, "prefill_per_s": {str(tokens): speed * tokens for tokens in task["prefill"]}}
+told |= {"spread": {"1": 0.02}, "prefill_per_s": {name: speed * len(name) for name in task["prefill"]}}
+told |= {"mixed_per_s": {str(requests): speed * requests for requests in task["mixed"]}}
 assert task["kv_bytes"] == 2**28
 Path(sys.argv[2]).write_text(json.dumps({**told, "layers": len(layers), "ours": ours}))
 """
@@ -78,7 +79,7 @@ def test_rows_are_run_once_and_compared_with_stock(bench: list[object], tmp_path
     (tmp_path / "engine.py").write_text(ENGINE.replace("200.0", "300.0"))
     code, said = run(bench, *some, "--limit", 5)
     lines = [line for line in said.splitlines() if line.startswith("|")]
-    assert lines[0].split("|")[6:10] == [" prompts 1024 ", " prompts 8192 ", " spread ", " GiB "]
+    assert lines[0].split("|")[6:10] == [" prompts 32x1024 ", " prompts 8x4096 ", " spread ", " GiB "]
     assert {line.split("|")[8].strip() for line in lines[2:]} == {"2%"}
     assert code == 0 and [line.split("|")[2].strip() for line in lines[2:]] == [
         "100 (1.00)", "100 (1.00)", "200 (2.00)", "300 (3.00)", "100 (1.00)", "200 (2.00)",
