@@ -6,7 +6,7 @@ Where that reads codes [N, K] in rows, as CUTLASS does, it shares one prepared w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -24,12 +24,19 @@ from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tenso
 from ..kernels.backends.base import Prepared
 from ..kernels.backends.choose import AUTO, BOTH, Host, Settings
 from ..kernels.backends.dense import DenseCodes
+from ..kernels.operand import Operand
 from ..kernels.slide_spec import SlideSpec, SlideWeight
 
 NAME = "model.layers.0.mlp.down_proj"
 """Of the layer that stands for all of a shape: vLLM asks for names."""
 NUMBERS = {torch.int8: ("int", "int-quantized"), torch.float8_e4m3fn: ("float", "float-quantized")}
 """By the dtype of codes, what a dense checkpoint of them calls its numbers and its format."""
+
+
+Product = Callable[[Tensor, Tensor, Tensor, Tensor, torch.dtype, Tensor | None], Tensor]
+"""codes [M, K], weight [K, N], scale [M, 1], scale of the weight [N, 1], dtype, bias [N] -> [M, N] of the dtype."""
+CUTLASS = frozenset({"CutlassInt8ScaledMMLinearKernel", "CutlassFP8ScaledMMLinearKernel"})
+"""vLLM's classes of kernels that call `cutlass_scaled_mm`."""
 
 
 class StockLinear(nn.Module):
@@ -45,12 +52,14 @@ class StockLinear(nn.Module):
 @dataclass(frozen=True)
 class Template:
     """A layer of one shape as vLLM prepared it. names: of its tensors. words: everything else that it holds. in_rows:
-    whether its weight is codes [N, K] in rows and a scale for each."""
+    whether its weight is codes [N, K] in rows and a scale for each. product: its product alone, of codes that were
+    quantized before; None if it has none of its own, or reads the weight in another form."""
 
     scheme: Any
     names: tuple[str, ...]
     words: dict[str, Any]
     in_rows: bool
+    product: Product | None
 
 
 class Stock(DenseCodes):
@@ -80,10 +89,27 @@ class Stock(DenseCodes):
         _, layer = build(spec.rows, spec.columns, spec.dtype, self.device, weight)
         return tuple(getattr(layer, name).data for name in self._template.names)
 
+    def operand(self, tokens: int) -> tuple[Operand, int] | None:
+        if self._template.product is None:
+            return None
+        return Operand(self.spec.columns, self.spec.dtype), tokens
+
+    def launch_codes(
+        self, codes: Tensor, scale: Tensor, prepared: Prepared, bias: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
+        assert self._template.product is not None
+        weight, weight_scale = self._weight(prepared)
+        return self._template.product(codes, weight, scale, weight_scale, dtype, bias)
+
+    def _weight(self, prepared: Prepared) -> tuple[Tensor, ...]:
+        """As vLLM holds it."""
+        if not self._template.in_rows:
+            return tuple(prepared)
+        codes, scale = prepared
+        return codes.view(self.spec.dtype).T, scale.view(-1, 1)
+
     def launch(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
-        if self._template.in_rows:
-            codes, scale = prepared
-            prepared = (codes.view(self.spec.dtype).T, scale.view(-1, 1))
+        prepared = self._weight(prepared)
         held = dict(zip(self._template.names, prepared, strict=True))
         layer = SimpleNamespace(**self._template.words, **held)
         out: Tensor = self._template.scheme.apply_weights(layer, x, bias)
@@ -105,7 +131,20 @@ def template(rows: int, columns: int, dtype: torch.dtype, device: torch.device) 
         "weight": (dtype, (columns, rows), (1, columns)),
         "weight_scale": (torch.float32, (rows, 1), (1, 1)),
     }
-    return Template(scheme, tuple(sorted(tensors)), {**words, **absent}, in_rows)
+    product = product_of(scheme) if in_rows else None
+    return Template(scheme, tuple(sorted(tensors)), {**words, **absent}, in_rows, product)
+
+
+def product_of(scheme: Any) -> Product | None:
+    """Of a scheme whose weight is codes in rows: what it calls once activations are quantized, if that is CUTLASS.
+    Others may want padding, or scales in another form."""
+    kernels = (type(getattr(scheme, name, None)).__name__ for name in ("kernel", "fp8_linear"))
+    if not CUTLASS.intersection(kernels):
+        return None
+    from vllm import _custom_ops as ops
+
+    product: Product = ops.cutlass_scaled_mm
+    return product
 
 
 def build(
