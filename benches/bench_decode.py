@@ -33,11 +33,11 @@ from slideconvert.kernels.bench_common import table
 
 if __package__:
     from . import synthetic
-    from .decode_engine import MIXED_OUTPUT, MIXED_PROMPT
+    from .decode_engine import MIXED_LONGEST
     from .decode_process import Engine
 else:
     import synthetic  # type: ignore[no-redef]
-    from decode_engine import MIXED_OUTPUT, MIXED_PROMPT  # type: ignore[no-redef]
+    from decode_engine import MIXED_LONGEST  # type: ignore[no-redef]
     from decode_process import Engine  # type: ignore[no-redef]
 
 ENGINE = Path(__file__).with_name("decode_engine.py")
@@ -193,7 +193,7 @@ def measured(
     bench: Bench, some: list[Row], script: Path, task: dict[str, Any], limit: float
 ) -> Iterator[tuple[Row, dict[str, Any] | Exception]]:
     """Start the rows side by side, and when all are ready or have failed measure one after the other."""
-    longest = max(task["prompt"] + task["output"] + 1, sum((MIXED_PROMPT[1], MIXED_OUTPUT[1])) if task["mixed"] else 0)
+    longest = max(task["prompt"] + task["output"] + 1, MIXED_LONGEST if task["mixed"] else 0)
     prompts = [math.prod(map(int, one.split("x"))) for one in task["prefill"]]
     task = {**task, "kv_bytes": bench.kv_bytes(max(max(task["batches"]) * longest, *prompts))}
     with ExitStack() as open_engines:

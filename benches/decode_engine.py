@@ -18,6 +18,7 @@ from pathlib import Path
 
 MIXED_PROMPT, MIXED_OUTPUT = (128, 1024), (16, 128)
 """Tokens of requests that arrive all at once: prompts are cut into what a step may take, others decode beside them."""
+MIXED_LONGEST = MIXED_PROMPT[1] + MIXED_OUTPUT[1]
 MIXED_SIZES = (128, 256, 512)
 """Numbers of tokens, beside the batches, for which graphs are captured then: vLLM captures up to 512."""
 SETTINGS = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_USE_FLASHINFER_SAMPLER": "0"}
@@ -30,7 +31,7 @@ def main(task_path: str, out: str, ready: str) -> None:
 
     started = time.perf_counter()
     batches, prefill = task["batches"], [tuple(map(int, one.split("x"))) for one in task["prefill"]]
-    mixed = sum(MIXED_PROMPT[1:] + MIXED_OUTPUT[1:]) if task["mixed"] else 0
+    mixed = MIXED_LONGEST if task["mixed"] else 0
     longest = max(task["prompt"] + task["output"], mixed, *(length for _, length in prefill)) + 1
     llm = LLM(
         model=task["model"],

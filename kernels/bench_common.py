@@ -37,6 +37,12 @@ def copies(nbytes: int, most: int = 64) -> int:
     return max(1, min(most, -(-BEYOND_CACHE // nbytes)))
 
 
+def rotating(prepared: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, ...]]:
+    """A prepared weight, and as many copies of it as exceed the cache with it."""
+    count = copies(sum(one.nbytes for one in prepared))
+    return [tuple(prepared), *(tuple(one.clone() for one in prepared) for _ in range(count - 1))]
+
+
 def device_microseconds(call: Callable[[Any], Any], inputs: Sequence[Any]) -> float:
     """Microseconds of device time per call, with rotating inputs: the median of replays of a CUDA graph."""
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .quantize.reference import pad_rows
 from .windows import WINDOW, group_of, lift_index, slid_columns
 
 PIECE = 16
@@ -66,8 +67,7 @@ class Operand:
         M; or [pieces, interleaved * 16], M at most `interleaved`."""
         index = self.index(codes.device)
         # Multiplied as bytes: float8 has no arithmetic, and padding must be +0.
-        found = codes.view(torch.int8)[:, index.clamp(min=0)] * (index >= 0)
-        found = torch.nn.functional.pad(found, (0, 0, 0, (self.interleaved or rows) - len(found)))
+        found = pad_rows(codes.view(torch.int8)[:, index.clamp(min=0)] * (index >= 0), self.interleaved or rows)
         if self.interleaved:
             found = found.view(self.interleaved, self.pieces, PIECE).transpose(0, 1).flatten(1)
         return found.view(codes.dtype)

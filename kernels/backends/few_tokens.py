@@ -45,7 +45,7 @@ class _Few(CudaBackend):
     def operand(self, tokens: int) -> tuple[Operand, int] | None:
         if tokens > MOST_TOKENS:
             return None
-        found = self._op.operand(max(1, tokens))
+        found = self._op.operand(tokens)
         return found, found.rows(tokens)
 
     def launch_codes(

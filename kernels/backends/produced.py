@@ -22,6 +22,8 @@ from .cuda import missing_triton
 from .rule import BUCKETS
 
 Outputs = tuple[list[Tensor], Tensor | None]
+Quantized = tuple[Tensor, Tensor, Tensor | None]
+"""Codes as they lie in an operand, scale, and the sum."""
 
 
 @dataclass(frozen=True)
@@ -86,27 +88,29 @@ def _run(
     if x.is_cuda and torch._C._cuda_getDevice() != x.get_device():
         with torch.cuda.device(x.device):  # kernels are started on the current device
             return _run(producer, x, other, weight, readers)
+    if x.dim() != 2:
+        flat = x.reshape(-1, x.shape[-1])
+        outs, total = _run(producer, flat, None if other is None else other.reshape(flat.shape), weight, readers)
+        return [out.view(*x.shape[:-1], out.shape[-1]) for out in outs], None if total is None else total.view(x.shape)
     produce, values = _functions(x)
-    flat = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
-    second = other if other is None or other.dim() == 2 else other.reshape(flat.shape)
-    wanted = [reader.backend.operand(flat.shape[0]) for reader in readers]
+    wanted = [reader.backend.operand(x.shape[0]) for reader in readers]
     made: dict[Operand, tuple[Tensor, Tensor]] = {}
     plain = total = None
     outs = []
     for reader, one in zip(readers, wanted, strict=True):
         if one is None:
             if plain is None:
-                plain, total = values(producer, flat, second, weight)
+                plain, total = values(producer, x, other, weight)
             out = reader.backend.run(plain, reader.prepared, reader.bias)
         else:
             operand = one[0]
             if operand not in made:
                 rows = max(count for kind, count in filter(None, wanted) if kind == operand)
-                codes, scale, total = produce(producer, flat, second, weight, operand, rows)
+                codes, scale, total = produce(producer, x, other, weight, operand, rows)
                 made[operand] = codes, scale
             out = reader.backend.run_codes(*made[operand], reader.prepared, reader.bias, x.dtype)
-        outs.append(out if x.dim() == 2 else out.view(*x.shape[:-1], out.shape[-1]))
-    return outs, total if total is None or x.dim() == 2 else total.view(x.shape)
+        outs.append(out)
+    return outs, total
 
 
 def _functions(x: Tensor) -> tuple[Callable[..., Any], Callable[..., Any]]:
@@ -114,21 +118,27 @@ def _functions(x: Tensor) -> tuple[Callable[..., Any], Callable[..., Any]]:
     run on theirs too."""
     if not x.is_cuda or not _triton():
         return reference.produce, reference.values
-    from ..producers import values
-
-    return produce, values.values
+    return produce, _makers()[2]
 
 
 def produce(
     producer: Producer, x: Tensor, other: Tensor | None, weight: Tensor | None, operand: Operand, rows: int
-) -> tuple[Tensor, Tensor, Tensor | None]:
+) -> Quantized:
     """The reference's `produce` on a CUDA device, by the kernel that writes codes as they lie in the operand."""
-    from ..few_tokens import produce as few
-    from ..producers import kernel
-
+    interleaved, in_rows, _ = _makers()
     if operand.interleaved:
-        return few.produce(producer, x, other, weight, operand)
-    return kernel.produce(producer, x, other, weight, operand, rows)
+        return interleaved(producer, x, other, weight, operand)
+    return in_rows(producer, x, other, weight, operand, rows)
+
+
+@cache
+def _makers() -> tuple[Callable[..., Quantized], Callable[..., Quantized], Callable[..., Any]]:
+    """What makes interleaved codes, codes in rows, and values. Imported once and not in every call; Triton comes with
+    them."""
+    from ..few_tokens import produce as few
+    from ..producers import kernel, values
+
+    return few.produce, kernel.produce, values.values
 
 
 @cache

@@ -13,7 +13,18 @@ from torch import Tensor
 
 from ..backends.base import Backend
 from ..backends.dense import Dense
-from ..bench_common import CODES, MODELS, arguments, copies, device_microseconds, header, random_codes, save, table
+from ..bench_common import (
+    CODES,
+    MODELS,
+    arguments,
+    copies,
+    device_microseconds,
+    header,
+    random_codes,
+    rotating,
+    save,
+    table,
+)
 from ..bench_stock import stock_linear
 from ..slide_spec import SlideSpec
 from .kernel import FewTokens
@@ -63,11 +74,7 @@ def measured(n: int, k: int, x: Tensor, codes: str, lengths: list[int]) -> dict[
 
 
 def timed(op: Backend | FewTokens, spec: SlideSpec, x: Tensor) -> float:
-    prepared = op.prepare(spec.random(x.device))
-    turns = [prepared] + [
-        tuple(one.clone() for one in prepared) for _ in range(copies(sum(one.nbytes for one in prepared)) - 1)
-    ]
-    return device_microseconds(lambda turn: op(x, turn, None), turns)
+    return device_microseconds(lambda turn: op(x, turn, None), rotating(op.prepare(spec.random(x.device))))
 
 
 def stock_vllm(n: int, k: int, x: Tensor, dtype: torch.dtype) -> float | None:

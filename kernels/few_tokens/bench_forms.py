@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..bench_common import CODES, MODELS, arguments, copies, device_microseconds, header, save, table
+from ..bench_common import CODES, MODELS, arguments, device_microseconds, header, rotating, save, table
 from ..slide_spec import SlideSpec
 from .division import Division, clustered, divisions, whole
 from .kernel import STATIC_SHARED, FewTokens
@@ -95,8 +95,7 @@ def measured(spec: SlideSpec, tokens: list[int], *, dense: bool) -> dict[int, di
 
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda one: first(*one), [(many, op) for many in tokens for op in ops[many].values()]))
-    size = sum(one.nbytes for one in prepared)
-    turns = [prepared, *(tuple(one.clone() for one in prepared) for _ in range(copies(size) - 1))]
+    turns = rotating(prepared)
     return {
         many: {
             name: device_microseconds(lambda turn, op=op, x=inputs[many]: op(x, turn, None), turns)  # type: ignore[misc]

@@ -6,6 +6,9 @@ import importlib.util
 import subprocess
 from pathlib import Path
 
+TARGETS = {"sm_80": (8, 0), "sm_86": (8, 6), "sm_89": (8, 9), "sm_90": (9, 0), "sm_100": (10, 0), "sm_120": (12, 0)}
+"""What NVRTC compiles for, and its compute capability: the generations that our CUDA kernels are for."""
+
 
 def cuobjdump() -> Path | None:
     """None if it is not here."""

@@ -11,9 +11,9 @@ from slideconvert.kernels import nvrtc
 from slideconvert.kernels.few_tokens.kernel import SINCE, FewTokens
 from slideconvert.kernels.few_tokens.produce import CLUSTERS_SINCE, MOST_QUANTIZERS, SOURCE, Blocks, constants
 from slideconvert.kernels.slide_spec import SlideSpec
+from tests.helpers.disassembled import TARGETS
 from tests.helpers.produced import PRODUCERS
 
-TARGETS = {"sm_80": (8, 0), "sm_86": (8, 6), "sm_89": (8, 9), "sm_90": (9, 0), "sm_100": (10, 0), "sm_120": (12, 0)}
 KINDS = (torch.bfloat16, torch.float16, torch.float32)
 
 

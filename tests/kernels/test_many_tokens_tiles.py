@@ -15,7 +15,7 @@ from slideconvert.kernels.few_tokens.prepared import Order
 from slideconvert.kernels.many_tokens.kernel import FOLDER, ManyTokens, refusal
 from slideconvert.kernels.many_tokens.tiles import FORMS, PIECE_COLUMNS, PORTABLE, Tiling, Wgmma
 from slideconvert.kernels.slide_spec import SlideSpec
-from tests.helpers.disassembled import cuobjdump, instructions
+from tests.helpers.disassembled import TARGETS, cuobjdump, instructions
 
 H200, ADA = 232448, 101376
 LENGTHS = (4, 6, 8, 10, 12, None)
@@ -148,9 +148,6 @@ def test_products_run_ahead(
     # What is released is overwritten at once, so nothing may still be loaded from it: products have taken it before.
     order = re.findall(r"LDS\.128|GMMA|SYNCS\.ARRIVE", loop)
     assert ("LDS.128", "SYNCS.ARRIVE") not in set(pairwise(order))
-
-
-TARGETS = {"sm_80": (8, 0), "sm_86": (8, 6), "sm_89": (8, 9), "sm_90": (9, 0), "sm_100": (10, 0), "sm_120": (12, 0)}
 
 
 @pytest.mark.skipif(bool(nvrtc.missing()), reason="NVRTC is not installed here")
