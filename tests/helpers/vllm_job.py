@@ -35,11 +35,10 @@ def main(job: str, out: str) -> None:
     llm = LLM(
         model=task["model"],
         max_model_len=length,
-        max_num_seqs=len(task["prompts"]),
         seed=0,
         skip_tokenizer_init=True,
         worker_extension_cls="vllm_worker.Worker",
-        **task["engine"],
+        **{"max_num_seqs": len(task["prompts"]), **task["engine"]},
     )
     told = {"pid": os.getpid(), "ranks": llm.collective_rpc("describe")}
     if task["capture"]:
