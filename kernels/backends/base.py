@@ -124,10 +124,22 @@ def shared(kind: type[Backend], spec: LinearSpec, device: torch.device) -> Backe
     return _SHARED[key]
 
 
-def _run(x: Tensor, prepared: list[Tensor], bias: Tensor | None, spec: str, backend: str) -> Tensor:
-    from .choose import named
+NAMED: dict[tuple[str, str, torch.device], Backend] = {}
+"""The backends of this process by name, text of the spec and device: what operators find them by (`by_text`)."""
 
-    return named(backend, parse_spec(spec), prepared[0].device).run(x, prepared, bias)
+
+def by_text(name: str, spec: str, device: torch.device) -> Backend:
+    """The backend of this process for a linear of which an operator knows words alone. ValueError if there is none."""
+    found = NAMED.get((name, spec, device))
+    if found is None:
+        from .choose import named  # not in every call: an import takes a microsecond even if there is nothing to import
+
+        found = named(name, parse_spec(spec), device)
+    return found
+
+
+def _run(x: Tensor, prepared: list[Tensor], bias: Tensor | None, spec: str, backend: str) -> Tensor:
+    return by_text(backend, spec, prepared[0].device).run(x, prepared, bias)
 
 
 def _shape(x: Tensor, prepared: list[Tensor], bias: Tensor | None, spec: str, backend: str) -> Tensor:  # noqa: ARG001

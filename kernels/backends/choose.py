@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ..spec import LinearSpec
+from . import base
 from .base import Backend, shared
 from .cuda import indexed
 from .cusparselt import Cusparselt
@@ -90,7 +91,6 @@ def backends_for(kind: type[LinearSpec], host: Host = TORCH) -> dict[str, type[B
 
 
 _HOSTS: dict[str, Host] = {}
-_NAMED: dict[tuple[str, LinearSpec, torch.device], Backend] = {}
 
 
 def named(name: str, spec: LinearSpec, device: torch.device, host: Host | None = None) -> Backend:
@@ -100,8 +100,8 @@ def named(name: str, spec: LinearSpec, device: torch.device, host: Host | None =
     """
     if host is not None:
         _HOSTS[host.name] = host
-    key = (name, spec, device)
-    if key not in _NAMED:
+    key = (name, spec.text, device)
+    if key not in base.NAMED:
         hosts = (TORCH, *_HOSTS.values())
         kind: Any = type(spec)
         known = {way: one for host in hosts for way, one in backends_for(kind, host).items()}
@@ -109,8 +109,8 @@ def named(name: str, spec: LinearSpec, device: torch.device, host: Host | None =
         if unknown := set(route.ways) - known.keys():
             raise ValueError(f"unknown backend {', '.join(unknown)}")
         ways = {way: shared(known[way], spec, device) for way in route.ways}
-        _NAMED[key] = ways[name] if name in ways else Routed(spec, device, route, ways)
-    return _NAMED[key]
+        base.NAMED[key] = ways[name] if name in ways else Routed(spec, device, route, ways)
+    return base.NAMED[key]
 
 
 @cache

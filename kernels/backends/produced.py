@@ -17,7 +17,7 @@ from ..operand import Operand
 from ..producers import reference
 from ..producers.reference import SUM, Producer
 from ..specs import parse_spec
-from .base import LIBRARY, NAMESPACE, Backend, Prepared
+from .base import LIBRARY, NAMESPACE, Backend, Prepared, by_text
 from .cuda import missing_triton
 from .rule import BUCKETS
 
@@ -165,12 +165,10 @@ def _operator(
 @cache
 def _named(producer: str, readers: str, device: torch.device) -> tuple[Producer, list[tuple[Backend, slice]]]:
     """The producer, and of every reader its backend and which of the prepared tensors are its own."""
-    from .choose import named
-
     found, first = [], 0
     for line in readers.split("\n"):
         name, count, spec = line.split("\t")
-        found.append((named(name, parse_spec(spec), device), slice(first, first + int(count))))
+        found.append((by_text(name, spec, device), slice(first, first + int(count))))
         first += int(count)
     return Producer.parse(producer), found
 

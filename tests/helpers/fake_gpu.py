@@ -124,7 +124,7 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch, folder: Path, times: Times, *more:
 
 def forget(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a new process: nothing is known but what is on disk."""
-    state: dict[Any, Any] = {choose: ("_NAMED", "_HOSTS"), base: ("_SHARED",), table: ("_TABLES",)}
+    state: dict[Any, Any] = {choose: ("_HOSTS",), base: ("_SHARED", "NAMED"), table: ("_TABLES",)}
     state[autotune] = ("_CHOSEN",)
     for module, names in state.items():
         for name in names:

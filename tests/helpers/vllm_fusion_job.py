@@ -19,7 +19,7 @@ from vllm.compilation.passes.inductor_pass import InductorPass
 from vllm.ir.op import enable_torch_wrap
 from vllm.model_executor.layers.activation import SiluAndMul
 
-from slideconvert.kernels.backends import choose
+from slideconvert.kernels.backends import base
 from slideconvert.kernels.backends.reference import SlideReference
 from slideconvert.kernels.backends.routed import Routed
 from slideconvert.kernels.backends.rule import Route
@@ -69,7 +69,7 @@ def routed_linear(dtype: torch.dtype) -> SlideSparseLinear:
     found = linear(16, dtype)
     ways = {"itself": Itself(found.spec, CPU), "reference": found.backend}
     found.backend = Routed(found.spec, CPU, Route.parse("reference:32,itself"), ways)
-    choose._NAMED[found.backend.name, found.spec, CPU] = found.backend
+    base.NAMED[found.backend.name, found.spec.text, CPU] = found.backend
     return found
 
 

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slideconvert.kernels.backends import choose as choosing
+from slideconvert.kernels.backends import base
 from slideconvert.kernels.backends.base import Dtypes
 from slideconvert.kernels.backends.choose import BOTH, Settings, choose, named, room
 from slideconvert.kernels.backends.int_mm import IntMm
@@ -288,7 +288,7 @@ def test_a_linear_on_a_route_is_one_operator_for_torch_compile(monkeypatch: pyte
     for way in backend.ways:
         monkeypatch.setattr(way, "device", CPU)
         monkeypatch.setattr(type(way), "run", lambda self, *words: self.launch(*words))
-    monkeypatch.setitem(choosing._NAMED, (backend.name, SPEC, CPU), backend)
+    monkeypatch.setitem(base.NAMED, (backend.name, SPEC.text, CPU), backend)
     linear = SlideSparseLinear.of(SPEC, SPEC.random(CPU).named(), None, backend="reference")
     linear.backend, linear.prepared = backend, backend.prepare(SPEC.random(CPU))
     compiled = torch.compile(linear, fullgraph=True, dynamic=True, backend="eager")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from slideconvert.kernels.backends import choose as choosing
+from slideconvert.kernels.backends import base
 from slideconvert.kernels.backends import produced as groups
 from slideconvert.kernels.backends.base import shared
 from slideconvert.kernels.backends.reference import SlideReference
@@ -121,7 +121,7 @@ def on_a_route(monkeypatch: pytest.MonkeyPatch) -> SlideSparseLinear:
     [linear] = made([SlideSpec(6, 48, 8, INT8)], torch.float32)
     ways = {"itself": Itself(linear.spec, CPU), "reference": shared(SlideReference, linear.spec, CPU)}
     linear.backend = Routed(linear.spec, CPU, Route.parse("itself:4,reference"), ways)
-    monkeypatch.setitem(choosing._NAMED, (linear.backend.name, linear.spec, CPU), linear.backend)
+    monkeypatch.setitem(base.NAMED, (linear.backend.name, linear.spec.text, CPU), linear.backend)
     return linear
 
 
