@@ -20,6 +20,7 @@ from ..checkpoint.staging import WORK, check_free
 from ..convert import pipeline
 from ..errors import InputError
 from ..formats.registry import parse_layout
+from ..gguf_files.source import gguf_file
 from ..hub.source import is_hub_id, open_for_planning, open_source, resolve
 from ..plan.plan import Plan, make_plan
 from ..plan.recipe import Recipe
@@ -234,7 +235,7 @@ def opened(source: str, out: Path, options: OutputOptions, progress: Progress) -
         yield open_source(source, progress=progress)
         return
     cache = options.source_cache
-    if cache and not is_hub_id(source):
+    if cache and not (is_hub_id(source) or gguf_file(source)):
         raise InputError(f"--source-cache: {source} is not a Hub id", hint="omit it; a local folder is read in place")
     shards = shards_folder(out, cache) if options.low_disk else None
     aside = progress.aside if isinstance(progress, Stopwatch) else progress  # shards are fetched from other threads
