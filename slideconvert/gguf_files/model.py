@@ -18,7 +18,7 @@ from ..checkpoint.container import TensorSpec
 from ..checkpoint.reader import TORCH_DTYPES, Checkpoint
 from ..errors import InputError, one_line
 from ..models.families import architecture_of
-from ..models.load import empty_model
+from ..models.load import empty_model, model_config
 from .container import GgufFile, GgufTensor, gguf_package
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
@@ -29,6 +29,10 @@ ROPE_FACTORS = "rope_freqs.weight"
 """The divisor of each rotary frequency, for models like Llama 3.1 that scale them."""
 LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 """What the scaling of all Llama 3 models has in common; the file holds the divisors that follow from it."""
+NEEDED = ("block_count", "embedding_length", "feed_forward_length", "attention.head_count")
+"""Fields without which transformers would take the sizes of another model."""
+TOKENS = {"bos": "bos", "eos": "eos", "pad": "padding"}
+"""The special tokens of config.json and their names in GGUF."""
 PIECE = 1 << 24
 """Elements of an embedding or head that are dequantized at once."""
 
@@ -109,7 +113,6 @@ def read_model(file: GgufFile) -> GgufModel:
 
 def _config(file: GgufFile) -> dict[str, Any]:
     """The fields of config.json."""
-    from transformers import AutoConfig
     from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 
     name = file.architecture
@@ -126,6 +129,8 @@ def _config(file: GgufFile) -> dict[str, Any]:
             f"{file.path}: rotary embeddings with scaling '{one_line(str(scaling))[:40]}'",
             hint="use the safetensors version of the model",
         )
+    for key in NEEDED:
+        file.field(f"{name}.{key}", int)
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise InputError(f"{file.path}: no token_embd.weight", hint="the file is incomplete: make it again")
@@ -140,19 +145,13 @@ def _config(file: GgufFile) -> dict[str, Any]:
         "dtype": str(TORCH_DTYPES[DTYPES.get(file.main_kind, "BF16")]).removeprefix("torch."),
         **({"attention_bias": True} if name == "llama" and "blk.0.attn_q.bias" in file.tensors else {}),
     }
-    architecture_of({"model_type": name, **values})  # sizes that would take all memory
     if ROPE_FACTORS in file.tensors:
         values["rope_scaling"] = _llama3_rope(file, name, values)
-    config = AutoConfig.for_model(name, architectures=[ARCHITECTURES[name]], **values)
-    made = {**config.to_diff_dict(), **values}
+    made = {"architectures": [ARCHITECTURES[name]], **_told(file, name, values).to_diff_dict(), **values}
     made.pop(
         "rope_parameters", None
     )  # older loaders read rope_theta and rope_scaling alone, newer ones read both forms
     return made
-
-
-TOKENS = {"bos": "bos", "eos": "eos", "pad": "padding"}
-"""The special tokens of config.json and their names in GGUF."""
 
 
 def _shortest(value: Any) -> Any:
@@ -162,12 +161,11 @@ def _shortest(value: Any) -> Any:
 
 def _llama3_rope(file: GgufFile, name: str, values: dict[str, Any]) -> dict[str, Any]:
     """The rotary embedding of a Llama 3 whose divisors the file holds. InputError if they follow another rule."""
-    from transformers import AutoConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     divisors = _torch(_dequantized(file, file.tensors[ROPE_FACTORS]), "F32")
     rope: dict[str, Any] = {"rope_type": "llama3", "factor": float(divisors.max()), **LLAMA3_ROPE}
-    config = AutoConfig.for_model(name, **values, rope_scaling=rope)
+    config = _told(file, name, {**values, "rope_scaling": rope})
     scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, device=torch.device("cpu"))
     plain = config.rope_parameters["rope_theta"] ** (-torch.arange(len(scaled)) / len(scaled))
     # Both sides round to float32 a few times; another rule differs by whole per cents.
@@ -177,6 +175,11 @@ def _llama3_rope(file: GgufFile, name: str, values: dict[str, Any]) -> dict[str,
             hint="use the safetensors version of the model",
         )
     return rope
+
+
+def _told(file: GgufFile, name: str, values: dict[str, Any]) -> Any:
+    """The config of transformers for these fields. InputError for fields that make none."""
+    return model_config(Checkpoint(file.path, {"model_type": name, **values}, {}))
 
 
 def _names(file: GgufFile, model: Any, config: dict[str, Any]) -> dict[str, str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, one_line
+from ..models.load import foreign_error
 from .container import GgufFile
 
 CONTROL, USER_DEFINED = 3, 4
@@ -28,6 +29,19 @@ BY_GPT2 = ("default", "gpt-2", "smollm")
 
 def write_tokenizer(file: GgufFile, folder: Path) -> None:
     """Write the tokenizer of a GGUF file to a folder. InputError for a file without one, or of an unknown kind."""
+    try:
+        _tokenizer(file).save_pretrained(folder)
+    except (InputError, OSError):
+        raise
+    except Exception as error:  # of transformers and tokenizers, which name no kinds
+        hint = (
+            "the file is damaged, or its tokenizer of a kind that is unknown: use the safetensors version of the model"
+        )
+        raise foreign_error(file.path, "no usable tokenizer", error, hint=hint) from error
+
+
+def _tokenizer(file: GgufFile) -> Any:
+    """The tokenizer as one of transformers."""
     from transformers import PreTrainedTokenizerFast
 
     model = file.field("tokenizer.ggml.model", str)
@@ -52,7 +66,7 @@ def write_tokenizer(file: GgufFile, folder: Path) -> None:
     template = file.fields.get("tokenizer.chat_template")
     if isinstance(template, str):
         made.chat_template = template
-    made.save_pretrained(folder)
+    return made
 
 
 def _unknown(file: GgufFile, what: str, known: str) -> InputError:
