@@ -61,7 +61,9 @@ class Conversion:
 
 
 def plan(source: str | Path, options: PlanOptions = PlanOptions()) -> Plan:
-    """Plan what `convert` with the same options does to a source, a folder or a Hub id. Reads shapes, writes nothing.
+    """Plan what `convert` with the same options does to a source, a folder, a Hub id or a GGUF file.
+
+    Reads shapes, writes nothing.
 
     Returns the Plan: linears, bytes and memory. InputError for the first fault in options or source, with the number of
     others; HubError for a Hub id that cannot be fetched.
@@ -83,7 +85,7 @@ def convert(
     *,
     progress: Progress = silent,
 ) -> Report:
-    """Prune, quantize, pack and verify a model, a folder or a Hub id, and write it to the folder `out`.
+    """Prune, quantize, pack and verify a model, a folder, a Hub id or a GGUF file, and write it to the folder `out`.
 
     After an interruption, resume=True continues to the same bytes. Returns the Report, as in report.json. InputError
     for options or a source that cannot be used, HubError for a Hub id that cannot be fetched, VerificationError if the

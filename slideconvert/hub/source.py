@@ -1,7 +1,8 @@
-"""Resolve a model, a folder or a Hub id, to a local folder with one fixed state of it.
+"""Resolve a model, a folder, a Hub id or a GGUF file, to a local folder with one fixed state of it.
 
     resolve("Qwen/Qwen2.5-7B")          Snapshot(<cache>/…/snapshots/<commit>, "Qwen/Qwen2.5-7B", "<commit>")
     resolve("models/qwen")              Snapshot(models/qwen, id and commit if slideconvert downloaded it)
+    resolve("models/qwen.Q8_0.gguf")    Snapshot(<cache>/qwen.Q8_0-<hash>, the file's name, and what it was)
 
 This module imports nothing heavy; huggingface_hub is imported when something is fetched.
 """

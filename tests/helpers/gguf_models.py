@@ -25,7 +25,7 @@ PARTS = {
 """llama.cpp's names of the parts of a layer."""
 OUTSIDE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 CONTROL, USER_DEFINED, BYTE = 3, 4, 6
-BEGIN, END, TOOL = "<|begin|>", "<|end|>", "<tool>"
+BEGIN, END, TOOL, WHOLE = "<|begin|>", "<|end|>", "<tool>", "Ġspaces"
 TEXT = (
     "It's 1234567 o'clock, isn't it? They'LL see.  Two  spaces,\n\n\ttabs 42 and naïve café — e\u0301 99 Bäume!\n"
     "def f(x):\n    return x ** 2  # 3.14159\r\n <tool> is text, <|end|> ends it\n"
@@ -70,20 +70,34 @@ def model(kind: str = "llama", **config: Any) -> Any:
 
 
 def tokenizer(rule: str = "gpt-2") -> Tokenizer:
-    """A byte-level BPE tokenizer of VOCABULARY tokens that splits by a rule."""
-    made = Tokenizer(models.BPE(ignore_merges=rule == "llama-bpe"))
-    if rule == "qwen2":
-        made.normalizer = normalizers.NFC()
-    split = pre_tokenizers.Split(Regex(RULES[rule]), "isolated")
-    made.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
-    made.decoder = decoders.ByteLevel()
+    """A byte-level BPE tokenizer of VOCABULARY tokens that splits by a rule.
+
+    Its merges come from words of GPT-2's rule, so that another rule makes a difference: numbers are merged, too. No
+    merges lead to WHOLE, which only a tokenizer that looks for whole words first returns.
+    """
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = splitting("gpt-2")
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY - 1, special_tokens=[BEGIN, END], initial_alphabet=alphabet, show_progress=False
+        vocab_size=VOCABULARY - 2, special_tokens=[BEGIN, END], initial_alphabet=alphabet, show_progress=False
     )
-    made.train_from_iterator([TEXT] * 3, trainer)
+    made.train_from_iterator([TEXT, "1234567 42 99 3.14159 " * 3], trainer)
+    parts = json.loads(made.to_str())["model"]
+    vocabulary, merges = {**parts["vocab"], WHOLE: VOCABULARY - 2}, [tuple(merge) for merge in parts["merges"]]
+    made.model = models.BPE(vocabulary, merges, ignore_merges=rule == "llama-bpe")
+    made.add_special_tokens([BEGIN, END])
     made.add_tokens([TOOL])
+    if rule == "qwen2":
+        made.normalizer = normalizers.NFC()
+    made.pre_tokenizer = splitting(rule)
+    made.decoder = decoders.ByteLevel()
     return made
+
+
+def splitting(rule: str) -> Any:
+    """The step that splits text into words by a rule, then into bytes."""
+    split = pre_tokenizers.Split(Regex(RULES[rule]), "isolated")
+    return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
 
 
 def write(
