@@ -15,18 +15,25 @@ from itertools import groupby
 from pathlib import Path
 
 from ..checkpoint.claim import claimed
-from ..checkpoint.files import CONFIG, GENERATION, SINGLE, STAGING
+from ..checkpoint.files import CARD, CONFIG, GENERATION, SINGLE, STAGING
 from ..checkpoint.snapshot import Snapshot
 from ..checkpoint.staging import Staging, write_file, writing
 from ..checkpoint.writer import Shard, Unit, WeightWriter
 from ..errors import InputError
 from ..models.families import architecture_of
 from ..progress import Progress, silent
-from .container import open_gguf
+from .container import GgufFile, open_gguf
 from .model import TOKENS, GgufModel, read_model
 from .record import RECORD, origin_of, record_bytes
 from .tokenizer import write_tokenizer
 
+CARD_FIELDS = {
+    "license": "general.license",
+    "license_name": "general.license.name",
+    "license_link": "general.license.link",
+    "language": "general.languages",
+}
+"""Fields of a model card, and those of GGUF that say the same."""
 BESIDE = 64_000_000
 """Bytes for the files beside the weights."""
 
@@ -111,13 +118,22 @@ def _check_space(out: Path, size: int) -> None:
 
 
 def _write_small_files(model: GgufModel, folder: Path) -> None:
-    """config.json, generation_config.json, the tokenizer, and the note on the origin."""
+    """config.json, generation_config.json, card, tokenizer, and the note on the origin."""
     write_file(folder / CONFIG, (json.dumps(model.config, indent=1) + "\n").encode())
     tokens = {name: model.config.get(name) for name in (f"{kind}_token_id" for kind in TOKENS)}
     told = {name: token for name, token in tokens.items() if token is not None}
     write_file(folder / GENERATION, (json.dumps(told, indent=1) + "\n").encode())
+    write_file(folder / CARD, _card(model.file).encode())
     write_tokenizer(model.file, folder)
     write_file(folder / RECORD, record_bytes(model.file.path, model.origin))
+
+
+def _card(file: GgufFile) -> str:
+    """A model card with what a derived model must repeat: licence and languages, if the file names them."""
+    import yaml
+
+    told = {name: file.fields[key] for name, key in CARD_FIELDS.items() if key in file.fields}
+    return f"---\n{yaml.safe_dump(told) if told else ''}---\n"
 
 
 def _write_weights(model: GgufModel, shard: Shard, folder: Path, progress: Progress) -> None:

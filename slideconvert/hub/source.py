@@ -90,9 +90,9 @@ def open_source(
 
     if shards is not None and is_hub_id(source):
         return open_remote(source, shards, revision=revision, cache=cache, progress=progress)
-    snapshot = resolve(source, revision=revision, cache=cache, progress=progress)
     if shards is not None:
         raise InputError(f"--low-disk: {source} is already on the disk", hint="omit it; it applies to Hub ids only")
+    snapshot = resolve(source, revision=revision, cache=cache, progress=progress)
     return snapshot, Checkpoint.open(snapshot.path)
 
 

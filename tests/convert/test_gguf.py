@@ -187,7 +187,8 @@ def test_tokens_of_sentence_pieces_are_those_of_their_scores(tmp_path: Path) -> 
 
 
 def test_every_command_reads_a_gguf_file_and_tells_what_it_was(cli: Cli, tmp_path: Path) -> None:
-    path = gguf_models.write(tmp_path / "model.gguf", kind="Q4_1").path
+    fields = {"general__license": "apache-2.0", "general__languages": ["en", "de"]}
+    path = gguf_models.write(tmp_path / "model.gguf", kind="Q4_1", **fields).path
     told = "GGUF Q4_1, dequantized to BF16 (tensors: 15 Q4_1, 5 F32)"
     planned = cli("plan", path, *MAGNITUDE, "--pattern", "2_8", "--json")
     assert planned.code == 0 and told in " ".join(json.loads(planned.out)["notes"])
@@ -196,6 +197,7 @@ def test_every_command_reads_a_gguf_file_and_tells_what_it_was(cli: Cli, tmp_pat
     assert json.loads((out / "report.json").read_text())["source"] == "model"
     assert told in " ".join(json.loads((out / "report.json").read_text())["notes"])
     assert told in (out / "report.html").read_text() and "GGUF Q4\\_1, dequantized" in (out / "README.md").read_text()
+    assert (out / "README.md").read_text().startswith("---\nlicense: apache-2.0\nlanguage:\n- en\n- de\n")
     assert (out / "tokenizer.json").is_file()
     assert cli("verify", out, "--source", path, "-q").code == 0
     assert cli("sparsify", path, tmp_path / "sparse", *MAGNITUDE, "--pattern", "2_8", "-q").code == 0

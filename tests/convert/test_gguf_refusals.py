@@ -194,10 +194,11 @@ def test_a_file_that_does_not_exist(cli: Cli, tmp_path: Path) -> None:
         refused(cli("convert", name, tmp_path / "out", *WORDS), tmp_path / "out", "missing.gguf: no such file")
 
 
-def test_options_of_the_hub_do_not_belong_to_a_file(cli: Cli, tmp_path: Path) -> None:
+def test_options_of_the_hub_do_not_belong_to_a_file(cli: Cli, tmp_path: Path, cache: Path) -> None:
     path, out = gguf_models.write(tmp_path / "model.gguf").path, tmp_path / "out"
     refused(cli("convert", path, out, *WORDS, "--revision", "main"), out, "--revision main", "is a file")
     refused(cli("convert", path, out, *WORDS, "--low-disk"), out, "--low-disk")
+    assert not cache.exists()
 
 
 def test_without_the_package_it_says_which_extra(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
