@@ -33,7 +33,7 @@ NEEDED = ("block_count", "embedding_length", "feed_forward_length", "attention.h
 """Fields without which transformers would take the sizes of another model."""
 TOKENS = {"bos": "bos", "eos": "eos", "pad": "padding"}
 """The special tokens of config.json and their names in GGUF."""
-PIECE = 1 << 24
+PIECE = 1 << 22
 """Elements of an embedding or head that are dequantized at once."""
 
 
