@@ -22,7 +22,7 @@ from tests.helpers import demo, pico
 ROOT = Path(__file__).parents[2]
 SCRIPTS, BENCH = ROOT / "examples" / "pretrained", ROOT / "benches" / "calibration" / "pretrained.py"
 PEER = "llm-compressor SparseGPT"
-WORDS = ("--length", "128", "--device", "cpu", "-q")
+WORDS = ("--length", "128", "--device", "cpu")
 
 
 @pytest.fixture
