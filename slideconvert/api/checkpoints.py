@@ -13,6 +13,7 @@ from ..checkpoint.snapshot import Snapshot
 from ..errors import InputError
 from ..evaluate.perplexity import LENGTH, continue_text, measure
 from ..evaluate.tasks import TaskResults, load_tasks, measure_tasks
+from ..gguf_files.source import gguf_file
 from ..hub.account import Target, find_target
 from ..hub.publish import Pushed, carry_out, check_target, plan_push, read_folder
 from ..hub.source import download as fetch
@@ -99,7 +100,8 @@ def inspect(ckpt: str | Path, *, progress: Progress = silent) -> Inspection:
     >>> {linear.pattern for linear in slideconvert.inspect(out).linears}
     {'2:8'}
     """
-    return inspect_checkpoint(Path(ckpt), progress=progress)
+    path = resolve(str(ckpt), progress=progress).path if gguf_file(str(ckpt)) else Path(ckpt)
+    return inspect_checkpoint(path, progress=progress)
 
 
 def evaluate(

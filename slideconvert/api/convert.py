@@ -20,6 +20,7 @@ from ..checkpoint.staging import WORK, check_free
 from ..convert import pipeline
 from ..errors import InputError
 from ..formats.registry import parse_layout
+from ..gguf_files.source import gguf_file
 from ..hub.source import is_hub_id, open_for_planning, open_source, resolve
 from ..plan.plan import Plan, make_plan
 from ..plan.recipe import Recipe
@@ -60,7 +61,9 @@ class Conversion:
 
 
 def plan(source: str | Path, options: PlanOptions = PlanOptions()) -> Plan:
-    """Plan what `convert` with the same options does to a source, a folder or a Hub id. Reads shapes, writes nothing.
+    """Plan what `convert` with the same options does to a source, a folder, a Hub id or a GGUF file.
+
+    Reads shapes, writes nothing.
 
     Returns the Plan: linears, bytes and memory. InputError for the first fault in options or source, with the number of
     others; HubError for a Hub id that cannot be fetched.
@@ -82,7 +85,7 @@ def convert(
     *,
     progress: Progress = silent,
 ) -> Report:
-    """Prune, quantize, pack and verify a model, a folder or a Hub id, and write it to the folder `out`.
+    """Prune, quantize, pack and verify a model, a folder, a Hub id or a GGUF file, and write it to the folder `out`.
 
     After an interruption, resume=True continues to the same bytes. Returns the Report, as in report.json. InputError
     for options or a source that cannot be used, HubError for a Hub id that cannot be fetched, VerificationError if the
@@ -234,7 +237,7 @@ def opened(source: str, out: Path, options: OutputOptions, progress: Progress) -
         yield open_source(source, progress=progress)
         return
     cache = options.source_cache
-    if cache and not is_hub_id(source):
+    if cache and not (is_hub_id(source) or gguf_file(source)):
         raise InputError(f"--source-cache: {source} is not a Hub id", hint="omit it; a local folder is read in place")
     shards = shards_folder(out, cache) if options.low_disk else None
     aside = progress.aside if isinstance(progress, Stopwatch) else progress  # shards are fetched from other threads

@@ -13,8 +13,10 @@ class Snapshot:
     path: the folder with config.json and the *.safetensors files.
     id: the Hub id, or the folder's name for a folder of unknown origin.
     revision: the 40-hex commit, None for a folder of unknown origin.
+    origin: what the weights were before this folder, in words; "" for weights that are as they were published.
     """
 
     path: Path
     id: str
     revision: str | None
+    origin: str = ""

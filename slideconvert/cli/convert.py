@@ -36,7 +36,7 @@ class ConvertCommandOptions(ConvertOptions, PublishOptions):
 @source_argument
 @out_argument
 def convert_command(source: str, out: Path, options: ConvertCommandOptions, display: Display) -> None:
-    """Prune, quantize, pack and verify the model SOURCE (a folder or a Hub id) into the folder OUT.
+    """Prune, quantize, pack and verify the model SOURCE (a folder, a Hub id or a GGUF file) into the folder OUT.
 
     With --target-speedup or --density the patterns are chosen first, as `allocate` chooses them.
     """

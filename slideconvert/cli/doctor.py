@@ -31,7 +31,7 @@ from ..models.families import decoder_linears
 
 PACKAGES = (
     "torch", "triton", "transformers", "safetensors", "compressed-tensors", "accelerate", "huggingface_hub", "datasets",
-    "vllm",
+    "gguf", "vllm",
 )  # fmt: skip
 
 

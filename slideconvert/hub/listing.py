@@ -12,6 +12,7 @@ from .. import __version__
 from ..checkpoint.files import CHANNEL_ORDERS, CONFIG, INDEX, NEVER, PICKLES, SINGLE, is_companion
 from ..core.hub_id import valid_id
 from ..errors import HubError, InputError
+from ..gguf_files.container import SUFFIX
 from ..runtime.slidesparse_record import SOURCES, misplaced
 from .answers import EXPECTED, not_a_hub
 from .endpoint import endpoint
@@ -93,6 +94,11 @@ def _refuse_other_formats(hub_id: str, names: set[str]) -> None:
         raise HubError(
             f"{hub_id} holds its weights only as pickles ({', '.join(pickles[:3])}), which can run code when opened",
             hint="look for a --revision with safetensors (often refs/pr/1), or for another repository of the model",
+        )
+    if files := sorted(name for name in names if name.lower().endswith(SUFFIX)):
+        raise HubError(
+            f"{hub_id} holds its weights as GGUF ({', '.join(files[:3])})",
+            hint=f"fetch one file with `hf download {hub_id} {files[0]}` and give its path",
         )
     raise HubError(
         f"{hub_id} has neither {SINGLE} nor {INDEX}", hint="choose a repository with weights for transformers"

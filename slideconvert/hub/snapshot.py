@@ -27,6 +27,7 @@ from typing import Any
 from ..checkpoint.json_text import parse_json
 from ..checkpoint.snapshot import Snapshot
 from ..errors import InputError
+from ..gguf_files.record import origin_of
 
 RECORD = ".slideconvert-source.json"
 UNFINISHED = ".slideconvert-unfinished.json"
@@ -108,7 +109,7 @@ def open_folder(folder: Path) -> Snapshot:
     if record is None:
         _refuse_unfinished(folder)
         hub_id, revision = cache_identity(folder) or (folder.resolve().name, None)
-        return Snapshot(folder, hub_id, revision)
+        return Snapshot(folder, hub_id, revision, origin_of(folder))
     if damage := record.damage(folder):
         again = f"download it again with `{download_command(record.id, record.revision, folder)}`"
         if cache_identity(folder) is None:

@@ -1,7 +1,8 @@
-"""Resolve a model, a folder or a Hub id, to a local folder with one fixed state of it.
+"""Resolve a model, a folder, a Hub id or a GGUF file, to a local folder with one fixed state of it.
 
     resolve("Qwen/Qwen2.5-7B")          Snapshot(<cache>/…/snapshots/<commit>, "Qwen/Qwen2.5-7B", "<commit>")
     resolve("models/qwen")              Snapshot(models/qwen, id and commit if slideconvert downloaded it)
+    resolve("models/qwen.Q8_0.gguf")    Snapshot(<cache>/qwen.Q8_0-<hash>, the file's name, and what it was)
 
 This module imports nothing heavy; huggingface_hub is imported when something is fetched.
 """
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING
 from ..checkpoint.snapshot import Snapshot
 from ..core.hub_id import valid_id
 from ..errors import InputError
+from ..gguf_files.container import SUFFIX
+from ..gguf_files.source import gguf_file
 from ..progress import Progress
 from .download import download
 from .fetch_config import fetch_config
@@ -38,18 +41,21 @@ __all__ = [
 
 def is_hub_id(source: str) -> bool:
     """Whether `source` is a Hub id ("org/name" or "name") and no local path."""
-    return valid_id(source) and not Path(source).exists()
+    return valid_id(source) and not Path(source).exists() and not source.lower().endswith(SUFFIX)
 
 
 def resolve(
     source: str, *, revision: str | None = None, cache: Path | None = None, progress: Progress | None = None
 ) -> Snapshot:
-    """The snapshot that `source` names: a folder as it is, a Hub id downloaded into `cache`.
+    """The snapshot that `source` names: a folder as it is, a Hub id downloaded into `cache`, a GGUF file dequantized
+    into `cache`.
 
     revision: branch, tag or commit of a Hub id (None: main); for a folder, its commit. cache: None for the Hugging
     Face cache. Raises InputError for a source that is neither, an unfinished download or a wrong revision, and what
     `download` raises.
     """
+    if file := gguf_file(source):
+        return _dequantized(file, revision, cache, progress)
     folder = Path(source).expanduser()
     if folder.is_dir():
         snapshot = open_folder(folder)
@@ -84,9 +90,9 @@ def open_source(
 
     if shards is not None and is_hub_id(source):
         return open_remote(source, shards, revision=revision, cache=cache, progress=progress)
-    snapshot = resolve(source, revision=revision, cache=cache, progress=progress)
     if shards is not None:
         raise InputError(f"--low-disk: {source} is already on the disk", hint="omit it; it applies to Hub ids only")
+    snapshot = resolve(source, revision=revision, cache=cache, progress=progress)
     return snapshot, Checkpoint.open(snapshot.path)
 
 
@@ -96,7 +102,26 @@ def open_for_planning(source: str, *, revision: str | None = None) -> tuple[Snap
     A folder with weights and a Hub id that is complete in the cache are opened as they are. In all other cases, reading
     a tensor raises InputError. Raises what `resolve` does.
     """
-    found = fetch_config(source, revision=revision) if is_hub_id(source) else resolve(source, revision=revision)
+    if file := gguf_file(source):
+        found = _dequantized(file, revision, weights=False)
+    else:
+        found = fetch_config(source, revision=revision) if is_hub_id(source) else resolve(source, revision=revision)
     from ..models.meta import open_or_describe
 
     return found, open_or_describe(found.path)
+
+
+def _dequantized(
+    file: Path,
+    revision: str | None,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+    *,
+    weights: bool = True,
+) -> Snapshot:
+    """The folder made from a GGUF file, which has no revisions: InputError for one."""
+    from ..gguf_files.folder import dequantized
+
+    if revision is not None:
+        raise InputError(f"--revision {revision}: {file} is a file", hint="omit it; it applies to Hub ids only")
+    return dequantized(file, cache, weights=weights, progress=progress)

@@ -121,6 +121,8 @@ class Plan:
         if self.surplus:
             more = f" and {len(self.surplus) - 1} more" if len(self.surplus) > 1 else ""
             notes.append(f"Left out, since the model of config.json has no such module: {self.surplus[0]}{more}.")
+        if self.snapshot.origin:
+            notes.append(f"The source was {self.snapshot.origin}: errors here are against these weights.")
         if self.before:
             notes.append(
                 f"Made from the checkpoint {self.snapshot.id}, itself made from {self.before.source['id']}: errors and "

@@ -43,7 +43,7 @@ ROWS = (
     ("runtime",),
     ("formats",),
     ("models", "prune"),
-    ("permute", "recover", "report", "evaluate"),
+    ("permute", "recover", "report", "evaluate", "gguf_files"),
     ("verify", "plan"),
     ("hub", "calibrate"),
     ("allocate", "convert"),

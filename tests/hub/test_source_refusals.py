@@ -36,7 +36,10 @@ def test_only_pickles(hub: HubServer) -> None:
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        ({"config.json": b"{}", "model.gguf": b""}, "neither model.safetensors nor model.safetensors.index.json"),
+        (
+            {"config.json": b"{}", "model.bf16.gguf": b"", "model.q8.gguf": b""},
+            "`hf download org/model model.bf16.gguf`",
+        ),
         ({"config.json": b"{}", "other.safetensors": b"", "a.bin": b""}, "neither model.safetensors nor"),
         ({"model.safetensors": b""}, "has no config.json"),
         ({}, "neither model.safetensors nor"),

@@ -17,7 +17,7 @@ class VerifyOptions(DeviceOptions):
 
     HEADING: ClassVar[str] = "Source"
 
-    source: str | None = option("Source model, a folder or a Hub id: compare every weight with it.")
+    source: str | None = option("Source model, a folder, a Hub id or a GGUF file: compare every weight with it.")
     revision: str | None = option("Branch, tag or commit of the --source.  [default: main]")
 
 

@@ -26,7 +26,7 @@ class SourceOptions(RevisionOptions):
     HEADING: ClassVar[str] = "Source"
 
     source_cache: Path | None = option(
-        "Folder for sources from the Hub.  [default: the Hugging Face cache]", metavar="DIR"
+        "Folder for sources from the Hub and from GGUF files.  [default: the Hugging Face cache]", metavar="DIR"
     )
     low_disk: bool = option(
         "Fetch the shards of a Hub id as they are read and keep at most three of them; some are fetched twice.",
