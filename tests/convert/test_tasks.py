@@ -380,7 +380,7 @@ def test_the_command_prints_the_main_metric_and_json_has_all(folder: Path, cli: 
     lines = [line.split() for line in outcome.out.splitlines() if str(pruned["slide"])[:20] in line]
     cells = [f"{score['value']:.4f}", f"{score['stderr']:.4f}", f"{score['difference']:+.4f}", "8"]
     assert lines[0][0] == "endings"
-    assert lines[0][-4:] == cells
+    assert lines[0][-5:] == cells
     assert (outcome.out.count("acc ↑"), outcome.out.count("acc_norm")) == (4, 0)
     assert cli(*words, "-v").out.count("acc_norm") == 4
     assert cli(*words, "-q").err == ""
