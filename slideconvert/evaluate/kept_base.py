@@ -94,7 +94,7 @@ def check_kept_bytes(
     need = kept_bytes(sequences, length, top, vocabulary)
     if need > limit:
         raise InputError(
-            f"the base's distributions take {need / 1e9:.2f} GB, the limit is {limit / 1e9:.2f}: {sequences} sequences "
+            f"the base's distributions take {need / 1e9:.3g} GB, the limit is {limit / 1e9:.3g}: {sequences} sequences "
             f"of {length - 1} positions with {min(top, vocabulary)} tokens each",
             hint=hint,
         )
@@ -190,7 +190,7 @@ def kept_base(origin: Origin, path: Path | None, scratch: Path | None) -> Iterat
         need, free = len(head) + sum(spec.bytes for spec in origin.specs), shutil.disk_usage(folder).free
         if need > free:
             raise InputError(
-                f"{folder}: {free / 1e9:.2f} GB are free, the base's distributions take {need / 1e9:.2f}",
+                f"{folder}: {free / 1e9:.3g} GB are free, the base's distributions take {need / 1e9:.3g}",
                 hint="lower --top or --sequences, or name a file on another disk with --keep-base",
             )
         with _writing(folder):

@@ -20,7 +20,8 @@ def softmax(logits: Any) -> Floats:
 
 def merged(p: Floats, kept: list[int]) -> Floats:
     """The probabilities of the kept tokens, and of all others together as the last one."""
-    others = [token for token in range(len(p)) if token not in set(kept)]
+    named = set(kept)
+    others = [token for token in range(len(p)) if token not in named]
     return np.array([*(p[token] for token in kept), sum(p[token] for token in others)])
 
 
