@@ -8,17 +8,14 @@ import socket
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
 from slideconvert.errors import InputError
 from slideconvert.evaluate import compare, served
 from slideconvert.evaluate.served import Served
 from tests.conftest import Cli
-from tests.helpers.completions_server import NAME, Behaviour, serving
-from tests.helpers.demo import TEXT, converted
-from tests.twins import scores
+from tests.helpers.completions_server import NAME, Behaviour, expected_of_server, serving
+from tests.helpers.demo import TEXT, converted, text_windows
 
 KEY, VARIABLE = "sk-very-secret", "KEY_OF_THE_SERVER"
 SEQUENCES, LENGTH = 2, 40
@@ -69,26 +66,13 @@ def test_a_served_checkpoint_has_the_numbers_of_its_files(
 
 def test_numbers_of_a_server_are_those_of_the_twin(cli: Cli, short_demo: Path, near: Path) -> None:
     """At each position: the tokens that base and server both name, one by one, and the rest."""
-    from slideconvert.checkpoint.reader import Checkpoint
-    from slideconvert.models.load import load_model
-    from tests.helpers.demo import text_windows
-
     tokens = text_windows(LENGTH, SEQUENCES)
-    with torch.no_grad():
-        p, q = (load_model(Checkpoint.open(path))(tokens).logits[:, :-1].numpy() for path in (short_demo, near))
-    expected = []
-    for window in range(SEQUENCES):
-        for place in range(LENGTH - 1):
-            a, b = scores.softmax(p[window, place]), scores.softmax(q[window, place])
-            named = {*scores.most_likely(b, 6), int(tokens[window, place + 1])}
-            both = [token for token in scores.most_likely(a, 6) if token in named]
-            expected.append((scores.kl(scores.merged(a, both), scores.merged(b, both)),
-                             scores.accepted(scores.merged(a, both), scores.merged(b, both))))  # fmt: skip
+    expected = expected_of_server(short_demo, near, tokens, 6)
     with serving(near) as url:
         words = ("--served", url, "--served-model", NAME, "--top", 6, "--json")
         _, row = json.loads(cli("eval", short_demo, *SHORT, *words).out)["results"]
     assert row["ckpt"] == NAME
-    assert [row["kl_mean"], row["acceptance"]] == pytest.approx(list(np.mean(expected, 0)), abs=NATS)
+    assert [row[name] for name in ("kl_mean", "same_top", "acceptance")] == pytest.approx(expected, abs=NATS)
 
 
 def test_a_kept_base_and_a_server_need_no_model_here(

@@ -16,12 +16,24 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from slideconvert.checkpoint.reader import Checkpoint
 from slideconvert.models.load import load_model, load_tokenizer
+from tests.twins import scores
 
 NAME = "served-checkpoint"
+
+
+def expected_of_server(base: Path, model: Path, tokens: torch.Tensor, k: int) -> list[float]:
+    """The means of KL divergence, same top token and acceptance over tokens [sequences, length], if a server tells the
+    k most likely tokens of `model` and as many are kept of `base`: by the twin, from whole logits."""
+    with torch.no_grad():
+        p, q = (load_model(Checkpoint.open(path))(tokens).logits[:, :-1].flatten(0, 1) for path in (base, model))
+    came = tokens[:, 1:].flatten().tolist()
+    rows = [scores.numbers_of_lists(*three, k) for three in zip(p.numpy(), q.numpy(), came, strict=True)]
+    return [float(mean) for mean in np.mean(rows, 0)]
 
 
 @dataclass

@@ -46,6 +46,16 @@ def numbers(p_logits: Any, q_logits: Any, k: int) -> tuple[float, float, float]:
     )  # fmt: skip
 
 
+def numbers_of_lists(p_logits: Any, q_logits: Any, came: int, k: int) -> tuple[float, float, float]:
+    """The same where q too is known by its k most likely tokens, and by the one that came: the tokens that both lists
+    name, one by one."""
+    p, q = softmax(p_logits), softmax(q_logits)
+    named = {*most_likely(q, k), came}
+    both = [token for token in most_likely(p, k) if token in named]
+    same = float(np.argmax(p) == np.argmax(q))
+    return kl(merged(p, both), merged(q, both)), same, accepted(merged(p, both), merged(q, both))
+
+
 def standard_error(values: Floats) -> float:
     """Of the mean of values [windows, n], with a window as one draw."""
     means = [sum(window) / len(window) for window in values.tolist()]
