@@ -101,10 +101,13 @@ def test_the_key_is_sent_and_never_shown(
         monkeypatch.setenv(VARIABLE, KEY)
         right = cli(*words, "--served", url, "--api-key-env", VARIABLE)
         assert right.code == 0, right.err
+    with serving(near, Behaviour(status=400, message=f"bad request with {KEY}")) as url:
+        echoed = cli(*words, "--served", url, "--api-key-env", VARIABLE)
+        assert echoed.code == 2 and "bad request with …" in echoed.err
         monkeypatch.setenv(VARIABLE, "sk-with\nnewline")
         odd = cli(*words, "--served", url, "--api-key-env", VARIABLE)
         assert odd.code == 2 and "no key has" in odd.err
-    for outcome in (bare, unset, wrong, right, odd):
+    for outcome in (bare, unset, wrong, right, echoed, odd):
         assert "sk-" not in outcome.out + outcome.err
 
 

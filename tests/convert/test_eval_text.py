@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +24,7 @@ from slideconvert.cli.scores import text_tables
 from slideconvert.evaluate import compare
 from slideconvert.evaluate.compare import TextProtocol
 from slideconvert.evaluate.kept_base import kept_bytes
+from slideconvert.models import head
 from tests.conftest import MAGNITUDE, Cli
 from tests.helpers import pico
 from tests.helpers.demo import DEMO, TEXT, converted, text_windows
@@ -29,6 +32,7 @@ from tests.twins import scores
 
 WORDS, SEQUENCES, LENGTH = 2048, 3, 48
 SHORT = ("--text", TEXT, "--sequences", SEQUENCES, "--length", LENGTH, "--activations", "float")
+ROOT = Path(__file__).parents[2]
 NATS = 3e-5
 """Two implementations of one float32 forward pass add up products in different orders: a logit of the demo model moves
 by some 1e-5, and so does what follows from it, next to the 1e-5 of tests/unit/test_divergence.py."""
@@ -319,6 +323,56 @@ def test_convert_refuses_a_text_that_is_too_much_before_it_starts(cli: Cli, tmp_
     refused = cli("convert", *MAGNITUDE, DEMO, tmp_path / "out", "--text", TEXT, "--sequences", 10**6)
     assert refused.code == 2 and "distributions take" in refused.err and "--sequences" in refused.err
     assert not (tmp_path / "out").exists()
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+from benches.peak import peak_bytes
+from slideconvert.checkpoint.reader import Checkpoint
+from slideconvert.evaluate.compare import TextProtocol, measure
+
+opened = {name: Checkpoint.open(Path(sys.argv[1])) for name in ("base", "other")}
+length, sequences = map(int, sys.argv[3:])
+measure(opened, sys.argv[2], TextProtocol(sequences=1, length=64, top=8))
+start = peak_bytes()
+rows = measure(opened, sys.argv[2], TextProtocol(sequences=sequences, length=length, positions=True)).rows
+assert abs(rows[1]["kl_mean"]) < 1e-5 and rows[1]["same_top"] == 1
+print(rows[1]["tokens"], rows[1]["by_position"][-1]["to"], peak_bytes() - start)
+"""
+
+
+def mostly_words(folder: Path, words: int, positions: int) -> Path:
+    """A model of one layer and next to nothing but words."""
+    weights = pico.weights(layers=1)
+    weights["model.embed_tokens.weight"] = torch.randn(words, pico.HIDDEN).mul_(0.05).bfloat16()
+    config = {"vocab_size": words, "num_hidden_layers": 1, "max_position_embeddings": positions}
+    model = pico.write(folder / "model", weights, config)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(DEMO / name, model)
+    return model
+
+
+def measured_apart(model: Path, length: int, sequences: int) -> list[int]:
+    """Tokens, last position and growth of memory, in a process of its own."""
+    words = [sys.executable, "-c", MEASURE, model, TEXT, length, sequences]
+    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=True, cwd=ROOT)
+    return list(map(int, done.stdout.split()))
+
+
+@pytest.mark.slow
+def test_memory_grows_neither_with_words_nor_with_the_text(tmp_path: Path) -> None:
+    """Logits of these 4,088 tokens take 804 MB, and a comparison needs them of two models. In pieces: logits, their
+    exponentials, those of the top, and what is read of the file."""
+    tokens, _, grown = measured_apart(mostly_words(tmp_path, 49152, 512), 512, 8)
+    assert tokens == 8 * 511 and grown < 5 * 4 * head.PIECE
+
+
+@pytest.mark.slow
+def test_thirty_two_thousand_positions(tmp_path: Path) -> None:
+    """Attention takes no square of the length (4.3 GB for each of four heads)."""
+    tokens, last, grown = measured_apart(mostly_words(tmp_path, WORDS, 32768), 32768, 1)
+    assert tokens == last == 32767 and grown < 10**9
 
 
 def test_python_users_have_rows_and_notes(models: dict[str, Path]) -> None:

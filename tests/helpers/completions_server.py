@@ -38,15 +38,20 @@ def expected_of_server(base: Path, model: Path, tokens: torch.Tensor, k: int) ->
 
 @dataclass
 class Behaviour:
-    """How the server deviates. key: that it wants. most: its --max-logprobs. length: its max_model_len. spoil: changes
-    the answer of /v1/completions. status: of every answer but that of /v1/models. stall: waits for `closing` instead of
-    answering a prompt. raw: bytes instead of the answer to a prompt. tokenize: whether it has /tokenize."""
+    """How the server deviates.
+
+    key: that it wants. most: its --max-logprobs. length: its max_model_len. spoil: changes the answer of
+    /v1/completions. status, message: of every answer but that of /v1/models. stall: waits for `closing` instead of
+    answering a prompt. raw: bytes instead of the answer to a prompt. tokenize: changes the answer of /tokenize; None
+    for a server without it.
+    """
 
     key: str | None = None
     most: int = 20
     length: int = 4096
     spoil: Callable[[dict[str, Any]], Any] = lambda answer: None
     status: int = 200
+    message: str = "the engine has died"
     stall: bool = False
     raw: bytes | None = None
     tokenize: Callable[[list[int]], list[int]] | None = lambda tokens: tokens
@@ -84,7 +89,7 @@ class Handler(BaseHTTPRequestHandler):
                 card = {"id": NAME, "object": "model", "owned_by": "vllm", "max_model_len": how.length}
                 self.answer(200, {"object": "list", "data": [card]})
             elif how.status != 200:
-                self.answer(how.status, {"error": {"message": "the engine has died", "code": how.status}})
+                self.answer(how.status, {"error": {"message": how.message, "code": how.status}})
             elif self.path == "/tokenize" and how.tokenize:
                 tokens = self.tokenizer(body["prompt"], add_special_tokens=body["add_special_tokens"])["input_ids"]
                 self.answer(200, {"count": len(tokens), "max_model_len": how.length, "tokens": how.tokenize(tokens)})
