@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,14 +16,12 @@ from ..checkpoint.reader import Checkpoint
 from ..errors import InputError
 from ..models.load import load_model, load_tokenizer, model_config, running_model, tokenizer_settings
 from ..progress import Progress, silent
-from .divergence import Top, divergence, losses_of, top_of
+from .divergence import divergence, losses_of, top_of
 from .kept_base import LIMIT, TOP, KeptBase, Origin, check_kept_bytes, checkpoint_sha256, kept_base, tokens_sha256
-from .perplexity import LENGTH, Given, nothing_given, token_numbers
+from .perplexity import LENGTH, Score, token_numbers
 from .served import Served, measure_served
 from .statistics import by_position, divergence_summary, perplexity_of, ratio_of
 from .text import around_documents, read_documents, token_sequences
-
-Score = Callable[..., Tensor]
 
 SEQUENCES = 160
 """Default number of sequences."""
@@ -176,7 +174,6 @@ def _run(one: _Prepared, base: _Prepared, found: _Found, protocol: TextProtocol,
     [sequences, length - 1, 4]."""
     kept, stage = found.kept, one.name
     score: Score = _keeping(None)
-    given: Given = nothing_given
     if one is base and kept and kept.complete:
         return kept.losses()[..., None]
     if one is base:
@@ -187,15 +184,10 @@ def _run(one: _Prepared, base: _Prepared, found: _Found, protocol: TextProtocol,
         found.notes.append(f"{one.name}: {why}, so nothing but perplexities is compared with {base.name}")
     else:
         assert kept is not None
-        score, given = _against, partial(_given, kept)
+        score = _against(kept)
     model = load_model(one.checkpoint, activations=protocol.activations, device=protocol.device)
     with running_model(one.checkpoint):
-        return token_numbers(model, one.tokens, score, given, partial(_named, progress, stage))
-
-
-def _given(kept: KeptBase, start: int, stop: int) -> tuple[Tensor, ...]:
-    top = kept.top(start, stop)
-    return top.tokens, top.log_p, top.log_rest
+        return token_numbers(model, one.tokens, score, partial(_named, progress, stage))
 
 
 def _keeping(kept: KeptBase | None) -> Score:
@@ -210,10 +202,18 @@ def _keeping(kept: KeptBase | None) -> Score:
     return score
 
 
-def _against(logits: Tensor, wanted: Tensor, tokens: Tensor, log_p: Tensor, log_rest: Tensor) -> Tensor:
-    """Losses and divergence from the base, [n, 4]."""
-    losses, total = losses_of(logits, wanted)
-    return torch.cat([losses[:, None], divergence(Top(tokens, log_p, log_rest), logits, total)], -1)
+def _against(kept: KeptBase) -> Score:
+    """Losses and divergence from the base of a piece, [n, 4]: pieces follow one another through all positions."""
+    done = 0
+
+    def score(logits: Tensor, wanted: Tensor) -> Tensor:
+        nonlocal done
+        base = kept.top(done, done + len(wanted)).to(logits.device)
+        done += len(wanted)
+        losses, total = losses_of(logits, wanted)
+        return torch.cat([losses[:, None], divergence(base, logits, total)], -1)
+
+    return score
 
 
 def _incomparable(one: _Prepared, base: _Prepared) -> str:

@@ -39,6 +39,10 @@ class Top:
     log_p: Tensor
     log_rest: Tensor
 
+    def to(self, device: torch.device) -> Top:
+        """The same on a device."""
+        return Top(self.tokens.to(device), self.log_p.to(device), self.log_rest.to(device))
+
 
 def losses_of(logits: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
     """logits [n, vocabulary] float32, wanted [n] int64 -> the negative log likelihood of the wanted tokens in nats, and

@@ -34,7 +34,7 @@ from ..errors import InputError
 from ..progress import Progress
 from .divergence import Top
 
-TOP = 256
+TOP = 1024
 """Default number of tokens that are kept for each position."""
 LIMIT = 4_000_000_000
 """Default for the most bytes of a file."""

@@ -17,19 +17,15 @@ from ..models.load import load_model, load_tokenizer, running_model
 from ..progress import Progress, silent
 from .divergence import losses_of
 
-Given = Callable[[int, int], tuple[Tensor, ...]]
-"""What a score needs besides logits and tokens: tensors [stop - start, …] of predicted tokens start to stop."""
+Score = Callable[[Tensor, Tensor], Tensor]
+"""Of the logits [tokens, vocabulary] float32, which it may overwrite, and the tokens that came [tokens] int64: numbers
+[tokens, …] float64."""
 
 BATCH_TOKENS = 4096
 LENGTH = 512
 """Default number of tokens of a sequence."""
 DAMAGED = "the checkpoint is damaged or its scales overflow: run slideconvert verify on it"
 """The way out if a model does not compute numbers."""
-
-
-def nothing_given(*_: int) -> tuple[Tensor, ...]:
-    """No more than logits and tokens is needed to score them."""
-    return ()
 
 
 def perplexity(model: torch.nn.Module, sequences: Tensor, progress: Progress = silent) -> float:
@@ -47,14 +43,12 @@ def perplexity(model: torch.nn.Module, sequences: Tensor, progress: Progress = s
 def token_numbers(
     model: torch.nn.Module,
     sequences: Tensor,
-    score: Callable[..., Tensor],
-    given: Given = nothing_given,
+    score: Score,
     progress: Progress = silent,
 ) -> Tensor:
     """sequences [n, length] int64 -> what `score` says of tokens 2 … length, [n, length - 1, …] float64 on the CPU.
 
-    score: of the logits [tokens, vocabulary] float32 (which it may overwrite) and the tokens that came [tokens] int64,
-    and pieces of what `given` returns for predicted tokens start to stop, which count through all sequences.
+    score: of pieces of these tokens, in their order.
 
     The model runs in its own dtype and on its own device, at most BATCH_TOKENS tokens or one sequence at a time, and
     head.PIECE logits. SlideConvertError if a number is not finite: such a model is broken, and a mean would hide that.
@@ -63,8 +57,8 @@ def token_numbers(
     batch, each = max(1, BATCH_TOKENS // sequences.shape[1]), sequences.shape[1] - 1
     head, found = Head(model), []
 
-    def of_piece(hidden: Tensor, wanted: Tensor, *more: Tensor) -> Tensor:
-        return score(head.logits(hidden), wanted, *more)
+    def of_piece(hidden: Tensor, wanted: Tensor) -> Tensor:
+        return score(head.logits(hidden), wanted)
 
     with torch.inference_mode():
         for start in range(0, len(sequences), batch):
@@ -72,8 +66,7 @@ def token_numbers(
             tokens = sequences[start : start + batch].to(device)
             stop = start + len(tokens)
             hidden = head.hidden(tokens)[:, :-1].flatten(0, 1)
-            more = [tensor.to(device) for tensor in given(start * each, stop * each)]
-            numbers = head.losses(of_piece, hidden, tokens[:, 1:].flatten(), *more)
+            numbers = head.losses(of_piece, hidden, tokens[:, 1:].flatten())
             if not torch.isfinite(numbers).all():
                 what = "the loss is" if numbers.dim() == 1 else "the loss or the divergence from the base is"
                 raise SlideConvertError(f"{what} not finite in sequences {start} … {stop - 1}", hint=DAMAGED)

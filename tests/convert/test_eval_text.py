@@ -146,7 +146,7 @@ def replaced(name: str, value: object) -> tuple[object, ...]:
     [
         (replaced("--length", 47), "length 48, not 47"),
         (replaced("--sequences", 2), "sequences 3, not 2"),
-        ((*SHORT, "--top", 5), "top 256, not 5"),
+        ((*SHORT, "--top", 5), "top 1024, not 5"),
         (replaced("--activations", "quantized"), "activations float, not quantized"),
         (replaced("--text", "other.jsonl"), "tokens "),
         ("far", "checkpoint "),
@@ -300,7 +300,7 @@ def test_convert_reports_what_eval_measures(cli: Cli, tmp_path: Path) -> None:
     report = json.loads((out / "report.json").read_text())
     for found in (told, report):
         assert {name: found["comparison"][name] for name in compare.COMPARED} == {n: made[n] for n in compare.COMPARED}
-        assert (found["comparison"]["tokens"], found["comparison"]["top"]) == (2 * 511, 256)
+        assert (found["comparison"]["tokens"], found["comparison"]["top"]) == (2 * 511, 1024)
         sides = {"source": base["perplexity_stderr"], "output": made["perplexity_stderr"]}
         assert found["perplexity_stderr"] == sides
     for name in ("README.md", "report.html"):

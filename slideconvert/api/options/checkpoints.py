@@ -53,7 +53,7 @@ class EvaluateOptions(ModelOptions):
     length: int | None = option("Tokens of a sequence of --text.  [default: 512]", minimum=2)
     by_position: bool = option("Also by the number of tokens before: 1, 2 to 3, 4 to 7 and so on.", default=False)
     top: int | None = option(
-        "Most likely tokens of each position to compare one by one; the others count as one.  [default: 256; with "
+        "Most likely tokens of each position to compare one by one; the others count as one.  [default: 1024; with "
         "--served 20]",
         minimum=1,
     )
