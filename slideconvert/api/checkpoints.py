@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,9 @@ from torch import nn
 from ..checkpoint.reader import Checkpoint
 from ..checkpoint.snapshot import Snapshot
 from ..errors import InputError
-from ..evaluate.perplexity import LENGTH, continue_text, measure
+from ..evaluate.compare import TextProtocol, measure
+from ..evaluate.perplexity import continue_text
+from ..evaluate.served import Served
 from ..evaluate.tasks import TaskResults, load_tasks, measure_tasks
 from ..gguf_files.source import gguf_file
 from ..hub.account import Target, find_target
@@ -23,12 +27,17 @@ from ..models.load import load_model as load
 from ..progress import Progress, silent
 from ..report.inspect import Inspection, inspect_checkpoint
 from ..verify import Verdict, verify_checkpoint
-from .convert import SEQUENCES
 from .options import EvaluateOptions, GenerateOptions, ModelOptions, PushOptions, VerifyOptions
 from .settings import choose_device
 
 MAX_NEW_TOKENS = 32
-OWNERS = {"sequences": "text", "length": "text", "task_path": "tasks", "limit": "tasks", "shots": "tasks"}
+SERVED_TOP = 20
+"""Default of --top with --served: the limit of a vLLM server that was started without --max-logprobs."""
+OWNERS = {
+    **dict.fromkeys(("sequences", "length", "by_position", "top", "keep_base", "base_gb", "served"), "text"),
+    **dict.fromkeys(("task_path", "limit", "shots"), "tasks"),
+    **dict.fromkeys(("served_model", "api_key_env"), "served"),
+}
 """Options of `eval` that have an effect only together with another."""
 
 
@@ -36,12 +45,15 @@ OWNERS = {"sequences": "text", "length": "text", "task_path": "tasks", "limit": 
 class Evaluation:
     """The results of `evaluate`.
 
-    perplexity: one row per checkpoint with ckpt, perplexity, sequences, bytes and ratio (to the first checkpoint); None
-    without a text. tasks: the scores, None without tasks.
+    perplexity: one row per checkpoint, see `evaluate.compare.measure`: perplexity and ratio with their standard errors,
+    KL divergence, top-1 agreement, expected acceptance; None without a text. protocol: how they were measured. tasks:
+    the scores, None without tasks. notes: sentences on what could not be compared, and warnings of lm-eval.
     """
 
     perplexity: list[dict[str, Any]] | None
     tasks: TaskResults | None
+    protocol: TextProtocol
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -110,10 +122,10 @@ def evaluate(
     *,
     progress: Progress = silent,
 ) -> Evaluation:
-    """Measure checkpoints, folders or Hub ids, side by side: perplexity on a text, tasks of lm-eval, or both.
+    """Measure checkpoints, folders or Hub ids, against the first one: by a text, by tasks of lm-eval, or by both.
 
-    InputError for options that exclude each other, unknown tasks, or a text that is too short; SlideConvertError if a
-    checkpoint gives losses or scores that are not finite.
+    InputError for options that exclude each other, unknown tasks, a text that is too short, and what else `measure`
+    names; SlideConvertError if a checkpoint gives losses or scores that are not finite, or a server fails.
 
         >>> rows = slideconvert.evaluate([model, out], EvaluateOptions(text=text, sequences=4)).perplexity
         >>> rows[1]["ratio"] > 1
@@ -128,27 +140,53 @@ def evaluate(
             raise InputError(f"{one.flag} belongs to --{owner}", hint=f"add --{owner}, or omit it")
     if options.task_path and not options.task_path.is_dir():
         raise InputError(f"--task-path {options.task_path}: no such folder", hint="give the folder of the YAML files")
-    device, activations = choose_device(options.device), options.activations or "quantized"
     chosen = [str(ckpt) for ckpt in ([ckpts] if isinstance(ckpts, str | Path) else ckpts)]
+    protocol, served = protocol_of(options, chosen), _served(options)
     opened = {ckpt: Checkpoint.open(resolve(ckpt, progress=progress).path) for ckpt in chosen}
     loaded = load_tasks(names, folder=options.task_path, shots=options.shots, progress=progress) if names else None
-    rows = None
-    if options.text:
-        rows = measure(
-            opened,
-            options.text,
-            sequences=options.sequences or SEQUENCES,
-            length=options.length or LENGTH,
-            activations=activations,
-            device=device,
-            progress=progress,
-        )
+    found = measure(opened, options.text, protocol, served=served, progress=progress) if options.text else None
     scores = None
     if loaded:
-        scores = measure_tasks(
-            opened, loaded, limit=options.limit, activations=activations, device=device, progress=progress
+        how = {"activations": protocol.activations, "device": protocol.device}
+        scores = measure_tasks(opened, loaded, limit=options.limit, **how, progress=progress)
+    notes = (*(found.notes if found else ()), *(scores.notes if scores else ()))
+    return Evaluation(found.rows if found else None, scores, protocol, notes)
+
+
+def protocol_of(options: EvaluateOptions, ckpts: Sequence[str]) -> TextProtocol:
+    """How checkpoints are measured on a text. InputError for options without effect and numbers out of range."""
+    alone = len(set(ckpts)) < 2 and not options.served and options.keep_base is None
+    for one in options.given():
+        if alone and one.name in ("top", "base_gb"):
+            raise InputError(
+                f"{one.flag}: there is nothing to compare {ckpts[0]} with", hint="name another checkpoint, or omit it"
+            )
+    if options.base_gb is not None and not 0 < options.base_gb < float("inf"):
+        raise InputError(f"--base-gb {options.base_gb}", hint="a positive number of GB")
+    defaults = TextProtocol()
+    return TextProtocol(
+        sequences=options.sequences or defaults.sequences,
+        length=options.length or defaults.length,
+        activations=options.activations or defaults.activations,
+        device=choose_device(options.device),
+        positions=options.by_position,
+        top=options.top or (SERVED_TOP if options.served else defaults.top),
+        limit=defaults.limit if options.base_gb is None else int(options.base_gb * 1e9),
+        base_file=options.keep_base,
+    )
+
+
+def _served(options: EvaluateOptions) -> Served | None:
+    """The server to measure, with the key from the environment. InputError if there is none."""
+    if options.served is None:
+        return None
+    key = None if options.api_key_env is None else os.environ.get(options.api_key_env)
+    if options.api_key_env is not None and not key:
+        raise InputError(
+            "--api-key-env names an environment variable that is not set, or is empty",
+            hint="name the variable that holds the key, not the key",
         )
-    return Evaluation(rows, scores)
+    return Served(options.served, options.served_model, key)
 
 
 def generate(

@@ -19,6 +19,7 @@ from ..checkpoint.snapshot import Snapshot
 from ..checkpoint.staging import WORK, check_free
 from ..convert import pipeline
 from ..errors import InputError
+from ..evaluate.compare import SEQUENCES
 from ..formats.registry import parse_layout
 from ..gguf_files.source import gguf_file
 from ..hub.source import is_hub_id, open_for_planning, open_source, resolve
@@ -41,9 +42,6 @@ from .options import (
 from .recipe import quantize_recipe, recipe_of, slide_recipe, sparsify_recipe
 from .settings import refuse_unused, settings_of
 from .target import target_of
-
-SEQUENCES = 160
-"""Default number of sequences that perplexity is measured on."""
 
 
 @dataclass(frozen=True)

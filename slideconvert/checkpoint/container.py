@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,12 +101,24 @@ def _parse_entry(name: str, entry: dict[str, Any]) -> tuple[TensorSpec, int, int
     return TensorSpec(name, dtype, shape), start, stop
 
 
-def header_bytes(specs: Iterable[TensorSpec]) -> bytes:
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file whose header is sound. InputError if it is not text by name."""
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        header = parse_json(file.read(header_length(prefix, path.stat().st_size, path)))
+    found = header.get("__metadata__", {})
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise _broken(path, "metadata of a safetensors header are text by name")
+    return found
+
+
+def header_bytes(specs: Iterable[TensorSpec], metadata: Mapping[str, str] | None = None) -> bytes:
     """The length prefix and JSON header for these tensors in this order, padded to the alignment.
 
-    ValueError if a tensor would not start at a multiple of its item size, which readers cannot map.
+    metadata: besides the format. ValueError if a tensor would not start at a multiple of its item size, which readers
+    cannot map.
     """
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     offset = 0
     for spec in specs:
         if offset % ITEM_BYTES[spec.dtype]:

@@ -114,15 +114,18 @@ def _sync_folder(path: Path) -> None:
 
 
 @contextmanager
-def writing(where: Path) -> Iterator[None]:
-    """Raise OutputError for a full disk, missing permission, or a path that is unusable or gone; other errors pass."""
+def writing(where: Path, *, after_full: str = "free disk space and --resume") -> Iterator[None]:
+    """Raise OutputError for a full disk, missing permission, or a path that is unusable or gone; other errors pass.
+
+    after_full: the way out for a full disk.
+    """
     try:
         yield
     except OSError as error:
         if isinstance(error, PermissionError):
             raise OutputError(f"{where}: no permission to write", hint="choose another folder") from error
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise OutputError(f"{where}: the disk is full", hint="free disk space and --resume") from error
+            raise OutputError(f"{where}: the disk is full", hint=after_full) from error
         if isinstance(error, NotADirectoryError):
             raise OutputError(f"{where}: a part of this path is a file, not a folder", hint="choose another") from error
         if error.errno == errno.ENAMETOOLONG:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from ..progress import Progress, Stopwatch
@@ -68,13 +69,20 @@ def timed_progress(shown: bool, device: str) -> Iterator[Stopwatch]:
 
 def show(table: Table | str) -> None:
     """Print a table or a line for people: tables as wide as the terminal, 120 columns when there is none."""
+    _console().print(table)
+
+
+def width() -> int:
+    """Columns of what `show` prints on."""
+    return _console().width
+
+
+def _console() -> Console:
     from rich.console import Console
 
     # Names come from other people's files: [red] and :smile: in them are text.
     console = Console(highlight=False, markup=False, emoji=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, markup=False, emoji=False, width=120)
-    console.print(table)
+    return console if console.is_terminal else Console(highlight=False, markup=False, emoji=False, width=120)
 
 
 def echo_json(value: Any) -> None:

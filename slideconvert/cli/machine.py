@@ -33,6 +33,8 @@ def result_json(done: Conversion, out: Path, stages: Mapping[str, Stage]) -> dic
         "worst": {"name": worst, "error": errors[worst]},
         "verified_tensors": report.verified,
         "perplexity": report.perplexity,
+        "perplexity_stderr": report.perplexity_stderr,
+        "comparison": report.comparison,
         "notes": told(report),
         "seconds": round(done.seconds, 3),
         "stages": {name: {**vars(stage), "seconds": round(stage.seconds, 3)} for name, stage in stages.items()},

@@ -1,23 +1,83 @@
-"""Tables of perplexities and of the scores of tasks."""
+"""Tables of perplexities, of divergences from the first checkpoint, and of the scores of tasks."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from rich.table import Table
 
-from ..report.summary import size
+from ..evaluate.compare import TextProtocol
+from ..report.summary import UNKNOWN, kl, kl_error, share, size
 from .tables import table
 
+WIDE = 100
+"""Columns of a terminal that the standard errors of shares and the maximum fit in as well."""
 
-def eval_table(rows: list[dict[str, Any]], length: int, activations: str) -> Table:
-    """One row a checkpoint."""
-    title = f"Perplexity, sequences of {length} tokens, activations {activations}"
-    made = table(title, ["checkpoint"], ["perplexity", "× first", "sequences", "size"])
+
+def text_tables(rows: list[dict[str, Any]], protocol: TextProtocol, width: int) -> Iterator[Table]:
+    """The tables of a text for a terminal of `width` columns: perplexity; divergence from the first checkpoint, if one
+    is known; both by position, if they were asked for. One row a checkpoint."""
+    yield _perplexity_table(rows, protocol)
+    if any(row["kl_mean"] is not None for row in rows):
+        yield _divergence_table(rows, protocol, wide=width >= WIDE)
+    if protocol.positions:
+        yield _position_table(rows)
+
+
+def _perplexity_table(rows: list[dict[str, Any]], protocol: TextProtocol) -> Table:
+    title = f"Perplexity, sequences of {protocol.length} tokens, activations {protocol.activations}"
+    made = table(title, ["checkpoint"], ["perplexity", "±", "× first", "±", "sequences", "size"])
     for row in rows:
-        made.add_row(
-            row["ckpt"], f"{row['perplexity']:.3f}", f"{row['ratio']:.3f}", str(row["sequences"]), size(row["bytes"])
-        )
+        weights = UNKNOWN if row["bytes"] is None else size(row["bytes"])
+        made.add_row(row["ckpt"], *_perplexities(row), str(row["sequences"]), weights)
+    return made
+
+
+def _perplexities(row: dict[str, Any]) -> list[str]:
+    return [
+        f"{row['perplexity']:.3f}",
+        UNKNOWN if row["perplexity_stderr"] is None else f"{row['perplexity_stderr']:.3f}",
+        f"{row['ratio']:.4f}" if "ratio" in row else UNKNOWN,
+        f"{row['ratio_stderr']:.4f}" if row.get("ratio_stderr") is not None else UNKNOWN,
+    ]
+
+
+def _divergence_table(rows: list[dict[str, Any]], protocol: TextProtocol, *, wide: bool) -> Table:
+    compared = [row for row in rows if row["kl_mean"] is not None]
+    mass = min(row["top_mass"] for row in compared)
+    kept = "" if mass == 1 else f", the {protocol.top} most likely tokens ({share(mass)}) one by one"
+    title = f"Divergence from {rows[0]['ckpt']}: KL per token in nats{kept}"
+    columns: dict[str, list[str]] = {
+        "KL mean": [kl(row["kl_mean"]) for row in compared],
+        "±": [kl_error(row["kl_stderr"]) for row in compared],
+        "median": [kl(row["kl_median"]) for row in compared],
+        "99 %": [kl(row["kl_99"]) for row in compared],
+        "99.9 %": [kl(row["kl_99_9"]) for row in compared],
+        **({"max": [kl(row["kl_max"]) for row in compared]} if wide else {}),
+        "same top": [share(row["same_top"]) for row in compared],
+        **({"± ": [share(row["same_top_stderr"]) for row in compared]} if wide else {}),
+        "accepted": [share(row["acceptance"]) for row in compared],
+        **({" ±": [share(row["acceptance_stderr"]) for row in compared]} if wide else {}),
+    }
+    made = table(title, ["checkpoint"], [name.strip() for name in columns])
+    for number, row in enumerate(compared):
+        made.add_row(row["ckpt"], *(cells[number] for cells in columns.values()))
+    return made
+
+
+def _position_table(rows: list[dict[str, Any]]) -> Table:
+    made = table("By position", ["tokens before", "checkpoint"], ["perplexity", "±", "× first", "±", "KL mean"])
+    for number, part in enumerate(rows[0]["by_position"]):
+        first, last = part["from"], part["to"]
+        for row in rows:
+            own = row["by_position"][number]
+            made.add_row(
+                "" if row is not rows[0] else str(first) if first == last else f"{first} to {last}",
+                row["ckpt"],
+                *_perplexities(own),
+                kl(own.get("kl_mean")),
+            )
     return made
 
 
@@ -31,7 +91,7 @@ def tasks_table(found: dict[str, Any], *, every_metric: bool) -> Table:
     made = table(
         f"Tasks of lm-eval {found['lm_eval']}, {asked}activations {found['activations']}",
         ["task", "checkpoint", "metric"],
-        ["value", "±", "− first", "questions"],
+        ["value", "±", "− first", "recovery", "questions"],
     )
     for row in found["tasks"]:
         if row["part_of"] and not every_metric:
@@ -43,8 +103,9 @@ def tasks_table(found: dict[str, Any], *, every_metric: bool) -> Table:
                 row["ckpt"],
                 name + {True: " ↑", False: " ↓", None: ""}[metric["higher_is_better"]],
                 _score(metric["value"]),
-                "–" if metric["stderr"] is None else _score(metric["stderr"]),
+                UNKNOWN if metric["stderr"] is None else _score(metric["stderr"]),
                 _score(metric["difference"], sign="+"),
+                UNKNOWN if metric["recovery"] is None else f"{metric['recovery']:.1f}%",
                 str(row["samples"]),
             )
     return made

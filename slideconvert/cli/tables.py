@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.table import Table
 
-from ..report.summary import legal_share, size, told
+from ..report.summary import compared, legal_share, perplexity_ratio, size, told
 
 if TYPE_CHECKING:
     from ..api.convert import Conversion
@@ -119,7 +119,15 @@ def report_summary(done: Conversion, out: Path, stages: Mapping[str, Stage]) -> 
     worst = max(report.layers, key=lambda layer: layer.error)
     checked = f"{report.verified} tensors re-read and sound" if report.verified else "NOT VERIFIED (--no-verify)"
     found = report.perplexity
-    measured = [f"perplexity {found['source']:.3f} -> {found['output']:.3f}"] if found else []
+    ratio = perplexity_ratio(report)
+    measured = [
+        *(
+            [f"perplexity {found['source']:.3f} -> {found['output']:.3f}{f', × {ratio}' if ratio else ''}"]
+            if found
+            else []
+        ),
+        *[f"measured {figure.name}: {figure.value} {figure.about}" for figure in compared(report)],
+    ]
     legal = legal_share(report)
     lines = [
         f"wrote    {out}: {size(totals.file_bytes_before)} -> {size(totals.file_bytes_after)}, "

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ..api.options import EvaluateOptions, GenerateOptions, RevisionOptions, option
-from .common import echo_json, progress_bar, show
+from .common import echo_json, progress_bar, show, width
 from .options import Display, HeadedOption, ResultDisplay, command
 
 
@@ -52,34 +52,34 @@ def download_command(hub_id: str, directory: Path | None, options: RevisionOptio
 def eval_command(ckpts: tuple[str, ...], options: EvaluateOptions, display: Display) -> None:
     """Measure checkpoints (ours in any layout, or any source model) side by side.
 
-    Measures the perplexity of a --text, the answers to --tasks, or both.
+    Measures perplexity on a --text and the divergence from the first checkpoint, the answers to --tasks, or both.
     """
     from ..api.checkpoints import evaluate
     from ..errors import InputError
-    from ..evaluate.perplexity import LENGTH
-    from .scores import eval_table, tasks_table
+    from .scores import tasks_table, text_tables
 
     if display.verbose and not options.tasks:
         raise InputError("--verbose belongs to --tasks", hint="omit it: it shows every metric of a task")
     with progress_bar(display.shown) as progress:
         found = evaluate(list(ckpts), options, progress=progress)
-    length, activations = options.length or LENGTH, options.activations or "quantized"
-    scores = found.tasks
-    shown: dict[str, Any] = {"activations": activations}
+    protocol, scores = found.protocol, found.tasks
+    shown: dict[str, Any] = {"activations": protocol.activations, "notes": found.notes}
     if found.perplexity is not None:
-        shown |= {"text": options.text, "length": length, "results": found.perplexity}
+        how = {"text": options.text, "length": protocol.length, "top": protocol.top, "served": options.served}
+        shown |= {**how, "results": found.perplexity}
     if scores:
-        shown |= {"lm_eval": scores.library, "limit": options.limit, "tasks": scores.rows, "notes": scores.notes}
+        shown |= {"lm_eval": scores.library, "limit": options.limit, "tasks": scores.rows}
     if display.as_json:
         echo_json(shown)
         return
     if found.perplexity is not None:
-        show(eval_table(found.perplexity, length, activations))
+        for made in text_tables(found.perplexity, protocol, width()):
+            show(made)
     if scores:
         show(tasks_table(shown, every_metric=display.verbose))
-        if not display.quiet:
-            for note in scores.notes:
-                click.echo(f"note  {note}")
+    if not display.quiet:
+        for note in found.notes:
+            click.echo(f"note  {note}")
 
 
 @command("generate", GenerateOptions, ResultDisplay, without=("verbose",))

@@ -10,9 +10,10 @@ from typing import Any
 
 from ..checkpoint.files import CHANNEL_ORDERS, CONFIG, INDEX, companions
 from ..checkpoint.reader import Checkpoint
-from ..checkpoint.staging import file_sha256, write_file, writing
+from ..checkpoint.staging import WORK, file_sha256, write_file, writing
 from ..errors import VerificationError
-from ..evaluate.perplexity import LENGTH, measure
+from ..evaluate.compare import COMPARED, SEQUENCES, TextProtocol, measure
+from ..evaluate.kept_base import check_kept_bytes
 from ..formats.quantization_config import output_config
 from ..formats.record import config_text, with_reports
 from ..permute.permutations import Permutations, to_json
@@ -36,13 +37,20 @@ class Weights:
 
 @dataclass(frozen=True)
 class Checks:
-    """How an output is checked. verify: against the source. text: measure perplexity on its first `sequences`
+    """How an output is checked. verify: against the source. text: measure source and output on its first `sequences`
     sequences, None for not at all."""
 
     device: str = "cpu"
     verify: bool = True
     text: str | None = None
-    sequences: int = 160
+    sequences: int = SEQUENCES
+
+    def check(self, vocabulary: int) -> None:
+        """InputError if measuring would take more disk space than it may, with a model of so many words."""
+        if self.text:
+            how = TextProtocol()
+            words = (self.sequences, how.length, how.top, vocabulary, how.limit)
+            check_kept_bytes(*words, hint="lower --sequences, or measure afterwards: slideconvert eval")
 
 
 def finish(plan: Plan, folder: Path, weights: Weights, report: Report, checks: Checks, progress: Progress) -> Report:
@@ -89,17 +97,23 @@ def finish(plan: Plan, folder: Path, weights: Weights, report: Report, checks: C
 
 
 def _measure(plan: Plan, folder: Path, checks: Checks, progress: Progress) -> dict[str, Any]:
-    """The perplexity of the source and of the output, as fields of the report."""
+    """How the output compares with the source on a text, as fields of the report."""
     assert checks.text is not None
+    with writing(folder):
+        (folder / WORK).mkdir(exist_ok=True)
+    how = TextProtocol(sequences=checks.sequences, device=checks.device, scratch=folder / WORK)
     checkpoints = {"source": plan.source, "output": Checkpoint.open(folder)}
-    before, after = measure(
-        checkpoints, checks.text, sequences=checks.sequences, device=checks.device, progress=progress
-    )
+    found = measure(checkpoints, checks.text, how, progress=progress)
+    before, after = found.rows
     quantized = any(not one.kept and one.scheme.quantized and one.scheme.activation_bits == 8 for one in plan.linears)
     activations = "quantized per token" if quantized else "not quantized"
     protocol = (
-        f"the first {after['sequences']} sequences of {LENGTH} tokens of {Path(checks.text).name}, "
+        f"the first {after['sequences']} sequences of {how.length} tokens of {Path(checks.text).name}, "
         f"exp(mean next-token cross-entropy inside the sequences), float32, activations {activations}"
     )
-    perplexity = {"source": before["perplexity"], "output": after["perplexity"]}
-    return {"perplexity": perplexity, "perplexity_protocol": protocol}
+    return {
+        "perplexity": {"source": before["perplexity"], "output": after["perplexity"]},
+        "perplexity_stderr": {"source": before["perplexity_stderr"], "output": after["perplexity_stderr"]},
+        "perplexity_protocol": protocol,
+        "comparison": {"top": how.top, "tokens": after["tokens"], **{name: after[name] for name in COMPARED}},
+    }

@@ -23,6 +23,7 @@ from ..checkpoint.staging import WORK, Staging, check_free
 from ..checkpoint.writer import Unit, WeightWriter
 from ..core.workers import in_order
 from ..errors import HubError, InputError, OutputError
+from ..evaluate.compare import SEQUENCES
 from ..models.completeness import check_tied
 from ..models.finite import check_all_finite, finite, finite_pieces
 from ..permute.permutations import compose_all, read_permutations
@@ -44,7 +45,7 @@ def convert(
     resume: bool = False,
     verify: bool = True,
     text: str | None = None,
-    sequences: int = 160,
+    sequences: int = SEQUENCES,
     progress: Progress = silent,
 ) -> Report:
     """Carry out a plan into folder `out`, and return the report, which is also written there.
@@ -52,13 +53,14 @@ def convert(
     out: a folder, which is claimed for this process, or a claim that the caller holds.
     After an interruption, partial results remain in `out`, and resume=True continues from them. verify: re-read the
     output and check it against the source before publishing it. text: a file or data set for `read_documents`, on whose
-    first `sequences` sequences the perplexity of source and output is measured for the reports. InputError if another
+    first `sequences` sequences source and output are compared for the reports. InputError if another
     process writes to `out`, and for invalid weights (NaN, a violated pattern), which deletes a new `out`; OutputError
     for a full disk or memory, or if `out` is removed meanwhile; HubError for failures of the Hub, and VerificationError
     for a faulty output, which is not published.
     """
     settings = settings or RunSettings()
     checks = Checks(settings.device, verify, text, sequences)
+    checks.check(plan.source.config["vocab_size"])
     with claimed(out) as claim:
         check_disk_space(plan, claim.path)
         check_free(claim.path, resume=resume)

@@ -1,10 +1,9 @@
-"""Perplexity over sequences of tokens: exp of the mean next-token cross-entropy inside the sequences."""
+"""Running models over text: numbers of each token, perplexity among them, and greedy continuations."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,9 +13,13 @@ from ..checkpoint.files import CONFIG, GENERATION
 from ..checkpoint.reader import Checkpoint, read_json
 from ..errors import InputError, SlideConvertError
 from ..models.head import Head
-from ..models.load import load_model, load_tokenizer, running_model, tokenizer_settings
+from ..models.load import load_model, load_tokenizer, running_model
 from ..progress import Progress, silent
-from .text import around_documents, read_documents, token_sequences
+from .divergence import losses_of
+
+Score = Callable[[Tensor, Tensor], Tensor]
+"""Of the logits [tokens, vocabulary] float32, which it may overwrite, and the tokens that came [tokens] int64: numbers
+[tokens, …] float64."""
 
 BATCH_TOKENS = 4096
 LENGTH = 512
@@ -28,73 +31,48 @@ DAMAGED = "the checkpoint is damaged or its scales overflow: run slideconvert ve
 def perplexity(model: torch.nn.Module, sequences: Tensor, progress: Progress = silent) -> float:
     """sequences [n, length] int64 -> exp(mean cross-entropy of tokens 2 … length, each given all before it).
 
+    Runs the model as `token_numbers`.
+    """
+
+    def score(logits: Tensor, wanted: Tensor) -> Tensor:
+        return losses_of(logits, wanted)[0]
+
+    return math.exp(float(token_numbers(model, sequences, score, progress=progress).mean()))
+
+
+def token_numbers(
+    model: torch.nn.Module,
+    sequences: Tensor,
+    score: Score,
+    progress: Progress = silent,
+) -> Tensor:
+    """sequences [n, length] int64 -> what `score` says of tokens 2 … length, [n, length - 1, …] float64 on the CPU.
+
+    score: of pieces of these tokens, in their order.
+
     The model runs in its own dtype and on its own device, at most BATCH_TOKENS tokens or one sequence at a time, and
-    head.PIECE logits; the losses are summed in float64. SlideConvertError if a loss is not finite: such a model is
-    broken, and a number would hide that.
+    head.PIECE logits. SlideConvertError if a number is not finite: such a model is broken, and a mean would hide that.
     """
     device = next(model.parameters()).device
-    batch = max(1, BATCH_TOKENS // sequences.shape[1])
-    head, total = Head(model), 0.0
+    batch, each = max(1, BATCH_TOKENS // sequences.shape[1]), sequences.shape[1] - 1
+    head, found = Head(model), []
 
-    def loss(hidden: Tensor, wanted: Tensor) -> Tensor:
-        return torch.nn.functional.cross_entropy(head.logits(hidden), wanted, reduction="none")
+    def of_piece(hidden: Tensor, wanted: Tensor) -> Tensor:
+        return score(head.logits(hidden), wanted)
 
     with torch.inference_mode():
         for start in range(0, len(sequences), batch):
             progress("evaluate", start, len(sequences))
             tokens = sequences[start : start + batch].to(device)
+            stop = start + len(tokens)
             hidden = head.hidden(tokens)[:, :-1].flatten(0, 1)
-            total += float(head.losses(loss, hidden, tokens[:, 1:].flatten()).double().sum())
-            if not math.isfinite(total):
-                raise SlideConvertError(
-                    f"the loss is not finite in sequences {start} … {start + len(tokens) - 1}", hint=DAMAGED
-                )
+            numbers = head.losses(of_piece, hidden, tokens[:, 1:].flatten())
+            if not torch.isfinite(numbers).all():
+                what = "the loss is" if numbers.dim() == 1 else "the loss or the divergence from the base is"
+                raise SlideConvertError(f"{what} not finite in sequences {start} … {stop - 1}", hint=DAMAGED)
+            found.append(numbers.cpu())
     progress("evaluate", len(sequences), len(sequences))
-    return math.exp(total / (sequences.shape[0] * (sequences.shape[1] - 1)))
-
-
-def measure(
-    checkpoints: Mapping[str, Checkpoint],
-    text: str,
-    *,
-    sequences: int = 160,
-    length: int = LENGTH,
-    activations: str = "quantized",
-    device: str = "cpu",
-    progress: Progress = silent,
-) -> list[dict[str, Any]]:
-    """Measure the perplexity of each checkpoint on the first `sequences` sequences of `text`, with its own tokenizer.
-
-    checkpoints: by the name to report. text: as for `read_documents`. length: tokens per sequence. activations:
-    "quantized" per token as in serving, or "float".
-
-    Returns one row per checkpoint: "ckpt" (its name), "perplexity", "sequences" (their number), "bytes" (of all weight
-    files), and "ratio" (of its perplexity to the first one's). InputError for text that cannot be read or is too short;
-    SlideConvertError for a loss that is not finite.
-    """
-    rows: list[dict[str, Any]] = []
-    for name, checkpoint in checkpoints.items():
-        tokenizer = load_tokenizer(checkpoint)
-        around = around_documents(tokenizer, tokenizer_settings(checkpoint))
-        tokens = token_sequences(tokenizer, read_documents(text), length, sequences, around=around)
-        model = load_model(checkpoint, activations=activations, device=device)
-        with running_model(checkpoint):
-            value = perplexity(model, tokens, partial(_named, progress, name))
-        first = rows[0]["perplexity"] if rows else value
-        rows.append(
-            {
-                "ckpt": name,
-                "perplexity": value,
-                "sequences": len(tokens),
-                "bytes": checkpoint.bytes,
-                "ratio": value / first,
-            }
-        )
-    return rows
-
-
-def _named(progress: Progress, name: str, _stage: str, done: int, total: int) -> None:
-    progress(name, done, total)
+    return torch.cat(found).view(len(sequences), each, *found[0].shape[1:])
 
 
 def continue_text(

@@ -123,7 +123,9 @@ def measure_tasks(
 
     A row has ckpt, task, version, part_of (the requested group; None if the task itself was requested), samples, shots
     and metrics. A metric has metric, filter, value, stderr (None if lm-eval has none), higher_is_better, and difference
-    (to the first checkpoint). The main metric comes first: acc, if the task has it.
+    (to the first checkpoint) and recovery: of the first checkpoint's value, in percent; for a metric of which less is
+    better, the first one's value of this one's, so that 100 is as good and less is worse in both. It is None where the
+    direction is unknown or a value is not positive. The main metric comes first: acc, if the task has it.
     InputError if a task fails on its questions. SlideConvertError if a log-likelihood is not finite: such a model is
     broken, and a score would hide that.
     """
@@ -155,9 +157,18 @@ def measure_tasks(
         start = first.setdefault((row["task"], row["part_of"]), row["metrics"])
         for metric, other in zip(row["metrics"], start, strict=True):
             metric["difference"] = metric["value"] - other["value"]
+            metric["recovery"] = recovery(metric["value"], other["value"], higher_is_better=metric["higher_is_better"])
     order = list(first)
     rows.sort(key=lambda row: order.index((row["task"], row["part_of"])))
     return TaskResults(rows, tuple(notes), lm_eval.__version__)
+
+
+def recovery(value: float, first: float, *, higher_is_better: bool | None) -> float | None:
+    """How much of the first checkpoint's score is left, in percent: value / first, or first / value for a metric of
+    which less is better; None where that means nothing."""
+    if higher_is_better is None or min(value, first) < 0 or not (first if higher_is_better else value):
+        return None
+    return 100 * (value / first if higher_is_better else first / value)
 
 
 def _rows(ckpt: str, name: str, found: Any) -> list[dict[str, Any]]:

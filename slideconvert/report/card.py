@@ -22,12 +22,15 @@ from .record import LayerReport, Report
 from .source_card import CARRIED
 from .summary import (
     by_kind,
+    compared,
     converted,
     errors,
     legal_share,
     notes,
     patterns,
     percent,
+    perplexities,
+    perplexity_ratio,
     schemes,
     size,
     zero_share,
@@ -174,11 +177,16 @@ def _measured(report: Report) -> str:
     if legal is not None:
         rows.append(("Blocks that already had two zeros", "", percent(legal)))
     if report.perplexity:
-        values = [f"{report.perplexity[key]:.3f}" if key in report.perplexity else "" for key in ("source", "output")]
-        rows.append(("Perplexity", *values))
+        values = perplexities(report)
+        rows.append(("Perplexity", values.get("source", ""), values.get("output", "")))
+    if ratio := perplexity_ratio(report):
+        rows.append(("Perplexity ratio", "", ratio))
+    figures = compared(report)
+    rows += [(figure.name, "", figure.value) for figure in figures]
     text = _table(("", "source", "this checkpoint"), rows)
     if report.perplexity:
         text += f"\nPerplexity protocol: {_text(report.perplexity_protocol) or 'not recorded'}.\n"
+    text += "".join(f"\n{figure.name}: {_text(figure.about)}.\n" for figure in figures)
     layers = converted(report)
     if not layers:
         return text

@@ -15,7 +15,20 @@ from ..core.patterns import parse_pattern
 from ..errors import printable
 from .record import LayerReport, Report
 from .style import STYLE
-from .summary import converted, errors, legal_share, notes, patterns, percent, schemes, size, zero_share
+from .summary import (
+    compared,
+    converted,
+    errors,
+    legal_share,
+    notes,
+    patterns,
+    percent,
+    perplexities,
+    perplexity_ratio,
+    schemes,
+    size,
+    zero_share,
+)
 from .svg import bytes_plot, error_plot
 from .training import training_plot, training_table
 
@@ -135,12 +148,15 @@ def _perplexity(report: Report) -> str:
     values = report.perplexity
     if not values:
         return ""
-    numbers = [f"{values[key]:.3f}" for key in ("source", "output") if key in values]
+    told = perplexities(report)
+    numbers = [told[key] for key in ("source", "output") if key in told]
     sides = [side for key, side in (("source", "before"), ("output", "after")) if key in values]
     both = len(numbers) == 2 and values["source"] > 0
     change = f"{100 * (values['output'] / values['source'] - 1):+.1f}%. " if both else ""
-    title = f"Perplexity {' → '.join(sides)}"
-    return _tile(title, " → ".join(numbers), change + _text(report.perplexity_protocol), " full")
+    title, ratio = f"Perplexity {' → '.join(sides)}", perplexity_ratio(report)
+    change += f"Ratio {ratio}. " if ratio else ""
+    figures = [_tile(figure.name, figure.value, _text(figure.about)) for figure in compared(report)]
+    return _tile(title, " → ".join(numbers), change + _text(report.perplexity_protocol), " full") + "".join(figures)
 
 
 def _tile(title: str, value: str, detail: str, extra: str = "") -> str:

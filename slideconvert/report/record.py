@@ -130,8 +130,11 @@ class Report:
     source, revision: the Hub id or folder of the source, and its commit (None for a folder). recipe: as fields of a
     recipe. layers: one entry per decoder linear. files: sha256 by file name, of weights, index and tokenizer. verified:
     the number of tensors that were read back and checked; None if they were not. notes: sentences that a user must
-    know. perplexity: "source" and "output" to values, if this run measured them; perplexity_protocol: how. training:
-    one entry per trained part. source_card: license and languages from the model card of the source.
+    know. perplexity: "source" and "output" to values, if this run measured them; perplexity_stderr: their standard
+    errors, None for one sequence; perplexity_protocol: how. comparison: of the output with the source on that text, by
+    name: the fields that docs/evaluation.md describes, the number of tokens, and top, how many tokens of a
+    distribution were compared one by one. training: one entry per trained part. source_card: license and languages
+    from the model card of the source.
     """
 
     source: str
@@ -145,7 +148,9 @@ class Report:
     verified: int | None = None
     notes: tuple[str, ...] = ()
     perplexity: dict[str, float] = field(default_factory=dict)
+    perplexity_stderr: dict[str, float | None] = field(default_factory=dict)
     perplexity_protocol: str = ""
+    comparison: dict[str, float | None] = field(default_factory=dict)
     training: tuple[Training, ...] = ()
     source_card: dict[str, Any] = field(default_factory=dict)
 
@@ -165,6 +170,9 @@ class Report:
         training = tuple(Training.from_dict(part) for part in values.pop("training"))
         if type(values["verified"]) not in (int, type(None)):
             raise TypeError(f"{values['verified']!r} is no number of tensors")
+        measured = [*values["comparison"].values(), *values["perplexity_stderr"].values()]
+        if bad := [value for value in measured if type(value) not in (int, float, type(None))]:
+            raise TypeError(f"{bad[0]!r} is no measured number")
         return cls(**values, layers=layers, totals=totals, notes=notes, training=training)
 
 

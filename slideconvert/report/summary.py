@@ -11,6 +11,8 @@ from .record import LayerReport, Report
 
 NAMED = 4
 """Linears that a note names; it counts the others."""
+UNKNOWN = "–"
+"""In place of a number that was not measured."""
 _UNITS = ("B", "KB", "MB", "GB", "TB")
 
 
@@ -85,6 +87,80 @@ def legal_share(report: Report) -> float | None:
     counted = [layer for layer in converted(report) if layer.legal_groups is not None and layer.pattern != "2:inf"]
     groups = sum(layer.groups for layer in counted)
     return sum(layer.legal_groups or 0 for layer in counted) / groups if groups else None
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A measured figure of the output against the source: its name, its value with the standard error, and what it
+    is, all as text."""
+
+    name: str
+    value: str
+    about: str
+
+
+def compared(report: Report) -> list[Figure]:
+    """Divergence of the output from the source on a text; [] if it was not measured."""
+    found = report.comparison
+    if found.get("kl_mean") is None:
+        return []
+    tails = (("median", "kl_median"), ("99 %", "kl_99"), ("99.9 %", "kl_99_9"), ("maximum", "kl_max"))
+    spread = ", ".join(f"{name} {kl(found[key])}" for name, key in tails)
+    mass = found["top_mass"]
+    kept = "" if mass == 1 else f"; the {found['top']:.0f} most likely tokens ({share(mass)}) one by one, a lower bound"
+    return [
+        Figure(
+            "KL divergence from the source",
+            _with_error(kl(found["kl_mean"]), kl_error(found["kl_stderr"])),
+            f"nats per token, mean of {found['tokens']:,}; {spread}{kept}",
+        ),
+        Figure(
+            "Same top token",
+            _with_error(share(found["same_top"]), share(found["same_top_stderr"])),
+            "of positions: source and output expect the same token most",
+        ),
+        Figure(
+            "Expected acceptance",
+            _with_error(share(found["acceptance"]), share(found["acceptance_stderr"])),
+            "of tokens that it drafts for the source in speculative decoding",
+        ),
+    ]
+
+
+def perplexity_ratio(report: Report) -> str:
+    """Perplexity of the output over that of the source with the standard error; "" if it was not measured."""
+    found = report.comparison
+    if found.get("ratio_stderr") is None:
+        return ""
+    return _with_error(f"{found['ratio']:.4f}", f"{found['ratio_stderr']:.4f}")
+
+
+def perplexities(report: Report) -> dict[str, str]:
+    """'source' and 'output', as far as they were measured -> perplexity with the standard error."""
+    errors = {side: report.perplexity_stderr.get(side) for side in report.perplexity}
+    return {
+        side: _with_error(f"{value:.3f}", UNKNOWN if errors[side] is None else f"{errors[side]:.3f}")
+        for side, value in report.perplexity.items()
+    }
+
+
+def _with_error(value: str, error: str) -> str:
+    return value if error == UNKNOWN else f"{value} ± {error}"
+
+
+def kl(value: float | None) -> str:
+    """A KL divergence in nats with three digits; UNKNOWN for None."""
+    return UNKNOWN if value is None else f"{max(value, 0.0):.3g}"
+
+
+def kl_error(value: float | None) -> str:
+    """The standard error of a mean KL divergence with two digits; UNKNOWN for None."""
+    return UNKNOWN if value is None else f"{value:.2g}"
+
+
+def share(value: float | None) -> str:
+    """0.97123 -> '97.1%'; UNKNOWN for None."""
+    return UNKNOWN if value is None else f"{value:.1%}"
 
 
 def percent(share: float, digits: int = 2) -> str:

@@ -345,6 +345,66 @@ def test_perplexity_is_shown_with_its_protocol() -> None:
     assert alone == "Perplexity after11.402"
 
 
+COMPARISON: dict[str, float | None] = {
+    **{"ratio": 1.16872, "ratio_stderr": 0.00312, "kl_mean": 0.15342, "kl_stderr": 0.00412, "kl_median": 0.08},
+    **{
+        "kl_99": 1.4,
+        "kl_99_9": 3.25,
+        "kl_max": 7.5,
+        "same_top": 0.8812,
+        "same_top_stderr": 0.0021,
+        "acceptance": 0.8534,
+    },
+    **{"acceptance_stderr": 0.0018, "top_mass": 0.9912, "top": 256, "tokens": 81760},
+}
+
+
+def measured_report(**changes: Any) -> Report:
+    errors = {"source": 0.11, "output": 0.15}
+    words = {"perplexity": PERPLEXITY, "perplexity_stderr": errors, "perplexity_protocol": PROTOCOL}
+    return sample_report(2, **words, comparison={**COMPARISON, **changes})
+
+
+def test_divergence_from_the_source_is_shown_with_its_errors() -> None:
+    report = measured_report()
+    page, card = Page(render_html(report)), render_card(report)
+    assert "9.756 ± 0.110 → 11.402 ± 0.150+16.9%. Ratio 1.1687 ± 0.0031. " in page.tile("Perplexity")
+    spread = "median 0.08, 99 % 1.4, 99.9 % 3.25, maximum 7.5"
+    told = f"nats per token, mean of 81,760; {spread}; the 256 most likely tokens (99.1%) one by one, a lower bound"
+    assert page.tile("KL divergence") == f"KL divergence from the source0.153 ± 0.0041{told}"
+    assert page.tile("Same top token").startswith("Same top token88.1% ± 0.2%of positions")
+    assert page.tile("Expected acceptance").startswith("Expected acceptance85.3% ± 0.2%of tokens")
+    rows = card_rows(card)
+    assert rows["Perplexity"] == ["9.756 ± 0.110", "11.402 ± 0.150"]
+    assert rows["Perplexity ratio"] == ["", "1.1687 ± 0.0031"]
+    assert rows["KL divergence from the source"] == ["", "0.153 ± 0.0041"] and told in card
+    assert rows["Same top token"] == ["", "88.1% ± 0.2%"] and rows["Expected acceptance"] == ["", "85.3% ± 0.2%"]
+    assert Report.from_json(report.to_json()) == report
+
+
+def test_divergence_of_one_sequence_has_no_errors_and_whole_lists_are_no_bound() -> None:
+    none = dict.fromkeys(("ratio_stderr", "kl_stderr", "same_top_stderr", "acceptance_stderr"))
+    report = replace(measured_report(top_mass=1.0, **none), perplexity_stderr={"source": None, "output": None})
+    page, rows = Page(render_html(report)), card_rows(render_card(report))
+    assert page.tile("KL divergence").endswith("maximum 7.5") and "±" not in page.tile("Perplexity")
+    assert rows["KL divergence from the source"] == ["", "0.153"] and rows["Same top token"] == ["", "88.1%"]
+    assert rows["Perplexity"] == ["9.756", "11.402"] and "Perplexity ratio" not in rows
+
+
+def test_what_could_not_be_compared_is_not_shown() -> None:
+    nothing = dict.fromkeys(name for name in COMPARISON if name not in ("top", "tokens"))
+    report = measured_report(**nothing)
+    assert "KL divergence" not in render_html(report) and "acceptance" not in render_card(report)
+
+
+@pytest.mark.parametrize("field", ["comparison", "perplexity_stderr"])
+def test_measured_numbers_are_numbers(field: str) -> None:
+    values = json.loads(measured_report().to_json())
+    for wrong in ("<b>", [1], True):
+        with pytest.raises(TypeError, match="is no measured number"):
+            Report.from_json(json.dumps({**values, field: {"kl_mean": wrong}}))
+
+
 def test_notes_stand_above_the_figures() -> None:
     layers = [sample_layer(0, place, notes=("odd tail",)) for place in LINEARS]
     page = Page(render_html(sample_report(layers=layers)))

@@ -24,7 +24,7 @@ from tokenizers import Tokenizer
 from slideconvert.checkpoint.reader import Checkpoint
 from slideconvert.errors import InputError, SlideConvertError
 from slideconvert.evaluate.task_sandbox import refuse_code, sandboxed
-from slideconvert.evaluate.tasks import load_tasks, measure_tasks
+from slideconvert.evaluate.tasks import load_tasks, measure_tasks, recovery
 from tests.conftest import Cli
 
 DEMO = Path(__file__).parents[2] / "examples" / "demo_model"
@@ -35,6 +35,7 @@ NATS = 2e-3
 hundred roundings of 6e-8 each add up at worst to 30 · 6e-8 · 100 = 2e-4. One token more or less is whole nats."""
 
 QUESTIONS = 24
+PERPLEXITY = {"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False}
 
 
 @cache
@@ -88,7 +89,7 @@ def define(folder: Path, name: str, **words: Any) -> str:
 
 def greedy_task(folder: Path, name: str, **words: Any) -> str:
     """A task whose metrics say the log-likelihood itself: perplexity is exp(-mean) of those of the right endings."""
-    perplexity = {"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False}
+    given = {"metric_list": [PERPLEXITY, *metrics("acc")], **words}
     return define(
         folder,
         name,
@@ -96,8 +97,7 @@ def greedy_task(folder: Path, name: str, **words: Any) -> str:
         doc_to_choice=None,
         doc_to_target=" {{choices[answer]}}",
         target_delimiter="",
-        metric_list=[perplexity, *metrics("acc")],
-        **words,
+        **given,
     )
 
 
@@ -362,6 +362,34 @@ def test_a_model_that_computes_nonsense_gets_no_score(folder: Path, tmp_path: Pa
     assert stop.value.exit_code == 1
 
 
+@pytest.mark.parametrize(
+    ("value", "first", "higher", "expected"),
+    [
+        *((0.45, 0.5, True, 90), (12.5, 10, False, 80), (10, 12.5, False, 125), (0.0, 0.5, True, 0)),
+        *((0.45, 0.5, None, None), (0.45, 0.0, True, None), (0.0, 3.0, False, None), (-0.1, 0.5, True, None)),
+    ],
+)
+def test_recovery_is_below_100_wherever_the_first_is_better(
+    value: float, first: float, higher: bool | None, expected: float | None
+) -> None:
+    """And None where there is no direction, or nothing to divide by."""
+    assert recovery(value, first, higher_is_better=higher) == (expected and pytest.approx(expected))
+
+
+def test_recovery_stands_beside_each_metric(folder: Path, pruned: dict[str, Path]) -> None:
+    tasks = define(folder, "endings"), greedy_task(folder, "endings_in_nats", metric_list=[PERPLEXITY])
+    rows = measure(folder, *tasks, ckpts={"first": DEMO, "second": pruned["slide"]})
+    pairs = [
+        pair for number in (0, 2) for pair in zip(rows[number]["metrics"], rows[number + 1]["metrics"], strict=True)
+    ]
+    assert [after["metric"] for _, after in pairs] == ["acc", "acc_norm", "perplexity"]
+    for before, after in pairs:
+        assert before["recovery"] == 100
+        up = after["metric"] != "perplexity"
+        share = after["value"] / before["value"] if up else before["value"] / after["value"]
+        assert after["recovery"] == pytest.approx(100 * share)
+
+
 def test_the_command_prints_the_main_metric_and_json_has_all(folder: Path, cli: Cli, pruned: dict[str, Path]) -> None:
     define(folder, "endings", metadata={"version": 3})
     group = {"group": "both", "task": ["endings"], "aggregate_metric_list": [{"metric": "acc"}]}
@@ -378,9 +406,10 @@ def test_the_command_prints_the_main_metric_and_json_has_all(folder: Path, cli: 
     outcome = cli(*words)
     assert "the first 8 questions" in outcome.out
     lines = [line.split() for line in outcome.out.splitlines() if str(pruned["slide"])[:20] in line]
-    cells = [f"{score['value']:.4f}", f"{score['stderr']:.4f}", f"{score['difference']:+.4f}", "8"]
+    values = [f"{score['value']:.4f}", f"{score['stderr']:.4f}", f"{score['difference']:+.4f}"]
+    cells = [*values, f"{score['recovery']:.1f}%", "8"]
     assert lines[0][0] == "endings"
-    assert lines[0][-4:] == cells
+    assert lines[0][-5:] == cells
     assert (outcome.out.count("acc ↑"), outcome.out.count("acc_norm")) == (4, 0)
     assert cli(*words, "-v").out.count("acc_norm") == 4
     assert cli(*words, "-q").err == ""

@@ -34,7 +34,7 @@ BENCHES = [
     *(ROOT / "kernels").rglob("bench_*.py"),
     ROOT / "examples/train_demo_model.py",
 ]
-FOREIGN_OPTIONS = ("--tensor-parallel-size", "--hf-overrides")
+FOREIGN_OPTIONS = ("--tensor-parallel-size", "--hf-overrides", "--max-logprobs", "--max-model-len")
 """Options of vLLM that documents show."""
 
 ROWS = (

@@ -60,6 +60,10 @@ TOKENS = {"--tokens": "--tokens 64"}
 TIMES = TOKENS | {"--gpu": "--gpu a100", "--speed-table": "--speed-table times.csv"}
 TASKS = {"--limit": "--limit 1", "--shots": "--shots 1", "--task-path": "--task-path .", "--verbose": "--verbose"}
 TEXTLESS = {"--sequences": "--sequences 4 --tasks a", "--length": "--length 64 --tasks a"}
+TEXTLESS |= {"--by-position": "--by-position --tasks a", "--keep-base": "--keep-base base --tasks a"}
+TEXTLESS |= {"--served": "--served http://127.0.0.1:1 --tasks a"}
+ALONE = {"--top": f"--top 5 --text {TEXT}", "--base-gb": f"--base-gb 1 --text {TEXT}"}
+UNSERVED = {"--served-model": f"--served-model a --text {TEXT}", "--api-key-env": f"--api-key-env A --text {TEXT}"}
 
 UNUSED: dict[str, tuple[str, dict[str, str]]] = {
     "download": ("org/model", DISPLAY),
@@ -83,7 +87,10 @@ UNUSED: dict[str, tuple[str, dict[str, str]]] = {
     "relayout": ("SOURCE OUT --layout dense", {**DISPLAY, **OUTPUT}),
     "verify": ("SOURCE", {**DISPLAY, "--revision": "--revision main"}),
     "inspect": ("SOURCE", RESULT),
-    "eval": ("SOURCE", {**RESULT, **TEXTLESS} | {name: f"{given} --text {TEXT}" for name, given in TASKS.items()}),
+    "eval": (
+        "SOURCE",
+        {**RESULT, **TEXTLESS, **ALONE, **UNSERVED} | {name: f"{given} --text {TEXT}" for name, given in TASKS.items()},
+    ),
     "generate": ("SOURCE --prompt a", RESULT),
     "push": ("SOURCE org/model", {**DISPLAY, "--device": "--device cpu"}),
     "tune": (

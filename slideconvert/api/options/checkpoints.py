@@ -45,9 +45,28 @@ class EvaluateOptions(ModelOptions):
 
     HEADING: ClassVar[str] = "Measurement"
 
-    text: str | None = option("Perplexity on a .txt, .jsonl or .parquet file, or on a data set NAME[:CONFIG]:SPLIT.")
+    text: str | None = option(
+        "Perplexity, and divergence from the first checkpoint, on a .txt, .jsonl or .parquet file, or on a data set "
+        "NAME[:CONFIG]:SPLIT."
+    )
     sequences: int | None = option("Sequences of --text.  [default: 160]", minimum=1)
     length: int | None = option("Tokens of a sequence of --text.  [default: 512]", minimum=2)
+    by_position: bool = option("Also by the number of tokens before: 1, 2 to 3, 4 to 7 and so on.", default=False)
+    top: int | None = option(
+        "Most likely tokens of each position to compare one by one; the others count as one.  [default: 1024; with "
+        "--served 20]",
+        minimum=1,
+    )
+    keep_base: Path | None = option(
+        "Keep what the first checkpoint expects in this file, or read it there instead of running the checkpoint.",
+        metavar="FILE",
+    )
+    base_gb: float | None = option("Disk for that at most, in GB.  [default: 4]", metavar="GB")
+    served: str | None = option(
+        "Measure a checkpoint through the vLLM server at this URL as well, against the first checkpoint.", metavar="URL"
+    )
+    served_model: str | None = option("Its name at --served.  [default: the first that the server has]", metavar="NAME")
+    api_key_env: str | None = option("Environment variable with the API key of --served.", metavar="NAME")
     tasks: str | None = option("Tasks of lm-eval, an optional extra: arc_easy,hellaswag.", metavar="NAME,NAME...")
     task_path: Path | None = option(
         "Folder with your own tasks as YAML files of lm-eval. Tasks with Python code are refused.",
