@@ -1,4 +1,4 @@
-"""The perplexity of a pretrained model after every way to prune it, on several texts: the first table of BENCHMARKS.
+"""A pretrained model after every way to prune it, on several texts: the first table of BENCHMARKS.
 
     python examples/pretrained/make_model.py pretrained/model
     python examples/pretrained/make_texts.py pretrained/texts
@@ -9,7 +9,9 @@ A text is a folder with calibration.jsonl and evaluation.jsonl. Every measuremen
 it is made; the next call makes those that are missing or failed, and prints the tables. Cheap ways come first.
 
 Calibration: sequences of 512 tokens, drawn with seed 0 from calibration.jsonl. Perplexity of the first 160 sequences of
-evaluation.jsonl, float32, activations quantized as in serving. llmcompressor_sparsegpt.py describes the environment of
+evaluation.jsonl, float32, activations quantized as in serving, and there the mean KL divergence from the dense model in
+nats and how often both expect the same token most; seconds of the whole command, and its peak of GPU memory. What the
+dense model expects is kept beside OUT, 671 MB a text. llmcompressor_sparsegpt.py describes the environment of
 --peer-python; without it its rows say that they were skipped.
 """
 
@@ -24,6 +26,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -75,11 +78,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured. seconds: of the whole command that made the checkpoint. broken: blocks with too few zeros.
-    failed: why there is no number; "" if there is one."""
+    """What was measured. kl: mean KL divergence from the dense model. same_top: share of positions at which both expect
+    the same token most. seconds: of the whole command that made the checkpoint. gigabytes: its peak of GPU memory; None
+    on a CPU and for the peer. broken: blocks with too few zeros. failed: why there is no number; "" if there is one."""
 
     perplexity: float | None = None
+    kl: float | None = None
+    same_top: float | None = None
     seconds: float | None = None
+    gigabytes: float | None = None
     broken: int | None = None
     failed: str = ""
 
@@ -90,11 +97,12 @@ class OutOfTime(Exception):
 
 @dataclass(frozen=True)
 class Bench:
-    """Where everything is. deadline: on time.monotonic's clock."""
+    """Where everything is. kept: folder for what the dense model expects. deadline: on time.monotonic's clock."""
 
     model: Path
     texts: dict[str, Path]
     protocol: Protocol
+    kept: Path
     peer: str | None
     deadline: float
 
@@ -102,7 +110,7 @@ class Bench:
         """The result of one cell; a failure is a result as well. OutOfTime."""
         try:
             if cell.way == DENSE:
-                return Result(self.perplexity(self.model, cell))
+                return Result(self.scored([self.model], cell)["perplexity"])
             if cell.way == PEER and not self.peer:
                 return Result(failed="skipped: no --peer-python")
             with tempfile.TemporaryDirectory() as folder:
@@ -125,6 +133,7 @@ class Bench:
             "--device",
             self.protocol.device,
             "-q",
+            "--json",
         ]
         if cell.way == PEER:
             saved = folder / "sequences.safetensors"
@@ -142,20 +151,30 @@ class Bench:
         seconds = time.monotonic() - started
         if done.returncode:
             return Result(failed=" ".join(done.stderr.split())[-300:] or f"exit code {done.returncode}")
-        broken = broken_blocks(Checkpoint.open(out), pattern)
-        return Result(self.perplexity(out, cell), round(seconds, 1), broken)
+        stages = {} if cell.way == PEER else json.loads(done.stdout)["stages"]
+        most = max((stage["device_bytes"] for stage in stages.values()), default=0)
+        row = self.scored([self.model, out], cell)
+        return Result(
+            row["perplexity"],
+            row["kl_mean"],
+            row["same_top"],
+            seconds=round(seconds, 1),
+            gigabytes=round(most / 1e9, 2) or None,
+            broken=broken_blocks(Checkpoint.open(out), pattern),
+        )
 
-    def perplexity(self, folder: Path, cell: Cell) -> float:
-        """The perplexity of a checkpoint on the evaluation text of a cell."""
+    def scored(self, folders: list[Path], cell: Cell) -> dict[str, Any]:
+        """What `eval` says of the last of these checkpoints on the evaluation text of a cell."""
         options = EvaluateOptions(
             text=str(self.texts[cell.text] / "evaluation.jsonl"),
             sequences=self.protocol.sequences,
             length=self.protocol.length,
             device=self.protocol.device,
+            keep_base=self.kept / f"{self.model.name}-{cell.text}.base" if len(folders) > 1 else None,
         )
-        rows = evaluate([str(folder)], options).perplexity
+        rows = evaluate([str(folder) for folder in folders], options).perplexity
         assert rows
-        return float(rows[0]["perplexity"])
+        return rows[-1]
 
     def left(self) -> float:
         """Seconds of the budget that are left. OutOfTime if there are none."""
@@ -196,7 +215,7 @@ def measure_all(bench: Bench, cells: list[Cell], out: Path) -> Iterator[tuple[Ce
 
 
 def markdown(text: str, results: dict[Cell, Result], columns: list[tuple[str, str]], ways: list[str]) -> str:
-    """The table of one text: perplexity (seconds), or why there is none."""
+    """The table of one text: perplexity, KL divergence, same token (seconds, GPU memory), or why there is none."""
     titles = [f"{pattern.replace('_', ':')} {scheme}" for pattern, scheme in columns]
     lines = [f"| {text} | {' | '.join(titles)} |", "|---" * (len(columns) + 1) + "|"]
     if dense := results.get(Cell(text, DENSE)):
@@ -213,8 +232,13 @@ def shown(result: Result | None) -> str:
         return ""
     if result.perplexity is None:
         return "skipped" if result.failed.startswith("skipped") else "failed"
-    seconds = f" ({result.seconds:.0f} s)" if result.seconds is not None else ""
-    return f"{result.perplexity:.2f}{seconds}"
+    found = [f"{result.perplexity:.2f}"]
+    if result.kl is not None and result.same_top is not None:
+        found += [f"{result.kl:.3f}", f"{result.same_top:.1%}"]
+    if result.seconds is None:
+        return " · ".join(found)
+    memory = f", {result.gigabytes:.1f} GB" if result.gigabytes else ""
+    return f"{' · '.join(found)} ({result.seconds:.0f} s{memory})"
 
 
 @click.command(help=__doc__)
@@ -237,7 +261,7 @@ def main(
 ) -> None:  # fmt: skip
     named = {text.name: text for text in texts}
     agreed = Protocol(model.name, device, **protocol)
-    bench = Bench(model, named, agreed, peer_python, time.monotonic() + 60 * minutes)
+    bench = Bench(model, named, agreed, out.absolute().parent, peer_python, time.monotonic() + 60 * minutes)
     columns = [(pattern, scheme) for pattern in patterns for scheme in schemes]
     wanted = [Cell(text, DENSE) for text in named]
     wanted += [Cell(text, way, *column) for way in WAYS if way in ways for column in columns for text in named]
