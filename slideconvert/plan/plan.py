@@ -94,6 +94,14 @@ class Plan:
         return self.recipe.recovery(groups=any(plan.whole for plan in self.linears if not plan.kept))
 
     @property
+    def generated(self) -> int:
+        """The number of sequences that the source model adds to the calibration sequences."""
+        if not self.recovery:
+            return 0
+        own = self.recipe.generated
+        return self.recovery.generated(self.recipe.calibration.samples) if own is None else own
+
+    @property
     def calibrated(self) -> bool:
         """Whether a method or training runs text through the model."""
         return any(plan.moves for plan in self.linears)
@@ -157,9 +165,9 @@ def make_plan(snapshot: Snapshot, recipe: Recipe, source: Checkpoint | None = No
     layout = recipe.layout or (before.layout if before else DENSE)
     linears: list[LinearPlan] = []
     problems: list[InputError] = []
-    if recipe.preset is None and (recipe.block_epochs or recipe.end_epochs):
+    if recipe.preset is None and (recipe.block_epochs or recipe.end_epochs or recipe.generated):
         raise InputError(
-            "block_epochs and end_epochs belong to a preset, and no preset is given",
+            "block_epochs, end_epochs and generated belong to a preset, and no preset is given",
             hint="add a preset, such as --preset quality",
         )
     architecture = architecture_of(source.config)
