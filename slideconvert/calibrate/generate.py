@@ -8,6 +8,7 @@ subjects of the user's text; tokens are drawn from the whole distribution, not o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -40,16 +41,21 @@ def generate(
     chances = torch.rand(count, length - start, generator=source)
     at_once, made = max(1, GENERATED_AT_ONCE[device.type] // length), []
     for part in torch.arange(count).split(at_once):
+        done = int(part[0]) * (length - start)
+
+        def count_tokens(new: int, done: int = done) -> None:
+            progress("generate", done + new, count * (length - start))
+
         with torch.inference_mode(), running(device, dtype):
-            made.append(_continued(model, begun[part].to(device), chances[part].to(device)).cpu())
-        progress("generate", int(part[-1]) + 1, count)
+            made.append(_continued(model, begun[part].to(device), chances[part].to(device), count_tokens).cpu())
     return torch.cat(made)
 
 
-def _continued(model: Any, begun: Tensor, chances: Tensor) -> Tensor:
+def _continued(model: Any, begun: Tensor, chances: Tensor, count: Callable[[int], None]) -> Tensor:
     """begun [n, start] int64, chances [n, T] in [0, 1) -> [n, start + T]: each next token is the first one whose
-    cumulative probability exceeds its chance."""
+    cumulative probability exceeds its chance. count: called with the number of new tokens so far."""
     parts, now, cache = [begun], begun, None
+    count(0)
     for chance in chances.T:
         out = model(input_ids=now, past_key_values=cache, use_cache=True, logits_to_keep=1)
         cache = out.past_key_values
@@ -57,4 +63,5 @@ def _continued(model: Any, begun: Tensor, chances: Tensor) -> Tensor:
         # The last sum may be rounded to less than the chance.
         now = torch.searchsorted(sums, chance[:, None].double(), right=True).clamp(max=sums.shape[1] - 1)
         parts.append(now)
+        count((len(parts) - 1) * len(begun))
     return torch.cat(parts, 1)

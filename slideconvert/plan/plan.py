@@ -5,6 +5,7 @@ The plan finds every fault that can be found before the first weight is read, an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -91,7 +92,7 @@ class Plan:
     @property
     def recovery(self) -> Recovery | None:
         """How the remaining weights are trained; None if they are not."""
-        return self.recipe.recovery(groups=any(plan.whole for plan in self.linears if not plan.kept))
+        return _recovery(self.recipe, self.linears)
 
     @property
     def generated(self) -> int:
@@ -172,12 +173,13 @@ def make_plan(snapshot: Snapshot, recipe: Recipe, source: Checkpoint | None = No
         )
     architecture = architecture_of(source.config)
     choices = {linear: recipe.for_linear(linear.name) for linear in architecture.decoder_linears(source.config)}
-    trained = recipe.recovery(groups=any(config.by_groups for config in choices.values())) is not None
     for linear, config in choices.items():
         try:
-            linears.append(plan_linear(source, linear, config, recipe.preset, before, layout, trained=trained))
+            linears.append(plan_linear(source, linear, config, recipe.preset, before, layout))
         except InputError as error:
             problems.append(error)
+    if _recovery(recipe, linears):
+        linears = [plan.in_training for plan in linears]
     problems += sibling_problems(linears)
     described = shapes_of(empty_model(source))
     problems += model_faults(source, described, [plan.stored for plan in linears])
@@ -200,6 +202,13 @@ def make_plan(snapshot: Snapshot, recipe: Recipe, source: Checkpoint | None = No
     tied, surplus = _tied_copies(source, architecture), surplus_tensors(source, described)
     shards = _shards(source, linears, (*tied, *surplus), recipe.shard_bytes)
     return Plan(source, snapshot, recipe, layout, tuple(linears), shards, before, tied, surplus)
+
+
+def _recovery(recipe: Recipe, linears: Sequence[LinearPlan]) -> Recovery | None:
+    """How the remaining weights of these linears are trained; None if they are not, or if none loses anything."""
+    if not any(plan.loses for plan in linears):
+        return None
+    return recipe.recovery(groups=any(plan.whole for plan in linears if not plan.kept))
 
 
 def _matches(pattern: str, linears: list[LinearPlan]) -> bool:

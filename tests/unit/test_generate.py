@@ -152,3 +152,15 @@ def test_nothing_is_generated_where_nothing_trains_or_nobody_asks(tmp_path: Path
     assert plan_for(model, text, 200, preset="quality").generated == 512 - 200
     assert plan_for(model, text, 1024, preset="quality").generated == 0
     assert plan_for(model, text, preset="quality", scheme="w4a16", group_size="8").generated == 0
+
+
+def test_a_linear_that_loses_nothing_is_not_trained(tmp_path: Path) -> None:
+    """Neither pruned nor rounded; with one linear that is, all are trained to make up for it."""
+    model, text = write_model(tmp_path / "model"), write_text(tmp_path / "text.jsonl")
+    whole = {"scheme": "bf16", "pattern": "2:inf"}
+    plan = plan_for(model, text, preset="quality", **whole)
+    assert plan.recovery is None and plan.generated == 0 and not plan.calibrated
+    assert not any(linear.record.moved for linear in plan.linears if linear.record)
+    rule = {"match": "*.0.mlp.down_proj", "pattern": "2:4"}
+    some = plan_for(model, text, preset="quality", **whole, rules=[rule])
+    assert some.recovery is not None and all(linear.record and linear.record.moved == 1 for linear in some.linears)
