@@ -127,6 +127,11 @@ class Plan:
         notes += [note for note, stays in ((TERNARY, True), (FULL_CODES, False)) if stays in ternary]
         if any(plan.permuted for plan in self.linears):
             notes.append(PERMUTED)
+        if self.generated:
+            notes.append(
+                f"Besides the calibration text, training uses {self.generated} sequences that the source model generates; "
+                "generated: 0 leaves them out."
+            )
         if self.surplus:
             more = f" and {len(self.surplus) - 1} more" if len(self.surplus) > 1 else ""
             notes.append(f"Left out, since the model of config.json has no such module: {self.surplus[0]}{more}.")
