@@ -129,8 +129,8 @@ class Plan:
             notes.append(PERMUTED)
         if self.generated:
             notes.append(
-                f"Besides the calibration text, training uses {self.generated} sequences that the source model generates; "
-                "generated: 0 leaves them out."
+                f"Besides the calibration text, training uses {self.generated} sequences that the source model "
+                "generates (generated: 0 leaves them out)."
             )
         if self.surplus:
             more = f" and {len(self.surplus) - 1} more" if len(self.surplus) > 1 else ""
