@@ -12,7 +12,7 @@ from ..formats.registry import usual_layout
 from ..formats.slide import Slide
 from ..plan.linear_config import LINEAR_FIELDS, LinearConfig, describe_config, parse_linear_config
 from ..plan.presets import parse_preset
-from ..plan.recipe import EPOCHS, Recipe, load_recipe, parse_recipe
+from ..plan.recipe import TRAINING, Recipe, load_recipe, parse_recipe
 from ..prune import METHODS
 from ..runtime.slidesparse_record import DENSE
 from .options import CalibrationOptions, Options, PatternOptions, QuantizeOptions, SparsifyOptions
@@ -21,7 +21,7 @@ BLOCK_DEFAULTS = {"scheme": INT8, "pattern": "2:8"}
 GROUP_DEFAULTS = {"scheme": W4A16, "sparsity": 0.5}
 """The defaults of a conversion to a 2:L pattern, and to a pattern of groups."""
 PRESET = "balanced"
-RECIPE_FIELDS = ("bits", *LINEAR_FIELDS, "preset", *EPOCHS, "layout", "shard_gb")
+RECIPE_FIELDS = ("bits", *LINEAR_FIELDS, "preset", *TRAINING, "layout", "shard_gb")
 """Options that are fields of a recipe under the same name."""
 
 Defaults = tuple[dict[str, Any], dict[str, Any]]
@@ -51,6 +51,7 @@ def recipe_of(options: Options, *, defaults: Defaults = (BLOCK_DEFAULTS, GROUP_D
         preset=explicit.preset or recipe.preset or (None if without_preset else parse_preset(PRESET)),
         block_epochs=recipe.block_epochs if explicit.block_epochs is None else explicit.block_epochs,
         end_epochs=recipe.end_epochs if explicit.end_epochs is None else explicit.end_epochs,
+        generated=recipe.generated if explicit.generated is None else explicit.generated,
         calibration=replace(recipe.calibration, **{name: getattr(explicit.calibration, name) for name in calibration}),
         layout=explicit.layout or recipe.layout or _usual_layout([config, *(rule.config for rule in recipe.rules)]),
         shard_bytes=explicit.shard_bytes if "shard_gb" in given else recipe.shard_bytes,

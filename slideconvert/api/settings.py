@@ -7,7 +7,7 @@ import torch
 from ..calibrate.run import RunSettings
 from ..errors import InputError
 from ..plan.plan import Plan
-from .options import CalibrationOptions, ComputeOptions, DeviceOptions, OffloadOptions, Options
+from .options import CalibrationOptions, ComputeOptions, DeviceOptions, OffloadOptions, Options, TrainingOptions
 
 
 def choose_device(name: str | None) -> str:
@@ -52,4 +52,9 @@ def refuse_unused(options: Options, plan: Plan, *, measures: bool = False) -> No
         raise InputError(
             "--offload has no effect: nothing is trained end to end here",
             hint="omit it, or choose --preset quality or --end-epochs",
+        )
+    if isinstance(options, TrainingOptions) and options.generated and not recovery:
+        raise InputError(
+            "--generated has no effect: nothing is trained here",
+            hint="omit it, or choose --preset balanced or quality",
         )

@@ -1,4 +1,5 @@
-"""A complete calibration: all layers, then end-to-end training. Each finished step is saved for --resume."""
+"""A complete calibration: generated text, all layers, then end-to-end training. Each finished step is saved for
+--resume."""
 
 from __future__ import annotations
 
@@ -9,14 +10,16 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save
 from torch import Tensor
 
+from ..checkpoint.staging import write_file, writing
 from ..core.choices import PLACES, PRECISIONS
 from ..core.precision import running_dtype
 from ..core.quantize import Weight
 from ..errors import OutputError, pick
 from ..models.families import architecture_of
-from ..models.load import load_model
+from ..models.load import load_model, running_model
 from ..permute.fold import fold
 from ..plan.calibration import BATCH_TOKENS
 from ..plan.plan import Plan
@@ -27,12 +30,15 @@ from ..recover.trainable import Compressed
 from ..recover.training import Curve, Schedule, TrainingOptions
 from ..report import Training
 from .engine import compress_layers
+from .generate import generate
 from .result import LayerResult
 from .store import LayerStore
 from .stream import StreamOptions, held_out
 
 END_TO_END = "end to end"
 """The name of the training of all layers in reports."""
+GENERATED = "generated.safetensors"
+"""The file of the generated sequences, among the finished steps."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +94,11 @@ def compressed_layers(
     ends = recovery is not None and recovery.end_epochs > 0
     by_block = block_schedule(recovery) if recovery else None
     try:
-        results = compress_layers(plan, tokens, options, recovery=by_block, done=store.load, progress=progress)
+        if plan.generated:
+            tokens = torch.cat([generated_tokens(plan, tokens, settings, folder, progress), tokens])
+        results = compress_layers(
+            plan, tokens, options, generated=plan.generated, recovery=by_block, done=store.load, progress=progress
+        )
         for number, result in results:
             if not store.path(number).is_file():
                 store.save(number, result)
@@ -101,8 +111,26 @@ def compressed_layers(
         raise OutputError(
             f"out of memory on {settings.device}: {str(error).splitlines()[0]}",
             hint="continue with --resume and --keep-on cpu or disk (preset quality: also --offload), or restart with "
-            "a lower --batch-tokens or fewer --samples",
+            "a lower --batch-tokens, fewer --samples or --generated 0",
         ) from error
+
+
+def generated_tokens(plan: Plan, tokens: Tensor, settings: RunSettings, folder: Path, progress: Progress) -> Tensor:
+    """The sequences [plan.generated, length] int64 that the source model generates, from calibration sequences that are
+    not held out. They are kept in a file of `folder`, and read from it if it exists."""
+    path = folder / GENERATED
+    if not path.is_file():
+        model = load_model(plan.source, activations="float", device=settings.device, weights=settings.dtype)
+        fitted, _ = held_out(len(tokens))
+        with running_model(plan.source):
+            made: Tensor = generate(
+                model, tokens[fitted], plan.generated, plan.recipe.calibration.seed, settings.dtype, progress
+            )
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            write_file(path, save({"tokens": made}))
+    kept: Tensor = load_file(path)["tokens"]
+    return kept
 
 
 def block_schedule(recovery: Recovery) -> Schedule | None:
@@ -160,8 +188,8 @@ def train_end_to_end(
 ) -> tuple[dict[str, Weight], Curve]:
     """End-to-end recovery of all layers, with teacher and student on the device: trained weights by name, and losses.
 
-    found: results of all layers, in order. tokens [sequences, length] int64. keep: a file for the state after each
-    epoch, from which an interrupted training continues.
+    found: results of all layers, in order. tokens [sequences, length] int64, the generated ones first. keep: a file for
+    the state after each epoch, from which an interrupted training continues.
     """
     schedule = _schedule(recovery, recovery.end_epochs, recovery.end_rate)
     assert schedule is not None
@@ -182,7 +210,7 @@ def train_end_to_end(
         for linear in plan.linears
         if linear.linear.name in weights
     }
-    fitted, held = held_out(len(tokens))
+    fitted, held = held_out(len(tokens), plan.generated)
     return end_to_end.recover_end_to_end(
         student,
         teacher.requires_grad_(False) if teacher else None,

@@ -116,9 +116,12 @@ class Stream:
         self._attended = self._inner = None
 
 
-def held_out(sequences: int) -> tuple[Tensor, Tensor]:
-    """Numbers of the fitted sequences, and of the held-out ones (the last), [n] int64 each."""
-    held = sequences // HELD_SHARE or 1
+def held_out(sequences: int, generated: int = 0) -> tuple[Tensor, Tensor]:
+    """Numbers of the fitted sequences, and of the held-out ones (the last), [n] int64 each.
+
+    generated: how many of them, the first, the model has generated; none of these is held out, nor counted for it.
+    """
+    held = (sequences - generated) // HELD_SHARE or 1
     fitted, rest = torch.arange(sequences).split([sequences - held, held])
     return fitted, rest
 
@@ -135,14 +138,16 @@ def embed(decoder: Decoder, parts: Sequence[Tensor], options: StreamOptions, nam
 class Streams:
     """The compressed stream, and the dense stream or None, over the same batches of sequences.
 
-    The held-out sequences come last, in separate batches. sample [tokens, K]: inputs of the input group that was
-    collected last.
+    The held-out sequences come last, in separate batches; the first `generated` ones are never held out. sample
+    [tokens, K]: inputs of the input group that was collected last.
     """
 
-    def __init__(self, decoder: Decoder, tokens: Tensor, options: StreamOptions, *, dense: bool) -> None:
+    def __init__(
+        self, decoder: Decoder, tokens: Tensor, options: StreamOptions, *, dense: bool, generated: int = 0
+    ) -> None:
         self.decoder, self.options, self.number = decoder, options, -1
         self.sample: Tensor
-        self.fitted, self.held = held_out(len(tokens))
+        self.fitted, self.held = held_out(len(tokens), generated)
         hidden = embed(decoder, (tokens[self.fitted], tokens[self.held]), options, "hidden")
         self.fitted_batches = -(-len(self.fitted) // options.batch(tokens.shape[1]))
         self.compressed = Stream("compressed", hidden, options)

@@ -86,8 +86,9 @@ def _calibration_lines(plan: Plan) -> list[str]:
     need, calibration = needs(plan), plan.recipe.calibration
     length = sequence_length(calibration, plan.source)
     trained = f"; training end to end {size(need.end_training)}" if need.end_training else ""
+    more = f"; {plan.generated} more that the model generates" if plan.generated else ""
     return [
-        f"text     {calibration.samples} sequences of {length} tokens of {calibration.text}",
+        f"text     {calibration.samples} sequences of {length} tokens of {calibration.text}{more}",
         f"GPU      about {size(need.hidden + need.device)}: hidden states {size(need.hidden)} (or --keep-on disk), "
         f"the rest {size(need.device)} (layer {size(need.layer)}, solving {size(need.solving)}{trained})",
     ]

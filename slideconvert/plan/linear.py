@@ -58,6 +58,18 @@ class LinearPlan:
         return bool(self.method) and METHODS[self.method].calibrated
 
     @property
+    def loses(self) -> bool:
+        """Whether pruning or rounding changes what the linear computes, which training can make up for."""
+        return not self.kept and (bool(self.method) or self.scheme.rounds(self.stored.scheme))
+
+    @property
+    def in_training(self) -> LinearPlan:
+        """The plan of the same linear if its remaining weights are trained."""
+        if self.record is None or self.moves:
+            return self
+        return replace(self, moves=True, record=replace(self.record, moved=self.record.moved + 1))
+
+    @property
     def on_codes(self) -> bool:
         """Whether the method prunes the codes of quantized weights and keeps their scales."""
         return bool(self.method) and not self.calibrated and self.stored.scheme.quantized
@@ -103,13 +115,10 @@ def plan_linear(
     preset: Preset | None,
     record: Record | None,
     layout: str,
-    *,
-    trained: bool,
 ) -> LinearPlan:
     """The plan of a linear from its config and the preset. InputError if the config is impossible for it.
 
-    record: that of the source, None without one. layout: of the output. trained: whether the remaining weights are
-    trained.
+    record: that of the source, None without one. layout: of the output.
     """
     name = linear.name
     config = config if config.keep else config.resolved(name)
@@ -147,12 +156,12 @@ def plan_linear(
         pattern=pattern,
         method=method or (before.method if before else ""),
         on_codes=(bool(method) and not solved and stored.scheme.quantized) or (before.on_codes if before else False),
-        moved=(solved or trained) + (before.moved if before else 0),
+        moved=solved + (before.moved if before else 0),
         permuted=before is not None and before.permuted,
     )
     form = format_for(layout, scheme, pattern)
     outputs = form.specs(name, stored.shape, scheme, pattern, dtype=dtype)
-    return LinearPlan(linear, stored, scheme, pattern, method, form, outputs, done, solved or trained)
+    return LinearPlan(linear, stored, scheme, pattern, method, form, outputs, done, solved)
 
 
 def _method(name: str | None, pattern: Pattern, finds_codes: bool) -> str:

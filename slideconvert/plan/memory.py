@@ -12,7 +12,7 @@ from ..core.precision import running_dtype
 from ..models.families import architecture_of
 from ..models.head import PIECE
 from ..prune import METHODS
-from .calibration import BATCH_TOKENS, sequence_length
+from .calibration import BATCH_TOKENS, GENERATED_AT_ONCE, sequence_length
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -33,12 +33,14 @@ class Needs:
     """Bytes by purpose.
 
     hidden: hidden states of all tokens between layers and within one, wherever they are stored (inner states only on a
-    CPU). layer: weights of the current layer, for each stream. solving: the largest input group with its matrices.
+    CPU). generating: the dense model and its key-value cache, 0 if it generates no text. layer: weights of the current
+    layer, for each stream. solving: the largest input group with its matrices.
     batch: tokens that run through a layer at once. block_training, end_training: weights, gradients and Adam's moments
     of recovery by block and end to end, 0 without it.
     """
 
     hidden: int
+    generating: int
     layer: int
     solving: int
     batch: int
@@ -48,7 +50,12 @@ class Needs:
     @property
     def device(self) -> int:
         """Peak on the device where the model computes, without the hidden states, which may be stored elsewhere."""
-        return max(self.layer + max(self.solving, self.batch), self.layer + self.block_training, self.end_training)
+        return max(
+            self.generating,
+            self.layer + max(self.solving, self.batch),
+            self.layer + self.block_training,
+            self.end_training,
+        )
 
     def to_json(self) -> dict[str, Any]:
         return {**vars(self), "device": self.device}
@@ -69,7 +76,7 @@ def needs(plan: Plan, device: str = "cuda") -> Needs:
     BENCHMARKS.md compares the estimates with measured peaks."""
     config, calibration = plan.source.config, plan.recipe.calibration
     length = sequence_length(calibration, plan.source)
-    tokens = calibration.samples * length
+    tokens = (calibration.samples + plan.generated) * length
     hidden, inner, vocabulary = (int(config[key]) for key in ("hidden_size", "intermediate_size", "vocab_size"))
     architecture = architecture_of(config)
     attended = architecture.head_count(config) * architecture.head_size(config)
@@ -93,6 +100,7 @@ def needs(plan: Plan, device: str = "cuda") -> Needs:
     kept_inner = inner if device == "cpu" else 0  # by the compressed stream alone
     return Needs(
         hidden=tokens * (streams * (4 * hidden + running.itemsize * attended) + running.itemsize * kept_inner),
+        generating=_generating(plan, device, running) if plan.generated else 0,
         layer=4 * streams * layer,
         solving=solving,
         batch=min(BATCH_TOKENS[device], tokens) * of_token,
@@ -101,6 +109,21 @@ def needs(plan: Plan, device: str = "cuda") -> Needs:
         if recovery and recovery.end_epochs
         else 0,
     )
+
+
+def _generating(plan: Plan, device: str, running: torch.dtype) -> int:
+    """Bytes of the dense model, its embedding and head in float32, and the keys and values of the sequences that are
+    generated together, of which a layer's are in memory twice as they grow."""
+    config, architecture = plan.source.config, plan.architecture
+    length = sequence_length(plan.recipe.calibration, plan.source)
+    together = min(plan.generated, max(1, GENERATED_AT_ONCE[device] // length))
+    heads = int(config.get("num_key_value_heads") or architecture.head_count(config))
+    words = int(config["vocab_size"])
+    of_token = 2 * heads * architecture.head_size(config) * (int(config["num_hidden_layers"]) + 2)
+    outside = words * int(config["hidden_size"]) * (1 if architecture.is_tied(config) else 2)
+    # Of each sequence the logits of one token, as floats and as sums of probabilities in float64.
+    logits = together * words * (4 + 3 * 8)
+    return running.itemsize * (plan.weights + together * length * of_token) + 4 * outside + logits
 
 
 def _end_training(plan: Plan) -> int:

@@ -5,6 +5,7 @@ The plan finds every fault that can be found before the first weight is read, an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -91,7 +92,15 @@ class Plan:
     @property
     def recovery(self) -> Recovery | None:
         """How the remaining weights are trained; None if they are not."""
-        return self.recipe.recovery(groups=any(plan.whole for plan in self.linears if not plan.kept))
+        return _recovery(self.recipe, self.linears)
+
+    @property
+    def generated(self) -> int:
+        """The number of sequences that the source model adds to the calibration sequences."""
+        if not self.recovery:
+            return 0
+        own = self.recipe.generated
+        return self.recovery.generated(self.recipe.calibration.samples) if own is None else own
 
     @property
     def calibrated(self) -> bool:
@@ -118,6 +127,11 @@ class Plan:
         notes += [note for note, stays in ((TERNARY, True), (FULL_CODES, False)) if stays in ternary]
         if any(plan.permuted for plan in self.linears):
             notes.append(PERMUTED)
+        if self.generated:
+            notes.append(
+                f"Besides the calibration text, training uses {self.generated} sequences that the source model "
+                "generates (generated: 0 leaves them out)."
+            )
         if self.surplus:
             more = f" and {len(self.surplus) - 1} more" if len(self.surplus) > 1 else ""
             notes.append(f"Left out, since the model of config.json has no such module: {self.surplus[0]}{more}.")
@@ -159,19 +173,20 @@ def make_plan(snapshot: Snapshot, recipe: Recipe, source: Checkpoint | None = No
     layout = recipe.layout or (before.layout if before else DENSE)
     linears: list[LinearPlan] = []
     problems: list[InputError] = []
-    if recipe.preset is None and (recipe.block_epochs or recipe.end_epochs):
+    if recipe.preset is None and (recipe.block_epochs or recipe.end_epochs or recipe.generated):
         raise InputError(
-            "block_epochs and end_epochs belong to a preset, and no preset is given",
+            "block_epochs, end_epochs and generated belong to a preset, and no preset is given",
             hint="add a preset, such as --preset quality",
         )
     architecture = architecture_of(source.config)
     choices = {linear: recipe.for_linear(linear.name) for linear in architecture.decoder_linears(source.config)}
-    trained = recipe.recovery(groups=any(config.by_groups for config in choices.values())) is not None
     for linear, config in choices.items():
         try:
-            linears.append(plan_linear(source, linear, config, recipe.preset, before, layout, trained=trained))
+            linears.append(plan_linear(source, linear, config, recipe.preset, before, layout))
         except InputError as error:
             problems.append(error)
+    if _recovery(recipe, linears):
+        linears = [plan.in_training for plan in linears]
     problems += sibling_problems(linears)
     described = shapes_of(empty_model(source))
     problems += model_faults(source, described, [plan.stored for plan in linears])
@@ -194,6 +209,13 @@ def make_plan(snapshot: Snapshot, recipe: Recipe, source: Checkpoint | None = No
     tied, surplus = _tied_copies(source, architecture), surplus_tensors(source, described)
     shards = _shards(source, linears, (*tied, *surplus), recipe.shard_bytes)
     return Plan(source, snapshot, recipe, layout, tuple(linears), shards, before, tied, surplus)
+
+
+def _recovery(recipe: Recipe, linears: Sequence[LinearPlan]) -> Recovery | None:
+    """How the remaining weights of these linears are trained; None if they are not, or if none loses anything."""
+    if not any(plan.loses for plan in linears):
+        return None
+    return recipe.recovery(groups=any(plan.whole for plan in linears if not plan.kept))
 
 
 def _matches(pattern: str, linears: list[LinearPlan]) -> bool:

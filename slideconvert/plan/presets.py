@@ -19,15 +19,19 @@ KL, CROSS_ENTROPY = "kl", "ce"
 class Recovery:
     """How the remaining weights are trained against the dense model.
 
-    block_epochs, end_epochs: epochs over the calibration sequences, block by block and end to end. block_rate,
-    end_rate, batch, relative, patience, retries: those of training.Schedule. loss: KL or CROSS_ENTROPY, end to end.
+    block_epochs, end_epochs: epochs over all sequences, block by block and end to end. sequences: if the calibration
+    text has fewer, the dense model generates the others (calibrate/generate.py), at most `most_generated` for each of
+    the text. block_rate, end_rate, batch, relative, patience, retries: those of training.Schedule. loss: KL or
+    CROSS_ENTROPY, end to end.
     """
 
     block_epochs: int = 0
     end_epochs: int = 0
-    block_rate: float = 0.006
-    end_rate: float = 0.003
-    batch: int = 16
+    sequences: int = 0
+    most_generated: int = 3
+    block_rate: float = 0.015
+    end_rate: float = 0.005
+    batch: int = 4
     relative: bool = True
     patience: int = 0
     retries: int = 0
@@ -37,8 +41,12 @@ class Recovery:
     def trains(self) -> bool:
         return bool(self.block_epochs or self.end_epochs)
 
+    def generated(self, samples: int) -> int:
+        """The number of sequences that the dense model adds to so many calibration sequences."""
+        return max(0, min(self.sequences - samples, self.most_generated * samples))
 
-GROUP_RECOVERY = Recovery(block_rate=0.02, end_rate=0.01, batch=4, patience=2, retries=1)
+
+GROUP_RECOVERY = Recovery(block_rate=0.02, end_rate=0.01, patience=2, retries=1)
 """For grouped schemes and group patterns: they lose more accuracy than 8 bits per channel, and training end to end
 changes only scales and zero points."""
 
@@ -76,13 +84,19 @@ PRESETS = {
     preset.name: preset
     for preset in (
         Preset("fast", WANDA, WANDA),
-        Preset("balanced", ALPS, SWEEP_REFIT, group_recovery=replace(GROUP_RECOVERY, block_epochs=3, end_epochs=2)),
+        Preset(
+            "balanced",
+            ALPS,
+            SWEEP_REFIT,
+            recovery=Recovery(block_epochs=2),
+            group_recovery=replace(GROUP_RECOVERY, block_epochs=3, end_epochs=2),
+        ),
         Preset(
             "quality",
             ALPS,
             SWEEP_REFIT,
             permute=True,
-            recovery=Recovery(block_epochs=16, end_epochs=8),
+            recovery=Recovery(block_epochs=6, end_epochs=3, sequences=512),
             group_recovery=replace(GROUP_RECOVERY, block_epochs=8, end_epochs=6),
         ),
         # The procedure of the GQSA paper, section 4.1; the paper omits batch and loss, so they are EfficientQAT's.
@@ -91,7 +105,7 @@ PRESETS = {
             "",
             "",
             groups=SALIENCY,
-            group_recovery=Recovery(5, 2, 1e-5, 1e-5, batch=2, relative=False, loss=CROSS_ENTROPY),
+            group_recovery=Recovery(5, 2, block_rate=1e-5, end_rate=1e-5, batch=2, relative=False, loss=CROSS_ENTROPY),
         ),
     )
 }

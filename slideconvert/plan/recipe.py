@@ -11,6 +11,7 @@
                               # rtn | gptq
     block_epochs: 3           # epochs of training block by block, and end to end, instead of the preset's
     end_epochs: 2
+    generated: 384            # sequences that the source model generates for training, instead of the preset's number
     codes: ternary            # ternary | full; for models trained with ternary weights (BitNet)
     calibration: {text: calibration.jsonl, samples: 128, length: 2048, seed: 0}
     layout: slide             # slide | gqs | dense
@@ -39,7 +40,8 @@ from .presets import Preset, Recovery, parse_preset
 
 GIGA = 1e9
 EPOCHS = ("block_epochs", "end_epochs")
-FIELDS = (*LINEAR_FIELDS, "preset", *EPOCHS, "calibration", "layout", "rules")
+TRAINING = (*EPOCHS, "generated")
+FIELDS = (*LINEAR_FIELDS, "preset", *TRAINING, "calibration", "layout", "rules")
 """The fields of a recipe that records keep, in the order in which they are written."""
 
 
@@ -61,9 +63,9 @@ class Rule:
 class Recipe:
     """The config of all linears, the rules that override it, and the layout of the output (None: that of the source).
 
-    preset: determines the method where neither config nor rule names one, and the training. block_epochs, end_epochs:
-    None for those of the preset. calibration: the text for calibrated methods and training. shard_bytes: maximum size
-    of a weight file in bytes.
+    preset: determines the method where neither config nor rule names one, and the training. block_epochs, end_epochs,
+    generated (sequences that the source model adds to the calibration text): None for those of the preset. calibration:
+    the text for calibrated methods and training. shard_bytes: maximum size of a weight file in bytes.
     """
 
     config: LinearConfig = field(default_factory=LinearConfig)
@@ -72,6 +74,7 @@ class Recipe:
     preset: Preset | None = None
     block_epochs: int | None = None
     end_epochs: int | None = None
+    generated: int | None = None
     calibration: Calibration = field(default_factory=Calibration)
     shard_bytes: int = 5_000_000_000
 
@@ -100,9 +103,14 @@ class Recipe:
         if not self.preset:
             return None
         found = self.preset.group_recovery if groups else self.preset.recovery
-        epochs = {name: getattr(self, name) for name in EPOCHS if getattr(self, name) is not None}
+        epochs = {name: value for name, value in self._training.items() if name in EPOCHS}
         found = replace(found, **epochs)
         return found if found.trains else None
+
+    @property
+    def _training(self) -> dict[str, Any]:
+        """The fields of the training that the recipe sets."""
+        return {name: getattr(self, name) for name in TRAINING if getattr(self, name) is not None}
 
     @property
     def calibrates(self) -> bool:
@@ -114,7 +122,7 @@ class Recipe:
         """The recipe as the fields of its file, without those that are not set."""
         layout = {"layout": self.layout} if self.layout else {}
         preset: dict[str, Any] = {"preset": self.preset.name} if self.preset else {}
-        preset |= {name: getattr(self, name) for name in EPOCHS if getattr(self, name) is not None}
+        preset |= self._training
         calibration = {"calibration": self.calibration.describe()} if self.calibrates else {}
         rules = {"rules": [rule.describe() for rule in self.rules]} if self.rules else {}
         return {**describe_config(self.config), **preset, **calibration, **layout, **rules}
@@ -188,13 +196,13 @@ def parse_recipe(fields: Any, where: str) -> Recipe:
         rules=tuple(_parse_rule(rule, f"{where}, rule {number}") for number, rule in enumerate(rules, 1)),
         layout=parse_layout(layout) if layout else None,
         preset=parse_preset(preset) if preset else None,
-        **{name: _epochs(fields[name], name) for name in EPOCHS if name in fields},
+        **{name: _count(fields[name], name) for name in TRAINING if name in fields},
         calibration=parse_calibration(fields.get("calibration", {}), where),
         shard_bytes=shard_bytes,
     )
 
 
-def _epochs(value: str, name: str) -> int:
+def _count(value: str, name: str) -> int:
     count: int = parse_number(value, name, int)
     if count < 0:
         raise InputError(f"{name} is {value}, it cannot be negative")

@@ -38,8 +38,8 @@ KILLS: list[Kill] = [
     ("write", 20, "balanced"),  # some bytes into a shard
     ("journal", 2, "balanced"),  # a layer's bytes written, and not yet in the journal
     ("solve", 6, "quality"),
-    ("train", 3, "quality"),  # in block recovery of the second layer
-    ("train", 7, "quality"),  # in the second epoch of the end-to-end pass
+    ("train", 6, "quality"),  # in block recovery of the second layer
+    ("train", 14, "quality"),  # in the second epoch of the end-to-end pass
     ("keep", 4, "quality"),  # one of three layers kept as trained
     ("convert", 0, "quality"),  # all kept as trained, nothing in a shard
     ("journal", 2, "quality"),
@@ -80,7 +80,7 @@ def killed(job: Job, tmp_path_factory: pytest.TempPathFactory) -> dict[Kill, Pat
     folder = tmp_path_factory.mktemp("killed")
     outs = {kill: folder / f"{kill[2]} {kill[0]} {kill[1]}" for kill in (*KILLS, TWICE)}
     deaths = [Death(where, after, job.words(out, preset)) for (where, after, preset), out in outs.items()]
-    die(*deaths, Death("train", 5, job.words(outs[TWICE], "quality", "--resume")))
+    die(*deaths, Death("train", 11, job.words(outs[TWICE], "quality", "--resume")))
     return outs
 
 
@@ -117,12 +117,12 @@ def test_resumed_run_writes_the_same_bytes(
 @pytest.mark.parametrize(
     ("kill", "solved", "trained"),
     [
-        (("solve", 0, "balanced"), 12, 0),
-        (("solve", 6, "balanced"), 8, 0),
-        (("keep", 1, "balanced"), 8, 0),
-        (("convert", 7, "balanced"), 4, 0),
-        (("train", 3, "quality"), 8, 4 + 2),  # two steps for each of two layers, and two end to end
-        (("train", 7, "quality"), 0, 1),  # the first epoch was kept
+        (("solve", 0, "balanced"), 12, 12),
+        (("solve", 6, "balanced"), 8, 8),
+        (("keep", 1, "balanced"), 8, 8),
+        (("convert", 7, "balanced"), 4, 4),
+        (("train", 6, "quality"), 8, 8 + 4),  # two epochs of two steps for each of two layers, and end to end
+        (("train", 14, "quality"), 0, 2),  # the first epoch was kept
         (("keep", 4, "quality"), 0, 0),  # and the second
         (("convert", 0, "quality"), 0, 0),
         (("journal", 2, "quality"), 0, 0),

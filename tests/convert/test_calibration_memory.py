@@ -75,7 +75,11 @@ def test_the_plan_of_a_70b_model_states_the_memory(cli: Cli, tmp_path: Path) -> 
     linears = 2 * hidden * hidden + 2 * hidden * 1024 + 3 * hidden * 28672
     assert told["weights"] == 80 * linears
     assert need["layer"] == 2 * 4 * linears  # one layer in each stream, never more
-    assert need["end_training"] == need["block_training"] == 0
+    assert need["end_training"] == need["generating"] == 0
+    # Weights with gradients, two moments and the best state, and what 4 sequences leave for the backward pass.
+    assert 4 * 5 * linears < need["block_training"] < 4 * 5 * linears + 4 * 2048 * (16 * hidden + 16 * 28672)
+    untrained = json.loads(cli("plan", model, "--block-epochs", "0", "--json").out)["calibration_memory"]
+    assert untrained["block_training"] == 0
     # One layer, its largest Gram matrices (28672²) and a batch: an 80 GB GPU does it, hidden states elsewhere.
     assert 4 * 28672**2 * 10 < need["device"] < 80e9
     said = cli("plan", model).out.replace("\n", " ")
@@ -90,6 +94,21 @@ def test_training_end_to_end_needs_the_whole_model(
     float32."""
     told = json.loads(cli("plan", without_weights(tmp_path / "70b"), *words, "--json").out)
     assert told["calibration_memory"]["end_training"] >= least * told["weights"]
+
+
+def test_generating_needs_the_dense_model_and_its_cache(cli: Cli, tmp_path: Path) -> None:
+    """Keys and values of 8 heads of 128 in 80 layers, for the 2**18 tokens that are generated together: bfloat16."""
+    model, cache = without_weights(tmp_path / "70b"), 2 * 2 * 8 * 128 * 80
+    made = json.loads(cli("plan", model, "--preset", "quality", "--json").out)
+    need = made["calibration_memory"]
+    weights = 2 * made["weights"] + 4 * 2 * 128256 * 8192  # embedding and head in float32
+    assert weights + cache * 2**18 < need["generating"] < weights + 1.1 * cache * 2**18
+    assert need["generating"] <= need["device"]
+    few = json.loads(cli("plan", model, "--preset", "quality", "--samples", "8", "--json").out)["calibration_memory"]
+    assert weights + cache * 24 * 2048 < few["generating"] < need["generating"]
+    none = json.loads(cli("plan", model, "--preset", "quality", "--generated", "0", "--json").out)
+    assert none["calibration_memory"]["generating"] == 0
+    assert need["hidden"] == 4 * none["calibration_memory"]["hidden"]
 
 
 def test_nothing_is_reported_without_calibration(cli: Cli, source: Path) -> None:

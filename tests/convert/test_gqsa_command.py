@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from slideconvert.checkpoint.reader import Checkpoint
 from slideconvert.core.weights import floats
 from slideconvert.formats.record import describe_linear, read_record
+from slideconvert.plan.presets import PRESETS
 from tests.conftest import Cli
 from tests.helpers import pico
 from tests.helpers.calibrated import FLAGS, STAGES, calibrated_by, plan_for, write_model
@@ -370,7 +371,7 @@ def test_plans_say_what_groups_need(model: Path, text: Path) -> None:
     words = {"scheme": "w4a16", "pattern": None, "sparsity": "0.5", "group_size": "8", "layout": "gqs"}
     plan = plan_for(model, text, preset="balanced", **words)
     assert plan.recovery and (plan.recovery.block_epochs, plan.recovery.end_epochs) == (3, 2)
-    assert plan_for(model, text, preset="balanced").recovery is None
+    assert plan_for(model, text, preset="balanced").recovery == PRESETS["balanced"].recovery
     assert plan_for(model, text, preset="fast", **words).recovery is None
     brief = plan_for(model, text, preset="fast", block_epochs="2", **words).recovery
     assert brief and (brief.block_epochs, brief.end_epochs) == (2, 0)

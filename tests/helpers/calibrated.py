@@ -111,9 +111,10 @@ def plan_for(
 
 
 def quality(block_epochs: int, end_epochs: int, **words: Any) -> Preset:
-    """Preset quality with so many epochs of training, and other words of it."""
+    """Preset quality with so many epochs of training on the calibration text alone, and other words of it."""
     whole = PRESETS["quality"]
-    return replace(whole, recovery=replace(whole.recovery, block_epochs=block_epochs, end_epochs=end_epochs), **words)
+    recovery = replace(whole.recovery, block_epochs=block_epochs, end_epochs=end_epochs, sequences=0)
+    return replace(whole, recovery=recovery, **words)
 
 
 def numbers(weight: Weight) -> Tensor:

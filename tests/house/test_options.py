@@ -54,7 +54,7 @@ ROW_CAP = {"--row-cap": "--row-cap 2"}
 SIZES = {"--group-size": "--group-size 16"}
 NUMBERS = SIZES | {"--symmetric": "--symmetric", "--asymmetric": "--asymmetric"}
 CODES = {"--codes": "--codes full"}
-EPOCHS = {"--block-epochs": "--block-epochs 1", "--end-epochs": "--end-epochs 1"}
+TRAINING = {"--block-epochs": "--block-epochs 1", "--end-epochs": "--end-epochs 1", "--generated": "--generated 1"}
 OFFLOAD = {"--offload": "--offload"}
 TOKENS = {"--tokens": "--tokens 64"}
 TIMES = TOKENS | {"--gpu": "--gpu a100", "--speed-table": "--speed-table times.csv"}
@@ -70,17 +70,17 @@ UNUSED: dict[str, tuple[str, dict[str, str]]] = {
     "plan": (
         "SOURCE --method magnitude",
         {"--json": "--json --verbose", "--verbose": "--verbose --json", "--revision": "--revision main"}
-        | {**CALIBRATION, **ROW_CAP, **NUMBERS, **CODES, **EPOCHS, **TOKENS},
+        | {**CALIBRATION, **ROW_CAP, **NUMBERS, **CODES, **TRAINING, **TOKENS},
     ),
     "convert": (
         "SOURCE OUT --method magnitude",
-        {**DISPLAY, **HUB, **OUTPUT, **CALIBRATION, **COMPUTE, **OFFLOAD, **ROW_CAP, **NUMBERS, **CODES, **EPOCHS}
+        {**DISPLAY, **HUB, **OUTPUT, **CALIBRATION, **COMPUTE, **OFFLOAD, **ROW_CAP, **NUMBERS, **CODES, **TRAINING}
         | {**TIMES, "--public": "--public"},
     ),
     "allocate": ("SOURCE OUT --density 0.8", {**DISPLAY, **TIMES, "--revision": "--revision main"}),
     "sparsify": (
         "SOURCE OUT --method magnitude",
-        {**DISPLAY, **HUB, **OUTPUT, **CALIBRATION, **COMPUTE, **OFFLOAD, **ROW_CAP, **SIZES, **EPOCHS},
+        {**DISPLAY, **HUB, **OUTPUT, **CALIBRATION, **COMPUTE, **OFFLOAD, **ROW_CAP, **SIZES, **TRAINING},
     ),
     "quantize": ("SOURCE OUT", {**DISPLAY, **HUB, **OUTPUT, **CALIBRATION, **COMPUTE, **NUMBERS}),
     "slide": ("SOURCE OUT", {**DISPLAY, **HUB, **OUTPUT}),

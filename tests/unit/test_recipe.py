@@ -74,6 +74,7 @@ def test_omitted_fields_are_not_chosen(tmp_path: Path) -> None:
         preset=None,
         block_epochs=None,
         end_epochs=None,
+        generated=None,
         calibration=Calibration(),
         shard_bytes=5_000_000_000,
     )

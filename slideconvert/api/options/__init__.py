@@ -24,7 +24,6 @@ from .machine import ComputeOptions, DeviceOptions, OffloadOptions, OutputOption
 from .recipe import (
     CalibrationOptions,
     CodesOptions,
-    EpochOptions,
     GroupPatternOptions,
     GroupSchemeOptions,
     LayoutOptions,
@@ -34,6 +33,7 @@ from .recipe import (
     RecipeFile,
     RecipeOptions,
     SchemeOptions,
+    TrainingOptions,
 )
 from .target import TargetOptions, TimesOptions
 from .tuning import TuneOptions
@@ -45,7 +45,6 @@ __all__ = [
     "ComputeOptions",
     "ConvertOptions",
     "DeviceOptions",
-    "EpochOptions",
     "EvaluateOptions",
     "GenerateOptions",
     "GroupPatternOptions",
@@ -72,6 +71,7 @@ __all__ = [
     "SparsifyOptions",
     "TargetOptions",
     "TimesOptions",
+    "TrainingOptions",
     "TuneOptions",
     "VerifyOptions",
     "option",

@@ -9,7 +9,6 @@ from .base import option
 from .machine import ComputeOptions, DeviceOptions, OffloadOptions, OutputOptions, RevisionOptions, SourceOptions
 from .recipe import (
     CalibrationOptions,
-    EpochOptions,
     GroupPatternOptions,
     GroupSchemeOptions,
     MethodOptions,
@@ -18,6 +17,7 @@ from .recipe import (
     RecipeFile,
     RecipeOptions,
     SchemeOptions,
+    TrainingOptions,
 )
 from .target import TargetOptions, TimesOptions
 
@@ -52,7 +52,7 @@ class SparsifyOptions(
     GroupPatternOptions,
     PresetOptions,
     MethodOptions,
-    EpochOptions,
+    TrainingOptions,
     CalibrationOptions,
     ComputeOptions,
     OffloadOptions,

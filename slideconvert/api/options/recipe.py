@@ -44,13 +44,17 @@ class MethodOptions(Options):
 
 
 @dataclass(frozen=True)
-class EpochOptions(Options):
-    """How long the result is trained."""
+class TrainingOptions(Options):
+    """How long the result is trained, and on what text besides that of calibration."""
 
     HEADING: ClassVar[str] = "Recipe"
 
     block_epochs: int | None = option("Epochs of training by decoder layer.  [default: the preset's]", minimum=0)
     end_epochs: int | None = option("Epochs of training end to end.  [default: the preset's]", minimum=0)
+    generated: int | None = option(
+        "Sequences that the source model generates to train on, besides the calibration text.  [default: the preset's]",
+        minimum=0,
+    )
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,7 @@ class RecipeOptions(
     RecipeFile,
     PresetOptions,
     MethodOptions,
-    EpochOptions,
+    TrainingOptions,
     PatternOptions,
     GroupPatternOptions,
     SchemeOptions,

@@ -1,0 +1,67 @@
+"""Calibration text that the dense model generates itself, for training on more text than there is.
+
+Training soon knows a hundred sequences by heart. What a model generates is distributed like the text that it was
+trained on, and the dense model's predictions, towards which the pruned model is trained, are as valid there (LLM-QAT,
+arXiv 2305.17888, section 3.1). Each sequence continues some tokens of a calibration sequence, so that it keeps to the
+subjects of the user's text; tokens are drawn from the whole distribution, not only from the most probable ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.precision import running
+from ..plan.calibration import GENERATED_AT_ONCE
+from ..progress import Progress, silent
+
+START = 16
+"""Tokens of a calibration sequence that a generated sequence continues, at most a quarter of its own."""
+
+
+def generate(
+    model: Any, tokens: Tensor, count: int, seed: int, dtype: torch.dtype, progress: Progress = silent
+) -> Tensor:
+    """`count` sequences [count, length] int64 on the CPU, each the continuation of START tokens at a random place of a
+    calibration sequence; all of these are continued equally often, up to one.
+
+    model: a causal language model of transformers, which computes in `dtype`. tokens [sequences, length] int64: the
+    calibration sequences. seed: of the places and of the tokens drawn; results depend on the device only through
+    rounding.
+    """
+    device, length = next(model.parameters()).device, tokens.shape[1]
+    source = torch.Generator().manual_seed(seed)
+    start = max(1, min(START, length // 4))
+    places = torch.randint(0, length - start + 1, (count, 1), generator=source)
+    rows = torch.arange(count) % len(tokens)
+    begun = tokens[rows[:, None], places + torch.arange(start)]
+    chances = torch.rand(count, length - start, generator=source)
+    at_once, made = max(1, GENERATED_AT_ONCE[device.type] // length), []
+    for part in torch.arange(count).split(at_once):
+        done = int(part[0]) * (length - start)
+
+        def count_tokens(new: int, done: int = done) -> None:
+            progress("generate", done + new, count * (length - start))
+
+        with torch.inference_mode(), running(device, dtype):
+            made.append(_continued(model, begun[part].to(device), chances[part].to(device), count_tokens).cpu())
+    return torch.cat(made)
+
+
+def _continued(model: Any, begun: Tensor, chances: Tensor, count: Callable[[int], None]) -> Tensor:
+    """begun [n, start] int64, chances [n, T] in [0, 1) -> [n, start + T]: each next token is the first one whose
+    cumulative probability exceeds its chance. count: called with the number of new tokens so far."""
+    parts, now, cache = [begun], begun, None
+    count(0)
+    for chance in chances.T:
+        out = model(input_ids=now, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache = out.past_key_values
+        sums = out.logits[:, -1].double().softmax(-1).cumsum(-1)
+        # The last sum may be rounded to less than the chance.
+        now = torch.searchsorted(sums, chance[:, None].double(), right=True).clamp(max=sums.shape[1] - 1)
+        parts.append(now)
+        count((len(parts) - 1) * len(begun))
+    return torch.cat(parts, 1)
