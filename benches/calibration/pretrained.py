@@ -132,7 +132,6 @@ class Bench:
             "dense",
             "--device",
             self.protocol.device,
-            "-q",
             "--json",
         ]
         if cell.way == PEER:

@@ -152,6 +152,14 @@ def test_the_bench_writes_failures_as_rows_and_measures_only_what_is_missing(
     assert len(run(bench, texts, "--way", PEER, "--peer-python", peer)) == 4
 
 
+def test_the_bench_measures_ways_of_our_own(bench: ModuleType, texts: Path) -> None:
+    dense, *pruned = run(bench, texts, "--way", "magnitude", "--way", "balanced")
+    assert [row["cell"]["way"] for row in pruned] == ["magnitude", "balanced"]
+    for result in (row["result"] for row in pruned):
+        assert result["failed"] == "" and result["broken"] == 0 and result["seconds"] > 0
+        assert result["perplexity"] > dense["result"]["perplexity"] and result["kl"] > 0 and 0 < result["same_top"] < 1
+
+
 def test_the_bench_stops_in_time(bench: ModuleType, texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (texts.parent / "rows.jsonl").touch()
     assert run(bench, texts, "--way", "magnitude", "--minutes", "0") == []
