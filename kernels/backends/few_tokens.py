@@ -39,10 +39,7 @@ class _Few(CudaBackend):
             self._op.load(dtypes.x, dtypes.bias)
 
     def launch(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
-        if x.dim() == 2:  # as servers pass it; views take microseconds
-            return self._op(x, prepared, bias)
-        out = self._op(x.reshape(-1, self.spec.columns), prepared, bias)
-        return out.view(*x.shape[:-1], self.spec.rows)
+        return self.by_rows(self._op, x, prepared, bias)
 
     def operand(self, tokens: int) -> tuple[Operand, int] | None:
         if tokens > MOST_TOKENS:

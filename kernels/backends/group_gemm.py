@@ -55,7 +55,4 @@ class GroupGemmBackend(CudaBackend):
         return self._op.weight(prepared)
 
     def launch(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
-        if x.dim() == 2:
-            return self._op(x, prepared, bias)
-        out = self._op(x.reshape(-1, self.spec.columns), prepared, bias)
-        return out.view(*x.shape[:-1], self.spec.rows)
+        return self.by_rows(self._op, x, prepared, bias)

@@ -53,10 +53,7 @@ class ManySparse(CudaBackend):
         return self._op.weight(fragments, scale)
 
     def launch(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
-        if x.dim() == 2:  # as servers pass it; views take microseconds
-            return self._op(x, prepared, bias)
-        out = self._op(x.reshape(-1, self.spec.columns), prepared, bias)
-        return out.view(*x.shape[:-1], self.spec.rows)
+        return self.by_rows(self._op, x, prepared, bias)
 
     def operand(self, tokens: int) -> tuple[Operand, int] | None:
         return self._op.operand, tokens

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from slideconvert.kernels.backends import base
 from slideconvert.kernels.backends.base import Dtypes
@@ -303,3 +304,18 @@ def test_the_table_on_disk_is_readable_json(monkeypatch: pytest.MonkeyPatch, tmp
     found = json.loads(path.read_text())
     assert found["times"].keys() == {"64x96 int8 2:8", "64x96 int8 2:inf"}
     assert found["times"]["64x96 int8 2:inf"][IntMm.timed_name()]["16384"] == 2
+
+
+def test_operations_on_rows_take_activations_of_any_shape() -> None:
+    columns, seen = SPEC.columns, list[tuple[int, ...]]()
+
+    def op(x: Tensor, prepared: object, bias: Tensor | None) -> Tensor:
+        seen.append(tuple(x.shape))
+        return torch.zeros(len(x), SPEC.rows)
+
+    way = FewSparse(SPEC, CPU)
+    for shape in ((5, columns), (2, 3, columns), (columns,)):
+        assert way.by_rows(op, torch.zeros(shape), (), None).shape == (*shape[:-1], SPEC.rows)
+    assert seen == [(5, columns), (6, columns), (1, columns)]
+    with pytest.raises(RuntimeError):  # of other columns, which a kernel would read beyond
+        way.by_rows(op, torch.zeros(5, columns - 1), (), None)
