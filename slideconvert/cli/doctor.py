@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import shutil
 from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 from .. import __version__
 from ..api.tuned_linears import of_checkpoint
 from ..api.tuning import coverage
+from ..checkpoint.disk import free_bytes
 from ..checkpoint.reader import Checkpoint
 from ..core.choices import HOSTS
 from ..core.workers import count
@@ -50,7 +50,7 @@ def examine() -> dict[str, Any]:
         "gpus": gpus,
         "backends": _backends(),
         "kernel_cache": kernel_cache(),
-        "huggingface_cache": {"path": str(cache), "free_bytes": _free(cache)},
+        "huggingface_cache": {"path": str(cache), "free_bytes": free_bytes(cache)},
         "huggingface_token": _has_token(),
         "advice": _advice(gpus),
     }
@@ -167,12 +167,6 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _free(path: Path) -> int:
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free
 
 
 def _has_token() -> bool:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from contextlib import closing
 from itertools import groupby
 from pathlib import Path
 
 from ..checkpoint.claim import claimed
+from ..checkpoint.disk import BESIDE, free_bytes
 from ..checkpoint.files import CARD, CONFIG, GENERATION, SINGLE, STAGING
 from ..checkpoint.snapshot import Snapshot
 from ..checkpoint.staging import Staging, write_file, writing
@@ -34,8 +34,6 @@ CARD_FIELDS = {
     "language": "general.languages",
 }
 """Fields of a model card, and those of GGUF that say the same."""
-BESIDE = 64_000_000
-"""Bytes for the files beside the weights."""
 
 
 def cache_folder(named: Path | None) -> Path:
@@ -108,8 +106,7 @@ def _units(model: GgufModel) -> tuple[Unit, ...]:
 
 def _check_space(out: Path, size: int) -> None:
     """InputError if the disk of `out` has less space than the folder needs."""
-    disk = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
-    free = shutil.disk_usage(disk).free
+    free = free_bytes(out)
     if free < size + BESIDE:
         raise InputError(
             f"{out}: the dequantized model needs {(size + BESIDE) / 1e9:,.2f} GB, {free / 1e9:,.2f} GB are free",

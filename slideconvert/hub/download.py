@@ -12,10 +12,10 @@ fetched one by one: Xet transfers the parts of a file in parallel anyway, and an
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..checkpoint.disk import existing, free_bytes
 from ..checkpoint.files import CONFIG, INDEX
 from ..checkpoint.snapshot import Snapshot
 from ..errors import InputError
@@ -110,11 +110,10 @@ def _check_disk_space(listing: Listing, target: Path, in_cache: bool) -> None:
         return (target / file.name).is_file() or (in_cache and blob.is_file())
 
     missing = sum(file.size for file in listing.files if not present(file))
-    disk = next(folder for folder in (target, *target.parents) if folder.exists())
-    free = shutil.disk_usage(disk).free
+    free = free_bytes(target)
     if missing > free:
         raise InputError(
-            f"{listing.id} needs {missing / 1e9:,.2f} GB more, and {disk} has {free / 1e9:,.2f} GB free",
+            f"{listing.id} needs {missing / 1e9:,.2f} GB more, and {existing(target)} has {free / 1e9:,.2f} GB free",
             hint="free disk space, "
             + ("or set HF_HOME to a larger disk" if in_cache else "or name a folder on another disk"),
         )
