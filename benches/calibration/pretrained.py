@@ -164,12 +164,13 @@ class Bench:
 
     def scored(self, folders: list[Path], cell: Cell) -> dict[str, Any]:
         """What `eval` says of the last of these checkpoints on the evaluation text of a cell."""
+        sequences, length = self.protocol.sequences, self.protocol.length
         options = EvaluateOptions(
             text=str(self.texts[cell.text] / "evaluation.jsonl"),
-            sequences=self.protocol.sequences,
-            length=self.protocol.length,
+            sequences=sequences,
+            length=length,
             device=self.protocol.device,
-            keep_base=self.kept / f"{self.model.name}-{cell.text}.base" if len(folders) > 1 else None,
+            keep_base=self.kept / f"{self.model.name}-{cell.text}-{sequences}x{length}.base",
         )
         rows = evaluate([str(folder) for folder in folders], options).perplexity
         assert rows

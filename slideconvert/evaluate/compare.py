@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -150,9 +150,10 @@ def _check_length(one: _Prepared, length: int) -> None:
         )
 
 
-@contextmanager
-def _file_for(base: _Prepared, text: str, protocol: TextProtocol, progress: Progress) -> Iterator[KeptBase]:
-    """The file of the base's distributions; whoever watches sees its size before the base runs."""
+def _file_for(
+    base: _Prepared, text: str, protocol: TextProtocol, progress: Progress
+) -> AbstractContextManager[KeptBase]:
+    """The file of the base's distributions."""
     count, length = base.tokens.shape
     check_kept_bytes(count, length, protocol.top, base.vocabulary, protocol.limit)
     origin = Origin(
@@ -165,8 +166,7 @@ def _file_for(base: _Prepared, text: str, protocol: TextProtocol, progress: Prog
         vocabulary=base.vocabulary,
         top=min(protocol.top, base.vocabulary),
     )
-    with kept_base(origin, protocol.base_file, protocol.scratch) as kept:
-        yield kept
+    return kept_base(origin, protocol.base_file, protocol.scratch)
 
 
 def _run(one: _Prepared, base: _Prepared, found: _Found, protocol: TextProtocol, progress: Progress) -> Tensor:
