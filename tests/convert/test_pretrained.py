@@ -20,7 +20,7 @@ from tests.conftest import MAGNITUDE, Cli
 from tests.helpers import demo, pico
 
 ROOT = Path(__file__).parents[2]
-SCRIPTS, BENCH = ROOT / "examples" / "pretrained", ROOT / "benches" / "calibration" / "pretrained.py"
+SCRIPTS, BENCH = ROOT / "examples" / "pretrained", ROOT / "benches" / "calibration" / "accuracy.py"
 PEER = "llm-compressor SparseGPT"
 WORDS = ("--length", "128", "--device", "cpu")
 
@@ -127,8 +127,8 @@ def texts(tmp_path: Path) -> Path:
 def run(bench: ModuleType, texts: Path, *words: object) -> list[dict[str, object]]:
     """Run the bench on few sequences of the demo model; the rows of its file."""
     out = texts.parent / "rows.jsonl"
-    small = ("--samples", "4", "--length", "64", "--sequences", "2", "--device", "cpu", "--pattern", "2_8")
-    command = [demo.DEMO, texts, "--out", out, *small, "--scheme", "int8", *words]
+    small = ("--samples", "4", "--length", "64", "--sequences", "2", "--device", "cpu", "--column", "2_8/int8")
+    command = [demo.DEMO, texts, "--out", out, *small, *words]
     result = CliRunner().invoke(bench.main, [str(word) for word in command], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return [json.loads(line) for line in out.read_text().splitlines()]

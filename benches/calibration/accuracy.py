@@ -1,18 +1,20 @@
-"""A pretrained model after every way to prune it, on several texts: the first table of BENCHMARKS.
+"""A model after every way to prune it, on several texts: the first tables of BENCHMARKS.
 
     python examples/pretrained/make_model.py pretrained/model
     python examples/pretrained/make_texts.py pretrained/texts
-    python benches/calibration/pretrained.py pretrained/model pretrained/texts/prose pretrained/texts/code \\
+    python benches/calibration/accuracy.py pretrained/model pretrained/texts/prose pretrained/texts/code \\
         --out pretrained.jsonl --device cuda --minutes 9 --peer-python peer/bin/python
+    python benches/calibration/accuracy.py models/bitnet text --out bitnet.jsonl --activations float \\
+        --column 2_8/int8 --column 2_8/int8/full --way balanced --way quality
 
 A text is a folder with calibration.jsonl and evaluation.jsonl. Every measurement is one line of OUT, written as soon as
 it is made; the next call makes those that are missing or failed, and prints the tables. Cheap ways come first.
 
 Calibration: sequences of 512 tokens, drawn with seed 0 from calibration.jsonl. Perplexity of the first 160 sequences of
-evaluation.jsonl, float32, activations quantized as in serving, and there the mean KL divergence from the dense model in
-nats and how often both expect the same token most; seconds of the whole command, and its peak of GPU memory. What the
-dense model expects is kept beside OUT, 671 MB a text. llmcompressor_sparsegpt.py describes the environment of
---peer-python; without it its rows say that they were skipped.
+evaluation.jsonl, float32, activations quantized as in serving or not at all, and there the mean KL divergence from the
+dense model in nats and how often both expect the same token most; seconds of the whole command, and its peak of GPU
+memory. What the dense model expects is kept beside OUT, 671 MB a text for 49,152 tokens. llmcompressor_sparsegpt.py
+describes the environment of --peer-python; without it its rows say that they were skipped.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ from sequences import NAME, draw
 
 from slideconvert import EvaluateOptions, SlideConvertError, __version__, evaluate
 from slideconvert.checkpoint.reader import Checkpoint
+from slideconvert.core.choices import ACTIVATIONS
 from slideconvert.core.patterns import BlockPattern
 
 DENSE = "dense"
@@ -47,7 +50,7 @@ WAYS = {
     "quality": ["--preset", "quality"],
 }
 """The ways to prune in the order in which they are measured, and the options of `convert`."""
-PATTERNS, SCHEMES = ("2_8", "2_6", "2_4"), ("int8", "fp8")
+COLUMNS = [f"{pattern}/{scheme}" for pattern in ("2_8", "2_6", "2_4") for scheme in ("int8", "fp8")]
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class Protocol:
 
     model: str
     device: str
+    activations: str
     samples: int
     length: int
     seed: int
@@ -68,12 +72,11 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Cell:
-    """A number of a table. pattern, scheme: "" for the dense model."""
+    """A number of a table. column: PATTERN/SCHEME[/CODES]; "" for the dense model."""
 
     text: str
     way: str
-    pattern: str = ""
-    scheme: str = ""
+    column: str = ""
 
 
 @dataclass(frozen=True)
@@ -120,24 +123,26 @@ class Bench:
 
     def pruned(self, cell: Cell, folder: Path) -> Result:
         """Make a checkpoint in `folder` and measure it."""
-        out, pattern = folder / "out", BlockPattern.parse(cell.pattern)
+        out, (name, scheme, *codes) = folder / "out", cell.column.split("/")
+        pattern = BlockPattern.parse(name)
         calibration = self.texts[cell.text] / "calibration.jsonl"
         command = [sys.executable, "-m", "slideconvert", "convert", str(self.model), *WAYS[cell.way]]
         command += [
             "--pattern",
-            cell.pattern,
+            name,
             "--scheme",
-            cell.scheme,
+            scheme,
             "--layout",
             "dense",
             "--device",
             self.protocol.device,
             "--json",
         ]
+        command += ["--codes", *codes] if codes else []
         if cell.way == PEER:
             saved = folder / "sequences.safetensors"
             save_file({NAME: draw(self.model, str(calibration), **self.protocol.drawing)}, saved)
-            command = peer_command(str(self.peer), self.model, saved, pattern, cell.scheme, {})
+            command = peer_command(str(self.peer), self.model, saved, pattern, scheme, {})
         elif cell.way != "magnitude":
             command += ["--calibration", str(calibration), *flags(self.protocol.drawing)]
         started = time.monotonic()
@@ -170,6 +175,7 @@ class Bench:
             sequences=sequences,
             length=length,
             device=self.protocol.device,
+            activations=self.protocol.activations,
             keep_base=self.kept / f"{self.model.name}-{cell.text}-{sequences}x{length}.base",
         )
         rows = evaluate([str(folder) for folder in folders], options).perplexity
@@ -214,14 +220,14 @@ def measure_all(bench: Bench, cells: list[Cell], out: Path) -> Iterator[tuple[Ce
         yield cell, result
 
 
-def markdown(text: str, results: dict[Cell, Result], columns: list[tuple[str, str]], ways: list[str]) -> str:
+def markdown(text: str, results: dict[Cell, Result], columns: list[str], ways: list[str]) -> str:
     """The table of one text: perplexity, KL divergence, same token (seconds, GPU memory), or why there is none."""
-    titles = [f"{pattern.replace('_', ':')} {scheme}" for pattern, scheme in columns]
+    titles = [column.replace("_", ":").replace("/", " ") for column in columns]
     lines = [f"| {text} | {' | '.join(titles)} |", "|---" * (len(columns) + 1) + "|"]
     if dense := results.get(Cell(text, DENSE)):
         lines.append(f"| {DENSE} | {shown(dense)} |" + " |" * (len(columns) - 1))
     for way in ways:
-        cells = [results.get(Cell(text, way, pattern, scheme)) for pattern, scheme in columns]
+        cells = [results.get(Cell(text, way, column)) for column in columns]
         lines.append(f"| {way} | {' | '.join(shown(cell) for cell in cells)} |")
     return "\n".join(lines)
 
@@ -245,37 +251,36 @@ def shown(result: Result | None) -> str:
 @click.argument("model", type=click.Path(path_type=Path, exists=True))
 @click.argument("texts", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="JSON lines.")
-@click.option("--pattern", "patterns", multiple=True, type=click.Choice(PATTERNS), default=PATTERNS)
-@click.option("--scheme", "schemes", multiple=True, type=click.Choice(SCHEMES), default=SCHEMES)
+@click.option("--column", "columns", multiple=True, default=COLUMNS, show_default=True, help="PATTERN/SCHEME[/CODES]")
 @click.option("--way", "ways", multiple=True, type=click.Choice(list(WAYS)), default=list(WAYS))
 @click.option("--samples", default=128, show_default=True, type=click.IntRange(1))
 @click.option("--length", default=512, show_default=True, type=click.IntRange(2))
 @click.option("--seed", default=0, show_default=True)
 @click.option("--sequences", default=160, show_default=True, type=click.IntRange(1), help="Sequences to measure on.")
+@click.option("--activations", type=click.Choice(ACTIVATIONS), default="quantized", show_default=True)
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
 @click.option("--peer-python", help="The Python of llm-compressor's environment.")
 @click.option("--minutes", default=1440.0, show_default=True, type=click.FloatRange(0), help="Stop after these.")
 def main(
-    model: Path, texts: tuple[Path, ...], out: Path, patterns: tuple[str, ...], schemes: tuple[str, ...],
-    ways: tuple[str, ...], device: str, peer_python: str | None, minutes: float, **protocol: int,
+    model: Path, texts: tuple[Path, ...], out: Path, columns: tuple[str, ...], ways: tuple[str, ...], device: str,
+    activations: str, peer_python: str | None, minutes: float, **protocol: int,
 ) -> None:  # fmt: skip
     named = {text.name: text for text in texts}
-    agreed = Protocol(model.name, device, **protocol)
+    agreed = Protocol(model.name, device, activations, **protocol)
     bench = Bench(model, named, agreed, out.absolute().parent, peer_python, time.monotonic() + 60 * minutes)
-    columns = [(pattern, scheme) for pattern in patterns for scheme in schemes]
     wanted = [Cell(text, DENSE) for text in named]
-    wanted += [Cell(text, way, *column) for way in WAYS if way in ways for column in columns for text in named]
+    wanted += [Cell(text, way, column) for way in WAYS if way in ways for column in columns for text in named]
     results = read_results(out, agreed)
     missing = [cell for cell in wanted if cell not in results or results[cell].perplexity is None]
     for cell, result in measure_all(bench, missing, out):
         results[cell] = result
-        what = " ".join(filter(None, (cell.text, cell.pattern, cell.scheme, cell.way)))
+        what = " ".join(filter(None, (cell.text, cell.column, cell.way)))
         click.echo(f"{what}: {result.failed or shown(result)}", err=True)
     for text in named:
-        click.echo(markdown(text, results, columns, [way for way in WAYS if way in ways]) + "\n")
+        click.echo(markdown(text, results, list(columns), [way for way in WAYS if way in ways]) + "\n")
     for cell, result in results.items():
         if result.failed:
-            click.echo(f"{cell.text} {cell.pattern} {cell.scheme} {cell.way}: {result.failed}")
+            click.echo(f"{cell.text} {cell.column} {cell.way}: {result.failed}")
 
 
 if __name__ == "__main__":
