@@ -70,11 +70,6 @@ class RunSettings:
         """Tokens that run through a layer at once."""
         return self.batch_tokens or BATCH_TOKENS.get(torch.device(self.device).type, BATCH_TOKENS["cpu"])
 
-    @property
-    def micro_tokens(self) -> int:
-        """Tokens that run through a layer at once in training, whose backward pass needs what they leave behind."""
-        return max(1, self.tokens_at_once // 4)
-
     def stream_options(self, folder: Path) -> StreamOptions:
         """These settings for streams. folder: for hidden states on disk."""
         return StreamOptions(torch.device(self.device), self.keep_on, folder, self.tokens_at_once, self.dtype)
@@ -203,7 +198,6 @@ def train_end_to_end(
             state=folder / "training.safetensors",
             progress=lambda done, total: progress("train", done, total),
         ),
-        at_once=max(1, settings.micro_tokens // tokens.shape[1]),
         taught=recovery.loss == KL,
         progress=progress,
     )

@@ -42,6 +42,11 @@ class StreamOptions:
         """Sequences of `length` tokens that run through a layer at once."""
         return max(1, self.batch_tokens // length)
 
+    def micro(self, length: int) -> int:
+        """Sequences of `length` tokens that run through a layer at once in training: fewer, because the backward pass
+        needs what they leave behind."""
+        return max(1, self.batch_tokens // 4 // length)
+
     def store(self, name: str) -> Activations:
         """An empty store for hidden states."""
         return Activations(self.place, self.device, self.folder, name)
@@ -138,14 +143,15 @@ def embed(decoder: Decoder, parts: Sequence[Tensor], options: StreamOptions, nam
 class Streams:
     """The compressed stream, and the dense stream or None, over the same batches of sequences.
 
-    The held-out sequences come last, in separate batches; the first `generated` ones are never held out. sample
-    [tokens, K]: inputs of the input group that was collected last.
+    The held-out sequences come last, in separate batches; the first `generated` ones are never held out. length: tokens
+    of a sequence. sample [tokens, K]: inputs of the input group that was collected last.
     """
 
     def __init__(
         self, decoder: Decoder, tokens: Tensor, options: StreamOptions, *, dense: bool, generated: int = 0
     ) -> None:
         self.decoder, self.options, self.number = decoder, options, -1
+        self.length = tokens.shape[1]
         self.sample: Tensor
         self.fitted, self.held = held_out(len(tokens), generated)
         hidden = embed(decoder, (tokens[self.fitted], tokens[self.held]), options, "hidden")

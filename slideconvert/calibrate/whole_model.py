@@ -54,14 +54,13 @@ def train_whole_model(
     schedule: Schedule,
     training: TrainingOptions,
     *,
-    at_once: int,
     taught: bool,
     progress: Progress,
 ) -> tuple[dict[str, Weight], Curve]:
     """End-to-end recovery of all layers: trained weights by module name, and losses.
 
-    found: results of all layers, in order. tokens [sequences, length] int64, the generated ones first. at_once:
-    sequences that run through a layer together. taught: train towards the dense model's predictions, not the tokens.
+    found: results of all layers, in order. tokens [sequences, length] int64, the generated ones first. taught:
+    train towards the dense model's predictions, not the tokens.
     """
     decoder = Decoder(plan.source, options.device, options.dtype)
     decoder.record_passed(tokens.shape[1])
@@ -77,7 +76,7 @@ def train_whole_model(
         layers,
         decoder.final_norm(),
         decoder.head(),
-        at_once=at_once,
+        at_once=options.micro(tokens.shape[1]),
         offload=training.offload,
     )
     fitted, held = held_out(len(tokens), plan.generated)

@@ -26,7 +26,7 @@ def recover_end_to_end(
     schedule: Schedule,
     options: TrainingOptions,
 ) -> tuple[dict[str, Weight], Curve]:
-    """The trained weights by module name, and the held-out loss per token in nats: the Kullback-Leibler divergence from
+    """The trained weights by module name, in CPU memory, and the held-out loss per token in nats: the Kullback-Leibler divergence from
     the dense model, or without it the cross-entropy of the next token.
 
     trained: the student's compressed linears, by module name. dense(numbers): the last hidden states [n, length,
@@ -54,4 +54,4 @@ def recover_end_to_end(
         return head.losses(divergence, hidden.flatten(0, 1), dense(numbers).flatten(0, 1)).mean()
 
     curve = train(trained_of(trained), loss, fitted, held, schedule, options)
-    return {name: linear.weight() for name, linear in trained.items()}, curve
+    return {name: linear.weight().to("cpu") for name, linear in trained.items()}, curve
