@@ -46,8 +46,8 @@ class RunSettings:
 
     device: where the model computes. keep_on: where hidden states are stored between layers (device, cpu, disk).
     batch_tokens: tokens that run through a layer at once, None for the default of the device. offload: keep in CPU
-    memory what training needs of one layer at a time (training.TrainingOptions). precision: of the running model, an argument of precision.running_dtype. InputError for
-    unknown names.
+    memory what training end to end needs of one layer at a time (training.TrainingOptions). precision: of the running
+    model, an argument of precision.running_dtype. InputError for unknown names.
     """
 
     device: str = "cpu"
@@ -104,8 +104,8 @@ def compressed_layers(
     except torch.OutOfMemoryError as error:
         raise OutputError(
             f"out of memory on {settings.device}: {str(error).splitlines()[0]}",
-            hint="continue with --resume and --keep-on cpu or disk (preset quality: also --offload), or restart with "
-            "a lower --batch-tokens, fewer --samples or --generated 0",
+            hint="continue with --resume and --offload (or --keep-on disk), or restart with a lower --batch-tokens, "
+            "fewer --samples or --generated 0",
         ) from error
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..core.weights import unit_of
 from ..errors import InputError
 from ..models.decoder import Decoder, Layer
+from ..plan.calibration import TRAINED_SHARE
 from ..prune.statistics import Accumulator, Statistics
 from .activation_error import SAMPLE
 from .activations import Activations
@@ -43,9 +44,8 @@ class StreamOptions:
         return max(1, self.batch_tokens // length)
 
     def micro(self, length: int) -> int:
-        """Sequences of `length` tokens that run through a layer at once in training: fewer, because the backward pass
-        needs what they leave behind."""
-        return max(1, self.batch_tokens // 4 // length)
+        """Sequences of `length` tokens that run through a layer at once in training."""
+        return max(1, self.batch_tokens // TRAINED_SHARE // length)
 
     def store(self, name: str) -> Activations:
         """An empty store for hidden states."""

@@ -7,7 +7,6 @@ last hidden states again. These are stored in the dtype in which the model runs,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor

@@ -26,8 +26,8 @@ def recover_end_to_end(
     schedule: Schedule,
     options: TrainingOptions,
 ) -> tuple[dict[str, Weight], Curve]:
-    """The trained weights by module name, in CPU memory, and the held-out loss per token in nats: the Kullback-Leibler divergence from
-    the dense model, or without it the cross-entropy of the next token.
+    """The trained weights by module name, in CPU memory, and the held-out loss per token in nats: the Kullback-Leibler
+    divergence from the dense model, or without it the cross-entropy of the next token.
 
     trained: the student's compressed linears, by module name. dense(numbers): the last hidden states [n, length,
     hidden] of the dense model for sequences with these numbers [n] int64; both models have the same head, which does

@@ -62,7 +62,7 @@ class _Product(torch.autograd.Function):
     """x Wᵀ + bias, in the dtype of autocast or else of x. Of x alone something is kept for the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, linear: RebuiltLinear, *variables: Tensor) -> Tensor:
+    def forward(ctx: Any, inputs: Tensor, linear: RebuiltLinear, *_: Tensor) -> Tensor:
         kind = inputs.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else inputs.dtype
         taken = inputs.to(dtype)
@@ -72,7 +72,7 @@ class _Product(torch.autograd.Function):
         return nn.functional.linear(taken, linear.dense(dtype), bias)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
         (inputs,) = ctx.saved_tensors
         linear: RebuiltLinear = ctx.linear

@@ -11,13 +11,15 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from ..checkpoint.container import TensorSpec, header_bytes
 from ..checkpoint.staging import writing
+from ..errors import InputError
 from .adam import COUNT, MOMENTS, Adam
+
+NOW = ".now"
 
 
 def save_state(
@@ -47,24 +49,37 @@ def save_state(
 def load_state(
     path: Path, parameters: Sequence[Tensor], best: Sequence[Tensor], optimizers: Sequence[Adam]
 ) -> tuple[list[float], int, int]:
-    """Restore parameters, their best state and the optimizers; return losses, and skipped steps in all and in a row."""
+    """Restore parameters, their best state and the optimizers; return losses, and skipped steps in all and in a row.
+
+    InputError for a state of other parameters."""
     with safe_open(path, "pt") as file:
         metadata, names = file.metadata(), set(file.keys())
+        shapes = [tuple(file.get_slice(name).get_shape()) for name in sorted(names, key=_number) if name.endswith(NOW)]
+        if shapes != [tuple(parameter.shape) for parameter in parameters]:
+            raise InputError(
+                f"{path}: the state of a training of other parameters ({len(shapes)}, now {len(parameters)})",
+                hint="another version of slideconvert wrote it: delete this file, and the training starts again",
+            )
         for number, (parameter, found, optimizer) in enumerate(zip(parameters, best, optimizers, strict=True)):
-            parameter.data.copy_(file.get_tensor(f"{number}.now"))
+            parameter.data.copy_(file.get_tensor(f"{number}{NOW}"))
             known = f"{number}.best"
-            found.copy_(file.get_tensor(known if known in names else f"{number}.now"))
+            found.copy_(file.get_tensor(known if known in names else f"{number}{NOW}"))
             parts = {part: f"{number}.{part}" for part in (*MOMENTS, COUNT)}
             optimizer.restore({part: file.get_tensor(name) for part, name in parts.items() if name in names})
     skipped, in_a_row = json.loads(metadata["skipped"])
     return json.loads(metadata["losses"]), skipped, in_a_row
 
 
+def _number(name: str) -> int:
+    """The number of a tensor's parameter."""
+    return int(name.partition(".")[0])
+
+
 def _named(
     parameters: Sequence[Tensor], best: Sequence[Tensor] | None, optimizers: Sequence[Adam]
 ) -> Iterator[tuple[str, Tensor]]:
     for number, (parameter, optimizer) in enumerate(zip(parameters, optimizers, strict=True)):
-        yield f"{number}.now", parameter
+        yield f"{number}{NOW}", parameter
         for part, tensor in optimizer.state().items():
             yield f"{number}.{part}", tensor
         if best is not None:

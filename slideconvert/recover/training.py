@@ -80,8 +80,9 @@ class TrainingOptions:
     micro: sequences computed at once, None for the whole batch; with less, the gradients of all parameters are in
     memory until the last part. offload: keep in CPU memory what only one layer at a time needs: the optimizer's
     moments, and end to end the hidden states between layers. dtype: in which models run (precision.py); parameters,
-    their gradients and the optimizer are float32. state: file for the state after each epoch (one of this name for each retry), from which an interrupted
-    training resumes to the same result. progress: called with the steps done and all steps.
+    their gradients and the optimizer are float32. state: file for the state after each epoch (one of this name for each
+    retry), from which an interrupted training resumes to the same result. progress: called with the steps done and all
+    steps.
     """
 
     micro: int | None = None

@@ -309,7 +309,9 @@ def test_the_state_of_adam_is_restored(tmp_path: Path) -> None:
     assert float(found["0.step"]) == STEPS * SCHEDULE.epochs and torch.equal(found["0.now"], line.weight)
     state(keep).unlink()
     number, loss = away(9.0, 1.5)
-    curve = train(sized(number), loss, FITTED, HELD, replace(SCHEDULE, rate=0.15, floor=1.0), TrainingOptions(state=keep))
+    curve = train(
+        sized(number), loss, FITTED, HELD, replace(SCHEDULE, rate=0.15, floor=1.0), TrainingOptions(state=keep)
+    )
     found = pico.read(tmp_path)
     assert curve.best < SCHEDULE.epochs and found.keys() == {
         f"0.{part}" for part in ("now", "best", "exp_avg", "exp_avg_sq", "step")

@@ -71,7 +71,7 @@ def layered(folder: Path, tokens: Tensor, **words: Any) -> LayeredModel:
 
 @pytest.mark.parametrize("family", family_models.CASES)
 def test_the_parts_of_a_model_are_the_model(family: str, tmp_path: Path) -> None:
-    """Logits of stock transformers, of every family: its masks, scales and caps included; 1e-5 for other orders of sums."""
+    """Logits of stock transformers, masks, scales and caps of the family included; 1e-5: sums in another order."""
     folder = family_models.write(tmp_path, family)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     made = layered(folder, TOKENS, at_once=2)
