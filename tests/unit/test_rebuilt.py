@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from slideconvert.core.quantize import Weight
 from slideconvert.errors import InputError
-from slideconvert.recover.adam import Adam
+from slideconvert.recover.adam import MOMENTS, Adam
 from slideconvert.recover.rebuilt import Places
 from slideconvert.recover.trainable import SurvivorLinear, trained_of
 from slideconvert.recover.training import Schedule, TrainingOptions, train
@@ -138,6 +138,18 @@ def test_offloaded_moments_take_the_same_steps() -> None:
         train(trained_of(net.linears), net.loss, FITTED, HELD, SCHEDULE, TrainingOptions(offload=offload))
     for plain_one, offloaded in zip(nets[0].linears.values(), nets[1].linears.values(), strict=True):
         assert torch.equal(plain_one.latent, offloaded.latent)
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_between_steps_offloaded_moments_are_in_cpu_memory_alone(offload: bool) -> None:
+    parameter = nn.Parameter(torch.ones(3))
+    adam = Adam(parameter, 1.0, offload=offload)
+    for _ in range(2):
+        parameter.grad = torch.tensor([1.0, -2.0, 0.0])
+        adam.step(0.1)
+        state = adam.state()
+        assert [state[name] is adam._kept.get(name) for name in MOMENTS] == [offload] * 2
+    torch.testing.assert_close(parameter.detach(), torch.tensor([0.8, 1.2, 1.0]))
 
 
 def test_a_gradient_that_is_not_finite_stops_its_own_parameter() -> None:
