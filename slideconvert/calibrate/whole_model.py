@@ -18,6 +18,7 @@ from ..permute.fold import fold
 from ..plan.plan import Plan
 from ..progress import Progress
 from ..recover.end_to_end import recover_end_to_end
+from ..recover.rebuilt import RebuiltLinear
 from ..recover.trainable import Compressed, Trainable, make_trainable
 from ..recover.training import Curve, Schedule, TrainingOptions
 from .activations import Activations
@@ -77,6 +78,7 @@ def train_whole_model(
         decoder.head(),
         at_once=options.micro(tokens.shape[1]),
         offload=training.offload,
+        left=_release,
     )
     fitted, held = held_out(len(tokens), plan.generated)
     targets = dense.sequences if dense else None
@@ -98,3 +100,10 @@ def _student_layer(
     for submodule in plans.keys() - trained.keys():
         layer.set_weight(submodule, layer.linear(submodule).weight.data.to(decoder.dtype))
     return layer, trained
+
+
+def _release(layer: Layer) -> None:
+    """Forget the dense weights that a pass made of a layer's trainable linears."""
+    for module in layer.module.modules():
+        if isinstance(module, RebuiltLinear):
+            module.release()

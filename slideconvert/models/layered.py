@@ -21,7 +21,7 @@ from .head import Head
 class LayeredModel:
     """embed: tokens [sequences, length] int64 -> hidden states before the first layer, on the device. layers, norm,
     head: the rest of the model. at_once: sequences that run through a layer together. offload: keep hidden states
-    between layers in CPU memory until the backward pass."""
+    between layers in CPU memory until the backward pass. left(layer): called after all sequences passed a layer."""
 
     def __init__(
         self,
@@ -32,9 +32,10 @@ class LayeredModel:
         *,
         at_once: int,
         offload: bool = False,
+        left: Callable[[Layer], None] = lambda layer: None,
     ) -> None:
         self.layers, self.head = layers, head
-        self._embed, self._norm, self._at_once, self._offload = embed, norm, at_once, offload
+        self._embed, self._norm, self._at_once, self._offload, self._left = embed, norm, at_once, offload, left
 
     def hidden(self, tokens: Tensor) -> Tensor:
         """tokens [sequences, length] int64 -> the last hidden states [sequences, length, hidden] float32."""
@@ -43,6 +44,7 @@ class LayeredModel:
             for layer in self.layers:
                 run = _recomputed(layer) if torch.is_grad_enabled() else layer.run
                 states = torch.cat([run(part) for part in states.split(self._at_once)])
+                self._left(layer)
         normed: Tensor = self._norm(states)
         return normed
 

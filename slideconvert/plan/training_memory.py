@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 FLOAT = 4
 """Bytes of a latent weight, a gradient, a moment, a state between layers: float32."""
-REBUILDING = 16
-"""Bytes for each weight of a linear while its dense weight or its gradient is made: both in the dtype of the running
-model, float32 copies, and the places of kept weights as int64."""
+REBUILDING = 12
+"""Bytes for each weight of a linear while its dense weight or its gradient is made: float32 copies of it and codes."""
+INDEX = 8
+"""Bytes of the place of a kept weight or group while a layer is passed: int64."""
 LEFT_HIDDEN, LEFT_INNER = 28, 7
 """Elements in the dtype of the running model, as multiples of hidden and intermediate size, that each token leaves for
 the backward pass of a layer or takes in it; float32 states around norms and rotary embeddings count twice."""
@@ -93,14 +94,25 @@ def _length(plan: Plan) -> int:
 
 
 def _passing(plan: Plan, device: str, running: torch.dtype) -> int:
-    """What the sequences that run through a layer at once leave for its backward pass, and the largest linear while it
-    is rebuilt."""
+    """What the sequences that run through a layer at once leave for its backward pass, the dense weights of the layer
+    with the places of what is kept, and the largest linear while it is rebuilt."""
     assert plan.recovery is not None
     hidden, inner = (int(plan.source.config[key]) for key in ("hidden_size", "intermediate_size"))
+    dense = max(sum(_dense(linear, running) for linear in linears) for linears in _by_layer(plan).values())
     at_once = min(plan.recovery.batch, max(1, BATCH_TOKENS[device] // TRAINED_SHARE // _length(plan)))
     of_token = running.itemsize * (LEFT_HIDDEN * hidden + LEFT_INNER * inner)
     largest = max(linear.weights for linear in plan.linears if not linear.kept)
-    return at_once * _length(plan) * of_token + REBUILDING * largest
+    return at_once * _length(plan) * of_token + dense + REBUILDING * largest
+
+
+def _dense(linear: LinearPlan, running: torch.dtype) -> int:
+    """The dense weight of a linear, and the places of what it keeps."""
+    if linear.kept:
+        return 0
+    kept = round(linear.pattern.density * linear.weights)
+    if linear.scheme.grouped:
+        kept = linear.pattern.kept_groups(linear.stored.shape, linear.scheme.group)
+    return running.itemsize * linear.weights + INDEX * kept
 
 
 def _sum(linears: Iterable[LinearPlan], *, end_to_end: bool) -> Trained:

@@ -32,6 +32,7 @@ class Adam:
             device = self._parameter.device
             state |= {name: kept.to(device, non_blocking=True) for name, kept in self._kept.items()}
         self._optimizer.step()
+        torch.autograd.graph.increment_version(self._parameter)  # fused steps do not, and dense weights are made of it
         if self._offload:
             self._keep({name: state[name] for name in MOMENTS})
             state |= self._kept

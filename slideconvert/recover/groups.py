@@ -48,8 +48,8 @@ class GroupTrainable(RebuiltLinear):
     def __init__(self, weight: QuantizedWeight, bias: Tensor | None, *, fixed_zeros: bool = False) -> None:
         super().__init__()
         self.shape, self.scheme = weight.codes.shape, weight.scheme
-        self._places = Places((weight.codes.reshape(-1, self.scheme.group) != 0).any(1))
-        groups = self.groups
+        self.places = Places((weight.codes.reshape(-1, self.scheme.group) != 0).any(1))
+        groups = self.places.indices()
         self.scale = nn.Parameter(weight.scale.float().flatten()[groups][:, None])
         self.zero = None if weight.zero is None else nn.Parameter(weight.zero.float().flatten()[groups][:, None])
         self.register_buffer("mask", weight.codes.view(-1, self.scheme.group)[groups] != 0 if fixed_zeros else None)
@@ -58,7 +58,7 @@ class GroupTrainable(RebuiltLinear):
     @property
     def groups(self) -> Tensor:
         """Indices [n] int64 of the kept ones of N · K / G groups, row by row."""
-        return self._places.indices()
+        return self.indices()
 
     @property
     def variables(self) -> tuple[nn.Parameter, ...]:

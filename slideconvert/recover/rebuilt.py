@@ -1,12 +1,14 @@
 """Linears in training that keep no dense weight: it is rebuilt from what is kept in every pass.
 
 Only kept weights have latent values, gradients and moments, and only their places are stored besides, one bit each. The
-dense weight exists for one linear at a time, in the dtype in which the model runs. At 2:4, AdamW in float32 thus takes
-6 bytes for a weight of the model, as much as bfloat16 masters with moments of 8 bits take without the compaction.
+dense weight, in the dtype in which the model runs, exists while a layer is passed: it serves all sequences of a batch,
+and is released when its gradient is complete, or by `release`. At 2:4, AdamW in float32 thus takes 6 bytes for a weight
+of the model, as much as bfloat16 masters with moments of 8 bits take without the compaction.
 """
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
@@ -36,22 +38,60 @@ def _shifts(device: torch.device) -> Tensor:
 
 
 class RebuiltLinear(nn.Module):
-    """y = x Wᵀ + bias with W [N, K] rebuilt in both passes. bias [N], which does not train, or None."""
+    """y = x Wᵀ + bias with W [N, K] rebuilt for every pass. bias [N], which does not train, or None.
 
+    places: where W has kept weights, or kept groups.
+    """
+
+    places: Places
     bias: Tensor | None
 
-    def dense(self, dtype: torch.dtype) -> Tensor:
-        """W [N, K] in `dtype`, without gradients."""
-        raise NotImplementedError
+    def __init__(self) -> None:
+        super().__init__()
+        self._dense: Tensor | None = None
+        self._indices: Tensor | None = None
+        self._made_of: tuple[object, ...] = ()
 
     @property
     def variables(self) -> tuple[nn.Parameter, ...]:
         """The parameters that train."""
         raise NotImplementedError
 
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """W [N, K] in `dtype`, without gradients."""
+        raise NotImplementedError
+
     def gradients(self, of_weight: Tensor) -> tuple[Tensor, ...]:
         """of_weight [N, K]: the gradient of W -> the gradient of each of the variables, float32."""
         raise NotImplementedError
+
+    def indices(self) -> Tensor:
+        """The places as indices [n] int64, row by row; kept until `release`."""
+        if self._indices is None:
+            self._indices = self.places.indices()
+        return self._indices
+
+    def passed(self, dtype: torch.dtype) -> Tensor:
+        """The dense weight, that of the present pass if the variables are the same."""
+        made_of = (dtype, *(version for variable in self.variables for version in (id(variable), variable._version)))
+        if self._dense is None or made_of != self._made_of:
+            self._dense, self._made_of = self.dense(dtype), made_of
+        return self._dense
+
+    def release(self) -> None:
+        """Forget what was made for the present pass."""
+        self._dense = self._indices = None
+
+    def release_after_backward(self) -> None:
+        """From now on, release whenever the gradient of a variable is complete."""
+        own = weakref.ref(self)  # variables must not keep their linear alive
+
+        def completed(_: Tensor) -> None:
+            if linear := own():
+                linear.release()
+
+        for variable in self.variables:
+            variable.register_post_accumulate_grad_hook(completed)
 
     def forward(self, inputs: Tensor) -> Tensor:
         out: Tensor = _Product.apply(inputs, self, *self.variables)  # type: ignore[no-untyped-call]
@@ -69,7 +109,7 @@ class _Product(torch.autograd.Function):
         ctx.save_for_backward(taken)
         ctx.linear, ctx.dtype = linear, inputs.dtype
         bias = None if linear.bias is None else linear.bias.to(dtype)
-        return nn.functional.linear(taken, linear.dense(dtype), bias)
+        return nn.functional.linear(taken, linear.passed(dtype), bias)
 
     @staticmethod
     @once_differentiable
@@ -77,6 +117,6 @@ class _Product(torch.autograd.Function):
         (inputs,) = ctx.saved_tensors
         linear: RebuiltLinear = ctx.linear
         gradient = gradient.to(inputs.dtype)
-        of_inputs = (gradient @ linear.dense(inputs.dtype)).to(ctx.dtype) if ctx.needs_input_grad[0] else None
+        of_inputs = (gradient @ linear.passed(inputs.dtype)).to(ctx.dtype) if ctx.needs_input_grad[0] else None
         of_weight = gradient.flatten(0, -2).T @ inputs.flatten(0, -2)
         return of_inputs, None, *linear.gradients(of_weight)

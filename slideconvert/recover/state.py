@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import torch
 from safetensors import safe_open
 from torch import Tensor
 
@@ -61,7 +62,8 @@ def load_state(
                 hint="another version of slideconvert wrote it: delete this file, and the training starts again",
             )
         for number, (parameter, found, optimizer) in enumerate(zip(parameters, best, optimizers, strict=True)):
-            parameter.data.copy_(file.get_tensor(f"{number}{NOW}"))
+            with torch.no_grad():
+                parameter.copy_(file.get_tensor(f"{number}{NOW}"))
             known = f"{number}.best"
             found.copy_(file.get_tensor(known if known in names else f"{number}{NOW}"))
             parts = {part: f"{number}.{part}" for part in (*MOMENTS, COUNT)}

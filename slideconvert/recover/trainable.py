@@ -33,9 +33,9 @@ class SurvivorLinear(RebuiltLinear):
     def __init__(self, weight: Weight, bias: Tensor | None, latent: Tensor | None = None) -> None:
         super().__init__()
         start = floats(weight)
-        self._places, self._shape = Places(start != 0), start.shape
+        self.places, self._shape = Places(start != 0), start.shape
         whole = start if latent is None else latent_weight(weight, latent.to(start.device))
-        self.latent = nn.Parameter(whole.flatten()[self._places.indices()])
+        self.latent = nn.Parameter(whole.flatten()[self.places.indices()])
         self._scale, self._scheme, self._dtype = None, None, start.dtype
         self.gain: nn.Parameter | None = None
         if isinstance(weight, QuantizedWeight):
@@ -68,7 +68,7 @@ class SurvivorLinear(RebuiltLinear):
     def _rounded(self) -> Weight:
         """The stored form of the latent weights, without the gain."""
         whole = torch.zeros(self._shape.numel(), device=self.latent.device)
-        whole = whole.index_copy_(0, self._places.indices(), self.latent.detach()).view(self._shape)
+        whole = whole.scatter_(0, self.indices(), self.latent.detach()).view(self._shape)
         if self._scheme is None or self._scale is None:
             return whole.to(self._dtype)
         return QuantizedWeight(self._scheme.to_codes(whole.div_(self._scale.float())), self._scale, self._scheme)
@@ -84,10 +84,10 @@ class SurvivorLinear(RebuiltLinear):
     @torch.no_grad()
     def gradients(self, of_weight: Tensor) -> tuple[Tensor, ...]:
         if self.gain is None:
-            return (of_weight.flatten()[self._places.indices()].float(),)
+            return (of_weight.flatten().index_select(0, self.indices()).float(),)
         of_weight = of_weight.float()
         of_gain = (of_weight * floats(self._rounded())).sum(1, keepdim=True)
-        return (of_weight * self.gain).flatten()[self._places.indices()], of_gain
+        return (of_weight * self.gain).flatten().index_select(0, self.indices()), of_gain
 
 
 def latent_weight(weight: Weight, latent: Tensor) -> Tensor:
@@ -126,6 +126,7 @@ def make_trainable(parent: nn.Module, compressed: Compressed, *, frozen: bool = 
             made[path] = stage(weight, bias, fixed_zeros=path in compressed.fixed_zeros)
         else:
             made[path] = SurvivorLinear(weight, bias, compressed.latent.get(path))
+        made[path].release_after_backward()
         parent.set_submodule(path, made[path])
     return made
 

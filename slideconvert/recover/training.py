@@ -148,8 +148,9 @@ def _train_once(
                 done += 1
                 options.progress(done, steps)
             run.end_epoch(held)
-    for parameter, best in zip(run.parameters, run.best, strict=True):
-        parameter.data.copy_(best)
+    with torch.no_grad():
+        for parameter, best in zip(run.parameters, run.best, strict=True):
+            parameter.copy_(best)
     return Curve(tuple(run.losses), _best(run.losses), run.skipped)
 
 

@@ -43,7 +43,7 @@ def test_a_place_takes_a_bit_and_a_kept_weight_a_float() -> None:
     """All tensors that a linear of 64 x 128 weights holds, half of them pruned."""
     weight = drawn(64, 128, seed=1) * (torch.arange(128) % 4 < 2)
     linear = SurvivorLinear(weight.bfloat16(), None)
-    held = [value for value in [*vars(linear).values(), *vars(linear._places).values()] if isinstance(value, Tensor)]
+    held = [value for value in [*vars(linear).values(), *vars(linear.places).values()] if isinstance(value, Tensor)]
     assert sum(tensor.nbytes for tensor in [*held, *linear.parameters()]) == 64 * 128 // 8 + 4 * 64 * 128 // 2
 
 
