@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 FLOAT = 4
 """Bytes of a latent weight, a gradient, a moment, a state between layers: float32."""
 REBUILDING = 12
-"""Bytes for each weight of a linear while its dense weight or its gradient is made: float32 copies of it and codes."""
-INDEX = 8
-"""Bytes of the place of a kept weight or group while a layer is passed: int64."""
+"""Bytes for each weight of a linear while its dense weight is made: float32 copies of it, codes, places as int64."""
+INDEX = 4
+"""Bytes of the place of a kept weight or group while a layer is passed: int32."""
 LEFT_HIDDEN, LEFT_INNER = 28, 7
 """Elements in the dtype of the running model, as multiples of hidden and intermediate size, that each token leaves for
 the backward pass of a layer or takes in it; float32 states around norms and rotary embeddings count twice."""
-STATES = 6
-"""Hidden states of a batch in memory besides those between layers: first, last, normed, targets, gradients."""
+STATES = 4
+"""Hidden states of a batch in memory besides those between layers: last ones, normed ones, targets, a gradient."""
 LOGITS = 10
 """Pieces of logits in memory at the peak of end-to-end training."""
 

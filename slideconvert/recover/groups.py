@@ -58,7 +58,7 @@ class GroupTrainable(RebuiltLinear):
     @property
     def groups(self) -> Tensor:
         """Indices [n] int64 of the kept ones of N · K / G groups, row by row."""
-        return self.indices()
+        return self.indices().long()
 
     @property
     def variables(self) -> tuple[nn.Parameter, ...]:

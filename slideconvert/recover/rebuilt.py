@@ -66,9 +66,9 @@ class RebuiltLinear(nn.Module):
         raise NotImplementedError
 
     def indices(self) -> Tensor:
-        """The places as indices [n] int64, row by row; kept until `release`."""
+        """The places as indices [n] int32, row by row; kept until `release`."""
         if self._indices is None:
-            self._indices = self.places.indices()
+            self._indices = self.places.indices().int()
         return self._indices
 
     def passed(self, dtype: torch.dtype) -> Tensor:

@@ -68,7 +68,7 @@ class SurvivorLinear(RebuiltLinear):
     def _rounded(self) -> Weight:
         """The stored form of the latent weights, without the gain."""
         whole = torch.zeros(self._shape.numel(), device=self.latent.device)
-        whole = whole.scatter_(0, self.indices(), self.latent.detach()).view(self._shape)
+        whole = whole.scatter_(0, self.indices().long(), self.latent.detach()).view(self._shape)
         if self._scheme is None or self._scale is None:
             return whole.to(self._dtype)
         return QuantizedWeight(self._scheme.to_codes(whole.div_(self._scale.float())), self._scale, self._scheme)

@@ -134,12 +134,12 @@ QWEN_7B = {
     ids=["2:4", "2:8", "gqsa"],
 )
 def test_a_7b_model_trains_on_one_gpu(cli: Cli, tmp_path: Path, words: tuple[object, ...], samples: int) -> None:
-    """Of 80 GB: 128 sequences without any option, 1,024 with --offload, which would do on a GPU of 48 GB."""
+    """Of 80 GB: 128 sequences without any option, 1,024 with --offload, for which 48 GB would do."""
     (tmp_path / "config.json").write_text(json.dumps(QWEN_7B))
     made = cli("plan", tmp_path, "--preset", "quality", *words, "--samples", samples, "--json")
     assert made.code == 0, made.err
     need = json.loads(made.out)["calibration_memory"]
-    assert samples == 1024 or need["peak"] < 76e9
+    assert samples == 1024 or need["peak"] < 77e9
     assert need["offload"]["device"] < 36e9
     if "gqsa" in words:
         assert need["stages"]["train by block"]["device"] < 10e9

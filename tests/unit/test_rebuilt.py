@@ -166,6 +166,22 @@ def test_a_gradient_that_is_not_finite_stops_its_own_parameter() -> None:
     assert torch.equal(line.weight, alone.weight)
 
 
+def test_the_dense_weight_serves_a_batch_and_goes_when_its_gradient_is_there() -> None:
+    linear = SurvivorLinear(drawn(6, 8, seed=1).bfloat16(), None)
+    linear.release_after_backward()
+    x = drawn(3, 8, seed=2)
+    first, second = linear(x), linear(x)
+    made = linear.passed(torch.float32)
+    (first + second).sum().backward()
+    assert linear._dense is None and linear._indices is None
+    again = linear.passed(torch.float32)
+    assert again is not made and torch.equal(again, made) and linear.passed(torch.float32) is again
+    with torch.no_grad():
+        linear.latent.mul_(2)
+    assert torch.equal(linear.passed(torch.float32), 2 * made), "of other latent weights, another one"
+    assert linear.passed(torch.bfloat16).dtype == torch.bfloat16
+
+
 # ---- the state
 
 
