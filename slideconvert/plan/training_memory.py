@@ -72,7 +72,8 @@ def end_training(plan: Plan, device: str, running: torch.dtype) -> Training:
     kept = running.itemsize * sum(linear.weights for linear in plan.linears if linear.kept)
     state = FLOAT * plan.recovery.batch * _length(plan) * hidden
     between = len(layers) * state
-    head = running.itemsize * words * hidden + FLOAT * LOGITS * PIECE
+    logits = min(PIECE, plan.recovery.batch * _length(plan) * words)
+    head = running.itemsize * words * hidden + FLOAT * LOGITS * logits
     resident = trained.frozen + trained.variables + gradients + kept + head + STATES * state
     whole = resident + trained.moments + between + _passing(plan, device, running)
     # The best state, the embedding, and the results of all layers.
