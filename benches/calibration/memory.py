@@ -1,8 +1,8 @@
 """Peak GPU memory and seconds of each stage of a calibrated conversion, beside what `plan` says.
 
-    python benches/calibration/memory.py /tmp/memory --model qwen2.5-7b --layers 4 --pattern 2_8
-    python benches/calibration/memory.py /tmp/memory --model qwen2.5-7b --sparsity 0.5 --samples 128 --offload
-    python benches/calibration/memory.py /tmp/memory --model llama-3.2-1b --pattern 2_4 --length 2048 --minutes 9
+    python -m benches.calibration.memory /tmp/memory --model qwen2.5-7b --layers 4 --pattern 2_8
+    python -m benches.calibration.memory /tmp/memory --model qwen2.5-7b --sparsity 0.5 --samples 128 --offload
+    python -m benches.calibration.memory /tmp/memory --model llama-3.2-1b --pattern 2_4 --length 2048 --minutes 9
 
 The model has random weights with the shapes of a real one, and the text random words. One epoch by block and one end to
 end by default: more take more time and no more memory. After --minutes the bench stops and prints the stages so far.

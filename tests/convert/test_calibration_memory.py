@@ -76,7 +76,7 @@ def test_the_plan_of_a_70b_model_states_the_memory(cli: Cli, tmp_path: Path) -> 
     assert told["weights"] == 80 * linears
     assert need["layer"] == 2 * 4 * linears  # one layer in each stream, never more
     assert need["targets"] == need["end_training"]["device"] == need["generating"] == 0
-    # The dense layer in float32, the solved one in 8 bits, the one that is passed in bfloat16; of the 3/4 that 2:8 keeps
+    # Dense layer in float32, the solved one in 8 bits, the one that is passed in bfloat16; of the 3/4 that 2:8 keeps
     # a value, gradient, two moments and a place each, and a bit of every weight; what one sequence leaves, the largest
     # linear as it is rebuilt, and the inputs and targets of four sequences.
     least = linears * (4 + 1 + 2 + 20 * 3 / 4 + 1 / 8)
