@@ -115,7 +115,7 @@ def run_case(case: str, *, models: Path, calibration: str, text: str, device: st
             add("BQPO", named(found), time.perf_counter() - started)
         if recovery and recovery.end_epochs:
             started = time.perf_counter()
-            made, _ = train_end_to_end(plan, found, tokens, settings, recovery, silent)
+            made, _ = train_end_to_end(plan, found, tokens, settings, recovery, Path(folder), silent)
             add("E2E", made, time.perf_counter() - started)
     return rows
 

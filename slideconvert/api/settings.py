@@ -30,7 +30,8 @@ def settings_of(options: DeviceOptions) -> RunSettings:
     if not isinstance(options, ComputeOptions):
         return RunSettings(device)
     offload = isinstance(options, OffloadOptions) and options.offload
-    return RunSettings(device, options.keep_on or "device", options.batch_tokens, offload, options.precision or "auto")
+    keep_on = options.keep_on or ("cpu" if offload else "device")
+    return RunSettings(device, keep_on, options.batch_tokens, offload, options.precision or "auto")
 
 
 def refuse_unused(options: Options, plan: Plan, *, measures: bool = False) -> None:
@@ -48,10 +49,12 @@ def refuse_unused(options: Options, plan: Plan, *, measures: bool = False) -> No
                 hint="omit it, or choose a calibrated --method or a --preset",
             )
     recovery = plan.recovery
-    if isinstance(options, OffloadOptions) and options.offload and not (recovery and recovery.end_epochs):
+    kept_on = options.keep_on if isinstance(options, ComputeOptions) else None
+    offload = isinstance(options, OffloadOptions) and options.offload
+    if offload and kept_on and not (recovery and recovery.end_epochs):
         raise InputError(
-            "--offload has no effect: nothing is trained end to end here",
-            hint="omit it, or choose --preset quality or --end-epochs",
+            f"--offload has no effect: hidden states are kept on {kept_on}, and nothing is trained end to end",
+            hint="omit it, omit --keep-on, or choose --preset quality or --end-epochs",
         )
     if isinstance(options, TrainingOptions) and options.generated and not recovery:
         raise InputError(

@@ -44,7 +44,8 @@ class Activations:
         for number in numbers.tolist():
             batch = bisect_right(ends, number)
             found.append(self._batches[batch][number - ends[batch]])
-        return torch.stack(found).to(self._device)
+        # One by one, since what is stacked on the CPU first is not pinned.
+        return torch.stack([sequence.to(self._device, non_blocking=True) for sequence in found])
 
     def append(self, batch: Tensor) -> None:
         """Append a batch."""

@@ -75,7 +75,7 @@ def _compress_layer(streams: Streams, plans: dict[str, LinearPlan], recovery: Sc
         own = {submodule: plans[submodule] for submodule in submodules}
         gram = compress_input_group(streams, group, own, result)
         if gram is not None and recovery:
-            grams |= dict.fromkeys(submodules, gram)
+            grams |= dict.fromkeys(submodules, gram.cpu())  # training needs the device
     if recovery and result.weights:
         _recover(streams, plans, result, grams, recovery)
     return result
@@ -91,7 +91,7 @@ def _recover(
     """Train the remaining weights of the layer towards the dense stream; update weights and errors of `result`.
 
     grams: Gram matrices of the inputs for which the linears were solved, by submodule; training changes the inputs
-    within a layer.
+    within a layer. They are in CPU memory.
     """
     dense, free = streams.dense, streams.decoder.free
     assert dense is not None
@@ -105,6 +105,7 @@ def _recover(
         streams.fitted,
         streams.held,
         schedule,
+        streams.options.micro(streams.length),
     )
     streams.compressed.enter(streams.decoder.layer(streams.number))
     fold(streams.layer.module, result.permutations, free)
@@ -113,4 +114,4 @@ def _recover(
         before = permute_weight(submodule, dense.layer.linear(submodule).weight.data, result.permutations, free)
         assert isinstance(before, Tensor)
         after = streams.layer.linear(submodule).weight.data
-        result.errors[submodule] = output_error(before, after, grams[submodule])
+        result.errors[submodule] = output_error(before, after, grams[submodule].to(after.device))

@@ -6,7 +6,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,13 +19,10 @@ from ..core.quantize import Weight
 from ..errors import OutputError, pick
 from ..models.families import architecture_of
 from ..models.load import load_model, running_model
-from ..permute.fold import fold
 from ..plan.calibration import BATCH_TOKENS
 from ..plan.plan import Plan
 from ..plan.presets import KL, Recovery
 from ..progress import Progress
-from ..recover import end_to_end
-from ..recover.trainable import Compressed
 from ..recover.training import Curve, Schedule, TrainingOptions
 from ..report import Training
 from .engine import compress_layers
@@ -34,11 +30,14 @@ from .generate import generate
 from .result import LayerResult
 from .store import LayerStore
 from .stream import StreamOptions, held_out
+from .whole_model import train_whole_model
 
 END_TO_END = "end to end"
 """The name of the training of all layers in reports."""
 GENERATED = "generated.safetensors"
 """The file of the generated sequences, among the finished steps."""
+HIDDEN = "hidden"
+"""The folder of hidden states on disk, among the finished steps."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +45,9 @@ class RunSettings:
     """How a calibration runs. Results depend on it only through rounding.
 
     device: where the model computes. keep_on: where hidden states are stored between layers (device, cpu, disk).
-    batch_tokens: tokens that run through a layer at once, None for the default of the device. offload: keep the
-    optimizer in CPU memory. precision: of the running model, an argument of precision.running_dtype. InputError for
-    unknown names.
+    batch_tokens: tokens that run through a layer at once, None for the default of the device. offload: keep in CPU
+    memory what training end to end needs of one layer at a time (training.TrainingOptions). precision: of the running
+    model, an argument of precision.running_dtype. InputError for unknown names.
     """
 
     device: str = "cpu"
@@ -71,11 +70,6 @@ class RunSettings:
         """Tokens that run through a layer at once."""
         return self.batch_tokens or BATCH_TOKENS.get(torch.device(self.device).type, BATCH_TOKENS["cpu"])
 
-    @property
-    def micro_tokens(self) -> int:
-        """Tokens at once in end-to-end training, which needs logits and gradients of the whole model."""
-        return max(1, self.tokens_at_once // 4)
-
     def stream_options(self, folder: Path) -> StreamOptions:
         """These settings for streams. folder: for hidden states on disk."""
         return StreamOptions(torch.device(self.device), self.keep_on, folder, self.tokens_at_once, self.dtype)
@@ -89,7 +83,7 @@ def compressed_layers(
     OutputError if the device runs out of memory, with the options to lower; finished layers remain.
     """
     store = LayerStore(folder, "layer")
-    options = settings.stream_options(folder / "hidden")
+    options = settings.stream_options(folder / HIDDEN)
     recovery = plan.recovery
     ends = recovery is not None and recovery.end_epochs > 0
     by_block = block_schedule(recovery) if recovery else None
@@ -110,8 +104,8 @@ def compressed_layers(
     except torch.OutOfMemoryError as error:
         raise OutputError(
             f"out of memory on {settings.device}: {str(error).splitlines()[0]}",
-            hint="continue with --resume and --keep-on cpu or disk (preset quality: also --offload), or restart with "
-            "a lower --batch-tokens, fewer --samples or --generated 0",
+            hint="continue with --resume and --offload (or --keep-on disk), or restart with a lower --batch-tokens, "
+            "fewer --samples or --generated 0",
         ) from error
 
 
@@ -165,8 +159,7 @@ def _trained(
     if not trained.path(count - 1).is_file():
         results = [store.load(number) for number in range(count)]
         found = [result for result in results if result is not None]
-        keep = store.folder / "training.safetensors"
-        made, curve = train_end_to_end(plan, found, tokens, settings, recovery, progress, keep)
+        made, curve = train_end_to_end(plan, found, tokens, settings, recovery, store.folder, progress)
         for number, result in enumerate(found):
             prefix = f"{architecture_of(plan.source.config).layer(number)}."
             own = {name.removeprefix(prefix): weight for name, weight in made.items() if name.startswith(prefix)}
@@ -183,47 +176,28 @@ def train_end_to_end(
     tokens: Tensor,
     settings: RunSettings,
     recovery: Recovery,
+    folder: Path,
     progress: Progress,
-    keep: Path | None = None,
 ) -> tuple[dict[str, Weight], Curve]:
-    """End-to-end recovery of all layers, with teacher and student on the device: trained weights by name, and losses.
+    """End-to-end recovery of all layers: trained weights by name, and losses.
 
-    found: results of all layers, in order. tokens [sequences, length] int64, the generated ones first. keep: a file for
-    the state after each epoch, from which an interrupted training continues.
+    found: results of all layers, in order. tokens [sequences, length] int64, the generated ones first. folder: for the
+    state after each epoch, from which an interrupted training continues, and for hidden states on disk.
     """
     schedule = _schedule(recovery, recovery.end_epochs, recovery.end_rate)
     assert schedule is not None
-    load = partial(load_model, plan.source, activations="float", device=settings.device, weights=settings.dtype)
-    student, teacher = load(), load() if recovery.loss == KL else None
-    architecture = architecture_of(plan.source.config)
-    free = architecture.free_channels(plan.source.config)
-    for number, result in enumerate(found):
-        fold(student.get_submodule(architecture.layer(number)), result.permutations, free)
-    weights = {
-        f"{architecture.layer(number)}.{submodule}": weight.to(settings.device)
-        for number, result in enumerate(found)
-        for submodule, weight in result.weights.items()
-    }
-    latent = {
-        # In CPU memory: each moves to the device with its linear, so the device never holds all of them.
-        linear.linear.name: linear.latent_weights(plan.source, found[linear.linear.layer].permutations, "cpu")
-        for linear in plan.linears
-        if linear.linear.name in weights
-    }
-    fitted, held = held_out(len(tokens), plan.generated)
-    return end_to_end.recover_end_to_end(
-        student,
-        teacher.requires_grad_(False) if teacher else None,
-        Compressed(weights, latent, {linear.linear.name for linear in plan.linears if linear.zeros_fixed}),
-        tokens.to(settings.device),
-        fitted,
-        held,
+    return train_whole_model(
+        plan,
+        found,
+        tokens,
+        settings.stream_options(folder / HIDDEN),
         schedule,
         TrainingOptions(
-            micro=max(1, settings.micro_tokens // tokens.shape[1]),
             offload=settings.offload,
             dtype=settings.dtype,
-            state=keep,
+            state=folder / "training.safetensors",
             progress=lambda done, total: progress("train", done, total),
         ),
+        taught=recovery.loss == KL,
+        progress=progress,
     )

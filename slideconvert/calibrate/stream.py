@@ -16,6 +16,7 @@ from torch import Tensor
 from ..core.weights import unit_of
 from ..errors import InputError
 from ..models.decoder import Decoder, Layer
+from ..plan.calibration import TRAINED_SHARE
 from ..prune.statistics import Accumulator, Statistics
 from .activation_error import SAMPLE
 from .activations import Activations
@@ -41,6 +42,10 @@ class StreamOptions:
     def batch(self, length: int) -> int:
         """Sequences of `length` tokens that run through a layer at once."""
         return max(1, self.batch_tokens // length)
+
+    def micro(self, length: int) -> int:
+        """Sequences of `length` tokens that run through a layer at once in training."""
+        return max(1, self.batch_tokens // TRAINED_SHARE // length)
 
     def store(self, name: str) -> Activations:
         """An empty store for hidden states."""
@@ -138,14 +143,15 @@ def embed(decoder: Decoder, parts: Sequence[Tensor], options: StreamOptions, nam
 class Streams:
     """The compressed stream, and the dense stream or None, over the same batches of sequences.
 
-    The held-out sequences come last, in separate batches; the first `generated` ones are never held out. sample
-    [tokens, K]: inputs of the input group that was collected last.
+    The held-out sequences come last, in separate batches; the first `generated` ones are never held out. length: tokens
+    of a sequence. sample [tokens, K]: inputs of the input group that was collected last.
     """
 
     def __init__(
         self, decoder: Decoder, tokens: Tensor, options: StreamOptions, *, dense: bool, generated: int = 0
     ) -> None:
         self.decoder, self.options, self.number = decoder, options, -1
+        self.length = tokens.shape[1]
         self.sample: Tensor
         self.fitted, self.held = held_out(len(tokens), generated)
         hidden = embed(decoder, (tokens[self.fitted], tokens[self.held]), options, "hidden")

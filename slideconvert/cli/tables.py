@@ -14,6 +14,7 @@ from ..report.summary import compared, legal_share, perplexity_ratio, size, told
 if TYPE_CHECKING:
     from ..api.convert import Conversion
     from ..api.tuning import Tuning
+    from ..plan import needs as needed
     from ..plan.linear import LinearPlan
     from ..plan.plan import Plan
     from ..progress import Stage
@@ -85,13 +86,21 @@ def _calibration_lines(plan: Plan) -> list[str]:
 
     need, calibration = needs(plan), plan.recipe.calibration
     length = sequence_length(calibration, plan.source)
-    trained = f"; training end to end {size(need.end_training)}" if need.end_training else ""
     more = f"; {plan.generated} more that the model generates" if plan.generated else ""
     return [
         f"text     {calibration.samples} sequences of {length} tokens of {calibration.text}{more}",
-        f"GPU      about {size(need.hidden + need.device)}: hidden states {size(need.hidden)} (or --keep-on disk), "
-        f"the rest {size(need.device)} (layer {size(need.layer)}, solving {size(need.solving)}{trained})",
+        f"GPU      about {size(need.peak)} ({_by_stage(need.stages())})",
+        f"         with --offload {size(need.offload_device)} ({_by_stage(need.stages(offload=True))}), and "
+        f"{size(need.offload_host)} of CPU memory",
     ]
+
+
+def _by_stage(stages: Mapping[str, needed.Stage]) -> str:
+    """What each stage takes: hidden states plus the rest."""
+    return "; ".join(
+        f"{name} {f'{size(stage.hidden)} + ' if stage.hidden else ''}{size(stage.device)}"
+        for name, stage in stages.items()
+    )
 
 
 def report_table(report: Report) -> Table:

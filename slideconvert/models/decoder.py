@@ -21,6 +21,7 @@ from ..errors import InputError
 from ..formats.record import Record, describe_linear, read_record
 from .architecture import Architecture
 from .families import architecture_of
+from .head import Head
 from .load import empty_model, running_model
 
 
@@ -76,6 +77,26 @@ class Decoder:
         module.load_state_dict(weights, assign=True)
         module.requires_grad_(False)
         return Layer(module.eval(), self.architecture, self._passed[number], self.dtype)
+
+    def final_norm(self) -> nn.Module:
+        """The norm behind the last layer, weights in float32 on the device."""
+        name = self.architecture.final_norm
+        norm: nn.Module = copy.deepcopy(self._skeleton.get_submodule(name))
+        norm.load_state_dict({part: self.tensor(f"{name}.{part}") for part in norm.state_dict()}, assign=True)
+        return norm.requires_grad_(False).eval()
+
+    def head(self) -> Head:
+        """Everything behind the final norm, weights on the device in the dtype in which the model runs."""
+        model = copy.deepcopy(self._skeleton)
+        tied = f"{self.architecture.embedding}.weight"
+        body = f"{model.base_model_prefix}."
+        weights = {
+            name: self.source.read(name if name in self.source.tensors else tied).to(self.device, self.dtype)
+            for name in model.state_dict()
+            if not name.startswith(body)
+        }
+        model.load_state_dict(weights, strict=False, assign=True)
+        return Head(model.requires_grad_(False).eval())
 
     def record_passed(self, length: int) -> None:
         """Record the arguments that the model passes to each of its layers for sequences of `length` tokens."""

@@ -14,6 +14,8 @@ LENGTH = 2048
 """Default number of tokens of a sequence, unless the model takes fewer."""
 BATCH_TOKENS = {"cpu": 4096, "cuda": 8192}
 """Tokens that run through a layer at once by default, by device type."""
+TRAINED_SHARE = 4
+"""Training runs a TRAINED_SHARE-th of these tokens through a layer at once: its backward pass needs what they leave."""
 GENERATED_AT_ONCE = {"cpu": 1 << 16, "cuda": 1 << 18}
 """Tokens of the sequences that the model generates together, by device type: it reads its weights once for a token of
 each of them."""

@@ -158,7 +158,7 @@ class Plan:
     def peak_memory(self) -> int:
         """Estimated peak of main memory in bytes of a conversion on a CPU of this machine, calibration included."""
         need = needs(self, "cpu") if self.calibrated else None
-        return direct_memory(self) + (need.hidden + need.device if need else 0)
+        return direct_memory(self) + (need.peak if need else 0)
 
 
 def make_plan(snapshot: Snapshot, recipe: Recipe, source: Checkpoint | None = None) -> Plan:

@@ -25,10 +25,12 @@ def recover_block(
     fitted: Tensor,
     held: Tensor,
     schedule: Schedule,
+    micro: int,
 ) -> tuple[dict[str, Weight], Curve]:
     """The trained weights by submodule, and the held-out loss relative to the energy of the targets' change.
 
     inputs, targets: numbers of sequences [n] int64 -> [n, length, hidden] float32. fitted, held: such numbers.
+    micro: sequences that run through the layer at once.
     """
     trained = make_trainable(layer.module, compressed)
     energy = sum(
@@ -39,5 +41,5 @@ def recover_block(
     def loss(numbers: Tensor) -> Tensor:
         return torch.nn.functional.mse_loss(layer.run(inputs(numbers)), targets(numbers)) / energy
 
-    curve = train(trained_of(trained), loss, fitted, held, schedule, TrainingOptions(dtype=layer.dtype))
+    curve = train(trained_of(trained), loss, fitted, held, schedule, TrainingOptions(micro, dtype=layer.dtype))
     return {submodule: linear.weight() for submodule, linear in trained.items()}, curve

@@ -5,65 +5,53 @@ In group schemes, only scales and zero points train; codes are frozen and packed
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..core.quantize import Weight
-from ..models.head import Head
-from .trainable import Compressed, make_trainable, trained_of
+from ..models.layered import LayeredModel
+from .trainable import Trainable, trained_of
 from .training import Curve, Schedule, TrainingOptions, train
 
 
 def recover_end_to_end(
-    student: nn.Module,
-    teacher: nn.Module | None,
-    compressed: Compressed,
+    student: LayeredModel,
+    trained: Mapping[str, Trainable],
+    dense: Callable[[Tensor], Tensor] | None,
     tokens: Tensor,
     fitted: Tensor,
     held: Tensor,
     schedule: Schedule,
     options: TrainingOptions,
 ) -> tuple[dict[str, Weight], Curve]:
-    """The trained weights by module name, and the held-out loss per token in nats: the Kullback-Leibler divergence from
-    the teacher, or without a teacher the cross-entropy of the next token.
+    """The trained weights by module name, in CPU memory, and the held-out loss per token in nats: the Kullback-Leibler
+    divergence from the dense model, or without it the cross-entropy of the next token.
 
-    student, teacher: causal language models of the same architecture; the student's compressed linears are replaced.
-    tokens [sequences, length] int64; fitted, held: numbers of sequences. Gradient checkpointing keeps one layer's
-    activations, and the logits of one piece (models/head.py).
+    trained: the student's compressed linears, by module name. dense(numbers): the last hidden states [n, length,
+    hidden] of the dense model for sequences with these numbers [n] int64; both models have the same head, which does
+    not train. tokens [sequences, length] int64; fitted, held: numbers of sequences. The logits of one piece
+    (models/head.py) are in memory at once.
     """
-    student.requires_grad_(False)
-    trained = make_trainable(student, compressed, frozen=True)
-    student.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
-    student.train()  # gradient checkpointing requires this mode; the loop below disables dropout
-    module: Any
-    for module in student.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        if hasattr(module, "attention_dropout"):
-            module.attention_dropout = 0.0
-
-    head, wanted_head = Head(student), Head(teacher) if teacher else None
+    head = student.head
 
     def entropy(hidden: Tensor, wanted: Tensor) -> Tensor:
         return torch.nn.functional.cross_entropy(head.logits(hidden), wanted, reduction="none")
 
-    def divergence(hidden: Tensor, dense: Tensor) -> Tensor:
-        assert wanted_head is not None
+    def divergence(hidden: Tensor, states: Tensor) -> Tensor:
         with torch.no_grad():
-            wanted = wanted_head.logits(dense).log_softmax(-1)
+            wanted = head.logits(states).log_softmax(-1)
         given = head.logits(hidden).log_softmax(-1)
         return torch.nn.functional.kl_div(given, wanted, log_target=True, reduction="none").sum(-1)
 
     def loss(numbers: Tensor) -> Tensor:
         inputs = tokens[numbers]
-        if wanted_head is None:
-            hidden = head.hidden(inputs)[:, :-1].flatten(0, 1)
-            return head.losses(entropy, hidden, inputs[:, 1:].flatten()).mean()
-        with torch.no_grad():
-            dense = wanted_head.hidden(inputs).flatten(0, 1)
-        return head.losses(divergence, head.hidden(inputs).flatten(0, 1), dense).mean()
+        hidden = student.hidden(inputs)
+        if dense is None:
+            following = inputs[:, 1:].flatten().to(hidden.device)
+            return head.losses(entropy, hidden[:, :-1].flatten(0, 1), following).mean()
+        return head.losses(divergence, hidden.flatten(0, 1), dense(numbers).flatten(0, 1)).mean()
 
     curve = train(trained_of(trained), loss, fitted, held, schedule, options)
-    return {name: linear.weight() for name, linear in trained.items()}, curve
+    return {name: linear.weight().to("cpu") for name, linear in trained.items()}, curve

@@ -1,8 +1,8 @@
 """Linears of group schemes in training: they hold only the kept groups.
 
 Both stages of GQSA (sections 3.3 and 3.4) build the weight from its kept groups [n, G], each with a scale s and a zero
-point z. Pruned groups need no gradients, moments or memory, and no mask; only linears pruned to 2:L have a mask, since
-their zeros are inside groups.
+point z. Pruned groups need no gradients, moments or memory but a bit for their place, and no mask; only linears pruned
+to 2:L have a mask, since their zeros are inside groups.
 
     BQPO      latent weights w, s and z train; codes = clamp(round(w / s) + z), with straight-through rounding
     E2E-OQP   the codes are frozen and packed as stored, and s and z train
@@ -12,24 +12,17 @@ Stored zero points are integers: they train as floats with straight-through roun
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from ..core.quantize import QuantizedWeight
 from ..kernels.packing import packed_bytes, unpacked_bytes
+from .rebuilt import Places, RebuiltLinear
 
 LEAST_SCALE = 1e-15
 """Lower limit of trained scales, so that no weight changes its sign; gradients divide by the square of the scale."""
 SCALE_RATE, ZERO_RATE = 1.0, 1.0
 """Learning rates of scales and zero points relative to the schedule's, in units of the scales' rms and of one code."""
-
-
-def nonzero_groups(weight: QuantizedWeight) -> Tensor:
-    """Indices [n] int64, counted row by row, of the non-zero groups of a weight."""
-    groups = weight.codes.reshape(-1, weight.scheme.group)
-    return (groups != 0).any(1).nonzero()[:, 0]
 
 
 def straight(rounded: Tensor, exact: Tensor) -> Tensor:
@@ -43,31 +36,38 @@ def bfloat16_scale(scale: Tensor) -> Tensor:
     return straight(scale.detach().to(torch.bfloat16).float(), scale)
 
 
-class GroupTrainable(nn.Module):
-    """y = x Wᵀ + bias, with W built from its kept groups; the base of both stages.
+class GroupTrainable(RebuiltLinear):
+    """y = x Wᵀ + bias, with W built from its kept groups, those that are not all zeros; the base of both stages.
 
-    groups [n] int64: indices of the kept ones of N · K / G groups, row by row. scale, zero [n, 1] float32 train; zero
-    is None for symmetric schemes. mask [n, G] bool: the kept weights of linears pruned to 2:L; None for others, where
-    zeros in kept groups may change.
+    scale, zero [n, 1] float32 train; zero is None for symmetric schemes. mask [n, G] bool: the kept weights of linears
+    pruned to 2:L; None for others, where zeros in kept groups may change.
     """
 
-    groups: Tensor
     mask: Tensor | None
 
     def __init__(self, weight: QuantizedWeight, bias: Tensor | None, *, fixed_zeros: bool = False) -> None:
         super().__init__()
         self.shape, self.scheme = weight.codes.shape, weight.scheme
-        groups = nonzero_groups(weight)
-        self.register_buffer("groups", groups)
+        self.places = Places((weight.codes.reshape(-1, self.scheme.group) != 0).any(1))
+        groups = self.places.indices()
         self.scale = nn.Parameter(weight.scale.float().flatten()[groups][:, None])
         self.zero = None if weight.zero is None else nn.Parameter(weight.zero.float().flatten()[groups][:, None])
         self.register_buffer("mask", weight.codes.view(-1, self.scheme.group)[groups] != 0 if fixed_zeros else None)
         self.bias = bias
 
     @property
+    def groups(self) -> Tensor:
+        """Indices [n] int64 of the kept ones of N · K / G groups, row by row."""
+        return self.indices().long()
+
+    @property
+    def variables(self) -> tuple[nn.Parameter, ...]:
+        return (self.scale,) if self.zero is None else (self.scale, self.zero)
+
+    @property
     def trained(self) -> list[tuple[nn.Parameter, float]]:
-        """The parameters that train, each with the rms by which its steps are measured."""
-        rms = float(self.scale.detach().square().mean()) ** 0.5 if len(self.groups) else 1.0
+        """The variables, each with the rms by which its steps are measured."""
+        rms = float(self.scale.detach().square().mean()) ** 0.5 if len(self.scale) else 1.0
         zero = [] if self.zero is None else [(self.zero, ZERO_RATE)]
         return [(self.scale, SCALE_RATE * rms), *zero]
 
@@ -81,6 +81,21 @@ class GroupTrainable(nn.Module):
     def stored_codes(self) -> Tensor:
         """[n, G] float32, from 0 to the scheme's top."""
         raise NotImplementedError
+
+    def kept_weights(self) -> Tensor:
+        """The kept groups [n, G] float32 of W, with gradients."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        size = self.scheme.group
+        whole = torch.zeros(self.shape.numel() // size, size, dtype=dtype, device=self.scale.device)
+        return whole.index_copy_(0, self.groups, self.kept_weights().to(dtype)).view(self.shape)
+
+    def gradients(self, of_weight: Tensor) -> tuple[Tensor, ...]:
+        of_groups = of_weight.view(-1, self.scheme.group)[self.groups].float()
+        with torch.enable_grad():
+            return torch.autograd.grad(self.kept_weights(), self.variables, of_groups)
 
     def masked(self, weights: Tensor) -> Tensor:
         """Weights or codes [n, G], zero where the mask is False."""
@@ -112,6 +127,10 @@ class TrainedGroups(GroupTrainable):
         self.latent = nn.Parameter(weight.dequantize().view(-1, self.scheme.group)[self.groups])
 
     @property
+    def variables(self) -> tuple[nn.Parameter, ...]:
+        return self.latent, *super().variables
+
+    @property
     def trained(self) -> list[tuple[nn.Parameter, float]]:
         count = self.latent.numel() if self.mask is None else int(self.mask.sum())
         rms = (float(self.latent.detach().square().sum()) / count) ** 0.5 if count else 1.0
@@ -127,11 +146,9 @@ class TrainedGroups(GroupTrainable):
     def stored_codes(self) -> Tensor:
         return self._codes(bfloat16_scale(self.scale), self.rounded_zero())
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def kept_weights(self) -> Tensor:
         scale, zero = bfloat16_scale(self.scale), self.rounded_zero()
-        weights = self.masked((self._codes(scale, zero) - zero) * scale)
-        whole = weights.new_zeros(self.shape[0] * self.shape[1] // self.scheme.group, self.scheme.group)
-        return nn.functional.linear(inputs, whole.index_copy(0, self.groups, weights).view(self.shape), self.bias)
+        return self.masked((self._codes(scale, zero) - zero) * scale)
 
 
 class FrozenGroups(GroupTrainable):
@@ -148,45 +165,5 @@ class FrozenGroups(GroupTrainable):
     def stored_codes(self) -> Tensor:
         return unpacked_bytes(self.packed, self.scheme.bits).float()
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        scale, zero = bfloat16_scale(self.scale), self.rounded_zero()
-        if not isinstance(zero, Tensor):
-            zero = torch.full_like(scale, zero)
-        out: Tensor = _FromCodes.apply(inputs, scale, zero, self)  # type: ignore[no-untyped-call]
-        return out if self.bias is None else out + self.bias.to(out.dtype)
-
-    def whole(self, scale: Tensor, zero: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Codes minus zero points [n, G] float32, and the weight [N, K] in `dtype`."""
-        codes = self.masked(self.stored_codes() - zero)
-        whole = torch.zeros(
-            self.shape[0] * self.shape[1] // self.scheme.group, self.scheme.group, dtype=dtype, device=scale.device
-        )
-        whole[self.groups] = (codes * scale).to(dtype)
-        return codes, whole.view(self.shape)
-
-
-class _FromCodes(torch.autograd.Function):
-    """x Wᵀ with W rebuilt from packed codes in both passes instead of kept."""
-
-    @staticmethod
-    def forward(ctx: Any, inputs: Tensor, scale: Tensor, zero: Tensor, linear: FrozenGroups) -> Tensor:
-        dtype = (
-            torch.get_autocast_dtype(inputs.device.type)
-            if torch.is_autocast_enabled(inputs.device.type)
-            else inputs.dtype
-        )
-        ctx.save_for_backward(inputs, scale, zero)
-        ctx.linear, ctx.dtype = linear, dtype
-        return inputs.to(dtype) @ linear.whole(scale, zero, dtype)[1].T
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        inputs, scale, zero = ctx.saved_tensors
-        codes, weight = ctx.linear.whole(scale, zero, ctx.dtype)
-        gradient = gradient.to(ctx.dtype)
-        of_inputs = (gradient @ weight).to(inputs.dtype) if ctx.needs_input_grad[0] else None
-        flat = gradient.flatten(0, -2).T @ inputs.to(ctx.dtype).flatten(0, -2)
-        of_groups = flat.view(-1, codes.shape[1])[ctx.linear.groups].float()
-        of_scale = (of_groups * codes).sum(1, keepdim=True)
-        of_zero = ctx.linear.masked(of_groups).sum(1, keepdim=True) * -scale
-        return of_inputs, of_scale, of_zero, None
+    def kept_weights(self) -> Tensor:
+        return self.masked(self.stored_codes() - self.rounded_zero()) * bfloat16_scale(self.scale)

@@ -1,57 +1,88 @@
 """The state of a training after an epoch, in a file, so that an interrupted training resumes to the same result.
 
-A safetensors file, written under a temporary name and renamed: an existing file is complete.
+A safetensors file, written tensor by tensor under a temporary name and renamed: an existing file is complete, and no
+second copy of the state is in memory. The best state is in it only if it is not the present one.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from ..checkpoint.staging import write_file, writing
+from ..checkpoint.container import TensorSpec, header_bytes
+from ..checkpoint.staging import writing
+from ..errors import InputError
+from .adam import COUNT, MOMENTS, Adam
 
-MOMENTS = ("exp_avg", "exp_avg_sq", "step")
-"""The state of AdamW for a parameter."""
+NOW = ".now"
 
 
 def save_state(
     path: Path,
     losses: Sequence[float],
     skipped: tuple[int, int],
-    masters: Sequence[Tensor],
-    best: Sequence[Tensor],
-    optimizer: torch.optim.Optimizer,
+    parameters: Sequence[Tensor],
+    best: Sequence[Tensor] | None,
+    optimizers: Sequence[Adam],
 ) -> None:
-    """Write the state. skipped: steps left out, in all and in a row. OutputError if the disk is full."""
-    tensors: dict[str, Tensor] = {}
-    for number, (master, found) in enumerate(zip(masters, best, strict=True)):
-        tensors |= {f"{number}.now": master.detach(), f"{number}.best": found}
-        state = optimizer.state.get(master, {})
-        tensors |= {f"{number}.{moment}": state[moment] for moment in MOMENTS if moment in state}
-    metadata = {"losses": json.dumps(list(losses)), "skipped": json.dumps(list(skipped))}
+    """Write the state; all tensors are float32. skipped: steps left out, in all and in a row. best: None if it is the
+    present state. OutputError if the disk is full."""
+    tensors = dict(_named(parameters, best, optimizers))
+    specs = [TensorSpec(name, "F32", tuple(tensor.shape)) for name, tensor in tensors.items()]
+    head = header_bytes(specs, {"losses": json.dumps(list(losses)), "skipped": json.dumps(list(skipped))})
+    beside = path.with_name(path.name + ".tmp")
     with writing(path.parent):
-        write_file(path, save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, metadata))
+        with beside.open("wb") as file:
+            file.write(head)
+            for tensor in tensors.values():
+                file.write(tensor.detach().cpu().contiguous().view(-1).numpy().data)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
 
 
 def load_state(
-    path: Path, masters: Sequence[Tensor], best: list[Tensor], optimizer: torch.optim.Optimizer
+    path: Path, parameters: Sequence[Tensor], best: Sequence[Tensor], optimizers: Sequence[Adam]
 ) -> tuple[list[float], int, int]:
-    """Restore parameters, their best state and the optimizer; return losses, and skipped steps in all and in a row."""
+    """Restore parameters, their best state and the optimizers; return losses, and skipped steps in all and in a row.
+
+    InputError for a state of other parameters."""
     with safe_open(path, "pt") as file:
-        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    for number, master in enumerate(masters):
-        master.data.copy_(tensors[f"{number}.now"])
-        best[number].copy_(tensors[f"{number}.best"])
-        moments = {moment: tensors[f"{number}.{moment}"] for moment in MOMENTS if f"{number}.{moment}" in tensors}
-        # AdamW keeps step counts on the CPU.
-        optimizer.state[master] = {
-            moment: tensor if moment == "step" else tensor.to(master.device) for moment, tensor in moments.items()
-        }
+        metadata, names = file.metadata(), set(file.keys())
+        shapes = [tuple(file.get_slice(name).get_shape()) for name in sorted(names, key=_number) if name.endswith(NOW)]
+        if shapes != [tuple(parameter.shape) for parameter in parameters]:
+            raise InputError(
+                f"{path}: the state of a training of other parameters ({len(shapes)}, now {len(parameters)})",
+                hint="another version of slideconvert wrote it: delete this file, and the training starts again",
+            )
+        for number, (parameter, found, optimizer) in enumerate(zip(parameters, best, optimizers, strict=True)):
+            with torch.no_grad():
+                parameter.copy_(file.get_tensor(f"{number}{NOW}"))
+            known = f"{number}.best"
+            found.copy_(file.get_tensor(known if known in names else f"{number}{NOW}"))
+            parts = {part: f"{number}.{part}" for part in (*MOMENTS, COUNT)}
+            optimizer.restore({part: file.get_tensor(name) for part, name in parts.items() if name in names})
     skipped, in_a_row = json.loads(metadata["skipped"])
     return json.loads(metadata["losses"]), skipped, in_a_row
+
+
+def _number(name: str) -> int:
+    """The number of a tensor's parameter."""
+    return int(name.partition(".")[0])
+
+
+def _named(
+    parameters: Sequence[Tensor], best: Sequence[Tensor] | None, optimizers: Sequence[Adam]
+) -> Iterator[tuple[str, Tensor]]:
+    for number, (parameter, optimizer) in enumerate(zip(parameters, optimizers, strict=True)):
+        yield f"{number}{NOW}", parameter
+        for part, tensor in optimizer.state().items():
+            yield f"{number}.{part}", tensor
+        if best is not None:
+            yield f"{number}.best", best[number]

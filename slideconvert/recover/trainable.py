@@ -12,41 +12,47 @@ from ..core.quantize import QuantizedWeight, Weight
 from ..core.ternary import ternarize
 from ..core.weights import floats
 from .groups import FrozenGroups, GroupTrainable, TrainedGroups
+from .rebuilt import Places, RebuiltLinear
 
 MARGIN = 0.02
 """The least initial distance of a latent weight from the border of its code, in units of the scale."""
 
 
-class SurvivorLinear(nn.Module):
-    """y = x Ŵᵀ + bias with Ŵ = the masked latent weight, rounded as it will be served.
+class SurvivorLinear(RebuiltLinear):
+    """y = x Ŵᵀ + bias with Ŵ = the kept latent weights in their places, rounded as it will be served.
 
-    The gradient passes the rounding unchanged (straight-through estimator), and is zero outside the mask. Ŵ is equal to
-    `weight` at first. Scales are fixed, except for ternary weights, where a factor of the scale (gain) trains as well,
-    since three codes leave little else to train.
+    The gradient passes the rounding unchanged (straight-through estimator). Ŵ is equal to `weight` at first; its zeros
+    stay zero. Scales are fixed, except for ternary weights, where a factor of the scale (gain) trains as well, since
+    three codes leave little else to train.
 
-    latent [out, in]: the latent weights of a ternary linear, which show the codes that are close to a change; those
-    whose codes a solver has changed start just inside their code. Without it, latent weights start at their codes.
+    latent [n] float32: the latent values of the n non-zero weights, row by row. latent [out, in] as an argument: the
+    latent weights of a ternary linear, which show the codes that are close to a change; those whose codes a solver has
+    changed start just inside their code. Without it, latent weights start at their codes.
     """
-
-    mask: Tensor
-    scale: Tensor
 
     def __init__(self, weight: Weight, bias: Tensor | None, latent: Tensor | None = None) -> None:
         super().__init__()
         start = floats(weight)
-        self.latent = nn.Parameter(start.clone() if latent is None else latent_weight(weight, latent.to(start.device)))
-        self.register_buffer("mask", (start != 0).float())
-        self.start = weight
+        self.places, self._shape = Places(start != 0), start.shape
+        whole = start if latent is None else latent_weight(weight, latent.to(start.device))
+        self.latent = nn.Parameter(whole.flatten()[self.places.indices()])
+        self._scale, self._scheme, self._dtype = None, None, start.dtype
         self.gain: nn.Parameter | None = None
         if isinstance(weight, QuantizedWeight):
-            self.register_buffer("scale", weight.scale.float())
+            self._scale, self._scheme = weight.scale, weight.scheme
             if weight.scheme.ternary:
-                self.gain = nn.Parameter(torch.ones_like(self.scale))
+                self.gain = nn.Parameter(torch.ones_like(weight.scale, dtype=torch.float32))
+        else:
+            self._dtype = weight.dtype
         self.bias = bias
 
     @property
+    def variables(self) -> tuple[nn.Parameter, ...]:
+        return (self.latent,) if self.gain is None else (self.latent, self.gain)
+
+    @property
     def trained(self) -> list[tuple[nn.Parameter, float]]:
-        """The parameters that train, each with the rms (root mean square) that scales its learning rate."""
+        """The variables, each with the rms (root mean square) that scales its learning rate."""
         latent = self.latent.detach()
         rms = float(latent.square().sum() / latent.count_nonzero().clamp(min=1)) ** 0.5
         return [(self.latent, rms), *([] if self.gain is None else [(self.gain, 1.0)])]
@@ -54,24 +60,34 @@ class SurvivorLinear(nn.Module):
     @torch.no_grad()
     def weight(self) -> Weight:
         """The weight in its stored form: codes with the initial scale times the gain, or floats."""
-        made = self._rounded(self.latent * self.mask)
+        made = self._rounded()
         if self.gain is None or not isinstance(made, QuantizedWeight):
             return made
-        return replace(made, scale=self.scale * self.gain)
+        return replace(made, scale=made.scale.float() * self.gain)
+
+    def _rounded(self) -> Weight:
+        """The stored form of the latent weights, without the gain."""
+        whole = torch.zeros(self._shape.numel(), device=self.latent.device)
+        whole = whole.scatter_(0, self.indices().long(), self.latent.detach()).view(self._shape)
+        if self._scheme is None or self._scale is None:
+            return whole.to(self._dtype)
+        return QuantizedWeight(self._scheme.to_codes(whole.div_(self._scale.float())), self._scale, self._scheme)
 
     @torch.no_grad()
-    def _rounded(self, kept: Tensor) -> Weight:
-        """The stored form of the latent weight, without the gain."""
-        if isinstance(self.start, QuantizedWeight):
-            return replace(self.start, codes=self.start.scheme.to_codes(kept / self.scale))
-        return kept.to(self.start.dtype)
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        made = self._rounded()
+        if isinstance(made, Tensor):
+            return made.to(dtype)
+        rounded = made.dequantize()
+        return (rounded if self.gain is None else rounded.mul_(self.gain)).to(dtype)
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        kept = self.latent * self.mask
-        weight = floats(self._rounded(kept)) + (kept - kept.detach())  # zero, but for the gradient
-        if self.gain is not None:
-            weight = weight * self.gain
-        return nn.functional.linear(inputs, weight, self.bias)
+    @torch.no_grad()
+    def gradients(self, of_weight: Tensor) -> tuple[Tensor, ...]:
+        if self.gain is None:
+            return (of_weight.flatten().index_select(0, self.indices()).float(),)
+        of_weight = of_weight.float()
+        of_gain = (of_weight * floats(self._rounded())).sum(1, keepdim=True)
+        return (of_weight * self.gain).flatten().index_select(0, self.indices()), of_gain
 
 
 def latent_weight(weight: Weight, latent: Tensor) -> Tensor:
@@ -110,6 +126,7 @@ def make_trainable(parent: nn.Module, compressed: Compressed, *, frozen: bool = 
             made[path] = stage(weight, bias, fixed_zeros=path in compressed.fixed_zeros)
         else:
             made[path] = SurvivorLinear(weight, bias, compressed.latent.get(path))
+        made[path].release_after_backward()
         parent.set_submodule(path, made[path])
     return made
 

@@ -1,10 +1,16 @@
-"""The training loop of both recoveries: AdamW, a cosine schedule, and the best state on held-out sequences."""
+"""The training loop of both recoveries: AdamW, a cosine schedule, and the best state on held-out sequences.
+
+A gradient is applied and freed as soon as the backward pass of a batch has completed it, so that memory never holds
+those of all parameters (LOMO's fused update, arXiv 2306.09782, section 3.2). The best state is kept in CPU memory.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +19,7 @@ from torch import Tensor, nn
 
 from ..core.precision import model_precision, running
 from ..errors import SlideConvertError
+from .adam import Adam
 from .state import load_state, save_state
 
 MOST_SKIPPED = 8
@@ -54,7 +61,7 @@ class Schedule:
 class Curve:
     """Loss on the held-out sequences before training and after each epoch; best: the index of the kept state.
 
-    skipped: the number of steps skipped because the loss or gradient was not finite.
+    skipped: the number of steps skipped because the loss was not finite, or, for the parameters concerned, a gradient.
     """
 
     losses: tuple[float, ...]
@@ -70,10 +77,12 @@ class Curve:
 class TrainingOptions:
     """How training runs. The result depends on it only through rounding.
 
-    micro: sequences computed at once, None for the whole batch. offload: keep the optimizer's state and master
-    weights in CPU memory. dtype: in which models run (precision.py); parameters, their gradients and the optimizer are
-    float32. state: file for the state after each epoch (one of this name for each retry), from which an interrupted
-    training resumes to the same result. progress: called with the steps done and all steps.
+    micro: sequences computed at once, None for the whole batch; with less, the gradients of all parameters are in
+    memory until the last part. offload: keep in CPU memory what only one layer at a time needs: the optimizer's
+    moments, and end to end the hidden states between layers. dtype: in which models run (precision.py); parameters,
+    their gradients and the optimizer are float32. state: file for the state after each epoch (one of this name for each
+    retry), from which an interrupted training resumes to the same result. progress: called with the steps done and all
+    steps.
     """
 
     micro: int | None = None
@@ -121,30 +130,32 @@ def _train_once(
     steps = schedule.epochs * math.ceil(len(fitted) / schedule.batch)
     run.begin(held)
     done = (len(run.losses) - 1) * (steps // max(1, schedule.epochs))
-    for epoch in range(schedule.epochs):
-        order = torch.randperm(len(fitted), generator=shuffler)
-        if epoch < len(run.losses) - 1:
-            continue  # done before the interruption; the shuffler has advanced
-        if schedule.patience and epoch - _best(run.losses) >= schedule.patience:
-            break
-        for numbers in fitted[order].split(schedule.batch):
-            run.step(numbers, schedule.rate_at(done, steps))
-            if run.in_a_row >= MOST_SKIPPED:
-                raise SlideConvertError(
-                    f"training: the loss or its gradient was not finite in {run.in_a_row} steps in a row, "
-                    f"{run.skipped} in all (step {done + 1} of {steps})",
-                    hint="leave training out with --block-epochs 0 --end-epochs 0, or run with --precision float32",
-                )
-            done += 1
-            options.progress(done, steps)
-        run.end_epoch(held)
-    for parameter, best in zip(run.parameters, run.best, strict=True):
-        parameter.data.copy_(best)
+    with run.applying():
+        for epoch in range(schedule.epochs):
+            order = torch.randperm(len(fitted), generator=shuffler)
+            if epoch < len(run.losses) - 1:
+                continue  # done before the interruption; the shuffler has advanced
+            if schedule.patience and epoch - _best(run.losses) >= schedule.patience:
+                break
+            for numbers in fitted[order].split(schedule.batch):
+                run.step(numbers, schedule.rate_at(done, steps))
+                if run.in_a_row >= MOST_SKIPPED:
+                    raise SlideConvertError(
+                        f"training: the loss or its gradient was not finite in {run.in_a_row} steps in a row, "
+                        f"{run.skipped} in all (step {done + 1} of {steps})",
+                        hint="leave training out with --block-epochs 0 --end-epochs 0, or run with --precision float32",
+                    )
+                done += 1
+                options.progress(done, steps)
+            run.end_epoch(held)
+    with torch.no_grad():
+        for parameter, best in zip(run.parameters, run.best, strict=True):
+            parameter.copy_(best)
     return Curve(tuple(run.losses), _best(run.losses), run.skipped)
 
 
 class _Run:
-    """One run: parameters with the optimizer's master copies, the best state so far, and the losses.
+    """One run: parameters with their optimizers, the best state so far, and the losses.
 
     losses: on the held-out sequences, before training and after each epoch. skipped, in_a_row: skipped steps, in all
     and since the last successful one.
@@ -158,38 +169,53 @@ class _Run:
         options: TrainingOptions,
     ) -> None:
         self.parameters = [parameter for parameter, _ in trained]
-        self.best = self._copies()
+        self.best = [torch.empty_like(parameter, device="cpu", requires_grad=False) for parameter in self.parameters]
         self.losses: list[float] = []
         self.skipped = self.in_a_row = 0
         self._loss, self._batch, self._options = loss, schedule.batch, options
-        self._units = [rms if schedule.relative else 1.0 for _, rms in trained]
-        self._masters: list[Tensor] = list(self.parameters)
-        if options.offload:
-            self._masters = [parameter.detach().cpu().clone() for parameter in self.parameters]
-        groups = [{"params": [master]} for master in self._masters]
-        self._optimizer = torch.optim.AdamW(groups, lr=schedule.rate, weight_decay=0.0)
+        self._optimizers = [
+            Adam(parameter, rms if schedule.relative else 1.0, offload=options.offload) for parameter, rms in trained
+        ]
+        self._rate, self._complete, self._finite = 0.0, False, True
+
+    @contextmanager
+    def applying(self) -> Iterator[None]:
+        """Within the block, the last backward pass of a batch applies and frees each gradient that it completes."""
+        hooks = [
+            parameter.register_post_accumulate_grad_hook(partial(self._apply, optimizer))
+            for parameter, optimizer in zip(self.parameters, self._optimizers, strict=True)
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def begin(self, held: Tensor) -> None:
         """Measure the initial loss, or restore the state of an interrupted run."""
-        self.losses = [_mean(self._run, held, self._options.micro or self._batch)]
         state = self._options.state
         if state and state.is_file():
-            self.losses, self.skipped, self.in_a_row = load_state(state, self._masters, self.best, self._optimizer)
-            _put(self.parameters, self._masters)
+            found = load_state(state, self.parameters, self.best, self._optimizers)
+            self.losses, self.skipped, self.in_a_row = found
+            return
+        self.losses = [_mean(self._run, held, self._options.micro or self._batch)]
+        self._keep_best()
 
     def step(self, numbers: Tensor, rate: float) -> None:
-        """One step on these sequences, skipped if the loss or a gradient is not finite."""
-        for group, unit in zip(self._optimizer.param_groups, self._units, strict=True):
-            group["lr"] = rate * unit
-        total = 0.0
-        for part in numbers.split(self._options.micro or len(numbers)):
+        """One step on these sequences. It is skipped if the loss is not finite, and for the parameters whose gradient
+        is not finite."""
+        self._rate, self._finite, total = rate, True, 0.0
+        parts = numbers.split(self._options.micro or len(numbers))
+        for number, part in enumerate(parts):
             value = self._run(part) * (len(part) / len(numbers))
+            total += float(value.detach())
+            if not math.isfinite(total):
+                self._finite = False
+                break
+            self._complete = number == len(parts) - 1
             with model_precision():
                 value.backward()
-            total += float(value.detach())
-        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        if math.isfinite(total) and all(bool(gradient.isfinite().all()) for gradient in gradients):
-            _step(self._optimizer, self.parameters, self._masters)
+        if self._finite:
             self.in_a_row = 0
         else:
             self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
@@ -199,38 +225,35 @@ class _Run:
     def end_epoch(self, held: Tensor) -> None:
         """Measure the loss, update the best state, and save the state if the options name a file."""
         self.losses.append(_mean(self._run, held, self._options.micro or self._batch))
-        if self.losses[-1] <= min(self.losses):
-            self.best = self._copies()
+        better = self.losses[-1] <= min(self.losses)
+        if better:
+            self._keep_best()
         if self._options.state:
-            skipped = self.skipped, self.in_a_row
-            save_state(self._options.state, self.losses, skipped, self._masters, self.best, self._optimizer)
+            skipped, best = (self.skipped, self.in_a_row), None if better else self.best
+            save_state(self._options.state, self.losses, skipped, self.parameters, best, self._optimizers)
+
+    def _apply(self, optimizer: Adam, parameter: Tensor) -> None:
+        if not self._complete:
+            return  # other parts of the batch follow
+        assert parameter.grad is not None
+        if bool(parameter.grad.isfinite().all()):
+            optimizer.step(self._rate)
+        else:
+            self._finite = False
+        parameter.grad = None
 
     def _run(self, numbers: Tensor) -> Tensor:
         with running(self.parameters[0].device, self._options.dtype):
             return self._loss(numbers)
 
-    def _copies(self) -> list[Tensor]:
-        return [parameter.detach().clone() for parameter in self.parameters]
+    def _keep_best(self) -> None:
+        for best, parameter in zip(self.best, self.parameters, strict=True):
+            best.copy_(parameter.detach())
 
 
 def _best(losses: Sequence[float]) -> int:
     """The epoch with the least loss, of equal ones the latest."""
     return min(range(len(losses)), key=lambda epoch: (losses[epoch], -epoch))
-
-
-def _step(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], masters: Sequence[Tensor]) -> None:
-    for parameter, master in zip(parameters, masters, strict=True):
-        if master is not parameter and parameter.grad is not None:
-            master.grad = parameter.grad.cpu()
-    optimizer.step()
-    _put(parameters, masters)
-
-
-def _put(parameters: Sequence[nn.Parameter], masters: Sequence[Tensor]) -> None:
-    """Copy offloaded master weights to the parameters."""
-    for parameter, master in zip(parameters, masters, strict=True):
-        if master is not parameter:
-            parameter.data.copy_(master)
 
 
 @torch.no_grad()

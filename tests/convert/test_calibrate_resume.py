@@ -372,7 +372,7 @@ def test_out_of_memory_keeps_what_is_finished(
     with monkeypatch.context() as patch:
         patch.setattr(decoder.Layer, "inputs", full)
         outcome = cli(*job.words(out, "balanced"))
-    assert outcome.code == 2 and "--resume and --keep-on cpu or disk" in outcome.err
+    assert outcome.code == 2 and "--resume and --offload (or --keep-on disk)" in outcome.err
     assert (out / WORK / "layer-00000.safetensors").is_file()
     assert cli(*job.words(out, "balanced", "--keep-on", "disk", "--resume")).code == 0
     assert pico.files(out) == whole["balanced"]

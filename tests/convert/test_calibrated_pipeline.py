@@ -350,7 +350,7 @@ def test_what_no_damping_helps_is_an_error_that_names_the_layer(
 def test_time_of_each_stage_is_reported(cli: Cli, tmp_path: Path, model: Path, text: Path, brief: None) -> None:
     words = ("convert", model, tmp_path / "out", "--preset", "quality", "--calibration", text, "--samples", SAMPLES)
     told = json.loads(cli(*words, "--length", LENGTH, "--json").out)
-    assert list(told["stages"]) == ["calibrate", "train", "verify"]
+    assert list(told["stages"]) == ["calibrate", "targets", "train", "verify"]
     seconds = [stage["seconds"] for stage in told["stages"].values()]
     assert min(seconds) > 0 and sum(seconds) < told["seconds"]
     assert not any(stage["device_bytes"] for stage in told["stages"].values()), "no GPU has been used"
@@ -645,7 +645,9 @@ def test_a_folder_that_is_not_empty_is_refused_before_any_text_is_read(
     assert outcome.code == 2 and "not an empty folder" in outcome.err and not asked
 
 
-@pytest.mark.parametrize("place", ["slideconvert.models.decoder.Layer.inputs", "slideconvert.recover.training._step"])
+@pytest.mark.parametrize(
+    "place", ["slideconvert.models.decoder.Layer.inputs", "slideconvert.recover.training._Run.step"]
+)
 def test_out_of_memory_names_the_settings_to_lower(
     cli: Cli, tmp_path: Path, model: Path, text: Path, brief: None, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:

@@ -299,9 +299,21 @@ def test_failed_steps_are_counted_over_all_runs_and_attempts(tmp_path: Path) -> 
 
 
 def test_the_state_of_adam_is_restored(tmp_path: Path) -> None:
-    """Files hold what is needed and no more: each parameter now, at its best, and three things of Adam's."""
+    """Files hold what is needed and no more: each parameter now, at its best if that is another state, and three
+    things of Adam's."""
     line, keep = Line(), tmp_path / "keep.safetensors"
-    train(sized(line.weight), line.loss, FITTED, HELD, SCHEDULE, TrainingOptions(state=keep))
+    curve = train(sized(line.weight), line.loss, FITTED, HELD, SCHEDULE, TrainingOptions(state=keep))
     found = pico.read(tmp_path)
-    assert found.keys() == {f"0.{part}" for part in ("now", "best", "exp_avg", "exp_avg_sq", "step")}
-    assert float(found["0.step"]) == STEPS * SCHEDULE.epochs and torch.equal(found["0.best"], line.weight)
+    assert curve.best == SCHEDULE.epochs
+    assert found.keys() == {f"0.{part}" for part in ("now", "exp_avg", "exp_avg_sq", "step")}
+    assert float(found["0.step"]) == STEPS * SCHEDULE.epochs and torch.equal(found["0.now"], line.weight)
+    state(keep).unlink()
+    number, loss = away(9.0, 1.5)
+    curve = train(
+        sized(number), loss, FITTED, HELD, replace(SCHEDULE, rate=0.15, floor=1.0), TrainingOptions(state=keep)
+    )
+    found = pico.read(tmp_path)
+    assert curve.best < SCHEDULE.epochs and found.keys() == {
+        f"0.{part}" for part in ("now", "best", "exp_avg", "exp_avg_sq", "step")
+    }
+    assert torch.equal(found["0.best"], number) and not torch.equal(found["0.now"], number)

@@ -45,11 +45,11 @@ slideconvert convert Qwen/Qwen2.5-7B-Instruct qwen-7b --recipe recipes/int8-2of8
 
 *Begin with*: the smaller a model, the more it loses by pruning and the less a GPU gains, so the smallest begin at 2:10.
 Sizes are those of the weight files. *Memory* is that of a conversion by weights alone on {cores} cores; *GPU* that of
-calibration with preset balanced, or quality with 1,024 sequences, hidden states included (those may be kept elsewhere:
-`--keep-on`). `plan` lists the parts.
+calibration with preset balanced, or quality with 1,024 sequences; `--offload` keeps hidden states and the optimizer in
+CPU memory. `plan` lists the parts.
 
-| model | begin with | BF16 | 2:4 | 2:6 | 2:8 | 2:10 | memory | GPU | GPU, quality |
-|---|---|---|---|---|---|---|---|---|---|
+| model | begin with | BF16 | 2:4 | 2:6 | 2:8 | 2:10 | memory | GPU | GPU, quality | with `--offload` |
+|---|---|---|---|---|---|---|---|---|---|---|
 """
 
 SLID = """
@@ -91,11 +91,11 @@ def render(models: Sequence[Published] = PROMISED) -> str:
     for model in models:
         plans = [plan_of(model, recipe_of("int8", pattern)) for pattern in PATTERNS]
         begin = plan_of(model, load_recipe(RECIPES / f"{model.recipe}.yaml"))
-        gpu = [needs(plan) for plan in (begin, plan_of(model, quality(begin.recipe)))]
+        balanced, trained = (needs(plan) for plan in (begin, plan_of(model, quality(begin.recipe))))
         with mock.patch.object(workers, "count", lambda: CORES):
             memory = direct_memory(begin)
         sizes = [begin.bytes_before, *(plan.bytes_after for plan in plans), memory]
-        sizes += [need.hidden + need.device for need in gpu]
+        sizes += [balanced.peak, trained.peak, trained.offload_device]
         ids = f"`{model.hub_id}`" + (" (`-Instruct`)" if model.instruct else "")
         rows.append(_row([ids, f"`{model.recipe}`", *map(size, sizes)]))
         slid = [slid_columns(plan) for plan in plans]

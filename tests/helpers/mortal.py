@@ -36,7 +36,7 @@ WATCHED: dict[str, tuple[Any, str]] = {
     "convert": (pipeline, "convert_linear"),
     "write": (WeightWriter, "_put"),  # some bytes into a shard
     "journal": (WeightWriter, "_journal"),  # between a unit's bytes and its line in the journal
-    "train": (training, "_step"),
+    "train": (training._Run, "step"),
     "rename": (Path, "replace"),  # small files of the staging folder, finished work, then publication
 }
 """The calls that can be watched; with "solve", the call of any calibrated method."""

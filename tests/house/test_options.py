@@ -7,6 +7,8 @@ from pathlib import Path
 import click
 import pytest
 
+import slideconvert
+from slideconvert.api.settings import settings_of
 from slideconvert.cli import COMMANDS, group
 from slideconvert.core import choices
 from slideconvert.core.schemes import SCHEMES
@@ -152,11 +154,19 @@ CALIBRATED = ("--calibration", TEXT, "--samples", 8, "--length", 64)
 
 
 @pytest.mark.parametrize("words", [("--method", "obs"), ("--preset", "balanced")], ids=" ".join)
-def test_offload_is_refused_where_nothing_trains_end_to_end(
+def test_offload_is_refused_where_it_moves_nothing(
     cli: Cli, source: Path, tmp_path: Path, words: tuple[str, ...]
 ) -> None:
-    refused = cli("convert", source, tmp_path / "out", *words, *CALIBRATED, "--offload", "-q")
-    assert refused.code == 2 and "nothing is trained end to end" in refused.err
+    more = ("--offload", "--keep-on", "disk", "-q")
+    refused = cli("convert", source, tmp_path / "out", *words, *CALIBRATED, *more)
+    assert refused.code == 2 and "kept on disk, and nothing is trained end to end" in refused.err
+
+
+@pytest.mark.parametrize(("words", "place"), [((), "cpu"), (("--keep-on", "disk"), "disk")], ids=["offload", "disk"])
+def test_offload_moves_hidden_states_unless_told_where(words: tuple[str, ...], place: str) -> None:
+    options = slideconvert.ConvertOptions(offload=True, keep_on=words[1] if words else None, device="cpu")
+    assert settings_of(options).keep_on == place and settings_of(options).offload
+    assert settings_of(slideconvert.ConvertOptions(device="cpu")).keep_on == "device"
 
 
 @pytest.mark.parametrize("command", ["slide", "relayout", "verify", "quantize"])

@@ -5,16 +5,21 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from slideconvert.checkpoint.reader import Checkpoint
 from slideconvert.evaluate.perplexity import perplexity
 from slideconvert.models import head
+from slideconvert.models.decoder import Decoder
+from slideconvert.models.layered import LayeredModel
+from slideconvert.recover.adam import Adam
 from slideconvert.recover.end_to_end import recover_end_to_end
-from slideconvert.recover.trainable import Compressed
+from slideconvert.recover.trainable import Compressed, make_trainable
 from slideconvert.recover.training import Schedule, TrainingOptions
 from tests.helpers import family_models, pico
 
@@ -55,49 +60,71 @@ def test_pieces_have_the_losses_of_whole_logits(
     assert sum(cut) == 55 and max(cut) <= PIECES and min(cut) > PIECES // 2
 
 
+def layered(folder: Path, tokens: Tensor, **words: Any) -> LayeredModel:
+    """The source model of a folder out of its parts, a sequence at a time unless `words` say otherwise."""
+    decoder = Decoder(Checkpoint.open(folder), torch.device("cpu"))
+    decoder.record_passed(tokens.shape[1])
+    layers = [decoder.layer(number) for number in range(decoder.source.config["num_hidden_layers"])]
+    words = {"at_once": 1, **words}
+    return LayeredModel(decoder.embedding(), layers, decoder.final_norm(), decoder.head(), **words)
+
+
+@pytest.mark.parametrize("family", family_models.CASES)
+def test_the_parts_of_a_model_are_the_model(family: str, tmp_path: Path) -> None:
+    """Logits of stock transformers, masks, scales and caps of the family included; 1e-5: sums in another order."""
+    folder = family_models.write(tmp_path, family)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    made = layered(folder, TOKENS, at_once=2)
+    with torch.no_grad():
+        logits = made.head.logits(made.hidden(TOKENS).flatten(0, 1))
+        expected = model(input_ids=TOKENS).logits.flatten(0, 1)
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("offload", [True, False])
 @pytest.mark.parametrize("taught", [True, False], ids=["divergence", "entropy"])
 def test_training_in_pieces_has_the_losses_and_gradients_of_whole_logits(
-    taught: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: list[int]
+    taught: bool, offload: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: list[int]
 ) -> None:
-    """The losses before and after one step of plain descent, against the stock model with the weight before and the
-    weight that autograd would move it to."""
+    """The loss and the gradient of the first step, against autograd of the stock model."""
     folder = family_models.write(tmp_path, "gemma2")  # caps its logits
-    student, teacher, twin = (AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32) for _ in range(3))
-    in_pieces(student, monkeypatch)
-    name = "model.layers.1.mlp.down_proj"
-    weight = student.get_submodule(name).weight.detach().bfloat16()
+    teacher, twin = (AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval() for _ in range(2))
+    in_pieces(twin, monkeypatch)
+    student, place = layered(folder, TOKENS, offload=offload), "mlp.down_proj"
+    name = f"model.layers.1.{place}"
+    weight = twin.get_submodule(name).weight.detach().bfloat16()
     weight[:, ::2] = 0
     twin.get_submodule(name).weight = nn.Parameter(weight.float())
     twin.requires_grad_(False)
     own = twin.get_submodule(name).weight.requires_grad_()
+    with torch.no_grad():
+        wanted = teacher(input_ids=TOKENS, output_hidden_states=True)
 
     def loss() -> Tensor:
         given = twin(input_ids=TOKENS).logits.double().log_softmax(-1)
         if taught:
-            with torch.no_grad():
-                wanted = teacher(input_ids=TOKENS).logits.double().log_softmax(-1)
-            return (wanted.exp() * (wanted - given)).sum(-1).mean()
+            dense = wanted.logits.double().log_softmax(-1)
+            return (dense.exp() * (dense - given)).sum(-1).mean()
         return -given[:, :-1].gather(-1, TOKENS[:, 1:, None]).mean()
 
     before = loss()
     before.backward()
     gradients: list[Tensor] = []
 
-    def descend(parameters: list[dict[str, list[Tensor]]], **_: object) -> torch.optim.Optimizer:
-        made = torch.optim.SGD([part for group in parameters for part in group["params"]], lr=0.0)
-        made.register_step_pre_hook(lambda *_: gradients.append(made.param_groups[0]["params"][0].grad.clone()))
-        return made
+    def step(self: Adam, rate: float) -> None:
+        assert self._parameter.grad is not None
+        gradients.append(self._parameter.grad.clone())
 
-    monkeypatch.setattr(torch.optim, "AdamW", descend)
+    monkeypatch.setattr(Adam, "step", step)
+    trained = make_trainable(student.layers[1].module, Compressed({place: weight}))
     numbers = torch.arange(len(TOKENS))
     _, curve = recover_end_to_end(
-        student, teacher if taught else None, Compressed({name: weight}), TOKENS, numbers, numbers,
-        Schedule(1, 1e-3), TrainingOptions(),
+        student, trained, wanted.hidden_states[-1].__getitem__ if taught else None, TOKENS, numbers, numbers,
+        Schedule(1, 1e-3), TrainingOptions(offload=offload),
     )  # fmt: skip
     assert curve.losses[0] == pytest.approx(float(before.detach()), rel=1e-5)
-    assert own.grad is not None
-    kept = weight != 0
-    torch.testing.assert_close(gradients[0][kept], own.grad[kept], rtol=1e-4, atol=1e-8)
+    assert own.grad is not None and len(gradients) == 1, "once, though sequences run through layers one at a time"
+    torch.testing.assert_close(gradients[0], own.grad[weight != 0], rtol=1e-4, atol=1e-8)
     assert max(cut) <= PIECES
 
 
@@ -109,20 +136,23 @@ from slideconvert.checkpoint.reader import Checkpoint
 from slideconvert.evaluate.perplexity import perplexity
 from slideconvert.models.load import load_model
 from slideconvert.recover.end_to_end import recover_end_to_end
-from slideconvert.recover.trainable import Compressed
+from slideconvert.recover.trainable import Compressed, make_trainable
 from slideconvert.recover.training import Schedule, TrainingOptions
 from benches.peak import peak_bytes
+from tests.unit.test_head import layered
 
-student, teacher = (load_model(Checkpoint.open(Path(sys.argv[1]))) for _ in range(2))
+folder, place = Path(sys.argv[1]), "mlp.down_proj"
 tokens = torch.arange(16 * 128).view(16, 128)
-name = "model.layers.0.mlp.down_proj"
-compressed = Compressed({name: teacher.get_submodule(name).weight.bfloat16()})
+teacher, student = load_model(Checkpoint.open(folder)), layered(folder, tokens)
+weight = student.layers[0].linear(place).weight.bfloat16()
+trained = make_trainable(student.layers[0].module, Compressed({place: weight}))
 held, options = torch.arange(8), TrainingOptions()
 perplexity(teacher, tokens[:1])
+dense = teacher.base_model(input_ids=tokens).last_hidden_state.detach()
 start = peak_bytes()
 perplexity(teacher, tokens)
 print(peak_bytes() - start)
-recover_end_to_end(student, teacher, compressed, tokens, held, held, Schedule(1, 1e-5), options)
+recover_end_to_end(student, trained, dense.__getitem__, tokens, held, held, Schedule(1, 1e-5), options)
 print(peak_bytes() - start)
 """
 

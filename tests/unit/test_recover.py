@@ -64,8 +64,7 @@ def test_it_starts_at_what_is_served(scheme: Scheme, biased: bool) -> None:
 def test_wherever_it_goes_it_computes_with_what_would_be_stored(scheme: Scheme) -> None:
     """Exactly: what the rounding takes off is itself a float32 number, so adding it gives the rounded weight."""
     linear = SurvivorLinear(start(scheme), None)
-    noise = torch.randn(24, 40, generator=torch.Generator().manual_seed(3)) * 0.05
-    linear.latent.data += noise  # off the mask as well: the mask must take it back
+    linear.latent.data += torch.randn(len(linear.latent), generator=torch.Generator().manual_seed(3)) * 0.05
     stored = linear.weight()
     assert torch.equal(linear(inputs()), nn.functional.linear(inputs(), numbers(stored)))
     assert not torch.equal(numbers(stored), numbers(start(scheme)))
@@ -82,7 +81,7 @@ def assert_same_weight(made: Weight, expected: Weight) -> None:
 
 @pytest.mark.parametrize("scheme", UNGROUPED.values(), ids=UNGROUPED)
 def test_gradients_pass_the_rounding_and_stop_at_the_mask(scheme: Scheme) -> None:
-    """Straight through: dL/dlatent = (dL/dy)ᵀ x on the mask. Sums of 50 terms in float32: 1e-5 is generous."""
+    """Straight through: dL/dlatent = (dL/dy)ᵀ x at the kept places. Sums of 50 terms in float32: 1e-5 is generous."""
     linear, x = SurvivorLinear(start(scheme), None), inputs()
     linear.latent.data += 0.01
     target = torch.randn(50, 24, generator=torch.Generator().manual_seed(4))
@@ -90,9 +89,9 @@ def test_gradients_pass_the_rounding_and_stop_at_the_mask(scheme: Scheme) -> Non
     mask = (numbers(start(scheme)) != 0).numpy()
     wide = x.double().numpy()
     off = 2 * (wide @ numbers(linear.weight()).double().numpy().T - target.double().numpy())
-    expected = off.T @ wide * mask
+    expected = (off.T @ wide)[mask]
     made = linear.latent.grad
-    assert made is not None and not made.numpy()[~mask].any()
+    assert made is not None
     np.testing.assert_allclose(made.numpy(), expected, atol=1e-5 * np.abs(expected).max())
 
 
@@ -213,8 +212,7 @@ def test_zeros_do_not_count_in_the_size_of_a_weight() -> None:
         SCHEDULE,
     )
     train(sized(line.weight), line.loss, FITTED, HELD, SCHEDULE)
-    torch.testing.assert_close(wide.latent[0, :2], line.weight, rtol=1e-6, atol=0)
-    assert not wide.latent[0, 2:].any()
+    torch.testing.assert_close(wide.latent, line.weight, rtol=1e-6, atol=0)
 
 
 def test_an_absolute_rate_is_used_unchanged() -> None:

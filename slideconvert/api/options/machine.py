@@ -59,11 +59,14 @@ class ComputeOptions(DeviceOptions):
 
 @dataclass(frozen=True)
 class OffloadOptions(Options):
-    """Where training end to end keeps its state."""
+    """Where calibration and training keep what the GPU does not need all the time."""
 
     HEADING: ClassVar[str] = "Compute"
 
-    offload: bool = option("Keep the optimizer of training end to end in CPU memory.", default=False)
+    offload: bool = option(
+        "Keep hidden states (unless --keep-on says where) and the optimizer of training end to end in CPU memory.",
+        default=False,
+    )
 
 
 @dataclass(frozen=True)

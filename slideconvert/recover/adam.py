@@ -1,0 +1,62 @@
+"""AdamW one parameter at a time, so that a gradient can be applied and freed as soon as the backward pass has it.
+
+Only one gradient is then in memory, instead of those of the whole model. Moments are float32; in CPU memory they are
+copied to the device for a step and back, so that the step is the same to the bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+COUNT = "step"
+
+
+class Adam:
+    """AdamW without decay of one parameter. unit: what learning rates are multiplied by. offload: keep the moments in
+    CPU memory between steps."""
+
+    def __init__(self, parameter: nn.Parameter, unit: float, *, offload: bool) -> None:
+        self._parameter, self._unit, self._offload = parameter, unit, offload
+        self._optimizer = torch.optim.AdamW([parameter], weight_decay=0.0, fused=True)
+        self._kept: dict[str, Tensor] = {}
+
+    def step(self, rate: float) -> None:
+        """Apply the gradient."""
+        self._optimizer.param_groups[0]["lr"] = rate * self._unit
+        state = self._optimizer.state[self._parameter]
+        if self._kept:
+            device = self._parameter.device
+            state |= {name: kept.to(device, non_blocking=True) for name, kept in self._kept.items()}
+        self._optimizer.step()
+        torch.autograd.graph.increment_version(self._parameter)  # fused steps do not, and dense weights are made of it
+        if self._offload:
+            self._keep({name: state[name] for name in MOMENTS})
+            state |= self._kept
+
+    def state(self) -> dict[str, Tensor]:
+        """Moments and the count of steps, by name; {} before the first step."""
+        if self._kept and self._parameter.is_cuda:
+            torch.cuda.synchronize(self._parameter.device)  # copies may still be under way
+        return dict(self._optimizer.state.get(self._parameter, {}))
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` returned, on any device."""
+        if not state:
+            return
+        device = self._parameter.device
+        if self._offload:
+            self._keep({name: state[name] for name in MOMENTS})
+        moved = {name: self._kept.get(name, state[name].to(device)) for name in MOMENTS}
+        self._optimizer.state[self._parameter] = {**moved, COUNT: state[COUNT].to(device)}
+
+    def _keep(self, moments: Mapping[str, Tensor]) -> None:
+        """Copy moments to CPU memory, on a GPU in the order of its work."""
+        pinned = self._parameter.is_cuda
+        for name, moment in moments.items():
+            if name not in self._kept:
+                self._kept[name] = torch.empty(moment.shape, dtype=moment.dtype, pin_memory=pinned)
+            self._kept[name].copy_(moment, non_blocking=pinned)
