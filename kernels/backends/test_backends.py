@@ -142,7 +142,8 @@ def test_odd_shapes_run_sparse(codes: torch.dtype) -> None:
 
 
 def check(spec: SlideSpec, name: str, dtypes: tuple[torch.dtype, ...]) -> None:
-    """INT8: the same bits. FP8: within twice the error that plain torch at the same dtype has."""
+    """INT8: the same bits. FP8: within twice the error that plain torch at the same dtype has, which is next to nothing
+    where few outputs happen to round well, or within twice the most that rounding them can cost."""
     weight, bias = example(spec, CUDA)
     backend, reference = named(name, spec, CUDA), choose(spec, CUDA, "reference").backend
     prepared = backend.prepare(weight)
@@ -157,7 +158,8 @@ def check(spec: SlideSpec, name: str, dtypes: tuple[torch.dtype, ...]) -> None:
                     assert torch.equal(found, expected), (str(spec), tokens, dtype)
                 else:
                     exact, plain = double(weight, x, term), plain_fp8(weight, x, term)
-                    error, allowed = float((found - exact).norm()), 2 * float((plain - exact).norm())
+                    error, rounding = float((found - exact).norm()), torch.finfo(dtype).eps * float(exact.norm())
+                    allowed = max(2 * float((plain - exact).norm()), rounding)
                     assert error <= allowed, (str(spec), tokens, dtype, error, allowed)
 
 
