@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from slideconvert.calibrate import generate as module
-from slideconvert.calibrate import run
+from slideconvert.calibrate import run, whole_model
 from slideconvert.calibrate.generate import generate
 from slideconvert.calibrate.run import GENERATED, RunSettings, compressed_layers, generated_tokens
 from slideconvert.calibrate.stream import held_out
@@ -100,7 +100,7 @@ def test_they_come_before_the_calibration_sequences_in_all_training(
 ) -> None:
     """Both trainings are given the same sequences, and hold out none of the generated ones."""
     given: list[tuple[Tensor, Tensor]] = []
-    blocks, ends = run.compress_layers, run.end_to_end.recover_end_to_end
+    blocks, ends = run.compress_layers, whole_model.recover_end_to_end
 
     def by_block(plan: Plan, tokens: Tensor, *args: Any, **words: Any) -> Any:
         given.append((tokens, torch.arange(words["generated"])))
@@ -114,7 +114,7 @@ def test_they_come_before_the_calibration_sequences_in_all_training(
         return ends(student, teacher, compressed, tokens, fitted, held, *rest)
 
     monkeypatch.setattr(run, "compress_layers", by_block)
-    monkeypatch.setattr(run.end_to_end, "recover_end_to_end", end)
+    monkeypatch.setattr(whole_model, "recover_end_to_end", end)
     tokens = calibration_tokens(plan.recipe.calibration, plan.source)
     list(compressed_layers(plan, tokens, RunSettings(), tmp_path / "work", silent))
     assert any(f"{2 * SAMPLES} sequences that the source model" in note for note in plan.notes)
