@@ -16,7 +16,7 @@ from torch import Tensor
 from ..core.weights import unit_of
 from ..errors import InputError
 from ..models.decoder import Decoder, Layer
-from ..plan.calibration import TRAINED_SHARE
+from ..plan.calibration import trained_at_once
 from ..prune.statistics import Accumulator, Statistics
 from .activation_error import SAMPLE
 from .activations import Activations
@@ -45,7 +45,7 @@ class StreamOptions:
 
     def micro(self, length: int) -> int:
         """Sequences of `length` tokens that run through a layer at once in training."""
-        return max(1, self.batch_tokens // TRAINED_SHARE // length)
+        return trained_at_once(self.batch_tokens, length)
 
     def store(self, name: str) -> Activations:
         """An empty store for hidden states."""

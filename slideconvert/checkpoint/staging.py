@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..errors import InputError, OutputError
 from .files import INDEX, SINGLE, STAGING
@@ -88,14 +88,22 @@ def check_free(out: Path, *, resume: bool) -> None:
     )
 
 
-def write_file(path: Path, data: bytes) -> str:
-    """Write a small file under a temporary name, sync and rename it; return its sha256 (hex). OSError passes."""
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write under a temporary name, synced and renamed to `path` at the end of the block: a file of that
+    name is complete. OSError passes."""
     beside = path.with_name(path.name + ".tmp")
     with beside.open("wb") as file:
-        file.write(data)
+        yield file
         file.flush()
         os.fsync(file.fileno())
     beside.replace(path)
+
+
+def write_file(path: Path, data: bytes) -> str:
+    """Write a small file as `replacing` does; return its sha256 (hex). OSError passes."""
+    with replacing(path) as file:
+        file.write(data)
     return hashlib.sha256(data).hexdigest()
 
 

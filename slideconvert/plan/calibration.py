@@ -55,6 +55,11 @@ def sequence_length(calibration: Calibration, source: Checkpoint) -> int:
     return length
 
 
+def trained_at_once(batch_tokens: int, length: int) -> int:
+    """Sequences of `length` tokens that training runs through a layer at once, where others run so many tokens."""
+    return max(1, batch_tokens // TRAINED_SHARE // length)
+
+
 def parse_calibration(fields: Mapping[str, str], where: str) -> Calibration:
     """The fields of a recipe's calibration, all strings, to a checked Calibration. InputError, which names `where`, for
     a number that is not whole or too small."""

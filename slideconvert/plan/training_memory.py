@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from ..models.head import PIECE
-from .calibration import BATCH_TOKENS, TRAINED_SHARE, sequence_length
+from .calibration import BATCH_TOKENS, sequence_length, trained_at_once
 from .linear import LinearPlan
 from .needs import Training
 
@@ -100,7 +100,7 @@ def _passing(plan: Plan, device: str, running: torch.dtype) -> int:
     assert plan.recovery is not None
     hidden, inner = (int(plan.source.config[key]) for key in ("hidden_size", "intermediate_size"))
     dense = max(sum(_dense(linear, running) for linear in linears) for linears in _by_layer(plan).values())
-    at_once = min(plan.recovery.batch, max(1, BATCH_TOKENS[device] // TRAINED_SHARE // _length(plan)))
+    at_once = min(plan.recovery.batch, trained_at_once(BATCH_TOKENS[device], _length(plan)))
     of_token = running.itemsize * (LEFT_HIDDEN * hidden + LEFT_INNER * inner)
     largest = max(linear.weights for linear in plan.linears if not linear.kept)
     return at_once * _length(plan) * of_token + dense + REBUILDING * largest

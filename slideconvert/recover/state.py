@@ -7,7 +7,6 @@ second copy of the state is in memory. The best state is in it only if it is not
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ..checkpoint.container import TensorSpec, header_bytes
-from ..checkpoint.staging import writing
+from ..checkpoint.staging import replacing, writing
 from ..errors import InputError
 from .adam import COUNT, MOMENTS, Adam
 
@@ -36,15 +35,10 @@ def save_state(
     tensors = dict(_named(parameters, best, optimizers))
     specs = [TensorSpec(name, "F32", tuple(tensor.shape)) for name, tensor in tensors.items()]
     head = header_bytes(specs, {"losses": json.dumps(list(losses)), "skipped": json.dumps(list(skipped))})
-    beside = path.with_name(path.name + ".tmp")
-    with writing(path.parent):
-        with beside.open("wb") as file:
-            file.write(head)
-            for tensor in tensors.values():
-                file.write(tensor.detach().cpu().contiguous().view(-1).numpy().data)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
+    with writing(path.parent), replacing(path) as file:
+        file.write(head)
+        for tensor in tensors.values():
+            file.write(tensor.detach().cpu().contiguous().view(-1).numpy().data)
 
 
 def load_state(
