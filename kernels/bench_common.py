@@ -88,21 +88,6 @@ def interleaved(calls: Mapping[str, Callable[[], Any]]) -> Interleaved:
     return Interleaved({name: median(one[name] for one in taken) for name in graphs}, watts, megahertz)
 
 
-def wall_microseconds(call: Callable[[], Any], calls: int = 100) -> float:
-    """Microseconds of wall time per eager call, averaged over many: host time or device time, whichever is longer."""
-    for _ in range(10):
-        call()
-    found = []
-    for _ in range(REPLAYS):
-        torch.cuda.synchronize()
-        started = time.perf_counter()
-        for _ in range(calls):
-            call()
-        torch.cuda.synchronize()
-        found.append((time.perf_counter() - started) / calls * 1e6)
-    return median(found)
-
-
 def host_microseconds(call: Callable[[], Any], calls: int = 50) -> float:
     """Microseconds of host time per eager call, without waiting for the device."""
     for _ in range(10):

@@ -36,6 +36,8 @@ FEW_TOKENS = 256
 """With more tokens, reading the weight is a small part of the time."""
 SHARE_OF_MEMORY = 2
 """Measuring may use one part in this many of the free memory."""
+INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32}
+"""By bytes of an element."""
 LEAST_MICROSECONDS = 0.1
 """Of a call: what is left of less, beside the kernel before it, is noise, and a table takes no time of 0."""
 
@@ -155,27 +157,16 @@ class GraphClock:
         else:
             del self._weights[1:]
         x = torch.randn(tokens, self._spec.columns, dtype=torch.bfloat16, device=self._device)
+
+        def call(prepared: Prepared) -> Tensor:
+            return way.run(x, prepared, None)
+
         if tokens > FEW_TOKENS:
-            return _replayed(lambda prepared: way.run(x, prepared, None), self._weights, warm)
-        return self._behind_a_writer(way, x, warm)
-
-    def _behind_a_writer(self, way: Backend, x: Tensor, warm: float) -> float:
-        """What a call adds to the time of a kernel that writes x."""
-        given, tokens = x.clone(), x.shape[0]
-
-        def both(prepared: Prepared) -> None:
-            torch.neg(given, out=x)
-            way.run(x, prepared, None)
-
-        taken = _replayed(both, self._weights, warm)
-        if tokens not in self._writing:
-            self._writing[tokens] = _replayed(lambda _: torch.neg(given, out=x), self._weights, 0.0)
-        return max(LEAST_MICROSECONDS, taken - self._writing[tokens])
+            return median(replayed(call, self._weights, warm))
+        return median(behind_a_writer(call, x, self._weights, warm, self._writing))
 
     def _grow(self, nbytes: int) -> None:
-        cache = torch.cuda.get_device_properties(self._device).L2_cache_size
-        count = min(MOST_WEIGHTS, max(1, math.ceil(BEYOND_CACHE * cache / max(1, nbytes))))
-        while len(self._weights) < count:
+        while len(self._weights) < turns(nbytes, self._device):
             self._weights.append(tuple(tensor.clone() for tensor in self._weights[0]))
 
 
@@ -184,8 +175,38 @@ def _bytes(spec: LinearSpec, tokens: int) -> int:
     return tokens * (4 * spec.columns + 6 * spec.rows)
 
 
-def _replayed(work: Callable[[Prepared], Any], weights: Sequence[Prepared], warm: float) -> float:
-    """Microseconds of device time that `work` takes for one weight, all in turn, in a replayed CUDA graph. warm:
+def turns(nbytes: int, device: torch.device) -> int:
+    """How many weights of so many bytes take turns."""
+    cache = torch.cuda.get_device_properties(device).L2_cache_size
+    return min(MOST_WEIGHTS, max(1, math.ceil(BEYOND_CACHE * cache / max(1, nbytes))))
+
+
+def behind_a_writer(
+    call: Callable[[Prepared], Any], x: Tensor, weights: Sequence[Prepared], warm: float, writing: dict[int, float]
+) -> list[float]:
+    """What a call adds to the time of a kernel that writes x [M, …], in microseconds, as `replayed`.
+
+    writing: what that kernel takes alone, by M; filled here.
+    """
+    # As integers, which every dtype can be read as; added, as a graph executes copies as nodes of another kind.
+    target, tokens = x.view(INTEGERS[x.itemsize]), x.shape[0]
+    given = target.clone()
+
+    def write() -> None:
+        torch.add(given, 0, out=target)
+
+    def both(prepared: Prepared) -> None:
+        write()
+        call(prepared)
+
+    taken = replayed(both, weights, warm)
+    if tokens not in writing:
+        writing[tokens] = median(replayed(lambda _: write(), weights, 0.0))
+    return [max(LEAST_MICROSECONDS, one - writing[tokens]) for one in taken]
+
+
+def replayed(work: Callable[[Prepared], Any], weights: Sequence[Prepared], warm: float) -> list[float]:
+    """Microseconds of device time that `work` takes for one weight, all in turn, in replays of a CUDA graph. warm:
     milliseconds of work before that."""
     events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
 
@@ -200,19 +221,19 @@ def _replayed(work: Callable[[Prepared], Any], weights: Sequence[Prepared], warm
         for prepared in weights:
             work(prepared)
 
-    def captured(turns: int) -> torch.cuda.CUDAGraph:
+    def captured(rounds: int) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            for _ in range(turns):
+            for _ in range(rounds):
                 turn()
         graph.replay()
         return graph
 
     turn()  # not in a graph: the first calls autotune, and load code
-    graph, turns = captured(1), 1
+    graph, rounds = captured(1), 1
     # By the time of a replay: eager calls of few tokens take the host's time, which is longer.
     if (wanted := math.ceil(LEAST_MILLISECONDS / max(1e-3, timed(graph.replay)))) > 1:
-        graph, turns = captured(wanted), wanted
+        graph, rounds = captured(wanted), wanted
     while warm > 0:
         warm -= timed(graph.replay)
-    return median(timed(graph.replay) for _ in range(REPLAYS)) / (turns * len(weights)) * 1e3
+    return [timed(graph.replay) / (rounds * len(weights)) * 1e3 for _ in range(REPLAYS)]

@@ -1,5 +1,5 @@
 """Whole linears of few tokens, sums over the layers of a model, beside the dense backend; stock vLLM too where it is
-installed. (cuSPARSELt: bench_backends.)
+installed. (cuSPARSELt: slideconvert bench layer.)
 
 python -m slideconvert.kernels.few_tokens.bench_few_tokens --models Qwen2.5-7B
 """

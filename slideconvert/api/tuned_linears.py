@@ -50,7 +50,7 @@ def _of_options(options: TuneOptions, *, fused: bool) -> Linears:
     if (options.model is None) == (options.shape is None):
         raise InputError("which linears to tune?", hint="name a checkpoint CKPT, a --model or a --shape NxK")
     if options.model is not None:
-        shapes = _of_model(options.model, options.ranks or 1, fused=fused)
+        shapes = of_model(options.model, options.ranks or 1, fused=fused)
     else:
         assert options.shape is not None
         shapes = {_shape(word): [word] for word in options.shape.split(",")}
@@ -73,7 +73,8 @@ def _shape(word: str) -> tuple[int, int]:
     return int(rows), int(columns)
 
 
-def _of_model(model: str, ranks: int, *, fused: bool) -> dict[tuple[int, int], list[str]]:
+def of_model(model: str, ranks: int, *, fused: bool) -> dict[tuple[int, int], list[str]]:
+    """Shapes N, K of the linears of a layer of a known model, each with its names. InputError if it is unknown."""
     hidden, q, kv, inner = MODELS[pick(model, tuple(MODELS), "model")]
     rows = {"q_proj": q, "k_proj": kv, "v_proj": kv, "o_proj": hidden, "gate_proj": inner, "up_proj": inner}
     shapes = {kind: (count, q if kind == "o_proj" else hidden) for kind, count in rows.items()}
@@ -96,6 +97,23 @@ def _fuse(shapes: dict[str, tuple[int, int]], ranks: int) -> dict[str, tuple[int
         name: (rows, columns // ranks) if name in BY_COLUMNS else (rows // ranks, columns)
         for name, (rows, columns) in found.items()
     }
+
+
+def layer_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
+    """N and K of the linears of the first layer of any checkpoint, of ours or not, fused as vLLM does."""
+    shapes = {}
+    for linear in decoder_linears(checkpoint.config):
+        if linear.layer:
+            continue
+        weight = f"{linear.name}.weight"
+        if weight in checkpoint.tensors:
+            rows, columns = checkpoint.spec(weight).shape
+        else:
+            record = read_record(checkpoint.config, str(checkpoint.path))
+            spec: Any = describe_linear(checkpoint, record, linear.name).linear_spec
+            rows, columns = spec.rows, spec.columns
+        shapes[linear.kind] = (rows, columns)
+    return _fuse(shapes, 1)
 
 
 def of_checkpoint(checkpoint: Checkpoint, ranks: int, *, fused: bool) -> Linears:

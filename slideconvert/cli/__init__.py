@@ -9,7 +9,7 @@ import errno
 import importlib
 import sys
 import traceback
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -31,32 +31,58 @@ COMMANDS = {
     "generate": ("use", "Continue a prompt with a checkpoint."),
     "push": ("push", "Publish a verified checkpoint on the Hub."),
     "tune": ("tune", "Measure the kernels on this GPU, to choose without measuring."),
+    "bench kernel": ("bench", "Time products alone, dense and of every pattern."),
+    "bench layer": ("bench", "Time whole linears, as a model runs them."),
+    "bench compare": ("bench", "Compare two runs, machines or commits."),
     "doctor": ("look", "Show what this machine can run."),
 }
 """Each command's module and the line that --help shows for it."""
+GROUPS = {"bench": "Benchmarks of kernels and layers on this device."}
+"""What commands of two words have in common."""
 
 DEFECT = 70
 """The exit code of errors that nobody named (EX_SOFTWARE of sysexits.h)."""
 
 
+def find_command(name: str) -> click.Command | None:
+    """A command by its name in COMMANDS, or a group by its name in GROUPS; None for other words."""
+    if name in GROUPS:
+        return Commands(name, prefix=f"{name} ", help=GROUPS[name], context_settings=SETTINGS)
+    if name not in COMMANDS:
+        return None
+    function = f"{name.replace(' ', '_')}_command"
+    command: click.Command = getattr(importlib.import_module(f".{COMMANDS[name][0]}", __name__), function)
+    return command
+
+
 class Commands(click.Group):
-    """A group that knows its commands by name and loads their modules when they are needed."""
+    """A group that knows its commands by name and loads their modules when they are needed.
+
+    prefix: what the names of its commands begin with, and are listed without.
+    """
+
+    def __init__(self, *args: Any, prefix: str = "", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._prefix = prefix
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
+        inside = [name.removeprefix(self._prefix).split()[0] for name in COMMANDS if name.startswith(self._prefix)]
+        return list(dict.fromkeys(inside))
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name not in COMMANDS:
-            return None
-        command: click.Command = getattr(importlib.import_module(f".{COMMANDS[name][0]}", __name__), f"{name}_command")
-        return command
+        return find_command(self._prefix + name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        names = [self._prefix + name for name in self.list_commands(ctx)]
+        lines = {name: GROUPS.get(name) or COMMANDS[name][1] for name in names}
         with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+            formatter.write_dl([(name.removeprefix(self._prefix), line) for name, line in lines.items()])
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+
+@click.group(cls=Commands, context_settings=SETTINGS)
 @click.version_option(__version__, prog_name="slideconvert")
 def group() -> None:
     """BF16 language models in, verified 2:L sparse INT8/FP8 SlideSparse checkpoints out.

@@ -20,10 +20,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from benches.speed_table import speed_table
 from slideconvert.allocate.fused import FusedGroup, fuse
 from slideconvert.allocate.measure import measure_errors
 from slideconvert.allocate.speed import SpeedTable
+from slideconvert.bench.tables import speed_table, tables
 from slideconvert.calibrate.run import RunSettings
 from slideconvert.calibrate.tokens import calibration_tokens
 from slideconvert.core.patterns import ALL, BlockPattern
@@ -33,6 +33,7 @@ from slideconvert.plan.plan import Plan, make_plan
 from slideconvert.plan.recipe import Recipe, load_recipe, parse_recipe, recipe_text
 from tests.conftest import Cli
 from tests.helpers import pico
+from tests.helpers.bench_results import LINEARS, gpu_like, seconds_of
 from tests.helpers.demo import DEMO, EXAMPLES
 from tests.helpers.fused_models import patterns
 from tests.helpers.matrices import examples
@@ -353,41 +354,23 @@ def test_the_size_of_a_shard_is_read_back_to_the_byte(tmp_path_factory: pytest.T
 # ---- tables from our own bench
 
 
-def bench_rows(**device: float) -> list[dict[str, Any]]:
-    return [
-        {
-            "model": "Llama-3.2-1B",
-            "layer": layer,
-            "codes": "int8",
-            "tokens": 64,
-            "wall": {},
-            "host": {},
-            "device": times,
-        }
-        for layer in ("qkv", "o", "gate_up", "down")
-        for times in [{word.replace("_", ":"): value for word, value in device.items()}]
-    ]
-
-
 def test_the_bench_becomes_a_table(tmp_path: Path) -> None:
-    rows = bench_rows(dense=10.0, slow=30.0, **{"2_4": 5.0, "2_8": 8.0})
-    rows[0]["device"] = {"dense": 40.0, "slow": 30.0, "2:4": 20.0, "2:8": 16.0}
-    (tmp_path / "new.csv").write_text(speed_table("h999", [{"machine": "H999, torch 9", "rows": rows}]))
+    """Speed-ups of what the rule chose, over vLLM's own linears; squares are left out."""
+    rows = gpu_like(tmp_path).rows
+    square = [replace(row, case=replace(row.case, model="square-64", linear="square")) for row in rows.values()]
+    found = speed_table(tables([*rows.values(), *square]), "h999", ["H999, torch 9"])
+    (tmp_path / "new.csv").write_text(found)
     read = SpeedTable.load(str(tmp_path / "new.csv"))
     assert read.gpu == "h999" and "H999, torch 9" in read.source
-    layer = [(3072, 2048), (2048, 2048), (16384, 2048), (2048, 8192)]
-    times = read.times(layer, "int8", 64)
-    assert sum(time.dense for time in times) == pytest.approx(60)
-    assert sum(time.of(BlockPattern(4)) for time in times) == pytest.approx(35, rel=1e-3)  # written with three decimals
-    assert sum(time.of(BlockPattern(8)) for time in times) == pytest.approx(40, rel=1e-3)
+    times = read.times(list(LINEARS.values()), "int8", 64)
+    assert sum(time.dense for time in times) == pytest.approx(summed(64, "dense", "stock"), rel=1e-3)
+    for length in (4, 6, 8):
+        expected = summed(64, f"2:{length}", "auto")
+        assert sum(time.of(BlockPattern(length)) for time in times) == pytest.approx(expected, rel=2e-3)  # 3 decimals
 
 
-def test_a_bench_that_was_cut_off_makes_no_table() -> None:
-    result = {"machine": "H999", "rows": bench_rows(dense=10.0)[:3]}
-    with pytest.raises(Exception, match=r"Llama-3\.2-1B, int8, 64 tokens: no times of down"):
-        speed_table("h999", [result])
-    with pytest.raises(Exception, match="was measured twice"):
-        speed_table("h999", [result, result])
+def summed(tokens: int, pattern: str, way: str) -> float:
+    return sum(seconds_of(rows, columns, tokens, pattern, way) for rows, columns in LINEARS.values())
 
 
 # ---- what cannot be done

@@ -9,19 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from slideconvert.cli import COMMANDS
+from slideconvert.cli import COMMANDS, GROUPS
 from tests.conftest import MAGNITUDE, Cli
 from tests.helpers import pico
 
 
 def test_every_command_explains_itself_without_loading_torch() -> None:
     script = (
-        "import sys\nfrom slideconvert.cli import COMMANDS, group\n"
+        "import sys\nfrom slideconvert.cli import COMMANDS, GROUPS, find_command, group\n"
         "import click\n"
         "context = click.Context(group, info_name='slideconvert')\n"
         "pages = [group.get_help(context)]\n"
-        "pages += [group.get_command(context, n).get_help(click.Context(group.get_command(context, n))) "
-        "for n in COMMANDS]\n"
+        "pages += [find_command(n).get_help(click.Context(find_command(n))) for n in (*COMMANDS, *GROUPS)]\n"
         "assert all(len(page) > 100 for page in pages)\n"
         "heavy = {'torch', 'transformers', 'numpy', 'huggingface_hub', 'datasets', 'rich'} & set(sys.modules)\n"
         "sys.exit(f'loaded {heavy}' if heavy else 0)"
@@ -31,8 +30,11 @@ def test_every_command_explains_itself_without_loading_torch() -> None:
 
 
 def test_help_lists_every_command_and_unknown_words_fail(cli: Cli) -> None:
-    assert not [name for name in COMMANDS if f"  {name}" not in cli("--help").out]
-    for words in (("convrt",), ("convert", "--no-such-option"), ("convert",)):
+    for group in ("", *GROUPS):
+        shown = cli(*group.split(), "--help").out
+        inside = [name.removeprefix(group).split()[0] for name in COMMANDS if name.startswith(group)]
+        assert inside and not [name for name in inside if f"  {name}" not in shown]
+    for words in (("convrt",), ("bench",), ("bench", "kernl"), ("convert", "--no-such-option"), ("convert",)):
         assert cli(*words).code == 2
 
 

@@ -9,7 +9,7 @@ import pytest
 
 import slideconvert
 from slideconvert.api.settings import settings_of
-from slideconvert.cli import COMMANDS, group
+from slideconvert.cli import COMMANDS, find_command
 from slideconvert.core import choices
 from slideconvert.core.schemes import SCHEMES
 from slideconvert.prune import METHODS
@@ -18,8 +18,7 @@ from tests.helpers.demo import TEXT
 
 
 def commands() -> dict[str, click.Command]:
-    context = click.Context(group)
-    found = {name: group.get_command(context, name) for name in COMMANDS}
+    found = {name: find_command(name) for name in COMMANDS}
     return {name: command for name, command in found.items() if command}
 
 
@@ -101,6 +100,9 @@ UNUSED: dict[str, tuple[str, dict[str, str]]] = {
         | {"--ranks": "--ranks 2", "--model": "--model Qwen2.5-7B", "--shape": "--shape 8x8"}
         | {"--pattern": "--pattern 2:8", "--scheme": "--scheme int8"},
     ),
+    "bench kernel": ("", RESULT),
+    "bench layer": ("", RESULT),
+    "bench compare": ("A B", {}),
     "doctor": ("", {"--device": "--device cpu"}),
 }
 """By command: a call, and by option how it is given so that it has no effect there."""
@@ -108,6 +110,18 @@ UNUSED: dict[str, tuple[str, dict[str, str]]] = {
 RECIPE = {"--preset", "--method", "--recipe", "--scheme"}
 WEIGHTS = {"--pattern", "--sparsity", "--bits", "--layout", "--shard-gb"}
 RUN = {"--device", "--resume", "--no-verify", "--text"}
+BENCH = {
+    "--model",
+    "--square",
+    "--scheme",
+    "--pattern",
+    "--tokens",
+    "--quick",
+    "--host",
+    "--budget",
+    "--out",
+    "--device",
+}
 ALWAYS: dict[str, set[str]] = {
     "download": {"--revision"},
     "plan": {*RECIPE, *WEIGHTS, "--gpu", "--speed-table"},
@@ -123,6 +137,9 @@ ALWAYS: dict[str, set[str]] = {
     "generate": {"--prompt", "--max-new-tokens", "--device", "--activations"},
     "push": {"--dry-run", "--public", "--revision", "--message", "--verify"},
     "tune": {"--host", "--budget", "--device"},
+    "bench kernel": BENCH,
+    "bench layer": BENCH,
+    "bench compare": {"--json"},
     "doctor": {"--json"},
 }
 """By command: the options that have an effect in every call that takes them."""
@@ -144,7 +161,7 @@ def test_an_option_without_effect_is_refused(
     monkeypatch.chdir(tmp_path)
     call, unused = UNUSED[name]
     words = [{"SOURCE": source, "OUT": tmp_path / "out"}.get(word, word) for word in call.split()]
-    refused = cli(name, *words, *unused[option].split())
+    refused = cli(*name.split(), *words, *unused[option].split())
     named = {"--asymmetric": "symmetric"}.get(option, option.removeprefix("--"))
     assert refused.code == 2 and named in refused.err.replace("_", "-"), refused
     assert not (tmp_path / "out").exists()

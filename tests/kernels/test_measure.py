@@ -12,7 +12,7 @@ import torch
 from slideconvert.kernels import nvrtc
 from slideconvert.kernels.backends import measure
 from slideconvert.kernels.backends.group_gemm import GroupGemmBackend
-from slideconvert.kernels.backends.measure import GraphClock
+from slideconvert.kernels.backends.measure import GraphClock, behind_a_writer
 from slideconvert.kernels.group_spec import GroupSpec
 from slideconvert.kernels.slide_spec import SlideSpec
 from tests.helpers.fake_gpu import CUDA, FakeStock, FewDense
@@ -69,22 +69,25 @@ def test_few_tokens_are_measured_behind_a_kernel_that_writes_their_activations(m
     ran: list[torch.Tensor] = []
     monkeypatch.setattr(FewDense, "run", lambda self, x, prepared, bias: ran.append(x.clone()))
 
-    def fake(work: Any, weights: Any, warm: float) -> float:
+    def fake(work: Any, weights: Any, warm: float) -> list[float]:
         calls = len(ran)
         given.fill_(7)
         work(())
         replayed.append((len(ran) > calls, bool((given != 7).all())))
-        return 5.0 if replayed[-1][0] else cost
+        return [4.0, 5.0, 7.0] if replayed[-1][0] else [cost]
 
-    monkeypatch.setattr(measure, "_replayed", fake)
-    clock = GraphClock(SPEC, CUDA)
+    def added(x: torch.Tensor) -> list[float]:
+        return behind_a_writer(lambda prepared: way.run(x, prepared, None), x, [], 0.0, writing)
+
+    monkeypatch.setattr(measure, "replayed", fake)
+    writing: dict[int, float] = {}
     cost = 2.0
-    assert clock._behind_a_writer(way, given, 0.0) == 3.0
-    assert replayed == [(True, True), (False, True)] and (ran[0] == -1).all()
+    assert added(given) == [2.0, 3.0, 5.0]
+    assert replayed == [(True, True), (False, True)] and (ran[0] == 1).all()
     given.fill_(1)
-    assert clock._behind_a_writer(way, given, 0.0) == 3.0 and replayed[2:] == [(True, True)]
+    assert added(given) == [2.0, 3.0, 5.0] and replayed[2:] == [(True, True)]
     cost = 6.0
-    assert clock._behind_a_writer(way, torch.ones(2, 96), 0.0) > 0
+    assert min(added(torch.ones(2, 96))) > 0
 
 
 def test_defects_are_not_taken_for_slowness(clock: GraphClock, monkeypatch: pytest.MonkeyPatch) -> None:

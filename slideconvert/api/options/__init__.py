@@ -10,6 +10,7 @@ Nothing heavy is imported here, so that --help is instant.
 from __future__ import annotations
 
 from .base import Option, Options, option
+from .bench import BenchOptions
 from .checkpoints import EvaluateOptions, GenerateOptions, ModelOptions, PushOptions, VerifyOptions
 from .conversions import (
     AllocateOptions,
@@ -40,6 +41,7 @@ from .tuning import TuneOptions
 
 __all__ = [
     "AllocateOptions",
+    "BenchOptions",
     "CalibrationOptions",
     "CodesOptions",
     "ComputeOptions",

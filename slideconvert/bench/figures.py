@@ -1,0 +1,210 @@
+"""Figures of results as SVG: speed-ups by tokens, and rooflines with the ceilings that were measured."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from html import escape
+
+from ..errors import printable
+from ..report.style import STYLE
+from ..report.svg import BOTTOM, LEFT, LEGEND_ROW, LEGEND_STEP, MARKERS, PLOT, RIGHT, WIDTH, Axis, svg
+from .case import DENSE, KERNEL
+from .tables import Table
+
+DECADE = (1, 2, 5)
+WEIGHT_BYTES = {"int8": 1.0, "fp8": 1.0, "bf16": 2.0, "fp16": 2.0}
+"""Bytes of a dense weight, and of an activation of a product alone."""
+OUT_BYTES = 2
+"""bfloat16."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """name: of a file, without its ending. title, about: plain text."""
+
+    name: str
+    title: str
+    about: str
+    markup: str
+
+
+def figures(found: Iterable[Table], copy_bytes_per_second: float | None) -> list[Figure]:
+    """Speed-up curves and a roofline of each table."""
+    made = []
+    for table in found:
+        name = re.sub("[^a-z0-9.-]+", "-", f"{table.model}-{table.precision}-{table.chosen}".lower())
+        made.append(speedup_figure(table, f"{name}-speedup"))
+        made.append(roofline_figure(table, f"{name}-roofline", copy_bytes_per_second))
+    return made
+
+
+def speedup_figure(table: Table, name: str) -> Figure:
+    """A line a pattern over numbers of tokens; 1 is the baseline."""
+    title = f"{table.model} {table.precision}: speed-up over {table.baseline}"
+    points = {
+        pattern: [
+            (place, gain) for place, tokens in enumerate(table.tokens) if (gain := table.speedup(pattern, tokens))
+        ]
+        for pattern in table.patterns
+    }
+    values = [1.0, *(gain for line in points.values() for _, gain in line)]
+    top = 2.0 * LEGEND_ROW
+    axis = Axis.over(0.0, max(values), top)
+    width = (WIDTH - LEFT - RIGHT) / max(1, len(table.tokens))
+    labels = "".join(
+        f'<text class="mid" x="{LEFT + (place + 0.5) * width:.1f}" y="{top + PLOT + 20:.1f}">{tokens:,}</text>'
+        for place, tokens in enumerate(table.tokens)
+    )
+    one = f'<line class="base" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{axis.y(1):.1f}" y2="{axis.y(1):.1f}"/>'
+    lines = {
+        pattern: [(LEFT + (place + 0.5) * width, axis.y(gain), f"{gain:.2f}") for place, gain in line]
+        for pattern, line in points.items()
+    }
+    body = axis.draw("speed-up", "×") + one + labels + _name("tokens", top) + _series(lines)
+    about = (
+        f"{len(points)} patterns, {len(table.tokens)} numbers of tokens, {min(values):.2f} to {max(values):.2f} times"
+    )
+    return Figure(name, title, about, svg(name, escape(title), about, top + PLOT + BOTTOM, body))
+
+
+def roofline_figure(table: Table, name: str, copy_bytes_per_second: float | None) -> Figure:
+    """Operations of the dense weights per second over operations per byte, both logarithmic."""
+    points: dict[str, list[tuple[float, float, str]]] = {}
+    times: Mapping[str, Mapping[int, float]] = {DENSE: table.baselines.get(DENSE, {}), **table.patterns}
+    for pattern, by_tokens in times.items():
+        for tokens, taken in by_tokens.items():
+            speed = table.operations_per_second(taken, tokens)
+            found = (_intensity(table, pattern, tokens), speed / 1e12, f"{tokens:,} tokens: {speed / 1e12:,.1f} TOP/s")
+            points.setdefault(pattern, []).append(found)
+    every = [point for line in points.values() for point in line]
+    ceilings = f"fastest dense product {max((p[1] for p in points.get(DENSE, [])), default=0):,.0f} TOP/s"
+    if copy_bytes_per_second:
+        ceilings += f", copy {copy_bytes_per_second / 1e12:.2f} TB/s"
+    top = 2.0 * LEGEND_ROW
+    x, y = (
+        Log.over([point[0] for point in every], LEFT, WIDTH - RIGHT),
+        Log.over([p[1] for p in every], top + PLOT, top),
+    )
+    lines = {pattern: [(x.at(a), y.at(b), text) for a, b, text in line] for pattern, line in points.items()}
+    body = _grid(x, y, top) + _roof(x, y, points.get(DENSE, []), copy_bytes_per_second) + _series(lines)
+    body += _name("operations of the dense weights per byte read and written", top)
+    body += f'<text class="mid name" transform="translate(13 {top + PLOT / 2:.0f}) rotate(-90)">TOP/s</text>'
+    title = f"{table.model} {table.precision}: roofline"
+    return Figure(name, title, f"Ceilings: {ceilings}", svg(name, escape(title), ceilings, top + PLOT + BOTTOM, body))
+
+
+@dataclass(frozen=True)
+class Log:
+    """A logarithmic axis from pixel `start` to pixel `end`."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    @classmethod
+    def over(cls, values: list[float], start: float, end: float) -> Log:
+        """With round ends around the values."""
+        low, high = min(values, default=1.0), max(values, default=10.0)
+        below = [tick for tick in _ticks(low / 10, low) if tick <= low]
+        above = [tick for tick in _ticks(high, high * 10) if tick >= high]
+        return cls(below[-1], above[0] if above[0] > below[-1] else above[1], start, end)
+
+    def at(self, value: float) -> float:
+        share = math.log(value / self.low) / math.log(self.high / self.low)
+        return self.start + share * (self.end - self.start)
+
+    @property
+    def ticks(self) -> list[float]:
+        return [tick for tick in _ticks(self.low, self.high) if self.low <= tick <= self.high]
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    return [float(f"{unit}e{decade}") for decade in range(first, last + 1) for unit in DECADE]
+
+
+def _grid(x: Log, y: Log, top: float) -> str:
+    across = "".join(
+        f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y.at(tick):.1f}" y2="{y.at(tick):.1f}"/>'
+        f'<text class="end" x="{LEFT - 8}" y="{y.at(tick) + 4:.1f}">{tick:g}</text>'
+        for tick in y.ticks
+    )
+    return across + "".join(
+        f'<text class="mid" x="{x.at(tick):.1f}" y="{top + PLOT + 20:.1f}">{tick:g}</text>' for tick in x.ticks
+    )
+
+
+def _roof(x: Log, y: Log, dense: list[tuple[float, float, str]], copy: float | None) -> str:
+    """The measured ceilings: the fastest dense product, and what a copy's bandwidth allows at each intensity."""
+    if not dense or not copy:
+        return ""
+    most = max(speed for _, speed, _ in dense)
+    corner = min(max(most / (copy / 1e12), x.low), x.high)
+    start = max(x.low, y.low / (copy / 1e12))
+    slope = f"M{x.at(start):.1f} {y.at(start * copy / 1e12):.1f}L" if start < corner else "M"
+    return f'<path class="line roof" d="{slope}{x.at(corner):.1f} {y.at(most):.1f}H{x.at(x.high):.1f}"/>'
+
+
+def _intensity(table: Table, pattern: str, tokens: int) -> float:
+    """Operations of the dense weights per byte of weights, activations and outputs, each counted once."""
+    size = WEIGHT_BYTES[table.precision]
+    # Of four lanes two values are stored, with two bits of position each.
+    share = 1.0 if pattern == DENSE else _expansion(pattern) * (0.5 + 2 * 2 / (8 * 4) / size)
+    moved = done = 0.0
+    for rows, columns in table.shapes.values():
+        read = size if table.level == KERNEL else OUT_BYTES
+        moved += rows * columns * size * share + tokens * (columns * read + rows * OUT_BYTES)
+        done += 2 * tokens * rows * columns
+    return done / moved
+
+
+def _expansion(pattern: str) -> float:
+    """K' / K."""
+    return 2.0 if pattern == "2:inf" else 2.0 - 4.0 / int(pattern[2:])
+
+
+def _name(text: str, top: float) -> str:
+    return f'<text class="mid name" x="{(LEFT + WIDTH - RIGHT) / 2:.0f}" y="{top + PLOT + 42:.1f}">{text}</text>'
+
+
+def _series(lines: Mapping[str, list[tuple[float, float, str]]]) -> str:
+    """A legend, lines and markers. lines: x, y and the text of a tooltip."""
+    parts = []
+    for place, (label, points) in enumerate(lines.items()):
+        style = place % len(MARKERS)
+        legend = LEFT + 8 + place * LEGEND_STEP * 7 / 9
+        path = "".join(f"{'L' if number else 'M'}{x:.1f} {y:.1f}" for number, (x, y, _) in enumerate(points))
+        marks = "".join(
+            f'<path class="mark point" transform="translate({x:.1f} {y:.1f})" d="{MARKERS[style]}">'
+            f"<title>{escape(printable(label))}, {escape(text)}</title></path>"
+            for x, y, text in points
+        )
+        parts.append(
+            f'<g class="series s{style}"><rect class="hit" x="{legend - 16:.0f}" y="4" width="88" height="22"/>'
+            f'<path class="line" d="M{legend - 13:.0f} 16h26"/>'
+            f'<path class="mark" transform="translate({legend:.0f} 16)" d="{MARKERS[style]}"/>'
+            f'<text x="{legend + 20:.0f}" y="20">{escape(printable(label))}</text>'
+            f'<path class="line" d="{path}"/>{marks}</g>'
+        )
+    return "".join(parts)
+
+
+def standalone(figure: Figure) -> str:
+    """The figure as a file of its own: light colors, no page around it."""
+    light = STYLE[STYLE.index(":root{") : STYLE.index("@media")]
+    colors = dict(re.findall(r"(--[a-z0-9-]+):([^;}]+)", light))
+    rules = re.findall(
+        r"^(?:\.plot|\.grid|\.base|\.mid|\.end|\.s\d|\.series|\.hit|\.mark|\.line)[^@]*$", STYLE, re.MULTILINE
+    )
+    style = "".join(rules).replace(".plot ", "")
+    style = re.sub(r"\.s(\d)\{--s:var\(--s\1\)\}", lambda match: f".s{match[1]}{{color:var(--s{match[1]})}}", style)
+    style = style.replace(".series{color:var(--s)}", "")
+    style = re.sub(r"var\((--[a-z0-9-]+)\)", lambda match: colors.get(match[1], "#000"), style)
+    head = '<svg xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" font-size="12" '
+    body = figure.markup.removeprefix("<svg ")
+    opened, _, inner = body.partition(">")
+    return f'{head}{opened}><style>{style}</style><rect width="100%" height="100%" fill="#fff"/>{inner}\n'

@@ -1,0 +1,182 @@
+"""Results as one HTML page without anything from elsewhere: heat maps, curves, rooflines, and tables that sort.
+
+The content security policy allows the one script below, by its hash, and no request.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterable
+from html import escape
+
+from .. import __version__
+from ..checkpoint.staging import write_file, writing
+from ..errors import printable
+from ..report.style import STYLE
+from .case import KERNEL
+from .clock import COPY
+from .figures import Figure, figures, standalone
+from .results import Results
+from .tables import BASELINES, Table, ideal
+
+PAGE, FIGURES = "index.html", "figures"
+SCRIPT = """
+document.querySelectorAll("table.sorts th").forEach(function(head){head.tabIndex=0;function sort(){
+var place=head.cellIndex,body=head.closest("table").tBodies[0],down=head.getAttribute("aria-sort")==="ascending";
+head.parentNode.querySelectorAll("th").forEach(function(other){other.removeAttribute("aria-sort")});
+head.setAttribute("aria-sort",down?"descending":"ascending");
+function key(row){var text=row.cells[place].dataset.v||row.cells[place].textContent,number=parseFloat(text);
+return isNaN(number)?text:number}
+Array.from(body.rows).sort(function(a,b){var x=key(a),y=key(b),order=typeof x===typeof y?(x<y?-1:x>y?1:0):
+typeof x==="number"?-1:1;return down?-order:order}).forEach(function(row){body.appendChild(row)})}
+head.addEventListener("click",sort);head.addEventListener("keydown",function(event){if(event.key==="Enter")sort()})});
+"""
+OWN_STYLE = """
+.heat td,.heat th{text-align:center;padding:5px 7px}.heat tbody th{text-align:left;font-weight:600}
+.heat td{font-variant-numeric:tabular-nums;color:#17202c}.heat .none{color:var(--soft)}
+.sorts th{cursor:pointer}.sorts th[aria-sort=ascending]::after{content:" ▲"}
+.sorts th[aria-sort=descending]::after{content:" ▼"}.roof{stroke:var(--soft);stroke-dasharray:5 4}
+.figure .table{overflow-x:auto}.figure summary{font-size:13px;font-weight:500;margin-top:4px}
+.figure h3{font-size:14px;margin:18px 0 0}.figure td{border-color:var(--card)}
+.facts{columns:2;margin:6px 0 0;padding-left:18px;font-size:13px}
+@media (max-width:700px){.facts{columns:1}}
+"""
+SHOWN = (
+    "model", "linear", "precision", "pattern", "way", "tokens", "device_us", "low_us", "high_us", "wall_us", "error",
+    "watts", "megahertz", "celsius", "failure",
+)  # fmt: skip
+"""The columns of the table of all cases."""
+
+
+def write_page(results: Results, tables: Iterable[Table]) -> None:
+    """index.html, and its figures as SVG, into the folder of the results. OutputError if that fails."""
+    some = list(tables)
+    drawn = figures(some, results.ceilings.get(COPY))
+    with writing(results.folder):
+        (results.folder / FIGURES).mkdir(parents=True, exist_ok=True)
+        for figure in drawn:
+            write_file(results.folder / FIGURES / f"{figure.name}.svg", standalone(figure).encode())
+        write_file(results.folder / PAGE, render(results, some, drawn).encode())
+
+
+def render(results: Results, tables: list[Table], drawn: list[Figure]) -> str:
+    """The whole page."""
+    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+    title = f"bench {results.level}: {results.machine['device']}"
+    parts = [_head(results, title)]
+    for place, table in enumerate(tables):
+        parts.append(_table(table, drawn[2 * place : 2 * place + 2]))
+    parts += [_failures(results), _rows(results)]
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
+        f"script-src 'sha256-{digest}'\">\n"
+        f"<title>{_text(title)}</title>\n<style>{STYLE}{OWN_STYLE}</style>\n</head>\n<body>\n<main>\n{''.join(parts)}"
+        f"<footer>slideconvert {__version__}</footer>\n</main>\n<script>{SCRIPT}</script>\n</body>\n</html>\n"
+    )
+
+
+def _text(value: object) -> str:
+    return escape(printable(str(value)))
+
+
+def _head(results: Results, title: str) -> str:
+    timed = sum(row.times is not None for row in results.rows.values())
+    what = (
+        "products alone, of activations quantized already"
+        if results.level == KERNEL
+        else "whole linears, bfloat16 in and out"
+    )
+    facts = "".join(
+        f"<li>{_text(name.replace('_', ' '))}: {_text(value)}</li>" for name, value in results.machine.items()
+    )
+    return (
+        f'<header><h1>{_text(title)}</h1>\n<p class="soft">{what}; {timed:,} of {len(results.rows):,} cases timed, '
+        f'each compared with float64 before</p>\n<ul class="facts">{facts}</ul></header>\n'
+    )
+
+
+def _table(table: Table, drawn: list[Figure]) -> str:
+    linears = ", ".join(f"{_text(name)} {rows} × {columns}" for name, (rows, columns) in table.shapes.items())
+    ways = "as the rule chooses" if table.chosen == "auto" else "the fastest way of each linear"
+    first, *others = [table.baseline, *(name for name in table.baselines if name != table.baseline)]
+    more = "".join(
+        f"<details><summary>Over {BASELINES[name]}</summary>{_heat(table, name)}</details>" for name in others
+    )
+    plots = "".join(
+        f'<h3>{_text(figure.title)}</h3><p class="soft">{_text(figure.about)}</p>'
+        f'<div class="scroll">{figure.markup}</div>'
+        for figure in drawn
+    )
+    return (
+        f'<section class="box figure"><h2>{_text(table.model)}, {_text(table.precision)}, {_text(table.chosen)}</h2>'
+        f'<p class="soft">Sum of {linears}; {ways}. Speed-up over {BASELINES.get(first, first)}, by tokens.</p>'
+        f"{_heat(table, first)}{more}{plots}</section>\n"
+    )
+
+
+def _heat(table: Table, baseline: str) -> str:
+    """Patterns by tokens: green above 1, red below."""
+    heads = "".join(f'<th scope="col">{tokens:,}</th>' for tokens in table.tokens)
+    times = table.baselines.get(baseline, {})
+    base = "".join(
+        f'<td class="none">{times[tokens]:,.1f}</td>' if tokens in times else '<td class="none">–</td>'
+        for tokens in table.tokens
+    )
+    lines = [f'<tr><th scope="row">{_text(baseline)}, µs</th><td class="none"></td>{base}</tr>']
+    for pattern in table.patterns:
+        cells = "".join(_cell(table.speedup(pattern, tokens, baseline)) for tokens in table.tokens)
+        lines.append(f'<tr><th scope="row">{_text(pattern)}</th><td class="none">{ideal(pattern):.2f}</td>{cells}</tr>')
+    return (
+        f'<div class="table"><table class="heat"><thead><tr><th scope="col"></th><th scope="col">ideal</th>{heads}</tr>'
+        f"</thead><tbody>{''.join(lines)}</tbody></table></div>"
+    )
+
+
+def _cell(speedup: float | None) -> str:
+    if speedup is None:
+        return '<td class="none">–</td>'
+    share = min(1.0, abs(speedup - 1) / 0.6)
+    hue = 145 if speedup >= 1 else 8
+    return f'<td style="background:hsl({hue} {20 + 50 * share:.0f}% {92 - 34 * share:.0f}%)">{speedup:.2f}</td>'
+
+
+def _failures(results: Results) -> str:
+    failed: dict[tuple[str, str, str], list[str]] = {}
+    for row in results.rows.values():
+        if row.failure:
+            case = row.case
+            failed.setdefault((case.precision, case.way, row.failure), []).append(
+                f"{case.model} {case.linear} {case.pattern} × {case.tokens}"
+            )
+    if not failed:
+        return ""
+    items = "".join(
+        f"<li>{_text(precision)} {_text(way)}: {_text(why)} ({len(cases)}: {_text(', '.join(cases[:3]))}"
+        f"{' …' if len(cases) > 3 else ''})</li>"
+        for (precision, way, why), cases in failed.items()
+    )
+    return f'<section class="notes"><h2>Not timed</h2><ul>{items}</ul></section>\n'
+
+
+def _rows(results: Results) -> str:
+    heads = "".join(f'<th scope="col">{name.replace("_us", ", µs")}</th>' for name in SHOWN)
+    lines = []
+    for row in results.rows.values():
+        flat = row.flat()
+        lines.append("<tr>" + "".join(_plain(flat[name]) for name in SHOWN) + "</tr>\n")
+    return (
+        f'<details class="box"><summary>All cases ({len(lines):,})</summary><div class="table">'
+        f'<table class="sorts"><thead>'
+        f"<tr>{heads}</tr></thead>\n<tbody>{''.join(lines)}</tbody></table></div></details>\n"
+    )
+
+
+def _plain(value: object) -> str:
+    if value is None:
+        return "<td>–</td>"
+    if isinstance(value, float):
+        return f'<td class="number" data-v="{value:.6g}">{value:,.4g}</td>'
+    return f"<td>{_text(value)}</td>"

@@ -1,0 +1,151 @@
+"""What follows from rows: the time of all linears of a model, and how many times faster than each baseline that is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from ..core.patterns import ALL, parse_pattern
+from .case import DENSE, SQUARE, Row
+from .ways import AUTO, FLOATS, STOCK, TORCH
+
+BASELINES = {
+    "stock": "vLLM's own dense linear of the same precision",
+    "dense": "the fastest dense way of the same precision, ours included",
+    "torch": "torch's own dense product of the same precision",
+    "bf16": "torch's linear in bfloat16",
+}
+"""What speed-ups are over, and what that is."""
+BEST = "best"
+"""The fastest sparse way of each linear."""
+SHAPES = dict[str, tuple[int, int]]
+"""N and K of each linear."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """All linears of a layer of a model, in one precision: microseconds by number of tokens.
+
+    chosen: auto, as a served model runs, or best. baselines: by name and tokens. patterns: by 2:L and tokens. Whatever
+    was not measured for every linear is absent.
+    """
+
+    level: str
+    model: str
+    precision: str
+    chosen: str
+    shapes: SHAPES
+    baselines: Mapping[str, Mapping[int, float]]
+    patterns: Mapping[str, Mapping[int, float]]
+
+    @cached_property
+    def tokens(self) -> list[int]:
+        """The numbers of tokens of which anything is known, ascending."""
+        return sorted({count for times in (*self.baselines.values(), *self.patterns.values()) for count in times})
+
+    @property
+    def baseline(self) -> str:
+        """What speed-ups are over unless asked otherwise: stock where it was measured, else the fastest dense way."""
+        return next((name for name in BASELINES if self.baselines.get(name)), DENSE)
+
+    def speedup(self, pattern: str, tokens: int, baseline: str = "") -> float | None:
+        """Times as fast as a baseline, by default `baseline`; None if either was not measured."""
+        before = self.baselines.get(baseline or self.baseline, {}).get(tokens)
+        after = self.patterns.get(pattern, {}).get(tokens)
+        return before / after if before and after else None
+
+    def of_ideal(self, pattern: str, tokens: int) -> float | None:
+        """The speed-up over the fastest dense way, as a share of L / (L - 2)."""
+        found = self.speedup(pattern, tokens, DENSE)
+        return None if found is None else found / ideal(pattern)
+
+    def efficiency(self, pattern: str, tokens: int) -> float | None:
+        """SlideSparse's measure: (S_2:L / S_2:4) / (0.5 / density), S being speed-ups over the same baseline: how much
+        of what 2:4 gains is left, over what the share of weights that is left allows."""
+        own, half = self.patterns.get(pattern, {}).get(tokens), self.patterns.get("2:4", {}).get(tokens)
+        return half / own / (ideal(pattern) / ideal("2:4")) if own and half else None
+
+    def operations_per_second(self, microseconds: float, tokens: int) -> float:
+        """2 M N K of the dense weights, over the time."""
+        return sum(2 * tokens * rows * columns for rows, columns in self.shapes.values()) / microseconds * 1e6
+
+
+def ideal(pattern: str) -> float:
+    """L / (L - 2), 1 for 2:inf."""
+    return parse_pattern(pattern).ideal_speedup or 1.0
+
+
+def pattern_order(patterns: Iterable[str]) -> list[str]:
+    """Patterns by L."""
+    known = [str(pattern) for pattern in ALL]
+    return sorted(patterns, key=lambda one: (known.index(one) if one in known else len(known), one))
+
+
+def tables(rows: Iterable[Row]) -> list[Table]:
+    """A table for each model and precision: of auto where that was measured, and of the best."""
+    timed = [row for row in rows if row.times]
+    return list(_tables(timed))
+
+
+def _tables(rows: list[Row]) -> Iterator[Table]:
+    groups: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.case.level, row.case.model, row.case.precision), []).append(row)
+    for (level, model, precision), some in groups.items():
+        every = [row for row in rows if row.case.model == model and row.case.level == level]
+        shapes = {row.case.linear: (row.case.rows, row.case.columns) for row in every}
+        baselines = {name: _sums(_baseline(name, precision, every), shapes) for name in BASELINES}
+        present = pattern_order({row.case.pattern for row in some} - {DENSE})
+        for chosen in (AUTO, BEST):
+            own = [row for row in some if (row.case.way == AUTO) == (chosen == AUTO)]
+            times = {name: _sums((row for row in own if row.case.pattern == name), shapes) for name in present}
+            found = {name: by_tokens for name, by_tokens in times.items() if by_tokens}
+            if found:
+                kept = {name: by_tokens for name, by_tokens in baselines.items() if by_tokens}
+                yield Table(level, model, precision, chosen, shapes, kept, found)
+
+
+def _baseline(name: str, precision: str, rows: list[Row]) -> Iterator[Row]:
+    """The dense rows that make up a baseline."""
+    wanted = "bf16" if name == "bf16" else precision
+    ways = {"stock": STOCK, "torch": TORCH[precision], "bf16": TORCH["bf16"]}
+    if name == "stock" and precision in FLOATS:
+        ways[name] = TORCH[precision]  # vLLM's linear in 16 bits is torch's
+    for row in rows:
+        if row.case.pattern == DENSE and row.case.precision == wanted and (name == DENSE or row.case.way == ways[name]):
+            yield row
+
+
+def _sums(rows: Iterable[Row], shapes: SHAPES) -> dict[int, float]:
+    """The fastest row of each linear, added up, by tokens; where every linear has one."""
+    least: dict[int, dict[str, float]] = {}
+    for row in rows:
+        assert row.times
+        of = least.setdefault(row.case.tokens, {})
+        of[row.case.linear] = min(row.times.device, of.get(row.case.linear, row.times.device))
+    return {tokens: sum(of.values()) for tokens, of in sorted(least.items()) if of.keys() == shapes.keys()}
+
+
+def speed_table(found: Iterable[Table], gpu: str, about: Iterable[str]) -> str:
+    """The CSV that `plan` and `allocate` take with --speed-table: speed-ups of what the rule chose where that was
+    measured, else of the fastest way, over each table's baseline.
+
+    gpu: the name to give it there. about: lines on where the times come from.
+    """
+    preferred: dict[tuple[str, str], Table] = {}
+    for table in found:
+        layers = SQUARE not in table.shapes and table.precision not in FLOATS and table.baselines.get(table.baseline)
+        if layers and (table.model, table.precision) not in preferred:  # auto comes first
+            preferred[table.model, table.precision] = table
+    some = list(preferred.values())
+    patterns = pattern_order({name for table in some for name in table.patterns})
+    lines = [f"# {line}" for line in about]
+    lines.append(",".join(["gpu", "scheme", "model", "linears", "tokens", "dense", *patterns]))
+    for table in some:
+        linears = "+".join(f"{rows}x{columns}" for rows, columns in table.shapes.values())
+        for tokens, dense in table.baselines[table.baseline].items():
+            gains = [table.speedup(name, tokens) for name in patterns]
+            cells = ["" if gain is None else f"{gain:.3f}" for gain in gains]
+            lines.append(",".join([gpu, table.precision, table.model, linears, str(tokens), f"{dense:.1f}", *cells]))
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,146 @@
+"""Benchmarks: kernels and layers on this device, and the comparison of two runs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..api.options import BenchOptions
+from .common import echo_json, progress_bar, show
+from .options import Display, ResultDisplay, command
+
+if TYPE_CHECKING:
+    from rich.table import Table as Shown
+
+    from ..api.bench import Benched
+    from ..bench.tables import Table
+
+
+@command("kernel", BenchOptions, display=ResultDisplay, without=("verbose",))
+def bench_kernel_command(options: BenchOptions, display: Display) -> None:
+    """Time products alone, dense and of every pattern, of activations that are quantized already.
+
+    \b
+      slideconvert bench kernel --quick
+      slideconvert bench kernel --model Qwen2.5-7B --scheme int8 --budget 600
+
+    Every output is compared with float64 before it is timed. The folder of --out keeps the results: run the command
+    again to go on. Its index.html has the tables and figures.
+    """
+    from ..api.bench import bench_kernel
+
+    with progress_bar(display.shown) as progress:
+        found = bench_kernel(options, progress)
+    _tell(found, display)
+
+
+@command("layer", BenchOptions, display=ResultDisplay, without=("verbose",))
+def bench_layer_command(options: BenchOptions, display: Display) -> None:
+    """Time whole linears as a model runs them: quantize and lift, multiply, scale; bfloat16 in and out.
+
+    \b
+      slideconvert bench layer --quick
+      slideconvert plan MODEL --gpu NAME --speed-table bench-layer/speed_table.csv
+
+    As bench kernel; auto is what a served model runs (slideconvert tune measures what that needs).
+    """
+    from ..api.bench import bench_layer
+
+    with progress_bar(display.shown) as progress:
+        found = bench_layer(options, progress)
+    _tell(found, display)
+
+
+def _tell(found: Benched, display: Display) -> None:
+    results, outcome = found.results, found.outcome
+    failures = [row for row in results.rows.values() if row.failure]
+    if display.as_json:
+        echo_json(
+            {
+                "folder": str(results.folder),
+                "level": results.level,
+                "machine": results.machine,
+                **asdict(outcome),
+                "failures": [row.flat() for row in failures],
+                "tables": [table_json(table) for table in found.tables],
+            }
+        )
+        return
+    for table in found.tables:
+        show(speedup_table(table))
+    words = f"{outcome.measured} cases measured, {len(results.rows) - len(failures)} in {results.folder}"
+    if failures:
+        words += f"; {len(failures)} failed (the last table of index.html says why)"
+    if outcome.left:
+        words += f"; {outcome.left} are left: run it again"
+    click.echo(f"{words}\n{results.folder / 'index.html'}")
+
+
+def speedup_table(found: Table) -> Shown:
+    """A row a number of tokens: the baseline, and the speed-up of every pattern over it."""
+    from ..bench.tables import BASELINES
+    from .tables import table
+
+    title = f"{found.model} {found.precision}, {found.level}, {found.chosen}: speed-up over {BASELINES[found.baseline]}"
+    made = table(title, ["tokens"], [f"{found.baseline}, us", *found.patterns])
+    for tokens in found.tokens:
+        base = found.baselines.get(found.baseline, {}).get(tokens)
+        cells = [found.speedup(pattern, tokens) for pattern in found.patterns]
+        made.add_row(
+            str(tokens),
+            "–" if base is None else f"{base:.1f}",
+            *("–" if cell is None else f"{cell:.2f}" for cell in cells),
+        )
+    return made
+
+
+def table_json(found: Table) -> dict[str, Any]:
+    """A table with its speed-ups over every baseline."""
+    lines = [
+        {
+            "tokens": tokens,
+            "baselines_us": {name: times[tokens] for name, times in found.baselines.items() if tokens in times},
+            "patterns_us": {name: times[tokens] for name, times in found.patterns.items() if tokens in times},
+            "speedups": {
+                baseline: {name: found.speedup(name, tokens, baseline) for name in found.patterns}
+                for baseline in found.baselines
+            },
+            "efficiency": {name: found.efficiency(name, tokens) for name in found.patterns},
+        }
+        for tokens in found.tokens
+    ]
+    names = ("level", "model", "precision", "chosen", "shapes", "baseline")
+    return {**{name: getattr(found, name) for name in names}, "rows": lines}
+
+
+@command("compare", display=ResultDisplay, without=("verbose", "quiet"))
+@click.argument("a", type=click.Path(path_type=Path))
+@click.argument("b", type=click.Path(path_type=Path))
+def bench_compare_command(a: Path, b: Path, display: Display) -> None:
+    """Compare two runs, machines or commits: how many times faster B is than A, case by case.
+
+    A and B are folders that bench kernel or bench layer wrote.
+    """
+    from ..bench.compare import compare
+    from ..bench.results import read_results
+    from .tables import table
+
+    found = compare(read_results(a), read_results(b))
+    if display.as_json:
+        echo_json(found.to_json())
+        return
+    made = table(
+        "Times as fast as A", ["model", "precision", "pattern", "way"], ["cases", "mean", "least", "most", "apart"]
+    )
+    for group in found.groups:
+        numbers = (f"{group.mean:.3f}", f"{group.least:.3f}", f"{group.most:.3f}", str(group.apart))
+        made.add_row(group.model, group.precision, group.pattern, group.way, str(group.cases), *numbers)
+    show(made)
+    for name, (first, second) in found.machines.items():
+        click.echo(f"{name}: A {first}, B {second}")
+    click.echo("apart: cases whose samples do not overlap")
+    if found.only_a or found.only_b:
+        click.echo(f"{found.only_a} cases are in A alone, {found.only_b} in B alone")
