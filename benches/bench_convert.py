@@ -1,6 +1,6 @@
 """Time and memory of a conversion without calibration, beside mere reading and writing of the files, and a profile.
 
-    python benches/synthetic.py /tmp/llama-1b --model llama-3.2-1b
+    python benches/synthetic.py /tmp/llama-1b --model Llama-3.2-1B
     python benches/bench_convert.py /tmp/llama-1b /tmp/out
 
 Each run is a process of its own, so that peak memory is that of the command a user types. The baseline reads every

@@ -1,7 +1,7 @@
 """Generation end to end: a Llama-7B-shaped model in transformers, decode steps replayed as CUDA graphs.
 
     python benches/bench_generation.py --lengths 128 --lengths 1024 --out generation.json
-    python benches/bench_generation.py --shape llama-3.2-1b --lengths 128 --batch 1 --batch 16 --memory 1 \\
+    python benches/bench_generation.py --shape Llama-3.2-1B --lengths 128 --batch 1 --batch 16 --memory 1 \\
         --setting fp16 --setting int8 --setting "int8 2:4" --setting "int8 2:8"
 
 Random weights (speed does not depend on them), prompts of 15 tokens, greedy: table 16 of the GQSA paper. Every decoder
@@ -33,24 +33,13 @@ from slideconvert.kernels.group_gemm.bench_group_gemm import random_weight
 from slideconvert.kernels.linear import SlideSparseLinear
 from slideconvert.kernels.slide_spec import CODES, SlideSpec
 from slideconvert.models.families import LLAMA
-
-if __package__:
-    from . import synthetic
-else:
-    import synthetic  # type: ignore[no-redef]
+from slideconvert.models.shapes import SHAPES as KNOWN
 
 PROMPT = 15
-LLAMA_7B = {
-    "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
-    "num_key_value_heads": 32, "vocab_size": 32000, "max_position_embeddings": 2048,
-}  # fmt: skip
 SHAPES = {
-    "llama-7b": LLAMA_7B,
-    **{
-        name: {key: size for key, size in shape.items() if type(size) is int}
-        for name, shape in synthetic.SHAPES.items()
-        if "model_type" not in shape  # Llamas
-    },
+    name: {key: size for key, size in shape.items() if type(size) is int}
+    for name, shape in KNOWN.items()
+    if shape["model_type"] == "llama"
 }
 GROUPS = {"W4": 0.0, "W4S30": 0.3, "W4S40": 0.4, "W4S50": 0.5}
 """By the name of a setting, the share of pruned groups."""
@@ -191,7 +180,7 @@ def measure(model: Any, tokens: int, batch: int, repeats: int) -> tuple[float, f
 
 
 @click.command()
-@click.option("--shape", type=click.Choice(list(SHAPES)), default="llama-7b")
+@click.option("--shape", type=click.Choice(list(SHAPES)), default="Llama-2-7B")
 @click.option("--lengths", multiple=True, type=int, default=(128, 256, 512, 1024), help="Tokens to generate.")
 @click.option("--batch", "batches", multiple=True, type=int, default=(1,), help="Sequences at a time.")
 @click.option(

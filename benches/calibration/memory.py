@@ -1,8 +1,8 @@
 """Peak GPU memory and seconds of each stage of a calibrated conversion, beside what `plan` says.
 
-    python -m benches.calibration.memory /tmp/memory --model qwen2.5-7b --layers 4 --pattern 2_8
-    python -m benches.calibration.memory /tmp/memory --model qwen2.5-7b --sparsity 0.5 --samples 128 --offload
-    python -m benches.calibration.memory /tmp/memory --model llama-3.2-1b --pattern 2_4 --length 2048 --minutes 9
+    python -m benches.calibration.memory /tmp/memory --model Qwen2.5-7B --layers 4 --pattern 2_8
+    python -m benches.calibration.memory /tmp/memory --model Qwen2.5-7B --sparsity 0.5 --samples 128 --offload
+    python -m benches.calibration.memory /tmp/memory --model Llama-3.2-1B --pattern 2_4 --length 2048 --minutes 9
 
 The model has random weights with the shapes of a real one, and the text random words. One epoch by block and one end to
 end by default: more take more time and no more memory. After --minutes the bench stops and prints the stages so far.
@@ -21,12 +21,13 @@ import click
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from benches import synthetic
 from benches.peak import peak_bytes
+from slideconvert.bench.serving.random_model import write
 from slideconvert.calibrate import engine
 from slideconvert.calibrate.run import RunSettings
 from slideconvert.convert.pipeline import convert
 from slideconvert.hub.source import open_for_planning, resolve
+from slideconvert.models.shapes import SHAPES
 from slideconvert.plan.memory import direct_memory, needs
 from slideconvert.plan.needs import Stage
 from slideconvert.plan.plan import Plan, make_plan
@@ -71,7 +72,7 @@ class Meter:
 
 def write_source(folder: Path, model: str, layers: int | None, device: str) -> Path:
     """A random model with a tokenizer of two thousand words, and text.jsonl of them."""
-    synthetic.write(folder, model, layers, device)
+    write(folder, model, layers, device)
     words = {"<s>": 0, "</s>": 1} | {f"w{number}": number + 2 for number in range(2000)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -92,7 +93,7 @@ def plan_of_all_layers(folder: Path, model: str, recipe: Recipe) -> Plan:
     """The plan of the model with all of its layers, from a config.json in `folder` alone."""
     folder.mkdir(parents=True, exist_ok=True)
     config = json.loads((folder.parent / "source" / "config.json").read_text())
-    config["num_hidden_layers"] = synthetic.SHAPES[model]["num_hidden_layers"]
+    config["num_hidden_layers"] = SHAPES[model]["num_hidden_layers"]
     (folder / "config.json").write_text(json.dumps(config))
     snapshot, checkpoint = open_for_planning(str(folder))
     return make_plan(snapshot, recipe, checkpoint)
@@ -109,7 +110,7 @@ def planned(plan: Plan, settings: RunSettings) -> dict[str, int]:
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--model", type=click.Choice(list(synthetic.SHAPES)), default="llama-3.2-1b")
+@click.option("--model", type=click.Choice(list(SHAPES)), default="Llama-3.2-1B")
 @click.option("--layers", type=int, help="Another number of layers than the model has.")
 @click.option("--pattern", default="2_8", help="Of preset quality.")
 @click.option("--sparsity", type=float, help="GQSA instead, with this share of the groups pruned.")

@@ -92,26 +92,28 @@ def _bench(level: str, options: BenchOptions, progress: Progress, clock: Clock |
 def suite_of(level: str, options: BenchOptions, device: torch.device) -> Suite:
     """What the options ask for. InputError for unknown words."""
     quick = options.quick
-    models = _words(options.model) or ((QUICK_MODEL,) if quick else DEFAULT_MODELS)
-    precisions = _words(options.scheme) or ((QUICK_PRECISION,) if quick else DEFAULT_PRECISIONS)
-    patterns = _words(options.pattern) or (QUICK_PATTERNS if quick else tuple(map(str, ALL)))
+    models = words(options.model) or ((QUICK_MODEL,) if quick else DEFAULT_MODELS)
+    precisions = words(options.scheme) or ((QUICK_PRECISION,) if quick else DEFAULT_PRECISIONS)
+    patterns = words(options.pattern) or (QUICK_PATTERNS if quick else tuple(map(str, ALL)))
     few = QUICK_TOKENS if device.type == "cuda" else QUICK_TOKENS_CPU
-    tokens = _numbers(options.tokens, "tokens") or (few if quick else TOKENS)
-    squares = SQUARES if options.square == "all" else _numbers(options.square, "square")
+    tokens = numbers(options.tokens, "tokens") or (few if quick else TOKENS)
+    squares = SQUARES if options.square == "all" else numbers(options.square, "square")
     shapes = {_name(model): _linears(model) for model in models}
     known = tuple(pick(name, PRECISIONS, "scheme") for name in precisions)
     return Suite(level, shapes, squares, known, tuple(map(_pattern, patterns)), tokens)
 
 
-def _words(text: str | None) -> tuple[str, ...]:
+def words(text: str | None) -> tuple[str, ...]:
+    """Words between commas, each once."""
     return tuple(dict.fromkeys(word.strip() for word in (text or "").split(",") if word.strip()))
 
 
-def _numbers(text: str | None, name: str) -> tuple[int, ...]:
-    words = _words(text)
-    if wrong := [word for word in words if not re.fullmatch("[1-9][0-9]{0,8}", word)]:
+def numbers(text: str | None, name: str) -> tuple[int, ...]:
+    """Whole numbers between commas, ascending. InputError for others; name: of the option."""
+    given = words(text)
+    if wrong := [word for word in given if not re.fullmatch("[1-9][0-9]{0,8}", word)]:
         raise InputError(f"--{name} {wrong[0]} is no whole number from 1 on", hint=f"--{name} 1,16,1024")
-    return tuple(sorted({int(word) for word in words}))
+    return tuple(sorted({int(word) for word in given}))
 
 
 def _pattern(word: str) -> str:

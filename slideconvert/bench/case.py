@@ -64,6 +64,23 @@ class Row:
     celsius: float | None = None
     failure: str = ""
 
+    @property
+    def measured(self) -> bool:
+        """Whether it has times."""
+        return self.times is not None
+
+    @property
+    def label(self) -> tuple[str, ...]:
+        """What cases of other linears and numbers of tokens have in common with it."""
+        return self.case.model, self.case.precision, self.case.pattern, self.case.way
+
+    @property
+    def seconds(self) -> tuple[float, float, float]:
+        """Least, median and most of the samples. ValueError if it failed."""
+        if self.times is None:
+            raise ValueError(f"{self.case.key} was not timed")
+        return self.times.low * 1e-6, self.times.device * 1e-6, self.times.high * 1e-6
+
     def flat(self) -> dict[str, Any]:
         """As a line of a table: one value for each of COLUMNS."""
         times = asdict(self.times) if self.times else dict.fromkeys(("device", "low", "high", "wall"))

@@ -7,36 +7,32 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..errors import InputError
-from .case import Case, Times
-from .results import Results
+from .results import AnyRow, Results
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """A case in both. ratio: times of A over those of B: above 1, B is faster. apart: whether the samples of the two do
-    not overlap."""
+    """A case in both. ratio: seconds of A over those of B: above 1, B is faster. apart: whether the samples of the two
+    do not overlap."""
 
-    case: Case
-    a: Times
-    b: Times
+    a: AnyRow
+    b: AnyRow
 
     @property
     def ratio(self) -> float:
-        return self.a.device / self.b.device
+        return self.a.seconds[1] / self.b.seconds[1]
 
     @property
     def apart(self) -> bool:
-        return self.a.high < self.b.low or self.b.high < self.a.low
+        return self.a.seconds[2] < self.b.seconds[0] or self.b.seconds[2] < self.a.seconds[0]
 
 
 @dataclass(frozen=True)
 class Group:
-    """All numbers of tokens and linears of one way. mean: geometric. apart: cases whose samples do not overlap."""
+    """All cases of a label: a model, what it ran in, and how. mean: geometric. apart: cases whose samples do not
+    overlap."""
 
-    model: str
-    precision: str
-    pattern: str
-    way: str
+    label: tuple[str, ...]
     cases: int
     mean: float
     least: float
@@ -56,16 +52,15 @@ class Comparison:
 
     @property
     def groups(self) -> list[Group]:
-        """By way, in order of the results."""
-        found: dict[tuple[str, str, str, str], list[Ratio]] = {}
+        """By label, in order of the results."""
+        found: dict[tuple[str, ...], list[Ratio]] = {}
         for one in self.ratios:
-            case = one.case
-            found.setdefault((case.model, case.precision, case.pattern, case.way), []).append(one)
-        return [_group(key, some) for key, some in found.items()]
+            found.setdefault(one.a.label, []).append(one)
+        return [_group(label, some) for label, some in found.items()]
 
     def to_json(self) -> dict[str, Any]:
         """What `bench compare --json` prints."""
-        ratios = [{**asdict(one.case), "ratio": one.ratio, "apart": one.apart} for one in self.ratios]
+        ratios = [{**asdict(one.a.case), "ratio": one.ratio, "apart": one.apart} for one in self.ratios]
         machines = {name: list(pair) for name, pair in self.machines.items()}
         groups = [asdict(group) for group in self.groups]
         return {
@@ -73,10 +68,10 @@ class Comparison:
         }  # fmt: skip
 
 
-def _group(key: tuple[str, str, str, str], some: list[Ratio]) -> Group:
+def _group(label: tuple[str, ...], some: list[Ratio]) -> Group:
     ratios = [one.ratio for one in some]
     mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
-    return Group(*key, len(some), mean, min(ratios), max(ratios), sum(one.apart for one in some))
+    return Group(label, len(some), mean, min(ratios), max(ratios), sum(one.apart for one in some))
 
 
 def compare(a: Results, b: Results) -> Comparison:
@@ -85,12 +80,8 @@ def compare(a: Results, b: Results) -> Comparison:
         raise InputError(
             f"{a.folder} is of bench {a.level}, {b.folder} of bench {b.level}", hint="compare results of one command"
         )
-    left, right = ({key: row for key, row in one.rows.items() if row.times} for one in (a, b))
-    ratios = [
-        Ratio(row.case, row.times, other)
-        for key, row in left.items()
-        if row.times and key in right and (other := right[key].times)
-    ]
+    left, right = ({key: row for key, row in one.rows.items() if row.measured} for one in (a, b))
+    ratios = [Ratio(row, right[key]) for key, row in left.items() if key in right]
     if not ratios:
         raise InputError(f"{a.folder} and {b.folder} have no case in common", hint="measure the same models and tokens")
     names = {**a.machine, **b.machine}

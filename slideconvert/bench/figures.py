@@ -31,13 +31,16 @@ class Figure:
     markup: str
 
 
-def figures(found: Iterable[Table], copy_bytes_per_second: float | None) -> list[Figure]:
-    """Speed-up curves and a roofline of each table."""
+def figures(found: Iterable[Table], copy_bytes_per_second: float | None) -> list[list[Figure]]:
+    """Speed-up curves of each table, and a roofline where it has shapes."""
     made = []
     for table in found:
-        name = re.sub("[^a-z0-9.-]+", "-", f"{table.model}-{table.precision}-{table.chosen}".lower())
-        made.append(speedup_figure(table, f"{name}-speedup"))
-        made.append(roofline_figure(table, f"{name}-roofline", copy_bytes_per_second))
+        words = (table.model, table.precision, table.chosen, "" if table.shapes else table.axis)
+        name = re.sub("[^a-z0-9.]+", "-", "-".join(word for word in words if word).lower()).strip("-")
+        own = [speedup_figure(table, f"{name}-speedup")]
+        if table.shapes:
+            own.append(roofline_figure(table, f"{name}-roofline", copy_bytes_per_second))
+        made.append(own)
     return made
 
 
@@ -55,7 +58,7 @@ def speedup_figure(table: Table, name: str) -> Figure:
     axis = Axis.over(0.0, max(values), top)
     width = (WIDTH - LEFT - RIGHT) / max(1, len(table.tokens))
     labels = "".join(
-        f'<text class="mid" x="{LEFT + (place + 0.5) * width:.1f}" y="{top + PLOT + 20:.1f}">{tokens:,}</text>'
+        f'<text class="mid" x="{LEFT + (place + 0.5) * width:.1f}" y="{top + PLOT + 20:.1f}">{tokens:,g}</text>'
         for place, tokens in enumerate(table.tokens)
     )
     one = f'<line class="base" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{axis.y(1):.1f}" y2="{axis.y(1):.1f}"/>'
@@ -63,21 +66,19 @@ def speedup_figure(table: Table, name: str) -> Figure:
         pattern: [(LEFT + (place + 0.5) * width, axis.y(gain), f"{gain:.2f}") for place, gain in line]
         for pattern, line in points.items()
     }
-    body = axis.draw("speed-up", "×") + one + labels + _name("tokens", top) + _series(lines)
-    about = (
-        f"{len(points)} patterns, {len(table.tokens)} numbers of tokens, {min(values):.2f} to {max(values):.2f} times"
-    )
+    body = axis.draw("speed-up", "×") + one + labels + _name(escape(table.axis), top) + _series(lines)
+    about = f"{len(points)} patterns; {table.axis}; {min(values):.2f} to {max(values):.2f} times"
     return Figure(name, title, about, svg(name, escape(title), about, top + PLOT + BOTTOM, body))
 
 
 def roofline_figure(table: Table, name: str, copy_bytes_per_second: float | None) -> Figure:
     """Operations of the dense weights per second over operations per byte, both logarithmic."""
     points: dict[str, list[tuple[float, float, str]]] = {}
-    times: Mapping[str, Mapping[int, float]] = {DENSE: table.baselines.get(DENSE, {}), **table.patterns}
+    times: Mapping[str, Mapping[float, float]] = {DENSE: table.baselines.get(DENSE, {}), **table.patterns}
     for pattern, by_tokens in times.items():
         for tokens, taken in by_tokens.items():
             speed = table.operations_per_second(taken, tokens)
-            found = (_intensity(table, pattern, tokens), speed / 1e12, f"{tokens:,} tokens: {speed / 1e12:,.1f} TOP/s")
+            found = (_intensity(table, pattern, tokens), speed / 1e12, f"{tokens:,g} tokens: {speed / 1e12:,.1f} TOP/s")
             points.setdefault(pattern, []).append(found)
     every = [point for line in points.values() for point in line]
     ceilings = f"fastest dense product {max((p[1] for p in points.get(DENSE, [])), default=0):,.0f} TOP/s"
@@ -149,7 +150,7 @@ def _roof(x: Log, y: Log, dense: list[tuple[float, float, str]], copy: float | N
     return f'<path class="line roof" d="{slope}{x.at(corner):.1f} {y.at(most):.1f}H{x.at(x.high):.1f}"/>'
 
 
-def _intensity(table: Table, pattern: str, tokens: int) -> float:
+def _intensity(table: Table, pattern: str, tokens: float) -> float:
     """Operations of the dense weights per byte of weights, activations and outputs, each counted once."""
     size = WEIGHT_BYTES[table.precision]
     # Of four lanes two values are stored, with two bits of position each.

@@ -14,11 +14,12 @@ from .. import __version__
 from ..checkpoint.staging import write_file, writing
 from ..errors import printable
 from ..report.style import STYLE
-from .case import KERNEL
+from .case import KERNEL, LAYER
 from .clock import COPY
 from .figures import Figure, figures, standalone
-from .results import Results
-from .tables import BASELINES, Table, ideal
+from .results import KINDS, SERVE, Results
+from .tables import BASELINES, BEST, Table, ideal
+from .ways import AUTO
 
 PAGE, FIGURES = "index.html", "figures"
 SCRIPT = """
@@ -42,11 +43,11 @@ OWN_STYLE = """
 .facts{columns:2;margin:6px 0 0;padding-left:18px;font-size:13px}
 @media (max-width:700px){.facts{columns:1}}
 """
-SHOWN = (
-    "model", "linear", "precision", "pattern", "way", "tokens", "device_us", "low_us", "high_us", "wall_us", "error",
-    "watts", "megahertz", "celsius", "failure",
-)  # fmt: skip
-"""The columns of the table of all cases."""
+UNSHOWN = ("level", "rows", "columns", "version")
+"""Columns of the CSV that the table of all cases leaves out."""
+NAMES_SHOWN = 3
+"""Kinds of cases that are named where a failure has more of them."""
+WAYS = {AUTO: "as the rule chooses", BEST: "the fastest way of each linear"}
 
 
 def write_page(results: Results, tables: Iterable[Table]) -> None:
@@ -55,18 +56,17 @@ def write_page(results: Results, tables: Iterable[Table]) -> None:
     drawn = figures(some, results.ceilings.get(COPY))
     with writing(results.folder):
         (results.folder / FIGURES).mkdir(parents=True, exist_ok=True)
-        for figure in drawn:
+        for figure in (one for of_table in drawn for one in of_table):
             write_file(results.folder / FIGURES / f"{figure.name}.svg", standalone(figure).encode())
         write_file(results.folder / PAGE, render(results, some, drawn).encode())
 
 
-def render(results: Results, tables: list[Table], drawn: list[Figure]) -> str:
-    """The whole page."""
+def render(results: Results, tables: list[Table], drawn: list[list[Figure]]) -> str:
+    """The whole page. drawn: the figures of each table."""
     digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     title = f"bench {results.level}: {results.machine['device']}"
     parts = [_head(results, title)]
-    for place, table in enumerate(tables):
-        parts.append(_table(table, drawn[2 * place : 2 * place + 2]))
+    parts += [_table(table, own) for table, own in zip(tables, drawn, strict=True)]
     parts += [_failures(results), _rows(results)]
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -82,25 +82,30 @@ def _text(value: object) -> str:
     return escape(printable(str(value)))
 
 
+ABOUT = {
+    KERNEL: "Products alone, of activations that are quantized already. Each output is compared with float64 before.",
+    LAYER: "Whole linears, bfloat16 in and out. Each output is compared with float64 before.",
+    SERVE: "vLLM, in a process of its own for each checkpoint.",
+}
+
+
 def _head(results: Results, title: str) -> str:
-    timed = sum(row.times is not None for row in results.rows.values())
-    what = (
-        "products alone, of activations quantized already"
-        if results.level == KERNEL
-        else "whole linears, bfloat16 in and out"
-    )
+    measured = sum(row.measured for row in results.rows.values())
     facts = "".join(
         f"<li>{_text(name.replace('_', ' '))}: {_text(value)}</li>" for name, value in results.machine.items()
     )
     return (
-        f'<header><h1>{_text(title)}</h1>\n<p class="soft">{what}; {timed:,} of {len(results.rows):,} cases timed, '
-        f'each compared with float64 before</p>\n<ul class="facts">{facts}</ul></header>\n'
+        f'<header><h1>{_text(title)}</h1>\n<p class="soft">{ABOUT[results.level]} '
+        f'{measured:,} of {len(results.rows):,} cases are measured.</p>\n<ul class="facts">{facts}</ul></header>\n'
     )
 
 
 def _table(table: Table, drawn: list[Figure]) -> str:
-    linears = ", ".join(f"{_text(name)} {rows} × {columns}" for name, (rows, columns) in table.shapes.items())
-    ways = "as the rule chooses" if table.chosen == "auto" else "the fastest way of each linear"
+    words = ", ".join(_text(word) for word in (table.model, table.precision, table.chosen) if word)
+    about = f"Speed-up over {BASELINES.get(table.baseline, table.baseline)}, by {_text(table.axis)}."
+    if table.shapes:
+        linears = ", ".join(f"{_text(name)} {rows} × {columns}" for name, (rows, columns) in table.shapes.items())
+        about = f"Sum of {linears}; {WAYS[table.chosen]}. {about}"
     first, *others = [table.baseline, *(name for name in table.baselines if name != table.baseline)]
     more = "".join(
         f"<details><summary>Over {BASELINES[name]}</summary>{_heat(table, name)}</details>" for name in others
@@ -111,15 +116,14 @@ def _table(table: Table, drawn: list[Figure]) -> str:
         for figure in drawn
     )
     return (
-        f'<section class="box figure"><h2>{_text(table.model)}, {_text(table.precision)}, {_text(table.chosen)}</h2>'
-        f'<p class="soft">Sum of {linears}; {ways}. Speed-up over {BASELINES.get(first, first)}, by tokens.</p>'
+        f'<section class="box figure"><h2>{words}</h2><p class="soft">{about}</p>'
         f"{_heat(table, first)}{more}{plots}</section>\n"
     )
 
 
 def _heat(table: Table, baseline: str) -> str:
     """Patterns by tokens: green above 1, red below."""
-    heads = "".join(f'<th scope="col">{tokens:,}</th>' for tokens in table.tokens)
+    heads = "".join(f'<th scope="col">{tokens:,g}</th>' for tokens in table.tokens)
     times = table.baselines.get(baseline, {})
     base = "".join(
         f'<td class="none">{times[tokens]:,.1f}</td>' if tokens in times else '<td class="none">–</td>'
@@ -128,7 +132,9 @@ def _heat(table: Table, baseline: str) -> str:
     lines = [f'<tr><th scope="row">{_text(baseline)}, µs</th><td class="none"></td>{base}</tr>']
     for pattern in table.patterns:
         cells = "".join(_cell(table.speedup(pattern, tokens, baseline)) for tokens in table.tokens)
-        lines.append(f'<tr><th scope="row">{_text(pattern)}</th><td class="none">{ideal(pattern):.2f}</td>{cells}</tr>')
+        most = ideal(pattern)
+        bound = "" if most is None else f"{most:.2f}"
+        lines.append(f'<tr><th scope="row">{_text(pattern)}</th><td class="none">{bound}</td>{cells}</tr>')
     return (
         f'<div class="table"><table class="heat"><thead><tr><th scope="col"></th><th scope="col">ideal</th>{heads}</tr>'
         f"</thead><tbody>{''.join(lines)}</tbody></table></div>"
@@ -144,29 +150,27 @@ def _cell(speedup: float | None) -> str:
 
 
 def _failures(results: Results) -> str:
-    failed: dict[tuple[str, str, str], list[str]] = {}
+    failed: dict[str, list[str]] = {}
     for row in results.rows.values():
         if row.failure:
-            case = row.case
-            failed.setdefault((case.precision, case.way, row.failure), []).append(
-                f"{case.model} {case.linear} {case.pattern} × {case.tokens}"
-            )
+            failed.setdefault(row.failure, []).append(" ".join(word for word in row.label if word))
     if not failed:
         return ""
-    items = "".join(
-        f"<li>{_text(precision)} {_text(way)}: {_text(why)} ({len(cases)}: {_text(', '.join(cases[:3]))}"
-        f"{' …' if len(cases) > 3 else ''})</li>"
-        for (precision, way, why), cases in failed.items()
-    )
-    return f'<section class="notes"><h2>Not timed</h2><ul>{items}</ul></section>\n'
+    items = []
+    for why, cases in failed.items():
+        names = list(dict.fromkeys(cases))
+        more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+        items.append(f"<li>{_text(why)}<br>{len(cases)} cases: {_text(', '.join(names[:NAMES_SHOWN]))}{more}</li>")
+    return f'<section class="notes"><h2>Not measured</h2><ul>{"".join(items)}</ul></section>\n'
 
 
 def _rows(results: Results) -> str:
-    heads = "".join(f'<th scope="col">{name.replace("_us", ", µs")}</th>' for name in SHOWN)
+    shown = [name for name in KINDS[results.level][1] if name not in UNSHOWN]
+    heads = "".join(f'<th scope="col">{_text(name.replace("_us", ", µs"))}</th>' for name in shown)
     lines = []
     for row in results.rows.values():
         flat = row.flat()
-        lines.append("<tr>" + "".join(_plain(flat[name]) for name in SHOWN) + "</tr>\n")
+        lines.append("<tr>" + "".join(_plain(flat[name]) for name in shown) + "</tr>\n")
     return (
         f'<details class="box"><summary>All cases ({len(lines):,})</summary><div class="table">'
         f'<table class="sorts"><thead>'

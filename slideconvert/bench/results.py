@@ -14,8 +14,20 @@ from typing import Any
 from ..checkpoint.reader import read_json
 from ..checkpoint.staging import write_file, writing
 from ..errors import InputError
-from .case import COLUMNS, LEVELS, Case, Row
+from . import case
+from .case import KERNEL, LAYER
+from .serving import rows as served
 
+SERVE = "serve"
+"""The level of results of servers."""
+AnyCase = case.Case | served.ServeCase
+AnyRow = case.Row | served.ServeRow
+KINDS: dict[str, tuple[type[AnyRow], tuple[str, ...]]] = {
+    KERNEL: (case.Row, case.COLUMNS),
+    LAYER: (case.Row, case.COLUMNS),
+    SERVE: (served.ServeRow, served.COLUMNS),
+}
+"""By level, the rows of its results, and the columns of their table."""
 SCHEMA = 1
 """Of the JSON; a reader that does not know it refuses the file."""
 FILE, TABLE = "results.json", "results.csv"
@@ -33,16 +45,16 @@ class Results:
     folder: Path
     level: str
     machine: dict[str, Any]
-    rows: dict[str, Row] = field(default_factory=dict)
+    rows: dict[str, Any] = field(default_factory=dict)
     ceilings: dict[str, float] = field(default_factory=dict)
     now: Callable[[], float] = monotonic
     saved: float = 0.0
 
-    def has(self, case: Case, version: str) -> bool:
+    def has(self, case: AnyCase, version: str) -> bool:
         """Whether this version of the case was measured, or failed."""
         return case.key in self.rows and self.rows[case.key].version == version
 
-    def add(self, row: Row) -> None:
+    def add(self, row: AnyRow) -> None:
         """Keep a row; the files are written every few seconds."""
         self.rows[row.case.key] = row
         if self.now() - self.saved >= SAVE_SECONDS:
@@ -55,15 +67,15 @@ class Results:
         with writing(self.folder, after_full="free disk space and run it again: what is there is not measured again"):
             self.folder.mkdir(parents=True, exist_ok=True)
             write_file(self.folder / FILE, (json.dumps(told, indent=1) + "\n").encode())
-            write_file(self.folder / TABLE, csv_text(self.rows.values()).encode())
+            write_file(self.folder / TABLE, csv_text(KINDS[self.level][1], self.rows.values()).encode())
         self.saved = self.now()
 
 
-def csv_text(rows: Iterable[Row]) -> str:
-    """Rows as CSV with a header; numbers to four digits."""
+def csv_text(columns: Iterable[str], rows: Iterable[AnyRow]) -> str:
+    """Rows as CSV under a header of these columns; numbers to four digits."""
     out = io.StringIO()
     table = csv.writer(out, lineterminator="\n")
-    table.writerow(COLUMNS)
+    table.writerow(columns)
     for row in rows:
         table.writerow([f"{value:.4g}" if isinstance(value, float) else value for value in row.flat().values()])
     return out.getvalue()
@@ -95,10 +107,9 @@ def read_results(path: Path) -> Results:
     if told.get("schema") != SCHEMA:
         raise InputError(f"{file} has schema {told.get('schema')!r}, this version reads {SCHEMA}", hint="measure again")
     try:
-        rows = [Row.of(one) for one in told["rows"]]
         level, machine, ceilings = told["level"], dict(told["machine"]), dict(told["ceilings"])
-        if level not in LEVELS:
-            raise ValueError(f"level {level!r}")
+        kind, _ = KINDS[level]
+        rows = [kind.of(one) for one in told["rows"]]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{file} is damaged: {type(error).__name__} {error}", hint="measure again") from error
     return Results(file.parent, level, machine, {row.case.key: row for row in rows}, ceilings)

@@ -6,8 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from ..core.patterns import ALL, parse_pattern
+from ..core.patterns import ALL
 from .case import DENSE, SQUARE, Row
+from .results import SERVE, AnyRow
+from .serving.rows import ServeRow
 from .ways import AUTO, FLOATS, STOCK, TORCH
 
 BASELINES = {
@@ -25,7 +27,8 @@ SHAPES = dict[str, tuple[int, int]]
 
 @dataclass(frozen=True)
 class Table:
-    """All linears of a layer of a model, in one precision: microseconds by number of tokens.
+    """All linears of a layer of a model, in one precision: microseconds by number of tokens. Of a server: microseconds
+    a token, by what `axis` says; without shapes.
 
     chosen: auto, as a served model runs, or best. baselines: by name and tokens. patterns: by 2:L and tokens. Whatever
     was not measured for every linear is absent.
@@ -36,11 +39,12 @@ class Table:
     precision: str
     chosen: str
     shapes: SHAPES
-    baselines: Mapping[str, Mapping[int, float]]
-    patterns: Mapping[str, Mapping[int, float]]
+    baselines: Mapping[str, Mapping[float, float]]
+    patterns: Mapping[str, Mapping[float, float]]
+    axis: str = "tokens"
 
     @cached_property
-    def tokens(self) -> list[int]:
+    def tokens(self) -> list[float]:
         """The numbers of tokens of which anything is known, ascending."""
         return sorted({count for times in (*self.baselines.values(), *self.patterns.values()) for count in times})
 
@@ -49,31 +53,33 @@ class Table:
         """What speed-ups are over unless asked otherwise: stock where it was measured, else the fastest dense way."""
         return next((name for name in BASELINES if self.baselines.get(name)), DENSE)
 
-    def speedup(self, pattern: str, tokens: int, baseline: str = "") -> float | None:
+    def speedup(self, pattern: str, tokens: float, baseline: str = "") -> float | None:
         """Times as fast as a baseline, by default `baseline`; None if either was not measured."""
         before = self.baselines.get(baseline or self.baseline, {}).get(tokens)
         after = self.patterns.get(pattern, {}).get(tokens)
         return before / after if before and after else None
 
-    def of_ideal(self, pattern: str, tokens: int) -> float | None:
-        """The speed-up over the fastest dense way, as a share of L / (L - 2)."""
-        found = self.speedup(pattern, tokens, DENSE)
-        return None if found is None else found / ideal(pattern)
+    def of_ideal(self, pattern: str, tokens: float) -> float | None:
+        """The speed-up over the fastest dense way, as a share of L / (L - 2); None of other patterns."""
+        found, most = self.speedup(pattern, tokens, DENSE), ideal(pattern)
+        return found / most if found and most else None
 
-    def efficiency(self, pattern: str, tokens: int) -> float | None:
+    def efficiency(self, pattern: str, tokens: float) -> float | None:
         """SlideSparse's measure: (S_2:L / S_2:4) / (0.5 / density), S being speed-ups over the same baseline: how much
         of what 2:4 gains is left, over what the share of weights that is left allows."""
         own, half = self.patterns.get(pattern, {}).get(tokens), self.patterns.get("2:4", {}).get(tokens)
-        return half / own / (ideal(pattern) / ideal("2:4")) if own and half else None
+        most = ideal(pattern)
+        return half / own / (most / 2.0) if own and half and most else None
 
-    def operations_per_second(self, microseconds: float, tokens: int) -> float:
+    def operations_per_second(self, microseconds: float, tokens: float) -> float:
         """2 M N K of the dense weights, over the time."""
         return sum(2 * tokens * rows * columns for rows, columns in self.shapes.values()) / microseconds * 1e6
 
 
-def ideal(pattern: str) -> float:
-    """L / (L - 2), 1 for 2:inf."""
-    return parse_pattern(pattern).ideal_speedup or 1.0
+def ideal(pattern: str) -> float | None:
+    """L / (L - 2), 1 for 2:inf; None of what is no 2:L pattern."""
+    known = {str(one): one.ideal_speedup for one in ALL}
+    return known.get(pattern)
 
 
 def pattern_order(patterns: Iterable[str]) -> list[str]:
@@ -82,10 +88,12 @@ def pattern_order(patterns: Iterable[str]) -> list[str]:
     return sorted(patterns, key=lambda one: (known.index(one) if one in known else len(known), one))
 
 
-def tables(rows: Iterable[Row]) -> list[Table]:
-    """A table for each model and precision: of auto where that was measured, and of the best."""
-    timed = [row for row in rows if row.times]
-    return list(_tables(timed))
+def tables(rows: Iterable[AnyRow]) -> list[Table]:
+    """A table for each model and precision: of auto where that was measured, and of the best. Of servers: for each kind
+    of load and setting."""
+    measured = [row for row in rows if row.measured]
+    served = [row for row in measured if isinstance(row, ServeRow)]
+    return [*_tables([row for row in measured if isinstance(row, Row)]), *_served(served)]
 
 
 def _tables(rows: list[Row]) -> Iterator[Table]:
@@ -106,6 +114,45 @@ def _tables(rows: list[Row]) -> Iterator[Table]:
                 yield Table(level, model, precision, chosen, shapes, kept, found)
 
 
+def _served(rows: list[ServeRow]) -> Iterator[Table]:
+    """Speed-ups over stock vLLM with a dense checkpoint of the same precision, and over bfloat16."""
+    loads: dict[tuple[str, str], dict[ServeRow, float]] = {}
+    for row in rows:
+        for load, taken in _microseconds(row).items():
+            loads.setdefault((row.case.model, load), {})[row] = taken
+    for (model, load), taken_by in loads.items():
+        dense = {row: taken for row, taken in taken_by.items() if row.case.pattern == DENSE}
+        for precision in dict.fromkeys(row.case.precision for row in taken_by):
+            own = {
+                row: taken for row, taken in taken_by.items() if row.case.precision == precision and row not in dense
+            }
+            same = {row: taken for row, taken in dense.items() if row.case.precision == precision}
+            bf16 = {row: taken for row, taken in dense.items() if row.case.precision == "bf16"}
+            baselines = {name: _by_size(of) for name, of in (("stock", same), ("bf16", bf16)) if of}
+            for setting in dict.fromkeys(row.case.setting for row in own):
+                with_it = {row: taken for row, taken in own.items() if row.case.setting == setting}
+                patterns = {
+                    name: _by_size({row: taken for row, taken in with_it.items() if row.case.pattern == name})
+                    for name in pattern_order({row.case.pattern for row in with_it})
+                }
+                yield Table(SERVE, model, precision, setting, {}, baselines, patterns, load)
+
+
+def _microseconds(row: ServeRow) -> dict[str, float]:
+    """What a row has to say, in microseconds, by what the sizes of such a table are."""
+    case = row.case
+    if case.what == "rate":
+        found = {"first token, 90 %": row.ttft_90_ms, "a token, median": row.tpot_50_ms}
+        return {f"requests per second: time to {name}": value * 1e3 for name, value in found.items() if value}
+    if case.what == "prefill":
+        return {f"tokens of prompts of {case.shape.partition('x')[2]}": row.seconds[1] * 1e6}
+    return {{"decode": "sequences decoded at once", "mixed": "mixed requests"}[case.what]: row.seconds[1] * 1e6}
+
+
+def _by_size(rows: Mapping[ServeRow, float]) -> dict[float, float]:
+    return {row.case.size: rows[row] for row in sorted(rows, key=lambda row: row.case.size)}
+
+
 def _baseline(name: str, precision: str, rows: list[Row]) -> Iterator[Row]:
     """The dense rows that make up a baseline."""
     wanted = "bf16" if name == "bf16" else precision
@@ -117,7 +164,7 @@ def _baseline(name: str, precision: str, rows: list[Row]) -> Iterator[Row]:
             yield row
 
 
-def _sums(rows: Iterable[Row], shapes: SHAPES) -> dict[int, float]:
+def _sums(rows: Iterable[Row], shapes: SHAPES) -> dict[float, float]:
     """The fastest row of each linear, added up, by tokens; where every linear has one."""
     least: dict[int, dict[str, float]] = {}
     for row in rows:

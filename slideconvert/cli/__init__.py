@@ -33,11 +33,12 @@ COMMANDS = {
     "tune": ("tune", "Measure the kernels on this GPU, to choose without measuring."),
     "bench kernel": ("bench", "Time products alone, dense and of every pattern."),
     "bench layer": ("bench", "Time whole linears, as a model runs them."),
+    "bench serve": ("bench", "Serve checkpoints in vLLM, against dense ones."),
     "bench compare": ("bench", "Compare two runs, machines or commits."),
     "doctor": ("look", "Show what this machine can run."),
 }
 """Each command's module and the line that --help shows for it."""
-GROUPS = {"bench": "Benchmarks of kernels and layers on this device."}
+GROUPS = {"bench": "Benchmarks of kernels, layers and servers on this device."}
 """What commands of two words have in common."""
 
 DEFECT = 70

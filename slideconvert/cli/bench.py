@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..api.options import BenchOptions
+from ..api.options import BenchOptions, ServeBenchOptions
 from .common import echo_json, progress_bar, show
 from .options import Display, ResultDisplay, command
 
@@ -54,6 +54,26 @@ def bench_layer_command(options: BenchOptions, display: Display) -> None:
     _tell(found, display)
 
 
+@command("serve", ServeBenchOptions, display=ResultDisplay, without=("verbose",))
+@click.argument("ckpts", metavar="[CKPT]...", nargs=-1, type=click.Path(path_type=Path))
+def bench_serve_command(ckpts: tuple[Path, ...], options: ServeBenchOptions, display: Display) -> None:
+    """Serve checkpoints in vLLM and measure throughput and latency: the first CKPT is the baseline.
+
+    \b
+      slideconvert bench serve dense-int8/ out/ --batch 1,16 --rate 2,8
+      slideconvert bench serve --model Qwen2.5-7B --scheme int8,fp8 --memory 0,1
+      slideconvert bench serve --quick
+
+    Without CKPT, random weights with the shapes of a model are converted, and compared with what stock vLLM makes of
+    dense ones. Every checkpoint has an engine of its own.
+    """
+    from ..api.bench_serve import bench_serve
+
+    with progress_bar(display.shown) as progress:
+        found = bench_serve(ckpts, options, progress)
+    _tell(found, display)
+
+
 def _tell(found: Benched, display: Display) -> None:
     results, outcome = found.results, found.outcome
     failures = [row for row in results.rows.values() if row.failure]
@@ -80,17 +100,18 @@ def _tell(found: Benched, display: Display) -> None:
 
 
 def speedup_table(found: Table) -> Shown:
-    """A row a number of tokens: the baseline, and the speed-up of every pattern over it."""
+    """A row a number of tokens, or of what a server is asked for: the baseline, and speed-ups over it."""
     from ..bench.tables import BASELINES
     from .tables import table
 
-    title = f"{found.model} {found.precision}, {found.level}, {found.chosen}: speed-up over {BASELINES[found.baseline]}"
-    made = table(title, ["tokens"], [f"{found.baseline}, us", *found.patterns])
+    words = ", ".join(word for word in (found.model, found.precision, found.level, found.chosen) if word)
+    over = BASELINES.get(found.baseline, found.baseline)
+    made = table(f"{words}: speed-up over {over}", [found.axis], [f"{found.baseline}, us", *found.patterns])
     for tokens in found.tokens:
         base = found.baselines.get(found.baseline, {}).get(tokens)
         cells = [found.speedup(pattern, tokens) for pattern in found.patterns]
         made.add_row(
-            str(tokens),
+            f"{tokens:g}",
             "–" if base is None else f"{base:.1f}",
             *("–" if cell is None else f"{cell:.2f}" for cell in cells),
         )
@@ -112,7 +133,7 @@ def table_json(found: Table) -> dict[str, Any]:
         }
         for tokens in found.tokens
     ]
-    names = ("level", "model", "precision", "chosen", "shapes", "baseline")
+    names = ("level", "model", "precision", "chosen", "axis", "shapes", "baseline")
     return {**{name: getattr(found, name) for name in names}, "rows": lines}
 
 
@@ -122,22 +143,24 @@ def table_json(found: Table) -> dict[str, Any]:
 def bench_compare_command(a: Path, b: Path, display: Display) -> None:
     """Compare two runs, machines or commits: how many times faster B is than A, case by case.
 
-    A and B are folders that bench kernel or bench layer wrote.
+    A and B are folders that bench kernel, layer or serve wrote.
     """
     from ..bench.compare import compare
     from ..bench.results import read_results
     from .tables import table
 
-    found = compare(read_results(a), read_results(b))
+    first = read_results(a)
+    found, level = compare(first, read_results(b)), first.level
     if display.as_json:
         echo_json(found.to_json())
         return
-    made = table(
-        "Times as fast as A", ["model", "precision", "pattern", "way"], ["cases", "mean", "least", "most", "apart"]
+    labels = (
+        ["model", "checkpoint", "setting", "load"] if level == "serve" else ["model", "precision", "pattern", "way"]
     )
+    made = table("Times as fast as A", labels, ["cases", "mean", "least", "most", "apart"])
     for group in found.groups:
         numbers = (f"{group.mean:.3f}", f"{group.least:.3f}", f"{group.most:.3f}", str(group.apart))
-        made.add_row(group.model, group.precision, group.pattern, group.way, str(group.cases), *numbers)
+        made.add_row(*group.label, str(group.cases), *numbers)
     show(made)
     for name, (first, second) in found.machines.items():
         click.echo(f"{name}: A {first}, B {second}")

@@ -102,6 +102,12 @@ UNUSED: dict[str, tuple[str, dict[str, str]]] = {
     ),
     "bench kernel": ("", RESULT),
     "bench layer": ("", RESULT),
+    "bench serve": (
+        "SOURCE",
+        RESULT
+        | {"--model": "--model Qwen2.5-7B", "--layers": "--layers 2", "--scheme": "--scheme int8"}
+        | {"--pattern": "--pattern 2:4"},
+    ),
     "bench compare": ("A B", {}),
     "doctor": ("", {"--device": "--device cpu"}),
 }
@@ -122,6 +128,8 @@ BENCH = {
     "--out",
     "--device",
 }
+SERVED = {"--memory", "--unfused", "--batch", "--prefill", "--mixed", "--rate", "--prompt", "--output", "--together"}
+SERVED |= {"--limit", "--work"}
 ALWAYS: dict[str, set[str]] = {
     "download": {"--revision"},
     "plan": {*RECIPE, *WEIGHTS, "--gpu", "--speed-table"},
@@ -139,6 +147,7 @@ ALWAYS: dict[str, set[str]] = {
     "tune": {"--host", "--budget", "--device"},
     "bench kernel": BENCH,
     "bench layer": BENCH,
+    "bench serve": SERVED | {"--device", "--out", "--quick", "--budget"},
     "bench compare": {"--json"},
     "doctor": {"--json"},
 }

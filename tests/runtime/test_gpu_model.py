@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from benches import synthetic
+from slideconvert.bench.serving.random_model import write
 from slideconvert.kernels.linear import SlideSparseLinear
 from tests.helpers.demo import converted
 
@@ -23,7 +23,7 @@ PROMPT = torch.randint(0, 128256, (1, 300), generator=torch.Generator().manual_s
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return synthetic.write(tmp_path_factory.mktemp("model") / "source", "llama-3.2-1b")
+    return write(tmp_path_factory.mktemp("model") / "source", "Llama-3.2-1B")
 
 
 @pytest.fixture

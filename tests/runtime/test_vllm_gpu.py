@@ -19,8 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from benches import synthetic
-from benches.bench_decode import GROUP, halve
+from slideconvert.bench.serving.random_model import GROUP, halve, write
 from tests.helpers.demo import converted
 from tests.helpers.lora import RANK, adapter
 from tests.helpers.vllm_runner import ONE_PROCESS, Job, Outcome, run
@@ -63,7 +62,7 @@ class Bed:
 
     @cached_property
     def source(self) -> Path:
-        return synthetic.write(self.folder / "source", "llama-3.2-1b", LAYERS, "cuda", VOCABULARY)
+        return write(self.folder / "source", "Llama-3.2-1B", LAYERS, "cuda", VOCABULARY)
 
     @cached_property
     def halved(self) -> Path:

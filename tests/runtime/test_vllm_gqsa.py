@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from benches.bench_decode import halve
+from slideconvert.bench.serving.random_model import halve
 from slideconvert.checkpoint.reader import Checkpoint
 from slideconvert.models.load import load_model
 from tests.helpers import pico

@@ -10,7 +10,7 @@ Nothing heavy is imported here, so that --help is instant.
 from __future__ import annotations
 
 from .base import Option, Options, option
-from .bench import BenchOptions
+from .bench import BenchOptions, ServeBenchOptions
 from .checkpoints import EvaluateOptions, GenerateOptions, ModelOptions, PushOptions, VerifyOptions
 from .conversions import (
     AllocateOptions,
@@ -68,6 +68,7 @@ __all__ = [
     "RelayoutOptions",
     "RevisionOptions",
     "SchemeOptions",
+    "ServeBenchOptions",
     "SlideOptions",
     "SourceOptions",
     "SparsifyOptions",

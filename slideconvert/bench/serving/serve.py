@@ -1,0 +1,200 @@
+"""Serve checkpoints in vLLM, one after another, and keep what each reached. A start takes minutes, mostly of one CPU
+core, so several engines may start side by side; they measure one after the other."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from ...errors import SlideConvertError
+from ...progress import Progress
+from ..results import Results
+from ..suite import Outcome
+from .checkpoints import Checkpoints, Served
+from .process import Engine
+from .rows import ServeCase, ServeRow
+
+ENGINE = Path(__file__).parents[2] / "runtime" / "vllm_speed.py"
+LONGEST_MIXED = 1024 + 128
+MIXED_SEQUENCES = 64
+"""Tokens of the longest request of a mixture, and how many run at once (runtime/vllm_speed.py)."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is asked of each checkpoint. batches: sequences that are decoded at once, after prompts of `prompt` tokens,
+    by `output` tokens. prefill: numbers of prompts and of their tokens, in one step, as 8x1024. mixed: numbers of
+    requests of several lengths that are there at once. rates: requests per second that arrive at random, for `seconds`
+    each. repeats: samples of each."""
+
+    batches: tuple[int, ...]
+    prefill: tuple[str, ...]
+    mixed: tuple[int, ...]
+    rates: tuple[float, ...]
+    prompt: int = 32
+    output: int = 128
+    seconds: float = 20.0
+    repeats: int = 5
+
+    def cases(self, served: Served) -> list[ServeCase]:
+        """What a checkpoint is measured for."""
+        sizes: list[tuple[str, float, str]] = [("decode", batch, str(batch)) for batch in self.batches]
+        sizes += [("prefill", math.prod(map(int, shape.split("x"))), shape) for shape in self.prefill]
+        sizes += [("mixed", count, str(count)) for count in self.mixed]
+        sizes += [("rate", rate, f"{rate:g}/s") for rate in self.rates]
+        return [served.case(what, size, shape) for what, size, shape in sizes]
+
+    def task(self, model: Path, cases: Sequence[ServeCase], kv_bytes: int) -> dict[str, Any]:
+        """What the engine is told to measure: these cases alone."""
+        of = {what: [case for case in cases if case.what == what] for what in ("decode", "prefill", "mixed", "rate")}
+        return {
+            "model": str(model),
+            "batches": [case.size for case in of["decode"]],
+            "prefill": [case.shape for case in of["prefill"]],
+            "mixed": [case.size for case in of["mixed"]],
+            "rates": [case.size for case in of["rate"]],
+            "prompt": self.prompt,
+            "output": self.output,
+            "seconds": self.seconds,
+            "repeats": self.repeats,
+            "kv_bytes": kv_bytes,
+        }
+
+    @property
+    def varied(self) -> bool:
+        """Whether requests of several lengths run."""
+        return bool(self.mixed or self.rates)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence."""
+        prompts = [int(shape.partition("x")[2]) for shape in self.prefill]
+        return max([self.prompt + self.output, LONGEST_MIXED if self.varied else 0, *prompts]) + 1
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens that the cache must hold at once."""
+        decoded = max(self.batches) * (self.prompt + self.output + 1)
+        prompts = [math.prod(map(int, shape.split("x"))) for shape in self.prefill]
+        return max([decoded, MIXED_SEQUENCES * LONGEST_MIXED if self.varied else 0, *prompts])
+
+
+@dataclass(frozen=True)
+class Starts:
+    """How engines start. together: at most so many side by side; each needs GPU memory for its whole model. limit:
+    seconds for a start, and again for the measurement of a checkpoint."""
+
+    together: int = 1
+    limit: float = 600.0
+    engine: Path = ENGINE
+
+
+def serve(
+    wanted: Sequence[Served], checkpoints: Checkpoints, load: Load, starts: Starts, results: Results,
+    progress: Progress, seconds: float, now: Callable[[], float] = time.monotonic,
+) -> Outcome:  # fmt: skip
+    """Measure what the results lack of these checkpoints. None is started that may not be ready in `seconds`; a
+    checkpoint that fails is a row with the reason."""
+    end, done, failed = now() + seconds, 0, 0
+    missing = [one for one in wanted if _lacking(one, load, results)]
+    left = sum(len(_lacking(one, load, results)) for one in missing)
+    try:
+        for first in range(0, len(missing), starts.together):
+            some = missing[first : first + starts.together]
+            if now() + starts.limit > end:
+                break
+            for rows in _measured(some, checkpoints, load, starts, results):
+                for row in rows:
+                    results.add(row)
+                    failed += bool(row.failure)
+                done, left = done + len(rows), left - len(rows)
+                progress("serve", done, done + left)
+    finally:
+        results.save()
+    return Outcome(done - failed, failed, left)
+
+
+def _lacking(served: Served, load: Load, results: Results) -> list[ServeCase]:
+    return [case for case in load.cases(served) if not results.has(case, served.version)]
+
+
+def _measured(
+    some: Sequence[Served], checkpoints: Checkpoints, load: Load, starts: Starts, results: Results
+) -> Iterator[list[ServeRow]]:
+    """Start the engines side by side, and when all are ready or have failed measure one after the other."""
+    with ExitStack() as open_engines:
+
+        def started(same: list[Served]) -> list[tuple[Served, Engine | Exception]]:
+            """Those of one checkpoint, which is there while they start."""
+            found: list[tuple[Served, Engine | Exception]] = []
+            try:
+                path = checkpoints.make(same[0])
+            except (OSError, SlideConvertError) as error:
+                return [(one, error) for one in same]
+            for one in same:
+                task = load.task(path, _lacking(one, load, results), checkpoints.kv_bytes(path, load.most_tokens))
+                log = checkpoints.folder / f"{one.slug}.log"
+                environment = {"VLLM_CACHE_ROOT": str(checkpoints.folder / f"cache-{one.slug}"), **one.environment}
+                found.append(
+                    (one, open_engines.enter_context(Engine(starts.engine, task, environment, log, starts.limit)))
+                )
+            for number, (one, engine) in enumerate(found):
+                assert isinstance(engine, Engine)
+                try:
+                    engine.wait_until_ready()
+                except RuntimeError as error:
+                    engine.stop()
+                    found[number] = (one, error)
+            checkpoints.remove(path)
+            return found
+
+        checkpoints.prepare(some)
+        sources = [list(same) for _, same in groupby(some, lambda one: one.checkpoint)]
+        with ThreadPoolExecutor(len(sources)) as pool:
+            ready = [one for found in pool.map(started, sources) for one in found]
+        for one, engine in ready:
+            yield _rows(one, _lacking(one, load, results), engine, len(some))
+
+
+def _rows(one: Served, cases: list[ServeCase], engine: Engine | Exception, together: int) -> list[ServeRow]:
+    """What an engine measured, or why it did not."""
+    try:
+        if isinstance(engine, Exception):
+            raise RuntimeError(str(engine))
+        told = engine.measure()
+    except RuntimeError as error:
+        return [ServeRow(case, one.version, failure=str(error)) for case in cases]
+    finally:
+        if isinstance(engine, Engine):
+            engine.stop()
+    by_shape = {(row["what"], row["size"]): row for row in told["rows"]}
+    found = []
+    for case in cases:
+        row = by_shape[case.what, case.size]
+        speeds = sorted(row["samples"])
+        latency = {name: percentiles(row.get(name, [])) for name in ("ttft", "tpot", "itl")}
+        found.append(
+            ServeRow(
+                case, one.version, median(speeds), speeds[0], speeds[-1], *latency["ttft"], *latency["tpot"],
+                *latency["itl"], gib=told["gib"], load_s=told["load_s"] if together == 1 else None,
+                runs="; ".join(told["runs"]),
+            )
+        )  # fmt: skip
+    return found
+
+
+def percentiles(seconds: Sequence[float]) -> tuple[float | None, float | None, float | None]:
+    """Median, 90 % and 99 % of times, in milliseconds: the least that so many of them do not exceed. None of none."""
+    ordered = sorted(seconds)
+    if not ordered:
+        return None, None, None
+    half, most, nearly = (1e3 * ordered[math.ceil(share * len(ordered)) - 1] for share in (0.5, 0.9, 0.99))
+    return half, most, nearly

@@ -1,0 +1,178 @@
+"""Speed of one checkpoint in one start of vLLM. `slideconvert bench serve` runs this file, once for each checkpoint.
+
+    python vllm_speed.py TASK.json OUT.json READY
+
+TASK: model, batches, prompt (tokens), output (tokens), prefill (numbers of prompts and of their tokens, as 32x1024),
+mixed (numbers of requests), rates (requests per second), seconds (of each rate), repeats, kv_bytes (of the cache).
+READY appears once vLLM has started; a line on stdin then begins the measurement, and OUT appears once all is done:
+engines start side by side and measure one after the other. Stands alone: it needs vLLM, and slideconvert where the
+checkpoint is ours.
+"""
+
+import json
+import os
+import random
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+MIXED_PROMPT, MIXED_OUTPUT = (128, 1024), (16, 128)
+"""Tokens of requests that arrive all at once, or one after another at a rate: prompts are cut into what a step may
+take, others decode beside them."""
+MIXED_LONGEST = MIXED_PROMPT[1] + MIXED_OUTPUT[1]
+MIXED_SIZES = (128, 256, 512)
+"""Numbers of tokens, beside the batches, for which graphs are captured then: vLLM captures up to 512."""
+MIXED_SEQUENCES = 64
+"""Requests that run at once then, at most."""
+SETTINGS = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_USE_FLASHINFER_SAMPLER": "0"}
+Rows = list[dict[str, Any]]
+"""what: decode, prefill, mixed or rate. size, shape: of it. samples: tokens per second."""
+
+
+class Meter:
+    """One engine, and what it is asked."""
+
+    def __init__(self, task: dict[str, Any]) -> None:
+        from vllm import LLM, SamplingParams
+
+        self.task, self._parameters = task, SamplingParams
+        self.prefill = [(name, *map(int, name.split("x"))) for name in task["prefill"]]
+        varied = bool(task["mixed"] or task["rates"])
+        mixed = MIXED_LONGEST if varied else 0
+        longest = max([task["prompt"] + task["output"], mixed, *(length for _, _, length in self.prefill)]) + 1
+        started = time.perf_counter()
+        self.llm = LLM(
+            model=task["model"],
+            skip_tokenizer_init=True,
+            max_model_len=longest,
+            max_num_batched_tokens=max([longest, *(count * length for _, count, length in self.prefill)]),
+            max_num_seqs=max([1, *task["batches"], *([MIXED_SEQUENCES] if varied else [])]),
+            gpu_memory_utilization=0.05,  # only asked for at the start: others may use the GPU
+            kv_cache_memory_bytes=task["kv_bytes"],
+            enable_prefix_caching=False,
+            seed=0,
+            compilation_config={"cudagraph_capture_sizes": [*task["batches"], *(MIXED_SIZES if varied else (1,))]},
+        )
+        self.load_seconds = time.perf_counter() - started
+        self._drawn = random.Random(0)
+        self._vocabulary = json.loads((Path(task["model"]) / "config.json").read_text())["vocab_size"]
+
+    def warm_up(self) -> None:
+        for batch in self.task["batches"]:
+            self.seconds(batch, 8, self.task["prompt"])
+
+    def rows(self) -> Rows:
+        """All that the task asks for."""
+        return [*self._decode(), *self._prefill(), *self._mixed(), *self._rates()]
+
+    def _decode(self) -> Rows:
+        rows: Rows = []
+        output, prompt = self.task["output"], self.task["prompt"]
+        for batch in self.task["batches"]:
+            # From the first token to the last: without the prompt, and what a call costs beside its steps.
+            firsts = sorted(self.several(batch, 1, prompt))
+            first = firsts[len(firsts) // 2]
+            samples = [batch * output / (whole - first) for whole in self.several(batch, 1 + output, prompt)]
+            rows.append({"what": "decode", "size": batch, "shape": str(batch), "samples": samples})
+        return rows
+
+    def _prefill(self) -> Rows:
+        rows: Rows = []
+        for name, count, length in self.prefill:
+            samples = [count * length / taken for taken in self.several(count, 1, length)]
+            rows.append({"what": "prefill", "size": count * length, "shape": name, "samples": samples})
+        return rows
+
+    def _mixed(self) -> Rows:
+        rows: Rows = []
+        for count in self.task["mixed"]:
+            self.mixture(min(count, 8))
+            samples = [self.mixture(count) for _ in range(self.task["repeats"])]
+            rows.append({"what": "mixed", "size": count, "shape": str(count), "samples": samples})
+        return rows
+
+    def _rates(self) -> Rows:
+        found = [(rate, self.arriving(rate)) for rate in self.task["rates"]]
+        return [{"what": "rate", "size": rate, "shape": f"{rate:g}/s", **told} for rate, told in found]
+
+    def seconds(self, batch: int, tokens: int, prompt: int) -> float:
+        prompts = [self._prompt(prompt) for _ in range(batch)]
+        begun = time.perf_counter()
+        self.llm.generate(prompts, self._asked(tokens), use_tqdm=False)
+        return time.perf_counter() - begun
+
+    def several(self, batch: int, tokens: int, prompt: int) -> list[float]:
+        self.seconds(batch, min(tokens, 8), prompt)  # warms up
+        return [self.seconds(batch, tokens, prompt) for _ in range(self.task["repeats"])]
+
+    def mixture(self, count: int) -> float:
+        """Tokens/s, of prompts and outputs, of requests that are all there at once."""
+        sizes = requests(count)
+        prompts = [self._prompt(length) for length, _ in sizes]
+        begun = time.perf_counter()
+        self.llm.generate(prompts, [self._asked(tokens) for _, tokens in sizes], use_tqdm=False)
+        return sum(map(sum, sizes)) / (time.perf_counter() - begun)
+
+    def arriving(self, rate: float) -> dict[str, list[float]]:
+        """Requests that arrive at random, `rate` of them a second. Seconds: ttft, from when one was due to its first
+        token, so that waiting counts; tpot, by token from there to its last; itl, between two tokens."""
+        due = arrivals(rate, self.task["seconds"])
+        sizes, engine = requests(len(due)), self.llm.llm_engine
+        waiting = [(self._prompt(length), self._asked(tokens)) for length, tokens in sizes]
+        seen: dict[str, list[float]] = {}
+        begun, number = time.perf_counter(), 0
+        while number < len(due) or engine.has_unfinished_requests():
+            now = time.perf_counter() - begun
+            while number < len(due) and due[number] <= now:
+                engine.add_request(str(number), *waiting[number])
+                number += 1
+            if not engine.has_unfinished_requests():
+                time.sleep(max(0.0, due[number] - now))
+                continue
+            for one in engine.step():
+                times = seen.setdefault(one.request_id, [])
+                arrived = len(one.outputs[0].token_ids) - len(times)
+                times += [time.perf_counter() - begun] * arrived
+        taken = time.perf_counter() - begun
+        return {
+            "samples": [sum(map(sum, sizes)) / taken],
+            "ttft": [times[0] - due[int(name)] for name, times in seen.items()],
+            "tpot": [(times[-1] - times[0]) / (len(times) - 1) for times in seen.values() if len(times) > 1],
+            "itl": [after - before for times in seen.values() for before, after in pairwise(times)],
+        }
+
+    def _prompt(self, length: int) -> dict[str, list[int]]:
+        return {"prompt_token_ids": [self._drawn.randrange(3, self._vocabulary) for _ in range(length)]}
+
+    def _asked(self, tokens: int) -> Any:
+        return self._parameters(max_tokens=tokens, temperature=0, ignore_eos=True, detokenize=False)
+
+
+def requests(count: int) -> list[tuple[int, int]]:
+    """Tokens of prompts and of outputs; the same for every checkpoint."""
+    sizes = random.Random(1)
+    return [(sizes.randint(*MIXED_PROMPT), sizes.randint(*MIXED_OUTPUT)) for _ in range(count)]
+
+
+def arrivals(rate: float, seconds: float) -> list[float]:
+    """When requests are due, at random, the first at once; the same for every checkpoint."""
+    gaps, due, at = random.Random(2), [], 0.0
+    while at < seconds:
+        due.append(at)
+        at += gaps.expovariate(rate)
+    return due
+
+
+def main(task_path: str, out: str, ready: str) -> None:
+    os.environ.update(SETTINGS)
+    meter = Meter(json.loads(Path(task_path).read_text()))
+    meter.warm_up()
+    Path(ready).touch()
+    sys.stdin.readline()
+    Path(out).write_text(json.dumps({"load_s": meter.load_seconds, "rows": meter.rows()}))
+
+
+if __name__ == "__main__":  # vLLM starts processes that import this file again
+    main(*sys.argv[1:])
