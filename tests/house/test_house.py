@@ -38,7 +38,8 @@ FOREIGN_OPTIONS = ("--tensor-parallel-size", "--hf-overrides", "--max-logprobs",
 """Options of vLLM that documents show."""
 
 ROWS = (
-    ("errors", "progress", "kernels"),
+    ("errors", "launched", "progress", "kernels"),
+    ("ranks",),
     ("core", "checkpoint"),
     ("runtime",),
     ("formats",),
