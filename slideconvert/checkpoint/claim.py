@@ -61,7 +61,9 @@ def claimed(out: Path | Claim) -> Iterator[Claim]:
         return
     if not ranks.first():
         ranks.gate()
-        yield _claim_of_first(out)
+        claim = _claim_of_first(out)
+        ranks.gate()
+        yield claim
         return
     made: list[Path] = []
     descriptor, locked = _open_locked(out, made)
@@ -70,6 +72,7 @@ def claimed(out: Path | Claim) -> Iterator[Claim]:
         claim = Claim(out, (status.st_dev, status.st_ino), locked)
         try:
             ranks.gate()
+            ranks.gate()  # the others have seen the folder, which may go as soon as anything fails
             yield claim
         finally:
             if claim.holds:

@@ -73,8 +73,9 @@ class Staging:
             )
 
     def discard(self) -> None:
-        """Remove everything that this job wrote."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Remove everything that this job wrote; the first rank does it for all."""
+        if ranks.first():
+            shutil.rmtree(self.path, ignore_errors=True)
 
     def publish(self) -> None:
         """Move the finished files to OUT, the one that makes it loadable last, and remove the working folder.

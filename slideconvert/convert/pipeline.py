@@ -65,80 +65,77 @@ def convert(
     checks = Checks(settings.device, verify, text, sequences)
     checks.check(plan.source.config["vocab_size"])
     with claimed(out) as claim:
-        if ranks.first():
-            check_disk_space(plan, claim.path)
-            check_free(claim.path, resume=resume)
-        text_tokens = partial(calibration_tokens, plan.recipe.calibration, plan.source)
-        tokens = ranks.given(text_tokens) if plan.calibrated else None
-        with ranks.first_ahead():
-            staging = Staging(claim.path, job_state(plan, settings, tokens), resume=resume)
+        tokens, staging = _begun(plan, claim, settings, resume=resume)
         try:
-            if ranks.first():
-                _check_source(plan)
-            _write_weights(plan, staging.path, claim, tokens, settings, progress)
+            _check_source(plan)
+            with closing(_writer(plan, staging.path)) as writer:
+                todo = {unit: _linears(plan, unit) for unit in writer.remaining}
+                linears = [linear for own in todo.values() for linear in own]
+                made = _converted(plan, linears, tokens, settings, staging.path / WORK, progress)
+                count = progress if tokens is None else silent  # calibration reports its own progress
+                whole = sum(linear.weights for unit in writer.units for linear in _linears(plan, unit))
+                done = whole - sum(linear.weights for linear in linears)
+                count("convert", done, whole)
+                with closing(made), ThreadPoolExecutor(1) as background:
+                    writing: Future[None] | None = None
+                    for unit, own in todo.items():
+                        converted = []
+                        for linear in own:
+                            converted.append(next(made))
+                            done += linear.weights
+                            count("convert", done, whole)
+                        tensors = {name: tensor for one in converted for name, tensor in one.tensors.items()}
+                        if own:  # its norms too, while its shard is still on disk (--low-disk)
+                            rest = (spec.name for spec in unit.tensors if spec.name not in tensors)
+                            tensors |= {name: finite(plan.source, name) for name in rest}
+                        claim.check()
+                        ranks.heed()
+                        plan.source.check_unchanged()  # the journal lists only what was made of one state of the source
+                        contents = partial(_contents, plan.source, tensors)
+                        if writing:
+                            writing.result()
+                        writing = background.submit(writer.write, unit, contents, unit_note(converted))
+                    if writing:
+                        writing.result()
+                    next(made, None)  # all ranks calibrate to the end, also those that write nothing
             ranks.gate()
         except (OutputError, HubError):
             raise  # files written so far remain: --resume continues with more disk space, or when the Hub answers again
         except InputError as error:
-            if (
-                ranks.first() and not resume and claim.holds
-            ):  # what is resumed may be hours of work, another is not ours
+            if not resume and claim.holds:  # a resumed folder may hold hours of work, another folder is not ours
                 ranks.end_all(error)
                 staging.discard()
             raise
-        notes, digests = read_journals(staging.path, plan.shards)
-        noted = Noted.of(notes, f"{staging.path}: journal")
-        report = _report(plan, noted, claim.notes)
-        ranks.gate()  # all ranks have read what goes when the output is published
-        if not ranks.first():
-            return report
-        weights = Weights(digests, compose_all(read_permutations(plan.source), noted.permutations))
-        claim.check()
-        plan.source.check_unchanged()
-        report = finish(plan, staging.path, weights, report, checks, progress)
-        plan.source.check_unchanged()  # tokenizer and config too, which `finish` copies
-        claim.check()
-        staging.publish()
+        return _completed(plan, staging, claim, checks, progress)
+
+
+def _begun(plan: Plan, claim: Claim, settings: RunSettings, *, resume: bool) -> tuple[Tensor | None, Staging]:
+    """The calibration tokens, None without calibration, and the working folder, which the first rank makes."""
+    if ranks.first():
+        check_disk_space(plan, claim.path)
+        check_free(claim.path, resume=resume)
+    drawn = partial(calibration_tokens, plan.recipe.calibration, plan.source)
+    tokens = ranks.given(drawn) if plan.calibrated else None
+    with ranks.first_ahead():
+        return tokens, Staging(claim.path, job_state(plan, settings, tokens), resume=resume)
+
+
+def _completed(plan: Plan, staging: Staging, claim: Claim, checks: Checks, progress: Progress) -> Report:
+    """Complete, check and publish an output whose weight files all ranks have written; the first rank does it."""
+    notes, digests = read_journals(staging.path, plan.shards)
+    noted = Noted.of(notes, f"{staging.path}: journal")
+    report = _report(plan, noted, claim.notes)
+    ranks.gate()  # all ranks have read what goes when the output is published
+    if not ranks.first():
         return report
-
-
-def _write_weights(
-    plan: Plan, folder: Path, claim: Claim, tokens: Tensor | None, settings: RunSettings, progress: Progress
-) -> None:
-    """Convert the linears of this rank, or calibrate with all ranks, and write the weight files of this rank."""
-    with closing(_writer(plan, folder)) as writer:
-        todo = {unit: _linears(plan, unit) for unit in writer.remaining}
-        linears = [linear for own in todo.values() for linear in own]
-        if tokens is None:
-            made = in_order(partial(convert_linear, plan, settings.device), linears, settings.device)
-        else:
-            layers = compressed_layers(plan, tokens, settings, folder / WORK, progress)
-            made = _calibrated(plan, linears, layers)
-        count = progress if tokens is None else silent  # calibration reports its own progress
-        whole = sum(linear.weights for unit in writer.units for linear in _linears(plan, unit))
-        done = whole - sum(linear.weights for linear in linears)
-        count("convert", done, whole)
-        with closing(made), ThreadPoolExecutor(1) as background:
-            writing: Future[None] | None = None
-            for unit, own in todo.items():
-                converted = []
-                for linear in own:
-                    converted.append(next(made))
-                    done += linear.weights
-                    count("convert", done, whole)
-                tensors = {name: tensor for one in converted for name, tensor in one.tensors.items()}
-                if own:  # its norms too, while its shard is still on disk (--low-disk)
-                    rest = (spec.name for spec in unit.tensors if spec.name not in tensors)
-                    tensors |= {name: finite(plan.source, name) for name in rest}
-                claim.check()
-                plan.source.check_unchanged()  # the journal lists only what was made of one state of the source
-                contents = partial(_contents, plan.source, tensors)
-                if writing:
-                    writing.result()
-                writing = background.submit(writer.write, unit, contents, unit_note(converted))
-            if writing:
-                writing.result()
-            next(made, None)  # all ranks calibrate to the end, also those that write nothing
+    weights = Weights(digests, compose_all(read_permutations(plan.source), noted.permutations))
+    claim.check()
+    plan.source.check_unchanged()
+    report = finish(plan, staging.path, weights, report, checks, progress)
+    plan.source.check_unchanged()  # tokenizer and config too, which `finish` copies
+    claim.check()
+    staging.publish()
+    return report
 
 
 def _writer(plan: Plan, folder: Path) -> WeightWriter:
@@ -154,7 +151,10 @@ def _writer(plan: Plan, folder: Path) -> WeightWriter:
 
 
 def _check_source(plan: Plan) -> None:
-    """InputError for faults of the source that would show only after much work, or not at all."""
+    """InputError for faults of the source that would show only after much work, or not at all. For all ranks, the first
+    looks."""
+    if not ranks.first():
+        return
     check_tied(plan.source)
     read_permutations(plan.source)
     if plan.calibrated and plan.source.shard_store.disk_use is None:
@@ -166,6 +166,20 @@ def _linears(plan: Plan, unit: Unit) -> list[LinearPlan]:
     """The linears of the layer that a unit writes."""
     layer = plan.architecture.layer_of(unit.tensors[0].name)
     return [linear for linear in plan.linears if linear.linear.layer == layer]
+
+
+def _converted(
+    plan: Plan,
+    linears: Sequence[LinearPlan],
+    tokens: Tensor | None,
+    settings: RunSettings,
+    folder: Path,
+    progress: Progress,
+) -> Generator[ConvertedLinear, None, None]:
+    """Convert linears in order, without tokens one by one, else layer by layer. folder: for finished layers."""
+    if tokens is None:
+        return in_order(partial(convert_linear, plan, settings.device), linears, settings.device)
+    return _calibrated(plan, linears, compressed_layers(plan, tokens, settings, folder, progress))
 
 
 def _calibrated(

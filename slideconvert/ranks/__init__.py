@@ -7,7 +7,7 @@ here returns its argument at once. A failure of one rank ends all of them with i
 from __future__ import annotations
 
 from .exchange import agreed, given, own_rows, place, share, sums, total, whole
-from .group import count, end_all, first, first_ahead, gate, joined, number
+from .group import count, end_all, first, first_ahead, gate, heed, joined, number
 
 __all__ = [
     "agreed",
@@ -17,6 +17,7 @@ __all__ = [
     "first_ahead",
     "gate",
     "given",
+    "heed",
     "joined",
     "number",
     "own_rows",

@@ -25,13 +25,13 @@ from ..errors import InputError, SlideConvertError
 
 Result = TypeVar("Result")
 
-FAILED, STOPPED, LEFT = "failed", "stopped", "left"
-"""Keys of the store: the first failure, how many ranks have stopped working, and how many are about to end."""
+FAILED, STOPPED, LEFT, GONE = "failed", "stopped", "left", "gone"
+"""Keys of the store: the first failure, how many ranks have stopped working, how many are about to end, and how many
+will not ask the store again, which may be rank 0's."""
 SHORTEST, LONGEST = 0.0005, 0.1
 """Seconds between two looks into the store, twice as many after each look."""
 GRACE = 20.0
 """Seconds that a failing rank waits until the others have noticed: launchers kill them as soon as one ends."""
-CONNECTION = "a connection between ranks broke"
 
 
 @dataclass
@@ -83,10 +83,11 @@ def joined(device: str) -> Iterator[None]:
         except BaseException as error:
             told = end_all(error)
             _meet(LEFT, 0.0 if _interrupted(error) else GRACE)
+            _meet(GONE, GRACE if first() and not _interrupted(error) else 0.0)
             if told is not error:
                 raise told from error
             raise
-        _meet(LEFT, GRACE if first() else 0.0)
+        _meet(GONE, GRACE if first() else 0.0)
         dist.destroy_process_group()
     finally:
         _group = None
@@ -122,6 +123,15 @@ def gate() -> None:
     _await(lambda: store.check([f"{here} open"]))
 
 
+def heed() -> None:
+    """If another rank has failed, raise its error. For long work between two gates."""
+    if _group is None:
+        return
+    store = _group.store
+    if _asked(lambda: store.check([FAILED])):
+        raise _elsewhere(_asked(lambda: store.get(FAILED)).decode())
+
+
 @contextmanager
 def first_ahead() -> Iterator[None]:
     """Run the block on rank 0, and then on the others."""
@@ -136,11 +146,12 @@ def collective(call: Callable[[], Result]) -> Result:
     """A collective operation. If it breaks because a rank has failed, raise that rank's error."""
     try:
         return call()
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         _await(lambda: False, most=2.0)
-        raise SlideConvertError(
-            f"{CONNECTION}: {error}", hint="see what the other ranks say; go on with --resume"
-        ) from (error)
+        hint = "see what the other ranks say; a conversion can be continued with --resume"
+        raise SlideConvertError(f"a connection between ranks broke: {error}", hint=hint) from error
 
 
 def end_all(error: BaseException) -> BaseException:
@@ -149,8 +160,10 @@ def end_all(error: BaseException) -> BaseException:
 
     Returns the error that ends the job: `error`, or that of another rank which failed before, with `elsewhere` set.
     """
-    if _group is None or _group.failure:
-        return (_group and _group.failure) or error
+    if _group is None:
+        return error
+    if _group.failure:
+        return _group.failure
     _group.failure = error
     if not getattr(error, "elsewhere", False):
         told = json.dumps({"rank": _group.number, **_described(error)})
@@ -199,11 +212,9 @@ def _meet(key: str, seconds: float) -> None:
 
 def _await(come: Callable[[], bool], most: float | None = None) -> None:
     """Wait until `come` returns True, for `most` seconds at most. If a rank fails meanwhile, raise its error."""
-    assert _group is not None
-    store, pause, since = _group.store, SHORTEST, time.monotonic()
+    pause, since = SHORTEST, time.monotonic()
     while not _asked(come):
-        if _asked(lambda: store.check([FAILED])):
-            raise _elsewhere(_asked(lambda: store.get(FAILED)).decode())
+        heed()
         if most is not None and time.monotonic() - since > most:
             return
         time.sleep(pause)

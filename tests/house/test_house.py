@@ -34,8 +34,12 @@ BENCHES = [
     *(ROOT / "kernels").rglob("bench_*.py"),
     ROOT / "examples/train_demo_model.py",
 ]
-FOREIGN_OPTIONS = ("--tensor-parallel-size", "--hf-overrides", "--max-logprobs", "--max-model-len")
-"""Options of vLLM that documents show."""
+FOREIGN_OPTIONS = (
+    *("--tensor-parallel-size", "--hf-overrides", "--max-logprobs", "--max-model-len"),
+    *("--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--rdzv-id", "--multi-gpu"),
+    *("--num-processes", "--nodes", "--ntasks-per-node", "--gpus-per-node", "--cpus-per-task", "--kill-on-bad-exit"),
+)
+"""Options of vLLM, torchrun, accelerate and Slurm that documents show."""
 
 ROWS = (
     ("errors", "launched", "progress", "kernels"),
