@@ -39,7 +39,7 @@ def launch(
         sys.argv = ["slideconvert", *map(str, words)]
         cli.main()
 
-    return _started(folder, count, command)
+    return started(folder, count, command)
 
 
 def on_ranks(folder: Path, count: int, job: Callable[[], Any]) -> list[Any]:
@@ -49,7 +49,7 @@ def on_ranks(folder: Path, count: int, job: Callable[[], Any]) -> list[Any]:
         with ranks.joined("cpu"):
             (folder / f"{rank}.json").write_text(json.dumps(job()))
 
-    ended = _started(folder, count, joined)
+    ended = started(folder, count, joined)
     assert [one.code for one in ended] == [0] * count, "\n".join(one.err for one in ended)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(count)]
 
@@ -67,7 +67,8 @@ def environment(rank: int, count: int, port: int) -> dict[str, str]:
     return {"MASTER_ADDR": "127.0.0.1", **{name: str(number) for name, number in numbers.items()}}
 
 
-def _started(folder: Path, count: int, run: Callable[[int], None]) -> list[Ended]:
+def started(folder: Path, count: int, run: Callable[[int], None]) -> list[Ended]:
+    """Call `run` with its number on each of so many ranks. folder: for what they print."""
     folder.mkdir(exist_ok=True)
     port, pids = free_port(), []
     for rank in range(count):

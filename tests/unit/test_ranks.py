@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import torch
 from torch import Tensor
 
 from slideconvert import ranks
+from slideconvert.core.patterns import BlockPattern
+from slideconvert.core.schemes import SCHEMES
 from slideconvert.errors import InputError
 from slideconvert.prune import METHODS, Problem
 from slideconvert.prune.statistics import Statistics
-from tests.helpers.launches import on_ranks
+from tests.helpers.launches import on_ranks, started
 
 
 def test_a_process_alone_has_everything_and_changes_nothing() -> None:
@@ -99,16 +102,30 @@ def test_nobody_passes_a_gate_before_all_are_there_and_the_first_goes_ahead(tmp_
     assert (seen, before) == (3, 0) and all(seen == 3 and before >= 1 for seen, before in others)
 
 
-def test_an_error_of_one_rank_is_raised_on_all(tmp_path: Path) -> None:
+def test_a_process_that_uses_torch_distributed_is_refused(tmp_path: Path) -> None:
     def job() -> Any:
-        try:
-            with ranks.joined("cpu"):  # inside that of the helper: refused, as torch.distributed is in use
-                pass
-        except InputError as error:
-            return str(error)
-        return ""
+        with pytest.raises(InputError, match=r"torch\.distributed already"), ranks.joined("cpu"):
+            pass
+        return True
 
-    assert all("torch.distributed already" in said for said in on_ranks(tmp_path, 2, job))
+    assert on_ranks(tmp_path, 2, job) == [True, True]
+
+
+@pytest.mark.parametrize("meeting", [ranks.gate, lambda: ranks.sums(1.0), ranks.heed], ids=["gate", "sums", "heed"])
+def test_an_error_of_one_rank_is_raised_on_all(tmp_path: Path, meeting: Callable[[], Any]) -> None:
+    """As an error of the same class; ranks with long work between two gates learn of it if they heed."""
+
+    def run(rank: int) -> None:
+        with ranks.joined("cpu"):
+            if rank == 1:
+                raise InputError("a fault", hint="a way out")
+            while True:
+                meeting()
+
+    ended = started(tmp_path, 3, run)
+    said = [one.err.strip().splitlines()[-1].rpartition(".")[2] for one in ended]
+    assert said[1] == "InputError: a fault (a way out)"
+    assert said[0] == said[2] == "InputError: rank 1: a fault (a way out)"
 
 
 def test_an_incomplete_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,9 +149,6 @@ def test_solvers_find_the_same_for_divided_rows(tmp_path: Path, held: bool) -> N
     weight = torch.randint(-99, 100, (13, 32), generator=generator).float()
     gram = torch.randint(1, 50, (32,), generator=generator).float().diag()
     other = Statistics(gram * 2, None, 100) if held else None
-
-    from slideconvert.core.patterns import BlockPattern
-    from slideconvert.core.schemes import SCHEMES
 
     def solved(rows: slice, total: Any) -> dict[str, Tensor]:
         made = {}
