@@ -15,7 +15,9 @@ from slideconvert.core.patterns import BlockPattern
 from slideconvert.core.schemes import SCHEMES
 from slideconvert.errors import InputError
 from slideconvert.prune import METHODS, Problem
+from slideconvert.prune.refit import best_step_count
 from slideconvert.prune.statistics import Statistics
+from slideconvert.prune.sweep import block_order, damp
 from tests.helpers.launches import on_ranks, started
 
 
@@ -168,3 +170,21 @@ def test_solvers_find_the_same_for_divided_rows(tmp_path: Path, held: bool) -> N
 
     alone = {name: codes.tolist() for name, codes in solved(slice(None), lambda tensor: tensor).items()}
     assert on_ranks(tmp_path, 3, job) == [alone] * 3
+
+
+def test_rows_agree_on_the_order_of_columns_and_on_the_steps_of_the_refit(tmp_path: Path) -> None:
+    """Both follow from losses over all rows, which no part of them knows."""
+    generator = torch.Generator().manual_seed(4)
+    weight, target = torch.randn(2, 12, 32, generator=generator)
+    inputs, other = torch.randn(2, 100, 32, generator=generator)
+    gram, held = inputs.T @ inputs / 100, Statistics(other.T @ other / 100, None, 100)
+    damped, keep = damp(gram), BlockPattern(4).select_largest(weight)
+
+    def found(rows: slice, total: Any) -> tuple[list[int], int]:
+        order = block_order(weight[rows], damped, BlockPattern(4), total)
+        own = weight[rows], target[rows], (target * keep)[rows], keep[rows]
+        return order.tolist(), best_step_count(*own, damped.gram, held, 12, total)
+
+    alone = found(slice(None), lambda tensor: tensor)
+    assert any(found(slice(rank, None, 3), lambda tensor: tensor)[0] != alone[0] for rank in range(3))
+    assert on_ranks(tmp_path, 3, lambda: found(ranks.own_rows(), ranks.total)) == [list(alone)] * 3
