@@ -15,9 +15,11 @@ class SlideConvertError(Exception):
 
     what: what is wrong and where, with the numbers.
     hint: what the user can do about it; may be empty.
+    elsewhere: whether it happened on another rank of the job, which tells of it.
     """
 
     exit_code = 1
+    elsewhere = False
 
     def __init__(self, what: str, hint: str = "") -> None:
         super().__init__(what)

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from .. import ranks
 from ..allocate.choose import Chosen, Target, choose_patterns
 from ..allocate.written import check_recipe_path, write_recipe
 from ..checkpoint.claim import claimed
@@ -194,7 +195,8 @@ def convert_source(
 ) -> Conversion:
     """Open a source, plan its conversion, choose patterns if there is a target, and convert it into `out`.
 
-    options: of the job, those of its source and of computing among them.
+    options: of the job, those of its source and of computing among them. In processes that torchrun or accelerate has
+    started, all of which call this, they share the conversion; the reports of ranks other than 0 have no verdict.
     """
     assert isinstance(options, DeviceOptions)
     if options.sequences is not None and not options.text:
@@ -206,9 +208,13 @@ def convert_source(
         )
     settings, chosen = settings_of(options), None
     with ExitStack() as stack:
+        stack.enter_context(ranks.joined(settings.device))
+        refuse_several_ranks(options, target)
         claim = stack.enter_context(claimed(out))
-        check_free(out, resume=options.resume)  # before gigabytes are fetched
-        snapshot, checkpoint = stack.enter_context(opened(str(source), out, options, progress))
+        if ranks.first():
+            check_free(out, resume=options.resume)  # before gigabytes are fetched
+        with ranks.first_ahead():  # the others find the source in the cache
+            snapshot, checkpoint = stack.enter_context(opened(str(source), out, options, progress))
         made = make_plan(snapshot, recipe, checkpoint)
         refuse_unused(options, made, measures=target is not None)
         started = time.monotonic()
@@ -226,6 +232,22 @@ def convert_source(
             progress=progress,
         )
     return Conversion(report, chosen, checkpoint.shard_store.fetched, time.monotonic() - started)
+
+
+def refuse_several_ranks(options: OutputOptions, target: Target | None) -> None:
+    """InputError for what only a single process does, if there are several ranks."""
+    if ranks.count() == 1:
+        return
+    if target:
+        raise InputError(
+            f"a target to choose patterns for, on {ranks.count()} ranks: one process measures the patterns",
+            hint="run slideconvert allocate first, and convert with its recipe",
+        )
+    if isinstance(options, SourceOptions) and options.low_disk:
+        raise InputError(
+            f"--low-disk on {ranks.count()} ranks: each would fetch shards of its own",
+            hint="download the source first, or convert in one process",
+        )
 
 
 @contextmanager

@@ -6,14 +6,24 @@ import torch
 
 from ..calibrate.run import RunSettings
 from ..errors import InputError
+from ..launched import local_rank
 from ..plan.plan import Plan
 from .options import CalibrationOptions, ComputeOptions, DeviceOptions, OffloadOptions, Options, TrainingOptions
 
 
 def choose_device(name: str | None) -> str:
-    """'auto' or None -> cuda if there is a GPU, else cpu. InputError for a device that is not there."""
+    """'auto' or None -> cuda if there is a GPU, else cpu. InputError for a device that is not there.
+
+    Of several ranks, each takes the GPU of its number on its host; InputError if all name one GPU.
+    """
     if name in (None, "auto"):
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+        if local_rank() is None:
+            return name
+    if (own := local_rank()) is not None and name.startswith("cuda"):
+        if name != "cuda":
+            raise InputError(f"--device {name}: each rank takes a GPU of its own", hint="--device cuda, or auto")
+        name = f"cuda:{own}"
     kind, _, number = name.partition(":")
     if kind not in ("cpu", "cuda") or (number and not (number.isascii() and number.isdecimal())):
         raise InputError(f"unknown device '{name}'", hint="auto, cpu, cuda or cuda:N")

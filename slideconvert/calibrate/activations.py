@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .. import ranks
 from ..core.choices import PLACES
 from ..errors import pick
 
@@ -38,10 +39,11 @@ class Activations:
         return self._batches[number].to(self._device)
 
     def sequences(self, numbers: Tensor) -> Tensor:
-        """The sequences [n, length, columns] with these numbers [n] int64, counted over all batches, on the device."""
+        """The sequences [n, length, columns] with these numbers [n] int64, on the device. Those of all batches are the
+        ones that belong to this rank, in ascending order."""
         ends = list(accumulate(len(batch) for batch in self._batches))
         found = []
-        for number in numbers.tolist():
+        for number in ranks.place(numbers).tolist():
             batch = bisect_right(ends, number)
             found.append(self._batches[batch][number - ends[batch]])
         # One by one, since what is stacked on the CPU first is not pinned.

@@ -1,5 +1,7 @@
 """Compress a model layer by layer, each layer for the outputs of the compressed layers before it.
 
+Several ranks have the sequences among them, and each has all layers: their results are the same on all ranks.
+
 Per layer, for each input group in order of data flow: run all tokens up to the input that its linears share, collect
 statistics, solve, and put the result into the layer. A dense stream runs in parallel if a method compares with it or
 training needs its outputs. One layer (two with the dense stream) and a few K × K matrices are in memory.

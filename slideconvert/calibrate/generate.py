@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import ranks
 from ..core.precision import running
 from ..plan.calibration import GENERATED_AT_ONCE
 from ..progress import Progress, silent
@@ -29,8 +30,8 @@ def generate(
     calibration sequence; all of these are continued equally often, up to one.
 
     model: a causal language model of transformers, which computes in `dtype`. tokens [sequences, length] int64: the
-    calibration sequences. seed: of the places and of the tokens drawn; results depend on the device only through
-    rounding.
+    calibration sequences. Each rank makes its share of the sequences. seed: of the places and of the tokens drawn;
+    results depend on the device only through rounding.
     """
     device, length = next(model.parameters()).device, tokens.shape[1]
     source = torch.Generator().manual_seed(seed)
@@ -39,16 +40,17 @@ def generate(
     rows = torch.arange(count) % len(tokens)
     begun = tokens[rows[:, None], places + torch.arange(start)]
     chances = torch.rand(count, length - start, generator=source)
-    at_once, made = max(1, GENERATED_AT_ONCE[device.type] // length), []
-    for part in torch.arange(count).split(at_once):
-        done = int(part[0]) * (length - start)
+    at_once, made = max(1, GENERATED_AT_ONCE[device.type] // length), [begun.new_empty(0, length)]
+    own, _ = ranks.share(torch.arange(count))
+    for first in range(0, len(own), at_once):
+        part, done = own[first : first + at_once], first * (length - start)
 
         def count_tokens(new: int, done: int = done) -> None:
-            progress("generate", done + new, count * (length - start))
+            progress("generate", done + new, len(own) * (length - start))
 
         with torch.inference_mode(), running(device, dtype):
             made.append(_continued(model, begun[part].to(device), chances[part].to(device), count_tokens).cpu())
-    return torch.cat(made)
+    return ranks.whole(torch.cat(made), count)
 
 
 def _continued(model: Any, begun: Tensor, chances: Tensor, count: Callable[[int], None]) -> Tensor:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .. import ranks
 from ..checkpoint.reader import TORCH_DTYPES
 from ..core.choices import MAGNITUDE
 from ..core.patterns import Pattern
@@ -85,9 +87,13 @@ def output_error(before: Tensor, after: Tensor, gram: Tensor) -> float:
     unit = unit_of(before)
     if unit != 1:
         before, after = before * unit, after * unit
+    own = ranks.own_rows()
+    before, after = before[own], after[own]
     change = after - before
-    loss = float((change @ gram * change).sum(dtype=torch.float64))
-    whole = float((before @ gram * before).sum(dtype=torch.float64))
+    loss, whole = ranks.sums(
+        float((change @ gram * change).sum(dtype=torch.float64)),
+        float((before @ gram * before).sum(dtype=torch.float64)),
+    )
     return float(f"{(max(loss, 0.0) / whole) ** 0.5:.6g}") if whole > 0 else 0.0
 
 
@@ -116,7 +122,7 @@ def _solve(plans: list[LinearPlan], streams: Streams, statistics: Statistics, re
     stacked = [weight if unit == 1 else weight * unit for weight, unit in zip(weights, units, strict=True)]
     problem = Problem(torch.cat(stacked), statistics, plan.pattern, plan.scheme.code_scheme, latent)
     try:
-        solved = _solved(problem, METHODS[plan.method])
+        solved = _divided(problem, METHODS[plan.method])
     except ArithmeticError as error:
         raise SlideConvertError(f"{plan.linear.name}: {error}", hint="use more calibration samples") from error
     gram, row = statistics.judging, 0
@@ -136,6 +142,31 @@ def _solve(plans: list[LinearPlan], streams: Streams, statistics: Statistics, re
         lost = result.activation_errors[submodule] or 0.0
         result.notes[submodule] = (*solved.notes, *([NOTE] if lost > TOO_MUCH else []))
         result.errors[submodule] = output_error(weight, floats(made), gram)
+
+
+def _divided(problem: Problem[Any], method: Method) -> Solved:
+    """Solve a problem, each rank some of its rows if they are independent and every rank gets some."""
+    rows = len(problem.weight)
+    if ranks.count() == 1 or not problem.pattern.rows_independent or rows < ranks.count():
+        return _solved(problem, method)
+    own, latent = ranks.own_rows(), problem.latent
+    part = replace(
+        problem,
+        weight=problem.weight[own].contiguous(),
+        latent=None if latent is None else latent[own].contiguous(),
+        total=ranks.total,
+    )
+    ranks.gate()
+    solved = _solved(part, method)
+    return Solved(_of_all_rows(solved.weight, rows), solved.notes)
+
+
+def _of_all_rows(own: Weight, rows: int) -> Weight:
+    """A weight with so many rows, of which each rank has its own."""
+    if isinstance(own, Tensor):
+        return ranks.whole(own, rows)
+    zero = None if own.zero is None else ranks.whole(own.zero, rows)
+    return replace(own, codes=ranks.whole(own.codes, rows), scale=ranks.whole(own.scale, rows), zero=zero)
 
 
 def _solved(problem: Problem[Any], method: Method) -> Solved:

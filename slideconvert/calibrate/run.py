@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from .. import ranks
 from ..checkpoint.staging import write_file, writing
 from ..core.choices import PLACES, PRECISIONS
 from ..core.precision import running_dtype
@@ -72,7 +73,8 @@ class RunSettings:
 
     def stream_options(self, folder: Path) -> StreamOptions:
         """These settings for streams. folder: for hidden states on disk."""
-        return StreamOptions(torch.device(self.device), self.keep_on, folder, self.tokens_at_once, self.dtype)
+        own = folder / str(ranks.number())
+        return StreamOptions(torch.device(self.device), self.keep_on, own, self.tokens_at_once, self.dtype)
 
 
 def compressed_layers(
@@ -90,11 +92,18 @@ def compressed_layers(
     try:
         if plan.generated:
             tokens = torch.cat([generated_tokens(plan, tokens, settings, folder, progress), tokens])
+        finished = int(ranks.agreed(store.finished))
         results = compress_layers(
-            plan, tokens, options, generated=plan.generated, recovery=by_block, done=store.load, progress=progress
+            plan,
+            tokens,
+            options,
+            generated=plan.generated,
+            recovery=by_block,
+            done=lambda number: store.load(number) if number < finished else None,
+            progress=progress,
         )
         for number, result in results:
-            if not store.path(number).is_file():
+            if number >= finished and ranks.first():
                 store.save(number, result)
             if not ends:
                 yield result
@@ -113,18 +122,23 @@ def generated_tokens(plan: Plan, tokens: Tensor, settings: RunSettings, folder: 
     """The sequences [plan.generated, length] int64 that the source model generates, from calibration sequences that are
     not held out. They are kept in a file of `folder`, and read from it if it exists."""
     path = folder / GENERATED
-    if not path.is_file():
+
+    def known() -> Tensor:
+        kept: Tensor = load_file(path)["tokens"]
+        return kept
+
+    if not ranks.agreed(path.is_file()):
         model = load_model(plan.source, activations="float", device=settings.device, weights=settings.dtype)
         fitted, _ = held_out(len(tokens))
         with running_model(plan.source):
             made: Tensor = generate(
                 model, tokens[fitted], plan.generated, plan.recipe.calibration.seed, settings.dtype, progress
             )
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            write_file(path, save({"tokens": made}))
-    kept: Tensor = load_file(path)["tokens"]
-    return kept
+        if ranks.first():
+            with writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                write_file(path, save({"tokens": made}))
+    return ranks.given(known)
 
 
 def block_schedule(recovery: Recovery) -> Schedule | None:
@@ -156,14 +170,16 @@ def _trained(
     """The results of all compressed layers after end-to-end recovery."""
     count = len({linear.linear.layer for linear in plan.linears})
     trained = LayerStore(store.folder, "trained")
-    if not trained.path(count - 1).is_file():
+    if not ranks.agreed(trained.path(count - 1).is_file()):
         results = [store.load(number) for number in range(count)]
         found = [result for result in results if result is not None]
         made, curve = train_end_to_end(plan, found, tokens, settings, recovery, store.folder, progress)
         for number, result in enumerate(found):
             prefix = f"{architecture_of(plan.source.config).layer(number)}."
             own = {name.removeprefix(prefix): weight for name, weight in made.items() if name.startswith(prefix)}
-            trained.save(number, replace(result, weights=own, errors={}, end=curve))
+            if ranks.first():
+                trained.save(number, replace(result, weights=own, errors={}, end=curve))
+        ranks.gate()
     for number in range(count):
         last = trained.load(number)
         assert last is not None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 
 from safetensors import safe_open
@@ -36,6 +37,11 @@ class LayerStore:
 
     def path(self, number: int) -> Path:
         return self.folder / f"{self.name}-{number:05}.safetensors"
+
+    @property
+    def finished(self) -> int:
+        """How many layers are saved, from the first without a gap."""
+        return next(number for number in count() if not self.path(number).is_file())
 
     def save(self, number: int, result: LayerResult) -> None:
         """Save a layer. OutputError if the disk is full."""

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .. import ranks
 from ..core.weights import unit_of
 from ..errors import InputError
 from ..models.decoder import Decoder, Layer
@@ -135,7 +136,7 @@ def embed(decoder: Decoder, parts: Sequence[Tensor], options: StreamOptions, nam
     """parts: tokens [sequences, length] int64 -> hidden states before the first layer. No batch spans two parts."""
     hidden, embedding = options.store(name), decoder.embedding()
     for part in parts:
-        for tokens in part.split(options.batch(part.shape[1])):
+        for tokens in part.split(options.batch(part.shape[1])) if len(part) else ():
             hidden.append(embedding(tokens))
     return hidden
 
@@ -143,8 +144,9 @@ def embed(decoder: Decoder, parts: Sequence[Tensor], options: StreamOptions, nam
 class Streams:
     """The compressed stream, and the dense stream or None, over the same batches of sequences.
 
-    The held-out sequences come last, in separate batches; the first `generated` ones are never held out. length: tokens
-    of a sequence. sample [tokens, K]: inputs of the input group that was collected last.
+    The held-out sequences come last, in separate batches; the first `generated` ones are never held out. Each rank has
+    its share of the sequences; statistics are those of all ranks. length: tokens of a sequence. fitted, held: numbers
+    of sequences. sample [tokens, K]: inputs of the input group that was collected last.
     """
 
     def __init__(
@@ -154,8 +156,14 @@ class Streams:
         self.length = tokens.shape[1]
         self.sample: Tensor
         self.fitted, self.held = held_out(len(tokens), generated)
-        hidden = embed(decoder, (tokens[self.fitted], tokens[self.held]), options, "hidden")
-        self.fitted_batches = -(-len(self.fitted) // options.batch(tokens.shape[1]))
+        (fitted, _), (held, _) = ranks.share(self.fitted), ranks.share(self.held)
+        if ranks.count() > len(self.fitted):
+            raise InputError(
+                f"{ranks.count()} ranks, but only {len(self.fitted)} calibration sequences to fit to",
+                hint="start fewer ranks, or take more --samples",
+            )
+        hidden = embed(decoder, (tokens[fitted], tokens[held]), options, "hidden")
+        self.fitted_batches = -(-len(fitted) // options.batch(tokens.shape[1]))
         self.compressed = Stream("compressed", hidden, options)
         self.dense = Stream("dense", hidden.copy("dense"), options) if dense else None
 
@@ -183,7 +191,7 @@ class Streams:
             wanted = next(dense).flatten(0, 1) if dense else None
             if fit is None or held is None:
                 columns, device = inputs.shape[-1], inputs.device
-                unit, self.sample = unit_of(inputs), inputs.flatten(0, 1)[:SAMPLE].clone()
+                unit, self.sample = ranks.agreed(unit_of(inputs)), inputs.flatten(0, 1)[:SAMPLE].clone()
                 fit = Accumulator(columns, device, cross=dense is not None, diagonal=diagonal, unit=unit)
                 held = Accumulator(columns, device, cross=dense is not None, unit=unit)
             (fit if number < self.fitted_batches else held).add(inputs.flatten(0, 1), wanted)

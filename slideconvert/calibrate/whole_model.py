@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .. import ranks
 from ..core.quantize import Weight
 from ..models.decoder import Decoder, Layer
 from ..models.layered import LayeredModel
@@ -64,7 +65,9 @@ def train_whole_model(
     """
     decoder = Decoder(plan.source, options.device, options.dtype)
     decoder.record_passed(tokens.shape[1])
-    dense = dense_outputs(decoder, tokens, options, progress) if taught else None
+    fitted, held = held_out(len(tokens), plan.generated)
+    mine, _ = ranks.share(torch.arange(len(tokens)))
+    dense = dense_outputs(decoder, tokens[mine], options, progress) if taught else None
     layers: list[Layer] = []
     trained: dict[str, Trainable] = {}
     for number, result in enumerate(found):
@@ -80,7 +83,6 @@ def train_whole_model(
         offload=training.offload,
         left=_release,
     )
-    fitted, held = held_out(len(tokens), plan.generated)
     targets = dense.sequences if dense else None
     return recover_end_to_end(student, trained, targets, tokens, fitted, held, schedule, training)
 

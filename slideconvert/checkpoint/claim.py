@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from .. import ranks
 from ..errors import InputError, OutputError
 from .lock import holder, lock
 from .staging import writing
@@ -52,10 +54,16 @@ def claimed(out: Path | Claim) -> Iterator[Claim]:
 
     A folder that was made here and is empty at the end is removed, as are its parents. The claim ends with the process,
     however that dies. InputError if another process holds the folder, or `out` is no folder; OutputError if it cannot
-    be made.
+    be made. Of several ranks, the first claims it for all.
     """
     if isinstance(out, Claim):
         yield out
+        return
+    if not ranks.first():
+        ranks.gate()
+        claim = _claim_of_first(out)
+        ranks.gate()
+        yield claim
         return
     made: list[Path] = []
     descriptor, locked = _open_locked(out, made)
@@ -63,6 +71,8 @@ def claimed(out: Path | Claim) -> Iterator[Claim]:
         status = os.fstat(descriptor)
         claim = Claim(out, (status.st_dev, status.st_ino), locked)
         try:
+            ranks.gate()
+            ranks.gate()  # the others have seen the folder, which may go as soon as anything fails
             yield claim
         finally:
             if claim.holds:
@@ -71,6 +81,17 @@ def claimed(out: Path | Claim) -> Iterator[Claim]:
                         folder.rmdir()
     finally:
         os.close(descriptor)
+
+
+def _claim_of_first(out: Path) -> Claim:
+    """Rank 0's claim as another rank sees it. InputError if it does not see the folder."""
+    identity = _identity(out)
+    if identity is None:
+        raise InputError(
+            f"{out}: {socket.gethostname()} does not see the folder that rank 0 writes to",
+            hint="name a folder on a file system that all hosts share",
+        )
+    return Claim(out, identity, locked=True)
 
 
 def _open_locked(out: Path, made: list[Path]) -> tuple[int, bool]:

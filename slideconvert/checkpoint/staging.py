@@ -12,16 +12,20 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from .. import ranks
 from ..errors import InputError, OutputError
 from .files import INDEX, SINGLE, STAGING
 from .reader import read_json
 
 JOURNAL = "journal.jsonl"
+JOURNALS = "journal*.jsonl"
+"""The journals of all ranks: that of the first, and `journal-1.jsonl` … of the others."""
 STATE = "state.json"
 WORK = "work"
 """Folder for intermediate results of a job, which are not part of the output."""
@@ -36,6 +40,9 @@ class Staging:
     def __init__(self, out: Path, state: dict[str, Any], *, resume: bool) -> None:
         self.out = out
         self.path = out / STAGING
+        if not ranks.first():
+            self._join(state)
+            return
         if resume and (self.path / STATE).is_file():
             self._check_same_job(state)
             return
@@ -45,6 +52,15 @@ class Staging:
         with writing(out):
             self.path.mkdir(parents=True)
             write_file(self.path / STATE, (json.dumps(state, indent=1) + "\n").encode())
+
+    def _join(self, state: dict[str, Any]) -> None:
+        """Work beside rank 0, which has made the folder."""
+        if not (self.path / STATE).is_file():
+            raise InputError(
+                f"{self.path}: {socket.gethostname()} does not see what rank 0 has written there",
+                hint="name a folder on a file system that all hosts share",
+            )
+        self._check_same_job(state)
 
     def _check_same_job(self, state: dict[str, Any]) -> None:
         before = read_json(self.path / STATE)
@@ -57,15 +73,17 @@ class Staging:
             )
 
     def discard(self) -> None:
-        """Remove everything that this job wrote."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Remove everything that this job wrote; the first rank does it for all."""
+        if ranks.first():
+            shutil.rmtree(self.path, ignore_errors=True)
 
     def publish(self) -> None:
         """Move the finished files to OUT, the one that makes it loadable last, and remove the working folder.
 
         After an interruption, OUT still contains the working folder, so readers refuse it and --resume completes it.
         """
-        names = sorted({entry.name for entry in self.path.iterdir()} - {JOURNAL, STATE, WORK})
+        journals = {path.name for path in self.path.glob(JOURNALS)}
+        names = sorted({entry.name for entry in self.path.iterdir()} - journals - {STATE, WORK})
         last = INDEX if INDEX in names else SINGLE
         with writing(self.out):
             for name in sorted(names, key=lambda name: name == last):

@@ -4,6 +4,9 @@ The writer writes the header of a shard, then its tensors in the planned order, 
 or the tensors outside the layers. After each unit it appends a line to the journal with the shard's length and sha256
 so far. A resumed run accepts a unit only if the bytes on disk have that hash, truncates the shard after the last
 accepted unit and continues. So even a power failure costs only the units that the hash does not confirm.
+
+Several ranks write shards of their own, each with a journal of its own. A shard's lines depend on no other shard, so a
+run with another number of ranks continues them: the first rank gathers all lines before the others begin.
 """
 
 from __future__ import annotations
@@ -11,9 +14,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,7 +26,7 @@ import torch
 from torch import Tensor
 
 from .container import TensorSpec, header_bytes
-from .staging import JOURNAL, write_file, writing
+from .staging import JOURNAL, JOURNALS, write_file, writing
 
 CHUNK = 1 << 24
 
@@ -50,40 +55,54 @@ class Shard:
         return [spec for unit in self.units for spec in unit.tensors]
 
 
-class WeightWriter:
-    """Writes and hashes the shards of a plan in a folder, and continues after the last valid unit of its journal.
+@dataclass
+class _Held:
+    """What the journal tells of a shard: a line for each unit, and the hash of its bytes up to the last one."""
 
-    notes: of the units written so far, in order. digests: sha256 of finished shards by name.
+    lines: list[dict[str, Any]] = field(default_factory=list)
+    digest: Any = field(default_factory=hashlib.sha256)
+
+
+class WeightWriter:
+    """Writes and hashes shards in a folder, and continues each after the last valid unit of the journal.
+
+    rank: of this process. beside: the shards that other ranks write, whose writers are made after that of the first.
     """
 
-    def __init__(self, folder: Path, shards: list[Shard]) -> None:
+    def __init__(self, folder: Path, shards: Sequence[Shard], rank: int = 0, beside: Sequence[Shard] = ()) -> None:
         self.folder = folder
-        self.shards = shards
-        self.notes: list[dict[str, Any]] = []
-        self.digests: dict[str, str] = {}
+        self._shards = shards
         self._file: BinaryIO | None = None
         self._hash = hashlib.sha256()
-        self._order = [(shard, unit) for shard in shards for unit in shard.units]
-        self._replay()
+        self._held: dict[str, _Held] = {}
+        self._replay(rank, beside)
+        self._todo = deque(
+            (shard, unit) for shard in shards for unit in shard.units[len(self._held[shard.file].lines) :]
+        )
         # Stays open, so that no line gets into a folder that replaces this one.
-        self._lines = (folder / JOURNAL).open("a", encoding="utf-8")
+        self._lines = (folder / journal_name(rank)).open("a", encoding="utf-8")
+
+    @property
+    def units(self) -> list[Unit]:
+        """All units of its shards."""
+        return [unit for shard in self._shards for unit in shard.units]
 
     @property
     def remaining(self) -> list[Unit]:
         """The units still to be written."""
-        return [unit for _, unit in self._order[len(self.notes) :]]
+        return [unit for _, unit in self._todo]
 
     def write(self, unit: Unit, tensors: Callable[[TensorSpec], Iterable[Tensor]], note: dict[str, Any]) -> None:
         """Write the next unit. tensors: returns the contents of a tensor, in one or several consecutive pieces.
 
         ValueError for a unit out of order or contents of another size, OutputError if the disk is full.
         """
-        shard, expected = self._order[len(self.notes)]
+        shard, expected = self._todo[0]
         if unit != expected:
             raise ValueError(f"unit {unit.name} is out of order: {expected.name} is next")
         with writing(self.folder):
-            if unit == shard.units[0]:
-                self._begin(shard)
+            if self._file is None:
+                self._open(shard)
             for spec in unit.tensors:
                 size = 0
                 for piece in tensors(spec):
@@ -94,7 +113,7 @@ class WeightWriter:
                     raise ValueError(f"{spec.name}: {size} bytes were given, {spec.bytes} were planned")
             self._journal(shard, unit, note)
             if unit == shard.units[-1]:
-                self._end(shard)
+                self._end()
 
     def close(self) -> None:
         """Close the journal and the current shard, keeping their contents. OutputError if the disk is full."""
@@ -111,17 +130,21 @@ class WeightWriter:
         self._hash.update(data)
         self._file.write(data)
 
-    def _begin(self, shard: Shard) -> None:
-        self._file = (self.folder / shard.file).open("wb")
-        self._hash = hashlib.sha256()
-        self._put(header_bytes(shard.tensors))
+    def _open(self, shard: Shard) -> None:
+        """Begin a shard, or go on after its accepted units."""
+        held = self._held[shard.file]
+        self._file = (self.folder / shard.file).open("r+b" if held.lines else "wb")
+        self._hash = held.digest.copy()
+        if held.lines:
+            self._file.seek(held.lines[-1]["end"])
+        else:
+            self._put(header_bytes(shard.tensors))
 
-    def _end(self, shard: Shard) -> None:
+    def _end(self) -> None:
         assert self._file is not None
         os.fsync(self._file.fileno())
         self._file.close()
         self._file = None
-        self.digests[shard.file] = self._hash.hexdigest()
 
     def _journal(self, shard: Shard, unit: Unit, note: dict[str, Any]) -> None:
         assert self._file is not None
@@ -130,62 +153,85 @@ class WeightWriter:
         line |= {"sha256": self._hash.hexdigest(), "note": note}
         self._lines.write(json.dumps(line) + "\n")
         self._lines.flush()
-        self.notes.append(note)
+        self._held[shard.file].lines.append(line)
+        self._todo.popleft()
 
-    def _replay(self) -> None:
-        """Accept the units of an interrupted run whose bytes are complete, and drop everything after them."""
-        path = self.folder / JOURNAL
-        lines = _whole_lines(path) if path.is_file() else []
-        by_file: dict[str, list[dict[str, Any]]] = {}
-        for line, (shard, unit) in zip(lines, self._order, strict=False):
-            if (line["unit"], line["file"]) != (unit.name, shard.file):
-                break
-            by_file.setdefault(shard.file, []).append(line)
-        good: list[dict[str, Any]] = []
-        for shard in self.shards:
-            listed = by_file.get(shard.file, [])
-            held = self._trust(shard, listed)
-            good += listed[:held]
-            if held < len(shard.units):
-                break
-        self.notes = [line["note"] for line in good]
-        for shard in self.shards:
-            if shard.file not in {line["file"] for line in good}:
-                (self.folder / shard.file).unlink(missing_ok=True)
-        write_file(path, "".join(json.dumps(line) + "\n" for line in good).encode())
+    def _replay(self, rank: int, beside: Sequence[Shard]) -> None:
+        """Accept the units of an interrupted run whose bytes are complete, and drop everything after them. The first
+        rank passes on the lines about the shards of others."""
+        found = _gathered(self.folder) if rank == 0 else _whole_lines(self.folder / JOURNAL)
+        for shard in self._shards:
+            listed = [found.get((shard.file, unit.name)) for unit in shard.units]
+            self._held[shard.file] = self._trust(shard, list(takewhile(bool, listed)))
+        if rank == 0:
+            own = [line for held in self._held.values() for line in held.lines]
+            others = [found.get((shard.file, unit.name)) for shard in beside for unit in shard.units]
+            text = "".join(json.dumps(line) + "\n" for line in (*own, *others) if line)
+            write_file(self.folder / JOURNAL, text.encode())
+            for path in self.folder.glob(JOURNALS):
+                if path.name != JOURNAL:
+                    path.unlink()
 
-    def _trust(self, shard: Shard, lines: list[dict[str, Any]]) -> int:
-        """The number of units whose bytes in the shard match the journal. Leaves the file open after them."""
-        path, held = self.folder / shard.file, 0
-        if not lines or not path.is_file():
-            return 0
-        file = path.open("r+b")
-        digest, kept = hashlib.sha256(), hashlib.sha256()
-        end = 0
-        for line in lines:
-            while end < line["end"] and (data := file.read(min(CHUNK, line["end"] - end))):
-                digest.update(data)
-                end += len(data)
-            if end != line["end"] or digest.hexdigest() != line["sha256"]:
-                break
-            held, kept = held + 1, digest.copy()
-        end = lines[held - 1]["end"] if held else 0
-        file.truncate(end)
-        file.seek(end)
-        self._file, self._hash = file, kept
-        if held == len(shard.units):
-            self._end(shard)
-        elif not held:
-            self._close_shard()
+    def _trust(self, shard: Shard, lines: Sequence[dict[str, Any] | None]) -> _Held:
+        """The units whose bytes in the shard match these lines of the journal. The file ends after them."""
+        path, held = self.folder / shard.file, _Held()
+        if lines and path.is_file():
+            with path.open("r+b") as file:
+                digest, end = hashlib.sha256(), 0
+                for line in lines:
+                    assert line is not None
+                    while end < line["end"] and (data := file.read(min(CHUNK, line["end"] - end))):
+                        digest.update(data)
+                        end += len(data)
+                    if end != line["end"] or digest.hexdigest() != line["sha256"]:
+                        break
+                    held.lines.append(line)
+                    held.digest = digest.copy()
+                file.truncate(held.lines[-1]["end"] if held.lines else 0)
+                os.fsync(file.fileno())
+        if not held.lines:
+            path.unlink(missing_ok=True)
         return held
 
 
-def _whole_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of the journal before the first incomplete one."""
-    lines = []
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+def divided(shards: Sequence[Shard], parts: int) -> list[list[Shard]]:
+    """The shards in so many parts of similar size: from the largest on, each joins the smallest part so far."""
+    made: list[list[Shard]] = [[] for _ in range(parts)]
+    sizes = [0] * parts
+    for shard in sorted(shards, key=lambda shard: -sum(unit.bytes for unit in shard.units)):
+        part = sizes.index(min(sizes))
+        sizes[part] += sum(unit.bytes for unit in shard.units)
+        made[part].append(shard)
+    return [sorted(part, key=lambda shard: shard.file) for part in made]
+
+
+def journal_name(rank: int) -> str:
+    """The file of a rank's journal."""
+    return JOURNAL if rank == 0 else JOURNALS.replace("*", f"-{rank}")
+
+
+def read_journals(folder: Path, shards: Sequence[Shard]) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """The notes of all units, and the sha256 of the shards by name, when all ranks have written theirs."""
+    found = _gathered(folder)
+    lines = [found[shard.file, unit.name] for shard in shards for unit in shard.units]
+    return [line["note"] for line in lines], {line["file"]: line["sha256"] for line in lines}
+
+
+def _gathered(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """The lines of all journals by file and unit; the last one of a unit counts."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for path in (folder / JOURNAL, *sorted(set(folder.glob(JOURNALS)) - {folder / JOURNAL})):
+        found |= _whole_lines(path)
+    return found
+
+
+def _whole_lines(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """The lines of a journal before the first incomplete one, by file and unit."""
+    lines = {}
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
         try:
-            lines.append(json.loads(text))
+            line = json.loads(text)
         except ValueError:
             break
+        lines[line["file"], line["unit"]] = line
     return lines

@@ -14,7 +14,8 @@ from typing import Any, NoReturn
 import click
 
 from .. import __version__
-from ..errors import SlideConvertError, one_line, printable
+from ..errors import InputError, SlideConvertError, one_line, printable
+from ..launched import rank, several
 
 COMMANDS = {
     "download": ("use", "Fetch a model from the Hub, pinned to a commit and checked."),
@@ -40,6 +41,9 @@ COMMANDS = {
 """Each command's module and the line that --help shows for it."""
 GROUPS = {"bench": "Benchmarks of kernels, layers and servers on this device."}
 """What commands of two words have in common."""
+
+SHARED = ("convert", "sparsify", "quantize", "slide", "relayout")
+"""The commands whose work the processes of a launch share."""
 
 DEFECT = 70
 """The exit code of errors that nobody named (EX_SOFTWARE of sysexits.h)."""
@@ -85,7 +89,8 @@ SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 @click.group(cls=Commands, context_settings=SETTINGS)
 @click.version_option(__version__, prog_name="slideconvert")
-def group() -> None:
+@click.pass_context
+def group(context: click.Context) -> None:
     """BF16 language models in, verified 2:L sparse INT8/FP8 SlideSparse checkpoints out.
 
     \b
@@ -93,6 +98,16 @@ def group() -> None:
       slideconvert verify out/
       slideconvert eval meta-llama/Llama-3.2-1B out/ --text wiki.txt
     """
+    if several() and context.invoked_subcommand not in SHARED:
+        raise InputError(
+            f"{context.invoked_subcommand} runs in one process, and WORLD_SIZE says that there are several",
+            hint=f"run it without torchrun; processes share {', '.join(SHARED)}",
+        )
+
+
+def _error() -> str:
+    """The beginning of a line about an error of this process."""
+    return f"error: rank {rank()}: " if several() else "error: "
 
 
 def _report_defect(error: Exception) -> None:
@@ -101,8 +116,8 @@ def _report_defect(error: Exception) -> None:
         click.echo(printable(traceback.format_exc()), err=True)
     reason = one_line(str(error))[:300]
     click.echo(
-        f"error: {type(error).__name__}: {reason} (a defect of slideconvert: run it again with -v and report what it "
-        "shows; a conversion can be continued with --resume)",
+        f"{_error()}{type(error).__name__}: {reason} (a defect of slideconvert: run it again with -v and report what "
+        "it shows; a conversion can be continued with --resume)",
         err=True,
     )
 
@@ -113,7 +128,8 @@ def main() -> NoReturn:
     try:
         group(prog_name="slideconvert", standalone_mode=False)
     except SlideConvertError as error:
-        click.echo(f"error: {one_line(str(error))}", err=True)
+        if rank() == 0 or not error.elsewhere:
+            click.echo(f"{'error: ' if error.elsewhere else _error()}{one_line(str(error))}", err=True)
         sys.exit(error.exit_code)
     except click.ClickException as error:
         error.show()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from ..api.options import ConvertOptions, Options, OutputOptions, PlanOptions, option
+from ..launched import rank
 from .common import echo_json, out_argument, show, source_argument, timed_progress
 from .options import Display, command
 
@@ -74,7 +75,10 @@ def plan_command(source: str, options: PlanOptions, display: Display) -> None:
 def run(
     source: str, out: Path, recipe: Recipe, options: OutputOptions, display: Display, target: Target | None = None
 ) -> None:
-    """Carry out a conversion, its patterns chosen for a target if there is one, publish it if asked, and print it."""
+    """Carry out a conversion, its patterns chosen for a target if there is one, publish it if asked, and print it.
+
+    Of several ranks, the first alone publishes and prints.
+    """
     from ..api.convert import convert_source
     from ..api.options import DeviceOptions
     from ..api.settings import choose_device
@@ -85,9 +89,13 @@ def run(
 
     assert isinstance(options, DeviceOptions)
     publish = options if isinstance(options, PublishOptions) else PublishOptions()
-    check_push(publish.push, public=publish.public, verify=options.verify)
-    with timed_progress(display.shown, choose_device(options.device)) as watch:
+    leads = rank() == 0
+    if leads:
+        check_push(publish.push, public=publish.public, verify=options.verify)
+    with timed_progress(display.shown and leads, choose_device(options.device)) as watch:
         done = convert_source(source, out, recipe, options, watch, target)
+    if not leads:
+        return
     if display.shown:
         if display.verbose:
             show(report_table(done.report))

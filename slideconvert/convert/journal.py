@@ -34,10 +34,11 @@ def job_state(plan: Plan, settings: RunSettings, tokens: Tensor | None) -> dict[
 def _calibration_state(tokens: Tensor, settings: RunSettings) -> dict[str, object]:
     """The hash of the tokens, and the settings that determine the order of floating-point sums."""
     digest = hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
-    threads = torch.get_num_threads() if settings.device == "cpu" else None
+    kind = torch.device(settings.device).type  # ranks have a GPU each
+    threads = torch.get_num_threads() if kind == "cpu" else None
     return {
         "calibration_tokens": digest,
-        "device": settings.device,
+        "device": kind,
         "batch_tokens": settings.batch_tokens,
         "threads (OMP_NUM_THREADS)": threads,
         "dtype": str(settings.dtype),

@@ -1,6 +1,8 @@
 """The order of a conversion, known only here: plan -> convert linears layer by layer -> write -> verify -> publish.
 
-Several linears are read and computed concurrently, while the preceding layer is hashed and written.
+Several linears are read and computed concurrently, while the preceding layer is hashed and written. Without calibration
+each rank (ranks/) converts weight files of its own; with it, all ranks calibrate and the first writes. The first alone
+completes and publishes the output.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from .. import ranks
 from ..calibrate.result import LayerResult
 from ..calibrate.run import RunSettings, compressed_layers
 from ..calibrate.tokens import calibration_tokens
@@ -20,7 +23,7 @@ from ..checkpoint.claim import Claim, claimed
 from ..checkpoint.container import TensorSpec
 from ..checkpoint.reader import Checkpoint
 from ..checkpoint.staging import WORK, Staging, check_free
-from ..checkpoint.writer import Unit, WeightWriter
+from ..checkpoint.writer import Shard, Unit, WeightWriter, divided, read_journals
 from ..core.workers import in_order
 from ..errors import HubError, InputError, OutputError
 from ..evaluate.compare import SEQUENCES
@@ -62,23 +65,17 @@ def convert(
     checks = Checks(settings.device, verify, text, sequences)
     checks.check(plan.source.config["vocab_size"])
     with claimed(out) as claim:
-        check_disk_space(plan, claim.path)
-        check_free(claim.path, resume=resume)
-        tokens = calibration_tokens(plan.recipe.calibration, plan.source) if plan.calibrated else None
-        staging = Staging(claim.path, job_state(plan, settings, tokens), resume=resume)
+        tokens, staging = _begun(plan, claim, settings, resume=resume)
         try:
             _check_source(plan)
-            with closing(WeightWriter(staging.path, list(plan.shards))) as writer:
+            with closing(_writer(plan, staging.path)) as writer:
                 todo = {unit: _linears(plan, unit) for unit in writer.remaining}
                 linears = [linear for own in todo.values() for linear in own]
-                if tokens is None:
-                    made = in_order(partial(convert_linear, plan, settings.device), linears, settings.device)
-                else:
-                    layers = compressed_layers(plan, tokens, settings, writer.folder / WORK, progress)
-                    made = _calibrated(plan, linears, layers)
+                made = _converted(plan, linears, tokens, settings, staging.path / WORK, progress)
                 count = progress if tokens is None else silent  # calibration reports its own progress
-                done = plan.weights - sum(linear.weights for linear in linears)
-                count("convert", done, plan.weights)
+                whole = sum(linear.weights for unit in writer.units for linear in _linears(plan, unit))
+                done = whole - sum(linear.weights for linear in linears)
+                count("convert", done, whole)
                 with closing(made), ThreadPoolExecutor(1) as background:
                     writing: Future[None] | None = None
                     for unit, own in todo.items():
@@ -86,12 +83,13 @@ def convert(
                         for linear in own:
                             converted.append(next(made))
                             done += linear.weights
-                            count("convert", done, plan.weights)
+                            count("convert", done, whole)
                         tensors = {name: tensor for one in converted for name, tensor in one.tensors.items()}
                         if own:  # its norms too, while its shard is still on disk (--low-disk)
                             rest = (spec.name for spec in unit.tensors if spec.name not in tensors)
                             tensors |= {name: finite(plan.source, name) for name in rest}
                         claim.check()
+                        ranks.heed()
                         plan.source.check_unchanged()  # the journal lists only what was made of one state of the source
                         contents = partial(_contents, plan.source, tensors)
                         if writing:
@@ -99,25 +97,64 @@ def convert(
                         writing = background.submit(writer.write, unit, contents, unit_note(converted))
                     if writing:
                         writing.result()
+                    next(made, None)  # all ranks calibrate to the end, also those that write nothing
+            ranks.gate()
         except (OutputError, HubError):
             raise  # files written so far remain: --resume continues with more disk space, or when the Hub answers again
-        except InputError:
+        except InputError as error:
             if not resume and claim.holds:  # a resumed folder may hold hours of work, another folder is not ours
+                ranks.end_all(error)
                 staging.discard()
             raise
-        noted = Noted.of(writer.notes, f"{writer.folder}: journal")
-        weights = Weights(writer.digests, compose_all(read_permutations(plan.source), noted.permutations))
-        claim.check()
-        plan.source.check_unchanged()
-        report = finish(plan, staging.path, weights, _report(plan, noted, claim.notes), checks, progress)
-        plan.source.check_unchanged()  # tokenizer and config too, which `finish` copies
-        claim.check()
-        staging.publish()
+        return _completed(plan, staging, claim, checks, progress)
+
+
+def _begun(plan: Plan, claim: Claim, settings: RunSettings, *, resume: bool) -> tuple[Tensor | None, Staging]:
+    """The calibration tokens, None without calibration, and the working folder, which the first rank makes."""
+    if ranks.first():
+        check_disk_space(plan, claim.path)
+        check_free(claim.path, resume=resume)
+    drawn = partial(calibration_tokens, plan.recipe.calibration, plan.source)
+    tokens = ranks.given(drawn) if plan.calibrated else None
+    with ranks.first_ahead():
+        return tokens, Staging(claim.path, job_state(plan, settings, tokens), resume=resume)
+
+
+def _completed(plan: Plan, staging: Staging, claim: Claim, checks: Checks, progress: Progress) -> Report:
+    """Complete, check and publish an output whose weight files all ranks have written; the first rank does it."""
+    notes, digests = read_journals(staging.path, plan.shards)
+    noted = Noted.of(notes, f"{staging.path}: journal")
+    report = _report(plan, noted, claim.notes)
+    ranks.gate()  # all ranks have read what goes when the output is published
+    if not ranks.first():
         return report
+    weights = Weights(digests, compose_all(read_permutations(plan.source), noted.permutations))
+    claim.check()
+    plan.source.check_unchanged()
+    report = finish(plan, staging.path, weights, report, checks, progress)
+    plan.source.check_unchanged()  # tokenizer and config too, which `finish` copies
+    claim.check()
+    staging.publish()
+    return report
+
+
+def _writer(plan: Plan, folder: Path) -> WeightWriter:
+    """The writer of this rank's weight files: those of all ranks if they calibrate together, and the first writes."""
+    # What is calibrated together, the first rank writes.
+    count = ranks.count()
+    alone: list[list[Shard]] = [list(plan.shards), *([] for _ in range(count - 1))]
+    parts = alone if plan.calibrated else divided(plan.shards, count)
+    own = ranks.number()
+    beside = [shard for part in (*parts[:own], *parts[own + 1 :]) for shard in part]
+    with ranks.first_ahead():
+        return WeightWriter(folder, parts[own], own, beside)
 
 
 def _check_source(plan: Plan) -> None:
-    """InputError for faults of the source that would show only after much work, or not at all."""
+    """InputError for faults of the source that would show only after much work, or not at all. For all ranks, the first
+    looks."""
+    if not ranks.first():
+        return
     check_tied(plan.source)
     read_permutations(plan.source)
     if plan.calibrated and plan.source.shard_store.disk_use is None:
@@ -131,14 +168,29 @@ def _linears(plan: Plan, unit: Unit) -> list[LinearPlan]:
     return [linear for linear in plan.linears if linear.linear.layer == layer]
 
 
+def _converted(
+    plan: Plan,
+    linears: Sequence[LinearPlan],
+    tokens: Tensor | None,
+    settings: RunSettings,
+    folder: Path,
+    progress: Progress,
+) -> Generator[ConvertedLinear, None, None]:
+    """Convert linears in order, without tokens one by one, else layer by layer. folder: for finished layers."""
+    if tokens is None:
+        return in_order(partial(convert_linear, plan, settings.device), linears, settings.device)
+    return _calibrated(plan, linears, compressed_layers(plan, tokens, settings, folder, progress))
+
+
 def _calibrated(
     plan: Plan, linears: Sequence[LinearPlan], layers: Iterable[LayerResult]
 ) -> Generator[ConvertedLinear, None, None]:
-    """Convert linears in order from the results of all layers. Without linears, no layer is calibrated."""
+    """Convert linears in order from the results of all layers. If the first rank has none left, no layer is calibrated;
+    the others have none anyway."""
     wanted: dict[int, list[LinearPlan]] = {}
     for linear in linears:
         wanted.setdefault(linear.linear.layer, []).append(linear)
-    if wanted:
+    if ranks.agreed(len(wanted)):
         for number, solved in enumerate(layers):
             for linear in wanted.get(number, []):
                 yield convert_linear(plan, "cpu", linear, solved)

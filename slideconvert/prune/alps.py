@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ..core.patterns import Pattern
 from ..errors import InputError
+from .problem import Total, alone
 
 START = 0.1
 """The first ρ, where diag(H) = 1 …"""
@@ -41,11 +42,12 @@ SETTLED, SETTLED_AFTER = 0.0003, 30
 """After SETTLED_AFTER iterations, a mask is final if a smaller share than SETTLED changes."""
 
 
-def alps_mask(weight: Tensor, gram: Tensor, pattern: Pattern) -> Tensor:
+def alps_mask(weight: Tensor, gram: Tensor, pattern: Pattern, total: Total = alone) -> Tensor:
     """weight [N, K] float32 -> keep mask [N, K] bool that follows the pattern.
 
-    gram [K, K] float32: H, damped and so positive definite, on the weight's device. Everything is float32, TF32 must
-    be off. Every run on one device gives the same mask. InputError if gram is not positive definite.
+    gram [K, K] float32: H, damped and so positive definite, on the weight's device. total: of a Problem; all parts of a
+    weight take equally many iterations. Everything is float32, TF32 must be off. Every run on one device gives the same
+    mask. InputError if gram is not positive definite.
     """
     if not pattern.prunes:
         return torch.ones(weight.shape, dtype=torch.bool, device=weight.device)
@@ -54,7 +56,7 @@ def alps_mask(weight: Tensor, gram: Tensor, pattern: Pattern) -> Tensor:
     unexplained = float(_inverse(gram, 0.0).diagonal().reciprocal().mean())
     rho = min(START, UNEXPLAINED * unexplained)
     keep = pattern.select_largest(weight)
-    kept = max(1, int(keep.sum()))
+    kept = max(1, int(total(keep.sum())))
     pruned, rest = weight * keep, torch.zeros_like(weight)  # D and V/ρ
     for done in range(INTERVAL, MOST + 1, INTERVAL):
         before, pull = keep, _inverse(gram, rho).mul_(rho)
@@ -63,7 +65,7 @@ def alps_mask(weight: Tensor, gram: Tensor, pattern: Pattern) -> Tensor:
             keep = pattern.select_largest(point)
             pruned = point * keep
             rest = point - pruned
-        changed = int((keep != before).sum()) / kept
+        changed = int(total((keep != before).sum())) / kept
         if changed == 0 or (changed < SETTLED and done >= SETTLED_AFTER):
             break
         growth = next(factor for share, factor in GROWTH if changed >= share)

@@ -14,6 +14,12 @@ from ..core.schemes import Scheme
 from .statistics import Statistics
 
 P = TypeVar("P", bound=Pattern, covariant=True)
+Total = Callable[[Tensor], Tensor]
+
+
+def alone(tensor: Tensor) -> Tensor:
+    """The Total of a weight that is not divided."""
+    return tensor
 
 
 @dataclass(frozen=True)
@@ -22,6 +28,7 @@ class Problem(Generic[P]):
 
     weight [N, K] float32. statistics: of the K inputs. scheme: the number format to round to, or a float scheme.
     latent [N, K] float32: the latent weights of ternary codes; None for other weights, and where they are unknown.
+    total: sums a tensor over all parts of a weight whose rows are divided; this problem has some of them.
     """
 
     weight: Tensor
@@ -29,6 +36,7 @@ class Problem(Generic[P]):
     pattern: P
     scheme: Scheme
     latent: Tensor | None = None
+    total: Total = alone
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from .problem import Total, alone
 from .statistics import Statistics
 from .sweep import Damped
 
@@ -57,15 +58,24 @@ def refit(target: Tensor, start: Tensor, keep: Tensor, gram: Tensor, steps: int)
 
 
 def best_step_count(
-    weight: Tensor, target: Tensor, start: Tensor, keep: Tensor, gram: Tensor, held: Statistics, most: int
+    weight: Tensor,
+    target: Tensor,
+    start: Tensor,
+    keep: Tensor,
+    gram: Tensor,
+    held: Statistics,
+    most: int,
+    total: Total = alone,
 ) -> int:
     """The number of refit steps, 0 to `most`, with the least error on the held-out tokens, which are not in `gram`.
 
-    weight [N, K] float32: the source's. target, start, keep, gram: as for `refit_steps`.
+    weight [N, K] float32: the source's. target, start, keep, gram: as for `refit_steps`. total: of a Problem.
     """
     loss = held.loss_of(weight)
     losses = [loss(step) for step in refit_steps(target, start, keep, gram, most)]
-    return min(range(len(losses)), key=lambda count: losses[count])
+    losses += losses[-1:] * (most + 1 - len(losses))  # converged, while other parts of the weight may go on
+    sums = total(torch.tensor(losses, dtype=torch.float64, device=target.device)).tolist()
+    return min(range(len(sums)), key=lambda count: sums[count])
 
 
 def asymmetric_target(weight: Tensor, damped: Damped, cross: Tensor, strength: float) -> Tensor:

@@ -58,7 +58,7 @@ def hessian(problem: Problem[BlockPattern]) -> Solved:
     """SparseGPT (arXiv 2301.00774): one sweep prunes and rounds."""
     damped, weight = prepared(problem)
     grid = problem.scheme.grid(weight) if problem.scheme.quantized else None
-    order = block_order(weight, damped, problem.pattern)
+    order = block_order(weight, damped, problem.pattern, problem.total)
     made, _ = sweep(weight, damped.gram, order, choose=problem.pattern, grid=grid)
     return Solved(made, damped.notes)
 
@@ -73,7 +73,7 @@ def sweep_refit(problem: Problem[BlockPattern]) -> Solved:
     """Method obs: the four steps with the mask of the sweep."""
 
     def swept(target: Tensor, damped: Damped) -> tuple[Tensor, Tensor]:
-        order = block_order(target, damped, problem.pattern)
+        order = block_order(target, damped, problem.pattern, problem.total)
         start, keep = sweep(target, damped.gram, order, choose=problem.pattern)
         assert isinstance(start, Tensor)
         return keep, start
@@ -83,12 +83,12 @@ def sweep_refit(problem: Problem[BlockPattern]) -> Solved:
 
 def alps(problem: Problem[BlockPattern]) -> Solved:
     """The four steps with ADMM's mask (ALPS, arXiv 2406.07831)."""
-    return _rounded_to_blocks(problem, _admm(problem.pattern))
+    return _rounded_to_blocks(problem, _admm(problem))
 
 
 def gqsa(problem: Problem[GroupPattern]) -> Solved:
     """The four steps with ADMM's mask of whole groups."""
-    fitted = _refitted(problem, _admm(problem.pattern))
+    fitted = _refitted(problem, _admm(problem))
     return Solved(on_mask(fitted.weight, fitted.keep, fitted.damped, problem.scheme), fitted.notes)
 
 
@@ -109,9 +109,9 @@ def prepared(problem: Problem[Pattern]) -> tuple[Damped, Tensor]:
     return damped, torch.where(damped.dead, torch.zeros_like(problem.weight), problem.weight)
 
 
-def _admm(pattern: Pattern) -> FindMask:
+def _admm(problem: Problem[Pattern]) -> FindMask:
     def find(target: Tensor, damped: Damped) -> tuple[Tensor, Tensor]:
-        keep = alps_mask(target, damped.gram, pattern)
+        keep = alps_mask(target, damped.gram, problem.pattern, problem.total)
         return keep, target * keep
 
     return find
@@ -128,7 +128,8 @@ def _refitted(problem: Problem[Any], find_mask: FindMask) -> Refitted:
     steps, notes = STEPS, damped.notes
     if statistics.held is not None:
         fitted_only = damp(statistics.gram)
-        steps = best_step_count(weight, target, start, keep, fitted_only.gram, statistics.held, STEPS)
+        held, gram = statistics.held, fitted_only.gram
+        steps = best_step_count(weight, target, start, keep, gram, held, STEPS, problem.total)
         notes = tuple(dict.fromkeys((*notes, *fitted_only.notes)))
     return Refitted(weight, refit(target, start, keep, damped.gram, steps), target, keep, damped, notes)
 

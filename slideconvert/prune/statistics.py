@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .. import ranks
 from ..core.precision import exact_for_bfloat16, full_precision
 
 
@@ -123,9 +124,10 @@ class Accumulator:
             self._cross.addmm_((dense - inputs).T, inputs)
 
     def statistics(self, held: Statistics | None = None) -> Statistics:
-        """The means over all batches. Call it once: it reuses the memory of the accumulator."""
-        tokens = max(1, self._tokens)
-        gram = self._gram.div_(tokens)
+        """The means over all batches of all ranks. Call it once: it reuses the memory of the accumulator."""
+        (added,) = ranks.sums(self._tokens)
+        tokens = max(1.0, added)
+        gram = ranks.total(self._gram).div_(tokens)
         gram = gram.triu_().add_(gram.triu(1).T)
-        cross = None if self._cross is None else self._cross.div_(tokens)
-        return Statistics(gram, cross, self._tokens, held, self._diagonal)
+        cross = None if self._cross is None else ranks.total(self._cross).div_(tokens)
+        return Statistics(gram, cross, int(added), held, self._diagonal)

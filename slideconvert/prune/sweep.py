@@ -20,6 +20,7 @@ from torch import Tensor
 from ..core.patterns import BlockPattern
 from ..core.quantize import Grid, QuantizedWeight, Weight
 from .panel import Panel, prune_panel, replay
+from .problem import Total, alone
 
 PANEL = 32
 """Columns that are updated at once, at most: short enough that updates within a panel stay cheap."""
@@ -90,14 +91,14 @@ def free_factor(gram: Tensor, order: Tensor) -> Tensor:
     return factor
 
 
-def block_order(weight: Tensor, damped: Damped, pattern: BlockPattern) -> Tensor:
+def block_order(weight: Tensor, damped: Damped, pattern: BlockPattern, total: Total = alone) -> Tensor:
     """weight [N, K] -> order [K] int64 of the columns: blocks of largest predicted pruning loss first.
 
-    More columns can compensate for what is pruned early. A ragged last block stays last.
+    More columns can compensate for what is pruned early. A ragged last block stays last. total: of a Problem.
     """
     columns = weight.shape[1]
     score = weight.square() / damped.inverse_diagonal
-    lost = (score * ~pattern.select(score)).sum(0)
+    lost = total((score * ~pattern.select(score)).sum(0))
     whole = columns // pattern.block
     losses = lost[: whole * pattern.block].view(whole, pattern.block).sum(1)
     blocks = losses.argsort(descending=True, stable=True)

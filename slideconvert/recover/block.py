@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .. import ranks
 from ..core.quantize import Weight
 from ..models.decoder import Layer
 from .trainable import Compressed, make_trainable, trained_of
@@ -29,14 +30,17 @@ def recover_block(
 ) -> tuple[dict[str, Weight], Curve]:
     """The trained weights by submodule, and the held-out loss relative to the energy of the targets' change.
 
-    inputs, targets: numbers of sequences [n] int64 -> [n, length, hidden] float32. fitted, held: such numbers.
+    inputs, targets: numbers of this rank's sequences [n] int64 -> [n, length, hidden] float32. fitted, held: numbers of
+    all ranks' sequences.
     micro: sequences that run through the layer at once.
     """
     trained = make_trainable(layer.module, compressed)
-    energy = sum(
-        float((targets(part) - inputs(part)).square().mean()) * len(part) for part in held.split(schedule.batch)
+    own, _ = ranks.share(held)
+    parts = own.split(schedule.batch) if len(own) else ()
+    energy, held_by_all = ranks.sums(
+        sum(float((targets(part) - inputs(part)).square().mean()) * len(part) for part in parts), len(own)
     )
-    energy /= len(held)
+    energy /= held_by_all
 
     def loss(numbers: Tensor) -> Tensor:
         return torch.nn.functional.mse_loss(layer.run(inputs(numbers)), targets(numbers)) / energy

@@ -2,6 +2,10 @@
 
 A gradient is applied and freed as soon as the backward pass of a batch has completed it, so that memory never holds
 those of all parameters (LOMO's fused update, arXiv 2306.09782, section 3.2). The best state is kept in CPU memory.
+
+Of each batch, a rank computes the sequences that it has. The gradients are summed over all ranks in the backward pass
+of each rank's last part, in the order in which that completes them, which is the same on all ranks: so one without a
+sequence in the batch computes another one with weight zero.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import ranks
 from ..core.precision import model_precision, running
 from ..errors import SlideConvertError
 from .adam import Adam
@@ -103,7 +108,8 @@ def train(
     """Train with AdamW without decay, and leave the parameters in the best state on the held-out sequences, which can
     be the initial one. trained: parameters, each with the rms that scales its rate. The curve is that of the last run.
 
-    loss(numbers): mean loss of sequences with these numbers [n] int64. fitted, held: numbers of sequences.
+    loss(numbers): mean loss of sequences of this rank with these numbers [n] int64. fitted, held: numbers of the
+    sequences of all ranks, at least one of `fitted` for each rank.
     SlideConvertError if MOST_SKIPPED steps in a row are not finite.
     """
     options, skipped = options or TrainingOptions(), 0
@@ -126,7 +132,7 @@ def _train_once(
     options: TrainingOptions,
 ) -> Curve:
     """One run over all epochs, like `train` without retries."""
-    run, shuffler = _Run(trained, loss, schedule, options), torch.Generator().manual_seed(0)
+    run, shuffler = _Run(trained, loss, fitted, schedule, options), torch.Generator().manual_seed(0)
     steps = schedule.epochs * math.ceil(len(fitted) / schedule.batch)
     run.begin(held)
     done = (len(run.losses) - 1) * (steps // max(1, schedule.epochs))
@@ -165,6 +171,7 @@ class _Run:
         self,
         trained: Sequence[tuple[nn.Parameter, float]],
         loss: Callable[[Tensor], Tensor],
+        fitted: Tensor,
         schedule: Schedule,
         options: TrainingOptions,
     ) -> None:
@@ -177,6 +184,7 @@ class _Run:
             Adam(parameter, rms if schedule.relative else 1.0, offload=options.offload) for parameter, rms in trained
         ]
         self._rate, self._complete, self._finite = 0.0, False, True
+        self._idle = ranks.share(fitted)[0][:1]
 
     @contextmanager
     def applying(self) -> Iterator[None]:
@@ -194,7 +202,7 @@ class _Run:
     def begin(self, held: Tensor) -> None:
         """Measure the initial loss, or restore the state of an interrupted run."""
         state = self._options.state
-        if state and state.is_file():
+        if state and ranks.agreed(state.is_file()):
             found = load_state(state, self.parameters, self.best, self._optimizers)
             self.losses, self.skipped, self.in_a_row = found
             return
@@ -204,15 +212,19 @@ class _Run:
     def step(self, numbers: Tensor, rate: float) -> None:
         """One step on these sequences. It is skipped if the loss is not finite, and for the parameters whose gradient
         is not finite."""
+        own, weight = ranks.share(numbers)
+        own = own if len(own) else self._idle
         self._rate, self._finite, total = rate, True, 0.0
-        parts = numbers.split(self._options.micro or len(numbers))
+        parts = own.split(self._options.micro or len(own))
         for number, part in enumerate(parts):
-            value = self._run(part) * (len(part) / len(numbers))
+            value = self._run(part) * (weight * len(part) / len(own))
             total += float(value.detach())
-            if not math.isfinite(total):
-                self._finite = False
-                break
             self._complete = number == len(parts) - 1
+            if self._complete:
+                (total,) = ranks.sums(total)
+                if not math.isfinite(total):
+                    self._finite = False
+                    break
             with model_precision():
                 value.backward()
         if self._finite:
@@ -228,7 +240,7 @@ class _Run:
         better = self.losses[-1] <= min(self.losses)
         if better:
             self._keep_best()
-        if self._options.state:
+        if self._options.state and ranks.first():
             skipped, best = (self.skipped, self.in_a_row), None if better else self.best
             save_state(self._options.state, self.losses, skipped, self.parameters, best, self._optimizers)
 
@@ -236,6 +248,7 @@ class _Run:
         if not self._complete:
             return  # other parts of the batch follow
         assert parameter.grad is not None
+        ranks.total(parameter.grad)
         if bool(parameter.grad.isfinite().all()):
             optimizer.step(self._rate)
         else:
@@ -259,5 +272,6 @@ def _best(losses: Sequence[float]) -> int:
 @torch.no_grad()
 def _mean(loss: Callable[[Tensor], Tensor], numbers: Tensor, batch: int) -> float:
     """The mean loss over sequences; infinite if it is not finite, so that such a state is never the best."""
-    total = sum(float(loss(part)) * len(part) for part in numbers.split(batch))
+    own, _ = ranks.share(numbers)
+    (total,) = ranks.sums(sum(float(loss(part)) * len(part) for part in (own.split(batch) if len(own) else ())))
     return total / len(numbers) if math.isfinite(total) else math.inf

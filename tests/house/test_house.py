@@ -34,11 +34,16 @@ BENCHES = [
     *(ROOT / "kernels").rglob("bench_*.py"),
     ROOT / "examples/train_demo_model.py",
 ]
-FOREIGN_OPTIONS = ("--tensor-parallel-size", "--hf-overrides", "--max-logprobs", "--max-model-len")
-"""Options of vLLM that documents show."""
+FOREIGN_OPTIONS = (
+    *("--tensor-parallel-size", "--hf-overrides", "--max-logprobs", "--max-model-len"),
+    *("--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--rdzv-id", "--multi-gpu"),
+    *("--num-processes", "--nodes", "--ntasks-per-node", "--gpus-per-node", "--cpus-per-task", "--kill-on-bad-exit"),
+)
+"""Options of vLLM, torchrun, accelerate and Slurm that documents show."""
 
 ROWS = (
-    ("errors", "progress", "kernels"),
+    ("errors", "launched", "progress", "kernels"),
+    ("ranks",),
     ("core", "checkpoint"),
     ("runtime",),
     ("formats",),

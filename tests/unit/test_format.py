@@ -7,7 +7,7 @@ import hashlib
 import json
 import shutil
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from slideconvert.checkpoint import reader
 from slideconvert.checkpoint.container import MAX_HEADER, Placed, TensorSpec, header_bytes, read_header
 from slideconvert.checkpoint.reader import DTYPE_NAMES, Checkpoint
 from slideconvert.checkpoint.staging import JOURNAL, STATE, Staging, write_file, writing
-from slideconvert.checkpoint.writer import Shard, Unit, WeightWriter
+from slideconvert.checkpoint.writer import Shard, Unit, WeightWriter, read_journals
 from slideconvert.errors import InputError, OutputError
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -249,26 +249,28 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return shards(folder)
 
 
-def assert_resumes(folder: Path, trusted: int, uninterrupted: dict[str, bytes]) -> None:
-    """A new writer believes in `trusted` units, no more and no fewer, and completes them to the same bytes."""
+def assert_resumes(folder: Path, trusted: Collection[int], uninterrupted: dict[str, bytes]) -> None:
+    """A new writer believes in these units, no more and no fewer, and completes them to the same bytes."""
     writer = WeightWriter(folder, PLAN)
-    assert [unit.name for unit in writer.remaining] == [unit.name for unit in UNITS[trusted:]]
+    assert [unit.name for unit in writer.remaining] == [
+        unit.name for number, unit in enumerate(UNITS) if number not in trusted
+    ]
     kept = shards(folder)
-    assert list(kept) == [FIRST, SECOND][: (trusted + 1) // 2]  # two units a shard; what cannot be trusted is gone
+    assert list(kept) == [(FIRST, SECOND)[number] for number in sorted({unit // 2 for unit in trusted})]
     assert all(uninterrupted[name].startswith(data) for name, data in kept.items())
     write_units(writer, len(UNITS))
     assert shards(folder) == uninterrupted
-    assert writer.notes == [{"wrote": unit.name} for unit in UNITS]
-    assert writer.digests == {name: hashlib.sha256(data).hexdigest() for name, data in uninterrupted.items()}
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in uninterrupted.items()}
+    assert read_journals(folder, PLAN) == ([{"wrote": unit.name} for unit in UNITS], digests)
     again = WeightWriter(folder, PLAN)
-    assert (again.remaining, again.notes, again.digests) == ([], writer.notes, writer.digests)
+    assert again.remaining == [] and again.units == UNITS
     assert shards(folder) == uninterrupted
 
 
 @pytest.mark.parametrize("units", range(len(UNITS) + 1))
 def test_interrupted_between_units(units: int, tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
     write(tmp_path, units)
-    assert_resumes(tmp_path, units, uninterrupted)
+    assert_resumes(tmp_path, range(units), uninterrupted)
 
 
 @pytest.mark.parametrize("units", range(len(UNITS)))
@@ -288,13 +290,13 @@ def test_interrupted_inside_a_unit(units: int, tensor: int, tmp_path: Path, unin
     with pytest.raises(KeyboardInterrupt):
         writer.write(UNITS[units], cut_off, {})
     writer.close()
-    assert_resumes(tmp_path, units, uninterrupted)
+    assert_resumes(tmp_path, range(units), uninterrupted)
 
 
 def test_interrupted_after_every_unit(tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
     for _ in UNITS:
         write(tmp_path, 1)
-    assert_resumes(tmp_path, len(UNITS), uninterrupted)
+    assert_resumes(tmp_path, range(len(UNITS)), uninterrupted)
 
 
 Damage = Callable[[Path], None]
@@ -332,24 +334,24 @@ def remove(name: str) -> Damage:
     return lambda folder: (folder / name).unlink()
 
 
-DAMAGES: dict[str, tuple[Damage, int]] = {
-    # what happened after three of four units (the first shard was complete): how many units can still be believed
-    "garbage behind the open shard": (append(SECOND, b"\1" * 50), 3),
-    "garbage behind the complete shard": (append(FIRST, b"\1" * 50), 3),
-    "torn last journal line": (cut(JOURNAL, 9), 2),
-    "last journal line without its end": (cut(JOURNAL, 1), 3),
-    "zeros behind the journal": (append(JOURNAL, bytes(512)), 3),
-    "journal lost": (remove(JOURNAL), 0),
-    "flipped bit in the header": (flip(FIRST, 20), 0),
-    "flipped bit in the first unit": (flip(FIRST, -21), 0),  # the second one takes the last 20 bytes
-    "flipped bit in the second unit": (flip(FIRST, -20), 1),
-    "flipped bit in the third unit": (flip(SECOND, -1), 2),
-    "first shard lost": (remove(FIRST), 0),
-    "open shard lost": (remove(SECOND), 2),
-    "first shard shorter by a byte": (cut(FIRST, 1), 1),
-    "first shard shorter by a unit": (cut(FIRST, 20), 1),
-    "first shard shorter by more": (cut(FIRST, 21), 0),
-    "open shard shorter by a byte": (cut(SECOND, 1), 2),
+DAMAGES: dict[str, tuple[Damage, tuple[int, ...]]] = {
+    # what happened after three of four units (the first shard was complete): which units can still be believed
+    "garbage behind the open shard": (append(SECOND, b"\1" * 50), (0, 1, 2)),
+    "garbage behind the complete shard": (append(FIRST, b"\1" * 50), (0, 1, 2)),
+    "torn last journal line": (cut(JOURNAL, 9), (0, 1)),
+    "last journal line without its end": (cut(JOURNAL, 1), (0, 1, 2)),
+    "zeros behind the journal": (append(JOURNAL, bytes(512)), (0, 1, 2)),
+    "journal lost": (remove(JOURNAL), ()),
+    "flipped bit in the header": (flip(FIRST, 20), (2,)),
+    "flipped bit in the first unit": (flip(FIRST, -21), (2,)),  # the second one takes the last 20 bytes
+    "flipped bit in the second unit": (flip(FIRST, -20), (0, 2)),
+    "flipped bit in the third unit": (flip(SECOND, -1), (0, 1)),
+    "first shard lost": (remove(FIRST), (2,)),
+    "open shard lost": (remove(SECOND), (0, 1)),
+    "first shard shorter by a byte": (cut(FIRST, 1), (0, 2)),
+    "first shard shorter by a unit": (cut(FIRST, 20), (0, 2)),
+    "first shard shorter by more": (cut(FIRST, 21), (2,)),
+    "open shard shorter by a byte": (cut(SECOND, 1), (0, 1)),
 }
 
 
@@ -364,9 +366,9 @@ def test_bytes_missing_on_disk_are_written_again(name: str, tmp_path: Path, unin
 def test_damage_after_the_last_unit(tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
     write(tmp_path)
     append(SECOND, b"more")(tmp_path)
-    assert_resumes(tmp_path, 4, uninterrupted)
+    assert_resumes(tmp_path, range(4), uninterrupted)
     flip(SECOND, -1)(tmp_path)
-    assert_resumes(tmp_path, 3, uninterrupted)
+    assert_resumes(tmp_path, range(3), uninterrupted)
 
 
 def test_leftovers_of_another_plan_are_not_reused(tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
@@ -374,7 +376,7 @@ def test_leftovers_of_another_plan_are_not_reused(tmp_path: Path, uninterrupted:
     writer = WeightWriter(tmp_path, other)
     writer.write(layer(0), contents, {})
     writer.close()
-    assert_resumes(tmp_path, 0, uninterrupted)
+    assert_resumes(tmp_path, range(0), uninterrupted)
 
 
 def test_what_the_journal_tells_of_has_left_the_process(tmp_path: Path) -> None:
@@ -401,7 +403,7 @@ def test_tensors_must_have_the_planned_size(difference: int, tmp_path: Path, uni
     with pytest.raises(ValueError, match=f"embedding: {60 + difference} bytes were given, 60 were planned"):
         writer.write(OUTSIDE, lambda spec: [torch.zeros(spec.bytes + difference, dtype=torch.uint8)], {})
     writer.close()
-    assert_resumes(tmp_path, 0, uninterrupted)
+    assert_resumes(tmp_path, range(0), uninterrupted)
 
 
 def test_tensors_are_written_row_by_row_however_they_lie_in_memory(tmp_path: Path) -> None:
@@ -419,7 +421,7 @@ def test_a_full_disk_is_reported_while_writing_and_closing(tmp_path: Path) -> No
     with pytest.raises(OutputError, match="the disk is full"):
         writer.close()  # what could not be written is tried once more
     writer.close()
-    assert writer.notes == [] and (tmp_path / JOURNAL).read_bytes() == b""
+    assert writer.remaining == UNITS and (tmp_path / JOURNAL).read_bytes() == b""
 
 
 # ---- the folder an output is built in
