@@ -47,6 +47,7 @@ ROWS = (
     ("verify", "plan"),
     ("hub", "calibrate"),
     ("allocate", "convert"),
+    ("rotate",),
     ("api",),
     ("cli",),
 )

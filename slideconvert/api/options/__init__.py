@@ -17,10 +17,19 @@ from .conversions import (
     PlanOptions,
     QuantizeOptions,
     RelayoutOptions,
+    RotateOptions,
     SlideOptions,
     SparsifyOptions,
 )
-from .machine import ComputeOptions, DeviceOptions, OffloadOptions, OutputOptions, RevisionOptions, SourceOptions
+from .machine import (
+    ComputeOptions,
+    DeviceOptions,
+    OffloadOptions,
+    OutputOptions,
+    RevisionOptions,
+    SourceOptions,
+    WriteOptions,
+)
 from .recipe import (
     CalibrationOptions,
     CodesOptions,
@@ -65,6 +74,7 @@ __all__ = [
     "RecipeOptions",
     "RelayoutOptions",
     "RevisionOptions",
+    "RotateOptions",
     "SchemeOptions",
     "SlideOptions",
     "SourceOptions",
@@ -74,5 +84,6 @@ __all__ = [
     "TrainingOptions",
     "TuneOptions",
     "VerifyOptions",
+    "WriteOptions",
     "option",
 ]
