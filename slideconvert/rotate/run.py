@@ -31,6 +31,7 @@ from ..errors import HubError, InputError, OutputError, VerificationError
 from ..models.completeness import check_tied
 from ..models.decoder import Decoder
 from ..models.families import architecture_of
+from ..models.finite import check_all_finite
 from ..plan.calibration import Calibration
 from ..plan.recipe import Recipe
 from ..progress import Progress
@@ -82,6 +83,8 @@ def rotate(job: Job, claim: Claim, *, settings: RunSettings, resume: bool, verif
     check_tied(job.source)
     companions(job.snapshot.path)  # refuses what cannot be copied at the end
     tokens = calibration_tokens(job.calibration, job.source)
+    if job.source.shard_store.disk_use is None:  # minutes before the last tensor is folded
+        check_all_finite(job.source, job.source.tensors)
     staging = Staging(claim.path, job.state(settings, tokens), resume=resume)
     try:
         found = _search(job, tokens, settings, staging.path / WORK, progress)

@@ -166,6 +166,17 @@ def test_quantized_and_pruned_sources_are_refused(cli: Cli, source: Path, tmp_pa
         assert not (tmp_path / "out").exists()
 
 
+def test_a_damaged_source_is_refused_at_once(cli: Cli, model: Path, tmp_path: Path, text: Path) -> None:
+    tensors = pico.read(model)
+    tensors["model.norm.weight"][5] = torch.nan
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    refused = cli("rotate", model, tmp_path / "out", "--calibration", text, *BRIEF)
+    assert (
+        refused.code == 2 and "model.norm.weight: nan at element 5" in refused.err and "statistics" not in refused.err
+    )
+    assert not (tmp_path / "out").exists()
+
+
 def changed(folder: Path, name: Path, tensor: str, by: float, *, known: bool) -> None:
     """Change an element of a file. known: with its hash in the note, as somebody does who hides it."""
     tensors = load_file(folder / name)
