@@ -33,10 +33,12 @@ if TYPE_CHECKING:
         PushOptions,
         QuantizeOptions,
         RelayoutOptions,
+        RotateOptions,
         SlideOptions,
         SparsifyOptions,
         VerifyOptions,
     )
+    from .api.rotate import rotate
     from .errors import SlideConvertError
     from .report import Report
 
@@ -52,6 +54,7 @@ __all__ = [
     "QuantizeOptions",
     "RelayoutOptions",
     "Report",
+    "RotateOptions",
     "SlideConvertError",
     "SlideOptions",
     "SparsifyOptions",
@@ -67,6 +70,7 @@ __all__ = [
     "push",
     "quantize",
     "relayout",
+    "rotate",
     "slide",
     "sparsify",
     "verify",
@@ -75,6 +79,7 @@ __all__ = [
 _MODULES = {
     ".api.checkpoints": ("download", "evaluate", "generate", "inspect", "load_model", "push", "verify"),
     ".api.convert": ("allocate", "convert", "plan", "quantize", "relayout", "slide", "sparsify"),
+    ".api.rotate": ("rotate",),
     ".errors": ("SlideConvertError",),
     ".report": ("Report",),
 }

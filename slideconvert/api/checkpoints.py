@@ -26,6 +26,8 @@ from ..hub.upload import Upload
 from ..models.load import load_model as load
 from ..progress import Progress, silent
 from ..report.inspect import Inspection, inspect_checkpoint
+from ..rotate.check import verify_rotated
+from ..rotate.record import is_rotated
 from ..verify import Verdict, verify_checkpoint
 from .options import EvaluateOptions, GenerateOptions, ModelOptions, PushOptions, VerifyOptions
 from .settings import choose_device
@@ -89,7 +91,8 @@ def verify(
 ) -> Verdict:
     """Read a checkpoint back and check hashes, shapes, patterns, windows and weights.
 
-    With `options.source`, every weight is compared with the source. Faults are no exceptions: they are in the Verdict,
+    With `options.source`, every weight is compared with the source, that of a rotated model with the source's, rotated.
+    Faults are no exceptions: they are in the Verdict,
     whose `faults` is empty if the checkpoint is sound. InputError if slideconvert did not write the checkpoint.
 
         >>> slideconvert.verify(out, VerifyOptions(source=str(model))).faults
@@ -101,7 +104,8 @@ def verify(
     if options.source is not None:
         original = Checkpoint.open(resolve(options.source, revision=options.revision, progress=progress).path)
     device = choose_device(options.device)
-    return verify_checkpoint(Checkpoint.open(Path(ckpt)), source=original, device=device, progress=progress)
+    check = verify_rotated if is_rotated(Path(ckpt)) else verify_checkpoint
+    return check(Checkpoint.open(Path(ckpt)), source=original, device=device, progress=progress)
 
 
 def inspect(ckpt: str | Path, *, progress: Progress = silent) -> Inspection:

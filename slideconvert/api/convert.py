@@ -39,6 +39,7 @@ from .options import (
     SlideOptions,
     SourceOptions,
     SparsifyOptions,
+    WriteOptions,
 )
 from .recipe import quantize_recipe, recipe_of, slide_recipe, sparsify_recipe
 from .settings import refuse_unused, settings_of
@@ -201,11 +202,7 @@ def convert_source(
     assert isinstance(options, DeviceOptions)
     if options.sequences is not None and not options.text:
         raise InputError("--sequences belongs to --text", hint="name the text to measure on, or omit it")
-    if Path(source).absolute() == out.absolute() and not out.exists():
-        raise InputError(
-            f"{out} is the name of the source, too",
-            hint="name another folder: this one would hide the model on the Hub",
-        )
+    check_other_name(source, out)
     settings, chosen = settings_of(options), None
     with ExitStack() as stack:
         stack.enter_context(ranks.joined(settings.device))
@@ -250,8 +247,17 @@ def refuse_several_ranks(options: OutputOptions, target: Target | None) -> None:
         )
 
 
+def check_other_name(source: str | Path, out: Path) -> None:
+    """InputError for an output folder of the name of a Hub id that is the source."""
+    if Path(source).absolute() == out.absolute() and not out.exists():
+        raise InputError(
+            f"{out} is the name of the source, too",
+            hint="name another folder: this one would hide the model on the Hub",
+        )
+
+
 @contextmanager
-def opened(source: str, out: Path, options: OutputOptions, progress: Progress) -> Iterator[tuple[Snapshot, Checkpoint]]:
+def opened(source: str, out: Path, options: WriteOptions, progress: Progress) -> Iterator[tuple[Snapshot, Checkpoint]]:
     """The source of a conversion into `out`. Shards of --low-disk stay as long as the conversion can be resumed."""
     if not isinstance(options, SourceOptions):
         yield open_source(source, progress=progress)

@@ -21,6 +21,7 @@ COMMANDS = {
     "download": ("use", "Fetch a model from the Hub, pinned to a commit and checked."),
     "plan": ("convert", "Show what a conversion would do; writes nothing."),
     "convert": ("convert", "Prune, quantize, pack and verify a model."),
+    "rotate": ("rotate", "Rotate a model's channels so that pruning loses less."),
     "allocate": ("allocate", "Choose patterns layer by layer for a speed-up or a density."),
     "sparsify": ("stages", "Prune to a 2:L pattern, or prune whole groups."),
     "quantize": ("stages", "Quantize to 8 or 4 bits."),

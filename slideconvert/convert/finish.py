@@ -10,6 +10,7 @@ from typing import Any
 
 from ..checkpoint.files import CHANNEL_ORDERS, CONFIG, INDEX, companions
 from ..checkpoint.reader import Checkpoint
+from ..checkpoint.shards import index_json
 from ..checkpoint.staging import WORK, file_sha256, write_file, writing
 from ..errors import VerificationError
 from ..evaluate.compare import COMPARED, SEQUENCES, TextProtocol, measure
@@ -17,7 +18,7 @@ from ..evaluate.kept_base import check_kept_bytes
 from ..formats.quantization_config import output_config
 from ..formats.record import config_text, with_reports
 from ..permute.permutations import Permutations, to_json
-from ..plan.plan import Plan, index_json
+from ..plan.plan import Plan
 from ..progress import Progress
 from ..report import Report
 from ..report.render import render_reports
@@ -60,7 +61,7 @@ def finish(plan: Plan, folder: Path, weights: Weights, report: Report, checks: C
     """
     files = dict(weights.files)
     with writing(folder):
-        index = index_json(plan)
+        index = index_json(plan.shards)
         if index:
             files[INDEX] = write_file(folder / INDEX, (json.dumps(index, indent=1) + "\n").encode())
         if weights.permutations:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from ..calibrate.run import END_TO_END, RunSettings, trainings
+from ..checkpoint.reader import Checkpoint
+from ..checkpoint.snapshot import Snapshot
 from ..permute.permutations import Permutations, parse_permutations
 from ..plan.plan import Plan
 from ..report import LayerReport, Training
@@ -19,19 +21,22 @@ from .linear import ConvertedLinear
 
 def job_state(plan: Plan, settings: RunSettings, tokens: Tensor | None) -> dict[str, object]:
     """The settings that must be equal for a resumed run to continue this one."""
-    files = {path.name: plan.source.shard_store.identity(path) for path in plan.source.shards}
     return {
-        "source": str(plan.source.path.resolve()),
-        "revision": plan.snapshot.revision,
-        "source_files": files,
+        **source_state(plan.source, plan.snapshot),
         "recipe": plan.recipe.describe(),
-        **({} if tokens is None else _calibration_state(tokens, settings)),
+        **({} if tokens is None else calibration_state(tokens, settings)),
         "layout": plan.layout,
         "shard_bytes": plan.recipe.shard_bytes,
     }
 
 
-def _calibration_state(tokens: Tensor, settings: RunSettings) -> dict[str, object]:
+def source_state(source: Checkpoint, snapshot: Snapshot) -> dict[str, object]:
+    """The source of a job, and what identifies each of its weight files."""
+    files = {path.name: source.shard_store.identity(path) for path in source.shards}
+    return {"source": str(source.path.resolve()), "revision": snapshot.revision, "source_files": files}
+
+
+def calibration_state(tokens: Tensor, settings: RunSettings) -> dict[str, object]:
     """The hash of the tokens, and the settings that determine the order of floating-point sums."""
     digest = hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
     kind = torch.device(settings.device).type  # ranks have a GPU each

@@ -28,6 +28,9 @@ PLACES = ("device", "cpu", "disk")
 PRECISIONS = ("auto", "float32", "bfloat16")
 """The precision of the model in calibration and training."""
 
+ROTATED = HEADS, ALL = "heads", "all"
+"""What a rotation turns: the values of heads alone, or the residual stream too."""
+
 HOSTS = ("transformers", "vllm")
 """Programs that run checkpoints, each with dense kernels of its own."""
 

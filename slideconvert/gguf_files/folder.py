@@ -16,6 +16,7 @@ from pathlib import Path
 from ..checkpoint.claim import claimed
 from ..checkpoint.disk import BESIDE, free_bytes
 from ..checkpoint.files import CARD, CONFIG, GENERATION, SINGLE, STAGING
+from ..checkpoint.origin import GGUF_NOTE, origin_of
 from ..checkpoint.snapshot import Snapshot
 from ..checkpoint.staging import Staging, write_file, writing
 from ..checkpoint.writer import Shard, Unit, WeightWriter
@@ -24,7 +25,7 @@ from ..models.families import architecture_of
 from ..progress import Progress, silent
 from .container import GgufFile, open_gguf
 from .model import TOKENS, GgufModel, read_model
-from .record import RECORD, origin_of, record_bytes
+from .record import record_bytes
 from .tokenizer import write_tokenizer
 
 CARD_FIELDS = {
@@ -122,7 +123,7 @@ def _write_small_files(model: GgufModel, folder: Path) -> None:
     write_file(folder / GENERATION, (json.dumps(told, indent=1) + "\n").encode())
     write_file(folder / CARD, _card(model.file).encode())
     write_tokenizer(model.file, folder)
-    write_file(folder / RECORD, record_bytes(model.file.path, model.origin))
+    write_file(folder / GGUF_NOTE, record_bytes(model.file.path, model.origin))
 
 
 def _card(file: GgufFile) -> str:

@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.json_text import parse_json
+from ..checkpoint.origin import origin_of
 from ..checkpoint.snapshot import Snapshot
 from ..errors import InputError
-from ..gguf_files.record import origin_of
 
 RECORD = ".slideconvert-source.json"
 UNFINISHED = ".slideconvert-unfinished.json"

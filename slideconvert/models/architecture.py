@@ -74,7 +74,9 @@ class Architecture:
     group is the output projection of the part. Servers fuse a group into one matrix. norms: the norms of every decoder
     layer. heads, inner: channels that can be permuted, or None. layers, embedding, final_norm, head: module names.
     tied, head_dim: the defaults of transformers for a config.json without these fields (head_dim None: hidden_size /
-    num_attention_heads).
+    num_attention_heads). residual_norms: the norms before the first linears of attention and of the MLP, if they and
+    the final norm alone touch the residual stream and are RMSNorms that multiply by their weight: that weight can then
+    be folded into the linears behind it, and the stream be rotated. None for other families.
     """
 
     attention: tuple[tuple[str, ...], ...]
@@ -88,6 +90,7 @@ class Architecture:
     head: str
     tied: bool = False
     head_dim: int | None = None
+    residual_norms: tuple[str, str] | None = None
 
     @property
     def input_groups(self) -> tuple[tuple[str, ...], ...]:

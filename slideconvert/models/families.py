@@ -20,12 +20,14 @@ LLAMA = Architecture(
     embedding="model.embed_tokens",
     final_norm="model.norm",
     head="lm_head",
+    residual_norms=("input_layernorm", "post_attention_layernorm"),
 )
 BITNET = replace(
     LLAMA,
     norms=(*LLAMA.norms, "self_attn.attn_sub_norm", "mlp.ffn_sub_norm"),
     heads=FreeChannels((Producer("self_attn.v_proj"),), "self_attn.o_proj", "self_attn.attn_sub_norm"),
     inner=FreeChannels((Producer("mlp.gate_proj"), Producer("mlp.up_proj")), "mlp.down_proj", "mlp.ffn_sub_norm"),
+    residual_norms=None,
 )
 QK_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
 GEMMA2 = replace(
@@ -33,6 +35,7 @@ GEMMA2 = replace(
     norms=(*LLAMA.norms, "pre_feedforward_layernorm", "post_feedforward_layernorm"),
     tied=True,
     head_dim=256,
+    residual_norms=None,
 )
 GLM4 = replace(
     LLAMA,
@@ -40,6 +43,7 @@ GLM4 = replace(
     norms=(*LLAMA.norms, "post_self_attn_layernorm", "post_mlp_layernorm"),
     inner=FreeChannels((Producer("mlp.gate_up_proj", blocks=2),), "mlp.down_proj"),
     head_dim=128,
+    residual_norms=None,
 )
 PHI3 = replace(
     GLM4,
@@ -47,18 +51,21 @@ PHI3 = replace(
     norms=LLAMA.norms,
     heads=FreeChannels((Producer("self_attn.qkv_proj", others_first=True),), "self_attn.o_proj"),
     head_dim=None,
+    residual_norms=LLAMA.residual_norms,
 )
 
 FAMILIES: Mapping[str, Architecture] = {
     "bitnet": BITNET,
-    "cohere2": replace(LLAMA, norms=("input_layernorm",), tied=True),
+    "cohere2": replace(LLAMA, norms=("input_layernorm",), tied=True, residual_norms=None),
     "gemma2": GEMMA2,
     "gemma3_text": replace(GEMMA2, norms=(*GEMMA2.norms, *QK_NORMS)),
     "glm4": GLM4,
     "granite": LLAMA,
     "llama": LLAMA,
     "mistral": LLAMA,
-    "olmo2": replace(LLAMA, norms=("post_attention_layernorm", "post_feedforward_layernorm", *QK_NORMS)),
+    "olmo2": replace(
+        LLAMA, norms=("post_attention_layernorm", "post_feedforward_layernorm", *QK_NORMS), residual_norms=None
+    ),
     "phi3": PHI3,
     "qwen2": LLAMA,
     "qwen3": replace(LLAMA, norms=(*LLAMA.norms, *QK_NORMS), head_dim=128),

@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
 
-from ..checkpoint.container import ITEM_BYTES, TensorSpec
-from ..checkpoint.files import CHANNEL_ORDERS, SINGLE, companions
+from ..checkpoint.files import CHANNEL_ORDERS, companions
 from ..checkpoint.reader import Checkpoint
+from ..checkpoint.shards import divide
 from ..checkpoint.snapshot import Snapshot
-from ..checkpoint.writer import Shard, Unit
+from ..checkpoint.writer import Shard
 from ..errors import InputError
 from ..formats.foreign import check_quantization
 from ..formats.record import Record, read_record
@@ -207,7 +206,10 @@ def make_plan(snapshot: Snapshot, recipe: Recipe, source: Checkpoint | None = No
             hint=f"names look like {linears[0].linear.name}; * matches any part",
         )
     tied, surplus = _tied_copies(source, architecture), surplus_tensors(source, described)
-    shards = _shards(source, linears, (*tied, *surplus), recipe.shard_bytes)
+    replaced = {spec.name for plan in linears for spec in plan.stored.tensors} | {*tied, *surplus}
+    specs = [placed.spec for name, placed in source.tensors.items() if name not in replaced]
+    specs += [spec for plan in linears for spec in plan.outputs]
+    shards = divide(specs, architecture.layer_of, recipe.shard_bytes)
     return Plan(source, snapshot, recipe, layout, tuple(linears), shards, before, tied, surplus)
 
 
@@ -227,39 +229,3 @@ def _tied_copies(source: Checkpoint, architecture: Architecture) -> tuple[str, .
     head = f"{architecture.head}.weight"
     both = {head, f"{architecture.embedding}.weight"} <= source.tensors.keys()
     return (head,) if architecture.is_tied(source.config) and both else ()
-
-
-def _shards(source: Checkpoint, linears: list[LinearPlan], dropped: tuple[str, ...], limit: int) -> tuple[Shard, ...]:
-    """Order all tensors by unit (those outside the layers first) and divide the units into files of at most `limit`
-    bytes; a larger unit gets a file of its own."""
-    replaced = {spec.name for plan in linears for spec in plan.stored.tensors} | set(dropped)
-    specs = [placed.spec for name, placed in source.tensors.items() if name not in replaced]
-    specs += [spec for plan in linears for spec in plan.outputs]
-    by_unit: dict[int | None, list[TensorSpec]] = {}
-    layer_of = architecture_of(source.config).layer_of
-    for spec in specs:
-        by_unit.setdefault(layer_of(spec.name), []).append(spec)
-    units = []
-    for layer in sorted(by_unit, key=lambda number: -1 if number is None else number):
-        # Widest items first, so that every tensor starts at a multiple of its item size.
-        ordered = sorted(by_unit[layer], key=lambda spec: (-ITEM_BYTES[spec.dtype], spec.name))
-        units.append(Unit("outside" if layer is None else f"layer {layer}", tuple(ordered)))
-    files: list[list[Unit]] = [[]]
-    for unit in units:
-        size = sum(held.bytes for held in files[-1])
-        misaligned = size % max(ITEM_BYTES[spec.dtype] for spec in unit.tensors)
-        if files[-1] and (size + unit.bytes > limit or misaligned):
-            files.append([])
-        files[-1].append(unit)
-    names = [f"model-{number:05}-of-{len(files):05}.safetensors" for number in range(1, len(files) + 1)]
-    return tuple(
-        Shard(name, tuple(units)) for name, units in zip(names if len(files) > 1 else [SINGLE], files, strict=True)
-    )
-
-
-def index_json(plan: Plan) -> dict[str, Any] | None:
-    """The content of model.safetensors.index.json; None when one file holds everything."""
-    if len(plan.shards) == 1:
-        return None
-    weight_map = {spec.name: shard.file for shard in plan.shards for spec in shard.tensors}
-    return {"metadata": {"total_size": plan.bytes_after}, "weight_map": dict(sorted(weight_map.items()))}

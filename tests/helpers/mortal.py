@@ -25,6 +25,8 @@ from slideconvert.convert import pipeline
 from slideconvert.plan.presets import PRESETS
 from slideconvert.prune import METHODS
 from slideconvert.recover import training
+from slideconvert.rotate.descent import OrthogonalAdam
+from slideconvert.rotate.problems import Problems
 from tests.helpers.calibrated import quality
 from tests.helpers.forks import fork
 
@@ -37,6 +39,8 @@ WATCHED: dict[str, tuple[Any, str]] = {
     "write": (WeightWriter, "_put"),  # some bytes into a shard
     "journal": (WeightWriter, "_journal"),  # between a unit's bytes and its line in the journal
     "train": (training._Run, "step"),
+    "collect": (Problems, "_write"),  # before the statistics of a layer are kept
+    "descend": (OrthogonalAdam, "step"),  # a step of one rotation
     "rename": (Path, "replace"),  # small files of the staging folder, finished work, then publication
 }
 """The calls that can be watched; with "solve", the call of any calibrated method."""

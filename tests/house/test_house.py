@@ -52,7 +52,7 @@ ROWS = (
     ("verify", "plan"),
     ("hub", "calibrate"),
     ("allocate", "convert"),
-    ("bench",),
+    ("bench", "rotate"),
     ("api",),
     ("cli",),
 )

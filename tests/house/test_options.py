@@ -78,6 +78,7 @@ UNUSED: dict[str, tuple[str, dict[str, str]]] = {
         {**DISPLAY, **HUB, **OUTPUT, **CALIBRATION, **COMPUTE, **OFFLOAD, **ROW_CAP, **NUMBERS, **CODES, **TRAINING}
         | {**TIMES, "--public": "--public"},
     ),
+    "rotate": ("SOURCE OUT", {**DISPLAY, **HUB}),
     "allocate": ("SOURCE OUT --density 0.8", {**DISPLAY, **TIMES, "--revision": "--revision main"}),
     "sparsify": (
         "SOURCE OUT --method magnitude",
@@ -134,6 +135,7 @@ ALWAYS: dict[str, set[str]] = {
     "download": {"--revision"},
     "plan": {*RECIPE, *WEIGHTS, "--gpu", "--speed-table"},
     "convert": {*RECIPE, *WEIGHTS, *RUN, "--target-speedup", "--density", "--push"},
+    "rotate": {*CALIBRATION, *COMPUTE, "--device", "--resume", "--no-verify", "--pattern", "--parts", "--steps"},
     "allocate": {*RECIPE, *CALIBRATION, *COMPUTE, "--device", "--target-speedup", "--density"},
     "sparsify": {*RUN, "--preset", "--method", "--pattern", "--sparsity"},
     "quantize": {*RUN, "--scheme", "--bits", "--method"},

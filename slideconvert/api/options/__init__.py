@@ -18,10 +18,19 @@ from .conversions import (
     PlanOptions,
     QuantizeOptions,
     RelayoutOptions,
+    RotateOptions,
     SlideOptions,
     SparsifyOptions,
 )
-from .machine import ComputeOptions, DeviceOptions, OffloadOptions, OutputOptions, RevisionOptions, SourceOptions
+from .machine import (
+    ComputeOptions,
+    DeviceOptions,
+    OffloadOptions,
+    OutputOptions,
+    RevisionOptions,
+    SourceOptions,
+    WriteOptions,
+)
 from .recipe import (
     CalibrationOptions,
     CodesOptions,
@@ -67,6 +76,7 @@ __all__ = [
     "RecipeOptions",
     "RelayoutOptions",
     "RevisionOptions",
+    "RotateOptions",
     "SchemeOptions",
     "ServeBenchOptions",
     "SlideOptions",
@@ -77,5 +87,6 @@ __all__ = [
     "TrainingOptions",
     "TuneOptions",
     "VerifyOptions",
+    "WriteOptions",
     "option",
 ]

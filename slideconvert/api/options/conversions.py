@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ...core import choices
 from .base import option
-from .machine import ComputeOptions, DeviceOptions, OffloadOptions, OutputOptions, RevisionOptions, SourceOptions
+from .machine import (
+    ComputeOptions,
+    DeviceOptions,
+    OffloadOptions,
+    OutputOptions,
+    RevisionOptions,
+    SourceOptions,
+    WriteOptions,
+)
 from .recipe import (
     CalibrationOptions,
     GroupPatternOptions,
@@ -88,3 +97,16 @@ class SlideOptions(PatternOptions, DeviceOptions, SourceOptions, OutputOptions):
 @dataclass(frozen=True)
 class RelayoutOptions(DeviceOptions, OutputOptions):
     """Options of `relayout`."""
+
+
+@dataclass(frozen=True)
+class RotateOptions(CalibrationOptions, ComputeOptions, SourceOptions, WriteOptions):
+    """Options of `rotate`."""
+
+    HEADING: ClassVar[str] = "Rotation"
+
+    pattern: str | None = option("Pattern of the conversion to come, 2_4 … 2_16.  [default: 2_4]", metavar="2_L")
+    parts: str | None = option(
+        "Rotate the values of heads alone, or the residual stream too.  [default: all]", choices=choices.ROTATED
+    )
+    steps: int | None = option("Steps of the search for rotations.  [default: 200]", minimum=1)

@@ -70,12 +70,20 @@ class OffloadOptions(Options):
 
 
 @dataclass(frozen=True)
-class OutputOptions(Options):
-    """How the output is written and checked."""
+class WriteOptions(Options):
+    """How the output is written and read back."""
 
     HEADING: ClassVar[str] = "Output"
 
     resume: bool = option("Continue an interrupted run of the same settings.", default=False)
     verify: bool = option("Do not read the output back; the report says so.", default=True, flag="--no-verify")
+
+
+@dataclass(frozen=True)
+class OutputOptions(WriteOptions):
+    """How the output is measured."""
+
+    HEADING: ClassVar[str] = "Output"
+
     text: str | None = option("Measure the perplexity of source and output on this text, for the reports.")
     sequences: int | None = option("Sequences of --text to measure on.  [default: 160]", minimum=1)
