@@ -23,7 +23,7 @@ from ..checkpoint.reader import TORCH_DTYPES, Checkpoint
 from ..checkpoint.shards import divide, index_json
 from ..checkpoint.snapshot import Snapshot
 from ..checkpoint.staging import WORK, Staging, file_sha256, write_file, writing
-from ..checkpoint.writer import Shard, WeightWriter
+from ..checkpoint.writer import Shard, WeightWriter, read_journals
 from ..convert.journal import calibration_state, source_state
 from ..core.choices import ALL
 from ..core.patterns import BlockPattern
@@ -131,7 +131,7 @@ def _write_weights(folding: Folding, shards: tuple[Shard, ...], folder: Path, pr
             writer.write(unit, partial(_contents, folding), {})
             done += unit.bytes
         progress("fold", total, total)
-        return dict(writer.digests)
+    return read_journals(folder, shards)[1]
 
 
 def _contents(folding: Folding, spec: TensorSpec) -> Iterable[torch.Tensor]:
