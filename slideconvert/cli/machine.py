@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoint.files import REPORT_JSON
+from ..report import quality
 from ..report.summary import told
 
 if TYPE_CHECKING:
@@ -21,8 +23,6 @@ def result_json(done: Conversion, out: Path, stages: Mapping[str, Stage]) -> dic
     stages: by name, how long each took of the whole.
     """
     report = done.report
-    errors = {layer.name: layer.error for layer in report.layers}
-    worst = max(errors, key=lambda name: errors[name])
     return {
         "out": str(out),
         "source": report.source,
@@ -30,7 +30,9 @@ def result_json(done: Conversion, out: Path, stages: Mapping[str, Stage]) -> dic
         "layout": report.layout,
         "recipe": report.recipe,
         "totals": vars(report.totals),
-        "worst": {"name": worst, "error": errors[worst]},
+        "output_error": quality.output_error_json(report),
+        "held_out": None if report.held_out is None else asdict(report.held_out),
+        "warnings": quality.warnings(report),
         "verified_tensors": report.verified,
         "perplexity": report.perplexity,
         "perplexity_stderr": report.perplexity_stderr,

@@ -8,6 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from ..calibrate.run import HIDDEN, RunSettings
 from ..checkpoint.files import CHANNEL_ORDERS, CONFIG, INDEX, companions
 from ..checkpoint.reader import Checkpoint
 from ..checkpoint.staging import WORK, file_sha256, write_file, writing
@@ -24,24 +27,28 @@ from ..report.render import render_reports
 from ..report.source_card import source_card
 from ..verify import verify_checkpoint
 from .bundle import bundle_kernels
+from .held_out import measure_held_out
 
 
 @dataclass(frozen=True)
 class Weights:
-    """The written weight files. files: sha256 by name. permutations: of the output's channels by layer, relative to the
-    first source."""
+    """The written weight files. files: sha256 by name. moved, permutations: of the output's channels by layer, relative
+    to the source and to the first source."""
 
     files: dict[str, str]
+    moved: dict[int, Permutations]
     permutations: dict[int, Permutations]
 
 
 @dataclass(frozen=True)
 class Checks:
-    """How an output is checked. verify: against the source. text: measure source and output on its first `sequences`
-    sequences, None for not at all."""
+    """How an output is checked. settings: how models run. verify: against the source. held: calibration tokens
+    [sequences, length] int64 that were held out of the fit, to compare source and output on; None without calibration.
+    text: measure source and output on its first `sequences` sequences, None for not at all."""
 
-    device: str = "cpu"
+    settings: RunSettings
     verify: bool = True
+    held: Tensor | None = None
     text: str | None = None
     sequences: int = SEQUENCES
 
@@ -80,7 +87,7 @@ def finish(plan: Plan, folder: Path, weights: Weights, report: Report, checks: C
     verified = None
     if checks.verify:
         output = Checkpoint.open(folder)
-        verdict = verify_checkpoint(output, source=plan.source, device=checks.device, progress=progress)
+        verdict = verify_checkpoint(output, source=plan.source, device=checks.settings.device, progress=progress)
         if verdict.faults:
             raise VerificationError(
                 f"the output fails verification: {verdict.faults[0]} ({len(verdict.faults)} faults)",
@@ -88,6 +95,8 @@ def finish(plan: Plan, folder: Path, weights: Weights, report: Report, checks: C
             )
         verified = verdict.tensors
     report = replace(report, files=record.files, verified=verified, source_card=source_card(plan.snapshot.path))
+    if checks.held is not None:
+        report = _compare(plan, folder, weights, report, checks, progress)
     if checks.text:
         report = replace(report, **_measure(plan, folder, checks, progress))
     with writing(folder):
@@ -96,12 +105,23 @@ def finish(plan: Plan, folder: Path, weights: Weights, report: Report, checks: C
     return report
 
 
+def _compare(plan: Plan, folder: Path, weights: Weights, report: Report, checks: Checks, progress: Progress) -> Report:
+    """The report with the output errors of all converted linears, and with the predictions on the held-out tokens."""
+    assert checks.held is not None
+    scratch = folder / WORK / HIDDEN
+    held_out, errors = measure_held_out(
+        plan.source, Checkpoint.open(folder), weights.moved, checks.held, checks.settings, scratch, progress
+    )
+    layers = [layer if layer.kept else replace(layer, output_error=errors[layer.name]) for layer in report.layers]
+    return replace(report, layers=tuple(layers), held_out=held_out)
+
+
 def _measure(plan: Plan, folder: Path, checks: Checks, progress: Progress) -> dict[str, Any]:
     """How the output compares with the source on a text, as fields of the report."""
     assert checks.text is not None
     with writing(folder):
         (folder / WORK).mkdir(exist_ok=True)
-    how = TextProtocol(sequences=checks.sequences, device=checks.device, scratch=folder / WORK)
+    how = TextProtocol(sequences=checks.sequences, device=checks.settings.device, scratch=folder / WORK)
     checkpoints = {"source": plan.source, "output": Checkpoint.open(folder)}
     found = measure(checkpoints, checks.text, how, progress=progress)
     before, after = found.rows

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from ..calibrate.result import LayerResult
 from ..calibrate.run import RunSettings, compressed_layers
+from ..calibrate.stream import held_out
 from ..calibrate.tokens import calibration_tokens
 from ..checkpoint.claim import Claim, claimed
 from ..checkpoint.container import TensorSpec
@@ -59,12 +61,13 @@ def convert(
     for a faulty output, which is not published.
     """
     settings = settings or RunSettings()
-    checks = Checks(settings.device, verify, text, sequences)
+    checks = Checks(settings, verify, text=text, sequences=sequences)
     checks.check(plan.source.config["vocab_size"])
     with claimed(out) as claim:
         check_disk_space(plan, claim.path)
         check_free(claim.path, resume=resume)
         tokens = calibration_tokens(plan.recipe.calibration, plan.source) if plan.calibrated else None
+        checks = replace(checks, held=_held(tokens))
         staging = Staging(claim.path, job_state(plan, settings, tokens), resume=resume)
         try:
             _check_source(plan)
@@ -106,7 +109,8 @@ def convert(
                 staging.discard()
             raise
         noted = Noted.of(writer.notes, f"{writer.folder}: journal")
-        weights = Weights(writer.digests, compose_all(read_permutations(plan.source), noted.permutations))
+        composed = compose_all(read_permutations(plan.source), noted.permutations)
+        weights = Weights(writer.digests, noted.permutations, composed)
         claim.check()
         plan.source.check_unchanged()
         report = finish(plan, staging.path, weights, _report(plan, noted, claim.notes), checks, progress)
@@ -114,6 +118,11 @@ def convert(
         claim.check()
         staging.publish()
         return report
+
+
+def _held(tokens: Tensor | None) -> Tensor | None:
+    """The calibration tokens that are held out of the fit."""
+    return None if tokens is None else tokens[held_out(len(tokens))[1]]
 
 
 def _check_source(plan: Plan) -> None:

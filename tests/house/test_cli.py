@@ -70,7 +70,7 @@ def test_plan_promises_what_convert_does(cli: Cli, source: Path, tmp_path: Path)
 def test_convert_speaks_to_people_and_machines(cli: Cli, source: Path, tmp_path: Path) -> None:
     talkative = cli("convert", *MAGNITUDE, source, tmp_path / "a", "-v")
     assert "convert" in talkative.err and "verify" in talkative.err  # the progress bars
-    assert "model.layers.2.mlp.down_proj" in talkative.out and "re-read and sound" in talkative.out
+    assert "model.layers.2.mlp.down_proj" in talkative.out and "re-read, intact" in talkative.out
     quiet = cli("convert", *MAGNITUDE, source, tmp_path / "b", "-q")
     assert quiet.code == 0 and not quiet.out and not quiet.err
     machine = cli("convert", *MAGNITUDE, source, tmp_path / "c", "--json")
