@@ -18,6 +18,7 @@ from ..checkpoint.reader import Checkpoint
 from ..checkpoint.snapshot import Snapshot
 from ..checkpoint.staging import WORK, check_free
 from ..convert import pipeline
+from ..convert.finish import Measuring
 from ..errors import InputError
 from ..evaluate.compare import SEQUENCES
 from ..formats.registry import parse_layout
@@ -40,7 +41,7 @@ from .options import (
     SparsifyOptions,
 )
 from .recipe import quantize_recipe, recipe_of, slide_recipe, sparsify_recipe
-from .settings import refuse_unused, settings_of
+from .settings import limits_of, refuse_unused, settings_of
 from .target import target_of
 
 
@@ -211,6 +212,7 @@ def convert_source(
         snapshot, checkpoint = stack.enter_context(opened(str(source), out, options, progress))
         made = make_plan(snapshot, recipe, checkpoint)
         refuse_unused(options, made, measures=target is not None)
+        limits = limits_of(options, made)
         started = time.monotonic()
         if target:
             chosen = choose_patterns(made, target, settings, progress)
@@ -221,8 +223,7 @@ def convert_source(
             settings=settings,
             resume=options.resume,
             verify=options.verify,
-            text=options.text,
-            sequences=options.sequences or SEQUENCES,
+            measuring=Measuring(options.text, options.sequences or SEQUENCES, limits),
             progress=progress,
         )
     return Conversion(report, chosen, checkpoint.shard_store.fetched, time.monotonic() - started)

@@ -9,12 +9,14 @@ import errno
 import importlib
 import sys
 import traceback
-from typing import NoReturn
+import warnings
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 import click
 
 from .. import __version__
-from ..errors import SlideConvertError, one_line, printable
+from ..errors import CalibrationWarning, SlideConvertError, one_line, printable
 
 COMMANDS = {
     "download": ("use", "Fetch a model from the Hub, pinned to a commit and checked."),
@@ -80,9 +82,22 @@ def _report_defect(error: Exception) -> None:
     )
 
 
+def _show_warning(others: Callable[..., None]) -> Callable[..., None]:
+    """Our warnings as one line on stderr, unless -q asks for errors only; `others` shows those of libraries."""
+
+    def show(message: Warning | str, category: type[Warning], *words: Any, **more: Any) -> None:
+        if not issubclass(category, CalibrationWarning):
+            others(message, category, *words, **more)
+        elif not {"-q", "--quiet"} & set(sys.argv):
+            click.echo(f"warning: {one_line(str(message))}", err=True)
+
+    return show
+
+
 def main() -> NoReturn:
     """Run a command. Exit codes: 0 done, 1 a conversion or check failed, 2 wrong usage or input, 70 a defect of
     slideconvert, 130 interrupted."""
+    warnings.showwarning = _show_warning(warnings.showwarning)
     try:
         group(prog_name="slideconvert", standalone_mode=False)
     except SlideConvertError as error:

@@ -23,6 +23,7 @@ from ..permute.permutations import Permutations, to_json
 from ..plan.plan import Plan, index_json
 from ..progress import Progress
 from ..report import Report
+from ..report.limits import Limits
 from ..report.render import render_reports
 from ..report.source_card import source_card
 from ..verify import verify_checkpoint
@@ -41,29 +42,38 @@ class Weights:
 
 
 @dataclass(frozen=True)
+class Measuring:
+    """How far an output is from its source. text: a file or data set for `read_documents`, on whose first `sequences`
+    sequences both are compared, None for none. limits: on what is measured, there and on held-out calibration text."""
+
+    text: str | None = None
+    sequences: int = SEQUENCES
+    limits: Limits = Limits()
+
+
+@dataclass(frozen=True)
 class Checks:
-    """How an output is checked. settings: how models run. verify: against the source. held: calibration tokens
-    [sequences, length] int64 that were held out of the fit, to compare source and output on; None without calibration.
-    text: measure source and output on its first `sequences` sequences, None for not at all."""
+    """How an output is checked. settings: how models run. verify: against the source. measuring: what to
+    measure. held: calibration tokens [sequences, length] int64 that were held out of the fit, to compare source and
+    output on; None without calibration."""
 
     settings: RunSettings
     verify: bool = True
+    measuring: Measuring = Measuring()
     held: Tensor | None = None
-    text: str | None = None
-    sequences: int = SEQUENCES
 
     def check(self, vocabulary: int) -> None:
         """InputError if measuring would take more disk space than it may, with a model of so many words."""
-        if self.text:
+        if self.measuring.text:
             how = TextProtocol()
-            words = (self.sequences, how.length, how.top, vocabulary, how.limit)
+            words = (self.measuring.sequences, how.length, how.top, vocabulary, how.limit)
             check_kept_bytes(*words, hint="lower --sequences, or measure afterwards: slideconvert eval")
 
 
 def finish(plan: Plan, folder: Path, weights: Weights, report: Report, checks: Checks, progress: Progress) -> Report:
     """Complete the output in `folder`, whose weight files exist already, and check it.
 
-    Returns the report with hashes and verdict. VerificationError with the first fault if there is one.
+    Returns the report with hashes and verdict. VerificationError with the first fault, QualityError beyond a limit.
     """
     files = dict(weights.files)
     with writing(folder):
@@ -97,8 +107,9 @@ def finish(plan: Plan, folder: Path, weights: Weights, report: Report, checks: C
     report = replace(report, files=record.files, verified=verified, source_card=source_card(plan.snapshot.path))
     if checks.held is not None:
         report = _compare(plan, folder, weights, report, checks, progress)
-    if checks.text:
+    if checks.measuring.text:
         report = replace(report, **_measure(plan, folder, checks, progress))
+    checks.measuring.limits.check(report)
     with writing(folder):
         reports = {name: write_file(folder / name, text) for name, text in render_reports(report).items()}
         write_file(folder / CONFIG, config_text(with_reports(config, reports)))
@@ -118,17 +129,18 @@ def _compare(plan: Plan, folder: Path, weights: Weights, report: Report, checks:
 
 def _measure(plan: Plan, folder: Path, checks: Checks, progress: Progress) -> dict[str, Any]:
     """How the output compares with the source on a text, as fields of the report."""
-    assert checks.text is not None
+    text = checks.measuring.text
+    assert text is not None
     with writing(folder):
         (folder / WORK).mkdir(exist_ok=True)
-    how = TextProtocol(sequences=checks.sequences, device=checks.settings.device, scratch=folder / WORK)
+    how = TextProtocol(sequences=checks.measuring.sequences, device=checks.settings.device, scratch=folder / WORK)
     checkpoints = {"source": plan.source, "output": Checkpoint.open(folder)}
-    found = measure(checkpoints, checks.text, how, progress=progress)
+    found = measure(checkpoints, text, how, progress=progress)
     before, after = found.rows
     quantized = any(not one.kept and one.scheme.quantized and one.scheme.activation_bits == 8 for one in plan.linears)
     activations = "quantized per token" if quantized else "not quantized"
     protocol = (
-        f"the first {after['sequences']} sequences of {how.length} tokens of {Path(checks.text).name}, "
+        f"the first {after['sequences']} sequences of {how.length} tokens of {Path(text).name}, "
         f"exp(mean next-token cross-entropy inside the sequences), float32, activations {activations}"
     )
     return {

@@ -5,6 +5,7 @@ Several linears are read and computed concurrently, while the preceding layer is
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ..calibrate.doubts import calibration_doubts
 from ..calibrate.result import LayerResult
 from ..calibrate.run import RunSettings, compressed_layers
 from ..calibrate.stream import held_out
@@ -24,8 +26,7 @@ from ..checkpoint.reader import Checkpoint
 from ..checkpoint.staging import WORK, Staging, check_free
 from ..checkpoint.writer import Unit, WeightWriter
 from ..core.workers import in_order
-from ..errors import HubError, InputError, OutputError
-from ..evaluate.compare import SEQUENCES
+from ..errors import CalibrationWarning, HubError, InputError, OutputError
 from ..models.completeness import check_tied
 from ..models.finite import check_all_finite, finite, finite_pieces
 from ..permute.permutations import compose_all, read_permutations
@@ -34,7 +35,7 @@ from ..plan.plan import Plan
 from ..progress import Progress, silent
 from ..report import Report, totals
 from .disk_space import check_disk_space
-from .finish import Checks, Weights, finish
+from .finish import Checks, Measuring, Weights, finish
 from .journal import Noted, job_state, unit_note
 from .linear import ConvertedLinear, convert_linear
 
@@ -46,28 +47,28 @@ def convert(
     settings: RunSettings | None = None,
     resume: bool = False,
     verify: bool = True,
-    text: str | None = None,
-    sequences: int = SEQUENCES,
+    measuring: Measuring = Measuring(),
     progress: Progress = silent,
 ) -> Report:
     """Carry out a plan into folder `out`, and return the report, which is also written there.
 
     out: a folder, which is claimed for this process, or a claim that the caller holds.
     After an interruption, partial results remain in `out`, and resume=True continues from them. verify: re-read the
-    output and check it against the source before publishing it. text: a file or data set for `read_documents`, on whose
-    first `sequences` sequences source and output are compared for the reports. InputError if another
+    output and check it against the source before publishing it. measuring: how far the output is from the source, and
+    may be. CalibrationWarning for a calibration text that decides little. InputError if another
     process writes to `out`, and for invalid weights (NaN, a violated pattern), which deletes a new `out`; OutputError
     for a full disk or memory, or if `out` is removed meanwhile; HubError for failures of the Hub, and VerificationError
-    for a faulty output, which is not published.
+    for a faulty output and QualityError for one beyond its limits, which are not published.
     """
     settings = settings or RunSettings()
-    checks = Checks(settings, verify, text=text, sequences=sequences)
+    checks = Checks(settings, verify, measuring)
     checks.check(plan.source.config["vocab_size"])
     with claimed(out) as claim:
         check_disk_space(plan, claim.path)
         check_free(claim.path, resume=resume)
         tokens = calibration_tokens(plan.recipe.calibration, plan.source) if plan.calibrated else None
         checks = replace(checks, held=_held(tokens))
+        doubts = _doubts(plan, tokens)
         staging = Staging(claim.path, job_state(plan, settings, tokens), resume=resume)
         try:
             _check_source(plan)
@@ -113,7 +114,7 @@ def convert(
         weights = Weights(writer.digests, noted.permutations, composed)
         claim.check()
         plan.source.check_unchanged()
-        report = finish(plan, staging.path, weights, _report(plan, noted, claim.notes), checks, progress)
+        report = finish(plan, staging.path, weights, _report(plan, noted, (*doubts, *claim.notes)), checks, progress)
         plan.source.check_unchanged()  # tokenizer and config too, which `finish` copies
         claim.check()
         staging.publish()
@@ -123,6 +124,14 @@ def convert(
 def _held(tokens: Tensor | None) -> Tensor | None:
     """The calibration tokens that are held out of the fit."""
     return None if tokens is None else tokens[held_out(len(tokens))[1]]
+
+
+def _doubts(plan: Plan, tokens: Tensor | None) -> list[str]:
+    """What speaks against the calibration text, told before the work."""
+    doubts = [] if tokens is None else calibration_doubts(plan, tokens)
+    for doubt in doubts:
+        warnings.warn(doubt, CalibrationWarning, stacklevel=3)
+    return doubts
 
 
 def _check_source(plan: Plan) -> None:

@@ -253,7 +253,7 @@ def test_packed_codes_have_no_masters_to_ask(cli: Cli, tmp_path: Path, text: Pat
 
 
 def test_calibration_loses_less_than_choosing_by_size(tmp_path: Path, model: Path, text: Path) -> None:
-    """Errors of the linears' outputs on held-out text, as the reports tell them: descent below the sweep below Wanda, on
+    """Errors of outputs on held-out text, as the reports tell them: descent below the sweep below Wanda, on
     average. They need more tokens to fit than a linear has columns."""
     means = {}
     for method in ("wanda", "hessian", "obs"):
