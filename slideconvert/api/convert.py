@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -50,13 +49,12 @@ class Conversion:
     """The result of a conversion.
 
     chosen: the patterns for the target; None without one. fetched: bytes of the source's shards that were fetched
-    during the conversion. seconds: without the time to open the source.
+    during the conversion.
     """
 
     report: Report
     chosen: Chosen | None
     fetched: int
-    seconds: float
 
 
 def plan(source: str | Path, options: PlanOptions = PlanOptions()) -> Plan:
@@ -210,10 +208,11 @@ def convert_source(
         claim = stack.enter_context(claimed(out))
         check_free(out, resume=options.resume)  # before gigabytes are fetched
         snapshot, checkpoint = stack.enter_context(opened(str(source), out, options, progress))
+        progress("plan", 0, 1)
         made = make_plan(snapshot, recipe, checkpoint)
         refuse_unused(options, made, measures=target is not None)
         limits = limits_of(options, made)
-        started = time.monotonic()
+        progress("plan", 1, 1)
         if target:
             chosen = choose_patterns(made, target, settings, progress)
             made = make_plan(snapshot, chosen.recipe, checkpoint)
@@ -226,7 +225,7 @@ def convert_source(
             measuring=Measuring(options.text, options.sequences or SEQUENCES, limits),
             progress=progress,
         )
-    return Conversion(report, chosen, checkpoint.shard_store.fetched, time.monotonic() - started)
+    return Conversion(report, chosen, checkpoint.shard_store.fetched)
 
 
 @contextmanager

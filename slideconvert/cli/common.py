@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     from ..progress import Progress, Stopwatch
 
+STARTED = "slideconvert.started"
+"""In the context of a command: the time.monotonic() at which it began."""
+
 source_argument = click.argument("source")
 out_argument = click.argument("out", type=click.Path(path_type=Path))
 checkpoint_argument = click.argument("ckpt", type=click.Path(path_type=Path))
@@ -48,23 +51,30 @@ def progress_bar(shown: bool) -> Iterator[Progress]:
 
 
 @contextmanager
-def timed_progress(shown: bool, device: str) -> Iterator[Stopwatch]:
-    """progress_bar that keeps what each stage took, on a GPU its peak of memory as well."""
-    import torch
-
+def timed_progress(shown: bool, device: str | None) -> Iterator[Stopwatch]:
+    """progress_bar that keeps what each stage took since the command began, on a GPU its peak of memory as well. The
+    first stage is the import of libraries."""
     from ..progress import Stopwatch
 
-    def peak() -> int:
-        found = torch.cuda.max_memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        return found
-
     with progress_bar(shown) as tell:
-        if device.startswith("cuda"):
+        watch = Stopwatch(tell, started=click.get_current_context().meta[STARTED])
+        watch("import", 0, 1)
+        import torch
+
+        from ..api.settings import choose_device
+
+        chosen = choose_device(device)
+
+        def peak() -> int:
+            found = torch.cuda.max_memory_allocated(chosen)
+            torch.cuda.reset_peak_memory_stats(chosen)
+            return found
+
+        if chosen.startswith("cuda"):
             torch.cuda.init()  # what it has used cannot be asked before
-            yield Stopwatch(tell, peak)
-        else:
-            yield Stopwatch(tell)
+            watch.device_peak = peak
+        watch("import", 1, 1)
+        yield watch
 
 
 def show(table: Table | str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,13 +13,13 @@ from ..report.summary import told
 if TYPE_CHECKING:
     from ..api.convert import Conversion
     from ..plan.plan import Plan
-    from ..progress import Stage
+    from ..progress import Stopwatch
 
 
-def result_json(done: Conversion, out: Path, stages: Mapping[str, Stage]) -> dict[str, Any]:
+def result_json(done: Conversion, out: Path, watch: Stopwatch) -> dict[str, Any]:
     """What `convert --json` prints: totals and verdict; the linears are in OUT/report.json.
 
-    stages: by name, how long each took of the whole.
+    watch: how long each stage took; they sum to the whole.
     """
     report = done.report
     return {
@@ -38,8 +37,8 @@ def result_json(done: Conversion, out: Path, stages: Mapping[str, Stage]) -> dic
         "perplexity_stderr": report.perplexity_stderr,
         "comparison": report.comparison,
         "notes": told(report),
-        "seconds": round(done.seconds, 3),
-        "stages": {name: {**vars(stage), "seconds": round(stage.seconds, 3)} for name, stage in stages.items()},
+        "seconds": round(watch.seconds, 3),
+        "stages": {name: {**vars(stage), "seconds": round(stage.seconds, 3)} for name, stage in watch.stages.items()},
         "report": str(out / REPORT_JSON),
         "fetched_bytes": done.fetched,
     }

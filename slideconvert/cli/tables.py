@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..plan import needs as needed
     from ..plan.linear import LinearPlan
     from ..plan.plan import Plan
-    from ..progress import Stage
+    from ..progress import Stopwatch
     from ..report import Report
     from ..report.inspect import Inspection
     from ..verify import LinearVerdict, Verdict
@@ -122,11 +122,11 @@ def report_table(report: Report) -> Table:
     return made
 
 
-def report_summary(done: Conversion, out: Path, stages: Mapping[str, Stage]) -> str:
+def report_summary(done: Conversion, out: Path, watch: Stopwatch) -> str:
     """What a conversion did, as text."""
     report, fetched = done.report, done.fetched
-    shares = ", ".join(f"{name} {stage.seconds:.1f}" for name, stage in stages.items())
-    peak = max((stage.device_bytes for stage in stages.values()), default=0)
+    shares = ", ".join(f"{name} {stage.seconds:.1f}" for name, stage in watch.stages.items())
+    peak = max((stage.device_bytes for stage in watch.stages.values()), default=0)
     totals = report.totals
     checked = f"{report.verified} tensors re-read, intact" if report.verified else "NOT VERIFIED (--no-verify)"
     found = report.perplexity
@@ -148,7 +148,7 @@ def report_summary(done: Conversion, out: Path, stages: Mapping[str, Stage]) -> 
         *measured,
         f"files    {checked}",
         *_quality_lines(report),
-        f"time     {done.seconds:.1f} s ({shares})" + (f", {size(peak)} of GPU memory" if peak else ""),
+        f"time     {watch.seconds:.1f} s ({shares})" + (f", {size(peak)} of GPU memory" if peak else ""),
         *([f"fetched  {size(fetched)} of shards, those needed again included"] if fetched else []),
         *[f"note     {note}" for note in told(report)],
         f"look     {out / 'report.html'}",

@@ -30,6 +30,9 @@ from ..verify import verify_checkpoint
 from .bundle import bundle_kernels
 from .held_out import measure_held_out
 
+FINISH = "finish"
+"""The stage of everything besides weights and checks: config, tokenizer, kernels, reports, publishing."""
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -76,6 +79,7 @@ def finish(plan: Plan, folder: Path, weights: Weights, report: Report, checks: C
     Returns the report with hashes and verdict. VerificationError with the first fault, QualityError beyond a limit.
     """
     files = dict(weights.files)
+    progress(FINISH, 0, 1)
     with writing(folder):
         index = index_json(plan)
         if index:
@@ -109,6 +113,7 @@ def finish(plan: Plan, folder: Path, weights: Weights, report: Report, checks: C
         report = _compare(plan, folder, weights, report, checks, progress)
     if checks.measuring.text:
         report = replace(report, **_measure(plan, folder, checks, progress))
+    progress(FINISH, 0, 1)
     checks.measuring.limits.check(report)
     with writing(folder):
         reports = {name: write_file(folder / name, text) for name, text in render_reports(report).items()}

@@ -35,7 +35,7 @@ from ..plan.plan import Plan
 from ..progress import Progress, silent
 from ..report import Report, totals
 from .disk_space import check_disk_space
-from .finish import Checks, Measuring, Weights, finish
+from .finish import FINISH, Checks, Measuring, Weights, finish
 from .journal import Noted, job_state, unit_note
 from .linear import ConvertedLinear, convert_linear
 
@@ -66,12 +66,14 @@ def convert(
     with claimed(out) as claim:
         check_disk_space(plan, claim.path)
         check_free(claim.path, resume=resume)
-        tokens = calibration_tokens(plan.recipe.calibration, plan.source) if plan.calibrated else None
+        tokens = _tokens(plan, progress)
         checks = replace(checks, held=_held(tokens))
         doubts = _doubts(plan, tokens)
         staging = Staging(claim.path, job_state(plan, settings, tokens), resume=resume)
         try:
+            progress("check", 0, 1)
             _check_source(plan)
+            progress("check", 1, 1)
             with closing(WeightWriter(staging.path, list(plan.shards))) as writer:
                 todo = {unit: _linears(plan, unit) for unit in writer.remaining}
                 linears = [linear for own in todo.values() for linear in own]
@@ -118,7 +120,18 @@ def convert(
         plan.source.check_unchanged()  # tokenizer and config too, which `finish` copies
         claim.check()
         staging.publish()
+        progress(FINISH, 1, 1)
         return report
+
+
+def _tokens(plan: Plan, progress: Progress) -> Tensor | None:
+    """The calibration tokens [sequences, length] int64 of a plan; None without calibration."""
+    if not plan.calibrated:
+        return None
+    progress("text", 0, 1)
+    tokens = calibration_tokens(plan.recipe.calibration, plan.source)
+    progress("text", 1, 1)
+    return tokens
 
 
 def _held(tokens: Tensor | None) -> Tensor | None:
