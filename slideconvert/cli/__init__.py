@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import errno
 import importlib
+import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import click
@@ -82,6 +84,20 @@ def _report_defect(error: Exception) -> None:
     )
 
 
+@contextmanager
+def _ended_like_an_interrupt() -> Iterator[None]:
+    """SIGTERM, which ends a job of Slurm or a container, as Ctrl-C does: files are closed, and --resume is named."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _show_warning(others: Callable[..., None]) -> Callable[..., None]:
     """Our warnings as one line on stderr, unless -q asks for errors only; `others` shows those of libraries."""
 
@@ -99,7 +115,8 @@ def main() -> NoReturn:
     slideconvert, 130 interrupted."""
     warnings.showwarning = _show_warning(warnings.showwarning)
     try:
-        group(prog_name="slideconvert", standalone_mode=False)
+        with _ended_like_an_interrupt():
+            group(prog_name="slideconvert", standalone_mode=False)
     except SlideConvertError as error:
         click.echo(f"error: {one_line(str(error))}", err=True)
         sys.exit(error.exit_code)

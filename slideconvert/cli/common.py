@@ -1,4 +1,4 @@
-"""What several commands share: arguments, the progress bar, output for people and for machines."""
+"""What several commands share: arguments, timed progress, output for people and for machines."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .progress import progress_bar
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from ..progress import Progress, Stopwatch
+    from ..progress import Stopwatch
 
 STARTED = "slideconvert.started"
 """In the context of a command: the time.monotonic() at which it began."""
@@ -22,32 +24,6 @@ STARTED = "slideconvert.started"
 source_argument = click.argument("source")
 out_argument = click.argument("out", type=click.Path(path_type=Path))
 checkpoint_argument = click.argument("ckpt", type=click.Path(path_type=Path))
-
-
-@contextmanager
-def progress_bar(shown: bool) -> Iterator[Progress]:
-    """A progress callback that draws bars with the time left on stderr; does nothing if not shown."""
-    if not shown:
-        yield lambda stage, done, total: None
-        return
-    from rich import progress as rich_progress
-    from rich.console import Console
-
-    columns = [
-        rich_progress.TextColumn("{task.description:>10}"),
-        rich_progress.BarColumn(40),
-        rich_progress.TaskProgressColumn(),
-        rich_progress.TimeRemainingColumn(),
-    ]
-    tasks: dict[str, rich_progress.TaskID] = {}
-    with rich_progress.Progress(*columns, console=Console(stderr=True), refresh_per_second=4) as bars:
-
-        def tell(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done, total=total)
-
-        yield tell
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+from slideconvert.cli.progress import ProgressLines, duration
 from slideconvert.progress import Stage, Stopwatch
 
 
@@ -52,3 +53,44 @@ def test_work_aside_is_told_and_takes_no_time_of_a_stage() -> None:
     clock.now += 4
     watch("calibrate", 1, 1)
     assert watch.stages == {"calibrate": Stage(8.0, 0)} and heard[1] == ("download", 3, 9)
+
+
+def test_lines_of_a_log_come_by_stage_and_every_half_minute() -> None:
+    clock, lines = Clock(), list[str]()
+    tell = ProgressLines(lines.append, clock)
+    tell("text", 0, 1)
+    clock.now += 4.2
+    tell("text", 1, 1)
+    for done in range(9):
+        tell("calibrate", done, 8)
+        clock.now += 20
+    assert lines == [
+        "text …",
+        "text done in 4.2 s",
+        "calibrate …",
+        "calibrate 25% after 40.0 s, about 2:00 left",
+        "calibrate 50% after 1:20, about 1:20 left",
+        "calibrate 75% after 2:00, about 40.0 s left",
+        "calibrate done in 2:40",
+    ]
+
+
+def test_work_resumed_midway_and_work_without_end_are_told() -> None:
+    """What an earlier run finished says nothing about the speed; a stage that comes again is told again."""
+    clock, lines = Clock(), list[str]()
+    tell = ProgressLines(lines.append, clock)
+    tell("convert", 60, 100)
+    clock.now += 30
+    tell("convert", 60, 100)
+    clock.now += 30
+    tell("convert", 80, 100)
+    tell("finish", 1, 1)
+    tell("finish", 1, 1)
+    assert lines == [
+        "convert …",
+        "convert 60% after 30.0 s",
+        "convert 80% after 1:00, about 1:00 left",
+        "finish done in 0.0 s",
+        "finish done in 0.0 s",
+    ]
+    assert duration(7503) == "2:05:03"
