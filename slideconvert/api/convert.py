@@ -17,6 +17,7 @@ from ..checkpoint.reader import Checkpoint
 from ..checkpoint.snapshot import Snapshot
 from ..checkpoint.staging import WORK, check_free
 from ..convert import pipeline
+from ..convert.earlier import check_replaceable, clear, finished, report_of
 from ..convert.finish import Measuring
 from ..errors import InputError
 from ..evaluate.compare import SEQUENCES
@@ -49,12 +50,13 @@ class Conversion:
     """The result of a conversion.
 
     chosen: the patterns for the target; None without one. fetched: bytes of the source's shards that were fetched
-    during the conversion.
+    during the conversion. already: an earlier run had finished it, and nothing was done.
     """
 
     report: Report
     chosen: Chosen | None
     fetched: int
+    already: bool = False
 
 
 def plan(source: str | Path, options: PlanOptions = PlanOptions()) -> Plan:
@@ -196,23 +198,25 @@ def convert_source(
     options: of the job, those of its source and of computing among them.
     """
     assert isinstance(options, DeviceOptions)
-    if options.sequences is not None and not options.text:
-        raise InputError("--sequences belongs to --text", hint="name the text to measure on, or omit it")
-    if Path(source).absolute() == out.absolute() and not out.exists():
-        raise InputError(
-            f"{out} is the name of the source, too",
-            hint="name another folder: this one would hide the model on the Hub",
-        )
+    _check_output(source, out, options)
     settings, chosen = settings_of(options), None
     with ExitStack() as stack:
         claim = stack.enter_context(claimed(out))
-        check_free(out, resume=options.resume)  # before gigabytes are fetched
+        if options.overwrite:
+            check_replaceable(out)
+        earlier = finished(out) if options.resume and target is None else None
+        if not earlier and not options.overwrite:
+            check_free(out, resume=options.resume)  # before gigabytes are fetched
         snapshot, checkpoint = stack.enter_context(opened(str(source), out, options, progress))
         progress("plan", 0, 1)
         made = make_plan(snapshot, recipe, checkpoint)
         refuse_unused(options, made, measures=target is not None)
         limits = limits_of(options, made)
         progress("plan", 1, 1)
+        if options.overwrite:
+            clear(out)  # now that the plan stands
+        if earlier:
+            return Conversion(report_of(out, earlier, made), None, checkpoint.shard_store.fetched, already=True)
         if target:
             chosen = choose_patterns(made, target, settings, progress)
             made = make_plan(snapshot, chosen.recipe, checkpoint)
@@ -226,6 +230,23 @@ def convert_source(
             progress=progress,
         )
     return Conversion(report, chosen, checkpoint.shard_store.fetched)
+
+
+def _check_output(source: str | Path, out: Path, options: OutputOptions) -> None:
+    """InputError for options of the output that do not go together, or with the source."""
+    if options.sequences is not None and not options.text:
+        raise InputError("--sequences belongs to --text", hint="name the text to measure on, or omit it")
+    if options.overwrite and options.resume:
+        raise InputError("--overwrite and --resume exclude each other", hint="give one of them")
+    if options.overwrite and isinstance(options, SourceOptions) and options.low_disk and not options.source_cache:
+        raise InputError("--overwrite and --low-disk", hint="give a folder for shards with --source-cache")
+    if options.overwrite and Path(source).exists() and Path(source).resolve() == out.resolve():
+        raise InputError(f"--overwrite: {out} is the source itself", hint="name another folder")
+    if Path(source).absolute() == out.absolute() and not out.exists():
+        raise InputError(
+            f"{out} is the name of the source, too",
+            hint="name another folder: this one would hide the model on the Hub",
+        )
 
 
 @contextmanager

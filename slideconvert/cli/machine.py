@@ -24,6 +24,7 @@ def result_json(done: Conversion, out: Path, watch: Stopwatch) -> dict[str, Any]
     report = done.report
     return {
         "out": str(out),
+        "already_finished": done.already,
         "source": report.source,
         "revision": report.revision,
         "layout": report.layout,

@@ -140,8 +140,9 @@ def report_summary(done: Conversion, out: Path, watch: Stopwatch) -> str:
         *[f"measured {figure.name}: {figure.value} {figure.about}" for figure in compared(report)],
     ]
     legal = legal_share(report)
+    wrote = "already finished: " if done.already else "wrote    "
     lines = [
-        f"wrote    {out}: {size(totals.file_bytes_before)} -> {size(totals.file_bytes_after)}, "
+        f"{wrote}{out}: {size(totals.file_bytes_before)} -> {size(totals.file_bytes_after)}, "
         f"{totals.zeros / totals.weights:.1%} of {totals.weights / 1e6:.1f} million weights are zero",
         *([f"zeros    {legal:.1%} of all blocks had enough zeros already"] if legal is not None else []),
         *[f"measured {figure.name}: {figure.value} {figure.about}" for figure in quality.figures(report)],

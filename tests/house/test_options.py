@@ -107,7 +107,7 @@ UNUSED: dict[str, tuple[str, dict[str, str]]] = {
 
 RECIPE = {"--preset", "--method", "--recipe", "--scheme"}
 WEIGHTS = {"--pattern", "--sparsity", "--bits", "--layout", "--shard-gb"}
-RUN = {"--device", "--resume", "--no-verify", "--text"}
+RUN = {"--device", "--resume", "--overwrite", "--no-verify", "--text"}
 ALWAYS: dict[str, set[str]] = {
     "download": {"--revision"},
     "plan": {*RECIPE, *WEIGHTS, "--gpu", "--speed-table"},

@@ -75,7 +75,10 @@ class OutputOptions(Options):
 
     HEADING: ClassVar[str] = "Output"
 
-    resume: bool = option("Continue an interrupted run of the same settings.", default=False)
+    resume: bool = option(
+        "Continue an interrupted run of the same settings; does nothing after a finished one.", default=False
+    )
+    overwrite: bool = option("First delete what an earlier conversion wrote to the folder.", default=False)
     verify: bool = option("Do not read the output back; the report says so.", default=True, flag="--no-verify")
     text: str | None = option("Measure the perplexity of source and output on this text, for the reports.")
     sequences: int | None = option("Sequences of --text to measure on.  [default: 160]", minimum=1)
