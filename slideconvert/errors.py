@@ -52,6 +52,10 @@ class VerificationError(SlideConvertError):
     """A written checkpoint is not what it says it is."""
 
 
+class CalibrationWarning(UserWarning):
+    """A calibration text from which a conversion can learn little; told before the work."""
+
+
 def pick(word: str, choices: Iterable[str], kind: str) -> str:
     """`word` if it is one of the choices; else InputError that suggests the nearest one."""
     known = list(choices)

@@ -16,38 +16,51 @@ def silent(stage: str, done: int, total: int) -> None:
 
 @dataclass
 class Stage:
-    """The cost of a stage between its first and last report.
-
-    seconds: wall-clock time. device_bytes: the peak of GPU memory in use, 0 without a GPU.
-    """
+    """The cost of a stage. seconds: wall-clock time. device_bytes: the peak of GPU memory in use, 0 without a GPU."""
 
     seconds: float = 0.0
     device_bytes: int = 0
 
 
 class Stopwatch:
-    """A Progress that forwards reports to another one and measures each stage. Stages follow one another.
+    """A Progress that forwards reports to another one and measures each stage. Every second belongs to a stage: their
+    times sum to `seconds`.
 
-    device_peak: returns the peak of device memory in use since its last call, in bytes.
+    Stages follow one another. The time before a report belongs to the stage that was reported last, as long as that is
+    unfinished (done < total), and else to the stage that reports now, which prepared itself.
+
+    clock: returns seconds. started: its value when the job began. device_peak: returns the peak of device memory in use
+    since its last call, in bytes.
     """
 
-    def __init__(self, watcher: Progress = silent, device_peak: Callable[[], int] = lambda: 0) -> None:
+    def __init__(
+        self,
+        watcher: Progress = silent,
+        device_peak: Callable[[], int] = lambda: 0,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        started: float | None = None,
+    ) -> None:
         self.stages: dict[str, Stage] = {}
-        self._watcher, self._device_peak = watcher, device_peak
-        self._last = ""
-        self._since = time.monotonic()
+        self.device_peak = device_peak
+        self._watcher, self._clock = watcher, clock
+        self._last, self._unfinished = "", False
+        self._since = clock() if started is None else started
+
+    @property
+    def seconds(self) -> float:
+        """The time of all stages together, from the start to the last report."""
+        return sum(stage.seconds for stage in self.stages.values())
 
     def aside(self, stage: str, done: int, total: int) -> None:
         """Forward a report of work in another thread, which overlaps with the stages and is not timed."""
         self._watcher(stage, done, total)
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        now, peak = time.monotonic(), self._device_peak()
-        if stage == self._last:
-            found = self.stages[stage]
-            found.seconds += now - self._since
-            found.device_bytes = max(found.device_bytes, peak)
-        else:
-            self.stages.setdefault(stage, Stage())
-        self._last, self._since = stage, now
+        now = self._clock()
+        found = self.stages.setdefault(self._last if self._unfinished else stage, Stage())
+        found.seconds += now - self._since
+        found.device_bytes = max(found.device_bytes, self.device_peak())
+        self.stages.setdefault(stage, Stage())
+        self._last, self._unfinished, self._since = stage, done < total, now
         self._watcher(stage, done, total)

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import shutil
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,20 +10,19 @@ from .. import ranks
 from ..allocate.choose import Chosen, Target, choose_patterns
 from ..allocate.written import check_recipe_path, write_recipe
 from ..checkpoint.claim import claimed
-from ..checkpoint.files import STAGING
-from ..checkpoint.reader import Checkpoint
-from ..checkpoint.snapshot import Snapshot
-from ..checkpoint.staging import WORK, check_free
+from ..checkpoint.staging import check_free
 from ..convert import pipeline
+from ..convert.earlier import check_replaceable, clear, finished, report_of
+from ..convert.finish import Measuring
 from ..errors import InputError
 from ..evaluate.compare import SEQUENCES
 from ..formats.registry import parse_layout
-from ..gguf_files.source import gguf_file
-from ..hub.source import is_hub_id, open_for_planning, open_source, resolve
+from ..hub.source import open_for_planning, resolve
 from ..plan.plan import Plan, make_plan
 from ..plan.recipe import Recipe
-from ..progress import Progress, Stopwatch, silent
+from ..progress import Progress, silent
 from ..report import Report
+from .ends import check_output, opened, refuse_several_ranks
 from .options import (
     AllocateOptions,
     ConvertOptions,
@@ -37,12 +32,10 @@ from .options import (
     QuantizeOptions,
     RelayoutOptions,
     SlideOptions,
-    SourceOptions,
     SparsifyOptions,
-    WriteOptions,
 )
 from .recipe import quantize_recipe, recipe_of, slide_recipe, sparsify_recipe
-from .settings import refuse_unused, settings_of
+from .settings import limits_of, refuse_unused, settings_of
 from .target import target_of
 
 
@@ -51,13 +44,13 @@ class Conversion:
     """The result of a conversion.
 
     chosen: the patterns for the target; None without one. fetched: bytes of the source's shards that were fetched
-    during the conversion. seconds: without the time to open the source.
+    during the conversion. already: an earlier run had finished it, and nothing was done.
     """
 
     report: Report
     chosen: Chosen | None
     fetched: int
-    seconds: float
+    already: bool = False
 
 
 def plan(source: str | Path, options: PlanOptions = PlanOptions()) -> Plan:
@@ -200,21 +193,28 @@ def convert_source(
     started, all of which call this, they share the conversion; the reports of ranks other than 0 have no verdict.
     """
     assert isinstance(options, DeviceOptions)
-    if options.sequences is not None and not options.text:
-        raise InputError("--sequences belongs to --text", hint="name the text to measure on, or omit it")
-    check_other_name(source, out)
+    check_output(source, out, options)
     settings, chosen = settings_of(options), None
     with ExitStack() as stack:
         stack.enter_context(ranks.joined(settings.device))
         refuse_several_ranks(options, target)
         claim = stack.enter_context(claimed(out))
-        if ranks.first():
+        if options.overwrite:
+            check_replaceable(out)
+        earlier = finished(out) if options.resume and target is None else None
+        if ranks.first() and not earlier and not options.overwrite:
             check_free(out, resume=options.resume)  # before gigabytes are fetched
         with ranks.first_ahead():  # the others find the source in the cache
             snapshot, checkpoint = stack.enter_context(opened(str(source), out, options, progress))
+        progress("plan", 0, 1)
         made = make_plan(snapshot, recipe, checkpoint)
         refuse_unused(options, made, measures=target is not None)
-        started = time.monotonic()
+        limits = limits_of(options, made)
+        progress("plan", 1, 1)
+        if options.overwrite:
+            clear(out)  # now that the plan stands
+        if earlier:
+            return Conversion(report_of(out, earlier, made), None, checkpoint.shard_store.fetched, already=True)
         if target:
             chosen = choose_patterns(made, target, settings, progress)
             made = make_plan(snapshot, chosen.recipe, checkpoint)
@@ -224,59 +224,7 @@ def convert_source(
             settings=settings,
             resume=options.resume,
             verify=options.verify,
-            text=options.text,
-            sequences=options.sequences or SEQUENCES,
+            measuring=Measuring(options.text, options.sequences or SEQUENCES, limits),
             progress=progress,
         )
-    return Conversion(report, chosen, checkpoint.shard_store.fetched, time.monotonic() - started)
-
-
-def refuse_several_ranks(options: OutputOptions, target: Target | None) -> None:
-    """InputError for what only a single process does, if there are several ranks."""
-    if ranks.count() == 1:
-        return
-    if target:
-        raise InputError(
-            f"a target to choose patterns for, on {ranks.count()} ranks: one process measures the patterns",
-            hint="run slideconvert allocate first, and convert with its recipe",
-        )
-    if isinstance(options, SourceOptions) and options.low_disk:
-        raise InputError(
-            f"--low-disk on {ranks.count()} ranks: each would fetch shards of its own",
-            hint="download the source first, or convert in one process",
-        )
-
-
-def check_other_name(source: str | Path, out: Path) -> None:
-    """InputError for an output folder of the name of a Hub id that is the source."""
-    if Path(source).absolute() == out.absolute() and not out.exists():
-        raise InputError(
-            f"{out} is the name of the source, too",
-            hint="name another folder: this one would hide the model on the Hub",
-        )
-
-
-@contextmanager
-def opened(source: str, out: Path, options: WriteOptions, progress: Progress) -> Iterator[tuple[Snapshot, Checkpoint]]:
-    """The source of a conversion into `out`. Shards of --low-disk stay as long as the conversion can be resumed."""
-    if not isinstance(options, SourceOptions):
-        yield open_source(source, progress=progress)
-        return
-    cache = options.source_cache
-    if cache and not (is_hub_id(source) or gguf_file(source)):
-        raise InputError(f"--source-cache: {source} is not a Hub id", hint="omit it; a local folder is read in place")
-    shards = shards_folder(out, cache) if options.low_disk else None
-    aside = progress.aside if isinstance(progress, Stopwatch) else progress  # shards are fetched from other threads
-    try:
-        yield open_source(source, revision=options.revision, cache=cache, shards=shards, progress=aside)
-    finally:
-        if shards and not (out / STAGING).exists():
-            shutil.rmtree(shards, ignore_errors=True)
-
-
-def shards_folder(out: Path, source_cache: Path | None) -> Path:
-    """Where --low-disk puts shards: beside the unfinished output, or in a folder of this job's in --source-cache."""
-    if source_cache is None:
-        return out.absolute() / STAGING / WORK / "source"
-    job = hashlib.sha256(str(out.absolute()).encode()).hexdigest()[:16]
-    return source_cache.expanduser().absolute() / f"low-disk-{job}"
+    return Conversion(report, chosen, checkpoint.shard_store.fetched)

@@ -14,7 +14,7 @@ from ..plan.recipe import parse_recipe
 from ..progress import Progress, silent
 from ..rotate.run import Job, Rotated
 from ..rotate.run import rotate as carry_out
-from .convert import check_other_name, opened
+from .ends import check_other_name, opened
 from .options import RotateOptions
 from .recipe import calibration_fields
 from .settings import settings_of

@@ -8,7 +8,16 @@ from ..calibrate.run import RunSettings
 from ..errors import InputError
 from ..launched import local_rank
 from ..plan.plan import Plan
-from .options import CalibrationOptions, ComputeOptions, DeviceOptions, OffloadOptions, Options, TrainingOptions
+from ..report.limits import Limits
+from .options import (
+    CalibrationOptions,
+    ComputeOptions,
+    DeviceOptions,
+    OffloadOptions,
+    Options,
+    OutputOptions,
+    TrainingOptions,
+)
 
 
 def choose_device(name: str | None) -> str:
@@ -42,6 +51,21 @@ def settings_of(options: DeviceOptions) -> RunSettings:
     offload = isinstance(options, OffloadOptions) and options.offload
     keep_on = options.keep_on or ("cpu" if offload else "device")
     return RunSettings(device, keep_on, options.batch_tokens, offload, options.precision or "auto")
+
+
+def limits_of(options: OutputOptions, plan: Plan) -> Limits:
+    """What the options allow of the result. InputError for a limit of something that is not measured."""
+    if options.max_kl is not None and not (plan.calibrated or options.text):
+        raise InputError(
+            "--max-kl has no effect: nothing is measured here", hint="name a text to measure on: --text FILE"
+        )
+    if options.max_output_error is not None and not plan.calibrated:
+        raise InputError(
+            "--max-output-error has no effect: output errors are measured on calibration text, and nothing is "
+            "calibrated here",
+            hint="choose a calibrated --method or a --preset, or give --text FILE and --max-kl",
+        )
+    return Limits(options.max_kl, options.max_output_error)
 
 
 def refuse_unused(options: Options, plan: Plan, *, measures: bool = False) -> None:

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import errno
 import importlib
+import signal
 import sys
 import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import click
 
 from .. import __version__
-from ..errors import InputError, SlideConvertError, one_line, printable
+from ..errors import CalibrationWarning, InputError, SlideConvertError, one_line, printable
 from ..launched import rank, several
 
 COMMANDS = {
@@ -123,11 +127,39 @@ def _report_defect(error: Exception) -> None:
     )
 
 
+@contextmanager
+def _ended_like_an_interrupt() -> Iterator[None]:
+    """SIGTERM, which ends a job of Slurm or a container, as Ctrl-C does: files are closed, and --resume is named."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _show_warning(others: Callable[..., None]) -> Callable[..., None]:
+    """Our warnings as one line on stderr, unless -q asks for errors only; `others` shows those of libraries."""
+
+    def show(message: Warning | str, category: type[Warning], *words: Any, **more: Any) -> None:
+        if not issubclass(category, CalibrationWarning):
+            others(message, category, *words, **more)
+        elif not {"-q", "--quiet"} & set(sys.argv):
+            click.echo(f"warning: {one_line(str(message))}", err=True)
+
+    return show
+
+
 def main() -> NoReturn:
     """Run a command. Exit codes: 0 done, 1 a conversion or check failed, 2 wrong usage or input, 70 a defect of
     slideconvert, 130 interrupted."""
+    warnings.showwarning = _show_warning(warnings.showwarning)
     try:
-        group(prog_name="slideconvert", standalone_mode=False)
+        with _ended_like_an_interrupt():
+            group(prog_name="slideconvert", standalone_mode=False)
     except SlideConvertError as error:
         if rank() == 0 or not error.elsewhere:
             click.echo(f"{'error: ' if error.elsewhere else _error()}{one_line(str(error))}", err=True)

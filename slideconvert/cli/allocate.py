@@ -9,8 +9,9 @@ from pathlib import Path
 import click
 
 from ..api.options import AllocateOptions, option
-from .common import echo_json, progress_bar, show, source_argument
+from .common import echo_json, show, source_argument
 from .options import Display, command
+from .progress import progress_bar
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..api.options import BenchOptions, ServeBenchOptions
-from .common import echo_json, progress_bar, show
+from .common import echo_json, show
 from .options import Display, ResultDisplay, command
+from .progress import progress_bar
 
 if TYPE_CHECKING:
     from rich.table import Table as Shown

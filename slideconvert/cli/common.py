@@ -1,4 +1,4 @@
-"""What several commands share: arguments, the progress bar, output for people and for machines."""
+"""What several commands share: arguments, timed progress, output for people and for machines."""
 
 from __future__ import annotations
 
@@ -10,11 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .progress import progress_bar
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from ..progress import Progress, Stopwatch
+    from ..progress import Stopwatch
+
+STARTED = "slideconvert.started"
+"""In the context of a command: the time.monotonic() at which it began."""
 
 source_argument = click.argument("source")
 out_argument = click.argument("out", type=click.Path(path_type=Path))
@@ -22,49 +27,30 @@ checkpoint_argument = click.argument("ckpt", type=click.Path(path_type=Path))
 
 
 @contextmanager
-def progress_bar(shown: bool) -> Iterator[Progress]:
-    """A progress callback that draws bars with the time left on stderr; does nothing if not shown."""
-    if not shown:
-        yield lambda stage, done, total: None
-        return
-    from rich import progress as rich_progress
-    from rich.console import Console
-
-    columns = [
-        rich_progress.TextColumn("{task.description:>10}"),
-        rich_progress.BarColumn(40),
-        rich_progress.TaskProgressColumn(),
-        rich_progress.TimeRemainingColumn(),
-    ]
-    tasks: dict[str, rich_progress.TaskID] = {}
-    with rich_progress.Progress(*columns, console=Console(stderr=True), refresh_per_second=4) as bars:
-
-        def tell(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done, total=total)
-
-        yield tell
-
-
-@contextmanager
-def timed_progress(shown: bool, device: str) -> Iterator[Stopwatch]:
-    """progress_bar that keeps what each stage took, on a GPU its peak of memory as well."""
-    import torch
-
+def timed_progress(shown: bool, device: str | None) -> Iterator[Stopwatch]:
+    """progress_bar that keeps what each stage took since the command began, on a GPU its peak of memory as well. The
+    first stage is the import of libraries."""
     from ..progress import Stopwatch
 
-    def peak() -> int:
-        found = torch.cuda.max_memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        return found
-
     with progress_bar(shown) as tell:
-        if device.startswith("cuda"):
+        watch = Stopwatch(tell, started=click.get_current_context().meta[STARTED])
+        watch("import", 0, 1)
+        import torch
+
+        from ..api.settings import choose_device
+
+        chosen = choose_device(device)
+
+        def peak() -> int:
+            found = torch.cuda.max_memory_allocated(chosen)
+            torch.cuda.reset_peak_memory_stats(chosen)
+            return found
+
+        if chosen.startswith("cuda"):
             torch.cuda.init()  # what it has used cannot be asked before
-            yield Stopwatch(tell, peak)
-        else:
-            yield Stopwatch(tell)
+            watch.device_peak = peak
+        watch("import", 1, 1)
+        yield watch
 
 
 def show(table: Table | str) -> None:

@@ -81,7 +81,6 @@ def run(
     """
     from ..api.convert import convert_source
     from ..api.options import DeviceOptions
-    from ..api.settings import choose_device
     from .choices import chosen_json, chosen_summary, chosen_table
     from .machine import result_json
     from .push import Attempt, check_push
@@ -92,7 +91,7 @@ def run(
     leads = rank() == 0
     if leads:
         check_push(publish.push, public=publish.public, verify=options.verify)
-    with timed_progress(display.shown and leads, choose_device(options.device)) as watch:
+    with timed_progress(display.shown and leads, options.device) as watch:
         done = convert_source(source, out, recipe, options, watch, target)
     if not leads:
         return
@@ -102,10 +101,10 @@ def run(
         if done.chosen:
             show(chosen_table(done.chosen, every_error=display.verbose))
             show(chosen_summary(done.chosen))
-        show(report_summary(done, out, watch.stages))
+        show(report_summary(done, out, watch))
     attempt = Attempt.make(out, publish.push, public=publish.public, shown=display.shown) if publish.push else None
     if display.as_json:
-        result = result_json(done, out, watch.stages)
+        result = result_json(done, out, watch)
         allocation = {"allocation": chosen_json(done.chosen)} if done.chosen else {}
         published = {"pushed": attempt.to_json()} if attempt else {}
         echo_json({**result, **allocation, **published})

@@ -9,8 +9,9 @@ from pathlib import Path
 import click
 
 from ..api.options import DeviceOptions, VerifyOptions
-from .common import checkpoint_argument, echo_json, progress_bar, show
+from .common import checkpoint_argument, echo_json, show
 from .options import Display, ResultDisplay, command
+from .progress import progress_bar
 
 
 @command("verify", VerifyOptions)

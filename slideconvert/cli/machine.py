@@ -2,42 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoint.files import REPORT_JSON
+from ..report import quality
 from ..report.summary import told
 
 if TYPE_CHECKING:
     from ..api.convert import Conversion
     from ..plan.plan import Plan
-    from ..progress import Stage
+    from ..progress import Stopwatch
 
 
-def result_json(done: Conversion, out: Path, stages: Mapping[str, Stage]) -> dict[str, Any]:
+def result_json(done: Conversion, out: Path, watch: Stopwatch) -> dict[str, Any]:
     """What `convert --json` prints: totals and verdict; the linears are in OUT/report.json.
 
-    stages: by name, how long each took of the whole.
+    watch: how long each stage took; they sum to the whole.
     """
     report = done.report
-    errors = {layer.name: layer.error for layer in report.layers}
-    worst = max(errors, key=lambda name: errors[name])
     return {
         "out": str(out),
+        "already_finished": done.already,
         "source": report.source,
         "revision": report.revision,
         "layout": report.layout,
         "recipe": report.recipe,
         "totals": vars(report.totals),
-        "worst": {"name": worst, "error": errors[worst]},
+        "output_error": quality.output_error_json(report),
+        "held_out": None if report.held_out is None else asdict(report.held_out),
+        "warnings": quality.warnings(report),
         "verified_tensors": report.verified,
         "perplexity": report.perplexity,
         "perplexity_stderr": report.perplexity_stderr,
         "comparison": report.comparison,
         "notes": told(report),
-        "seconds": round(done.seconds, 3),
-        "stages": {name: {**vars(stage), "seconds": round(stage.seconds, 3)} for name, stage in stages.items()},
+        "seconds": round(watch.seconds, 3),
+        "stages": {name: {**vars(stage), "seconds": round(stage.seconds, 3)} for name, stage in watch.stages.items()},
         "report": str(out / REPORT_JSON),
         "fetched_bytes": done.fetched,
     }

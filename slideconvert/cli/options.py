@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import click
 
 from ..api.options import Option, Options, option
 from ..errors import InputError
+from .common import STARTED
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 OPTIONS, DISPLAY = "options", "display"
@@ -85,6 +87,7 @@ def command(
 
     def decorate(function: Function) -> click.Command:
         def run(**parameters: Any) -> None:
+            click.get_current_context().meta[STARTED] = time.monotonic()
             for argument, job in jobs.items():
                 values = {one.name: _value(one, parameters.pop(one.name)) for one in offered[argument]}
                 parameters[argument] = job(**values)

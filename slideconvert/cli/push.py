@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..api.options import PushOptions, option
-from .common import checkpoint_argument, echo_json, progress_bar, show
+from .common import checkpoint_argument, echo_json, show
 from .options import Display, command
+from .progress import progress_bar
 
 if TYPE_CHECKING:
     from ..api.checkpoints import Publication

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.table import Table
 
+from ..report import quality
 from ..report.summary import compared, legal_share, perplexity_ratio, size, told
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from ..plan import needs as needed
     from ..plan.linear import LinearPlan
     from ..plan.plan import Plan
-    from ..progress import Stage
+    from ..progress import Stopwatch
     from ..report import Report
     from ..report.inspect import Inspection
     from ..verify import LinearVerdict, Verdict
@@ -105,29 +106,29 @@ def _by_stage(stages: Mapping[str, needed.Stage]) -> str:
 
 def report_table(report: Report) -> Table:
     """One row a linear."""
-    made = table("Linears", ["linear", "scheme", "pattern"], ["zeros", "error", "from pruning", "before", "after"])
+    numbers = ["zeros", "output error", "weight change", "before", "after"]
+    made = table("Linears", ["linear", "scheme", "pattern"], numbers)
     for layer in report.layers:
         made.add_row(
             layer.name,
             "kept" if layer.kept else layer.scheme,
             "" if layer.kept else layer.pattern,
             f"{layer.zeros / layer.weights:.1%}",
+            "–" if layer.output_error is None else f"{layer.output_error:.4f}",
             f"{layer.error:.4f}",
-            f"{layer.prune_error:.4f}",
             size(layer.bytes_before),
             size(layer.bytes_after),
         )
     return made
 
 
-def report_summary(done: Conversion, out: Path, stages: Mapping[str, Stage]) -> str:
+def report_summary(done: Conversion, out: Path, watch: Stopwatch) -> str:
     """What a conversion did, as text."""
     report, fetched = done.report, done.fetched
-    shares = ", ".join(f"{name} {stage.seconds:.1f}" for name, stage in stages.items())
-    peak = max((stage.device_bytes for stage in stages.values()), default=0)
+    shares = ", ".join(f"{name} {stage.seconds:.1f}" for name, stage in watch.stages.items())
+    peak = max((stage.device_bytes for stage in watch.stages.values()), default=0)
     totals = report.totals
-    worst = max(report.layers, key=lambda layer: layer.error)
-    checked = f"{report.verified} tensors re-read and sound" if report.verified else "NOT VERIFIED (--no-verify)"
+    checked = f"{report.verified} tensors re-read, intact" if report.verified else "NOT VERIFIED (--no-verify)"
     found = report.perplexity
     ratio = perplexity_ratio(report)
     measured = [
@@ -139,19 +140,29 @@ def report_summary(done: Conversion, out: Path, stages: Mapping[str, Stage]) -> 
         *[f"measured {figure.name}: {figure.value} {figure.about}" for figure in compared(report)],
     ]
     legal = legal_share(report)
+    wrote = "already finished: " if done.already else "wrote    "
     lines = [
-        f"wrote    {out}: {size(totals.file_bytes_before)} -> {size(totals.file_bytes_after)}, "
+        f"{wrote}{out}: {size(totals.file_bytes_before)} -> {size(totals.file_bytes_after)}, "
         f"{totals.zeros / totals.weights:.1%} of {totals.weights / 1e6:.1f} million weights are zero",
         *([f"zeros    {legal:.1%} of all blocks had enough zeros already"] if legal is not None else []),
-        f"error    at most {worst.error:.4f} ({worst.name})",
-        f"verified {checked}",
+        *[f"measured {figure.name}: {figure.value} {figure.about}" for figure in quality.figures(report)],
         *measured,
-        f"time     {done.seconds:.1f} s ({shares})" + (f", {size(peak)} of GPU memory" if peak else ""),
+        f"files    {checked}",
+        *_quality_lines(report),
+        f"time     {watch.seconds:.1f} s ({shares})" + (f", {size(peak)} of GPU memory" if peak else ""),
         *([f"fetched  {size(fetched)} of shards, those needed again included"] if fetched else []),
         *[f"note     {note}" for note in told(report)],
         f"look     {out / 'report.html'}",
     ]
     return "\n".join(lines)
+
+
+def _quality_lines(report: Report) -> list[str]:
+    """What is known about the quality of an output, which intact files do not show."""
+    if not quality.measured(report):
+        return ["quality  not measured: slideconvert eval SOURCE CKPT --text FILE, or convert with --text"]
+    found = quality.warnings(report)
+    return [f"WARNING  {sentence}" for sentence in found] or ["quality  no warning"]
 
 
 def verdict_table(verdict: Verdict, *, every_linear: bool) -> Table:

@@ -8,8 +8,9 @@ from pathlib import Path
 import click
 
 from ..api.options import TuneOptions
-from .common import echo_json, progress_bar, show
+from .common import echo_json, show
 from .options import Display, ResultDisplay, command
+from .progress import progress_bar
 
 
 @command("tune", TuneOptions, display=ResultDisplay, without=("verbose",))

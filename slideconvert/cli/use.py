@@ -9,8 +9,9 @@ from typing import Any
 import click
 
 from ..api.options import EvaluateOptions, GenerateOptions, RevisionOptions, option
-from .common import echo_json, progress_bar, show, width
+from .common import echo_json, show, width
 from .options import Display, HeadedOption, ResultDisplay, command
+from .progress import progress_bar
 
 
 @dataclass(frozen=True)

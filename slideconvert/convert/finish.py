@@ -8,6 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from ..calibrate.run import HIDDEN, RunSettings
 from ..checkpoint.files import CHANNEL_ORDERS, CONFIG, INDEX, companions
 from ..checkpoint.reader import Checkpoint
 from ..checkpoint.shards import index_json
@@ -21,45 +24,63 @@ from ..permute.permutations import Permutations, to_json
 from ..plan.plan import Plan
 from ..progress import Progress
 from ..report import Report
+from ..report.limits import Limits
 from ..report.render import render_reports
 from ..report.source_card import source_card
 from ..verify import verify_checkpoint
 from .bundle import bundle_kernels
+from .held_out import measure_held_out
+
+FINISH = "finish"
+"""The stage of everything besides weights and checks: config, tokenizer, kernels, reports, publishing."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """The written weight files. files: sha256 by name. permutations: of the output's channels by layer, relative to the
-    first source."""
+    """The written weight files. files: sha256 by name. moved, permutations: of the output's channels by layer, relative
+    to the source and to the first source."""
 
     files: dict[str, str]
+    moved: dict[int, Permutations]
     permutations: dict[int, Permutations]
 
 
 @dataclass(frozen=True)
-class Checks:
-    """How an output is checked. verify: against the source. text: measure source and output on its first `sequences`
-    sequences, None for not at all."""
+class Measuring:
+    """How far an output is from its source. text: a file or data set for `read_documents`, on whose first `sequences`
+    sequences both are compared, None for none. limits: on what is measured, there and on held-out calibration text."""
 
-    device: str = "cpu"
-    verify: bool = True
     text: str | None = None
     sequences: int = SEQUENCES
+    limits: Limits = Limits()
+
+
+@dataclass(frozen=True)
+class Checks:
+    """How an output is checked. settings: how models run. verify: against the source. measuring: what to
+    measure. held: calibration tokens [sequences, length] int64 that were held out of the fit, to compare source and
+    output on; None without calibration."""
+
+    settings: RunSettings
+    verify: bool = True
+    measuring: Measuring = Measuring()
+    held: Tensor | None = None
 
     def check(self, vocabulary: int) -> None:
         """InputError if measuring would take more disk space than it may, with a model of so many words."""
-        if self.text:
+        if self.measuring.text:
             how = TextProtocol()
-            words = (self.sequences, how.length, how.top, vocabulary, how.limit)
+            words = (self.measuring.sequences, how.length, how.top, vocabulary, how.limit)
             check_kept_bytes(*words, hint="lower --sequences, or measure afterwards: slideconvert eval")
 
 
 def finish(plan: Plan, folder: Path, weights: Weights, report: Report, checks: Checks, progress: Progress) -> Report:
     """Complete the output in `folder`, whose weight files exist already, and check it.
 
-    Returns the report with hashes and verdict. VerificationError with the first fault if there is one.
+    Returns the report with hashes and verdict. VerificationError with the first fault, QualityError beyond a limit.
     """
     files = dict(weights.files)
+    progress(FINISH, 0, 1)
     with writing(folder):
         index = index_json(plan.shards)
         if index:
@@ -81,7 +102,7 @@ def finish(plan: Plan, folder: Path, weights: Weights, report: Report, checks: C
     verified = None
     if checks.verify:
         output = Checkpoint.open(folder)
-        verdict = verify_checkpoint(output, source=plan.source, device=checks.device, progress=progress)
+        verdict = verify_checkpoint(output, source=plan.source, device=checks.settings.device, progress=progress)
         if verdict.faults:
             raise VerificationError(
                 f"the output fails verification: {verdict.faults[0]} ({len(verdict.faults)} faults)",
@@ -89,27 +110,43 @@ def finish(plan: Plan, folder: Path, weights: Weights, report: Report, checks: C
             )
         verified = verdict.tensors
     report = replace(report, files=record.files, verified=verified, source_card=source_card(plan.snapshot.path))
-    if checks.text:
+    if checks.held is not None:
+        report = _compare(plan, folder, weights, report, checks, progress)
+    if checks.measuring.text:
         report = replace(report, **_measure(plan, folder, checks, progress))
+    progress(FINISH, 0, 1)
+    checks.measuring.limits.check(report)
     with writing(folder):
         reports = {name: write_file(folder / name, text) for name, text in render_reports(report).items()}
         write_file(folder / CONFIG, config_text(with_reports(config, reports)))
     return report
 
 
+def _compare(plan: Plan, folder: Path, weights: Weights, report: Report, checks: Checks, progress: Progress) -> Report:
+    """The report with the output errors of all converted linears, and with the predictions on the held-out tokens."""
+    assert checks.held is not None
+    scratch = folder / WORK / HIDDEN
+    held_out, errors = measure_held_out(
+        plan.source, Checkpoint.open(folder), weights.moved, checks.held, checks.settings, scratch, progress
+    )
+    layers = [layer if layer.kept else replace(layer, output_error=errors[layer.name]) for layer in report.layers]
+    return replace(report, layers=tuple(layers), held_out=held_out)
+
+
 def _measure(plan: Plan, folder: Path, checks: Checks, progress: Progress) -> dict[str, Any]:
     """How the output compares with the source on a text, as fields of the report."""
-    assert checks.text is not None
+    text = checks.measuring.text
+    assert text is not None
     with writing(folder):
         (folder / WORK).mkdir(exist_ok=True)
-    how = TextProtocol(sequences=checks.sequences, device=checks.device, scratch=folder / WORK)
+    how = TextProtocol(sequences=checks.measuring.sequences, device=checks.settings.device, scratch=folder / WORK)
     checkpoints = {"source": plan.source, "output": Checkpoint.open(folder)}
-    found = measure(checkpoints, checks.text, how, progress=progress)
+    found = measure(checkpoints, text, how, progress=progress)
     before, after = found.rows
     quantized = any(not one.kept and one.scheme.quantized and one.scheme.activation_bits == 8 for one in plan.linears)
     activations = "quantized per token" if quantized else "not quantized"
     protocol = (
-        f"the first {after['sequences']} sequences of {how.length} tokens of {Path(checks.text).name}, "
+        f"the first {after['sequences']} sequences of {how.length} tokens of {Path(text).name}, "
         f"exp(mean next-token cross-entropy inside the sequences), float32, activations {activations}"
     )
     return {

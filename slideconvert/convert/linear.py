@@ -99,7 +99,6 @@ def _report(linear: LinearPlan, source: Weight, total: ChangeSums, solved: Layer
         bytes_before=linear.stored.bytes,
         bytes_after=sum(spec.bytes for spec in linear.outputs),
         slid_columns=linear.slid_columns,
-        output_error=solved.errors.get(submodule) if solved else None,
         activation_error=solved.activation_errors.get(submodule) if solved else None,
         notes=solved.notes.get(submodule, ()) if solved else (),
         legal_groups=linear.pattern.legal_blocks(values(source)) if linear.stored.scheme.ternary else None,

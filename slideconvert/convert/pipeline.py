@@ -7,17 +7,21 @@ completes and publishes the output.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
 from .. import ranks
+from ..calibrate.doubts import calibration_doubts
 from ..calibrate.result import LayerResult
 from ..calibrate.run import RunSettings, compressed_layers
+from ..calibrate.stream import held_out
 from ..calibrate.tokens import calibration_tokens
 from ..checkpoint.claim import Claim, claimed
 from ..checkpoint.container import TensorSpec
@@ -25,8 +29,7 @@ from ..checkpoint.reader import Checkpoint
 from ..checkpoint.staging import WORK, Staging, check_free
 from ..checkpoint.writer import Shard, Unit, WeightWriter, divided, read_journals
 from ..core.workers import in_order
-from ..errors import HubError, InputError, OutputError
-from ..evaluate.compare import SEQUENCES
+from ..errors import CalibrationWarning, HubError, InputError, OutputError
 from ..models.completeness import check_tied
 from ..models.finite import check_all_finite, finite, finite_pieces
 from ..permute.permutations import compose_all, read_permutations
@@ -35,7 +38,7 @@ from ..plan.plan import Plan
 from ..progress import Progress, silent
 from ..report import Report, totals
 from .disk_space import check_disk_space
-from .finish import Checks, Weights, finish
+from .finish import FINISH, Checks, Measuring, Weights, finish
 from .journal import Noted, job_state, unit_note
 from .linear import ConvertedLinear, convert_linear
 
@@ -47,27 +50,30 @@ def convert(
     settings: RunSettings | None = None,
     resume: bool = False,
     verify: bool = True,
-    text: str | None = None,
-    sequences: int = SEQUENCES,
+    measuring: Measuring = Measuring(),
     progress: Progress = silent,
 ) -> Report:
     """Carry out a plan into folder `out`, and return the report, which is also written there.
 
     out: a folder, which is claimed for this process, or a claim that the caller holds.
     After an interruption, partial results remain in `out`, and resume=True continues from them. verify: re-read the
-    output and check it against the source before publishing it. text: a file or data set for `read_documents`, on whose
-    first `sequences` sequences source and output are compared for the reports. InputError if another
+    output and check it against the source before publishing it. measuring: how far the output is from the source, and
+    may be. CalibrationWarning for a calibration text that decides little. InputError if another
     process writes to `out`, and for invalid weights (NaN, a violated pattern), which deletes a new `out`; OutputError
     for a full disk or memory, or if `out` is removed meanwhile; HubError for failures of the Hub, and VerificationError
-    for a faulty output, which is not published.
+    for a faulty output and QualityError for one beyond its limits, which are not published.
     """
     settings = settings or RunSettings()
-    checks = Checks(settings.device, verify, text, sequences)
+    checks = Checks(settings, verify, measuring)
     checks.check(plan.source.config["vocab_size"])
     with claimed(out) as claim:
-        tokens, staging = _begun(plan, claim, settings, resume=resume)
+        tokens, staging = _begun(plan, claim, settings, progress, resume=resume)
+        checks = replace(checks, held=_held(tokens))
+        doubts = _doubts(plan, tokens)
         try:
+            progress("check", 0, 1)
             _check_source(plan)
+            progress("check", 1, 1)
             with closing(_writer(plan, staging.path)) as writer:
                 todo = {unit: _linears(plan, unit) for unit in writer.remaining}
                 linears = [linear for own in todo.values() for linear in own]
@@ -106,35 +112,40 @@ def convert(
                 ranks.end_all(error)
                 staging.discard()
             raise
-        return _completed(plan, staging, claim, checks, progress)
+        return _completed(plan, staging, claim, doubts, checks, progress)
 
 
-def _begun(plan: Plan, claim: Claim, settings: RunSettings, *, resume: bool) -> tuple[Tensor | None, Staging]:
+def _begun(
+    plan: Plan, claim: Claim, settings: RunSettings, progress: Progress, *, resume: bool
+) -> tuple[Tensor | None, Staging]:
     """The calibration tokens, None without calibration, and the working folder, which the first rank makes."""
     if ranks.first():
         check_disk_space(plan, claim.path)
         check_free(claim.path, resume=resume)
-    drawn = partial(calibration_tokens, plan.recipe.calibration, plan.source)
-    tokens = ranks.given(drawn) if plan.calibrated else None
+    tokens = ranks.given(partial(_tokens, plan, progress)) if plan.calibrated else None
     with ranks.first_ahead():
         return tokens, Staging(claim.path, job_state(plan, settings, tokens), resume=resume)
 
 
-def _completed(plan: Plan, staging: Staging, claim: Claim, checks: Checks, progress: Progress) -> Report:
+def _completed(
+    plan: Plan, staging: Staging, claim: Claim, doubts: list[str], checks: Checks, progress: Progress
+) -> Report:
     """Complete, check and publish an output whose weight files all ranks have written; the first rank does it."""
     notes, digests = read_journals(staging.path, plan.shards)
     noted = Noted.of(notes, f"{staging.path}: journal")
-    report = _report(plan, noted, claim.notes)
+    report = _report(plan, noted, (*doubts, *claim.notes))
     ranks.gate()  # all ranks have read what goes when the output is published
     if not ranks.first():
         return report
-    weights = Weights(digests, compose_all(read_permutations(plan.source), noted.permutations))
+    composed = compose_all(read_permutations(plan.source), noted.permutations)
+    weights = Weights(digests, noted.permutations, composed)
     claim.check()
     plan.source.check_unchanged()
     report = finish(plan, staging.path, weights, report, checks, progress)
     plan.source.check_unchanged()  # tokenizer and config too, which `finish` copies
     claim.check()
     staging.publish()
+    progress(FINISH, 1, 1)
     return report
 
 
@@ -148,6 +159,27 @@ def _writer(plan: Plan, folder: Path) -> WeightWriter:
     beside = [shard for part in (*parts[:own], *parts[own + 1 :]) for shard in part]
     with ranks.first_ahead():
         return WeightWriter(folder, parts[own], own, beside)
+
+
+def _tokens(plan: Plan, progress: Progress) -> Tensor:
+    """The calibration tokens [sequences, length] int64 of a calibrated plan."""
+    progress("text", 0, 1)
+    tokens = calibration_tokens(plan.recipe.calibration, plan.source)
+    progress("text", 1, 1)
+    return tokens
+
+
+def _held(tokens: Tensor | None) -> Tensor | None:
+    """The calibration tokens that are held out of the fit."""
+    return None if tokens is None else tokens[held_out(len(tokens))[1]]
+
+
+def _doubts(plan: Plan, tokens: Tensor | None) -> list[str]:
+    """What speaks against the calibration text, told before the work."""
+    doubts = [] if tokens is None else calibration_doubts(plan, tokens)
+    for doubt in doubts:
+        warnings.warn(doubt, CalibrationWarning, stacklevel=3)
+    return doubts
 
 
 def _check_source(plan: Plan) -> None:

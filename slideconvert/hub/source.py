@@ -9,12 +9,15 @@ This module imports nothing heavy; huggingface_hub is imported when something is
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..checkpoint.snapshot import Snapshot
 from ..core.hub_id import valid_id
-from ..errors import InputError
+from ..errors import HubError, InputError
 from ..gguf_files.container import SUFFIX
 from ..gguf_files.source import gguf_file
 from ..progress import Progress
@@ -69,7 +72,8 @@ def resolve(
         raise InputError(f"{folder} is a file", hint=f"use the folder that contains it: {folder.parent}")
     if not valid_id(source):
         raise InputError(f"{source}: no such folder", hint="use a checkpoint folder or a Hub id like Qwen/Qwen2.5-7B")
-    return download(source, revision=revision, cache=cache, progress=progress)
+    with _perhaps_a_path(source):
+        return download(source, revision=revision, cache=cache, progress=progress)
 
 
 def open_source(
@@ -89,7 +93,8 @@ def open_source(
     from .lowdisk import open_remote
 
     if shards is not None and is_hub_id(source):
-        return open_remote(source, shards, revision=revision, cache=cache, progress=progress)
+        with _perhaps_a_path(source):
+            return open_remote(source, shards, revision=revision, cache=cache, progress=progress)
     if shards is not None:
         raise InputError(f"--low-disk: {source} is already on the disk", hint="omit it; it applies to Hub ids only")
     snapshot = resolve(source, revision=revision, cache=cache, progress=progress)
@@ -104,11 +109,32 @@ def open_for_planning(source: str, *, revision: str | None = None) -> tuple[Snap
     """
     if file := gguf_file(source):
         found = _dequantized(file, revision, weights=False)
+    elif is_hub_id(source):
+        with _perhaps_a_path(source):
+            found = fetch_config(source, revision=revision)
     else:
-        found = fetch_config(source, revision=revision) if is_hub_id(source) else resolve(source, revision=revision)
+        found = resolve(source, revision=revision)
     from ..models.meta import open_or_describe
 
     return found, open_or_describe(found.path)
+
+
+@contextmanager
+def _perhaps_a_path(source: str) -> Iterator[None]:
+    """InputError for a Hub id that cannot be fetched and looks like a path, since it begins with a folder that exists:
+    a mistyped path is no failure of the network."""
+    try:
+        yield
+    except HubError as error:
+        folder = Path(source).parent
+        if folder == Path() or not folder.is_dir():
+            raise
+        names = [path.name for path in folder.iterdir() if path.is_dir()]
+        near = difflib.get_close_matches(Path(source).name, names, n=1)
+        meant = f"did you mean {folder / near[0]}? " if near else ""
+        raise InputError(
+            f"{source}: no such folder, and as a Hub id: {error.what}", hint=f"{meant}{folder} has {len(names)} folders"
+        ) from error
 
 
 def _dequantized(

@@ -17,6 +17,7 @@ from ..core.hub_id import valid_id
 from ..core.patterns import parse_pattern
 from ..core.schemes import SCHEMES
 from ..errors import printable
+from . import quality
 from .loading import how_to_check, how_to_load
 from .record import LayerReport, Report
 from .source_card import CARRIED
@@ -166,9 +167,11 @@ def _storage(name: str, count: int) -> str:
 
 
 def _measured(report: Report) -> str:
-    """Sizes, zeros and, if measured, perplexity; then the weight errors by kind of linear."""
+    """What was measured on text, sizes and zeros; then the weight change by kind of linear."""
     sums = report.totals
+    held = quality.figures(report)
     rows: list[tuple[str, ...]] = [
+        *((figure.name, "", figure.value) for figure in held),
         ("All weight files", _bytes(sums.file_bytes_before), _bytes(sums.file_bytes_after)),
         ("Decoder linears", _bytes(sums.linear_bytes_before), _bytes(sums.linear_bytes_after)),
         ("Zeros in the decoder linears", "", f"{percent(zero_share(report))} ({sums.zeros:,} of {sums.weights:,})"),
@@ -186,7 +189,7 @@ def _measured(report: Report) -> str:
     text = _table(("", "source", "this checkpoint"), rows)
     if report.perplexity:
         text += f"\nPerplexity protocol: {_text(report.perplexity_protocol) or 'not recorded'}.\n"
-    text += "".join(f"\n{figure.name}: {_text(figure.about)}.\n" for figure in figures)
+    text += "".join(f"\n{figure.name}: {_text(figure.about)}.\n" for figure in (*held, *figures))
     layers = converted(report)
     if not layers:
         return text
@@ -197,15 +200,16 @@ def _measured(report: Report) -> str:
         if part.worst
     ]
     return (
-        f"{text}\nRelative weight error: ||W - W'|| / ||W|| (Frobenius norms), where W is the source weight. Means are "
-        "over linears and exclude kept ones.\n\n"
-        + _table(("kind", "linears", "mean error", "worst error", "worst linear"), lines)
-        + f"\n<details><summary>Worst linear of each layer</summary>\n\n{_worst_by_layer(layers)}\n</details>\n"
+        f"{text}\n<details><summary>Weight change by kind and layer</summary>\n\n"
+        "Relative weight change: ||W - W'|| / ||W|| (Frobenius norms), where W is the source weight; it does not rank "
+        "methods. Means are over linears and exclude kept ones.\n\n"
+        + _table(("kind", "linears", "mean change", "worst change", "worst linear"), lines)
+        + f"\n{_worst_by_layer(layers)}\n</details>\n"
     )
 
 
 def _worst_by_layer(layers: Sequence[LayerReport]) -> str:
-    """One row per decoder layer: its worst weight error, and the output error of that linear if it was measured."""
+    """One row per decoder layer: its largest weight change, and the output error of that linear if it was measured."""
     found: dict[int, list[LayerReport]] = {}
     for layer in layers:
         found.setdefault(layer.layer, []).append(layer)
@@ -216,9 +220,9 @@ def _worst_by_layer(layers: Sequence[LayerReport]) -> str:
         if worst:
             output = "" if worst.output_error is None else percent(worst.output_error)
             rows.append((f"{number}", percent(worst.error), *([output] if measured else []), _code(worst.name)))
-    head = ("layer", "worst error", *(["output error"] if measured else []), "linear")
+    head = ("layer", "worst change", *(["output error"] if measured else []), "linear")
     text = _table(head, rows)
-    explanation = "The output error is the relative error of the linear's output on the calibration text."
+    explanation = "The output error is that of the same linear, on held-out calibration text."
     return text + (f"\n{explanation}\n" if measured else "")
 
 
@@ -235,13 +239,17 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 def _verdict(report: Report) -> str:
     if report.verified:
         tensors = "tensor" if report.verified == 1 else "tensors"
-        return f"slideconvert read back and checked {report.verified:,} {tensors} after writing."
+        return f"slideconvert read back and checked {report.verified:,} {tensors} after writing: the files are intact."
     return "**Not verified**: slideconvert did not read the files back after writing."
 
 
 def _limits(report: Report) -> str:
     how = "and trained the remaining weights against the source model" if report.training else "without retraining"
-    items = [f"slideconvert pruned and quantized the model {how}. Evaluate it on your own task before you use it."]
+    unknown = "" if quality.measured(report) else " Its quality was not measured."
+    items = [
+        f"slideconvert pruned and quantized the model {how}.{unknown} Evaluate it on your own task before you use it.",
+        *(f"**Warning**: {_text(warning)}" for warning in quality.warnings(report)),
+    ]
     for note, names in notes(report):
         shown = ", ".join(_code(name) for name in names[:NAMES_SHOWN])
         more = f" and {len(names) - NAMES_SHOWN:,} more" if len(names) > NAMES_SHOWN else ""

@@ -8,28 +8,15 @@ from __future__ import annotations
 
 import json
 import math
-from html import escape
 
 from .. import __version__
-from ..core.patterns import parse_pattern
-from ..errors import printable
+from . import quality
 from .record import LayerReport, Report
 from .style import STYLE
-from .summary import (
-    compared,
-    converted,
-    errors,
-    legal_share,
-    notes,
-    patterns,
-    percent,
-    perplexities,
-    perplexity_ratio,
-    schemes,
-    size,
-    zero_share,
-)
-from .svg import bytes_plot, error_plot
+from .summary import converted, errors, notes, patterns, percent, schemes, size
+from .svg import OUTPUT_ERROR, WEIGHT_CHANGE, bytes_plot, error_plot
+from .tiles import escaped as _text
+from .tiles import key_figures
 from .training import training_plot, training_table
 
 NAMES_SHOWN = 3
@@ -42,18 +29,19 @@ COLUMNS = (
     ("Pattern", ""),
     ("Scheme", ""),
     ("Zeros", _NUMBER),
-    ("Error", _NUMBER),
-    ("Pruning alone", _NUMBER),
     ("Output error", _NUMBER),
+    ("Weight change", _NUMBER),
+    ("Pruning alone", _NUMBER),
     ("Bytes", _NUMBER),
 )
 
 
 def render_html(report: Report) -> str:
     """The whole page."""
-    plots = _plots(report.layers) if report.layers else ""
-    above = _head(report) + _verdict(report) + _notes(report) + _tiles(report)
-    body = above + plots + _training(report) + _table(report) + _recipe(report) + _files(report)
+    plots = _plots(report) if report.layers else ""
+    above = _head(report) + _verdict(report) + _quality(report) + _notes(report) + key_figures(report)
+    below = _table(report) + _weight_change(report) + _recipe(report) + _files(report)
+    body = above + plots + _training(report) + below
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -61,10 +49,6 @@ def render_html(report: Report) -> str:
         f"<title>{_text(report.source)} → {_text(_what(report))}</title>\n<style>{STYLE}</style>\n</head>\n"
         f"<body>\n<main>\n{body}<footer>slideconvert {__version__}</footer>\n</main>\n</body>\n</html>\n"
     )
-
-
-def _text(text: str) -> str:
-    return escape(printable(text))
 
 
 def _what(report: Report) -> str:
@@ -81,16 +65,35 @@ def _head(report: Report) -> str:
 
 
 def _verdict(report: Report) -> str:
-    """Whether the output was verified. Zero checked tensors prove nothing, so they count as not verified."""
+    """Whether the files hold what was written. Zero checked tensors prove nothing, so they count as not verified."""
     if report.verified:
         count = f"{report.verified:,} {'tensor' if report.verified == 1 else 'tensors'}"
         return (
-            f'<section class="verdict good"><strong>✓ Verified: {count}</strong>'
-            "slideconvert read the written files back and checked them.</section>\n"
+            f'<section class="verdict good"><strong>✓ Files intact: {count}</strong>'
+            "slideconvert read the written files back and checked them. This says nothing about quality.</section>\n"
         )
     return (
         '<section class="verdict bad"><strong>✗ NOT VERIFIED</strong>The written files were not read back. '
         "Run <code>slideconvert verify CKPT</code> before you use them.</section>\n"
+    )
+
+
+def _quality(report: Report) -> str:
+    """What was measured of the output, apart from its files: warnings, or none, or that nothing was measured."""
+    if not quality.measured(report):
+        return (
+            '<section class="verdict unknown"><strong>Quality not measured</strong>'
+            "Measure it: <code>slideconvert eval SOURCE CKPT --text FILE</code>.</section>\n"
+        )
+    found = quality.warnings(report)
+    if not found:
+        return (
+            '<section class="verdict good"><strong>✓ Quality: no warning</strong>'
+            "The output's predictions are near the source's on the text below. Evaluate it on your task.</section>\n"
+        )
+    items = "".join(f"<li>{_text(sentence)}</li>\n" for sentence in found)
+    return (
+        f'<section class="verdict warned"><strong>Quality: see before you use it</strong><ul>\n{items}</ul></section>\n'
     )
 
 
@@ -106,76 +109,34 @@ def _notes(report: Report) -> str:
     return f'<section class="notes"><h2>Notes</h2><ul>\n{"".join(items)}</ul></section>\n'
 
 
-def _tiles(report: Report) -> str:
-    sums, all_errors = report.totals, errors(converted(report))
-    files = f"{size(sums.file_bytes_before)} → {size(sums.file_bytes_after)}"
-    linears = f"linears {size(sums.linear_bytes_before)} → {size(sums.linear_bytes_after)}"
-    before = sums.file_bytes_before
-    ratio = f"{percent(sums.file_bytes_after / before, 1)} of the source; " if before else ""
-    kept, legal = len(report.layers) - all_errors.count, legal_share(report)
-    tiles = [
-        _tile("Weight files", files, ratio + linears, " wide"),
-        _tile("Zeros in the linears", percent(zero_share(report)), f"{sums.zeros:,} of {sums.weights:,} weights"),
-        *(
-            []
-            if legal is None
-            else [_tile("Blocks with two zeros before", percent(legal), "pruning left them unchanged")]
-        ),
-    ]
-    if all_errors.worst:
-        name = _text(all_errors.worst.name).replace(".", ".<wbr>")
-        of = f"over {all_errors.count:,} linears" + (f"; excludes {kept} kept" if kept else "")
-        tiles += [
-            _tile("Worst relative error", percent(all_errors.worst.error), f"<code>{name}</code>"),
-            _tile("Mean relative error", percent(all_errors.mean), of),
-        ]
-    found = {name: (count, parse_pattern(name)) for name, count in patterns(report).items()}
-    used = {name: (count, pattern.ideal_speedup) for name, (count, pattern) in found.items() if pattern.ideal_speedup}
-    grouped = [name for name in found if name not in used]
-    if grouped:
-        title = "Group pattern" if len(grouped) == 1 else "Group patterns"
-        tiles.append(_tile(title, " + ".join(grouped), "group size and share of pruned groups"))
-    if used:
-        each = [
-            f"{gain:.2f}&times;" + (f" ({count:,} linears)" if len(used) > 1 else "") for count, gain in used.values()
-        ]
-        title = "Pattern" if len(used) == 1 else "Patterns"
-        tiles.append(_tile(title, " + ".join(used), f"ideal speed-up, not measured: {' + '.join(each)}"))
-    return f'<section class="tiles" aria-label="Key figures">\n{"".join(tiles)}{_perplexity(report)}</section>\n'
-
-
-def _perplexity(report: Report) -> str:
-    values = report.perplexity
-    if not values:
-        return ""
-    told = perplexities(report)
-    numbers = [told[key] for key in ("source", "output") if key in told]
-    sides = [side for key, side in (("source", "before"), ("output", "after")) if key in values]
-    both = len(numbers) == 2 and values["source"] > 0
-    change = f"{100 * (values['output'] / values['source'] - 1):+.1f}%. " if both else ""
-    title, ratio = f"Perplexity {' → '.join(sides)}", perplexity_ratio(report)
-    change += f"Ratio {ratio}. " if ratio else ""
-    figures = [_tile(figure.name, figure.value, _text(figure.about)) for figure in compared(report)]
-    return _tile(title, " → ".join(numbers), change + _text(report.perplexity_protocol), " full") + "".join(figures)
-
-
-def _tile(title: str, value: str, detail: str, extra: str = "") -> str:
-    """One key figure. `detail` is markup; `title` and `value` are plain text. extra: more CSS classes."""
-    return (
-        f'<div class="tile{extra}"><h2>{_text(title)}</h2><div class="value">{_text(value)}</div>'
-        f'<p class="soft">{detail}</p></div>\n'
-    )
-
-
-def _plots(layers: tuple[LayerReport, ...]) -> str:
-    kept = " Hollow marks: kept linears." if any(layer.kept for layer in layers) else ""
-    error = (
-        "‖W &minus; W&prime;‖ / ‖W‖ of each linear, where W is its source weight: pruning and quantization together."
-        + kept
-    )
+def _plots(report: Report) -> str:
     stored = "Weights and scales of the linears of each layer, as stored."
-    return _figure("Relative error per decoder layer", error, error_plot(layers)) + _figure(
-        "Bytes per decoder layer", stored, bytes_plot(layers)
+    found = _figure("Bytes per decoder layer", stored, bytes_plot(report.layers))
+    if report.held_out is None:
+        return found
+    about = (
+        "‖X(W&prime; &minus; W)‖ / ‖XW‖ of each converted linear, where X are its inputs in the output on held-out "
+        "calibration text. Dashed: the same of the hidden states behind each layer, with all errors before it."
+    )
+    plot = error_plot(report.layers, OUTPUT_ERROR, report.held_out.layer_errors)
+    return _figure("Output error per decoder layer", about, plot) + found
+
+
+def _weight_change(report: Report) -> str:
+    """How far the weights moved, which says little about quality: a detail."""
+    found = errors(converted(report))
+    if not found.worst:
+        return ""
+    kept = " Hollow marks: kept linears." if any(layer.kept for layer in report.layers) else ""
+    about = (
+        "‖W &minus; W&prime;‖ / ‖W‖ of each linear, where W is its source weight: pruning and quantization together. "
+        "Methods that lower the output error change weights more. "
+        f"Mean {percent(found.mean)} over {found.count:,} linears; worst {percent(found.worst.error)}, "
+        f"<code>{_text(found.worst.name)}</code>.{kept}"
+    )
+    return (
+        f'<details class="box"><summary>Weight change</summary><p class="soft">{about}</p>'
+        f'<div class="scroll">{error_plot(report.layers, WEIGHT_CHANGE)}</div></details>\n'
     )
 
 
@@ -200,12 +161,13 @@ def _figure(title: str, about: str, plot: str) -> str:
 
 
 def _table(report: Report) -> str:
-    worst = errors(converted(report)).worst
+    by_output = any(layer.output_error is not None for layer in report.layers)
+    values = [_shown_error(layer, by_output) for layer in converted(report)]
+    most = max((value for value in values if math.isfinite(value)), default=0.0)
     heads = "".join(f'<th scope="col"{kind}>{name}</th>' for name, kind in COLUMNS)
-    most = worst.error if worst and math.isfinite(worst.error) else 0.0
     rows, previous = [], None
     for layer in report.layers:
-        rows.append(_row(layer, most, layer is worst, first=layer.layer != previous))
+        rows.append(_row(layer, most, by_output, first=layer.layer != previous))
         previous = layer.layer
     return (
         '<section class="box"><h2>All decoder linears</h2><div class="table"><table><thead><tr>'
@@ -213,19 +175,27 @@ def _table(report: Report) -> str:
     )
 
 
-def _row(layer: LayerReport, most: float, worst: bool, first: bool) -> str:
+def _shown_error(layer: LayerReport, by_output: bool) -> float:
+    """What the bars of the table show: output errors if they were measured, else weight changes."""
+    return (layer.output_error or 0.0) if by_output else layer.error
+
+
+def _row(layer: LayerReport, most: float, by_output: bool, first: bool) -> str:
+    value = _shown_error(layer, by_output)
+    worst = not layer.kept and (value == most or not math.isfinite(value))
     tag = '<span class="tag">kept</span>' if layer.kept else '<span class="tag">worst</span>' if worst else ""
     row = f'<tr class="{"first" if first else ""}{" still" if layer.kept else ""}">'
-    bar = min(1.0, layer.error / most) if most and math.isfinite(layer.error) else 0.0
+    bar = f' bar" style="--w:{min(1.0, value / most) if most and math.isfinite(value) else 0.0:.3f}'
     zeros = layer.zeros / layer.weights if layer.weights else 0.0
     cells = (
         f'<td class="number">{layer.shape[0]:,} &times; {layer.shape[1]:,}</td>',
         f"<td>{'&ndash;' if layer.kept else _text(layer.pattern)}</td>",
         f"<td>{_text(layer.scheme)}</td>",
         f'<td class="number">{percent(zeros)}</td>',
-        f'<td class="number bar" style="--w:{bar:.3f}">{percent(layer.error)}</td>',
+        f'<td class="number{bar * by_output}">'
+        f"{'&ndash;' if layer.output_error is None else percent(layer.output_error)}</td>",
+        f'<td class="number{bar * (not by_output)}">{percent(layer.error)}</td>',
         f'<td class="number">{percent(layer.prune_error)}</td>',
-        f'<td class="number">{"&ndash;" if layer.output_error is None else percent(layer.output_error)}</td>',
         f'<td class="number">{size(layer.bytes_before)} → {size(layer.bytes_after)}</td>',
     )
     remarks = "".join(f'<span class="note">{_text(note)}</span>' for note in layer.notes)

@@ -29,8 +29,8 @@ class LayerReport:
     prune_error: the same error after pruning alone.
     bytes_before, bytes_after: of weight and scales, as stored.
     slid_columns: K' in the slide layout, else 0.
-    output_error: relative error of the linear's output on the calibration tokens; None without calibration, and after
-    training end to end, which does not measure it.
+    output_error: relative error ||X (W' - W)ᵀ|| / ||X Wᵀ|| of the linear's output, X its inputs in the written model on
+    held-out calibration sequences; None without calibration and for kept linears.
     activation_error: relative change of the linear's output on calibration tokens when its inputs are quantized to 8
     bits per token; None without calibration, and where inputs stay floats.
     notes: sentences on anything degraded or unusual.
@@ -108,6 +108,39 @@ class Training:
 
 
 @dataclass(frozen=True)
+class HeldOut:
+    """The output against the source on calibration sequences that were held out of the fit, activations as floats.
+
+    sequences, length: how many, and tokens of each. kl: mean KL divergence of source to output per token, in nats, and
+    its standard error over sequences, None for one sequence. source_perplexity, output_perplexity: on these sequences.
+    layer_errors: ||H' - H|| / ||H|| of the hidden states behind each decoder layer, H in the source and H' in the
+    output, which contain the errors of all layers before.
+    """
+
+    sequences: int
+    length: int
+    kl: float
+    kl_stderr: float | None
+    source_perplexity: float
+    output_perplexity: float
+    layer_errors: tuple[float, ...]
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> HeldOut:
+        """From the fields of report.json. KeyError or TypeError for other fields."""
+        found = cls(**{**values, "layer_errors": tuple(values["layer_errors"])})
+        numbers = [*found.layer_errors, found.kl, found.source_perplexity, found.output_perplexity]
+        if bad := [value for value in numbers if type(value) not in (int, float)]:
+            raise TypeError(f"{bad[0]!r} is no measured number")
+        return found
+
+    @property
+    def ratio(self) -> float:
+        """Perplexity of the output over that of the source."""
+        return self.output_perplexity / self.source_perplexity
+
+
+@dataclass(frozen=True)
 class Totals:
     """Sums over the decoder linears, and the bytes of all weight files.
 
@@ -133,8 +166,9 @@ class Report:
     know. perplexity: "source" and "output" to values, if this run measured them; perplexity_stderr: their standard
     errors, None for one sequence; perplexity_protocol: how. comparison: of the output with the source on that text, by
     name: the fields that docs/evaluation.md describes, the number of tokens, and top, how many tokens of a
-    distribution were compared one by one. training: one entry per trained part. source_card: license and languages
-    from the model card of the source.
+    distribution were compared one by one. held_out: the output against the source on held-out calibration text; None
+    without calibration. training: one entry per trained part. source_card: license and languages from the model card
+    of the source.
     """
 
     source: str
@@ -151,6 +185,7 @@ class Report:
     perplexity_stderr: dict[str, float | None] = field(default_factory=dict)
     perplexity_protocol: str = ""
     comparison: dict[str, float | None] = field(default_factory=dict)
+    held_out: HeldOut | None = None
     training: tuple[Training, ...] = ()
     source_card: dict[str, Any] = field(default_factory=dict)
 
@@ -168,12 +203,14 @@ class Report:
         layers = tuple(LayerReport.from_dict(layer) for layer in values.pop("layers"))
         totals, notes = Totals(**values.pop("totals")), tuple(values.pop("notes"))
         training = tuple(Training.from_dict(part) for part in values.pop("training"))
+        held = values.pop("held_out")
         if type(values["verified"]) not in (int, type(None)):
             raise TypeError(f"{values['verified']!r} is no number of tensors")
         measured = [*values["comparison"].values(), *values["perplexity_stderr"].values()]
         if bad := [value for value in measured if type(value) not in (int, float, type(None))]:
             raise TypeError(f"{bad[0]!r} is no measured number")
-        return cls(**values, layers=layers, totals=totals, notes=notes, training=training)
+        held_out = None if held is None else HeldOut.from_dict(held)
+        return cls(**values, layers=layers, totals=totals, notes=notes, training=training, held_out=held_out)
 
 
 def totals(layers: Sequence[LayerReport], file_bytes_before: int, file_bytes_after: int) -> Totals:

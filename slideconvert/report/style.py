@@ -26,7 +26,8 @@ code,pre,.code{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sa
 .verdict,.notes{border-radius:10px;margin-top:16px;padding:14px 20px;border:1px solid;border-left-width:6px}
 .verdict{margin-top:22px;font-size:14px}.verdict strong{display:block;font-size:20px}
 .good{color:var(--good);background:var(--good-page)}.bad{color:var(--bad);background:var(--bad-page)}
-.notes{color:var(--warn);background:var(--warn-page)}.notes ul{margin:2px 0 0;padding-left:20px}
+.notes,.warned{color:var(--warn);background:var(--warn-page)}.unknown{color:var(--soft);background:var(--card)}
+.verdict p{margin-top:4px}.notes ul,.verdict ul{margin:2px 0 0;padding-left:20px}
 .tiles{display:grid;grid-template-columns:repeat(3,1fr);gap:16px;margin-top:16px}
 .tile{padding:14px 20px 16px}.wide{grid-column:span 2}.full{grid-column:1/-1}
 .tile h2{font-size:13px;font-weight:500;color:var(--soft)}
@@ -42,7 +43,7 @@ code,pre,.code{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sa
 .line{fill:none;stroke:currentColor;stroke-width:1.6;stroke-linejoin:round}
 .plot:has(.series:hover) .series:not(:hover){opacity:.13}
 .s0{--s:var(--s0)}.s1{--s:var(--s1)}.s2{--s:var(--s2)}.s3{--s:var(--s3)}.s4{--s:var(--s4)}.s5{--s:var(--s5)}
-.s6{--s:var(--s6)}
+.s6{--s:var(--s6)}.together{--s:var(--ink)}.together .line{stroke-dasharray:6 4;stroke-width:2}
 table{width:100%;border-collapse:collapse;margin-top:10px;font-size:13px;overflow-wrap:normal}
 th,td{--pad:5px;padding:var(--pad) 9px;border-bottom:1px solid var(--rule);
 text-align:left;vertical-align:top;white-space:nowrap}

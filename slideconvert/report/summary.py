@@ -111,17 +111,17 @@ def compared(report: Report) -> list[Figure]:
     return [
         Figure(
             "KL divergence from the source",
-            _with_error(kl(found["kl_mean"]), kl_error(found["kl_stderr"])),
+            with_error(kl(found["kl_mean"]), kl_error(found["kl_stderr"])),
             f"nats per token, mean of {found['tokens']:,}; {spread}{kept}",
         ),
         Figure(
             "Same top token",
-            _with_error(share(found["same_top"]), share(found["same_top_stderr"])),
+            with_error(share(found["same_top"]), share(found["same_top_stderr"])),
             "of positions: source and output expect the same token most",
         ),
         Figure(
             "Expected acceptance",
-            _with_error(share(found["acceptance"]), share(found["acceptance_stderr"])),
+            with_error(share(found["acceptance"]), share(found["acceptance_stderr"])),
             "of tokens that it drafts for the source in speculative decoding",
         ),
     ]
@@ -132,19 +132,20 @@ def perplexity_ratio(report: Report) -> str:
     found = report.comparison
     if found.get("ratio_stderr") is None:
         return ""
-    return _with_error(f"{found['ratio']:.4f}", f"{found['ratio_stderr']:.4f}")
+    return with_error(f"{found['ratio']:.4f}", f"{found['ratio_stderr']:.4f}")
 
 
 def perplexities(report: Report) -> dict[str, str]:
     """'source' and 'output', as far as they were measured -> perplexity with the standard error."""
     errors = {side: report.perplexity_stderr.get(side) for side in report.perplexity}
     return {
-        side: _with_error(f"{value:.3f}", UNKNOWN if errors[side] is None else f"{errors[side]:.3f}")
+        side: with_error(f"{value:.3f}", UNKNOWN if errors[side] is None else f"{errors[side]:.3f}")
         for side, value in report.perplexity.items()
     }
 
 
-def _with_error(value: str, error: str) -> str:
+def with_error(value: str, error: str) -> str:
+    """'0.153 ± 0.0041', or the value alone if its standard error is UNKNOWN."""
     return value if error == UNKNOWN else f"{value} ± {error}"
 
 

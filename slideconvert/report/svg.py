@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -86,40 +86,81 @@ class Bands:
         return f'{labels}<text class="mid name" x="{middle:.0f}" y="{bottom + 42:.1f}">decoder layer</text>'
 
 
-def error_plot(layers: Sequence[LayerReport]) -> str:
-    """The relative error of every linear over decoder layers, one line per kind. Kept linears have no error, so their
-    markers are hollow and not connected. Linears with a non-finite error are omitted."""
-    kinds = by_kind(layers)
-    shown = [layer for layer in layers if math.isfinite(layer.error)]
-    values = [100 * layer.error for layer in shown] or [0.0]
-    top = LEGEND_ROW * math.ceil(len(kinds) / LEGEND_COLUMNS) + 18.0
-    axis, bands = Axis.over(min(values), max(values), top), _bands(layers)
+@dataclass(frozen=True)
+class Measure:
+    """What an error plot shows of each linear: its id on the page, its title, the name of its axis, and the value, None
+    for a linear that has none."""
+
+    id: str
+    title: str
+    axis: str
+    value: Callable[[LayerReport], float | None]
+
+    def of(self, layer: LayerReport) -> float:
+        """The value, NaN if there is none."""
+        found = self.value(layer)
+        return math.nan if found is None else found
+
+
+WEIGHT_CHANGE = Measure("errors", "Relative weight change per decoder layer", "relative change", lambda one: one.error)
+OUTPUT_ERROR = Measure(
+    "output-errors", "Relative output error per decoder layer", "output error", lambda one: one.output_error
+)
+TOGETHER = "whole layer"
+"""The line of the hidden states behind each layer."""
+
+
+def error_plot(layers: Sequence[LayerReport], measure: Measure, together: Sequence[float] = ()) -> str:
+    """A value of every linear over decoder layers, one line per kind. Markers of kept linears are hollow and not
+    connected. Values that are missing or not finite are omitted.
+
+    together: by decoder layer, the relative error of the hidden states behind it; drawn as one more line.
+    """
+    kinds, bands = by_kind(layers), _bands(layers)
+    shown = [layer for layer in layers if math.isfinite(measure.of(layer))]
+    behind = {number: error for number, error in zip(bands.layers, together, strict=False) if math.isfinite(error)}
+    values = [100 * value for value in (*(measure.of(layer) for layer in shown), *behind.values())] or [0.0]
+    top = LEGEND_ROW * math.ceil((len(kinds) + bool(behind)) / LEGEND_COLUMNS) + 18.0
+    axis = Axis.over(min(values), max(values), top)
     scale = min(1.0, max(0.5, bands.width / 18))
     series = []
     for place, (kind, members) in enumerate(kinds.items()):
         style = place % len(MARKERS)
-        legend_x = LEFT + 8 + place % LEGEND_COLUMNS * LEGEND_STEP
-        legend_y = 16 + place // LEGEND_COLUMNS * LEGEND_ROW
-        series.append(
-            f'<g class="series s{style}"><rect class="hit" x="{legend_x - 16}" y="{legend_y - 12}" '
-            f'width="{LEGEND_STEP - 6}" height="22"/><path class="line" d="M{legend_x - 13} {legend_y}h26"/>'
-            f"{_marker(style, legend_x, legend_y, 1.0)}"
-            f'<text x="{legend_x + 20}" y="{legend_y + 4}">{_text(kind)}</text>'
-            f"{_line(members, bands, axis)}"
-            + "".join(
-                _marker(style, bands.x(layer.layer), axis.y(100 * layer.error), scale, layer)
-                for layer in members
-                if math.isfinite(layer.error)
-            )
-            + "</g>"
+        points = {one.layer: measure.of(one) for one in members if not one.kept and math.isfinite(measure.of(one))}
+        marks = "".join(
+            _marker(style, bands.x(layer.layer), axis.y(100 * measure.of(layer)), scale, _tooltip(layer, measure))
+            for layer in members
+            if math.isfinite(measure.of(layer))
         )
+        series.append(
+            _series(f"s{style}", place, kind, _marker(style, *_legend(place), 1.0), points, bands, axis, marks)
+        )
+    if behind:
+        series.append(_series("together", len(kinds), TOGETHER, "", behind, bands, axis, ""))
     about = (
-        f"Line plot. {len(shown)} linears in {len(bands.layers)} decoder layers; errors from "
+        f"Line plot. {len(shown)} linears in {len(bands.layers)} decoder layers; values from "
         f"{min(values):.2f}% to {max(values):.2f}%. The table below lists every value."
     )
     start = f" (axis starts at {axis.ticks[0]:g}%)" if axis.ticks[0] else ""
-    body = axis.draw(f"relative error{start}", "%") + bands.draw(top + PLOT) + "".join(series)
-    return svg("errors", "Relative weight error per decoder layer", about, top + PLOT + BOTTOM, body)
+    body = axis.draw(f"{measure.axis}{start}", "%") + bands.draw(top + PLOT) + "".join(series)
+    return svg(measure.id, measure.title, about, top + PLOT + BOTTOM, body)
+
+
+def _legend(place: int) -> tuple[float, float]:
+    """Where the entry of a series stands in the legend."""
+    return LEFT + 8 + place % LEGEND_COLUMNS * LEGEND_STEP, 16 + place // LEGEND_COLUMNS * LEGEND_ROW
+
+
+def _series(
+    style: str, place: int, name: str, mark: str, points: Mapping[int, float], bands: Bands, axis: Axis, marks: str
+) -> str:
+    """A series with its entry in the legend: a line through `points` by layer, and its markers."""
+    x, y = _legend(place)
+    return (
+        f'<g class="series {style}"><rect class="hit" x="{x - 16}" y="{y - 12}" '
+        f'width="{LEGEND_STEP - 6}" height="22"/><path class="line" d="M{x - 13} {y}h26"/>{mark}'
+        f'<text x="{x + 20}" y="{y + 4}">{_text(name)}</text>{_line(points, bands, axis)}{marks}</g>'
+    )
 
 
 def bytes_plot(layers: Sequence[LayerReport]) -> str:
@@ -159,9 +200,8 @@ def _bands(layers: Sequence[LayerReport]) -> Bands:
     return Bands(tuple(sorted({layer.layer for layer in layers})))
 
 
-def _line(members: Sequence[LayerReport], bands: Bands, axis: Axis) -> str:
-    """One path through the points of a kind, interrupted where the linear is kept, missing or without finite error."""
-    points = {layer.layer: layer.error for layer in members if not layer.kept and math.isfinite(layer.error)}
+def _line(points: Mapping[int, float], bands: Bands, axis: Axis) -> str:
+    """One path through points by layer, interrupted where there is none."""
     parts, joined = [], False
     for layer in bands.layers:
         if layer in points:
@@ -170,13 +210,18 @@ def _line(members: Sequence[LayerReport], bands: Bands, axis: Axis) -> str:
     return f'<path class="line" d="{"".join(parts)}"/>' if parts else ""
 
 
-def _marker(style: int, x: float, y: float, scale: float, layer: LayerReport | None = None) -> str:
-    """A marker; with `layer`, a data point with its value as a tooltip."""
+def _tooltip(layer: LayerReport, measure: Measure) -> tuple[str, bool]:
+    """What a data point says of its linear, and whether that is kept."""
+    return f"{printable(layer.name)}: {percent(measure.of(layer))}{', kept' if layer.kept else ''}", layer.kept
+
+
+def _marker(style: int, x: float, y: float, scale: float, tooltip: tuple[str, bool] | None = None) -> str:
+    """A marker; with a tooltip, a data point."""
     place = f'transform="translate({x:.1f} {y:.1f}) scale({scale:.2f})" d="{MARKERS[style]}"'
-    if layer is None:
+    if tooltip is None:
         return f'<path class="mark" {place}/>'
-    state = " kept" if layer.kept else ""
-    label = f"{printable(layer.name)}: {percent(layer.error)}{', kept' if layer.kept else ''}"
+    label, kept = tooltip
+    state = " kept" if kept else ""
     return f'<path class="mark point{state}" {place}><title>{escape(label)}</title></path>'
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -191,8 +192,9 @@ def test_the_quick_load_is_small() -> None:
 
 @pytest.mark.vllm
 @pytest.mark.skipif(PLUGIN not in os.environ, reason=f"{PLUGIN} names no Python with vLLM and slideconvert")
-def test_a_real_server_is_measured(tmp_path: Path, source: Path, cli: Cli) -> None:
-    """On a CPU, both of the user's own and random ones: throughput and latency of a server that answers."""
+def test_a_real_server_is_measured(tmp_path: Path, short_demo: Path, cli: Cli) -> None:
+    """On a CPU: throughput and latency of a server that answers."""
+    source = Path(shutil.copytree(short_demo, tmp_path / "source"))
     longer(source)
     assert cli("convert", source, tmp_path / "sparse", *MAGNITUDE, "--layout", "dense").code == 0
     words = ["--batch", "1,4", "--prefill", "2x16", "--mixed", "3", "--rate", "4", "--output", "4", "--device", "cpu"]

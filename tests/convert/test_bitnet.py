@@ -253,10 +253,11 @@ def test_packed_codes_have_no_masters_to_ask(cli: Cli, tmp_path: Path, text: Pat
 
 
 def test_calibration_loses_less_than_choosing_by_size(tmp_path: Path, model: Path, text: Path) -> None:
-    """Errors of the linears' outputs, as the reports tell them: descent below the sweep below Wanda, on average."""
+    """Errors of outputs on held-out text, as the reports tell them: descent below the sweep below Wanda, on
+    average. They need more tokens to fit than a linear has columns."""
     means = {}
     for method in ("wanda", "hessian", "obs"):
-        report = run(model, tmp_path / method, text, method=method, pattern="2:4")
+        report = run(model, tmp_path / method, text, samples=64, method=method, pattern="2:4")
         found = [layer.output_error for layer in report.layers]
         assert all(error is not None for error in found)
         means[method] = sum(error or 0 for error in found) / len(found)

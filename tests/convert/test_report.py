@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from slideconvert.models.families import LLAMA
-from slideconvert.report import LayerReport, Report, Training, totals
+from slideconvert.report import HeldOut, LayerReport, Report, Training, totals
 from slideconvert.report.card import render_card
 from slideconvert.report.html import render_html
 from slideconvert.report.source_card import source_card
@@ -135,10 +135,10 @@ class Page(HTMLParser):
     def tile(self, title: str) -> str:
         return next(tile.text for tile in self.find("div", "tile") if tile.text.startswith(title))
 
-    def points(self) -> dict[str, tuple[float, float]]:
-        """Tooltip -> center of every point in the error plot."""
+    def points(self, plot: str = "errors") -> dict[str, tuple[float, float]]:
+        """Tooltip -> center of every point in an error plot."""
         found = {}
-        for point in self.find("path", "point"):
+        for point in self.find("path", "point", within=plot):
             x, y, scale = re.findall(
                 r"^translate\(([\d.]+) ([\d.]+)\) scale\(([\d.]+)\)$", point.attributes["transform"]
             )[0]
@@ -236,7 +236,7 @@ def test_page_is_well_formed_and_complete(count: int) -> None:
     rows = [row.text for row in page.find("tr")]
     for layer in report.layers:
         assert sum(f"{layer.name}" in row for row in rows) == 1
-    assert len(page.find("svg")) == 2
+    assert [plot.attributes["id"] for plot in page.find("svg")] == ["bytes", "errors"]
     assert page.elements[0].tag == "html" and page.elements[0].attributes["lang"] == "en"
 
 
@@ -305,29 +305,90 @@ def test_same_report_same_bytes() -> None:
 
 
 def test_verdict_is_unmistakable() -> None:
-    verified = Page(render_html(sample_report(1))).find("section", "verdict")
-    assert [section.classes[-1] for section in verified] == ["good"] and "Verified: 227 tensors" in verified[0].text
-    assert "Verified: 1 tensor" in render_html(sample_report(1, verified=1)).replace("tensors", "")
+    files, quality = Page(render_html(sample_report(1))).find("section", "verdict")
+    assert files.classes[-1] == "good" and "Files intact: 227 tensors" in files.text
+    assert quality.classes[-1] == "unknown" and "Quality not measured" in quality.text
+    assert "Files intact: 1 tensor" in render_html(sample_report(1, verified=1)).replace("tensors", "")
     for nothing in (None, 0):
         page = Page(render_html(sample_report(1, verified=nothing)))
-        refused = page.find("section", "verdict")
-        assert [section.classes[-1] for section in refused] == ["bad"] and "NOT VERIFIED" in refused[0].text
+        refused = page.find("section", "verdict")[0]
+        assert refused.classes[-1] == "bad" and "NOT VERIFIED" in refused.text
         assert not page.find("section", "good")
 
 
 def test_tiles_show_the_figures_of_the_report() -> None:
     report = sample_report(16)
     page = Page(render_html(report))
-    done = [layer for layer in report.layers if not layer.kept]
-    worst = max(done, key=lambda layer: layer.error)
     assert "2.47 GB → 1.52 GB" in page.tile("Weight files")
     assert f"{100 * report.totals.zeros / report.totals.weights:.2f}%" in page.tile("Zeros")
-    assert f"{100 * worst.error:.2f}%{worst.name}" in page.tile("Worst")
-    assert f"{100 * sum(layer.error for layer in done) / len(done):.2f}%over 111 linears; excludes 1 kept" in page.tile(
-        "Mean"
-    )
     assert "2:8ideal speed-up, not measured: 1.33\N{MULTIPLICATION SIGN}" in page.tile("Pattern")
-    assert not any(tile.text.startswith("Perplexity") for tile in page.find("div", "tile"))
+    assert not any(tile.text.startswith(("Perplexity", "KL", "Output")) for tile in page.find("div", "tile"))
+
+
+def test_the_change_of_weights_is_a_detail() -> None:
+    """Methods that lower the output error change weights more: it is no headline."""
+    report = sample_report(16)
+    page = Page(render_html(report))
+    done = [layer for layer in report.layers if not layer.kept]
+    worst = max(done, key=lambda layer: layer.error)
+    found = next(details.text for details in page.find("details") if details.text.startswith("Weight change"))
+    mean = sum(layer.error for layer in done) / len(done)
+    assert f"Mean {100 * mean:.2f}% over 111 linears; worst {100 * worst.error:.2f}%, {worst.name}" in found
+    assert not any("%" in tile.text and "Weight" in tile.text[:12] for tile in page.find("div", "tile")[1:])
+
+
+HELD_OUT = HeldOut(
+    sequences=16, length=2048, kl=0.02791, kl_stderr=0.00208, source_perplexity=10.3468, output_perplexity=10.4333,
+    layer_errors=(0.0648, 0.0831),
+)  # fmt: skip
+
+
+def held_out_report(**changes: Any) -> Report:
+    """Two layers whose output errors are a third of their weight changes."""
+    report = sample_report(2)
+    layers = [layer if layer.kept else replace(layer, output_error=layer.error / 3) for layer in report.layers]
+    return replace(report, layers=tuple(layers), held_out=replace(HELD_OUT, **changes))
+
+
+def test_the_output_error_leads_where_it_was_measured() -> None:
+    report = held_out_report()
+    page, card = Page(render_html(report)), render_card(report)
+    found = [layer.output_error or 0 for layer in report.layers if not layer.kept]
+    mean, worst = f"{100 * sum(found) / len(found):.2f}%", f"{100 * max(found):.2f}%"
+    first, behind, kl, perplexity = page.find("div", "tile")[:4]
+    assert first.text.startswith(f"Output error{mean}mean over 13 linears, on 16 held-out calibration sequences")
+    assert f"worst {worst} (model.layers." in first.text and "8.31%" in behind.text
+    assert "0.0279 ± 0.0021nats per token" in kl.text and "10.347 → 10.433of source and output" in perplexity.text
+    rows = card_rows(card)
+    assert next(iter(rows.values())) == ["source", "this checkpoint"] and list(rows)[2] == "Output error"
+    assert rows["Output error"] == ["", mean] and rows["KL divergence, held out"] == ["", "0.0279 ± 0.0021"]
+    assert Report.from_json(report.to_json()) == report
+
+
+def test_output_errors_are_drawn_by_layer_with_the_error_of_whole_layers() -> None:
+    report = held_out_report()
+    page = Page(render_html(report))
+    assert [plot.attributes["id"] for plot in page.find("svg")] == ["output-errors", "bytes", "errors"]
+    zero, unit = page.scale("output-errors")
+    points = page.points("output-errors")
+    assert len(points) == 13, "the kept linear has no error"
+    for layer in report.layers:
+        if layer.output_error is not None:
+            height = points[f"{layer.name}: {100 * layer.output_error:.2f}%"][1]
+            assert height == pytest.approx(zero - 100 * layer.output_error * unit, abs=0.2)
+    whole = next(series for series in page.find("g", "together")).text
+    assert whole == "whole layer"
+    line = page.find("path", "line", within="output-errors")[-1].attributes["d"]
+    assert [float(y) for y in re.findall(r" ([\d.]+)", line)] == pytest.approx(
+        [zero - 100 * error * unit for error in HELD_OUT.layer_errors], abs=0.2
+    )
+
+
+def test_held_out_figures_are_numbers() -> None:
+    values = json.loads(held_out_report().to_json())
+    for wrong in ({"kl": "<b>"}, {"layer_errors": [True]}, {"surprise": 1}):
+        with pytest.raises(TypeError):
+            Report.from_json(json.dumps({**values, "held_out": {**values["held_out"], **wrong}}))
 
 
 def test_several_patterns_each_show_their_speedup() -> None:
@@ -420,7 +481,7 @@ def test_rows_show_every_linear() -> None:
     rows = [row for row in Page(render_html(report)).find("tr") if "model.layers" in row.text]
     first, last = rows[0].text, rows[-1]
     assert "2,048 \N{MULTIPLICATION SIGN} 2,0482:8int825.33%" in first and "8.39 MB → 4.20 MB" in first
-    assert f"{100 * report.layers[0].error:.2f}%{100 * report.layers[0].prune_error:.2f}%" in first
+    assert f"–{100 * report.layers[0].error:.2f}%{100 * report.layers[0].prune_error:.2f}%" in first
     assert "still" in last.classes and "kept" in last.text and "2:inf" not in last.text
     assert sum("still" in row.classes for row in rows) == 1
     worst = max(report.layers, key=lambda layer: layer.error).name
@@ -432,9 +493,9 @@ def test_the_report_contains_recipe_and_hashes() -> None:
     report = sample_report(1)
     page = Page(render_html(report))
     assert json.loads(page.find("pre")[0].text) == report.recipe
-    hashes = page.find("details")[0].text
+    hashes = page.find("details")[-1].text
     assert all(name in hashes and digest in hashes for name, digest in report.files.items())
-    assert not Page(render_html(sample_report(1, files={}))).find("details")
+    assert len(Page(render_html(sample_report(1, files={}))).find("details")) == len(page.find("details")) - 1
 
 
 @pytest.mark.parametrize("count", [1, 2, 16, 80])
@@ -466,7 +527,7 @@ def test_errors_close_together_get_an_axis_of_their_own_with_a_remark() -> None:
     page = Page(render_html(sample_report(layers=layers)))
     heights = [y for _, y in page.points().values()]
     assert max(heights) - min(heights) > 140
-    assert "axis starts at 16%" in page.find("svg")[0].text
+    assert "axis starts at 16%" in page.find("svg")[-1].text
     assert "axis starts" not in render_html(sample_report(2))
 
 
@@ -485,7 +546,7 @@ def test_bars_stand_on_zero_and_are_as_high_as_their_bytes() -> None:
     report = sample_report(3)
     page = Page(render_html(report))
     zero, unit = page.scale("bytes")
-    assert "stored MB" in page.find("svg")[1].text
+    assert "stored MB" in page.find("svg")[0].text
     for name in ("before", "after"):
         bars = [bar for bar in page.find("rect", name) if bar.text]
         assert len(bars) == 3
@@ -513,7 +574,7 @@ def test_axis_labels_do_not_collide(count: int) -> None:
 def test_an_error_that_is_no_number_is_the_worst_and_not_drawn(error: float) -> None:
     layers = [sample_layer(0, place) for place in LINEARS]
     page = Page(render_html(sample_report(layers=[layers[0], replace(layers[1], error=error), *layers[2:]])))
-    assert layers[1].name in page.tile("Worst")
+    assert f"worst {100 * error:.2f}%, {layers[1].name}" in page.find("details")[0].text
     assert len(page.points()) == len(layers) - 1
 
 
@@ -639,7 +700,7 @@ def test_hostile_names_do_not_break_the_card() -> None:
     assert [line for line in prose.splitlines() if line.startswith("#")][1:] == [
         "## Measured", "## Recipe", "## Load", "## Check", "## Limits",
     ]  # fmt: skip
-    prose = prose.replace("<details><summary>Worst linear of each layer</summary>", "").replace("</details>", "")
+    prose = prose.replace("<details><summary>Weight change by kind and layer</summary>", "").replace("</details>", "")
     assert "<" not in prose
     table = [line for line in body.splitlines() if line.startswith("| `")]
     assert table and all(len(re.findall(r"(?<!\\)\|", line)) == 6 for line in table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -124,3 +125,36 @@ def test_resume_starts_in_an_empty_folder_and_is_refused_in_a_finished_one(
     assert pico.files(tmp_path / "out") == uninterrupted
     outcome = cli(*command(model, tmp_path / "out"), "--resume")
     assert outcome.code == 2 and "not an empty folder" in outcome.err
+
+
+def test_resuming_a_finished_conversion_does_nothing(cli: Cli, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = [word for word in command(model, out) if word != "-q"]
+    assert cli(*words).code == 0
+    before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.iterdir() if path.is_file()}
+    again = cli(*words, "--resume")
+    assert again.code == 0 and f"already finished: {out}" in again.out and "convert" not in again.err
+    assert json.loads(cli(*words, "--resume", "--json").out)["already_finished"] is True
+    other = cli(*words, "--resume", "--scheme", "fp8")
+    assert other.code == 2 and "other settings: recipe was" in other.err and "--overwrite" in other.err
+    after = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.iterdir() if path.is_file()}
+    assert after == before
+
+
+def test_overwriting_replaces_an_output_and_nothing_else(cli: Cli, model: Path, tmp_path: Path) -> None:
+    out, plain = tmp_path / "out", tmp_path / "plain"
+    assert cli(*command(model, out)).code == 0 and cli(*command(model, out)).code == 2
+    fp8 = ("--scheme", "fp8")
+    refused = cli(*command(model, out), "--overwrite", *fp8, "--pattern", "2_8", "--sparsity", 0.5)
+    assert refused.code == 2 and (out / "report.json").is_file(), "a mistake in the options costs nothing"
+    assert cli(*command(model, out), "--overwrite", *fp8).code == 0
+    assert cli(*command(model, plain), *fp8).code == 0
+    assert pico.files(out) == pico.files(plain)
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    (notes / "mine.txt").write_text("mine")
+    for folder in (notes, model):
+        kept = pico.files(folder)
+        assert cli(*command(model, folder), "--overwrite").code == 2
+        assert pico.files(folder) == kept
+    assert cli(*command(model, out), "--overwrite", "--resume").code == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from tests.conftest import Outcome
@@ -31,7 +32,8 @@ def digests(files: list[Path]) -> list[str]:
 def complaint(outcome: Outcome) -> str:
     """The one line that a refused push prints; exit code 2, with a hint, without the token."""
     assert outcome.code == 2, outcome
-    lines = [line for line in outcome.err.splitlines() if line and "━" not in line]  # without the bars
+    progress = re.compile(r"\S+ (…|done in .*|\d+% after .*)")
+    lines = [line for line in outcome.err.splitlines() if line and not progress.fullmatch(line)]
     assert len(lines) == 1 and lines[0].startswith("error: ") and lines[0].endswith(")"), outcome.err
     assert TOKEN not in outcome.out + outcome.err and SIGNATURE not in outcome.err
     return lines[0]

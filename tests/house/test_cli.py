@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -71,8 +73,8 @@ def test_plan_promises_what_convert_does(cli: Cli, source: Path, tmp_path: Path)
 
 def test_convert_speaks_to_people_and_machines(cli: Cli, source: Path, tmp_path: Path) -> None:
     talkative = cli("convert", *MAGNITUDE, source, tmp_path / "a", "-v")
-    assert "convert" in talkative.err and "verify" in talkative.err  # the progress bars
-    assert "model.layers.2.mlp.down_proj" in talkative.out and "re-read and sound" in talkative.out
+    assert "convert" in talkative.err and "verify" in talkative.err  # progress
+    assert "model.layers.2.mlp.down_proj" in talkative.out and "re-read, intact" in talkative.out
     quiet = cli("convert", *MAGNITUDE, source, tmp_path / "b", "-q")
     assert quiet.code == 0 and not quiet.out and not quiet.err
     machine = cli("convert", *MAGNITUDE, source, tmp_path / "c", "--json")
@@ -147,6 +149,28 @@ def test_interruption_prints_how_to_resume(
         outcome = cli("convert", *MAGNITUDE, source, tmp_path / "out", "-q")
     assert outcome.code == 130 and "--resume" in outcome.err
     assert cli("convert", *MAGNITUDE, source, tmp_path / "out", "-q", "--resume").code == 0
+
+
+def test_a_terminated_conversion_prints_how_to_resume(
+    cli: Cli, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slurm, containers and `timeout` send SIGTERM."""
+    from slideconvert.convert import pipeline
+
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "_check_source", lambda plan: os.kill(os.getpid(), signal.SIGTERM))
+        outcome = cli("convert", *MAGNITUDE, source, tmp_path / "out", "-q")
+    assert outcome.code == 130 and "--resume" in outcome.err
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert cli("convert", *MAGNITUDE, source, tmp_path / "out", "-q", "--resume").code == 0
+
+
+def test_a_log_has_a_line_for_each_stage(cli: Cli, source: Path, tmp_path: Path) -> None:
+    lines = cli("convert", *MAGNITUDE, source, tmp_path / "out").err.splitlines()
+    for stage in ("import", "plan", "check", "convert", "finish", "verify"):
+        assert [line for line in lines if line.startswith(f"{stage} done in ")], stage
+    assert "━" not in "".join(lines)
 
 
 FRAMES = ("convert_command", "run", "convert_source", "convert", "in_order", "convert_linear", "compress_directly")

@@ -47,7 +47,7 @@ def test_every_option_has_help_and_a_heading(name: str) -> None:
 DISPLAY = {"--json": "--quiet --json", "--verbose": "--json --verbose", "--quiet": "--verbose --quiet"}
 RESULT = {"--json": "--json --quiet", "--quiet": "--quiet --json"}
 HUB = {"--revision": "--revision main", "--source-cache": "--source-cache .", "--low-disk": "--low-disk"}
-OUTPUT = {"--sequences": "--sequences 4"}
+OUTPUT = {"--sequences": "--sequences 4", "--max-kl": "--max-kl 1", "--max-output-error": "--max-output-error 1"}
 CALIBRATION = {"--calibration": f"--calibration {TEXT}", "--samples": "--samples 8", "--length": "--length 64"}
 CALIBRATION |= {"--seed": "--seed 1"}
 COMPUTE = {"--keep-on": "--keep-on disk", "--batch-tokens": "--batch-tokens 64", "--precision": "--precision float32"}
@@ -116,7 +116,7 @@ UNUSED: dict[str, tuple[str, dict[str, str]]] = {
 
 RECIPE = {"--preset", "--method", "--recipe", "--scheme"}
 WEIGHTS = {"--pattern", "--sparsity", "--bits", "--layout", "--shard-gb"}
-RUN = {"--device", "--resume", "--no-verify", "--text"}
+RUN = {"--device", "--resume", "--overwrite", "--no-verify", "--text"}
 BENCH = {
     "--model",
     "--square",

@@ -204,7 +204,7 @@ def test_convert_and_push(mine: HubServer, cli: Cli, source: Path, tmp_path: Pat
     words = ("convert", *MAGNITUDE, source, tmp_path / "out", "--push", REPO, "--public")
     told = cli(*words)
     assert told.code == 0 and is_published(mine.repos[REPO], tmp_path / "out") and not mine.repos[REPO].private
-    assert "tensors re-read and sound" in told.out and "every file compared with its hash" in told.out
+    assert "tensors re-read, intact" in told.out and "every file compared with its hash" in told.out
     shutil.rmtree(tmp_path / "out")
     found = json.loads(cli(*words, "--json").out)
     assert found["pushed"]["repo"] == REPO and found["pushed"]["commit"] == mine.repos[REPO].branches["main"]

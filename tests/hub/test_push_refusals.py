@@ -256,6 +256,6 @@ def test_a_push_that_fails_after_the_conversion(
     if as_json:
         assert json.loads(failed.out)["pushed"] is None and json.loads(failed.out)["verified_tensors"]
     else:
-        assert "tensors re-read and sound" in failed.out
+        assert "tensors re-read, intact" in failed.out
     mine.requests.clear()
     assert cli(*command.split()[1:]).code == 0 and is_published(mine.repos[REPO], out) and not sent(mine)

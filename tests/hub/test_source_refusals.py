@@ -248,3 +248,16 @@ def test_encrypted_endpoints_and_this_machine_may_have_it(monkeypatch: pytest.Mo
     monkeypatch.setenv("HF_ENDPOINT", url)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     assert endpoint() == url
+
+
+@pytest.mark.parametrize("command", ["plan", "convert"])
+def test_a_mistyped_path_is_a_path(
+    hub: HubServer, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """It looks like a Hub id; the folder that it begins with tells them apart."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "llama").mkdir(parents=True)
+    refused = cli(command, "models/lama", *(["out"] if command == "convert" else []))
+    assert refused.code == 2 and "models/lama: no such folder" in refused.err
+    assert "did you mean models/llama?" in refused.err
+    assert "no such folder" not in cli("plan", "org/lama").err

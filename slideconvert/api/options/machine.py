@@ -75,7 +75,10 @@ class WriteOptions(Options):
 
     HEADING: ClassVar[str] = "Output"
 
-    resume: bool = option("Continue an interrupted run of the same settings.", default=False)
+    resume: bool = option(
+        "Continue an interrupted run of the same settings; does nothing after a finished one.", default=False
+    )
+    overwrite: bool = option("First delete what an earlier conversion wrote to the folder.", default=False)
     verify: bool = option("Do not read the output back; the report says so.", default=True, flag="--no-verify")
 
 
@@ -87,3 +90,10 @@ class OutputOptions(WriteOptions):
 
     text: str | None = option("Measure the perplexity of source and output on this text, for the reports.")
     sequences: int | None = option("Sequences of --text to measure on.  [default: 160]", minimum=1)
+    max_kl: float | None = option(
+        "Publish nothing if the measured KL divergence from the source exceeds X nats per token.", metavar="X"
+    )
+    max_output_error: float | None = option(
+        "Publish nothing if the output error of a linear on held-out calibration text exceeds X, such as 0.3.",
+        metavar="X",
+    )

@@ -1,0 +1,99 @@
+"""Progress on stderr: bars on a terminal, lines in a log (nohup, Slurm, CI)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ..progress import Progress
+
+EVERY = 30.0
+"""Seconds between two lines of one stage."""
+
+
+@contextmanager
+def progress_bar(shown: bool) -> Iterator[Progress]:
+    """A progress callback that shows each stage with the time left; does nothing if not shown."""
+    from ..progress import silent
+
+    if not shown:
+        yield silent
+        return
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if console.is_terminal:
+        with _bars(console) as tell:
+            yield tell
+    else:
+        yield ProgressLines(lambda line: click.echo(line, err=True))
+
+
+@contextmanager
+def _bars(console: Console) -> Iterator[Progress]:
+    from rich import progress as rich_progress
+
+    columns = [
+        rich_progress.TextColumn("{task.description:>10}"),
+        rich_progress.BarColumn(40),
+        rich_progress.TaskProgressColumn(),
+        rich_progress.TimeRemainingColumn(),
+    ]
+    tasks: dict[str, rich_progress.TaskID] = {}
+    with rich_progress.Progress(*columns, console=console, refresh_per_second=4) as bars:
+
+        def tell(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done, total=total)
+
+        yield tell
+
+
+class ProgressLines:
+    """A Progress in lines: one when a stage begins, one when it is complete, and one every EVERY seconds between, with
+    the time left at the stage's mean speed.
+
+    show: prints a line. clock: returns seconds.
+    """
+
+    def __init__(self, show: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
+        self._show, self._clock = show, clock
+        self._began: dict[str, tuple[float, int]] = {}
+        self._shown = 0.0
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        now = self._clock()
+        if stage not in self._began:
+            self._began[stage] = now, done
+            if done < total:
+                self._say(now, f"{stage} …")
+                return
+        began, first = self._began[stage]
+        if done >= total:
+            del self._began[stage]
+            self._say(now, f"{stage} done in {duration(now - began)}")
+        elif now - self._shown >= EVERY:
+            left = (now - began) * (total - done) / (done - first) if done > first else None
+            ahead = "" if left is None else f", about {duration(left)} left"
+            self._say(now, f"{stage} {done / total:.0%} after {duration(now - began)}{ahead}")
+
+    def _say(self, now: float, line: str) -> None:
+        self._show(line)
+        self._shown = now
+
+
+def duration(seconds: float) -> str:
+    """4.21 -> '4.2 s', 185 -> '3:05', 7503 -> '2:05:03'."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
