@@ -21,10 +21,13 @@ from typing import TYPE_CHECKING, Any
 from .runtime import hook
 
 if TYPE_CHECKING:
+    from .api.bench import bench_compare, bench_kernel, bench_layer
+    from .api.bench_serve import bench_serve
     from .api.checkpoints import download, evaluate, generate, inspect, load_model, push, verify
     from .api.convert import allocate, convert, plan, quantize, relayout, slide, sparsify
     from .api.options import (
         AllocateOptions,
+        BenchOptions,
         ConvertOptions,
         EvaluateOptions,
         GenerateOptions,
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
         QuantizeOptions,
         RelayoutOptions,
         RotateOptions,
+        ServeBenchOptions,
         SlideOptions,
         SparsifyOptions,
         VerifyOptions,
@@ -45,6 +49,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "AllocateOptions",
+    "BenchOptions",
     "ConvertOptions",
     "EvaluateOptions",
     "GenerateOptions",
@@ -55,11 +60,16 @@ __all__ = [
     "RelayoutOptions",
     "Report",
     "RotateOptions",
+    "ServeBenchOptions",
     "SlideConvertError",
     "SlideOptions",
     "SparsifyOptions",
     "VerifyOptions",
     "allocate",
+    "bench_compare",
+    "bench_kernel",
+    "bench_layer",
+    "bench_serve",
     "convert",
     "download",
     "evaluate",
@@ -77,6 +87,8 @@ __all__ = [
 ]
 
 _MODULES = {
+    ".api.bench": ("bench_compare", "bench_kernel", "bench_layer"),
+    ".api.bench_serve": ("bench_serve",),
     ".api.checkpoints": ("download", "evaluate", "generate", "inspect", "load_model", "push", "verify"),
     ".api.convert": ("allocate", "convert", "plan", "quantize", "relayout", "slide", "sparsify"),
     ".api.rotate": ("rotate",),

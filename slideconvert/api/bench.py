@@ -13,9 +13,10 @@ import torch
 
 from ..bench.case import KERNEL, LAYER
 from ..bench.clock import Clock, clock_for
+from ..bench.compare import Comparison, compare
 from ..bench.machine import Sensors, machine_of
 from ..bench.page import write_page
-from ..bench.results import Results, open_results
+from ..bench.results import Results, open_results, read_results
 from ..bench.suite import Outcome, Suite, measure
 from ..bench.tables import Table, speed_table, tables
 from ..bench.ways import PRECISIONS
@@ -65,6 +66,12 @@ def bench_layer(
 ) -> Benched:
     """Time whole linears, bfloat16 in and out, as `bench_kernel`; also writes a speed table for `plan`."""
     return _bench(LAYER, options or BenchOptions(), progress, clock)
+
+
+def bench_compare(a: str | Path, b: str | Path) -> Comparison:
+    """Set the results of two folders beside each other: how many times faster b is. InputError if they have nothing in
+    common, or are damaged."""
+    return compare(read_results(Path(a)), read_results(Path(b)))
 
 
 def _bench(level: str, options: BenchOptions, progress: Progress, clock: Clock | None) -> Benched:

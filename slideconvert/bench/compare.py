@@ -42,9 +42,10 @@ class Group:
 
 @dataclass(frozen=True)
 class Comparison:
-    """machines: what differs between the two, by name. only_a, only_b: cases that the other lacks, or that failed
-    there."""
+    """level: of both. machines: what differs between the two, by name. only_a, only_b: cases that the other lacks, or
+    that failed there."""
 
+    level: str
     ratios: list[Ratio]
     machines: dict[str, tuple[Any, Any]]
     only_a: int
@@ -88,4 +89,4 @@ def compare(a: Results, b: Results) -> Comparison:
     machines = {
         name: (a.machine.get(name), b.machine.get(name)) for name in names if a.machine.get(name) != b.machine.get(name)
     }
-    return Comparison(ratios, machines, len(left) - len(ratios), len(right) - len(ratios))
+    return Comparison(a.level, ratios, machines, len(left) - len(ratios), len(right) - len(ratios))

@@ -51,8 +51,9 @@ class Results:
     saved: float = 0.0
 
     def has(self, case: AnyCase, version: str) -> bool:
-        """Whether this version of the case was measured, or failed."""
-        return case.key in self.rows and self.rows[case.key].version == version
+        """Whether this version of the case was measured. What failed is tried again."""
+        row = self.rows.get(case.key)
+        return row is not None and row.measured and row.version == version
 
     def add(self, row: AnyRow) -> None:
         """Keep a row; the files are written every few seconds."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ..kernels.backends.base import Backend, Prepared, shared
 from ..kernels.backends.choose import Host, Settings, backends_for, candidates, judge, named
@@ -19,6 +20,8 @@ from ..kernels.slide_spec import CODES, SlideSpec, SlideWeight
 from ..kernels.windows import lift_index, slide
 from .case import DENSE, KERNEL
 
+SPARSE_MULTIPLE = 64
+"""Columns of torch's sparse matrices in 16 bits are multiples of this."""
 AUTO = "auto"
 """The way that the rule chooses from measured times, as a served model runs."""
 FLOATS = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -122,12 +125,16 @@ class TorchSparse(TorchLinear):
         super().__init__(dtype)
         self.length = length
         index = lift_index(columns, length, device)
-        self._index = None if length == 4 and len(index) == columns else index.clamp(min=0)
         # Padding lanes read column 0, and their weights are zero.
+        index = pad(index.clamp(min=0), (0, -len(index) % SPARSE_MULTIPLE))
+        self._index = None if length == 4 and len(index) == columns else index
 
     def prepare(self, weight: Tensor) -> tuple[Tensor, ...]:
         made = super().prepare(weight)[0]
-        return (torch.sparse.to_sparse_semi_structured(made if self._index is None else slide(made, self.length)),)
+        if self._index is not None:
+            slid = slide(made, self.length)
+            made = pad(slid, (0, len(self._index) - slid.shape[1]))
+        return (torch.sparse.to_sparse_semi_structured(made),)
 
     def given(self, x: Tensor, level: str) -> tuple[Tensor, ...]:
         x = x.to(self.dtype)

@@ -146,17 +146,17 @@ def bench_compare_command(a: Path, b: Path, display: Display) -> None:
 
     A and B are folders that bench kernel, layer or serve wrote.
     """
-    from ..bench.compare import compare
-    from ..bench.results import read_results
+    from ..api.bench import bench_compare
     from .tables import table
 
-    first = read_results(a)
-    found, level = compare(first, read_results(b)), first.level
+    found = bench_compare(a, b)
     if display.as_json:
         echo_json(found.to_json())
         return
     labels = (
-        ["model", "checkpoint", "setting", "load"] if level == "serve" else ["model", "precision", "pattern", "way"]
+        ["model", "checkpoint", "setting", "load"]
+        if found.level == "serve"
+        else ["model", "precision", "pattern", "way"]
     )
     made = table("Times as fast as A", labels, ["cases", "mean", "least", "most", "apart"])
     for group in found.groups:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
     from ..progress import Progress
 
+QUIET = 10.0
+"""Seconds before the first line: of a short job, a log has the result or the error alone."""
 EVERY = 30.0
 """Seconds between two lines of one stage."""
 
@@ -59,15 +62,18 @@ def _bars(console: Console) -> Iterator[Progress]:
 
 class ProgressLines:
     """A Progress in lines: one when a stage begins, one when it is complete, and one every EVERY seconds between, with
-    the time left at the stage's mean speed.
+    the time left at the stage's mean speed; none in the first `quiet` seconds.
 
     show: prints a line. clock: returns seconds.
     """
 
-    def __init__(self, show: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, show: Callable[[str], None], clock: Callable[[], float] = time.monotonic, quiet: float | None = None
+    ) -> None:
         self._show, self._clock = show, clock
         self._began: dict[str, tuple[float, int]] = {}
-        self._shown = 0.0
+        self._speaks = clock() + (QUIET if quiet is None else quiet)
+        self._shown = -math.inf
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         now = self._clock()
@@ -86,8 +92,9 @@ class ProgressLines:
             self._say(now, f"{stage} {done / total:.0%} after {duration(now - began)}{ahead}")
 
     def _say(self, now: float, line: str) -> None:
-        self._show(line)
-        self._shown = now
+        if now >= self._speaks:
+            self._show(line)
+            self._shown = now
 
 
 def duration(seconds: float) -> str:

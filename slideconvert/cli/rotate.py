@@ -74,6 +74,6 @@ def summary(done: Rotated, out: Path) -> str:
         lines.append(
             f"head     was tied to the embedding, is a matrix of its own now: {done.untied / 1e6:,.1f} MB more"
         )
-    checked = "not read back (--no-verify)" if done.verified is None else f"{done.verified} tensors re-read and sound"
+    checked = "not read back (--no-verify)" if done.verified is None else f"{done.verified} tensors re-read, intact"
     lines += [f"verify   {checked}", f"wrote    {out}", f"next     slideconvert convert {out} OUT --pattern {pattern}"]
     return "\n".join(lines)

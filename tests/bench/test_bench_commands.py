@@ -78,7 +78,10 @@ def test_a_run_leaves_numbers_a_table_and_a_page(cli: Cli, source: Path, tmp_pat
     assert (out / "speed_table.csv").exists() == (level == "layer")
 
 
-def test_what_was_measured_is_shown_again_and_not_measured_again(cli: Cli, source: Path, tmp_path: Path) -> None:
+def test_what_was_measured_is_shown_again_and_not_measured_again(
+    cli: Cli, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("slideconvert.cli.progress.QUIET", 0.0)
     out = tmp_path / "out"
     words = ("bench", "layer", "--model", source, *WORDS, "--out", out)
     shown = cli(*words)

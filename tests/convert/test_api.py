@@ -49,7 +49,7 @@ def test_every_command_has_its_function() -> None:
     functions = {"eval": "evaluate"}
     for name in COMMANDS:
         if name not in ("doctor", "tune"):  # they are about the machine
-            assert functions.get(name, name) in slideconvert.__all__
+            assert functions.get(name, name.replace(" ", "_")) in slideconvert.__all__
     for name in slideconvert.__all__:
         assert getattr(slideconvert, name).__doc__
 

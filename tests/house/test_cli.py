@@ -71,7 +71,10 @@ def test_plan_promises_what_convert_does(cli: Cli, source: Path, tmp_path: Path)
     assert plan["bytes_after"] == report["totals"]["file_bytes_after"]
 
 
-def test_convert_speaks_to_people_and_machines(cli: Cli, source: Path, tmp_path: Path) -> None:
+def test_convert_speaks_to_people_and_machines(
+    cli: Cli, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("slideconvert.cli.progress.QUIET", 0.0)
     talkative = cli("convert", *MAGNITUDE, source, tmp_path / "a", "-v")
     assert "convert" in talkative.err and "verify" in talkative.err  # progress
     assert "model.layers.2.mlp.down_proj" in talkative.out and "re-read, intact" in talkative.out

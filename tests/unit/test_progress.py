@@ -57,7 +57,7 @@ def test_work_aside_is_told_and_takes_no_time_of_a_stage() -> None:
 
 def test_lines_of_a_log_come_by_stage_and_every_half_minute() -> None:
     clock, lines = Clock(), list[str]()
-    tell = ProgressLines(lines.append, clock)
+    tell = ProgressLines(lines.append, clock, quiet=0)
     tell("text", 0, 1)
     clock.now += 4.2
     tell("text", 1, 1)
@@ -78,7 +78,7 @@ def test_lines_of_a_log_come_by_stage_and_every_half_minute() -> None:
 def test_work_resumed_midway_and_work_without_end_are_told() -> None:
     """What an earlier run finished says nothing about the speed; a stage that comes again is told again."""
     clock, lines = Clock(), list[str]()
-    tell = ProgressLines(lines.append, clock)
+    tell = ProgressLines(lines.append, clock, quiet=0)
     tell("convert", 60, 100)
     clock.now += 30
     tell("convert", 60, 100)
@@ -94,3 +94,18 @@ def test_work_resumed_midway_and_work_without_end_are_told() -> None:
         "finish done in 0.0 s",
     ]
     assert duration(7503) == "2:05:03"
+
+
+def test_a_short_job_leaves_nothing_but_its_result_in_a_log() -> None:
+    """A longer one then tells where it is, with its next report."""
+    clock, lines = Clock(), list[str]()
+    tell = ProgressLines(lines.append, clock, quiet=10)
+    tell("text", 0, 1)
+    tell("text", 1, 1)
+    tell("calibrate", 0, 8)
+    clock.now += 9.9
+    tell("calibrate", 1, 8)
+    assert not lines
+    clock.now += 10.1
+    tell("calibrate", 2, 8)
+    assert lines == ["calibrate 25% after 20.0 s, about 1:00 left"]
