@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from ... import __version__
@@ -108,6 +109,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, model: str, layers: int, device: str, convert: Convert) -> None:
         self.folder, self.model, self.layers, self.device, self._convert = folder, model, layers, device, convert
+        self._converting = Lock()
 
     def prepare(self, some: Sequence[Served]) -> None:
         """Write the sources that these need, which several threads would else write at once."""
@@ -126,7 +128,8 @@ class Checkpoints:
             return random_model.repeat(source, path, self.layers)
         layer = self.folder / f"layer-{one.slug}"
         shutil.rmtree(layer, ignore_errors=True)
-        self._convert(one.job, source, layer, dict(one.words))
+        with self._converting:  # libraries change settings of the process while they load a model
+            self._convert(one.job, source, layer, dict(one.words))
         random_model.repeat(layer, path, self.layers)
         shutil.rmtree(layer)
         return path
