@@ -146,7 +146,7 @@ ALWAYS: dict[str, set[str]] = {
     "inspect": set(),
     "eval": {"--text", "--tasks", "--device", "--activations"},
     "generate": {"--prompt", "--max-new-tokens", "--device", "--activations"},
-    "push": {"--dry-run", "--public", "--revision", "--message", "--verify"},
+    "push": {"--dry-run", "--public", "--revision", "--message", "--package", "--verify"},
     "tune": {"--host", "--budget", "--device"},
     "bench kernel": BENCH,
     "bench layer": BENCH,
