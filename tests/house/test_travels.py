@@ -148,6 +148,34 @@ def test_the_citation_is_of_this_version_and_names_nobody_else() -> None:
     assert {"cff-version", "message", "title", "authors"} <= citation.keys()  # what its format requires
 
 
+def demo(tmp_path: Path, program: str) -> subprocess.CompletedProcess[str]:
+    """examples/demo.sh with a stand-in for slideconvert."""
+    stand_in = tmp_path / "bin" / "slideconvert"
+    stand_in.parent.mkdir()
+    stand_in.write_text(f"#!/bin/sh\n{program}\n")
+    stand_in.chmod(0o755)
+    command = ["bash", ROOT / "examples" / "demo.sh", tmp_path / "out"]
+    env = {"PATH": f"{stand_in.parent}:/usr/bin:/bin"}
+    return subprocess.run(command, capture_output=True, text=True, env=env)
+
+
+def test_the_demo_says_each_stage_before_it_begins_and_when_it_is_done(tmp_path: Path) -> None:
+    lines = demo(tmp_path, 'echo "runs $1"').stdout.splitlines()
+    found = [line.removeprefix("\x1b[1m") for line in lines if re.search(r"^(\x1b\[1m)?\[\d|^runs", line)]
+    commands = ("convert", "relayout", "verify", "eval", "generate")
+    assert len(found) == 3 * len(commands)
+    for number, command in enumerate(commands, 1):
+        begins, runs, done = found[3 * number - 3 : 3 * number]
+        assert begins.startswith(f"[{number}/5] {command}: ") and runs == f"runs {command}"
+        assert re.fullmatch(rf"\[{number}/5\] done in \d+ s, \d+ s in all", done)
+
+
+def test_the_demo_ends_where_a_stage_fails(tmp_path: Path) -> None:
+    done = demo(tmp_path, '[ "$1" != verify ]')
+    assert done.returncode and "[3/5] verify" in done.stdout
+    assert "[4/5]" not in done.stdout and "outputs are in" not in done.stdout
+
+
 @pytest.fixture
 def linkless(tmp_path: Path) -> Path:
     """A checkout as Git writes it without symbolic links: slideconvert/kernels is a text file."""
