@@ -36,8 +36,11 @@ setup: $(VENV)/.ready
 # What running slideconvert needs.
 $(VENV)/.runs: pyproject.toml constraints.txt constraints-build.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	@echo '[setup 1/3] $(VENV), an environment of Python'
 	$(PYTHON) -m venv $(VENV)
+	@echo '[setup 2/3] torch, the largest package'
 	$(BIN)/python $(INSTALL) -c constraints.txt $(TORCH)
+	@echo '[setup 3/3] slideconvert and the other packages that running it needs'
 	$(BUILD) $(BIN)/python $(INSTALL) -c constraints.txt -e .
 	touch $@
 

@@ -15,6 +15,9 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from importlib.machinery import ModuleSpec
+from importlib.util import module_from_spec
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -117,5 +120,25 @@ class _Package(ModuleType):
             super().__setattr__(name, value)
 
 
+def _follow_link(link: Path) -> None:
+    """Make slideconvert.kernels the folder that `link` names, where the link itself is a text file.
+
+    In the repository slideconvert/kernels is a symbolic link to kernels/. Git without core.symlinks, and archives that
+    are unpacked without links, leave a file with the target's name. ImportError if the target is not there: a package
+    that was built from such a checkout.
+    """
+    folder = link.parent / link.read_text(encoding="utf-8").strip()
+    if not folder.is_dir():
+        raise ImportError(
+            f"{link} is a text file, and {folder} is not there: slideconvert was packed from a checkout without "
+            "symbolic links; pack it again from one with links (git config core.symlinks true, then git checkout -- .)"
+        )
+    spec = ModuleSpec(f"{__name__}.kernels", None, is_package=True)
+    spec.submodule_search_locations = [str(folder.resolve())]
+    sys.modules[spec.name] = module_from_spec(spec)
+
+
+if (_link := Path(__file__).with_name("kernels")).is_file():
+    _follow_link(_link)
 sys.modules[__name__].__class__ = _Package
 hook.install()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from ..evaluate.served import Served
 from ..evaluate.tasks import TaskResults, load_tasks, measure_tasks
 from ..gguf_files.source import gguf_file
 from ..hub.account import Target, find_target
-from ..hub.publish import Pushed, carry_out, check_target, plan_push, read_folder
+from ..hub.publish import Pushed, carry_out, check_package, check_target, plan_push, read_folder
 from ..hub.source import download as fetch
 from ..hub.source import resolve
 from ..hub.upload import Upload
@@ -247,10 +247,12 @@ def push(
         raise InputError("--message is empty", hint="omit it, or write a message")
     if options.device is not None and not options.verify:
         raise InputError("--device belongs to --verify", hint="omit it: nothing else is computed")
+    package = check_package(options.package) if options.package is not None else None
     target = find_target(repo, options.revision)
     check_target(target)  # before every byte of the folder is read
     device = choose_device(options.device) if options.verify else "cpu"
     folder = read_folder(Path(ckpt), verify=options.verify, device=device, progress=progress)
+    folder = replace(folder, package=package)
     upload = plan_push(folder, target)
     if options.dry_run:
         return Publication(target, upload, None)

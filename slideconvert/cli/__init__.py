@@ -41,6 +41,7 @@ COMMANDS = {
     "bench layer": ("bench", "Time whole linears, as a model runs them."),
     "bench serve": ("bench", "Serve checkpoints in vLLM, against dense ones."),
     "bench compare": ("bench", "Compare two runs, machines or commits."),
+    "recipes": ("look", "List the recipes that slideconvert provides."),
     "doctor": ("look", "Show what this machine can run."),
 }
 """Each command's module and the line that --help shows for it."""

@@ -1,4 +1,4 @@
-"""Looking without changing: verify, inspect, doctor."""
+"""Looking without changing: verify, inspect, recipes, doctor."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from ..api.options import DeviceOptions, VerifyOptions
-from .common import checkpoint_argument, echo_json, show
+from .common import checkpoint_argument, echo_json, show, width
 from .options import Display, ResultDisplay, command
 from .progress import progress_bar
 
@@ -54,6 +54,24 @@ def inspect_command(ckpt: Path, display: Display) -> None:
     else:
         show(inspect_table(found))
         show(inspect_summary(found))
+
+
+@command("recipes", without=("verbose", "quiet"))
+@click.argument("name", metavar="[NAME]", required=False)
+def recipes_command(name: str | None, display: Display) -> None:
+    """List the recipes that slideconvert provides, for --recipe NAME. With a NAME: print that recipe as YAML."""
+    from ..plan.recipe import bundled_recipes, find_recipe, load_recipe, recipe_purpose
+
+    found = {name: find_recipe(name)} if name else bundled_recipes()
+    if display.as_json:
+        about = {one: {"about": recipe_purpose(path), **load_recipe(path).describe()} for one, path in found.items()}
+        echo_json({"recipes": about})
+    elif name:
+        click.echo(found[name].read_text(encoding="utf-8"), nl=False)
+    else:
+        formatter = click.HelpFormatter(width=width())
+        formatter.write_dl([(one, recipe_purpose(path)) for one, path in found.items()])
+        click.echo(formatter.getvalue(), nl=False)
 
 
 @command("doctor", DeviceOptions, without=("verbose", "quiet"))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..checkpoint.staging import write_file
+from ..kernels.sources import ROOT
 from ..runtime.slidesparse_record import CODE_FILES, KERNELS, SOURCES
 
-PACKAGE = Path(__file__).resolve().parents[1]
-RUNTIME, OPERATIONS = PACKAGE / "runtime", PACKAGE / KERNELS
+RUNTIME, OPERATIONS = Path(__file__).resolve().parents[1] / "runtime", ROOT
 
 
 def bundle_kernels(folder: Path) -> dict[str, str]:

@@ -18,7 +18,7 @@ from .. import __version__
 from ..checkpoint.files import CARD, CHANNEL_ORDERS, CONFIG, INDEX, REPORT_JSON, SINGLE
 from ..checkpoint.reader import Checkpoint, read_json
 from ..checkpoint.staging import file_sha256
-from ..errors import InputError, VerificationError
+from ..errors import InputError, VerificationError, printable
 from ..formats.record import Record, config_text, read_record, with_reports
 from ..progress import Progress, silent
 from ..report import Report
@@ -40,6 +40,7 @@ class Folder:
     """A checkpoint of ours that may be published. files: all but the reports, in upload order.
 
     config: of the folder. report_json: the report to publish: the bytes of the folder, unless this push verified it.
+    package: what the published card installs slideconvert from; None for a placeholder.
     """
 
     path: Path
@@ -48,6 +49,7 @@ class Folder:
     report: Report
     files: tuple[LocalFile, ...]
     report_json: bytes
+    package: str | None = None
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,22 @@ def check_target(target: Target) -> None:
         )
 
 
+def check_package(package: str) -> str:
+    """`package` if everybody can install it and nobody else can claim it: the https:// address of a wheel, or
+    git+https:// and that of a repository. InputError for anything else, such as a name on a package index."""
+    if "@" in package.partition("://")[2].partition("/")[0] or re.search(r"[\s`<>\"']", package):
+        raise InputError(
+            "--package has a user name, a space or a quote in it, and everybody reads the card",
+            hint="give an address that everybody can open",
+        )
+    if not re.fullmatch(r"https://[\w.:-]+/\S+\.whl|git\+https://[\w.:-]+/\S+", package, re.ASCII):
+        raise InputError(
+            f"--package is '{printable(package)}', which is no address of a wheel or repository of slideconvert",
+            hint="give https://….whl or git+https://…; without --package the card leaves it open",
+        )
+    return package
+
+
 def plan_push(folder: Folder, target: Target) -> Upload:
     """The files that pushing `folder` to `target` sends and deletes. Raises what `check_target` does."""
     check_target(target)
@@ -120,7 +138,9 @@ def plan_push(folder: Folder, target: Target) -> Upload:
 def _compare(folder: Folder, target: Target) -> Upload:
     """The files to send to `target` and to delete there, without `check_target`."""
     branch = None if target.branch == MAIN else target.branch
-    texts = render_reports(folder.report, repo=target.id, branch=branch) | {REPORT_JSON: folder.report_json}
+    texts = render_reports(folder.report, repo=target.id, branch=branch, package=folder.package) | {
+        REPORT_JSON: folder.report_json
+    }
     reports = [LocalFile.of_bytes(name, text) for name, text in texts.items()]
     hashes = {file.name: file.sha256 for file in reports if file.name != CARD}
     rest = [file for file in folder.files if file.name not in (INDEX, CONFIG)]

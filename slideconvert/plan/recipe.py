@@ -28,6 +28,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -135,13 +136,25 @@ def bundled_recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
+def find_recipe(name: str) -> Path:
+    """The file of a bundled recipe. InputError for an unknown name, with the nearest one."""
+    return bundled_recipes()[pick(name, bundled_recipes(), "recipe")]
+
+
+def recipe_purpose(path: Path) -> str:
+    """What a recipe is for: the first sentence of the comment at the top of its file; "" if there is none."""
+    lines = takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
+    first, stop, _ = " ".join(line.removeprefix("#").strip() for line in lines).partition(". ")
+    return first + stop.strip()
+
+
 def load_recipe(path: Path) -> Recipe:
     """Read a YAML recipe: a file, or the bundled recipe of that name. InputError if it cannot be read, or for an
     unknown name, with the nearest one."""
     import yaml
 
     if not path.suffix and path.parent == Path() and not path.exists():
-        path = bundled_recipes()[pick(path.name, bundled_recipes(), "recipe")]
+        path = find_recipe(path.name)
     try:
         # Every scalar as a string: YAML itself would read 2:8 as 128 (base 60) and 2_8 as 28.
         fields = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)

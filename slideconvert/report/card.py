@@ -41,17 +41,20 @@ NAMES_SHOWN = 3
 """The number of linears that a note names; it counts the others."""
 
 
-def render_card(report: Report, *, repo: str | None = None, branch: str | None = None) -> str:
+def render_card(
+    report: Report, *, repo: str | None = None, branch: str | None = None, package: str | None = None
+) -> str:
     """The whole README.md.
 
     repo: the Hub id in the commands; None for the placeholders PATH and CKPT. branch: its branch; None for main.
+    package: the wheel or repository that the commands install slideconvert from; None for the placeholder PACKAGE.
     """
     sections = [
         _front_matter(report),
         f"# {_text(report.source)}, {_what(report)}\n\n{_about(report)}",
         f"## Measured\n\n{_measured(report)}",
         f"## Recipe\n\n{_fenced(_yaml(report.recipe), 'yaml')}",
-        f"## Load\n\n{_loading(report, repo, branch)}",
+        f"## Load\n\n{_loading(report, repo, branch, package)}",
         f"## Check\n\n{_verdict(report)} {how_to_check(repo, branch)}",
         f"## Limits\n\n{_limits(report)}",
     ]
@@ -99,9 +102,11 @@ def _quantized(report: Report) -> list[str]:
     return [name for name in schemes(report) if name in SCHEMES and SCHEMES[name].quantized]
 
 
-def _loading(report: Report, repo: str | None, branch: str | None) -> str:
+def _loading(report: Report, repo: str | None, branch: str | None, package: str | None) -> str:
     by_groups = any(parse_pattern(name).whole_groups for name in patterns(report))
-    return how_to_load(report.layout, _quantized(report), by_groups=by_groups, repo=repo, branch=branch)
+    return how_to_load(
+        report.layout, _quantized(report), by_groups=by_groups, repo=repo, branch=branch, package=package
+    )
 
 
 def _sparse(report: Report) -> bool:

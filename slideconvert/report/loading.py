@@ -1,6 +1,8 @@
 """The sections "Load" and "Check" of the model card, with commands to copy.
 
-PATH stands for what loaders take, a folder or a Hub id; CKPT for the same in commands of slideconvert.
+PATH stands for what loaders take, a folder or a Hub id; CKPT for the same in commands of slideconvert; PACKAGE for what
+pip installs slideconvert from. No package index has slideconvert: its name there would install whatever somebody else
+has published under it, so a card never shows it.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ import json
 import shlex
 from collections.abc import Collection
 
+from .. import __version__
 from ..core.schemes import SCHEMES
 from ..formats.registry import OWN
 
@@ -29,7 +32,7 @@ vllm serve PATH
 
 VLLM_WITH_PLUGIN = """\
 ```bash
-pip install slideconvert
+pip install PACKAGE
 vllm serve PATH
 ```
 """
@@ -41,7 +44,7 @@ The weights are in the dense layout, which stock transformers and stock vLLM rea
 {VLLM}"""
 
 DENSE_QUANTIZED = """
-Stock transformers decompresses the weights when it loads them. With slideconvert (`pip install slideconvert`, and
+Stock transformers decompresses the weights when it loads them. With slideconvert (`pip install PACKAGE`, and
 `import slideconvert` before you load the model) it computes in INT8 or FP8, and can use sparse tensor cores. Without
 slideconvert, `trust_remote_code=True` does the same with the code in this repository. vLLM discovers the plugin of
 slideconvert if both are installed in the same environment.
@@ -53,7 +56,7 @@ decompresses them; version 5.23 does so for weights with zero points only if you
 `quantization_config=CompressedTensorsConfig(dequantize=True)`. Stock vLLM (0.32) has kernels for some of them: on
 NVIDIA GPUs for groups of 32, 64 and 128 weights (8 bits with zero points: groups of 64 and 128, on Hopper), for
 smaller groups only without zero points and with `--dtype float16`; on CPUs for 4 bits in bfloat16 or float16. It does
-not quantize the activations of W4A8. With slideconvert (`pip install slideconvert`; for transformers also `import
+not quantize the activations of W4A8. With slideconvert (`pip install PACKAGE`; for transformers also `import
 slideconvert` before you load the model, or `trust_remote_code=True` without it) both run all of them.
 """
 
@@ -64,7 +67,7 @@ and stock vLLM refuse this layout, because they do not know its encoding. Both r
 **vLLM** discovers the plugin of slideconvert in its environment:
 
 {VLLM_WITH_PLUGIN}
-**transformers**, after `pip install slideconvert`:
+**transformers**, after `pip install PACKAGE`:
 
 {TRANSFORMERS.replace("IMPORT", "import slideconvert" + chr(10))}
 Without slideconvert, `trust_remote_code=True` does the same with the code in this repository. It compares each file
@@ -78,6 +81,11 @@ slideconvert relayout CKPT OUT --layout dense
 ```
 """
 
+UNNAMED = f"""
+PACKAGE is a wheel or a checkout of slideconvert {__version__}.
+"""
+"""What follows commands with PACKAGE, unless the card names one."""
+
 CHECK = """\
 To check a copy:
 
@@ -88,11 +96,18 @@ slideconvert verify CKPT
 
 
 def how_to_load(
-    layout: str, schemes: Collection[str], *, by_groups: bool, repo: str | None = None, branch: str | None = None
+    layout: str,
+    schemes: Collection[str],
+    *,
+    by_groups: bool,
+    repo: str | None = None,
+    branch: str | None = None,
+    package: str | None = None,
 ) -> str:
     """The section "Load" of a checkpoint in `layout`. schemes: the names of the schemes of its quantized linears.
 
-    by_groups: whether some linears have a group pattern. repo: the Hub id, or None; branch: None for main.
+    by_groups: whether some linears have a group pattern. repo: the Hub id, or None; branch: None for main; package:
+    the wheel or repository that pip installs slideconvert from, or None.
     """
     grouped = [name for name in schemes if SCHEMES[name].grouped]
     own = OWN.get(layout)
@@ -100,6 +115,8 @@ def how_to_load(
         text = PACKED.replace("LAYOUT", layout).replace("DESCRIPTION", own.description)
     else:
         text = DENSE + DENSE_QUANTIZED * (len(grouped) < len(schemes)) + DENSE_GROUPS * bool(grouped)
+    if "PACKAGE" in text:
+        text = text.replace("PACKAGE", shlex.quote(package)) if package else text + UNNAMED
     return _named(text, repo, branch)
 
 

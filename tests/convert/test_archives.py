@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import email
+import re
+import shlex
 import subprocess
 import sys
 import tarfile
@@ -9,8 +12,12 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt
 
-from tests.conftest import Cli
+from slideconvert import __version__
+from slideconvert.report import Report
+from slideconvert.report.card import render_card
+from tests.conftest import MAGNITUDE, Cli
 from tests.helpers import pico
 from tests.helpers.demo import DEMO
 
@@ -54,6 +61,13 @@ def build(source: Path, target: str, folder: Path) -> Path:
     return archive
 
 
+@pytest.fixture
+def report(cli: Cli, source: Path, tmp_path: Path) -> Report:
+    """Of a checkpoint that loaders read with slideconvert."""
+    assert cli("convert", source, tmp_path / "out", *MAGNITUDE, "-q").code == 0
+    return Report.from_json((tmp_path / "out" / "report.json").read_text())
+
+
 @pytest.fixture(scope="module")
 def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(ROOT, "sdist", tmp_path_factory.mktemp("sdist"))
@@ -84,6 +98,11 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bin"
 
 
+def is_development(path: Path) -> bool:
+    """Whether a file is a test or a bench beside the kernels. Modules of slideconvert may have such names."""
+    return "kernels" in path.parts and path.name.startswith(("test_", "bench_"))
+
+
 def test_the_wheel_holds_what_runs_and_nothing_else(wheel: Path) -> None:
     here = {
         Path(target, path.relative_to(ROOT / origin)).as_posix()
@@ -93,12 +112,44 @@ def test_the_wheel_holds_what_runs_and_nothing_else(wheel: Path) -> None:
             ("recipes", "slideconvert/recipes"),
         )
         for path in (ROOT / origin).rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts and not path.name.startswith(("test_", "bench_"))
+        if path.is_file() and "__pycache__" not in path.parts and not is_development(path)
     }
     with zipfile.ZipFile(wheel) as archive:
         names = [name for name in archive.namelist() if ".dist-info/" not in name]
     assert sorted(names) == sorted(here)
     assert {Path(name).suffix for name in names} >= {".py", ".cu", ".c", ".csv", ".yaml", ".typed"}
+
+
+def test_the_metadata_is_whole(wheel: Path) -> None:
+    """And names no address: the project has none, and one that is made up belongs to whoever registers it."""
+    with zipfile.ZipFile(wheel) as archive:
+        (info,) = {Path(name).parent for name in archive.namelist() if name.endswith(".dist-info/METADATA")}
+        metadata = email.message_from_string(archive.read(f"{info}/METADATA").decode())
+        assert "Tag: py3-none-any" in archive.read(f"{info}/WHEEL").decode()  # aarch64 too
+        assert archive.read(f"{info}/licenses/LICENSE") == (ROOT / "LICENSE").read_bytes()
+        points = archive.read(f"{info}/entry_points.txt").decode()
+    assert "slideconvert = slideconvert.cli:main" in points and "[vllm.general_plugins]" in points
+    assert (metadata["Name"], metadata["Version"]) == ("slideconvert", __version__)
+    assert metadata["License-Expression"] == "Apache-2.0" and metadata["Requires-Python"] == ">=3.11"
+    assert metadata["Author"] == "slideconvert maintainers" and "Typing :: Typed" in metadata.get_all("Classifier")
+    assert not {"Project-URL", "Home-page", "Download-URL", "Author-email"} & set(metadata.keys())
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    text = metadata.get_payload()
+    assert text == (ROOT / "README.md").read_text()
+    page = MarkdownIt("commonmark").enable("table").render(text)
+    assert page.count("<table>") == text.count("\n|---|") > 0 and page.count("<h1>") == 1
+    assert not re.search(r"```|\|--|\*\*|^#", re.sub(r"<code.*?</code>", "", page, flags=re.DOTALL), re.MULTILINE)
+
+
+def test_the_card_installs_the_wheel(wheel: Path, installed: Path, report: Report, tmp_path: Path) -> None:
+    """The line for vLLM, as a shell reads it, with an address where the wheel is."""
+    card = render_card(report, package=wheel.as_uri())
+    (line,) = {line for line in card.splitlines() if line.startswith("pip install ")}
+    pip = shlex.join(
+        [sys.executable, "-m", "pip", "--python", str(installed / "python"), "--disable-pip-version-check"]
+    )
+    told = run("sh", "-c", f"{line.replace('pip', pip, 1)} --no-index --no-deps --force-reinstall", cwd=tmp_path)
+    assert f"Successfully installed slideconvert-{__version__}" in told
 
 
 def test_the_sdist_holds_every_file_once_and_no_tests(sdist: Path) -> None:
@@ -107,13 +158,15 @@ def test_the_sdist_holds_every_file_once_and_no_tests(sdist: Path) -> None:
     tops = {name.parts[0] for name in names}
     assert {"slideconvert", "recipes", "README.md", "LICENSE", "pyproject.toml"} <= tops
     assert not tops & {"tests", "benches", "kernels", "examples"}
-    assert not [name for name in names if name.name.startswith(("test_", "bench_"))]
+    assert not [name for name in names if "kernels" in name.parts and is_development(name)]
+    assert Path("slideconvert/api/bench_serve.py") in names
     assert len(names) == len(set(names))
 
 
 def test_the_wheel_does_the_whole_job_from_another_folder(cli: Cli, installed: Path, tmp_path: Path) -> None:
     """And writes the very files that this checkout writes, code for transformers included."""
-    assert "convert" in run(installed / "slideconvert", "--help", cwd=tmp_path)
+    recipes = run(installed / "slideconvert", "recipes", cwd=tmp_path)
+    assert all(path.stem in recipes for path in (ROOT / "recipes").glob("*.yaml"))
     assert "answer: def " in run(installed / "python", "-c", JOB, DEMO, *WORDS, cwd=tmp_path)
     assert cli("convert", DEMO, tmp_path / "here", *WORDS, "-q").code == 0
     assert pico.files(tmp_path / "out") == pico.files(tmp_path / "here")

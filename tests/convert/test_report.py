@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+from slideconvert import __version__
 from slideconvert.models.families import LLAMA
 from slideconvert.report import HeldOut, LayerReport, Report, Training, totals
 from slideconvert.report.card import render_card
@@ -670,12 +671,27 @@ def test_loading_follows_the_layout() -> None:
     assert "AutoModelForCausalLM.from_pretrained" in dense and "vllm serve PATH" in dense
     assert "relayout" not in dense
     assert "slideconvert relayout CKPT OUT --layout dense" in slide and "slideconvert generate CKPT --prompt" in slide
-    assert "import slideconvert\nfrom transformers" in slide and "pip install slideconvert\nvllm serve PATH\n" in slide
+    assert "import slideconvert\nfrom transformers" in slide and "pip install PACKAGE\nvllm serve PATH\n" in slide
     plain = render_card(
         sample_report(layers=[sample_layer(0, place, scheme="bf16") for place in LINEARS], layout="dense")
     )
     assert "trust_remote_code" in dense and "trust_remote_code" in slide and "trust_remote_code" not in plain
     assert all("slideconvert verify CKPT" in card for card in (dense, slide))
+
+
+def test_what_a_card_installs_is_never_a_name_that_anyone_can_claim() -> None:
+    """In any layout and scheme: a placeholder that is explained, or the address that the publisher gives."""
+    for layout, scheme in (("slide", "int8"), ("dense", "int8"), ("dense", "w4a16"), ("gqs", "w4a16")):
+        layers = [sample_layer(0, place, scheme=scheme) for place in LINEARS]
+        report = sample_report(layers=layers, layout=layout)
+        card, address = render_card(report), "https://example.org/slideconvert-0.1.0-py3-none-any.whl"
+        assert set(re.findall(r"pip install ([^\s`;)]+)", card)) == {"PACKAGE"}, card
+        assert f"PACKAGE is a wheel or a checkout of slideconvert {__version__}.\n" in card
+        named = render_card(report, package=address)
+        assert set(re.findall(r"pip install ([^\s`;)]+)", named)) == {address} and "PACKAGE" not in named
+    assert "pip install 'git+https://example.org/a?b&c'\n" in render_card(
+        sample_report(1, layout="slide"), package="git+https://example.org/a?b&c"
+    )
 
 
 def test_card_shows_the_verdict_and_the_notes() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,8 @@ import pytest
 from slideconvert.cli import COMMANDS, GROUPS
 from tests.conftest import MAGNITUDE, Cli
 from tests.helpers import pico
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_every_command_explains_itself_without_loading_torch() -> None:
@@ -139,6 +142,22 @@ def test_doctor_never_prints_the_token(cli: Cli, monkeypatch: pytest.MonkeyPatch
     assert "secret" not in cli("doctor").out
 
 
+def test_recipes_lists_what_recipe_takes(
+    cli: Cli, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From any folder. What it prints of one is a recipe file."""
+    monkeypatch.chdir(tmp_path)
+    names = [path.stem for path in sorted((ROOT / "recipes").glob("*.yaml"))]
+    assert [name for name, _ in re.findall(r"^(\S+)  +(\S.+)", cli("recipes").out, re.MULTILINE)] == names
+    told = json.loads(cli("recipes", "--json").out)["recipes"]
+    assert list(told) == names and told["int8-2of6"]["pattern"] == "2:6" and told["int8-2of6"]["about"]
+    (tmp_path / "mine.yaml").write_text(cli("recipes", "int8-2of6").out)
+    plans = [json.loads(cli("plan", source, "--recipe", name, "--json").out) for name in ("int8-2of6", "mine.yaml")]
+    assert plans[0] == plans[1] and plans[0]["linears"][0]["pattern"] == "2:6"
+    refused = cli("recipes", "int8-2of7")
+    assert refused.code == 2 and "did you mean int8-2of" in refused.err
+
+
 def test_interruption_prints_how_to_resume(
     cli: Cli, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,5 +219,5 @@ def test_few_frames_lead_from_the_command_to_the_changed_weight(
     package = str(Path(slideconvert.__file__).parent)
     frames = [entry.frame.code.name for entry in reached.traceback if str(entry.path).startswith(package)]
     assert tuple(frames[frames.index("convert_command") : frames.index("magnitude")]) == FRAMES
-    told = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
+    told = (ROOT / "CONTRIBUTING.md").read_text()
     assert all(f"`{name}`" in told for name in FRAMES)

@@ -37,9 +37,10 @@ BENCHES = [
 FOREIGN_OPTIONS = (
     *("--tensor-parallel-size", "--hf-overrides", "--max-logprobs", "--max-model-len"),
     *("--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--rdzv-id", "--multi-gpu"),
+    *("--rm", "--user", "--gpus", "--build-arg"),
     *("--num-processes", "--nodes", "--ntasks-per-node", "--gpus-per-node", "--cpus-per-task", "--kill-on-bad-exit"),
 )
-"""Options of vLLM, torchrun, accelerate and Slurm that documents show."""
+"""Options of vLLM, torchrun, accelerate, Slurm and Docker that documents show."""
 
 ROWS = (
     ("errors", "launched", "progress", "kernels"),

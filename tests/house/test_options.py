@@ -110,6 +110,7 @@ UNUSED: dict[str, tuple[str, dict[str, str]]] = {
         | {"--pattern": "--pattern 2:4"},
     ),
     "bench compare": ("A B", {}),
+    "recipes": ("", {}),
     "doctor": ("", {"--device": "--device cpu"}),
 }
 """By command: a call, and by option how it is given so that it has no effect there."""
@@ -145,12 +146,13 @@ ALWAYS: dict[str, set[str]] = {
     "inspect": set(),
     "eval": {"--text", "--tasks", "--device", "--activations"},
     "generate": {"--prompt", "--max-new-tokens", "--device", "--activations"},
-    "push": {"--dry-run", "--public", "--revision", "--message", "--verify"},
+    "push": {"--dry-run", "--public", "--revision", "--message", "--package", "--verify"},
     "tune": {"--host", "--budget", "--device"},
     "bench kernel": BENCH,
     "bench layer": BENCH,
     "bench serve": SERVED | {"--device", "--out", "--quick", "--budget"},
     "bench compare": {"--json"},
+    "recipes": {"--json"},
     "doctor": {"--json"},
 }
 """By command: the options that have an effect in every call that takes them."""

@@ -38,6 +38,39 @@ def test_a_new_repository(mine: HubServer, cli: Cli, out: Path) -> None:
     assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}  # nothing is written there
 
 
+@pytest.mark.parametrize("address", ["https://example.org/slideconvert-0.1.0-py3-none-any.whl", "git+https://a.b/c@v1"])
+def test_the_card_installs_slideconvert_from_where_the_publisher_says(
+    mine: HubServer, cli: Cli, out: Path, address: str
+) -> None:
+    assert cli("push", out, REPO, "--package", address).code == 0
+    card = mine.repos[REPO].head()["README.md"].decode()
+    assert f"pip install {address}\n" in card and "PACKAGE" not in card
+    assert is_published(mine.repos[REPO], out)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("slideconvert", "slideconvert==0.1.0", "http://a.b/c.whl", "https://a.b/c.tar.gz", "git+ssh://a.b/c", ""),
+        *(
+            "https://me:secret@a.b/c.whl",
+            "git+https://a.b/c d",
+            "git+https://a.b/`c`",
+            "https:///c.whl",
+            "./c.whl",
+            "https://me:secret@a.b/c",
+            "https://[.whl",
+        ),
+    ],
+)
+def test_a_package_that_not_everybody_can_install_is_refused(
+    mine: HubServer, cli: Cli, out: Path, address: str
+) -> None:
+    refused = cli("push", out, REPO, "--package", address)
+    assert refused.code == 2 and "--package" in refused.err and "secret" not in refused.err
+    assert not mine.repos and not mine.requests
+
+
 def test_a_downloaded_push_is_sound(mine: HubServer, cli: Cli, tmp_path: Path) -> None:
     assert cli("convert", *MAGNITUDE, DEMO, tmp_path / "demo").code == 0
     assert cli("push", tmp_path / "demo", REPO).code == 0

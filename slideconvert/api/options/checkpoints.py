@@ -88,4 +88,9 @@ class PushOptions(DeviceOptions):
         "Branch to push to, created from main if it is new.  [default: main]", metavar="BRANCH"
     )
     message: str | None = option("Commit message.  [default: a description of the checkpoint]")
+    package: str | None = option(
+        "Wheel or repository from which the model card installs slideconvert: https://….whl or git+https://….  "
+        "[default: the card leaves it open]",
+        metavar="URL",
+    )
     verify: bool = option("Verify the checkpoint first; needed after convert --no-verify.", default=False)
