@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +15,9 @@ from .progress import progress_bar
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
     from ..progress import Stopwatch
+    from .columns import Table
 
 STARTED = "slideconvert.started"
 """In the context of a command: the time.monotonic() at which it began."""
@@ -53,14 +54,20 @@ def timed_progress(shown: bool, device: str | None) -> Iterator[Stopwatch]:
         yield watch
 
 
-def show(table: Table | str) -> None:
-    """Print a table or a line for people: tables as wide as the terminal, 120 columns when there is none."""
-    _console().print(table)
+def show(shown: Table | str) -> None:
+    """Print a table or text for people, as wide as the terminal; where there is none, $COLUMNS or 120 columns wide."""
+    from .columns import wrapped
 
-
-def width() -> int:
-    """Columns of what `show` prints on."""
-    return _console().width
+    console = _console()
+    words, style = (shown, "") if isinstance(shown, str) else (shown.title, "table.title")
+    console.print(wrapped(words, console.width), style=style, overflow="ignore", crop=False)
+    if isinstance(shown, str):
+        return
+    drawn, left_out = shown.fitted(console.width)
+    console.print(drawn)
+    if left_out:
+        note = f"left out in {console.width} columns: {', '.join(left_out)} (--json and wider terminals show them)"
+        console.print(wrapped(note, console.width), style="table.caption")
 
 
 def _console() -> Console:
@@ -68,7 +75,9 @@ def _console() -> Console:
 
     # Names come from other people's files: [red] and :smile: in them are text.
     console = Console(highlight=False, markup=False, emoji=False)
-    return console if console.is_terminal else Console(highlight=False, markup=False, emoji=False, width=120)
+    if not console.is_terminal and not os.environ.get("COLUMNS", "").isdecimal():
+        console.width = 120
+    return console
 
 
 def echo_json(value: Any) -> None:

@@ -37,7 +37,7 @@ def verify_command(ckpt: Path, options: VerifyOptions, display: Display) -> None
         sys.exit(1)
     if display.shown:
         against = f" and agree with {source}" if source else "; give --source to compare the weights with it"
-        click.echo(f"{ckpt}: {verdict.tensors} tensors are sound{against}")
+        show(f"{ckpt}: {verdict.tensors} tensors are sound{against}")
 
 
 @command("inspect", display=ResultDisplay, without=("verbose",))
@@ -84,6 +84,4 @@ def doctor_command(ckpt: Path | None, options: DeviceOptions, display: Display) 
     if ckpt:
         show(backends_table(rows))
     for host, (done, all_of_them) in known.items():
-        click.echo(
-            f"{host}: times of {done} of {all_of_them} kinds of linears are known (slideconvert tune adds others)"
-        )
+        show(f"{host}: times of {done} of {all_of_them} kinds of linears are known (slideconvert tune adds others)")

@@ -72,10 +72,12 @@ def push_json(done: Publication) -> dict[str, Any]:
 def push_table(done: Publication) -> Any:
     """One row for each file, and one for each that is deleted."""
 
-    from .tables import table
+    from .columns import Column, table
 
     upload = done.upload
-    made = table(f"{upload.target.id}, {upload.target.branch}", ["file", "state", "sha256"], ["bytes"])
+    made = table(
+        f"{upload.target.id}, {upload.target.branch}", ["file", "state", Column("sha256", 2)], [Column("bytes", 1)]
+    )
     for file in upload.files:
         state = "new" if file.name in upload.new else "already there"
         made.add_row(file.name, state, file.sha256[:12], f"{file.size:,}")

@@ -12,9 +12,8 @@ from .common import echo_json, show, source_argument, timed_progress
 from .options import Display, command
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from ..rotate.run import Rotated
+    from .columns import Table
 
 
 @command("rotate", RotateOptions)
@@ -56,7 +55,7 @@ def rotate_command(source: str, rotated: Path, options: RotateOptions, display: 
 
 def losses_table(done: Rotated) -> Table:
     """The estimated loss of each layer."""
-    from .tables import table
+    from .columns import table
 
     made = table("Estimated loss of pruning", ["layer"], ["before", "after"])
     for number, losses in enumerate(zip(done.record.before, done.record.after, strict=True)):

@@ -31,4 +31,4 @@ def tune_command(ckpt: Path | None, options: TuneOptions, display: Display) -> N
         return
     show(tuned_table(found))
     note = f", {found.left} are missing: run tune again" if found.left else ""
-    click.echo(f"{found.measured} times measured in {found.seconds:.0f} s{note}")
+    show(f"{found.measured} times measured in {found.seconds:.0f} s{note}")

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ..api.options import EvaluateOptions, GenerateOptions, RevisionOptions, option
-from .common import echo_json, show, width
+from .common import echo_json, show
 from .options import Display, HeadedOption, ResultDisplay, command
 from .progress import progress_bar
 
@@ -74,13 +74,13 @@ def eval_command(ckpts: tuple[str, ...], options: EvaluateOptions, display: Disp
         echo_json(shown)
         return
     if found.perplexity is not None:
-        for made in text_tables(found.perplexity, protocol, width()):
+        for made in text_tables(found.perplexity, protocol):
             show(made)
     if scores:
         show(tasks_table(shown, every_metric=display.verbose))
     if not display.quiet:
         for note in found.notes:
-            click.echo(f"note  {note}")
+            show(f"note  {note}")
 
 
 @command("generate", GenerateOptions, ResultDisplay, without=("verbose",))
