@@ -16,10 +16,12 @@ class SlideConvertError(Exception):
     what: what is wrong and where, with the numbers.
     hint: what the user can do about it; may be empty.
     elsewhere: whether it happened on another rank of the job, which tells of it.
+    told: whether the result for machines tells of it already.
     """
 
     exit_code = 1
     elsewhere = False
+    told = False
 
     def __init__(self, what: str, hint: str = "") -> None:
         super().__init__(what)
@@ -28,6 +30,11 @@ class SlideConvertError(Exception):
 
     def __str__(self) -> str:
         return f"{self.what} ({self.hint})" if self.hint else self.what
+
+    def to_json(self) -> dict[str, str | int]:
+        """For machines: its kind, its words, and the exit code of a command that it ends."""
+        kind = type(self).__name__
+        return {"kind": kind, "what": self.what, "hint": self.hint, "exit_code": self.exit_code}
 
 
 class InputError(SlideConvertError):

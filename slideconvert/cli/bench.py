@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..api.options import BenchOptions, ServeBenchOptions
-from .common import echo_json, show
+from .common import Folder, echo_json, show
 from .options import Display, ResultDisplay, command
 from .progress import progress_bar
 
@@ -55,7 +55,7 @@ def bench_layer_command(options: BenchOptions, display: Display) -> None:
 
 
 @command("serve", ServeBenchOptions, display=ResultDisplay, without=("verbose",))
-@click.argument("ckpts", metavar="[CKPT]...", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("ckpts", metavar="[CKPT]...", nargs=-1, type=Folder())
 def bench_serve_command(ckpts: tuple[Path, ...], options: ServeBenchOptions, display: Display) -> None:
     """Serve checkpoints in vLLM and measure throughput and latency: the first CKPT is the baseline.
 
@@ -139,10 +139,13 @@ def table_json(found: Table) -> dict[str, Any]:
 
 
 @command("compare", display=ResultDisplay, without=("verbose", "quiet"))
-@click.argument("a", type=click.Path(path_type=Path))
-@click.argument("b", type=click.Path(path_type=Path))
+@click.argument("a", type=Folder())
+@click.argument("b", type=Folder())
 def bench_compare_command(a: Path, b: Path, display: Display) -> None:
     """Compare two runs, machines or commits: how many times faster B is than A, case by case.
+
+    \b
+      slideconvert bench compare before/ after/
 
     A and B are folders that bench kernel, layer or serve wrote.
     """

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem
 
+from ..errors import pick
 from .progress import progress_bar
 
 if TYPE_CHECKING:
@@ -22,9 +24,46 @@ if TYPE_CHECKING:
 STARTED = "slideconvert.started"
 """In the context of a command: the time.monotonic() at which it began."""
 
-source_argument = click.argument("source")
-out_argument = click.argument("out", type=click.Path(path_type=Path))
-checkpoint_argument = click.argument("ckpt", type=click.Path(path_type=Path))
+SCHEMA = 1
+"""The version of what commands print for machines: another one if a name goes or changes its meaning."""
+
+
+class Word(click.Choice[str]):
+    """One of some words, which the shell completes; a wrong one is answered with the nearest.
+
+    kind: what the words are called. others: whether other words are taken as well.
+    """
+
+    def __init__(self, words: Iterable[str], kind: str, *, others: bool = False) -> None:
+        super().__init__(list(words))
+        self._kind, self._others = kind, others
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return value if self._others else pick(value, self.choices, self._kind)
+
+
+class Model(click.ParamType[str]):
+    """A folder, a GGUF file or a Hub id; the shell completes the first two."""
+
+    name = "model"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(incomplete, type="file")]
+
+
+class Folder(click.Path):
+    """The path of a folder, which need not exist; the shell completes folders."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(incomplete, type="dir")]
+
+
+source_argument = click.argument("source", type=Model())
+out_argument = click.argument("out", type=Folder())
+checkpoint_argument = click.argument("ckpt", type=Folder())
 
 
 @contextmanager
@@ -80,6 +119,6 @@ def _console() -> Console:
     return console
 
 
-def echo_json(value: Any) -> None:
-    """Print a value for machines."""
-    click.echo(json.dumps(value, indent=1, ensure_ascii=False))
+def echo_json(value: Mapping[str, Any]) -> None:
+    """Print a result for machines, with the version of its schema."""
+    click.echo(json.dumps({"schema": SCHEMA, **value}, indent=1, ensure_ascii=False))

@@ -32,6 +32,9 @@ class FileDisplay(Display):
 def push_command(ckpt: Path, repo: str, options: PushOptions, display: Display) -> None:
     """Publish the checkpoint CKPT as the Hub repository REPO ("user/name", or "name" of yours), in one commit.
 
+    \b
+      slideconvert push out/ USER/MODEL-int8-2of8 --dry-run
+
     A new repository is private unless --public. If interrupted, run it again: it sends only the missing files. Files
     of an earlier checkpoint that this one does not have are deleted there, other files never.
     """
@@ -142,11 +145,13 @@ class Attempt:
         except SlideConvertError as error:
             command = ["slideconvert", "push", str(out), repo, *(["--public"] if public else [])]
             hint = f"{error.hint}; the checkpoint in {out} is complete: `{shlex.join(command)}` continues from here"
-            return cls(None, type(error)(error.what, hint=hint))
+            failed = type(error)(error.what, hint=hint)
+            failed.told = True
+            return cls(None, failed)
         if shown:
             show(push_summary(done, options))
         return cls(done, None)
 
     def to_json(self) -> dict[str, Any] | None:
-        """For machines; None if it failed."""
-        return push_json(self.done) if self.done else None
+        """For machines: what was pushed, or why it failed."""
+        return push_json(self.done) if self.done else {"error": self.error.to_json()} if self.error else None

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 def rotate_command(source: str, rotated: Path, options: RotateOptions, display: Display) -> None:
     """Rotate the channels of the model SOURCE (a folder, a Hub id or a GGUF file) and write it into the folder ROTATED.
 
+    \b
+      slideconvert rotate MODEL ROTATED --pattern 2_4 --calibration my.jsonl
+
     ROTATED computes the same function with weights of which pruning to --pattern loses less; `convert` takes it like
     any other model. The rotations are searched for with the calibration text, and folded into the weights: nothing is
     rotated at run time.
