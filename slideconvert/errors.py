@@ -9,6 +9,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+TRY_AGAIN = 75
+"""The exit code of what the same command may do later (EX_TEMPFAIL of sysexits.h)."""
+
 
 class SlideConvertError(Exception):
     """Base of every deliberate error.
@@ -38,7 +41,7 @@ class SlideConvertError(Exception):
 
 
 class InputError(SlideConvertError):
-    """The request or the input cannot be used as it is: wrong option, broken checkpoint, too little disk space."""
+    """The request or the input cannot be used as it is: wrong option, broken checkpoint."""
 
     exit_code = 2
 
@@ -53,6 +56,18 @@ class PatternError(InputError):
 
 class HubError(InputError):
     """The Hub refused or could not deliver: missing, gated, cut off, or not the bytes it promised."""
+
+
+class DiskFullError(OutputError):
+    """There is too little disk space now."""
+
+    exit_code = TRY_AGAIN
+
+
+class UnavailableError(HubError):
+    """The Hub cannot be reached, fails, is too busy or breaks off, or the disk fills up while it delivers."""
+
+    exit_code = TRY_AGAIN
 
 
 class VerificationError(SlideConvertError):

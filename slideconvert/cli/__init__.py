@@ -177,7 +177,8 @@ def _show_warning(others: Callable[..., None]) -> Callable[..., None]:
 
 def main() -> NoReturn:
     """Run a command. Exit codes: 0 done, 1 a conversion or check failed, 2 wrong usage or input, 70 a defect of
-    slideconvert, 130 interrupted."""
+    slideconvert, 75 what the same command may do later (the network, the Hub or the space on a disk fails), 130
+    interrupted."""
     warnings.showwarning = _show_warning(warnings.showwarning)
     try:
         with _ended_like_an_interrupt():
