@@ -9,6 +9,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+TRY_AGAIN = 75
+"""The exit code of what the same command may do later (EX_TEMPFAIL of sysexits.h)."""
+
 
 class SlideConvertError(Exception):
     """Base of every deliberate error.
@@ -16,10 +19,12 @@ class SlideConvertError(Exception):
     what: what is wrong and where, with the numbers.
     hint: what the user can do about it; may be empty.
     elsewhere: whether it happened on another rank of the job, which tells of it.
+    told: whether the result for machines tells of it already.
     """
 
     exit_code = 1
     elsewhere = False
+    told = False
 
     def __init__(self, what: str, hint: str = "") -> None:
         super().__init__(what)
@@ -29,9 +34,14 @@ class SlideConvertError(Exception):
     def __str__(self) -> str:
         return f"{self.what} ({self.hint})" if self.hint else self.what
 
+    def to_json(self) -> dict[str, str | int]:
+        """For machines: its kind, its words, and the exit code of a command that it ends."""
+        kind = type(self).__name__
+        return {"kind": kind, "what": self.what, "hint": self.hint, "exit_code": self.exit_code}
+
 
 class InputError(SlideConvertError):
-    """The request or the input cannot be used as it is: wrong option, broken checkpoint, too little disk space."""
+    """The request or the input cannot be used as it is: wrong option, broken checkpoint."""
 
     exit_code = 2
 
@@ -46,6 +56,18 @@ class PatternError(InputError):
 
 class HubError(InputError):
     """The Hub refused or could not deliver: missing, gated, cut off, or not the bytes it promised."""
+
+
+class DiskFullError(OutputError):
+    """There is too little disk space now."""
+
+    exit_code = TRY_AGAIN
+
+
+class UnavailableError(HubError):
+    """The Hub cannot be reached, fails, is too busy or breaks off, or the disk fills up while it delivers."""
+
+    exit_code = TRY_AGAIN
 
 
 class VerificationError(SlideConvertError):

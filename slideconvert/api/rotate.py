@@ -9,7 +9,7 @@ from ..checkpoint.disk import BESIDE, free_bytes
 from ..checkpoint.staging import check_free
 from ..core.choices import ALL, ROTATED
 from ..core.patterns import BlockPattern
-from ..errors import InputError, pick
+from ..errors import DiskFullError, InputError, pick
 from ..plan.recipe import parse_recipe
 from ..progress import Progress, silent
 from ..rotate.run import Job, Rotated
@@ -54,7 +54,7 @@ def rotate(
         with opened(str(source), out, options, progress) as (snapshot, checkpoint):
             needed, free = checkpoint.bytes + BESIDE, free_bytes(out)
             if free < needed:
-                raise InputError(
+                raise DiskFullError(
                     f"{out}: the output needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free",
                     hint="free disk space or choose another disk",
                 )

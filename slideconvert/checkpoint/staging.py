@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from .. import ranks
-from ..errors import InputError, OutputError
+from ..errors import DiskFullError, InputError, OutputError
 from .files import INDEX, SINGLE, STAGING
 from .reader import read_json
 
@@ -151,7 +151,7 @@ def writing(where: Path, *, after_full: str = "free disk space and --resume") ->
         if isinstance(error, PermissionError):
             raise OutputError(f"{where}: no permission to write", hint="choose another folder") from error
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise OutputError(f"{where}: the disk is full", hint=after_full) from error
+            raise DiskFullError(f"{where}: the disk is full", hint=after_full) from error
         if isinstance(error, NotADirectoryError):
             raise OutputError(f"{where}: a part of this path is a file, not a folder", hint="choose another") from error
         if error.errno == errno.ENAMETOOLONG:

@@ -11,14 +11,14 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import click
 
 from .. import __version__
-from ..errors import CalibrationWarning, InputError, SlideConvertError, one_line, printable
+from ..errors import CalibrationWarning, InputError, SlideConvertError, one_line, pick, printable
 from ..launched import rank, several
 
 COMMANDS = {
@@ -83,6 +83,13 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         return find_command(self._prefix + name)
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if not (ctx.resilient_parsing or args[0].startswith("-")):
+            pick(args[0], self.list_commands(ctx), f"{self._prefix}command")
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         names = [self._prefix + name for name in self.list_commands(ctx)]
         lines = {name: GROUPS.get(name) or COMMANDS[name][1] for name in names}
@@ -111,6 +118,20 @@ def group(context: click.Context) -> None:
         )
 
 
+def _for_machines(error: Mapping[str, str | int]) -> None:
+    """An error as the result on stdout, if --json asks for results there."""
+    from .common import echo_json
+
+    if "--json" in sys.argv:
+        echo_json({"error": error})
+
+
+def _unplanned(error: Exception, code: int) -> dict[str, str | int]:
+    """What SlideConvertError.to_json says, of another error."""
+    what = error.format_message() if isinstance(error, click.ClickException) else str(error)
+    return {"kind": type(error).__name__, "what": one_line(what), "hint": "", "exit_code": code}
+
+
 def _error() -> str:
     """The beginning of a line about an error of this process."""
     return f"error: rank {rank()}: " if several() else "error: "
@@ -126,6 +147,7 @@ def _report_defect(error: Exception) -> None:
         "it shows; a conversion can be continued with --resume)",
         err=True,
     )
+    _for_machines(_unplanned(error, DEFECT))
 
 
 @contextmanager
@@ -156,7 +178,8 @@ def _show_warning(others: Callable[..., None]) -> Callable[..., None]:
 
 def main() -> NoReturn:
     """Run a command. Exit codes: 0 done, 1 a conversion or check failed, 2 wrong usage or input, 70 a defect of
-    slideconvert, 130 interrupted."""
+    slideconvert, 75 what the same command may do later (the network, the Hub or the space on a disk fails), 130
+    interrupted."""
     warnings.showwarning = _show_warning(warnings.showwarning)
     try:
         with _ended_like_an_interrupt():
@@ -164,9 +187,12 @@ def main() -> NoReturn:
     except SlideConvertError as error:
         if rank() == 0 or not error.elsewhere:
             click.echo(f"{'error: ' if error.elsewhere else _error()}{one_line(str(error))}", err=True)
+            if not error.told:
+                _for_machines(error.to_json())
         sys.exit(error.exit_code)
     except click.ClickException as error:
         error.show()
+        _for_machines(_unplanned(error, error.exit_code))
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted; a conversion can be continued with --resume, a push by running it again", err=True)
@@ -180,6 +206,7 @@ def main() -> NoReturn:
             sys.exit(DEFECT)
         name = one_line(str(error.filename))
         click.echo(f"error: {name[:60]}… ({len(name)} characters): this path or a name in it is too long", err=True)
+        _for_machines(_unplanned(error, 2))
         sys.exit(2)
     except Exception as error:  # the last net: what no reader and no stage has named
         _report_defect(error)

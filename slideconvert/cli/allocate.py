@@ -27,6 +27,10 @@ class ErrorDisplay(Display):
 def allocate_command(source: str, recipe_out: Path, options: AllocateOptions, display: Display) -> None:
     """Choose a pattern for each group of fused linears of SOURCE and write the recipe into the file RECIPE_OUT.
 
+    \b
+      slideconvert allocate MODEL fast.yaml --target-speedup 1.3 --gpu a100
+      slideconvert allocate MODEL small.yaml --density 0.75
+
     Each group (q/k/v, o, gate/up, down of every layer) is pruned alone with every pattern that could pay, and measured.
     The patterns chosen are those of least summed error that meet --target-speedup or --density. Patterns in the rules
     of a --recipe stay as they are. Measuring takes about as long as a few conversions.

@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..api.options import BenchOptions, ServeBenchOptions
-from .common import echo_json, show
+from .common import Folder, echo_json, show
 from .options import Display, ResultDisplay, command
 from .progress import progress_bar
 
 if TYPE_CHECKING:
-    from rich.table import Table as Shown
-
     from ..api.bench import Benched
     from ..bench.tables import Table
+    from .columns import Table as Shown
 
 
 @command("kernel", BenchOptions, display=ResultDisplay, without=("verbose",))
@@ -56,7 +55,7 @@ def bench_layer_command(options: BenchOptions, display: Display) -> None:
 
 
 @command("serve", ServeBenchOptions, display=ResultDisplay, without=("verbose",))
-@click.argument("ckpts", metavar="[CKPT]...", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("ckpts", metavar="[CKPT]...", nargs=-1, type=Folder())
 def bench_serve_command(ckpts: tuple[Path, ...], options: ServeBenchOptions, display: Display) -> None:
     """Serve checkpoints in vLLM and measure throughput and latency: the first CKPT is the baseline.
 
@@ -97,17 +96,18 @@ def _tell(found: Benched, display: Display) -> None:
         words += f"; {len(failures)} failed (the last table of index.html says why)"
     if outcome.left:
         words += f"; {outcome.left} are left: run it again"
-    click.echo(f"{words}\n{results.folder / 'index.html'}")
+    show(f"{words}\n{results.folder / 'index.html'}")
 
 
 def speedup_table(found: Table) -> Shown:
     """A row a number of tokens, or of what a server is asked for: the baseline, and speed-ups over it."""
     from ..bench.tables import BASELINES
-    from .tables import table
+    from .columns import Column, table
 
     words = ", ".join(word for word in (found.model, found.precision, found.level, found.chosen) if word)
     over = BASELINES.get(found.baseline, found.baseline)
-    made = table(f"{words}: speed-up over {over}", [found.axis], [f"{found.baseline}, us", *found.patterns])
+    patterns = [Column(name, spare) for spare, name in enumerate(found.patterns)]
+    made = table(f"{words}: speed-up over {over}", [found.axis], [f"{found.baseline}, us", *patterns])
     for tokens in found.tokens:
         base = found.baselines.get(found.baseline, {}).get(tokens)
         cells = [found.speedup(pattern, tokens) for pattern in found.patterns]
@@ -139,15 +139,18 @@ def table_json(found: Table) -> dict[str, Any]:
 
 
 @command("compare", display=ResultDisplay, without=("verbose", "quiet"))
-@click.argument("a", type=click.Path(path_type=Path))
-@click.argument("b", type=click.Path(path_type=Path))
+@click.argument("a", type=Folder())
+@click.argument("b", type=Folder())
 def bench_compare_command(a: Path, b: Path, display: Display) -> None:
     """Compare two runs, machines or commits: how many times faster B is than A, case by case.
+
+    \b
+      slideconvert bench compare before/ after/
 
     A and B are folders that bench kernel, layer or serve wrote.
     """
     from ..api.bench import bench_compare
-    from .tables import table
+    from .columns import Column, table
 
     found = bench_compare(a, b)
     if display.as_json:
@@ -158,13 +161,14 @@ def bench_compare_command(a: Path, b: Path, display: Display) -> None:
         if found.level == "serve"
         else ["model", "precision", "pattern", "way"]
     )
-    made = table("Times as fast as A", labels, ["cases", "mean", "least", "most", "apart"])
+    columns = (Column("cases", 2), "mean", Column("least", 3), Column("most", 4), Column("apart", 1))
+    made = table("Times as fast as A", labels, columns)
     for group in found.groups:
         numbers = (f"{group.mean:.3f}", f"{group.least:.3f}", f"{group.most:.3f}", str(group.apart))
         made.add_row(*group.label, str(group.cases), *numbers)
     show(made)
     for name, (first, second) in found.machines.items():
-        click.echo(f"{name}: A {first}, B {second}")
-    click.echo("apart: cases whose samples do not overlap")
+        show(f"{name}: A {first}, B {second}")
+    show("apart: cases whose samples do not overlap")
     if found.only_a or found.only_b:
-        click.echo(f"{found.only_a} cases are in A alone, {found.only_b} in B alone")
+        show(f"{found.only_a} cases are in A alone, {found.only_b} in B alone")

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..allocate.choose import SpeedTarget
 from ..allocate.written import summary, times_lines
 from ..core.patterns import ALL
-from .tables import table
+from .columns import Column, table
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from ..allocate.allocation import Allocation
     from ..allocate.choose import Chosen, Uniform
     from ..allocate.expected import Expected
     from ..allocate.speed import SpeedTable
+    from .columns import Table
+
+KINDS = Column("linears", short=lambda kinds: kinds.replace("_proj", ""))
 
 
 def chosen_table(chosen: Chosen, *, every_error: bool) -> Table:
@@ -23,7 +25,8 @@ def chosen_table(chosen: Chosen, *, every_error: bool) -> Table:
     patterns = chosen.allocation.patterns
     if every_error:
         tried = [pattern for pattern in ALL if any(pattern in errors for errors in chosen.errors.values())]
-        made = table("Errors by pattern", ["layer", "linears", "chosen"], map(str, tried))
+        numbers = [Column(str(pattern), spare) for spare, pattern in enumerate(tried)]
+        made = table("Errors by pattern", ["layer", KINDS, "chosen"], numbers)
         for group, errors in chosen.errors.items():
             cells = [f"{errors[pattern]:.1e}" if pattern in errors else "–" for pattern in tried]
             made.add_row(str(group.layer), "/".join(group.kinds), str(patterns[group]), *cells)
@@ -33,7 +36,7 @@ def chosen_table(chosen: Chosen, *, every_error: bool) -> Table:
         cell = f"{pattern!s:<6}{chosen.errors[group][pattern]:.1e}"
         rows.setdefault(group.layer, {})["/".join(group.kinds)] = cell
     kinds = list(dict.fromkeys(kind for row in rows.values() for kind in row))
-    made = table("Patterns and their errors", ["layer", *kinds], [])
+    made = table("Patterns and their errors", ["layer", *(replace(KINDS, name=kind) for kind in kinds)], [])
     for layer, row in rows.items():
         made.add_row(str(layer), *(row.get(kind, "–") for kind in kinds))
     return made

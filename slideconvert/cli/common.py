@@ -3,27 +3,67 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem
 
+from ..errors import pick
 from .progress import progress_bar
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
     from ..progress import Stopwatch
+    from .columns import Table
 
 STARTED = "slideconvert.started"
 """In the context of a command: the time.monotonic() at which it began."""
 
-source_argument = click.argument("source")
-out_argument = click.argument("out", type=click.Path(path_type=Path))
-checkpoint_argument = click.argument("ckpt", type=click.Path(path_type=Path))
+SCHEMA = 1
+"""The version of what commands print for machines: another one if a name goes or changes its meaning."""
+
+
+class Word(click.Choice[str]):
+    """One of some words, which the shell completes; a wrong one is answered with the nearest.
+
+    kind: what the words are called. others: whether other words are taken as well.
+    """
+
+    def __init__(self, words: Iterable[str], kind: str, *, others: bool = False) -> None:
+        super().__init__(list(words))
+        self._kind, self._others = kind, others
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return value if self._others else pick(value, self.choices, self._kind)
+
+
+class Model(click.ParamType[str]):
+    """A folder, a GGUF file or a Hub id; the shell completes the first two."""
+
+    name = "model"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(incomplete, type="file")]
+
+
+class Folder(click.Path):
+    """The path of a folder, which need not exist; the shell completes folders."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(incomplete, type="dir")]
+
+
+source_argument = click.argument("source", type=Model())
+out_argument = click.argument("out", type=Folder())
+checkpoint_argument = click.argument("ckpt", type=Folder())
 
 
 @contextmanager
@@ -53,14 +93,20 @@ def timed_progress(shown: bool, device: str | None) -> Iterator[Stopwatch]:
         yield watch
 
 
-def show(table: Table | str) -> None:
-    """Print a table or a line for people: tables as wide as the terminal, 120 columns when there is none."""
-    _console().print(table)
+def show(shown: Table | str) -> None:
+    """Print a table or text for people, as wide as the terminal; where there is none, $COLUMNS or 120 columns wide."""
+    from .columns import wrapped
 
-
-def width() -> int:
-    """Columns of what `show` prints on."""
-    return _console().width
+    console = _console()
+    words, style = (shown, "") if isinstance(shown, str) else (shown.title, "table.title")
+    console.print(wrapped(words, console.width), style=style, overflow="ignore", crop=False)
+    if isinstance(shown, str):
+        return
+    drawn, left_out = shown.fitted(console.width)
+    console.print(drawn)
+    if left_out:
+        note = f"left out in {console.width} columns: {', '.join(left_out)} (--json and wider terminals show them)"
+        console.print(wrapped(note, console.width), style="table.caption")
 
 
 def _console() -> Console:
@@ -68,9 +114,11 @@ def _console() -> Console:
 
     # Names come from other people's files: [red] and :smile: in them are text.
     console = Console(highlight=False, markup=False, emoji=False)
-    return console if console.is_terminal else Console(highlight=False, markup=False, emoji=False, width=120)
+    if not console.is_terminal and not os.environ.get("COLUMNS", "").isdecimal():
+        console.width = 120
+    return console
 
 
-def echo_json(value: Any) -> None:
-    """Print a value for machines."""
-    click.echo(json.dumps(value, indent=1, ensure_ascii=False))
+def echo_json(value: Mapping[str, Any]) -> None:
+    """Print a result for machines, with the version of its schema."""
+    click.echo(json.dumps({"schema": SCHEMA, **value}, indent=1, ensure_ascii=False))

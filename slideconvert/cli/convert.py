@@ -39,6 +39,10 @@ class ConvertCommandOptions(ConvertOptions, PublishOptions):
 def convert_command(source: str, out: Path, options: ConvertCommandOptions, display: Display) -> None:
     """Prune, quantize, pack and verify the model SOURCE (a folder, a Hub id or a GGUF file) into the folder OUT.
 
+    \b
+      slideconvert convert MODEL OUT --pattern 2_8 --calibration my.jsonl
+      slideconvert convert MODEL OUT --recipe int8-2of8 --resume
+
     With --target-speedup or --density the patterns are chosen first, as `allocate` chooses them.
     """
     from ..api.convert import check_target
@@ -51,6 +55,10 @@ def convert_command(source: str, out: Path, options: ConvertCommandOptions, disp
 @source_argument
 def plan_command(source: str, options: PlanOptions, display: Display) -> None:
     """Show what `convert` with the same options would do to SOURCE. Reads shapes only, writes nothing.
+
+    \b
+      slideconvert plan MODEL --pattern 2_8
+      slideconvert plan MODEL --pattern 2_4 --gpu h200 --tokens 64
 
     SOURCE may be a folder with nothing but config.json. No weights of a Hub id are fetched. With --gpu or --speed-table
     also show the speed-up that the linears should reach.

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from ..api.options import DeviceOptions, VerifyOptions
-from .common import checkpoint_argument, echo_json, show, width
+from .common import Folder, checkpoint_argument, echo_json, show
 from .options import Display, ResultDisplay, command
 from .progress import progress_bar
 
@@ -17,7 +17,11 @@ from .progress import progress_bar
 @command("verify", VerifyOptions)
 @checkpoint_argument
 def verify_command(ckpt: Path, options: VerifyOptions, display: Display) -> None:
-    """Read the checkpoint CKPT back and check hashes, shapes, patterns, windows and weights. Exit code 1 on a fault."""
+    """Read the checkpoint CKPT back and check hashes, shapes, patterns, windows and weights. Exit code 1 on a fault.
+
+    \b
+      slideconvert verify out/ --source MODEL
+    """
     from ..api.checkpoints import verify
     from .tables import verdict_table
 
@@ -37,13 +41,18 @@ def verify_command(ckpt: Path, options: VerifyOptions, display: Display) -> None
         sys.exit(1)
     if display.shown:
         against = f" and agree with {source}" if source else "; give --source to compare the weights with it"
-        click.echo(f"{ckpt}: {verdict.tensors} tensors are sound{against}")
+        show(f"{ckpt}: {verdict.tensors} tensors are sound{against}")
 
 
 @command("inspect", display=ResultDisplay, without=("verbose",))
 @checkpoint_argument
 def inspect_command(ckpt: Path, display: Display) -> None:
-    """Show the pattern, zeros, error and bytes of every linear of the checkpoint CKPT."""
+    """Show the pattern, zeros, error and bytes of every linear of the checkpoint CKPT.
+
+    \b
+      slideconvert inspect out/
+      slideconvert inspect out/ --json
+    """
     from ..api.checkpoints import inspect
     from .tables import inspect_summary, inspect_table
 
@@ -69,15 +78,19 @@ def recipes_command(name: str | None, display: Display) -> None:
     elif name:
         click.echo(found[name].read_text(encoding="utf-8"), nl=False)
     else:
-        formatter = click.HelpFormatter(width=width())
+        formatter = click.HelpFormatter()
         formatter.write_dl([(one, recipe_purpose(path)) for one, path in found.items()])
         click.echo(formatter.getvalue(), nl=False)
 
 
 @command("doctor", DeviceOptions, without=("verbose", "quiet"))
-@click.argument("ckpt", metavar="[CKPT]", required=False, type=click.Path(path_type=Path))
+@click.argument("ckpt", metavar="[CKPT]", required=False, type=Folder())
 def doctor_command(ckpt: Path | None, options: DeviceOptions, display: Display) -> None:
     """Show what is installed, which GPUs are here, what can run on them and what would help.
+
+    \b
+      slideconvert doctor
+      slideconvert doctor out/
 
     With a checkpoint CKPT: also show which backend runs its linears on this machine, and why.
     """
@@ -102,6 +115,4 @@ def doctor_command(ckpt: Path | None, options: DeviceOptions, display: Display) 
     if ckpt:
         show(backends_table(rows))
     for host, (done, all_of_them) in known.items():
-        click.echo(
-            f"{host}: times of {done} of {all_of_them} kinds of linears are known (slideconvert tune adds others)"
-        )
+        show(f"{host}: times of {done} of {all_of_them} kinds of linears are known (slideconvert tune adds others)")

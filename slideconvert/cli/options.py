@@ -12,7 +12,7 @@ import click
 
 from ..api.options import Option, Options, option
 from ..errors import InputError
-from .common import STARTED
+from .common import STARTED, Word
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 OPTIONS, DISPLAY = "options", "display"
@@ -109,6 +109,8 @@ def _click_option(one: Option) -> HeadedOption:
     kind: Any = one.type
     if one.type is Path:
         kind = click.Path(path_type=Path, file_okay=spec.metavar != DIRECTORY)
+    elif spec.choices:
+        kind = Word(spec.choices, one.name.replace("_", " "), others=spec.others)
     elif spec.minimum is not None:
         kind = click.IntRange(spec.minimum)
     metavar = "|".join(spec.choices) if spec.choices else spec.metavar or None

@@ -32,6 +32,9 @@ class FileDisplay(Display):
 def push_command(ckpt: Path, repo: str, options: PushOptions, display: Display) -> None:
     """Publish the checkpoint CKPT as the Hub repository REPO ("user/name", or "name" of yours), in one commit.
 
+    \b
+      slideconvert push out/ USER/MODEL-int8-2of8 --dry-run
+
     A new repository is private unless --public. If interrupted, run it again: it sends only the missing files. Files
     of an earlier checkpoint that this one does not have are deleted there, other files never.
     """
@@ -72,10 +75,12 @@ def push_json(done: Publication) -> dict[str, Any]:
 def push_table(done: Publication) -> Any:
     """One row for each file, and one for each that is deleted."""
 
-    from .tables import table
+    from .columns import Column, table
 
     upload = done.upload
-    made = table(f"{upload.target.id}, {upload.target.branch}", ["file", "state", "sha256"], ["bytes"])
+    made = table(
+        f"{upload.target.id}, {upload.target.branch}", ["file", "state", Column("sha256", 2)], [Column("bytes", 1)]
+    )
     for file in upload.files:
         state = "new" if file.name in upload.new else "already there"
         made.add_row(file.name, state, file.sha256[:12], f"{file.size:,}")
@@ -140,11 +145,13 @@ class Attempt:
         except SlideConvertError as error:
             command = ["slideconvert", "push", str(out), repo, *(["--public"] if public else [])]
             hint = f"{error.hint}; the checkpoint in {out} is complete: `{shlex.join(command)}` continues from here"
-            return cls(None, type(error)(error.what, hint=hint))
+            failed = type(error)(error.what, hint=hint)
+            failed.told = True
+            return cls(None, failed)
         if shown:
             show(push_summary(done, options))
         return cls(done, None)
 
     def to_json(self) -> dict[str, Any] | None:
-        """For machines; None if it failed."""
-        return push_json(self.done) if self.done else None
+        """For machines: what was pushed, or why it failed."""
+        return push_json(self.done) if self.done else {"error": self.error.to_json()} if self.error else None

@@ -12,9 +12,8 @@ from .common import echo_json, show, source_argument, timed_progress
 from .options import Display, command
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from ..rotate.run import Rotated
+    from .columns import Table
 
 
 @command("rotate", RotateOptions)
@@ -22,6 +21,9 @@ if TYPE_CHECKING:
 @click.argument("rotated", type=click.Path(path_type=Path))
 def rotate_command(source: str, rotated: Path, options: RotateOptions, display: Display) -> None:
     """Rotate the channels of the model SOURCE (a folder, a Hub id or a GGUF file) and write it into the folder ROTATED.
+
+    \b
+      slideconvert rotate MODEL ROTATED --pattern 2_4 --calibration my.jsonl
 
     ROTATED computes the same function with weights of which pruning to --pattern loses less; `convert` takes it like
     any other model. The rotations are searched for with the calibration text, and folded into the weights: nothing is
@@ -56,7 +58,7 @@ def rotate_command(source: str, rotated: Path, options: RotateOptions, display: 
 
 def losses_table(done: Rotated) -> Table:
     """The estimated loss of each layer."""
-    from .tables import table
+    from .columns import table
 
     made = table("Estimated loss of pruning", ["layer"], ["before", "after"])
     for number, losses in enumerate(zip(done.record.before, done.record.after, strict=True)):

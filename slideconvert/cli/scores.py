@@ -5,29 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from rich.table import Table
-
 from ..evaluate.compare import TextProtocol
 from ..report.summary import UNKNOWN, kl, kl_error, share, size
-from .tables import table
+from .columns import Column, Table, path_name, table
 
-WIDE = 100
-"""Columns of a terminal that the standard errors of shares and the maximum fit in as well."""
+CHECKPOINT = Column("checkpoint", short=path_name)
 
 
-def text_tables(rows: list[dict[str, Any]], protocol: TextProtocol, width: int) -> Iterator[Table]:
-    """The tables of a text for a terminal of `width` columns: perplexity; divergence from the first checkpoint, if one
-    is known; both by position, if they were asked for. One row a checkpoint."""
+def text_tables(rows: list[dict[str, Any]], protocol: TextProtocol) -> Iterator[Table]:
+    """The tables of a text: perplexity; divergence from the first checkpoint, if one is known; both by position, if
+    they were asked for. One row a checkpoint."""
     yield _perplexity_table(rows, protocol)
     if any(row["kl_mean"] is not None for row in rows):
-        yield _divergence_table(rows, protocol, wide=width >= WIDE)
+        yield _divergence_table(rows, protocol)
     if protocol.positions:
         yield _position_table(rows)
 
 
 def _perplexity_table(rows: list[dict[str, Any]], protocol: TextProtocol) -> Table:
     title = f"Perplexity, sequences of {protocol.length} tokens, activations {protocol.activations}"
-    made = table(title, ["checkpoint"], ["perplexity", "±", "× first", "±", "sequences", "size"])
+    numbers = ("perplexity", Column("±", 2), "× first", Column("±", 1), Column("sequences", 4), Column("size", 3))
+    made = table(title, [CHECKPOINT], numbers)
     for row in rows:
         weights = UNKNOWN if row["bytes"] is None else size(row["bytes"])
         made.add_row(row["ckpt"], *_perplexities(row), str(row["sequences"]), weights)
@@ -43,31 +41,27 @@ def _perplexities(row: dict[str, Any]) -> list[str]:
     ]
 
 
-def _divergence_table(rows: list[dict[str, Any]], protocol: TextProtocol, *, wide: bool) -> Table:
+def _divergence_table(rows: list[dict[str, Any]], protocol: TextProtocol) -> Table:
     compared = [row for row in rows if row["kl_mean"] is not None]
     mass = min(row["top_mass"] for row in compared)
     kept = "" if mass == 1 else f", the {protocol.top} most likely tokens ({share(mass)}) one by one"
     title = f"Divergence from {rows[0]['ckpt']}: KL per token in nats{kept}"
-    columns: dict[str, list[str]] = {
-        "KL mean": [kl(row["kl_mean"]) for row in compared],
-        "±": [kl_error(row["kl_stderr"]) for row in compared],
-        "median": [kl(row["kl_median"]) for row in compared],
-        "99 %": [kl(row["kl_99"]) for row in compared],
-        "99.9 %": [kl(row["kl_99_9"]) for row in compared],
-        **({"max": [kl(row["kl_max"]) for row in compared]} if wide else {}),
-        "same top": [share(row["same_top"]) for row in compared],
-        **({"± ": [share(row["same_top_stderr"]) for row in compared]} if wide else {}),
-        "accepted": [share(row["acceptance"]) for row in compared],
-        **({" ±": [share(row["acceptance_stderr"]) for row in compared]} if wide else {}),
-    }
-    made = table(title, ["checkpoint"], [name.strip() for name in columns])
-    for number, row in enumerate(compared):
-        made.add_row(row["ckpt"], *(cells[number] for cells in columns.values()))
+    numbers = (
+        *("KL mean", Column("±", 3), Column("median", 4), Column("99 %", 2), Column("99.9 %", 5), Column("max", 8)),
+        *("same top", Column("±", 7), Column("accepted", 1), Column("±", 6)),
+    )
+    made = table(title, [CHECKPOINT], numbers)
+    for row in compared:
+        kls = [kl(row["kl_mean"]), kl_error(row["kl_stderr"])]
+        kls += [kl(row[name]) for name in ("kl_median", "kl_99", "kl_99_9", "kl_max")]
+        shares = [share(row[name]) for name in ("same_top", "same_top_stderr", "acceptance", "acceptance_stderr")]
+        made.add_row(row["ckpt"], *kls, *shares)
     return made
 
 
 def _position_table(rows: list[dict[str, Any]]) -> Table:
-    made = table("By position", ["tokens before", "checkpoint"], ["perplexity", "±", "× first", "±", "KL mean"])
+    numbers = ("perplexity", Column("±", 2), Column("× first", 3), Column("±", 1), "KL mean")
+    made = table("By position", ["tokens before", CHECKPOINT], numbers)
     for number, part in enumerate(rows[0]["by_position"]):
         first, last = part["from"], part["to"]
         for row in rows:
@@ -90,8 +84,8 @@ def tasks_table(found: dict[str, Any], *, every_metric: bool) -> Table:
     asked = f"the first {found['limit']} questions, " if found["limit"] else ""
     made = table(
         f"Tasks of lm-eval {found['lm_eval']}, {asked}activations {found['activations']}",
-        ["task", "checkpoint", "metric"],
-        ["value", "±", "− first", "recovery", "questions"],
+        ["task", CHECKPOINT, Column("metric", 3)],
+        ["value", Column("±", 2), Column("− first", 4), Column("recovery", 1), Column("questions", 5)],
     )
     for row in found["tasks"]:
         if row["part_of"] and not every_metric:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich import box
-from rich.table import Table
-
 from ..report import quality
 from ..report.summary import compared, legal_share, perplexity_ratio, size, told
+from .columns import Column, Table, linear_name, table
 
 if TYPE_CHECKING:
     from ..api.convert import Conversion
@@ -24,17 +22,8 @@ if TYPE_CHECKING:
     from ..verify import LinearVerdict, Verdict
 
 
+LINEAR = Column("linear", short=linear_name)
 UNSEEN = "Planned from config.json and its architecture alone: no weights were looked at."
-
-
-def table(title: str, labels: Iterable[str], numbers: Iterable[str]) -> Table:
-    """An empty table: columns of labels to the left, columns of numbers to the right."""
-    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for name in labels:
-        made.add_column(name, overflow="fold")
-    for name in numbers:
-        made.add_column(name, justify="right", no_wrap=True)
-    return made
 
 
 def _shape(shape: tuple[int, int]) -> str:
@@ -43,7 +32,8 @@ def _shape(shape: tuple[int, int]) -> str:
 
 def plan_table(plan: Plan, *, every_linear: bool) -> Table:
     """One row a linear, or one for all linears of a kind that are treated alike."""
-    made = table("Plan", ["linear", "scheme", "pattern", "method"], ["count", "shape", "K'", "before", "after"])
+    shown = (LINEAR, Column("scheme", 1), "pattern", Column("method", 3))
+    made = table("Plan", shown, ["count", Column("shape", 2), Column("K'", 4), "before", "after"])
     groups: dict[tuple[str, ...], list[LinearPlan]] = {}
     for linear in plan.linears:
         name = linear.linear.name if every_linear else linear.linear.kind
@@ -106,8 +96,8 @@ def _by_stage(stages: Mapping[str, needed.Stage]) -> str:
 
 def report_table(report: Report) -> Table:
     """One row a linear."""
-    numbers = ["zeros", "output error", "weight change", "before", "after"]
-    made = table("Linears", ["linear", "scheme", "pattern"], numbers)
+    numbers = (Column("zeros", 1), "output error", Column("weight change", 4), Column("before", 3), Column("after", 2))
+    made = table("Linears", [LINEAR, Column("scheme", 5), "pattern"], numbers)
     for layer in report.layers:
         made.add_row(
             layer.name,
@@ -167,7 +157,8 @@ def _quality_lines(report: Report) -> list[str]:
 
 def verdict_table(verdict: Verdict, *, every_linear: bool) -> Table:
     """One row a linear, or one for all sound linears of a kind and one for each faulty one."""
-    made = table("Verification", ["linear", "scheme", "pattern", "verdict"], ["count", "zeros", "worst error", "size"])
+    numbers = ("count", Column("zeros", 2), Column("worst error", 1), Column("size", 4))
+    made = table("Verification", [LINEAR, Column("scheme", 3), "pattern", "verdict"], numbers)
     groups: dict[tuple[str, ...], list[LinearVerdict]] = {}
     for linear in verdict.linears:
         single = every_linear or linear.fault
@@ -189,7 +180,8 @@ def verdict_table(verdict: Verdict, *, every_linear: bool) -> Table:
 
 def inspect_table(found: Inspection) -> Table:
     """One row a linear."""
-    made = table(found.path, ["linear", "scheme", "pattern", "layout"], ["shape", "zeros", "error", "size"])
+    labels = (LINEAR, Column("scheme", 1), "pattern", Column("layout", 4))
+    made = table(found.path, labels, [Column("shape", 2), "zeros", "error", Column("size", 3)])
     for linear in found.linears:
         made.add_row(
             linear.name,
@@ -252,7 +244,7 @@ def doctor_table(found: dict[str, Any]) -> Table:
 
 def backends_table(rows: list[dict[str, Any]]) -> Table:
     """One row a kind of linear: what runs it here, and why."""
-    made = table("linears on this machine", ["linears", "kind", "backend", "why"], ["number"])
+    made = table("linears on this machine", [Column("linears", 2), "kind", "backend", "why"], [Column("number", 1)])
     for row in rows:
         made.add_row(", ".join(row["linears"]), row["kind"], row["backend"], row["why"], str(row["number"]))
     return made
@@ -262,7 +254,8 @@ def tuned_table(found: Tuning) -> Table:
     """One row a linear and number of tokens: the host's dense kernel, what runs instead, and what that gains."""
     key = found.key
     title = f"{key.gpu}, {key.host}: microseconds of whole linears"
-    made = table(title, ["linear", "is", "runs on"], ["tokens", "stock", "chosen", "speed-up"])
+    labels = ("linear", Column("is", 3), "runs on")
+    made = table(title, labels, ["tokens", Column("stock", 2), Column("chosen", 1), "speed-up"])
     for one in found.linears:
         names = ", ".join(one.names)
         if not one.chosen:

@@ -8,15 +8,18 @@ from pathlib import Path
 import click
 
 from ..api.options import TuneOptions
-from .common import echo_json, show
+from .common import Folder, echo_json, show
 from .options import Display, ResultDisplay, command
 from .progress import progress_bar
 
 
 @command("tune", TuneOptions, display=ResultDisplay, without=("verbose",))
-@click.argument("ckpt", metavar="[CKPT]", required=False, type=click.Path(path_type=Path))
+@click.argument("ckpt", metavar="[CKPT]", required=False, type=Folder())
 def tune_command(ckpt: Path | None, options: TuneOptions, display: Display) -> None:
     """Measure the ways to run the linears of the checkpoint CKPT on this GPU, and keep the times.
+
+    \b
+      slideconvert tune out/ --host vllm
 
     Loading the checkpoint then measures nothing. What is known is not measured again: an interrupted run goes on.
     """
@@ -31,4 +34,4 @@ def tune_command(ckpt: Path | None, options: TuneOptions, display: Display) -> N
         return
     show(tuned_table(found))
     note = f", {found.left} are missing: run tune again" if found.left else ""
-    click.echo(f"{found.measured} times measured in {found.seconds:.0f} s{note}")
+    show(f"{found.measured} times measured in {found.seconds:.0f} s{note}")

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ..api.options import EvaluateOptions, GenerateOptions, RevisionOptions, option
-from .common import echo_json, show, width
+from .common import Folder, Model, echo_json, show
 from .options import Display, HeadedOption, ResultDisplay, command
 from .progress import progress_bar
 
@@ -30,9 +30,12 @@ class MetricDisplay(ResultDisplay):
 
 @command("download", RevisionOptions, CommitDisplay)
 @click.argument("hub_id")
-@click.argument("directory", metavar="[DIR]", required=False, type=click.Path(path_type=Path))
+@click.argument("directory", metavar="[DIR]", required=False, type=Folder())
 def download_command(hub_id: str, directory: Path | None, options: RevisionOptions, display: Display) -> None:
     """Fetch the safetensors, config and tokenizer of HUB_ID into DIR (or the Hugging Face cache) and check every file.
+
+    \b
+      slideconvert download Qwen/Qwen2.5-0.5B qwen/
 
     If interrupted, run it again: it keeps the complete files.
     """
@@ -49,9 +52,13 @@ def download_command(hub_id: str, directory: Path | None, options: RevisionOptio
 
 
 @command("eval", EvaluateOptions, MetricDisplay)
-@click.argument("ckpts", metavar="CKPT...", nargs=-1, required=True)
+@click.argument("ckpts", metavar="CKPT...", nargs=-1, required=True, type=Model())
 def eval_command(ckpts: tuple[str, ...], options: EvaluateOptions, display: Display) -> None:
     """Measure checkpoints (ours in any layout, or any source model) side by side.
+
+    \b
+      slideconvert eval MODEL out/ --text wiki.txt
+      slideconvert eval MODEL out/ --tasks arc_easy,piqa
 
     Measures perplexity on a --text and the divergence from the first checkpoint, the answers to --tasks, or both.
     """
@@ -74,20 +81,24 @@ def eval_command(ckpts: tuple[str, ...], options: EvaluateOptions, display: Disp
         echo_json(shown)
         return
     if found.perplexity is not None:
-        for made in text_tables(found.perplexity, protocol, width()):
+        for made in text_tables(found.perplexity, protocol):
             show(made)
     if scores:
         show(tasks_table(shown, every_metric=display.verbose))
     if not display.quiet:
         for note in found.notes:
-            click.echo(f"note  {note}")
+            show(f"note  {note}")
 
 
 @command("generate", GenerateOptions, ResultDisplay, without=("verbose",))
-@click.argument("ckpt")
+@click.argument("ckpt", type=Model())
 @click.option("--prompt", cls=HeadedOption, heading="Text", required=True, help="Text to continue.")
 def generate_command(ckpt: str, prompt: str, options: GenerateOptions, display: Display) -> None:
-    """Continue a prompt greedily with the checkpoint CKPT: on a GPU by its kernels, on a CPU in plain torch."""
+    """Continue a prompt greedily with the checkpoint CKPT: on a GPU by its kernels, on a CPU in plain torch.
+
+    \b
+      slideconvert generate out/ --prompt "def main" --max-new-tokens 40
+    """
     from ..api.checkpoints import generate
 
     with progress_bar(display.shown) as progress:

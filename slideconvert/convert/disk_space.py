@@ -6,7 +6,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from ..checkpoint.disk import BESIDE, existing, free_bytes
-from ..errors import InputError
+from ..errors import DiskFullError
 from ..plan.plan import Plan
 
 
@@ -22,7 +22,7 @@ def check_disk_space(plan: Plan, out: Path) -> None:
         needed, free = sum(wanted[folder] for folder in folders), free_bytes(folders[0])
         if free < needed:
             what = " and ".join("the output" if folder == out else "shards of the source" for folder in folders)
-            raise InputError(
+            raise DiskFullError(
                 f"{folders[0]}: {what} need{'s' if what == 'the output' else ''} {needed / 1e9:.2f} GB, "
                 f"{free / 1e9:.2f} GB are free",
                 hint="free disk space or choose another disk",

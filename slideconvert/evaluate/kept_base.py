@@ -30,7 +30,7 @@ from ..checkpoint.files import CONFIG
 from ..checkpoint.json_text import parse_json
 from ..checkpoint.reader import TORCH_DTYPES, Checkpoint
 from ..checkpoint.staging import file_sha256, writing
-from ..errors import InputError
+from ..errors import DiskFullError, InputError
 from ..progress import Progress
 from .divergence import Top
 
@@ -189,7 +189,7 @@ def kept_base(origin: Origin, path: Path | None, scratch: Path | None) -> Iterat
         head = header_bytes(origin.specs, {METADATA: json.dumps(asdict(origin))})
         need, free = len(head) + sum(spec.bytes for spec in origin.specs), shutil.disk_usage(folder).free
         if need > free:
-            raise InputError(
+            raise DiskFullError(
                 f"{folder}: {free / 1e9:.3g} GB are free, the base's distributions take {need / 1e9:.3g}",
                 hint="lower --top or --sequences, or name a file on another disk with --keep-base",
             )

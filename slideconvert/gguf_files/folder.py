@@ -20,7 +20,7 @@ from ..checkpoint.origin import GGUF_NOTE, origin_of
 from ..checkpoint.snapshot import Snapshot
 from ..checkpoint.staging import Staging, write_file, writing
 from ..checkpoint.writer import Shard, Unit, WeightWriter
-from ..errors import InputError
+from ..errors import DiskFullError, InputError
 from ..models.families import architecture_of
 from ..progress import Progress, silent
 from .container import GgufFile, open_gguf
@@ -109,7 +109,7 @@ def _check_space(out: Path, size: int) -> None:
     """InputError if the disk of `out` has less space than the folder needs."""
     free = free_bytes(out)
     if free < size + BESIDE:
-        raise InputError(
+        raise DiskFullError(
             f"{out}: the dequantized model needs {(size + BESIDE) / 1e9:,.2f} GB, {free / 1e9:,.2f} GB are free",
             hint="free disk space, or name a folder on another disk with --source-cache or HF_HOME",
         )

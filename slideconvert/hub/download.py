@@ -18,7 +18,7 @@ from pathlib import Path
 from ..checkpoint.disk import existing, free_bytes
 from ..checkpoint.files import CONFIG, INDEX
 from ..checkpoint.snapshot import Snapshot
-from ..errors import InputError
+from ..errors import DiskFullError
 from ..progress import Progress
 from .bundled_code import fetch_code
 from .errors import NOT_WRITABLE, hub_errors, offline
@@ -112,7 +112,7 @@ def _check_disk_space(listing: Listing, target: Path, in_cache: bool) -> None:
     missing = sum(file.size for file in listing.files if not present(file))
     free = free_bytes(target)
     if missing > free:
-        raise InputError(
+        raise DiskFullError(
             f"{listing.id} needs {missing / 1e9:,.2f} GB more, and {existing(target)} has {free / 1e9:,.2f} GB free",
             hint="free disk space, "
             + ("or set HF_HOME to a larger disk" if in_cache else "or name a folder on another disk"),

@@ -18,7 +18,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from ..errors import HubError
+from ..errors import HubError, UnavailableError
 from .answers import BUILT_IN, EXPECTED, foreign_answer, not_a_hub
 from .endpoint import host
 
@@ -120,9 +120,9 @@ def overloaded(error: HfHubHTTPError, retry: str) -> HubError | None:
     if status == 429:
         wait = error.response.headers.get("Retry-After", "")
         seconds = f"{wait} seconds" if wait.isascii() and wait.isdecimal() else "some minutes"
-        return HubError(f"{host()} received too many requests (HTTP 429)", hint=f"wait {seconds}, then {retry}")
+        return UnavailableError(f"{host()} received too many requests (HTTP 429)", hint=f"wait {seconds}, then {retry}")
     if status >= 500:
-        return HubError(f"{host()} failed (HTTP {status})", hint=f"wait a minute, then {retry}")
+        return UnavailableError(f"{host()} failed (HTTP {status})", hint=f"wait a minute, then {retry}")
     return None
 
 
@@ -131,7 +131,7 @@ def _explain_network(error: Exception, hub_id: str) -> HubError:
     began = (http.ReadError, http.WriteError, http.CloseError, http.RemoteProtocolError, http.ReadTimeout)
     if isinstance(error, began):
         return _interrupted(hub_id)
-    return HubError(
+    return UnavailableError(
         f"{host()} cannot be reached",
         hint="check the network, the proxy and HF_ENDPOINT; HF_HUB_OFFLINE=1 uses the local cache; "
         "a local folder needs no network",
@@ -141,7 +141,7 @@ def _explain_network(error: Exception, hub_id: str) -> HubError:
 def _explain_disk(error: OSError, hub_id: str) -> HubError | None:
     where = f" at {error.filename}" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return HubError(
+        return UnavailableError(
             f"{hub_id}: the disk is full{where}",
             hint=f"free disk space or set HF_HOME to a larger disk, then {_RETRY}",
         )
@@ -165,7 +165,7 @@ def _explain_xet(error: Exception, hub_id: str) -> HubError | None:
 
 
 def _interrupted(hub_id: str, more: str = "") -> HubError:
-    return HubError(f"{hub_id}: the download was interrupted", hint=f"{_RETRY}{more}")
+    return UnavailableError(f"{hub_id}: the download was interrupted", hint=f"{_RETRY}{more}")
 
 
 def server_message(error: HfHubHTTPError) -> str:

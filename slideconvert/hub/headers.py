@@ -8,7 +8,7 @@ from .. import __version__
 from ..checkpoint.container import MAX_HEADER, Placed, header_length, parse_header
 from ..checkpoint.files import SINGLE
 from ..checkpoint.reader import by_index, check_single, read_index
-from ..errors import HubError
+from ..errors import UnavailableError
 from .endpoint import endpoint
 from .errors import RETRY_HINT, hub_errors
 from .listing import Listing, RemoteFile
@@ -58,7 +58,7 @@ def _beginning(listing: Listing, file: RemoteFile, count: int) -> bytes:
     hf_raise_for_status(response)
     body: bytes = response.content[:count]
     if len(body) < count:
-        raise HubError(
+        raise UnavailableError(
             f"{listing.id}: {file.name} ends after {len(body):,} bytes, {count:,} were requested",
             hint=f"{RETRY_HINT}; if it happens again, check the proxy",
         )

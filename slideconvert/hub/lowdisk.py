@@ -15,7 +15,7 @@ from ..checkpoint.files import CONFIG, INDEX
 from ..checkpoint.reader import Checkpoint, read_json
 from ..checkpoint.shard_cache import ShardCache
 from ..checkpoint.snapshot import Snapshot
-from ..errors import HubError
+from ..errors import HubError, UnavailableError
 from ..progress import Progress
 from .download import find, remember_branch
 from .errors import RETRY_HINT, hub_errors
@@ -78,10 +78,10 @@ class Fetch:
             found = read_header(path)
             if any(found.get(tensor) != placed for tensor, placed in self._headers[name].items()):
                 discard(path)
-                raise HubError(
+                raise UnavailableError(
                     f"{listing.id}: the header of {name} differs from the one that was read before the download",
                     hint=f"check the proxy; {RETRY_HINT}",
                 )
         except HubError as error:
-            raise HubError(error.what, hint=error.hint.replace(RETRY_HINT, "continue with --resume")) from error
+            raise type(error)(error.what, hint=error.hint.replace(RETRY_HINT, "continue with --resume")) from error
         return 0 if present else file.size

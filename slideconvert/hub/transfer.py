@@ -13,7 +13,7 @@ from typing import Any
 from .. import __version__
 from ..checkpoint.files import INDEX
 from ..checkpoint.json_text import parse_json
-from ..errors import HubError
+from ..errors import HubError, UnavailableError
 from ..progress import Progress
 from .endpoint import endpoint
 from .errors import RETRY_HINT
@@ -63,7 +63,7 @@ class Transfer:
         if cached.is_file() and _measure(file, cached, None)[1] != file.etag:
             discard(cached)  # otherwise the next attempt would copy it from the cache again
         kind = "sha256" if len(file.etag) == 64 else "git blob sha1"
-        raise HubError(
+        raise UnavailableError(
             f"{self.listing.id}: {file.name} is damaged: expected {file.size:,} bytes with {kind} {file.etag}, "
             f"found {facts.size:,} bytes with {etag}",
             hint=f"the bad copy is deleted: {RETRY_HINT}; if it happens again, check the disk and the proxy",

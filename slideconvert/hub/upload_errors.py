@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ..errors import HubError
+from ..errors import HubError, UnavailableError
 from .answers import BUILT_IN, foreign_answer
 from .endpoint import host
 from .errors import XET, clean, http_library, overloaded, server_message
@@ -69,18 +69,18 @@ def _explain_answer(error: HfHubHTTPError, repo: str) -> HubError:
     if busy := overloaded(error, RESUME_HINT):
         return busy
     if status == 403 and error.response.request.url.host != host():
-        return HubError(
+        return UnavailableError(
             f"{repo}: the Hub's storage refuses a file (HTTP 403)", hint=f"the upload link has expired: {RESUME_HINT}"
         )
     if status == 401:
         return HubError("the Hub refuses the token: it is wrong or expired", hint=f"get a new one on {TOKENS}, {LOGIN}")
     if status in (409, 412):
-        return HubError(
+        return UnavailableError(
             f"{repo} changed during this push: nothing was published",
             hint="check the repository, then run the same command again",
         )
     if isinstance(error, hf.RevisionNotFoundError):
-        return HubError(f"{repo} no longer has this branch", hint="run the same command again")
+        return UnavailableError(f"{repo} no longer has this branch", hint="run the same command again")
     if isinstance(error, hf.RepositoryNotFoundError):
         return HubError(
             f"{repo}: no such repository on {host()}, or this token has no access to it",
@@ -103,7 +103,7 @@ def _explain_network(error: Exception, repo: str) -> HubError:
     began = (http.ReadError, http.WriteError, http.CloseError, http.RemoteProtocolError, http.TimeoutException)
     if isinstance(error, began) and not isinstance(error, http.ConnectTimeout):
         return _interrupted(repo)
-    return HubError(f"{host()} cannot be reached", hint="check the network, the proxy and HF_ENDPOINT")
+    return UnavailableError(f"{host()} cannot be reached", hint="check the network, the proxy and HF_ENDPOINT")
 
 
 def _explain_text(error: Exception, repo: str) -> HubError | None:
@@ -126,7 +126,7 @@ def _explain_text(error: Exception, repo: str) -> HubError | None:
 
 
 def _interrupted(repo: str, more: str = "") -> HubError:
-    return HubError(f"{repo}: the upload was interrupted: nothing was published", hint=f"{RESUME_HINT}{more}")
+    return UnavailableError(f"{repo}: the upload was interrupted: nothing was published", hint=f"{RESUME_HINT}{more}")
 
 
 def _full(repo: str, message: str) -> HubError:

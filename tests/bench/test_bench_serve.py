@@ -124,6 +124,13 @@ def test_what_does_not_start_or_fails_says_so(engine: Path, tmp_path: Path) -> N
     assert "out of luck" in (tmp_path / "b" / "out" / "index.html").read_text()
 
 
+def test_what_noise_hides_is_no_speed(engine: Path, tmp_path: Path) -> None:
+    engine.write_text(ENGINE.replace("(1.1, 1.0, 0.9)", "(1.1, 1.0, -3.0)"))
+    found = bench_serve((), options(tmp_path, scheme="bf16"), engine=engine)
+    failures = {row.case.shape: row.failure for row in found.results.rows.values() if row.failure}
+    assert set(failures) == {"1", "16"} and all("--output" in why for why in failures.values())
+
+
 def test_own_checkpoints_are_compared_with_the_first(
     cli: Cli, engine: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,7 +204,7 @@ def test_a_real_server_is_measured(tmp_path: Path, short_demo: Path, cli: Cli) -
     source = Path(shutil.copytree(short_demo, tmp_path / "source"))
     longer(source)
     assert cli("convert", source, tmp_path / "sparse", *MAGNITUDE, "--layout", "dense").code == 0
-    words = ["--batch", "1,4", "--prefill", "2x16", "--mixed", "3", "--rate", "4", "--output", "4", "--device", "cpu"]
+    words = ["--batch", "1,4", "--prefill", "2x16", "--mixed", "3", "--rate", "4", "--output", "32", "--device", "cpu"]
     words += ["--together", "2"]
     command = [os.environ[PLUGIN], "-m", "slideconvert", "bench", "serve", str(source), str(tmp_path / "sparse")]
     done = subprocess.run(

@@ -17,10 +17,10 @@ from tests.helpers import pico
 Q = "model.layers.1.self_attn.q_proj"
 
 
-def refused(outcome: Outcome, out: Path, *words: str) -> None:
-    """The command failed as it should: code 2, one line on stderr with these words, no output folder."""
+def refused(outcome: Outcome, out: Path, *words: str, code: int = 2) -> None:
+    """The command failed as it should: this code, one line on stderr with these words, no output folder."""
     lines = outcome.err.strip().splitlines()
-    assert outcome.code == 2, outcome
+    assert outcome.code == code, outcome
     assert len(lines) == 1 and lines[0].startswith("error: "), outcome.err
     assert not [word for word in words if word not in lines[0]], lines[0]
     assert not out.exists() and not outcome.out
@@ -255,7 +255,8 @@ def test_no_room_on_the_disk(cli: Cli, source: Path, tmp_path: Path, monkeypatch
         free = 1_000_000
 
     monkeypatch.setattr("shutil.disk_usage", lambda path: Usage)
-    refused(cli("convert", *MAGNITUDE, source, tmp_path / "out"), tmp_path / "out", "needs 0.06 GB", "0.00 GB are free")
+    full = cli("convert", *MAGNITUDE, source, tmp_path / "out")
+    refused(full, tmp_path / "out", "needs 0.06 GB", "0.00 GB are free", code=75)
 
 
 def test_disk_that_fills_up_midway_can_be_resumed(

@@ -359,7 +359,7 @@ def test_time_of_each_stage_is_reported(cli: Cli, tmp_path: Path, model: Path, t
 @pytest.mark.parametrize("method", ["rtn", "gptq"])
 def test_sparsify_takes_methods_that_prune(cli: Cli, tmp_path: Path, model: Path, method: str) -> None:
     outcome = cli("sparsify", model, tmp_path / "out", "--method", method)
-    assert outcome.code == 2 and f"unknown pruning method '{method}'" in outcome.err and "obs" in outcome.err
+    assert outcome.code == 2 and f"unknown method '{method}'" in outcome.err and "obs" in outcome.err
     assert not (tmp_path / "out").exists()
 
 

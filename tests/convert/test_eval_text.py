@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -15,11 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from slideconvert.api.options import EvaluateOptions
+from slideconvert.cli.common import show
 from slideconvert.cli.scores import text_tables
 from slideconvert.evaluate import compare
 from slideconvert.evaluate.compare import TextProtocol
@@ -231,7 +230,7 @@ def test_the_size_is_told_before_and_bounded(
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1, 1, 1000))
     full = cli(*words)
-    assert full.code == 2 and "1e-06 GB are free" in full.err and not loaded
+    assert full.code == 75 and "1e-06 GB are free" in full.err and not loaded
     monkeypatch.undo()
     told = cli("eval", models["base"], models["near"], *SHORT)
     assert "MB on disk" in told.err
@@ -275,22 +274,26 @@ def test_positions_up_to_what_the_model_reads(cli: Cli, models: dict[str, Path])
     assert f"reads {most} tokens" in cli(*words).out
 
 
-def test_tables_fit_in_80_columns(cli: Cli, models: dict[str, Path]) -> None:
+def test_tables_fit_in_80_columns(
+    cli: Cli, models: dict[str, Path], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every number of them, with large values too; what is left out there stands in wider ones."""
     found = rows(cli, models["base"], models["far"], *SHORT, "--by-position")
     found[1] |= {"perplexity": 12345.678, "perplexity_stderr": 1234.567, "ratio": 123.4567, "kl_99_9": 12.3456}
     protocol = TextProtocol(length=LENGTH, positions=True)
     shown = {}
     for width in (80, 120):
-        console = Console(width=width, record=True, file=open(os.devnull, "w"), highlight=False)  # noqa: PTH123, SIM115
-        for table in text_tables(found, protocol, width):
-            console.print(table)
-        shown[width] = console.export_text()
-        assert "…" not in shown[width] and all(len(line) <= width for line in shown[width].splitlines())
+        monkeypatch.setenv("COLUMNS", str(width))
+        for table in text_tables(found, protocol):
+            show(table)
+        shown[width] = capfd.readouterr().out
+        assert "…" not in shown[width].replace("…/", "") and all(
+            len(line) <= width for line in shown[width].splitlines()
+        )
         for text in ("12345.678", "1234.567", "123.4567", "12.3", f"{found[1]['same_top']:.1%}"):
             assert text in shown[width], text
     assert f"{found[1]['acceptance_stderr']:.1%}" in shown[120]
-    assert "max" in shown[120] and "max" not in shown[80]
+    assert "max" in shown[120] and "left out" not in shown[120] and "left out in 80 columns: max" in shown[80]
 
 
 def test_convert_reports_what_eval_measures(cli: Cli, tmp_path: Path) -> None:

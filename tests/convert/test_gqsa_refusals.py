@@ -213,7 +213,7 @@ def test_ternary_weights_have_no_groups(cli: Cli, tmp_path: Path, text: Path) ->
 
 def test_stages_refuse_what_is_not_theirs(cli: Cli, tmp_path: Path, model: Path, text: Path) -> None:
     out, dense = tmp_path / "out", tmp_path / "dense"
-    refused(cli("sparsify", model, out, "--method", "rtn"), out, "unknown pruning method 'rtn'")
+    refused(cli("sparsify", model, out, "--method", "rtn"), out, "unknown method 'rtn'")
     refused(cli("sparsify", model, out, "--method", "obs", "--sparsity", 0.5), out, "method obs prunes 2:L")
     refused(cli("quantize", model, out, "--scheme", "int8", "--group-size", 8), out, "scheme int8 has no groups")
     refused(cli("quantize", model, out, "--bits", 8, "--scheme", "w4a8"), out, "scheme w4a8 has 4 bits")

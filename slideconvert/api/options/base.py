@@ -15,14 +15,15 @@ class Spec:
     """How an option appears on the command line.
 
     help: what it does, with its default in brackets. flag: its spelling, the field's name with dashes unless given.
-    metavar: what stands for the value. choices: the values to choose from, which then stand for it. minimum: of a
-    whole number.
+    metavar: what stands for the value. choices: the values to choose from, which then stand for it. others: whether
+    other values may be given too, which the job then checks. minimum: of a whole number.
     """
 
     help: str
     flag: str = ""
     metavar: str = ""
     choices: tuple[str, ...] = ()
+    others: bool = False
     minimum: int | None = None
 
 
@@ -49,10 +50,11 @@ def option(
     flag: str = "",
     metavar: str = "",
     choices: Iterable[str] = (),
+    others: bool = False,
     minimum: int | None = None,
 ) -> Any:
     """A dataclass field with the Spec of its option."""
-    return field(default=default, metadata={SPEC: Spec(help, flag, metavar, tuple(choices), minimum)})
+    return field(default=default, metadata={SPEC: Spec(help, flag, metavar, tuple(choices), others, minimum)})
 
 
 class Options:

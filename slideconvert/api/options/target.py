@@ -16,7 +16,7 @@ class TimesOptions(Options):
 
     HEADING: ClassVar[str] = "Speed and size"
 
-    gpu: str | None = option("GPU whose measured times to use.", choices=BUNDLED)
+    gpu: str | None = option("GPU whose measured times to use.", choices=BUNDLED, others=True)
     tokens: int | None = option("Tokens computed at once.  [default: 4096]", minimum=1)
     speed_table: Path | None = option("CSV file with your own times.", metavar="FILE")
 

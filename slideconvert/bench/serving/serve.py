@@ -23,6 +23,7 @@ from .process import Engine
 from .rows import ServeCase, ServeRow
 
 ENGINE = Path(__file__).parents[2] / "runtime" / "vllm_speed.py"
+UNMEASURABLE = "the tokens after the first took no time that can be told from noise: give a longer --output"
 LONGEST_MIXED = 1024 + 128
 MIXED_SEQUENCES = 64
 """Tokens of the longest request of a mixture, and how many run at once (runtime/vllm_speed.py)."""
@@ -180,6 +181,9 @@ def _rows(one: Served, cases: list[ServeCase], engine: Engine | Exception, toget
     for case in cases:
         row = by_shape[case.what, case.size]
         speeds = sorted(row["samples"])
+        if speeds[0] <= 0:
+            found.append(ServeRow(case, one.version, failure=f"{case.what} {case.shape}: {UNMEASURABLE}"))
+            continue
         latency = {name: percentiles(row.get(name, [])) for name in ("ttft", "tpot", "itl")}
         found.append(
             ServeRow(
