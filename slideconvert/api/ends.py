@@ -18,13 +18,18 @@ from ..errors import InputError
 from ..gguf_files.source import gguf_file
 from ..hub.source import is_hub_id, open_source
 from ..progress import Progress, Stopwatch
-from .options import OutputOptions, SourceOptions, WriteOptions
+from .options import CalibrationOptions, OutputOptions, SourceOptions, WriteOptions
 
 
 def check_output(source: str | Path, out: Path, options: OutputOptions) -> None:
     """InputError for options of the output that do not go together, or with the source."""
     if options.sequences is not None and not options.text:
         raise InputError("--sequences belongs to --text", hint="name the text to measure on, or omit it")
+    if not isinstance(options, CalibrationOptions):
+        for given, needs in (("max_kl", options.text), ("max_output_error", None)):
+            if getattr(options, given) is not None and not needs:
+                flag = f"--{given.replace('_', '-')}"
+                raise InputError(f"{flag} has no effect: nothing is calibrated or measured here", hint="omit it")
     if options.overwrite and options.resume:
         raise InputError("--overwrite and --resume exclude each other", hint="give one of them")
     if options.overwrite and isinstance(options, SourceOptions) and options.low_disk and not options.source_cache:

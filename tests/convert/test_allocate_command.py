@@ -199,7 +199,9 @@ def test_a_target_becomes_a_recipe_a_plan_and_a_checkpoint(cli: Cli, tmp_path: P
     assert once.code == 0, once.err
     assert pico.files(tmp_path / "steps") == pico.files(tmp_path / "once")
     told = json.loads(once.out)
-    assert told["allocation"] == {word: value for word, value in found.items() if word not in ("recipe", "seconds")}
+    assert told["allocation"] == {
+        word: value for word, value in found.items() if word not in ("recipe", "seconds", "schema")
+    }
     report = json.loads((tmp_path / "once" / "report.json").read_text())
     assert {layer["name"]: layer["pattern"] for layer in report["layers"]} == by_name
     record = json.loads((tmp_path / "once" / "config.json").read_text())["slidesparse_config"]

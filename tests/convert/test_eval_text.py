@@ -232,6 +232,7 @@ def test_the_size_is_told_before_and_bounded(
     full = cli(*words)
     assert full.code == 75 and "1e-06 GB are free" in full.err and not loaded
     monkeypatch.undo()
+    monkeypatch.setattr("slideconvert.cli.progress.QUIET", 0.0)
     told = cli("eval", models["base"], models["near"], *SHORT)
     assert "MB on disk" in told.err
 

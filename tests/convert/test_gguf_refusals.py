@@ -211,7 +211,7 @@ def test_without_the_package_it_says_which_extra(cli: Cli, tmp_path: Path, monke
 def test_too_little_disk_space(cli: Cli, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, out = gguf_models.write(tmp_path / "model.gguf").path, tmp_path / "out"
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
-    refused(cli("convert", path, out, *WORDS), out, "dequantized model needs 0.06 GB", "HF_HOME")
+    refused(cli("convert", path, out, *WORDS), out, "dequantized model needs 0.06 GB", "HF_HOME", code=75)
     assert not cache.exists()
 
 

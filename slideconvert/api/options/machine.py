@@ -75,10 +75,7 @@ class WriteOptions(Options):
 
     HEADING: ClassVar[str] = "Output"
 
-    resume: bool = option(
-        "Continue an interrupted run of the same settings; does nothing after a finished one.", default=False
-    )
-    overwrite: bool = option("First delete what an earlier conversion wrote to the folder.", default=False)
+    resume: bool = option("Continue an interrupted run of the same settings.", default=False)
     verify: bool = option("Do not read the output back; the report says so.", default=True, flag="--no-verify")
 
 
@@ -88,6 +85,7 @@ class OutputOptions(WriteOptions):
 
     HEADING: ClassVar[str] = "Output"
 
+    overwrite: bool = option("First delete what an earlier conversion wrote to the folder.", default=False)
     text: str | None = option("Measure the perplexity of source and output on this text, for the reports.")
     sequences: int | None = option("Sequences of --text to measure on.  [default: 160]", minimum=1)
     max_kl: float | None = option(
