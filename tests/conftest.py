@@ -55,7 +55,9 @@ def without_fsync() -> Iterator[None]:
 def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
     """Run a slideconvert command in this process: cli("convert", source, out) -> Outcome."""
 
-    monkeypatch.setattr(progress, "QUIET", math.inf)  # what tests look for does not depend on the machine's speed
+    # What tests look for depends neither on the machine's speed nor on the terminal of who runs them.
+    monkeypatch.setattr(progress, "QUIET", math.inf)
+    monkeypatch.setenv("COLUMNS", "120")
 
     def run(*words: object) -> Outcome:
         monkeypatch.setattr("sys.argv", ["slideconvert", *map(str, words)])

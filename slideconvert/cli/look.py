@@ -68,7 +68,11 @@ def inspect_command(ckpt: Path, display: Display) -> None:
 @command("recipes", without=("verbose", "quiet"))
 @click.argument("name", metavar="[NAME]", required=False)
 def recipes_command(name: str | None, display: Display) -> None:
-    """List the recipes that slideconvert provides, for --recipe NAME. With a NAME: print that recipe as YAML."""
+    """List the recipes that slideconvert provides, for --recipe NAME. With a NAME: print that recipe as YAML.
+
+    \b
+      slideconvert recipes
+    """
     from ..plan.recipe import bundled_recipes, find_recipe, load_recipe, recipe_purpose
 
     found = {name: find_recipe(name)} if name else bundled_recipes()

@@ -23,8 +23,11 @@ PLENTY = (*TEXT, "--samples", 64, "--length", 128)
 MILD = ("--method", "wanda", "--pattern", "2_8")
 
 
-def test_a_ruined_model_has_intact_files_and_a_warning(cli: Cli, short_demo: Path, tmp_path: Path) -> None:
+def test_a_ruined_model_has_intact_files_and_a_warning(
+    cli: Cli, short_demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Half of all groups pruned and four bits, fitted to too few tokens: every file is as it was written."""
+    monkeypatch.setattr("slideconvert.cli.progress.QUIET", 0.0)
     out = tmp_path / "out"
     made = cli("convert", short_demo, out, "--method", "gqsa", "--block-epochs", 0, "--end-epochs", 0, *FEW)
     assert made.code == 0 and cli("verify", out, "--source", short_demo, "-q").code == 0

@@ -118,12 +118,14 @@ def test_changed_source_is_refused(cli: Cli, tmp_path: Path) -> None:
     assert outcome.code == 2 and "source_files" in outcome.err
 
 
-def test_resume_starts_in_an_empty_folder_and_is_refused_in_a_finished_one(
+def test_resume_starts_in_an_empty_folder_and_is_refused_in_a_folder_of_other_things(
     cli: Cli, model: Path, uninterrupted: dict[str, bytes], tmp_path: Path
 ) -> None:
     assert cli(*command(model, tmp_path / "out"), "--resume").code == 0
     assert pico.files(tmp_path / "out") == uninterrupted
-    outcome = cli(*command(model, tmp_path / "out"), "--resume")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("mine")
+    outcome = cli(*command(model, tmp_path / "notes"), "--resume")
     assert outcome.code == 2 and "not an empty folder" in outcome.err
 
 

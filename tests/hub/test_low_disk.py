@@ -379,7 +379,7 @@ def test_resuming_after_a_branch_moved_on_needs_the_old_commit(
 ) -> None:
     old = hub.repos[ID].commit("main")
     Spoiled(hub, Fault(SHARD, times=99, drop_after=0))
-    assert low(cli, tmp_path / "out").code == 2
+    assert low(cli, tmp_path / "out").code == 75
     hub.faults.clear()
     hub.add_repo(ID, pico.files(sharded(model, rms_norm_eps=1e-6)))
     refused = low(cli, tmp_path / "out", "--resume")

@@ -254,7 +254,8 @@ def test_a_push_that_fails_after_the_conversion(
         "no rights any more" in line and f"the checkpoint in {out} is complete: `{command}` continues from here" in line
     )
     if as_json:
-        assert json.loads(failed.out)["pushed"] is None and json.loads(failed.out)["verified_tensors"]
+        told = json.loads(failed.out)
+        assert told["pushed"]["error"]["exit_code"] == failed.code and told["verified_tensors"]
     else:
         assert "tensors re-read, intact" in failed.out
     mine.requests.clear()
