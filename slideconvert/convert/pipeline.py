@@ -141,7 +141,8 @@ def _completed(
     weights = Weights(digests, noted.permutations, composed)
     claim.check()
     plan.source.check_unchanged()
-    report = finish(plan, staging.path, weights, report, checks, progress)
+    with ranks.alone():
+        report = finish(plan, staging.path, weights, report, checks, progress)
     plan.source.check_unchanged()  # tokenizer and config too, which `finish` copies
     claim.check()
     staging.publish()
@@ -176,7 +177,7 @@ def _held(tokens: Tensor | None) -> Tensor | None:
 
 def _doubts(plan: Plan, tokens: Tensor | None) -> list[str]:
     """What speaks against the calibration text, told before the work."""
-    doubts = [] if tokens is None else calibration_doubts(plan, tokens)
+    doubts = calibration_doubts(plan, tokens) if tokens is not None and ranks.first() else []
     for doubt in doubts:
         warnings.warn(doubt, CalibrationWarning, stacklevel=3)
     return doubts

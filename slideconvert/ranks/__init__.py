@@ -7,10 +7,11 @@ here returns its argument at once. A failure of one rank ends all of them with i
 from __future__ import annotations
 
 from .exchange import agreed, given, own_rows, place, share, sums, total, whole
-from .group import count, end_all, first, first_ahead, gate, heed, joined, number
+from .group import alone, count, end_all, first, first_ahead, gate, heed, joined, number
 
 __all__ = [
     "agreed",
+    "alone",
     "count",
     "end_all",
     "first",

@@ -142,6 +142,17 @@ def first_ahead() -> Iterator[None]:
         gate()
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within the block this rank works as a single process, sharing nothing; the others wait at their next gate."""
+    global _group
+    group, _group = _group, None
+    try:
+        yield
+    finally:
+        _group = group
+
+
 def collective(call: Callable[[], Result]) -> Result:
     """A collective operation. If it breaks because a rank has failed, raise that rank's error."""
     try:

@@ -188,7 +188,10 @@ def test_a_terminated_conversion_prints_how_to_resume(
     assert cli("convert", *MAGNITUDE, source, tmp_path / "out", "-q", "--resume").code == 0
 
 
-def test_a_log_has_a_line_for_each_stage(cli: Cli, source: Path, tmp_path: Path) -> None:
+def test_a_log_has_a_line_for_each_stage(
+    cli: Cli, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("slideconvert.cli.progress.QUIET", 0.0)
     lines = cli("convert", *MAGNITUDE, source, tmp_path / "out").err.splitlines()
     for stage in ("import", "plan", "check", "convert", "finish", "verify"):
         assert [line for line in lines if line.startswith(f"{stage} done in ")], stage
