@@ -152,7 +152,6 @@ def _completed(
 
 def _writer(plan: Plan, folder: Path) -> WeightWriter:
     """The writer of this rank's weight files: those of all ranks if they calibrate together, and the first writes."""
-    # What is calibrated together, the first rank writes.
     count = ranks.count()
     alone: list[list[Shard]] = [list(plan.shards), *([] for _ in range(count - 1))]
     parts = alone if plan.calibrated else divided(plan.shards, count)

@@ -16,9 +16,10 @@ import pytest
 
 from slideconvert.api.bench_serve import bench_serve, load_of
 from slideconvert.api.options import ServeBenchOptions
-from slideconvert.bench.serving.serve import percentiles
+from slideconvert.bench.serving.serve import LONGEST_MIXED, MIXED_SEQUENCES, percentiles
 from slideconvert.errors import InputError
 from slideconvert.models import shapes
+from slideconvert.runtime import vllm_speed
 from slideconvert.runtime.vllm_speed import arrivals
 from tests.conftest import MAGNITUDE, Cli
 from tests.helpers.vllm_runner import PLUGIN
@@ -178,6 +179,11 @@ def test_unknown_words_are_refused(engine: Path, tmp_path: Path, words: dict[str
 def test_without_vllm_it_says_what_is_missing(cli: Cli, tmp_path: Path) -> None:
     refused = cli("bench", "serve", "--quick", "--out", tmp_path / "out")
     assert refused.code == 2 and "vLLM is not installed" in refused.err and not (tmp_path / "out").exists()
+
+
+def test_the_cache_is_for_what_the_engine_asks() -> None:
+    """The engine stands alone, so its numbers stand in both places."""
+    assert (LONGEST_MIXED, MIXED_SEQUENCES) == (vllm_speed.MIXED_LONGEST, vllm_speed.MIXED_SEQUENCES)
 
 
 def test_percentiles_are_values_that_were_measured() -> None:
