@@ -29,6 +29,9 @@ class Clock(Protocol):
     def ceilings(self) -> dict[str, float]:
         """What the device can at most: COPY; nothing where that is not measured."""
 
+    def alive(self) -> bool:
+        """Whether the device still answers: after some failures a process has lost its GPU."""
+
     def turns(self, nbytes: int, tokens: int) -> int:
         """How many weights of so many bytes take turns: as many as a model reads between two uses of one."""
 
@@ -50,6 +53,13 @@ class CudaClock:
             # Added, as a graph executes copies as nodes of another kind, at another speed.
             taken = median(replayed(lambda _: torch.add(source, 1, out=out), [()], WARM_MILLISECONDS))
         return {COPY: 2 * COPIED / taken * 1e6}
+
+    def alive(self) -> bool:
+        try:
+            torch.cuda.synchronize(self._device)
+        except RuntimeError:
+            return False
+        return True
 
     def turns(self, nbytes: int, tokens: int) -> int:
         return turns(nbytes, self._device) if tokens <= FEW_TOKENS else 1
@@ -77,6 +87,9 @@ class CpuClock:
 
     def ceilings(self) -> dict[str, float]:
         return {}
+
+    def alive(self) -> bool:
+        return True
 
     def turns(self, nbytes: int, tokens: int) -> int:
         return 1

@@ -11,6 +11,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
+from ..errors import OutputError
 from ..kernels.backends.base import Prepared
 from ..kernels.backends.choose import Host
 from ..progress import Progress
@@ -78,8 +79,12 @@ def measure(
     cases: Iterable[tuple[Case, Way]], results: Results, device: torch.device, clock: Clock, sensors: Sensors,
     progress: Progress, seconds: float, now: Callable[[], float] = time.monotonic,
 ) -> Outcome:  # fmt: skip
-    """Time those that the results lack, for so many seconds. What is measured is saved, however the run ends."""
+    """Time those that the results lack, for so many seconds. What is measured is saved, however the run ends.
+
+    What failed before comes last: the GPU may be lost to it again. OutputError if it is lost.
+    """
     every = [(case, way) for case, way in cases if not results.has(case, way.version)]
+    every.sort(key=lambda one: one[0].key in results.rows)
     end, done, failed = now() + seconds, 0, 0
     try:
         for _, group in groupby(every, lambda one: (one[0].model, one[0].linear, one[0].precision, one[0].pattern)):
@@ -95,6 +100,11 @@ def measure(
                     row = bench.row(case, way)
                     results.add(row)
                     done, failed = done + 1, failed + bool(row.failure)
+                    if row.failure and not clock.alive():
+                        raise OutputError(
+                            f"{device} is lost after {case.key}: {row.failure}",
+                            hint="run again: what was measured is kept, and this case comes last",
+                        )
                     progress("bench", done, len(every))
     finally:
         results.save()
@@ -146,23 +156,30 @@ class _Bench:
         error = self._error(x, way, way.call(given, self._prepared))
         if not error <= LARGEST_ERROR:
             raise ValueError(f"wrong output: relative error {error:.2g}, allowed {LARGEST_ERROR:.2g}")
-        self._repeat(self._clock.turns(sum(one.nbytes for one in self._prepared), case.tokens))
+        self._repeat(way, self._clock.turns(sum(one.nbytes for one in self._prepared), case.tokens))
         self._sensors.taken()
         times = self._clock.time(lambda prepared: way.call(given, prepared), given[0], self._weights)
         return Row(case, times, way.version, error, *self._sensors.taken())
 
-    def _repeat(self, count: int) -> None:
+    def _repeat(self, way: Way, count: int) -> None:
         del self._weights[count:]
         if not self._weights:
             self._weights.append(self._prepared)
         while len(self._weights) < count:
-            self._weights.append(tuple(one.clone() for one in self._prepared))
+            self._weights.append(way.copied(self._prepared, self._weight()))
 
     def _error(self, x: Tensor, way: Way, out: Tensor) -> float:
         """Of some outputs, those of the last tokens and rows among them."""
         weight = self._weight()
-        rows = torch.linspace(0, weight.shape[0] - 1, min(CHECKED_ROWS, weight.shape[0]), device=x.device).long()
-        tokens = torch.linspace(0, x.shape[0] - 1, min(CHECKED_TOKENS, x.shape[0]), device=x.device).long()
+        rows = spread(weight.shape[0], CHECKED_ROWS, x.device)
+        tokens = spread(x.shape[0], CHECKED_TOKENS, x.device)
         expected = way.expected(x[tokens], weight[rows])
         found = out[tokens][:, rows].double()
         return float((found - expected).norm() / expected.norm())
+
+
+def spread(count: int, most: int, device: torch.device) -> Tensor:
+    """At most `most` of `count` indices at equal distances, the first and the last among them."""
+    chosen = min(count, most)
+    # In integers: beside vLLM's linears the default dtype is bfloat16, which rounds 4095 to 4096.
+    return torch.arange(chosen, device=device) * (count - 1) // max(1, chosen - 1)

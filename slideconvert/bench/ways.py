@@ -44,6 +44,10 @@ class Way(ABC):
     def prepare(self, weight: Tensor) -> tuple[Tensor, ...]:
         """weight [N, K] float32, pruned -> what `call` reads."""
 
+    def copied(self, prepared: Prepared, weight: Tensor) -> tuple[Tensor, ...]:
+        """What `prepare` made of the weight once more, in other memory."""
+        return tuple(one.clone() for one in prepared)
+
     @abstractmethod
     def given(self, x: Tensor, level: str) -> tuple[Tensor, ...]:
         """x [M, K] -> what `call` reads, the first of which a producer would have written."""
@@ -135,6 +139,9 @@ class TorchSparse(TorchLinear):
             slid = slide(made, self.length)
             made = pad(slid, (0, len(self._index) - slid.shape[1]))
         return (torch.sparse.to_sparse_semi_structured(made),)
+
+    def copied(self, prepared: Prepared, weight: Tensor) -> tuple[Tensor, ...]:
+        return self.prepare(weight)  # torch clones no sparse tensors
 
     def given(self, x: Tensor, level: str) -> tuple[Tensor, ...]:
         x = x.to(self.dtype)

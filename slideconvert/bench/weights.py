@@ -17,7 +17,7 @@ def random_weight(rows: int, columns: int, pattern: str, device: torch.device) -
     """[N, K] float32, normal; of 2:L the two smallest of every block of L columns are zero, also in a last block that
     is not whole."""
     generator = torch.Generator(device).manual_seed(SEED)
-    weight = torch.empty(rows, columns, device=device).normal_(generator=generator)
+    weight = torch.empty(rows, columns, dtype=torch.float32, device=device).normal_(generator=generator)
     if pattern in (DENSE, "2:inf"):
         return weight
     length = int(pattern[2:])
@@ -34,4 +34,4 @@ def random_weight(rows: int, columns: int, pattern: str, device: torch.device) -
 def random_activations(tokens: int, columns: int, device: torch.device) -> Tensor:
     """[M, K] bfloat16, normal."""
     generator = torch.Generator(device).manual_seed(SEED + 1)
-    return torch.empty(tokens, columns, device=device).normal_(generator=generator).bfloat16()
+    return torch.empty(tokens, columns, dtype=torch.float32, device=device).normal_(generator=generator).bfloat16()

@@ -10,15 +10,20 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from slideconvert.api import bench as api
 from slideconvert.api.options import BenchOptions
 from slideconvert.bench.case import COLUMNS, Times
-from slideconvert.bench.suite import LARGEST_ERROR
+from slideconvert.bench.suite import LARGEST_ERROR, spread
+from slideconvert.bench.weights import random_weight
+from slideconvert.errors import OutputError
 from slideconvert.kernels.backends.reference import SlideReference
 from tests.conftest import Cli
 from tests.helpers import pico
+from tests.helpers.linears import default_dtype
 
 WORDS = ("--scheme", "int8,bf16", "--pattern", "2:4,2_8", "--tokens", "1,5", "--device", "cpu")
 LINEARS = 4
@@ -32,6 +37,9 @@ class Steady:
 
     def ceilings(self) -> dict[str, float]:
         return {}
+
+    def alive(self) -> bool:
+        return True
 
     def turns(self, nbytes: int, tokens: int) -> int:
         return 2
@@ -150,6 +158,44 @@ def test_a_wrong_output_is_not_timed(source: Path, tmp_path: Path, monkeypatch: 
     assert all(row.failure.startswith("wrong output: relative error") and row.times is None for row in failed)
     assert not any(table.patterns for table in found.tables)  # a sum without one of its linears is none
     assert "wrong output" in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_a_lost_device_ends_the_run_and_its_case_comes_last(source: Path, tmp_path: Path) -> None:
+    class Lost(Steady):
+        def alive(self) -> bool:
+            return False
+
+        def time(self, call: Callable[[Any], object], written: Tensor, weights: Sequence[Any]) -> Times:
+            if self.timed == 3:
+                raise RuntimeError("CUDA error: device-side assert triggered")
+            return super().time(call, written, weights)
+
+    out = tmp_path / "out"
+    with pytest.raises(OutputError, match=r"is lost after .*device-side assert triggered .*comes last"):
+        api.bench_kernel(options(source, out), clock=Lost())
+    rows = [row["failure"] for row in json.loads((out / "results.json").read_text())["rows"]]
+    assert [bool(failure) for failure in rows] == [False] * 3 + [True]
+    # Three more of the others come before it.
+    with pytest.raises(OutputError):
+        api.bench_kernel(options(source, out), clock=Lost())
+    rows = [row["failure"] for row in json.loads((out / "results.json").read_text())["rows"]]
+    assert [bool(failure) for failure in rows] == [False] * 3 + [True] + [False] * 3 + [True]
+
+
+def test_the_default_dtype_of_vllm_changes_nothing(source: Path, tmp_path: Path) -> None:
+    """Its layers want bfloat16 as torch's default, which has no 4095."""
+    with default_dtype(torch.bfloat16):
+        assert spread(4096, 64, torch.device("cpu"))[-1] == 4095
+        assert random_weight(8, 8, "2:4", torch.device("cpu")).dtype == torch.float32
+        found = api.bench_kernel(options(source, tmp_path / "out"), clock=Steady())
+    assert not found.outcome.failed
+
+
+@given(count=st.integers(1, 100_000), most=st.integers(1, 100))
+def test_indices_are_spread(count: int, most: int) -> None:
+    found = spread(count, most, torch.device("cpu")).tolist()
+    assert len(set(found)) == len(found) == min(count, most) and found == sorted(found)
+    assert found[0] == 0 and (len(found) == 1 or found[-1] == count - 1)
 
 
 def test_kernels_that_changed_are_measured_anew(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
