@@ -16,6 +16,7 @@ from ..bench.clock import Clock, clock_for
 from ..bench.compare import Comparison, compare
 from ..bench.machine import Sensors, machine_of
 from ..bench.page import write_page
+from ..bench.published import Beside, beside
 from ..bench.results import Results, open_results, read_results
 from ..bench.suite import Outcome, Suite, measure
 from ..bench.tables import Table, speed_table, tables
@@ -72,6 +73,14 @@ def bench_compare(a: str | Path, b: str | Path) -> Comparison:
     """Set the results of two folders beside each other: how many times faster b is. InputError if they have nothing in
     common, or are damaged."""
     return compare(read_results(Path(a)), read_results(Path(b)))
+
+
+def bench_published(run: str | Path, gpu: str | None = None) -> Beside:
+    """Set the results of a folder beside the times that SlideSparse published for the GPU of the same architecture.
+
+    gpu: another published one, such as a100. InputError if nothing was published of what the folder has.
+    """
+    return beside(read_results(Path(run)), gpu)
 
 
 def _bench(level: str, options: BenchOptions, progress: Progress, clock: Clock | None) -> Benched:

@@ -17,6 +17,7 @@ from ..report.style import STYLE
 from .case import KERNEL, LAYER
 from .clock import COPY
 from .figures import Figure, figures, standalone
+from .published import Beside, family, in_common
 from .results import KINDS, SERVE, Results
 from .tables import BASELINES, BEST, Table, ideal
 from .ways import AUTO
@@ -67,6 +68,10 @@ def render(results: Results, tables: list[Table], drawn: list[list[Figure]]) -> 
     title = f"bench {results.level}: {results.machine['device']}"
     parts = [_head(results, title)]
     parts += [_table(table, own) for table, own in zip(tables, drawn, strict=True)]
+    gpu = family(results) if results.level != SERVE else None
+    found = in_common(results, gpu) if gpu else None
+    if found:
+        parts += [_published(found, model) for model in found.models]
     parts += [_failures(results), _rows(results)]
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -141,12 +146,40 @@ def _heat(table: Table, baseline: str) -> str:
     )
 
 
-def _cell(speedup: float | None) -> str:
+def _cell(speedup: float | None, text: str = "") -> str:
+    """Colored by a speed-up, which it shows unless told other text."""
     if speedup is None:
-        return '<td class="none">–</td>'
+        return f'<td class="none">{text or "–"}</td>'
     share = min(1.0, abs(speedup - 1) / 0.6)
     hue = 145 if speedup >= 1 else 8
-    return f'<td style="background:hsl({hue} {20 + 50 * share:.0f}% {92 - 34 * share:.0f}%)">{speedup:.2f}</td>'
+    color = f"hsl({hue} {20 + 50 * share:.0f}% {92 - 34 * share:.0f}%)"
+    return f'<td style="background:{color}">{text or f"{speedup:.2f}"}</td>'
+
+
+def _published(found: Beside, model: str) -> str:
+    """Published and own speed-ups, green where our time is the shorter one."""
+    lines = found.of(model)
+    patterns = list(dict.fromkeys(pattern for of in lines.values() for pattern in of))
+    heads = "".join(f'<th scope="col">{_text(pattern)}</th>' for pattern in patterns)
+    body = []
+    for tokens, of in lines.items():
+        dense = next(iter(of.values()))
+        cells = [_cell(dense.dense_ratio, _both(dense.theirs_dense, dense.ours_dense, ",.0f"))]
+        for one in (of.get(pattern) for pattern in patterns):
+            cells.append(_cell(one.ratio, _both(one.theirs_speedup, one.ours_speedup, ".2f")) if one else _cell(None))
+        body.append(f'<tr><th scope="row">{tokens:,}</th>{"".join(cells)}</tr>')
+    notes = "".join(f"<li>{_text(note)}</li>" for note in found.notes)
+    return (
+        f'<section class="box figure"><h2>{_text(model)} beside the published {_text(found.gpu)}</h2>'
+        '<p class="soft">INT8, by tokens: speed-ups over the dense product, published and ours, and the microseconds '
+        "of that. Green: our time is shorter than the published one.</p>"
+        f'<div class="table"><table class="heat"><thead><tr><th scope="col"></th><th scope="col">dense, µs</th>{heads}'
+        f'</tr></thead><tbody>{"".join(body)}</tbody></table></div><ul class="soft">{notes}</ul></section>\n'
+    )
+
+
+def _both(theirs: float | None, ours: float | None, form: str) -> str:
+    return " · ".join("–" if one is None else format(one, form) for one in (theirs, ours))
 
 
 def _failures(results: Results) -> str:
