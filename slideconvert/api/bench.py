@@ -16,6 +16,7 @@ from ..bench.clock import Clock, clock_for
 from ..bench.compare import Comparison, compare
 from ..bench.machine import Sensors, machine_of
 from ..bench.page import write_page
+from ..bench.png import png_package
 from ..bench.published import Beside, beside
 from ..bench.results import Results, open_results, read_results
 from ..bench.suite import Outcome, Suite, measure
@@ -84,6 +85,8 @@ def bench_published(run: str | Path, gpu: str | None = None) -> Beside:
 
 
 def _bench(level: str, options: BenchOptions, progress: Progress, clock: Clock | None) -> Benched:
+    if options.png:
+        png_package()  # what is missing is found before the work
     device = torch.device(choose_device(options.device))
     suite = suite_of(level, options, device)
     host = options.host or (HOSTS[1] if importlib.util.find_spec("vllm") and device.type == "cuda" else HOSTS[0])
@@ -99,7 +102,7 @@ def _bench(level: str, options: BenchOptions, progress: Progress, clock: Clock |
         seconds = math.inf if options.budget is None else options.budget
         outcome = measure(cases, results, device, clock, sensors, progress, seconds)
     found = tables(results.rows.values())
-    write_page(results, found)
+    write_page(results, found, png=options.png)
     if level == LAYER:
         _write_speed_table(results, found)
     return Benched(results, found, outcome)

@@ -14,6 +14,7 @@ import torch
 from ..bench.case import DENSE
 from ..bench.machine import machine_of
 from ..bench.page import write_page
+from ..bench.png import png_package
 from ..bench.results import SERVE, open_results
 from ..bench.serving.checkpoints import QUANTIZE, Checkpoints, Convert, Served, random_served
 from ..bench.serving.serve import ENGINE, Load, Starts, serve
@@ -45,6 +46,8 @@ def bench_serve(
     """Serve checkpoints in vLLM, the first as the baseline; or random ones with the shapes of a model, against stock
     vLLM. engine: the script that measures one. InputError for unknown words, and where vLLM is missing."""
     options = options or ServeBenchOptions()
+    if options.png:
+        png_package()  # what is missing is found before the work
     device, out = choose_device(options.device), options.out or Path("bench-serve")
     served, load = list(_served(ckpts, options)), load_of(options)
     if engine == ENGINE and importlib.util.find_spec("vllm") is None:
@@ -60,7 +63,7 @@ def bench_serve(
     seconds = math.inf if options.budget is None else options.budget
     outcome = serve(served, checkpoints, load, starts, results, progress, seconds)
     found = tables(results.rows.values())
-    write_page(results, found)
+    write_page(results, found, png=options.png)
     return Benched(results, found, outcome)
 
 

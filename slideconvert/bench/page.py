@@ -16,7 +16,8 @@ from ..errors import printable
 from ..report.style import STYLE
 from .case import KERNEL, LAYER
 from .clock import COPY
-from .figures import Figure, figures, standalone
+from .figures import ROOF, Figure, figures, standalone
+from .png import png_of
 from .published import Beside, family, in_common
 from .results import KINDS, SERVE, Results
 from .tables import BASELINES, BEST, Table, ideal
@@ -38,7 +39,7 @@ OWN_STYLE = """
 .heat td,.heat th{text-align:center;padding:5px 7px}.heat tbody th{text-align:left;font-weight:600}
 .heat td{font-variant-numeric:tabular-nums;color:#17202c}.heat .none{color:var(--soft)}
 .sorts th{cursor:pointer}.sorts th[aria-sort=ascending]::after{content:" ▲"}
-.sorts th[aria-sort=descending]::after{content:" ▼"}.roof{stroke:var(--soft);stroke-dasharray:5 4}
+.sorts th[aria-sort=descending]::after{content:" ▼"}
 .figure .table{overflow-x:auto}.figure summary{font-size:13px;font-weight:500;margin-top:4px}
 .figure h3{font-size:14px;margin:18px 0 0}.figure td{border-color:var(--card)}
 .facts{columns:2;margin:6px 0 0;padding-left:18px;font-size:13px}
@@ -51,14 +52,18 @@ NAMES_SHOWN = 3
 WAYS = {AUTO: "as the rule chooses", BEST: "the fastest way of each linear"}
 
 
-def write_page(results: Results, tables: Iterable[Table]) -> None:
-    """index.html, and its figures as SVG, into the folder of the results. OutputError if that fails."""
+def write_page(results: Results, tables: Iterable[Table], *, png: bool = False) -> None:
+    """index.html, and its figures as SVG and PNG, into the folder of the results. OutputError if that fails, InputError
+    if PNG is asked for and cannot be made here."""
     some = list(tables)
     drawn = figures(some, results.ceilings.get(COPY))
     with writing(results.folder):
         (results.folder / FIGURES).mkdir(parents=True, exist_ok=True)
         for figure in (one for of_table in drawn for one in of_table):
-            write_file(results.folder / FIGURES / f"{figure.name}.svg", standalone(figure).encode())
+            alone = standalone(figure)
+            write_file(results.folder / FIGURES / f"{figure.name}.svg", alone.encode())
+            if png:
+                write_file(results.folder / FIGURES / f"{figure.name}.png", png_of(alone))
         write_file(results.folder / PAGE, render(results, some, drawn).encode())
 
 
@@ -78,7 +83,7 @@ def render(results: Results, tables: list[Table], drawn: list[list[Figure]]) -> 
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
         f"script-src 'sha256-{digest}'\">\n"
-        f"<title>{_text(title)}</title>\n<style>{STYLE}{OWN_STYLE}</style>\n</head>\n<body>\n<main>\n{''.join(parts)}"
+        f"<title>{_text(title)}</title>\n<style>{STYLE}{OWN_STYLE}{ROOF}</style>\n</head>\n<body>\n<main>\n{''.join(parts)}"
         f"<footer>slideconvert {__version__}</footer>\n</main>\n<script>{SCRIPT}</script>\n</body>\n</html>\n"
     )
 

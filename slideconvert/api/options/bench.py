@@ -22,6 +22,7 @@ class BenchOutputOptions(Options):
         "  [default: bench-kernel, bench-layer or bench-serve]",
         metavar="DIR",
     )
+    png: bool = option("Figures as PNG too (pip install 'slideconvert[png]').", default=False)
 
 
 @dataclass(frozen=True)
