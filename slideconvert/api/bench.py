@@ -20,6 +20,7 @@ from ..bench.png import png_package
 from ..bench.published import Beside, beside
 from ..bench.results import Results, open_results, read_results
 from ..bench.suite import Outcome, Suite, measure
+from ..bench.summary import write_summary
 from ..bench.tables import Table, speed_table, tables
 from ..bench.ways import PRECISIONS
 from ..checkpoint.reader import Checkpoint
@@ -103,6 +104,7 @@ def _bench(level: str, options: BenchOptions, progress: Progress, clock: Clock |
         outcome = measure(cases, results, device, clock, sensors, progress, seconds)
     found = tables(results.rows.values())
     write_page(results, found, png=options.png)
+    write_summary(results, found)
     if level == LAYER:
         _write_speed_table(results, found)
     return Benched(results, found, outcome)

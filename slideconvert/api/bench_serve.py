@@ -18,6 +18,7 @@ from ..bench.png import png_package
 from ..bench.results import SERVE, open_results
 from ..bench.serving.checkpoints import QUANTIZE, Checkpoints, Convert, Served, random_served
 from ..bench.serving.serve import ENGINE, Load, Starts, serve
+from ..bench.summary import write_summary
 from ..bench.tables import tables
 from ..checkpoint.reader import Checkpoint
 from ..core.choices import SHAPED
@@ -64,6 +65,7 @@ def bench_serve(
     outcome = serve(served, checkpoints, load, starts, results, progress, seconds)
     found = tables(results.rows.values())
     write_page(results, found, png=options.png)
+    write_summary(results, found)
     return Benched(results, found, outcome)
 
 

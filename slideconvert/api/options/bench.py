@@ -18,7 +18,7 @@ class BenchOutputOptions(Options):
     HEADING: ClassVar[str] = "Output"
 
     out: Path | None = option(
-        "Folder for results.json, results.csv and index.html; what it has is not measured again."
+        "Folder for results.json, results.csv, tables.csv and index.html; what it has is not measured again."
         "  [default: bench-kernel, bench-layer or bench-serve]",
         metavar="DIR",
     )
