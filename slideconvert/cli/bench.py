@@ -67,6 +67,7 @@ def bench_serve_command(ckpts: tuple[Path, ...], options: ServeBenchOptions, dis
     \b
       slideconvert bench serve dense-int8/ out/ --batch 1,16 --rate 2,8
       slideconvert bench serve --model Qwen2.5-7B --scheme int8,fp8 --memory 0,1
+      slideconvert bench serve --preset gqsa-table-16 --together 3
       slideconvert bench serve --quick
 
     Without CKPT, random weights with the shapes of a model are converted, and compared with what stock vLLM makes of

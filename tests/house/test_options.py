@@ -132,6 +132,7 @@ BENCH = {
     "--device",
 }
 SERVED = {"--memory", "--unfused", "--batch", "--prefill", "--mixed", "--rate", "--prompt", "--output", "--together"}
+SERVED |= {"--preset", "--lengths"}
 SERVED |= {"--limit", "--work"}
 ALWAYS: dict[str, set[str]] = {
     "download": {"--revision"},
