@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from .runtime import hook
 
 if TYPE_CHECKING:
-    from .api.bench import bench_compare, bench_kernel, bench_layer
+    from .api.bench import bench_compare, bench_kernel, bench_layer, bench_published
     from .api.bench_serve import bench_serve
     from .api.checkpoints import download, evaluate, generate, inspect, load_model, push, verify
     from .api.convert import allocate, convert, plan, quantize, relayout, slide, sparsify
@@ -72,6 +72,7 @@ __all__ = [
     "bench_compare",
     "bench_kernel",
     "bench_layer",
+    "bench_published",
     "bench_serve",
     "convert",
     "download",
@@ -90,7 +91,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    ".api.bench": ("bench_compare", "bench_kernel", "bench_layer"),
+    ".api.bench": ("bench_compare", "bench_kernel", "bench_layer", "bench_published"),
     ".api.bench_serve": ("bench_serve",),
     ".api.checkpoints": ("download", "evaluate", "generate", "inspect", "load_model", "push", "verify"),
     ".api.convert": ("allocate", "convert", "plan", "quantize", "relayout", "slide", "sparsify"),

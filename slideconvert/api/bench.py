@@ -16,8 +16,11 @@ from ..bench.clock import Clock, clock_for
 from ..bench.compare import Comparison, compare
 from ..bench.machine import Sensors, machine_of
 from ..bench.page import write_page
+from ..bench.png import png_package
+from ..bench.published import Beside, beside
 from ..bench.results import Results, open_results, read_results
 from ..bench.suite import Outcome, Suite, measure
+from ..bench.summary import write_summary
 from ..bench.tables import Table, speed_table, tables
 from ..bench.ways import PRECISIONS
 from ..checkpoint.reader import Checkpoint
@@ -74,7 +77,17 @@ def bench_compare(a: str | Path, b: str | Path) -> Comparison:
     return compare(read_results(Path(a)), read_results(Path(b)))
 
 
+def bench_published(run: str | Path, gpu: str | None = None) -> Beside:
+    """Set the results of a folder beside the times that SlideSparse published for the GPU of the same architecture.
+
+    gpu: another published one, such as a100. InputError if nothing was published of what the folder has.
+    """
+    return beside(read_results(Path(run)), gpu)
+
+
 def _bench(level: str, options: BenchOptions, progress: Progress, clock: Clock | None) -> Benched:
+    if options.png:
+        png_package()  # what is missing is found before the work
     device = torch.device(choose_device(options.device))
     suite = suite_of(level, options, device)
     host = options.host or (HOSTS[1] if importlib.util.find_spec("vllm") and device.type == "cuda" else HOSTS[0])
@@ -90,7 +103,8 @@ def _bench(level: str, options: BenchOptions, progress: Progress, clock: Clock |
         seconds = math.inf if options.budget is None else options.budget
         outcome = measure(cases, results, device, clock, sensors, progress, seconds)
     found = tables(results.rows.values())
-    write_page(results, found)
+    write_page(results, found, png=options.png)
+    write_summary(results, found)
     if level == LAYER:
         _write_speed_table(results, found)
     return Benched(results, found, outcome)

@@ -6,6 +6,7 @@ import importlib.util
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ import torch
 from ..bench.case import DENSE
 from ..bench.machine import machine_of
 from ..bench.page import write_page
+from ..bench.png import png_package
 from ..bench.results import SERVE, open_results
-from ..bench.serving.checkpoints import QUANTIZE, Checkpoints, Convert, Served, random_served
+from ..bench.serving.checkpoints import GROUPED, QUANTIZE, Checkpoints, Convert, Served, random_served
+from ..bench.serving.presets import PRESETS
 from ..bench.serving.serve import ENGINE, Load, Starts, serve
+from ..bench.summary import write_summary
 from ..bench.tables import tables
 from ..checkpoint.reader import Checkpoint
 from ..core.choices import SHAPED
@@ -29,7 +33,7 @@ from .convert import convert, quantize
 from .options import ConvertOptions, QuantizeOptions, ServeBenchOptions
 from .settings import choose_device
 
-PRECISIONS = ("int8", "fp8", "bf16", "w4a16")
+PRECISIONS = ("int8", "fp8", "bf16", *GROUPED)
 DEFAULT_PRECISIONS, DEFAULT_PATTERNS = ("bf16", "int8", "fp8"), ("2:4", "2:6", "2:8", "1x16:50%")
 BATCHES, PREFILL = (1, 4, 16, 64), ("8x1024", "32x1024")
 QUICK_PRECISION, QUICK_PATTERN, QUICK_BATCHES, QUICK_PREFILL = "int8", "2:4", (1, 16), ("4x512",)
@@ -44,7 +48,9 @@ def bench_serve(
 ) -> Benched:  # fmt: skip
     """Serve checkpoints in vLLM, the first as the baseline; or random ones with the shapes of a model, against stock
     vLLM. engine: the script that measures one. InputError for unknown words, and where vLLM is missing."""
-    options = options or ServeBenchOptions()
+    options = with_preset(options or ServeBenchOptions(), own=bool(ckpts))
+    if options.png:
+        png_package()  # what is missing is found before the work
     device, out = choose_device(options.device), options.out or Path("bench-serve")
     served, load = list(_served(ckpts, options)), load_of(options)
     if engine == ENGINE and importlib.util.find_spec("vllm") is None:
@@ -60,7 +66,8 @@ def bench_serve(
     seconds = math.inf if options.budget is None else options.budget
     outcome = serve(served, checkpoints, load, starts, results, progress, seconds)
     found = tables(results.rows.values())
-    write_page(results, found)
+    write_page(results, found, png=options.png)
+    write_summary(results, found)
     return Benched(results, found, outcome)
 
 
@@ -77,16 +84,31 @@ def _converting(device: str) -> Convert:
     return run
 
 
+def with_preset(options: ServeBenchOptions, *, own: bool) -> ServeBenchOptions:
+    """The options, and those that the preset says where they say nothing. own: the checkpoints are the user's, which
+    have settings of their own. InputError for an unknown preset."""
+    if options.preset is None:
+        return options
+    preset = PRESETS[pick(options.preset, PRESETS, "preset")]
+    preset = preset.quick() if options.quick else preset
+    chosen: dict[str, Any] = {"prompt": preset.prompt, "lengths": ",".join(map(str, preset.lengths))}
+    if not own:
+        settings = {"scheme": preset.precisions, "pattern": preset.patterns}
+        chosen |= {"model": preset.model, **{name: ",".join(some) for name, some in settings.items()}}
+    return replace(options, **{name: value for name, value in chosen.items() if getattr(options, name) is None})
+
+
 def load_of(options: ServeBenchOptions) -> Load:
     """What is asked of each checkpoint. InputError for unknown words."""
     quick = options.quick
-    prefill = words(options.prefill) or (QUICK_PREFILL if quick else PREFILL)
+    lengths = numbers(options.lengths, "lengths")
+    prefill = words(options.prefill) or (() if lengths else QUICK_PREFILL if quick else PREFILL)
     if wrong := [shape for shape in prefill if not re.fullmatch("[1-9][0-9]{0,5}x[1-9][0-9]{0,5}", shape)]:
         raise InputError(f"--prefill {wrong[0]} is no number of prompts and their tokens", hint="--prefill 8x1024")
-    batches = numbers(options.batch, "batch") or (QUICK_BATCHES if quick else BATCHES)
+    batches = numbers(options.batch, "batch") or (() if lengths else QUICK_BATCHES if quick else BATCHES)
     rates = tuple(map(float, numbers(options.rate, "rate")))
     mixed = numbers(options.mixed, "mixed")
-    return Load(batches, prefill, mixed, rates, options.prompt or Load.prompt, options.output or Load.output)
+    return Load(batches, prefill, mixed, rates, lengths, options.prompt or Load.prompt, options.output or Load.output)
 
 
 def _check_positions(served: Served, load: Load) -> None:

@@ -19,6 +19,12 @@ WEIGHT_BYTES = {"int8": 1.0, "fp8": 1.0, "bf16": 2.0, "fp16": 2.0}
 """Bytes of a dense weight, and of an activation of a product alone."""
 OUT_BYTES = 2
 """bfloat16."""
+ROOF = ".roof{stroke:var(--soft);stroke-dasharray:5 4}"
+"""The style of the line of the ceilings."""
+LAST_LABEL = WIDTH - 22
+"""The middle of a label below the horizontal axis, at most: its digits stay in the figure."""
+TITLE = 30
+"""Pixels above a figure that is a file of its own."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +141,8 @@ def _grid(x: Log, y: Log, top: float) -> str:
         for tick in y.ticks
     )
     return across + "".join(
-        f'<text class="mid" x="{x.at(tick):.1f}" y="{top + PLOT + 20:.1f}">{tick:g}</text>' for tick in x.ticks
+        f'<text class="mid" x="{min(x.at(tick), LAST_LABEL):.1f}" y="{top + PLOT + 20:.1f}">{tick:g}</text>'
+        for tick in x.ticks
     )
 
 
@@ -195,17 +202,22 @@ def _series(lines: Mapping[str, list[tuple[float, float, str]]]) -> str:
 
 
 def standalone(figure: Figure) -> str:
-    """The figure as a file of its own: light colors, no page around it."""
+    """The figure as a file of its own: its title, light colors, no page around it."""
     light = STYLE[STYLE.index(":root{") : STYLE.index("@media")]
     colors = dict(re.findall(r"(--[a-z0-9-]+):([^;}]+)", light))
     rules = re.findall(
         r"^(?:\.plot|\.grid|\.base|\.mid|\.end|\.s\d|\.series|\.hit|\.mark|\.line)[^@]*$", STYLE, re.MULTILINE
     )
-    style = "".join(rules).replace(".plot ", "")
+    style = "".join([*rules, ROOF]).replace(".plot ", "")
     style = re.sub(r"\.s(\d)\{--s:var\(--s\1\)\}", lambda match: f".s{match[1]}{{color:var(--s{match[1]})}}", style)
     style = style.replace(".series{color:var(--s)}", "")
     style = re.sub(r"var\((--[a-z0-9-]+)\)", lambda match: colors.get(match[1], "#000"), style)
     head = '<svg xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" font-size="12" '
     body = figure.markup.removeprefix("<svg ")
     opened, _, inner = body.partition(">")
-    return f'{head}{opened}><style>{style}</style><rect width="100%" height="100%" fill="#fff"/>{inner}\n'
+    opened = re.sub(
+        r'viewBox="0 0 (\d+) (\d+)"', lambda size: f'viewBox="0 {-TITLE} {size[1]} {int(size[2]) + TITLE}"', opened
+    )
+    ground = f'<rect y="{-TITLE}" width="100%" height="100%" fill="#fff"/>'
+    title = f'<text x="{LEFT - 13}" y="-8" font-size="15" font-weight="bold">{escape(figure.title)}</text>'
+    return f"{head}{opened}><style>{style}</style>{ground}{title}{inner}\n"

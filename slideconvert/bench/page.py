@@ -16,7 +16,9 @@ from ..errors import printable
 from ..report.style import STYLE
 from .case import KERNEL, LAYER
 from .clock import COPY
-from .figures import Figure, figures, standalone
+from .figures import ROOF, Figure, figures, standalone
+from .png import png_of
+from .published import Beside, family, in_common
 from .results import KINDS, SERVE, Results
 from .tables import BASELINES, BEST, Table, ideal
 from .ways import AUTO
@@ -37,7 +39,7 @@ OWN_STYLE = """
 .heat td,.heat th{text-align:center;padding:5px 7px}.heat tbody th{text-align:left;font-weight:600}
 .heat td{font-variant-numeric:tabular-nums;color:#17202c}.heat .none{color:var(--soft)}
 .sorts th{cursor:pointer}.sorts th[aria-sort=ascending]::after{content:" ▲"}
-.sorts th[aria-sort=descending]::after{content:" ▼"}.roof{stroke:var(--soft);stroke-dasharray:5 4}
+.sorts th[aria-sort=descending]::after{content:" ▼"}
 .figure .table{overflow-x:auto}.figure summary{font-size:13px;font-weight:500;margin-top:4px}
 .figure h3{font-size:14px;margin:18px 0 0}.figure td{border-color:var(--card)}
 .facts{columns:2;margin:6px 0 0;padding-left:18px;font-size:13px}
@@ -50,14 +52,18 @@ NAMES_SHOWN = 3
 WAYS = {AUTO: "as the rule chooses", BEST: "the fastest way of each linear"}
 
 
-def write_page(results: Results, tables: Iterable[Table]) -> None:
-    """index.html, and its figures as SVG, into the folder of the results. OutputError if that fails."""
+def write_page(results: Results, tables: Iterable[Table], *, png: bool = False) -> None:
+    """index.html, and its figures as SVG and PNG, into the folder of the results. OutputError if that fails, InputError
+    if PNG is asked for and cannot be made here."""
     some = list(tables)
     drawn = figures(some, results.ceilings.get(COPY))
     with writing(results.folder):
         (results.folder / FIGURES).mkdir(parents=True, exist_ok=True)
         for figure in (one for of_table in drawn for one in of_table):
-            write_file(results.folder / FIGURES / f"{figure.name}.svg", standalone(figure).encode())
+            alone = standalone(figure)
+            write_file(results.folder / FIGURES / f"{figure.name}.svg", alone.encode())
+            if png:
+                write_file(results.folder / FIGURES / f"{figure.name}.png", png_of(alone))
         write_file(results.folder / PAGE, render(results, some, drawn).encode())
 
 
@@ -67,13 +73,17 @@ def render(results: Results, tables: list[Table], drawn: list[list[Figure]]) -> 
     title = f"bench {results.level}: {results.machine['device']}"
     parts = [_head(results, title)]
     parts += [_table(table, own) for table, own in zip(tables, drawn, strict=True)]
+    gpu = family(results) if results.level != SERVE else None
+    found = in_common(results, gpu) if gpu else None
+    if found:
+        parts += [_published(found, model) for model in found.models]
     parts += [_failures(results), _rows(results)]
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
         f"script-src 'sha256-{digest}'\">\n"
-        f"<title>{_text(title)}</title>\n<style>{STYLE}{OWN_STYLE}</style>\n</head>\n<body>\n<main>\n{''.join(parts)}"
+        f"<title>{_text(title)}</title>\n<style>{STYLE}{OWN_STYLE}{ROOF}</style>\n</head>\n<body>\n<main>\n{''.join(parts)}"
         f"<footer>slideconvert {__version__}</footer>\n</main>\n<script>{SCRIPT}</script>\n</body>\n</html>\n"
     )
 
@@ -141,12 +151,40 @@ def _heat(table: Table, baseline: str) -> str:
     )
 
 
-def _cell(speedup: float | None) -> str:
+def _cell(speedup: float | None, text: str = "") -> str:
+    """Colored by a speed-up, which it shows unless told other text."""
     if speedup is None:
-        return '<td class="none">–</td>'
+        return f'<td class="none">{text or "–"}</td>'
     share = min(1.0, abs(speedup - 1) / 0.6)
     hue = 145 if speedup >= 1 else 8
-    return f'<td style="background:hsl({hue} {20 + 50 * share:.0f}% {92 - 34 * share:.0f}%)">{speedup:.2f}</td>'
+    color = f"hsl({hue} {20 + 50 * share:.0f}% {92 - 34 * share:.0f}%)"
+    return f'<td style="background:{color}">{text or f"{speedup:.2f}"}</td>'
+
+
+def _published(found: Beside, model: str) -> str:
+    """Published and own speed-ups, green where our time is the shorter one."""
+    lines = found.of(model)
+    patterns = list(dict.fromkeys(pattern for of in lines.values() for pattern in of))
+    heads = "".join(f'<th scope="col">{_text(pattern)}</th>' for pattern in patterns)
+    body = []
+    for tokens, of in lines.items():
+        dense = next(iter(of.values()))
+        cells = [_cell(dense.dense_ratio, _both(dense.theirs_dense, dense.ours_dense, ",.0f"))]
+        for one in (of.get(pattern) for pattern in patterns):
+            cells.append(_cell(one.ratio, _both(one.theirs_speedup, one.ours_speedup, ".2f")) if one else _cell(None))
+        body.append(f'<tr><th scope="row">{tokens:,}</th>{"".join(cells)}</tr>')
+    notes = "".join(f"<li>{_text(note)}</li>" for note in found.notes)
+    return (
+        f'<section class="box figure"><h2>{_text(model)} beside the published {_text(found.gpu)}</h2>'
+        '<p class="soft">INT8, by tokens: speed-ups over the dense product, published and ours, and the microseconds '
+        "of that. Green: our time is shorter than the published one.</p>"
+        f'<div class="table"><table class="heat"><thead><tr><th scope="col"></th><th scope="col">dense, µs</th>{heads}'
+        f'</tr></thead><tbody>{"".join(body)}</tbody></table></div><ul class="soft">{notes}</ul></section>\n'
+    )
+
+
+def _both(theirs: float | None, ours: float | None, form: str) -> str:
+    return " · ".join("–" if one is None else format(one, form) for one in (theirs, ours))
 
 
 def _failures(results: Results) -> str:

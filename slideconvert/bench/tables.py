@@ -146,6 +146,8 @@ def _microseconds(row: ServeRow) -> dict[str, float]:
         return {f"requests per second: time to {name}": value * 1e3 for name, value in found.items() if value}
     if case.what == "prefill":
         return {f"tokens of prompts of {case.shape.partition('x')[2]}": row.seconds[1] * 1e6}
+    if case.what == "latency":
+        return {"tokens of an output, with its prompt": row.seconds[1] * case.size * 1e6}
     return {{"decode": "sequences decoded at once", "mixed": "mixed requests"}[case.what]: row.seconds[1] * 1e6}
 
 

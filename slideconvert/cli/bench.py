@@ -15,8 +15,13 @@ from .progress import progress_bar
 
 if TYPE_CHECKING:
     from ..api.bench import Benched
+    from ..bench.published import Beside
     from ..bench.tables import Table
     from .columns import Table as Shown
+
+
+PUBLISHED = "published"
+"""What stands for the published table where a folder is compared."""
 
 
 @command("kernel", BenchOptions, display=ResultDisplay, without=("verbose",))
@@ -62,6 +67,7 @@ def bench_serve_command(ckpts: tuple[Path, ...], options: ServeBenchOptions, dis
     \b
       slideconvert bench serve dense-int8/ out/ --batch 1,16 --rate 2,8
       slideconvert bench serve --model Qwen2.5-7B --scheme int8,fp8 --memory 0,1
+      slideconvert bench serve --preset gqsa-table-16 --together 3
       slideconvert bench serve --quick
 
     Without CKPT, random weights with the shapes of a model are converted, and compared with what stock vLLM makes of
@@ -146,9 +152,15 @@ def bench_compare_command(a: Path, b: Path, display: Display) -> None:
 
     \b
       slideconvert bench compare before/ after/
+      slideconvert bench compare bench-kernel/ published
 
-    A and B are folders that bench kernel, layer or serve wrote.
+    A and B are folders that bench kernel, layer or serve wrote. B may be the word published: the INT8 times that
+    SlideSparse published (arXiv 2603.05232) for the GPU of A's architecture; published:a100 names another GPU.
     """
+    word, _, gpu = str(b).partition(":")
+    if word == PUBLISHED:
+        _tell_published(a, gpu or None, display)
+        return
     from ..api.bench import bench_compare
     from .columns import Column, table
 
@@ -172,3 +184,45 @@ def bench_compare_command(a: Path, b: Path, display: Display) -> None:
     show("apart: cases whose samples do not overlap")
     if found.only_a or found.only_b:
         show(f"{found.only_a} cases are in A alone, {found.only_b} in B alone")
+
+
+def _tell_published(run: Path, gpu: str | None, display: Display) -> None:
+    from ..api.bench import bench_published
+
+    found = bench_published(run, gpu)
+    if display.as_json:
+        echo_json(found.to_json())
+        return
+    for model in found.models:
+        for shown in published_tables(found, model):
+            show(shown)
+    for note in found.notes:
+        show(note)
+
+
+def published_tables(found: Beside, model: str) -> tuple[Shown, Shown]:
+    """Speed-ups, theirs and ours; and how many times faster ours is than theirs, dense included."""
+    from .columns import Column, table
+
+    lines = found.of(model)
+    patterns = list(dict.fromkeys(pattern for of in lines.values() for pattern in of))
+    columns = [Column(name, spare) for spare, name in enumerate(patterns)]
+    gains = table(
+        f"{model}, int8: speed-up over the dense product, published on {found.gpu} -> ours", ["tokens"], columns
+    )
+    times = [Column("dense, published, us"), Column("ours, us"), Column("ours is faster"), *columns]
+    faster = table(f"{model}, int8: times as fast as published on {found.gpu}", ["tokens"], times)
+    for tokens, of in lines.items():
+        some = [of.get(pattern) for pattern in patterns]
+        gains.add_row(
+            str(tokens),
+            *(f"{_number(one.theirs_speedup)} -> {_number(one.ours_speedup)}" if one else "–" for one in some),
+        )
+        dense = next(iter(of.values()))
+        cells = [_number(dense.theirs_dense, 1), _number(dense.ours_dense, 1), _number(dense.dense_ratio)]
+        faster.add_row(str(tokens), *cells, *(_number(one.ratio) if one else "–" for one in some))
+    return gains, faster
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"

@@ -34,5 +34,10 @@ ROTATED = HEADS, ALL = "heads", "all"
 HOSTS = ("transformers", "vllm")
 """Programs that run checkpoints, each with dense kernels of its own."""
 
-SHAPED = ("Llama-3.2-1B", "Llama-3.2-3B", "Llama-2-7B", "Qwen2.5-7B", "Qwen2.5-14B", "BitNet-2B")
+SHAPED = (
+    "Llama-3.2-1B", "Llama-3.2-3B", "Llama-2-7B", "Llama-2-13B", "Qwen2.5-7B", "Qwen2.5-14B", "BitNet-2B",
+)  # fmt: skip
 """Models whose shapes api.tuning knows."""
+
+SERVED = ("gqsa-table-10", "gqsa-table-13", "gqsa-table-16")
+"""Published tables that `bench serve` measures."""

@@ -20,6 +20,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "Llama-3.2-1B": _llama(2048, 16, 8192, 32, 8, 128256, tied=True),
     "Llama-3.2-3B": _llama(3072, 28, 8192, 24, 8, 128256, tied=True),
     "Llama-2-7B": _llama(4096, 32, 11008, 32, 32, 32000, tied=False),
+    "Llama-2-13B": _llama(5120, 40, 13824, 40, 40, 32000, tied=False),
     "Qwen2.5-7B": _llama(3584, 28, 18944, 28, 4, 152064, tied=False),
     "Qwen2.5-14B": _llama(5120, 48, 13824, 40, 8, 152064, tied=False),
     "BitNet-2B": {

@@ -2,8 +2,9 @@
 
     python vllm_speed.py TASK.json OUT.json READY
 
-TASK: model, batches, prompt (tokens), output (tokens), prefill (numbers of prompts and of their tokens, as 32x1024),
-mixed (numbers of requests), rates (requests per second), seconds (of each rate), repeats, kv_bytes (of the cache).
+TASK: model, batches, prompt (tokens), output (tokens), lengths (tokens of outputs of one sequence), prefill (numbers of
+prompts and of their tokens, as 32x1024), mixed (numbers of requests), rates (requests per second), seconds (of each
+rate), repeats, kv_bytes (of the cache).
 READY appears once vLLM has started; a line on stdin then begins the measurement, and OUT appears once all is done:
 engines start side by side and measure one after the other. Stands alone: it needs vLLM, and slideconvert where the
 checkpoint is ours.
@@ -28,7 +29,7 @@ MIXED_SEQUENCES = 64
 """Requests that run at once then, at most."""
 SETTINGS = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_USE_FLASHINFER_SAMPLER": "0"}
 Rows = list[dict[str, Any]]
-"""what: decode, prefill, mixed or rate. size, shape: of it. samples: tokens per second."""
+"""what: decode, latency, prefill, mixed or rate. size, shape: of it. samples: tokens per second."""
 
 
 class Meter:
@@ -41,7 +42,8 @@ class Meter:
         self.prefill = [(name, *map(int, name.split("x"))) for name in task["prefill"]]
         varied = bool(task["mixed"] or task["rates"])
         mixed = MIXED_LONGEST if varied else 0
-        longest = max([task["prompt"] + task["output"], mixed, *(length for _, _, length in self.prefill)]) + 1
+        outputs = [*task["lengths"], *([task["output"]] if task["batches"] else [])]
+        longest = max([task["prompt"] + max(outputs, default=0), mixed, *(length for _, _, length in self.prefill)]) + 1
         started = time.perf_counter()
         self.llm = LLM(
             model=task["model"],
@@ -65,7 +67,7 @@ class Meter:
 
     def rows(self) -> Rows:
         """All that the task asks for."""
-        return [*self._decode(), *self._prefill(), *self._mixed(), *self._rates()]
+        return [*self._decode(), *self._latency(), *self._prefill(), *self._mixed(), *self._rates()]
 
     def _decode(self) -> Rows:
         rows: Rows = []
@@ -76,6 +78,15 @@ class Meter:
             first = firsts[len(firsts) // 2]
             samples = [batch * output / (whole - first) for whole in self.several(batch, 1 + output, prompt)]
             rows.append({"what": "decode", "size": batch, "shape": str(batch), "samples": samples})
+        return rows
+
+    def _latency(self) -> Rows:
+        rows: Rows = []
+        for length in self.task["lengths"]:
+            peak_gib()
+            samples = [length / taken for taken in self.several(1, length, self.task["prompt"])]
+            found = {"what": "latency", "size": length, "shape": str(length), "samples": samples}
+            rows.append({**found, "peak_gib": peak_gib()})
         return rows
 
     def _prefill(self) -> Rows:
@@ -150,6 +161,17 @@ class Meter:
         return self._parameters(max_tokens=tokens, temperature=0, ignore_eos=True, detokenize=False)
 
 
+def peak_gib() -> float | None:
+    """GiB that torch has allocated at most since the last call, in this process; None on a CPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    peak = torch.cuda.max_memory_allocated() / 2**30
+    torch.cuda.reset_peak_memory_stats()
+    return peak
+
+
 def requests(count: int) -> list[tuple[int, int]]:
     """Tokens of prompts and of outputs; the same for every checkpoint."""
     sizes = random.Random(1)
@@ -166,8 +188,11 @@ def arrivals(rate: float, seconds: float) -> list[float]:
 
 
 def main(task_path: str, out: str, ready: str) -> None:
+    task = json.loads(Path(task_path).read_text())
     os.environ.update(SETTINGS)
-    meter = Meter(json.loads(Path(task_path).read_text()))
+    if task["lengths"]:
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # only the engine's own process knows its memory
+    meter = Meter(task)
     meter.warm_up()
     Path(ready).touch()
     sys.stdin.readline()

@@ -14,9 +14,11 @@ from typing import Any
 
 import pytest
 
-from slideconvert.api.bench_serve import bench_serve, load_of
+from slideconvert.api.bench_serve import bench_serve, load_of, with_preset
 from slideconvert.api.options import ServeBenchOptions
+from slideconvert.bench.serving.presets import PRESETS
 from slideconvert.bench.serving.serve import LONGEST_MIXED, MIXED_SEQUENCES, percentiles
+from slideconvert.core import choices
 from slideconvert.errors import InputError
 from slideconvert.models import shapes
 from slideconvert.runtime import vllm_speed
@@ -54,11 +56,15 @@ assert ours == ("slidesparse_config" in config) or config["slidesparse_config"][
 assert os.environ.get("VLLM_PLUGINS") == (None if ours else "none")
 speed = 200.0 if ours else 100.0
 rows = [("decode", size, str(size), [speed * size * one for one in (1.1, 1.0, 0.9)]) for size in task["batches"]]
+rows += [("latency", size, str(size), [speed]) for size in task["lengths"]]
 for shape in task["prefill"]:
     count, length = map(int, shape.split("x"))
     rows.append(("prefill", count * length, shape, [speed * count]))
 rows += [("mixed", size, str(size), [speed]) for size in task["mixed"]]
 rows = [dict(zip(("what", "size", "shape", "samples"), row)) for row in rows]
+for row in rows:
+    if row["what"] == "latency":
+        row["peak_gib"] = 4.5
 for rate in task["rates"]:
     latency = {"ttft": [number / speed for number in range(1, 101)], "tpot": [1 / speed], "itl": [1 / speed]}
     rows.append({"what": "rate", "size": rate, "shape": "", "samples": [speed], **latency})
@@ -167,7 +173,7 @@ def test_results_of_other_loads_are_not_mixed(engine: Path, tmp_path: Path) -> N
     [
         ({"prefill": "8*1024"}, "--prefill"), ({"batch": "0"}, "--batch"), ({"rate": "fast"}, "--rate"),
         ({"memory": "all"}, "--memory"), ({"scheme": "w4a8"}, "w4a8"), ({"model": "GPT-5"}, "GPT-5"),
-        ({"pattern": "3:4"}, "3:4"),
+        ({"pattern": "3:4"}, "3:4"), ({"preset": "gqsa-table-9"}, "gqsa-table-9"), ({"lengths": "0"}, "--lengths"),
     ],
 )  # fmt: skip
 def test_unknown_words_are_refused(engine: Path, tmp_path: Path, words: dict[str, str], said: str) -> None:
@@ -198,6 +204,47 @@ def test_arrivals_come_at_the_rate_that_is_asked() -> None:
     assert abs(len(due) - 10_000) < 500
 
 
+def test_a_preset_measures_latency_and_memory_of_its_settings(engine: Path, tmp_path: Path) -> None:
+    """Table 13: 16 bits, and 8 and 4 with and without half of the groups. The engine gives 100 tokens/s, ours 200."""
+    words = ServeBenchOptions(
+        preset="gqsa-table-13", model="Llama-3.2-1B", together=3, limit=60, device="cpu", out=tmp_path / "out"
+    )
+    found = bench_serve((), words, engine=engine)
+    rows = list(found.results.rows.values())
+    assert [(row.case.precision, row.case.pattern) for row in rows] == [
+        ("bf16", "dense"), ("w8a16", "dense"), ("w8a16", "1x16:50%"), ("w4a16", "dense"), ("w4a16", "1x16:50%"),
+    ]  # fmt: skip
+    assert {(row.case.what, row.case.size, row.gib, row.peak_gib) for row in rows} == {("latency", 128, 3.25, 4.5)}
+    assert found.results.machine["prompt"] == 15
+    tables = {table.precision: table for table in found.tables if table.patterns}
+    assert tables["w8a16"].baselines["stock"] == {128: pytest.approx(1.28e6)}  # microseconds of the whole output
+    assert tables["w4a16"].speedup("1x16:50%", 128, "bf16") == pytest.approx(2.0)
+    before = json.loads((tmp_path / "out" / "results.json").read_text())
+    for row in before["rows"]:
+        del row["peak_gib"]  # as written before there was one
+    (tmp_path / "out" / "results.json").write_text(json.dumps(before))
+    again = bench_serve((), words, engine=engine)
+    assert again.outcome.measured == 0 and all(row.peak_gib is None for row in again.results.rows.values())
+
+
+def test_presets_are_the_published_tables_and_give_way_to_options() -> None:
+    assert tuple(PRESETS) == choices.SERVED
+    whole = with_preset(ServeBenchOptions(preset="gqsa-table-16"), own=False)
+    assert (whole.model, whole.scheme) == ("Llama-2-7B", "bf16,w8a16,w4a16,int8")
+    assert whole.pattern == "1x16:30%,1x16:40%,1x16:50%,2:4"
+    load = load_of(whole)
+    assert (load.lengths, load.prompt, load.batches, load.prefill) == ((128, 256, 512, 1024), 15, (), ())
+    assert (load.longest, load.most_tokens) == (15 + 1024 + 1,) * 2
+    other = with_preset(ServeBenchOptions(preset="gqsa-table-16", model="Llama-2-13B", lengths="64"), own=False)
+    assert (other.model, other.lengths, other.scheme) == ("Llama-2-13B", "64", whole.scheme)
+    quick = with_preset(ServeBenchOptions(preset="gqsa-table-16", quick=True), own=False)
+    assert (quick.lengths, quick.scheme, quick.pattern) == ("128", "bf16,w4a16", "1x16:50%")
+    given = with_preset(ServeBenchOptions(preset="gqsa-table-16"), own=True)
+    assert given.lengths == whole.lengths and (given.model, given.scheme, given.pattern) == (None, None, None)
+    both = load_of(ServeBenchOptions(lengths="8", batch="2"))
+    assert (both.lengths, both.batches, both.prefill) == ((8,), (2,), ())
+
+
 def test_the_quick_load_is_small() -> None:
     load = load_of(ServeBenchOptions(quick=True))
     assert (load.batches, load.prefill, load.mixed, load.rates) == ((1, 16), ("4x512",), (), ())
@@ -210,8 +257,8 @@ def test_a_real_server_is_measured(tmp_path: Path, short_demo: Path, cli: Cli) -
     source = Path(shutil.copytree(short_demo, tmp_path / "source"))
     longer(source)
     assert cli("convert", source, tmp_path / "sparse", *MAGNITUDE, "--layout", "dense").code == 0
-    words = ["--batch", "1,4", "--prefill", "2x16", "--mixed", "3", "--rate", "4", "--output", "32", "--device", "cpu"]
-    words += ["--together", "2"]
+    words = ["--batch", "1,4", "--prefill", "2x16", "--mixed", "3", "--rate", "4", "--output", "32", "--lengths", "8"]
+    words += ["--together", "2", "--device", "cpu"]
     command = [os.environ[PLUGIN], "-m", "slideconvert", "bench", "serve", str(source), str(tmp_path / "sparse")]
     done = subprocess.run(
         [*command, *words, "--out", str(tmp_path / "out"), "--json"],
@@ -222,7 +269,7 @@ def test_a_real_server_is_measured(tmp_path: Path, short_demo: Path, cli: Cli) -
     )
     assert done.returncode == 0, done.stderr[-3000:]
     told = json.loads(done.stdout)
-    assert (told["measured"], told["failed"], told["left"]) == (10, 0, 0), told
+    assert (told["measured"], told["failed"], told["left"]) == (12, 0, 0), told
     rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
     assert all(0 < row["low"] <= row["tokens_per_second"] <= row["high"] for row in rows)
     rates = [row for row in rows if row["what"] == "rate"]

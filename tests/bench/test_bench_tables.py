@@ -6,6 +6,8 @@ import base64
 import hashlib
 import json
 import re
+import struct
+import sys
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +21,7 @@ from slideconvert.bench.case import DENSE, Case, Row
 from slideconvert.bench.figures import Log, figures, standalone
 from slideconvert.bench.machine import Sensors
 from slideconvert.bench.page import render, write_page
+from slideconvert.bench.png import png_of
 from slideconvert.bench.results import read_results
 from slideconvert.bench.tables import Table, tables
 from slideconvert.bench.weights import random_weight
@@ -173,3 +176,33 @@ def test_readings_of_a_gpu_are_medians_since_the_last_look() -> None:
     for line in ("600.5, 1500, 60\n", "[N/A], 1980, 61\n", "700.5, 1400, 62\n", "690.0, 1300, 64\n", "1, 2\n"):
         sensors.add(line)
     assert sensors.taken() == (690.0, 1400.0, 62.0) and sensors.taken() == (None, None, None)
+
+
+def test_figures_are_png_files_with_their_text(
+    cli: Cli, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same figure without its letters is another picture: a font that is missing would leave them out."""
+    words = ("bench", "kernel", "--model", source, "--scheme", "int8", "--pattern", "2:4", "--tokens", "1")
+    words += ("--device", "cpu", "--out", tmp_path / "out")
+    assert cli(*words, "--png").code == 0
+    drawn = sorted((tmp_path / "out" / "figures").glob("*.png"))
+    assert [path.stem for path in drawn] == [path.stem for path in sorted(drawn[0].parent.glob("*.svg"))]
+    for path in drawn:
+        svg, data = path.with_suffix(".svg").read_text(), path.read_bytes()
+        width, height = map(int, re.findall(r'viewBox="0 -\d+ (\d+) (\d+)"', svg)[0])
+        assert data[:8] == b"\x89PNG\r\n\x1a\n" and struct.unpack(">II", data[16:24]) == (2 * width, 2 * height)
+        unlabelled = re.sub(r"<text[^>]*>[^<]*</text>", "", svg)
+        assert unlabelled.count("<path") == svg.count("<path") and len(png_of(unlabelled)) < 0.8 * len(data)
+    monkeypatch.setitem(sys.modules, "resvg_py", None)
+    refused = cli(*words[:-1], tmp_path / "other", "--png")
+    assert refused.code == 2 and "pip install 'slideconvert[png]'" in refused.err
+    assert not (tmp_path / "other").exists() and cli(*words).code == 0
+
+
+def test_a_ceiling_is_dashed_in_the_file_as_on_the_page(tmp_path: Path) -> None:
+    found = gpu_like(tmp_path)
+    some = tables(found.rows.values())
+    roofline = figures(some, 4.2e12)[0][1]
+    for text in (standalone(roofline), render(found, some, figures(some, 4.2e12))):
+        assert re.search(r"\.roof\{stroke:[^;}]+;stroke-dasharray:5 4\}", text)
+    assert f">{roofline.title}</text>" in standalone(roofline)

@@ -128,9 +128,11 @@ BENCH = {
     "--host",
     "--budget",
     "--out",
+    "--png",
     "--device",
 }
 SERVED = {"--memory", "--unfused", "--batch", "--prefill", "--mixed", "--rate", "--prompt", "--output", "--together"}
+SERVED |= {"--preset", "--lengths"}
 SERVED |= {"--limit", "--work"}
 ALWAYS: dict[str, set[str]] = {
     "download": {"--revision"},
@@ -150,7 +152,7 @@ ALWAYS: dict[str, set[str]] = {
     "tune": {"--host", "--budget", "--device"},
     "bench kernel": BENCH,
     "bench layer": BENCH,
-    "bench serve": SERVED | {"--device", "--out", "--quick", "--budget"},
+    "bench serve": SERVED | {"--device", "--out", "--png", "--quick", "--budget"},
     "bench compare": {"--json"},
     "recipes": {"--json"},
     "doctor": {"--json"},

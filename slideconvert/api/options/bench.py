@@ -18,10 +18,11 @@ class BenchOutputOptions(Options):
     HEADING: ClassVar[str] = "Output"
 
     out: Path | None = option(
-        "Folder for results.json, results.csv and index.html; what it has is not measured again."
+        "Folder for results.json, results.csv, tables.csv and index.html; what it has is not measured again."
         "  [default: bench-kernel, bench-layer or bench-serve]",
         metavar="DIR",
     )
+    png: bool = option("Figures as PNG too (pip install 'slideconvert[png]').", default=False)
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,11 @@ class ServeBenchOptions(DeviceOptions, BenchOutputOptions):
         "Without CKPT: random weights of this model's shapes.  [default: Llama-3.2-1B]", choices=choices.SHAPED
     )
     layers: int | None = option("Without CKPT: layers, if other than the model has.", minimum=1)
+    preset: str | None = option(
+        "The settings and lengths of a published table; other options change parts of it.", choices=choices.SERVED
+    )
     scheme: str | None = option(
-        "Without CKPT: int8, fp8, bf16, w4a16, separated by commas.  [default: bf16,int8,fp8]", metavar="NAME,…"
+        "Without CKPT: int8, fp8, bf16, w4a16, w8a16, separated by commas.  [default: bf16,int8,fp8]", metavar="NAME,…"
     )
     pattern: str | None = option(
         "Without CKPT: patterns, 2:L and of groups.  [default: 2:4,2:6,2:8 and 1x16:50%]", metavar="2:L,…"
@@ -71,6 +75,10 @@ class ServeBenchOptions(DeviceOptions, BenchOutputOptions):
     batch: str | None = option("Sequences that are decoded at once.  [default: 1,4,16,64]", metavar="N,…")
     prefill: str | None = option(
         "Prompts and their tokens, all in one step.  [default: 8x1024,32x1024]", metavar="NxTOKENS,…"
+    )
+    lengths: str | None = option(
+        "Tokens of an output: one sequence from its prompt to the last of them; without --batch and --prefill alone.",
+        metavar="N,…",
     )
     mixed: str | None = option("Requests of several lengths that are there at once.", metavar="N,…")
     rate: str | None = option("Requests per second that arrive at random: latency.", metavar="N,…")

@@ -17,6 +17,8 @@ from ..case import DENSE
 from . import random_model
 from .rows import ServeCase
 
+GROUPED = ("w4a16", "w8a16")
+"""Precisions of weights alone, which patterns of groups prune."""
 CONVERT, QUANTIZE = "convert", "quantize"
 Convert = Callable[[str, Path, Path, Mapping[str, object]], None]
 """Runs the job of this name from a source to a folder, with these options."""
@@ -77,13 +79,13 @@ def random_served(
     for precision in precisions:
         if precision == "bf16":
             yield Served(model, "bf16", precision, DENSE)
-        elif precision == "w4a16":
+        elif precision in GROUPED:
             marlin = {"scheme": precision, "group_size": 128, "symmetric": True}
-            yield Served(model, "w4a16 Marlin", precision, DENSE, QUANTIZE, tuple(marlin.items()))
+            yield Served(model, f"{precision} Marlin", precision, DENSE, QUANTIZE, tuple(marlin.items()))
             for pattern in patterns:
                 if isinstance(parse_pattern(pattern), GroupPattern):
                     words = _words(precision, pattern, method="rtn", block_epochs=0, end_epochs=0)
-                    name = f"w4a16 {pattern}"
+                    name = f"{precision} {pattern}"
                     yield Served(model, name, precision, pattern, CONVERT, words, memory=0.0, halved=True)
         else:
             words = _words(precision, "2:8", method="magnitude", layout="dense")

@@ -9,8 +9,8 @@ from typing import Any
 @dataclass(frozen=True)
 class ServeCase:
     """checkpoint: its name. pattern: dense, or what is pruned. setting: of the runtime, in words; "" for stock vLLM and
-    defaults. what: decode (size: sequences at once), prefill (tokens of all prompts), mixed (requests at once), rate
-    (requests per second). shape: the size in words, 8x1024."""
+    defaults. what: decode (size: sequences at once), latency (tokens of an output), prefill (tokens of all
+    prompts), mixed (requests at once), rate (requests per second). shape: the size in words, 8x1024."""
 
     model: str
     checkpoint: str
@@ -33,7 +33,8 @@ class ServeRow:
 
     version: of the code that served it. tokens_per_second: median of the samples; low, high: least and most. Latency in
     milliseconds, of rates alone: ttft, from when a request was due to its first token; tpot, by token from there on;
-    itl, between two tokens; each median, 90 % and 99 %. gib: of the loaded weights. load_s: of a start that had the
+    itl, between two tokens; each median, 90 % and 99 %. gib: of the loaded weights. peak_gib: of a latency, what was
+    allocated at most, weights and cache included; None on a CPU. load_s: of a start that had the
     machine for itself. runs: what the runtime says that it runs. failure: "" if it was measured.
     """
 
@@ -52,6 +53,7 @@ class ServeRow:
     itl_90_ms: float | None = None
     itl_99_ms: float | None = None
     gib: float | None = None
+    peak_gib: float | None = None
     load_s: float | None = None
     runs: str = ""
     failure: str = ""
@@ -81,6 +83,7 @@ class ServeRow:
     def of(cls, flat: dict[str, Any]) -> ServeRow:
         """The inverse of `flat`. KeyError or TypeError for anything else."""
         case = ServeCase(**{one.name: flat[one.name] for one in fields(ServeCase)})
+        flat = {"peak_gib": None, **flat}  # results from before it was measured
         return cls(case, *(flat[name] for name in FACTS))
 
 

@@ -23,6 +23,7 @@ from .process import Engine
 from .rows import ServeCase, ServeRow
 
 ENGINE = Path(__file__).parents[2] / "runtime" / "vllm_speed.py"
+KINDS = ("decode", "latency", "prefill", "mixed", "rate")
 UNMEASURABLE = "the tokens after the first took no time that can be told from noise: give a longer --output"
 LONGEST_MIXED = 1024 + 128
 MIXED_SEQUENCES = 64
@@ -32,14 +33,16 @@ MIXED_SEQUENCES = 64
 @dataclass(frozen=True)
 class Load:
     """What is asked of each checkpoint. batches: sequences that are decoded at once, after prompts of `prompt` tokens,
-    by `output` tokens. prefill: numbers of prompts and of their tokens, in one step, as 8x1024. mixed: numbers of
-    requests of several lengths that are there at once. rates: requests per second that arrive at random, for `seconds`
-    each. repeats: samples of each."""
+    by `output` tokens. lengths: tokens of an output of one sequence, timed from its prompt on. prefill: numbers of
+    prompts and of their tokens, in one step, as 8x1024. mixed: numbers of requests of several lengths that are
+    there at once. rates: requests per second that arrive at random, for `seconds` each. repeats: samples of
+    each."""
 
     batches: tuple[int, ...]
     prefill: tuple[str, ...]
     mixed: tuple[int, ...]
     rates: tuple[float, ...]
+    lengths: tuple[int, ...] = ()
     prompt: int = 32
     output: int = 128
     seconds: float = 20.0
@@ -48,6 +51,7 @@ class Load:
     def cases(self, served: Served) -> list[ServeCase]:
         """What a checkpoint is measured for."""
         sizes: list[tuple[str, float, str]] = [("decode", batch, str(batch)) for batch in self.batches]
+        sizes += [("latency", length, str(length)) for length in self.lengths]
         sizes += [("prefill", math.prod(map(int, shape.split("x"))), shape) for shape in self.prefill]
         sizes += [("mixed", count, str(count)) for count in self.mixed]
         sizes += [("rate", rate, f"{rate:g}/s") for rate in self.rates]
@@ -55,10 +59,11 @@ class Load:
 
     def task(self, model: Path, cases: Sequence[ServeCase], kv_bytes: int) -> dict[str, Any]:
         """What the engine is told to measure: these cases alone."""
-        of = {what: [case for case in cases if case.what == what] for what in ("decode", "prefill", "mixed", "rate")}
+        of = {what: [case for case in cases if case.what == what] for what in KINDS}
         return {
             "model": str(model),
             "batches": [case.size for case in of["decode"]],
+            "lengths": [case.size for case in of["latency"]],
             "prefill": [case.shape for case in of["prefill"]],
             "mixed": [case.size for case in of["mixed"]],
             "rates": [case.size for case in of["rate"]],
@@ -78,14 +83,16 @@ class Load:
     def longest(self) -> int:
         """Tokens of the longest sequence."""
         prompts = [int(shape.partition("x")[2]) for shape in self.prefill]
-        return max([self.prompt + self.output, LONGEST_MIXED if self.varied else 0, *prompts]) + 1
+        outputs = [*self.lengths, *([self.output] if self.batches else [])]
+        return max([self.prompt + max(outputs, default=0), LONGEST_MIXED if self.varied else 0, *prompts]) + 1
 
     @property
     def most_tokens(self) -> int:
         """Tokens that the cache must hold at once."""
-        decoded = max(self.batches) * (self.prompt + self.output + 1)
+        decoded = max(self.batches, default=0) * (self.prompt + self.output + 1)
         prompts = [math.prod(map(int, shape.split("x"))) for shape in self.prefill]
-        return max([decoded, MIXED_SEQUENCES * LONGEST_MIXED if self.varied else 0, *prompts])
+        single = self.prompt + max(self.lengths, default=0) + 1
+        return max([decoded, single, MIXED_SEQUENCES * LONGEST_MIXED if self.varied else 0, *prompts])
 
 
 @dataclass(frozen=True)
@@ -188,8 +195,8 @@ def _rows(one: Served, cases: list[ServeCase], engine: Engine | Exception, toget
         found.append(
             ServeRow(
                 case, one.version, median(speeds), speeds[0], speeds[-1], *latency["ttft"], *latency["tpot"],
-                *latency["itl"], gib=told["gib"], load_s=told["load_s"] if together == 1 else None,
-                runs="; ".join(told["runs"]),
+                *latency["itl"], gib=told["gib"], peak_gib=row.get("peak_gib"),
+                load_s=told["load_s"] if together == 1 else None, runs="; ".join(told["runs"]),
             )
         )  # fmt: skip
     return found
