@@ -72,12 +72,12 @@ def plan_command(source: str, options: PlanOptions, display: Display) -> None:
     made = plan(source, options)
     expected = expected_of(made.linears, options)
     if display.as_json:
-        echo_json({**plan_json(made), **({"expected": expected_json(*expected)} if expected else {})})
+        echo_json({**plan_json(made), **({"expected": expected_json(expected)} if expected else {})})
         return
     show(plan_table(made, every_linear=display.verbose))
     show(plan_summary(made))
     if expected:
-        show(expected_summary(*expected))
+        show(expected_summary(expected))
 
 
 def run(
