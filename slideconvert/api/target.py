@@ -33,10 +33,11 @@ class Expectation:
     missing: NotMeasuredError | None
 
 
-def target_of(options: TargetOptions) -> Target | None:
-    """The target that the options ask for, None for none. InputError for options that do not go together."""
+def target_of(options: TargetOptions, *, planned: bool = False) -> Target | None:
+    """The target that the options ask for, None for none. InputError for options that do not go together. planned: of
+    a plan, which shows by the times of a GPU what any recipe gains."""
     if options.target_speedup is None:
-        unused = [one for one in TimesOptions.options() if getattr(options, one.name) is not None]
+        unused = [] if planned else [one for one in TimesOptions.options() if getattr(options, one.name) is not None]
         if unused:
             raise InputError(
                 f"{unused[0].flag} belongs to --target-speedup",
