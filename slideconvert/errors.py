@@ -54,6 +54,10 @@ class PatternError(InputError):
     """A tensor does not follow its 2:L pattern, or the pattern itself is not one we know."""
 
 
+class NotMeasuredError(InputError):
+    """No table has the times that were asked for."""
+
+
 class HubError(InputError):
     """The Hub refused or could not deliver: missing, gated, cut off, or not the bytes it promised."""
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..calibrate.run import RunSettings
 from ..core.patterns import ALL, BlockPattern, Pattern
 from ..errors import InputError
+from ..models.architecture import Linear
 from ..plan.linear import LinearPlan
 from ..plan.plan import Plan
 from ..plan.recipe import Recipe
@@ -89,6 +90,48 @@ def choose_patterns(plan: Plan, target: Target, settings: RunSettings, progress:
     InputError for a target that cannot be met (before anything is measured), a method that prunes nothing, a table
     without the needed times, and whatever `measure_errors` refuses.
     """
+    choice = _choice(plan, target)
+    errors = measure_errors(plan, settings, choice.candidates, progress)
+    groups, times = choice.groups, choice.times
+    allocation = _allocate(groups, errors, times, target)
+    chosen_for = {linear for group in groups for linear in group.linears}
+    return Chosen(
+        target=target,
+        allocation=allocation,
+        errors=dict(zip(groups, errors, strict=True)),
+        uniform=tuple(_uniform(pattern, groups, errors, times) for pattern in choice.tried),
+        measured=tuple(dict.fromkeys(time.measured for time in times or ())),
+        left_out=tuple(linear.name for linear in choice.linears if linear not in chosen_for),
+        recipe=with_allocation(plan.recipe, allocation.patterns, choice.linears),
+    )
+
+
+def choose_unmeasured(plan: Plan, target: Target) -> Recipe:
+    """The recipe that `choose_patterns` would make if all linears were equally sensitive to pruning, with errors that
+    grow as the square of the share pruned: errors need the weights. Raises what it does before it measures."""
+    choice = _choice(plan, target)
+    errors = [
+        {pattern: group.weights * (1 - pattern.density) ** 2 for pattern in choice.candidates[group]}
+        for group in choice.groups
+    ]
+    allocation = _allocate(choice.groups, errors, choice.times, target)
+    return with_allocation(plan.recipe, allocation.patterns, choice.linears)
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What a target leaves to choose. groups: those that get a pattern, with their times for a speed-up. candidates:
+    the patterns of each. tried: those of all groups whose pattern no rule fixes. linears: of the model, in order."""
+
+    groups: list[FusedGroup]
+    times: list[Times] | None
+    candidates: Mapping[FusedGroup, Sequence[Pattern]]
+    tried: Sequence[Pattern]
+    linears: list[Linear]
+
+
+def _choice(plan: Plan, target: Target) -> _Choice:
+    """InputError for a target that cannot be met, whatever the errors, and for what excludes a choice."""
     first = {plan.linear: plan for plan in plan.linears}
     every = fuse({linear: own.stored.shape for linear, own in first.items()})
     # Fused linears have equal plans, so the first one's is the group's.
@@ -104,18 +147,7 @@ def choose_patterns(plan: Plan, target: Target, settings: RunSettings, progress:
     in_order = None if times is None else [times[group] for group in groups]
     # Whether a target can be met does not depend on the errors: refuse it before they are measured.
     _allocate(groups, [dict.fromkeys(candidates[group], 0.0) for group in groups], in_order, target)
-    errors = measure_errors(plan, settings, candidates, progress)
-    allocation = _allocate(groups, errors, in_order, target)
-    chosen_for = {linear for group in groups for linear in group.linears}
-    return Chosen(
-        target=target,
-        allocation=allocation,
-        errors=dict(zip(groups, errors, strict=True)),
-        uniform=tuple(_uniform(pattern, groups, errors, in_order) for pattern in tried) if free else (),
-        measured=tuple(dict.fromkeys(time.measured for time in in_order or ())),
-        left_out=tuple(linear.name for linear in first if linear not in chosen_for),
-        recipe=with_allocation(plan.recipe, allocation.patterns, list(first)),
-    )
+    return _Choice(groups, in_order, candidates, tried if free else (), list(first))
 
 
 def _times(plans: dict[FusedGroup, LinearPlan], target: SpeedTarget) -> dict[FusedGroup, Times]:

@@ -7,7 +7,8 @@ Lines that start with # describe the source of a table. The header line follows,
 
 linears are the matrices that a server runs in a decoder layer, out x in, with q/k/v and gate/up fused; or a single one.
 dense is their total time, in any unit that is the same in all rows; 2:L is the speed-up of the pattern, empty if
-unknown. A table has rows of layers or of single linears, not both.
+unknown. A table has rows of layers or of single linears, not both. A comment that begins with SERVED says that dense
+linears are those of a server; otherwise no speed-up counts beyond the bound of its pattern.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from ..errors import InputError, pick
 
 COLUMNS = ("gpu", "scheme", "model", "linears", "tokens", "dense")
 """The columns before those of the patterns."""
+SERVED = "baseline: a server's own dense linears"
+"""The beginning of the comment of a table whose speed-ups are over what a server would run instead."""
 PATTERNS = [str(pattern) for pattern in ALL]
 SCHEME_NAMES = [scheme.name for scheme in SCHEMES.values() if scheme.quantized]
 FORMAT = f"{','.join(COLUMNS)}, then one column for each measured pattern of {', '.join(PATTERNS)}"

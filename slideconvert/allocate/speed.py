@@ -4,6 +4,10 @@ A lookup takes the measured layer (or linear) of the nearest shape, by the dista
 of their means weighted by the sizes of the linears. Between measured numbers of tokens, it interpolates times and
 ratios log over log. Times scale with the number of weights. So a measured model gets exactly the numbers of its table,
 and in a table of layers all linears of a model have the same speed-up.
+
+No speed-up exceeds its bound, that of sparse tensor cores twice as fast as dense ones: beyond it, the dense product of
+the table runs slower than the GPU can, and the excess is no promise. Speed-ups over the dense linears that a server
+runs (SERVED) stay as measured, since whoever serves gains them.
 """
 
 from __future__ import annotations
@@ -14,13 +18,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..core.patterns import Pattern
-from ..errors import InputError, pick
+from ..errors import InputError, NotMeasuredError, pick
 from .gpus import BUNDLED
-from .rows import Row, Shape, read_rows
+from .rows import SERVED, Row, Shape, read_rows
 
 DEFAULT_TOKENS = 4096
 """Tokens at once by default: a prompt, or a server's batch of prompts, where 2:L gains most. Decoding reads the
 weights once for few tokens, and 2:8 reads 0.94 bytes per weight."""
+
+
+def counted(tokens: int) -> str:
+    """1 token, 64 tokens."""
+    return "1 token" if tokens == 1 else f"{tokens} tokens"
 
 
 @dataclass(frozen=True)
@@ -28,22 +37,24 @@ class Times:
     """The time of a linear with each pattern, in the unit of its table.
 
     dense: 8-bit without pruning, on dense kernels. sparse: by pattern, for the patterns of the table. measured: the
-    measured GPU, model and number of tokens, as text.
+    measured GPU, model and number of tokens, as text. in_table: the sparse times that the table has, of which some
+    exceed the bound of their pattern.
     """
 
     dense: float
     sparse: Mapping[Pattern, float]
     measured: str
+    in_table: Mapping[Pattern, float]
 
     def of(self, pattern: Pattern) -> float:
         """The time with this pattern. 2:inf runs dense, since sliding it gains nothing.
 
-        InputError if the table does not have it.
+        NotMeasuredError if the table does not have it.
         """
         if not pattern.prunes:
             return self.dense
         if pattern not in self.sparse:
-            raise InputError(
+            raise NotMeasuredError(
                 f"the table has no time of {pattern} for {self.measured}",
                 hint=f"it has {', '.join(map(str, self.sparse))}; choose one of these, or give a table with {pattern}",
             )
@@ -82,22 +93,27 @@ class SpeedTable:
             gpu = gpus[0]
         return cls(gpu, source, tuple(row for row in rows if row.gpu == gpu))
 
+    @property
+    def served(self) -> bool:
+        """Whether speed-ups are over the dense linears that a server runs."""
+        return any(line.startswith(SERVED) for line in self.source)
+
     def times(self, layer: Sequence[Shape], scheme: str, tokens: int = DEFAULT_TOKENS) -> list[Times]:
         """The times of the linears of one decoder layer, in their order; `layer` has their shapes, fused as served.
 
-        scheme: int8 or fp8. InputError if the table has no times of it, or none for this number of tokens.
+        scheme: int8 or fp8. NotMeasuredError if the table has no times of it, or none for this number of tokens.
         """
         rows = [row for row in self.rows if row.scheme == scheme]
         if not rows:
             known = ", ".join(sorted({row.scheme for row in self.rows}))
-            raise InputError(
+            raise NotMeasuredError(
                 f"the table of {self.gpu} has no times of {scheme}, only of {known}",
                 hint=f"choose {known}, another GPU, or give the path of a .csv file of times",
             )
         if len(rows[0].linears) > 1:
             whole = _at(_nearest(rows, layer), tokens)
-            return [_share(whole, shape) for shape in layer]
-        return [_share(_at(_nearest(rows, [shape]), tokens), shape) for shape in layer]
+            return [_share(whole, shape, bounded=not self.served) for shape in layer]
+        return [_share(_at(_nearest(rows, [shape]), tokens), shape, bounded=not self.served) for shape in layer]
 
 
 def _nearest(rows: Sequence[Row], linears: Sequence[Shape]) -> list[Row]:
@@ -121,10 +137,11 @@ def _at(rows: Sequence[Row], tokens: int) -> Row:
     """One row for any number of tokens, from the rows of the same linears."""
     above = next((i for i, row in enumerate(rows) if row.tokens >= tokens), None)
     if above is None or tokens < rows[0].tokens:
-        raise InputError(
-            f"{tokens} tokens: {rows[0].model} was measured on {rows[0].gpu} for {rows[0].tokens} to "
+        raise NotMeasuredError(
+            f"{counted(tokens)}: {rows[0].model} was measured on {rows[0].gpu} for {rows[0].tokens} to "
             f"{rows[-1].tokens} tokens",
-            hint="choose a number of tokens between these",
+            hint=f"choose a number of tokens between these, or measure on that GPU: slideconvert bench layer --model "
+            f"MODEL --tokens {tokens}, and give its table with --speed-table bench-layer/speed_table.csv",
         )
     high = rows[above]
     if high.tokens == tokens:
@@ -143,8 +160,16 @@ def _between(low: float, high: float, share: float) -> float:
     return float(low * (high / low) ** share)
 
 
-def _share(row: Row, shape: Shape) -> Times:
-    """The times of a linear: those of the row, scaled by its share of the row's weights."""
+def _share(row: Row, shape: Shape, *, bounded: bool) -> Times:
+    """The times of a linear: those of the row, scaled by its share of the row's weights. bounded: no speed-up exceeds
+    the bound of its pattern."""
     dense = row.dense * math.prod(shape) / _weights(row.linears)
-    sparse = {pattern: dense / speedup for pattern, speedup in row.speedups.items()}
-    return Times(dense, sparse, f"{row.model} on {row.gpu} at {row.tokens} tokens")
+    gains = {
+        pattern: min(gain, pattern.ideal_speedup or gain) if bounded else gain for pattern, gain in row.speedups.items()
+    }
+    return Times(
+        dense,
+        sparse={pattern: dense / gain for pattern, gain in gains.items()},
+        measured=f"{row.model} on {row.gpu} at {counted(row.tokens)}",
+        in_table={pattern: dense / gain for pattern, gain in row.speedups.items()},
+    )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import ranks
-from ..allocate.choose import Chosen, Target, choose_patterns
+from ..allocate.choose import Chosen, Target, choose_patterns, choose_unmeasured
 from ..allocate.written import check_recipe_path, write_recipe
 from ..checkpoint.claim import claimed
 from ..checkpoint.staging import check_free
@@ -22,7 +22,7 @@ from ..plan.plan import Plan, make_plan
 from ..plan.recipe import Recipe
 from ..progress import Progress, silent
 from ..report import Report
-from .ends import check_output, opened, refuse_several_ranks
+from .ends import check_output, check_source, opened, refuse_several_ranks
 from .options import (
     AllocateOptions,
     ConvertOptions,
@@ -53,10 +53,12 @@ class Conversion:
     already: bool = False
 
 
-def plan(source: str | Path, options: PlanOptions = PlanOptions()) -> Plan:
+def plan(source: str | Path, options: ConvertOptions = PlanOptions(), out: str | Path | None = None) -> Plan:
     """Plan what `convert` with the same options does to a source, a folder, a Hub id or a GGUF file.
 
-    Reads shapes, writes nothing.
+    Reads shapes, writes nothing. Whatever `convert` refuses before its work, this refuses, but for a device that is not
+    on this machine. out: the folder of the output, which is checked as `convert` checks it. Patterns for a target are
+    those that would be best if all linears were equally sensitive: `convert` measures errors to choose.
 
     Returns the Plan: linears, bytes and memory. InputError for the first fault in options or source, with the number of
     others; HubError for a Hub id that cannot be fetched.
@@ -65,10 +67,22 @@ def plan(source: str | Path, options: PlanOptions = PlanOptions()) -> Plan:
         >>> made.bytes_after < made.bytes_before
         True
     """
-    snapshot, checkpoint = open_for_planning(str(source), revision=options.revision)
+    target, folder = check_target(options, planned=True), None if out is None else Path(out)
+    check_output(source, folder, options)
+    check_source(str(source), options)
+    settings_of(options, here=False)
+    earlier = finished(folder) if folder and options.resume and target is None else None
+    if folder and options.overwrite and folder.exists():
+        check_replaceable(folder)
+    elif folder and not earlier:
+        check_free(folder, resume=options.resume)
+    snapshot, checkpoint = open_for_planning(str(source), revision=options.revision, cache=options.source_cache)
     made = make_plan(snapshot, recipe_of(options), checkpoint)
-    refuse_unused(options, made)
-    return made
+    refuse_unused(options, made, measures=target is not None)
+    limits_of(options, made)
+    if folder and earlier:
+        report_of(folder, earlier, made)
+    return made if target is None else make_plan(snapshot, choose_unmeasured(made, target), checkpoint)
 
 
 def convert(
@@ -163,9 +177,9 @@ def allocate(
     return chosen
 
 
-def check_target(options: ConvertOptions) -> Target | None:
+def check_target(options: ConvertOptions, *, planned: bool = False) -> Target | None:
     """The target of a conversion, None without one. InputError for options that a target excludes."""
-    target = target_of(options)
+    target = target_of(options, planned=planned)
     if target and options.pattern:
         raise InputError(
             f"--pattern {options.pattern} and a target to choose patterns for",

@@ -16,13 +16,14 @@ from ..checkpoint.snapshot import Snapshot
 from ..checkpoint.staging import WORK
 from ..errors import InputError
 from ..gguf_files.source import gguf_file
-from ..hub.source import is_hub_id, open_source
+from ..hub.source import check_remote, is_hub_id, open_source
 from ..progress import Progress, Stopwatch
 from .options import CalibrationOptions, OutputOptions, SourceOptions, WriteOptions
 
 
-def check_output(source: str | Path, out: Path, options: OutputOptions) -> None:
-    """InputError for options of the output that do not go together, or with the source."""
+def check_output(source: str | Path, out: Path | None, options: OutputOptions) -> None:
+    """InputError for options of the output that do not go together, or with the source. out: None in a plan that names
+    no output."""
     if options.sequences is not None and not options.text:
         raise InputError("--sequences belongs to --text", hint="name the text to measure on, or omit it")
     if not isinstance(options, CalibrationOptions):
@@ -34,6 +35,14 @@ def check_output(source: str | Path, out: Path, options: OutputOptions) -> None:
         raise InputError("--overwrite and --resume exclude each other", hint="give one of them")
     if options.overwrite and isinstance(options, SourceOptions) and options.low_disk and not options.source_cache:
         raise InputError("--overwrite and --low-disk", hint="give a folder for shards with --source-cache")
+    if out is not None:
+        _check_folder(source, out, options)
+    elif options.overwrite or options.resume:
+        flag = "--overwrite" if options.overwrite else "--resume"
+        raise InputError(f"{flag} has no effect: no output is named", hint="name the folder OUT, or omit it")
+
+
+def _check_folder(source: str | Path, out: Path, options: OutputOptions) -> None:
     if options.overwrite and Path(source).exists() and Path(source).resolve() == out.resolve():
         raise InputError(f"--overwrite: {out} is the source itself", hint="name another folder")
     check_other_name(source, out)
@@ -66,15 +75,22 @@ def check_other_name(source: str | Path, out: Path) -> None:
         )
 
 
+def check_source(source: str, options: SourceOptions) -> None:
+    """InputError for options that have no effect on a source that is on the disk already."""
+    if options.source_cache and not (is_hub_id(source) or gguf_file(source)):
+        raise InputError(f"--source-cache: {source} is not a Hub id", hint="omit it; a local folder is read in place")
+    if options.low_disk:
+        check_remote(source)
+
+
 @contextmanager
 def opened(source: str, out: Path, options: WriteOptions, progress: Progress) -> Iterator[tuple[Snapshot, Checkpoint]]:
     """The source of a conversion into `out`. Shards of --low-disk stay as long as the conversion can be resumed."""
     if not isinstance(options, SourceOptions):
         yield open_source(source, progress=progress)
         return
+    check_source(source, options)
     cache = options.source_cache
-    if cache and not (is_hub_id(source) or gguf_file(source)):
-        raise InputError(f"--source-cache: {source} is not a Hub id", hint="omit it; a local folder is read in place")
     shards = shards_folder(out, cache) if options.low_disk else None
     aside = progress.aside if isinstance(progress, Stopwatch) else progress  # shards are fetched from other threads
     try:

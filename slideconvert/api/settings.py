@@ -20,8 +20,9 @@ from .options import (
 )
 
 
-def choose_device(name: str | None) -> str:
-    """'auto' or None -> cuda if there is a GPU, else cpu. InputError for a device that is not there.
+def choose_device(name: str | None, *, here: bool = True) -> str:
+    """'auto' or None -> cuda if there is a GPU, else cpu. InputError for a device that is not there; with here=False,
+    for what names none: a plan may be for another machine.
 
     Of several ranks, each takes the GPU of its number on its host; InputError if all name one GPU.
     """
@@ -36,16 +37,16 @@ def choose_device(name: str | None) -> str:
     kind, _, number = name.partition(":")
     if kind not in ("cpu", "cuda") or (number and not (number.isascii() and number.isdecimal())):
         raise InputError(f"unknown device '{name}'", hint="auto, cpu, cuda or cuda:N")
-    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+    if here and kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
         raise InputError(
             f"device {name}: this machine has {torch.cuda.device_count()} CUDA devices", hint="--device cpu"
         )
     return name
 
 
-def settings_of(options: DeviceOptions) -> RunSettings:
-    """How a run computes. InputError for unknown values."""
-    device = choose_device(options.device)
+def settings_of(options: DeviceOptions, *, here: bool = True) -> RunSettings:
+    """How a run computes. InputError for unknown values, and unless here=False for a device that is not there."""
+    device = choose_device(options.device, here=here)
     if not isinstance(options, ComputeOptions):
         return RunSettings(device)
     offload = isinstance(options, OffloadOptions) and options.offload

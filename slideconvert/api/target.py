@@ -3,23 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..allocate.choose import DensityTarget, SpeedTarget, Target
 from ..allocate.expected import Expected, expected_speedup
+from ..allocate.faster import Faster, faster_than_dense
 from ..allocate.rows import read_rows
 from ..allocate.speed import DEFAULT_TOKENS, SpeedTable
-from ..errors import InputError, pick
+from ..errors import InputError, NotMeasuredError, pick
 from .options import TargetOptions, TimesOptions
 
 if TYPE_CHECKING:
     from ..plan.linear import LinearPlan
 
 
-def target_of(options: TargetOptions) -> Target | None:
-    """The target that the options ask for, None for none. InputError for options that do not go together."""
+@dataclass(frozen=True)
+class Expectation:
+    """What a table of times promises for a plan.
+
+    found: the times, None if there are none: `missing` then says why. faster: the ways out of a plan that is slower
+    than dense, None for others.
+    """
+
+    table: SpeedTable
+    tokens: int
+    found: Expected | None
+    faster: Faster | None
+    missing: NotMeasuredError | None
+
+
+def target_of(options: TargetOptions, *, planned: bool = False) -> Target | None:
+    """The target that the options ask for, None for none. InputError for options that do not go together. planned: of
+    a plan, which shows by the times of a GPU what any recipe gains."""
     if options.target_speedup is None:
-        unused = [one for one in TimesOptions.options() if getattr(options, one.name) is not None]
+        unused = [] if planned else [one for one in TimesOptions.options() if getattr(options, one.name) is not None]
         if unused:
             raise InputError(
                 f"{unused[0].flag} belongs to --target-speedup",
@@ -49,11 +67,17 @@ def times_of(options: TimesOptions) -> SpeedTable | None:
     return SpeedTable(gpu, source, tuple(row for row in rows if row.gpu == gpu))
 
 
-def expected_of(linears: Sequence[LinearPlan], options: TimesOptions) -> tuple[Expected, SpeedTable] | None:
-    """The speed-up that the times promise for planned linears, and their table; None if no GPU is named."""
-    times = times_of(options)
-    if times is None:
+def expected_of(linears: Sequence[LinearPlan], options: TimesOptions) -> Expectation | None:
+    """What the times promise for planned linears; None if no GPU is named."""
+    table = times_of(options)
+    if table is None:
         if options.tokens is not None:
             raise InputError("--tokens belongs to --gpu", hint="name a GPU")
         return None
-    return expected_speedup(linears, times, options.tokens or DEFAULT_TOKENS), times
+    tokens = options.tokens or DEFAULT_TOKENS
+    try:
+        found = expected_speedup(linears, table, tokens)
+    except NotMeasuredError as error:
+        return Expectation(table, tokens, None, None, error)
+    slower = found.speedup < 1
+    return Expectation(table, tokens, found, faster_than_dense(linears, found, table) if slower else None, None)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from ..allocate.rows import SERVED
 from ..core.patterns import ALL
 from .case import DENSE, SQUARE, Row
 from .results import SERVE, AnyRow
@@ -190,6 +191,8 @@ def speed_table(found: Iterable[Table], gpu: str, about: Iterable[str]) -> str:
     some = list(preferred.values())
     patterns = pattern_order({name for table in some for name in table.patterns})
     lines = [f"# {line}" for line in about]
+    if some and all(table.baseline == STOCK for table in some):
+        lines.append(f"# {SERVED} ({BASELINES[STOCK]})")
     lines.append(",".join(["gpu", "scheme", "model", "linears", "tokens", "dense", *patterns]))
     for table in some:
         linears = "+".join(f"{rows}x{columns}" for rows, columns in table.shapes.values())

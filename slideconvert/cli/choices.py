@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from ..allocate.choose import SpeedTarget
+from ..allocate.speed import counted
 from ..allocate.written import summary, times_lines
 from ..core.patterns import ALL
 from .columns import Column, table
@@ -14,7 +16,9 @@ if TYPE_CHECKING:
     from ..allocate.allocation import Allocation
     from ..allocate.choose import Chosen, Uniform
     from ..allocate.expected import Expected
+    from ..allocate.faster import Faster
     from ..allocate.speed import SpeedTable
+    from ..api.target import Expectation
     from .columns import Table
 
 KINDS = Column("linears", short=lambda kinds: kinds.replace("_proj", ""))
@@ -89,17 +93,69 @@ def chosen_json(chosen: Chosen) -> dict[str, Any]:
     }
 
 
-def expected_summary(expected: Expected, times: SpeedTable) -> str:
-    """How fast planned linears should become, and by whose times."""
-    left_out = f", {len(expected.left_out)} linears in 16 bits left out" if expected.left_out else ""
+def expected_summary(expectation: Expectation) -> str:
+    """How fast planned linears should become, by whose times, and what would be faster than a plan that is slower."""
+    table, expected = expectation.table, expectation.found
+    if expected is None:
+        missing = expectation.missing
+        assert missing is not None
+        return f"speed    not known: {missing.what}\n         ({missing.hint})"
+    left_out = f", {len(expected.left_out)} linears without times left out" if expected.left_out else ""
+    at_most = "at most " if expected.beyond_bound and not table.served else ""
     lines = [
-        f"speed    {expected.speedup:.2f}× dense 8-bit linears expected on {expected.gpu} at {expected.tokens} tokens"
-        f"{left_out}",
-        *times_lines(expected.measured, times),
+        f"speed    {at_most}{expected.speedup:.2f}× dense 8-bit linears expected on {table.gpu} at "
+        f"{counted(expected.tokens)}{left_out}",
+        *_beyond_the_bound(expected, table),
+        *_ways_out(expectation.faster, expected),
+        *times_lines(expected.measured, table),
     ]
     return "\n".join(lines)
 
 
-def expected_json(expected: Expected, times: SpeedTable) -> dict[str, Any]:
-    """What `plan --json` prints of it; dense and planned in the unit of the table."""
-    return {**vars(expected), "speedup": expected.speedup, "source": list(times.source)}
+def _beyond_the_bound(expected: Expected, table: SpeedTable) -> list[str]:
+    """What it means if the table's speed-up is more than sparse tensor cores can give."""
+    if not expected.beyond_bound:
+        return []
+    bound = f"the {expected.bound:.2f}× that sparse tensor cores give at most"
+    if table.served:
+        return [f"         More than {bound}: the server's dense linears are slow for {counted(expected.tokens)}."]
+    return [
+        f"         The table has {expected.table_speedup:.2f}×, more than {bound}: its dense product runs below the "
+        "speed of the GPU, so expect less."
+    ]
+
+
+def _ways_out(faster: Faster | None, expected: Expected) -> list[str]:
+    """The warning about a plan that is slower than dense."""
+    if faster is None:
+        return []
+    at = f"at {counted(expected.tokens)}"
+    lines = [f"WARNING  slower than dense: this plan gains nothing on {expected.gpu} {at}."]
+    if faster.patterns:
+        lines.append(f"         Faster there: {_gains(faster.patterns)}.")
+    if faster.tokens:
+        best = max(faster.tokens, key=lambda tokens: faster.tokens[tokens])
+        numbers = ", ".join(map(str, faster.tokens))
+        lines.append(f"         This plan is faster at {numbers} tokens: {faster.tokens[best]:.2f}× at {best}.")
+    if faster.gpus:
+        lines.append(f"         This plan on other GPUs {at}: {_gains(faster.gpus)}.")
+    if len(lines) == 1:
+        lines.append(
+            "         No pattern, number of tokens or GPU in the tables is faster: --pattern 2_inf stays dense."
+        )
+    return lines
+
+
+def _gains(found: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {gain:.2f}×" for name, gain in found.items())
+
+
+def expected_json(expectation: Expectation) -> dict[str, Any]:
+    """What `plan --json` prints of it; times in the unit of the table, null where nothing was measured."""
+    table, expected, missing = expectation.table, expectation.found, expectation.missing
+    asked = {"gpu": table.gpu, "tokens": expectation.tokens, "source": list(table.source)}
+    if expected is None:
+        return {**asked, "speedup": None, "missing": missing.to_json() if missing else None}
+    figures = {name: getattr(expected, name) for name in ("speedup", "table_speedup", "bound", "beyond_bound")}
+    faster = asdict(expectation.faster) if expectation.faster else None
+    return {**asked, **vars(expected), **figures, "missing": None, "faster": faster}

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from ..api.options import ConvertOptions, Options, OutputOptions, PlanOptions, option
+import click
+
+from ..api.options import ConvertOptions, Options, OutputOptions, option
 from ..launched import rank
-from .common import echo_json, out_argument, show, source_argument, timed_progress
+from .common import Folder, echo_json, out_argument, show, source_argument, timed_progress
 from .options import Display, command
 
 if TYPE_CHECKING:
@@ -51,33 +53,38 @@ def convert_command(source: str, out: Path, options: ConvertCommandOptions, disp
     run(source, out, recipe_of(options), options, display, check_target(options))
 
 
-@command("plan", PlanOptions, without=("quiet",))
+@command("plan", ConvertCommandOptions)
 @source_argument
-def plan_command(source: str, options: PlanOptions, display: Display) -> None:
-    """Show what `convert` with the same options would do to SOURCE. Reads shapes only, writes nothing.
+@click.argument("out", metavar="[OUT]", required=False, type=Folder())
+def plan_command(source: str, out: Path | None, options: ConvertCommandOptions, display: Display) -> None:
+    """Show what `convert` with the same words would do to SOURCE. Reads shapes only, writes nothing.
 
     \b
-      slideconvert plan MODEL --pattern 2_8
-      slideconvert plan MODEL --pattern 2_4 --gpu h200 --tokens 64
+      slideconvert plan MODEL OUT --pattern 2_8 --calibration my.jsonl
+      slideconvert plan MODEL --pattern 2_4 --gpu h200 --tokens 1
 
-    SOURCE may be a folder with nothing but config.json. No weights of a Hub id are fetched. With --gpu or --speed-table
-    also show the speed-up that the linears should reach.
+    SOURCE may be a folder with nothing but config.json. No weights of a Hub id are fetched. With OUT, also check that
+    folder and its disk. With --gpu or --speed-table, also show the speed-up that the linears should reach. A --device
+    need not be on this machine. Errors for --target-speedup and --density are not measured, so that convert may choose
+    other patterns.
     """
     from ..api.convert import plan
     from ..api.target import expected_of
     from .choices import expected_json, expected_summary
-    from .machine import plan_json
-    from .tables import plan_summary, plan_table
+    from .planned import plan_json, plan_summary, plan_table
+    from .push import check_push
 
-    made = plan(source, options)
+    check_push(options.push, public=options.public, verify=options.verify)
+    made = plan(source, options, out)
     expected = expected_of(made.linears, options)
     if display.as_json:
-        echo_json({**plan_json(made), **({"expected": expected_json(*expected)} if expected else {})})
-        return
-    show(plan_table(made, every_linear=display.verbose))
-    show(plan_summary(made))
-    if expected:
-        show(expected_summary(*expected))
+        said = plan_json(made, options, out)
+        echo_json({**said, **({"expected": expected_json(expected)} if expected else {})})
+    elif display.shown:
+        show(plan_table(made, every_linear=display.verbose))
+        show(plan_summary(made, options, out))
+        if expected:
+            show(expected_summary(expected))
 
 
 def run(

@@ -1,4 +1,4 @@
-"""What `convert` and `plan` print for machines."""
+"""What `convert` prints for machines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from ..report.summary import told
 
 if TYPE_CHECKING:
     from ..api.convert import Conversion
-    from ..plan.plan import Plan
     from ..progress import Stopwatch
 
 
@@ -42,38 +41,4 @@ def result_json(done: Conversion, out: Path, watch: Stopwatch) -> dict[str, Any]
         "stages": {name: {**vars(stage), "seconds": round(stage.seconds, 3)} for name, stage in watch.stages.items()},
         "report": str(out / REPORT_JSON),
         "fetched_bytes": done.fetched,
-    }
-
-
-def plan_json(plan: Plan) -> dict[str, Any]:
-    """What `plan --json` prints."""
-    from ..plan.memory import needs
-
-    return {
-        "source": plan.snapshot.id,
-        "revision": plan.snapshot.revision,
-        "known_by": plan.source.shard_store.known_by,
-        "layout": plan.layout,
-        "recipe": plan.record.recipe,
-        "weights": plan.weights,
-        "bytes_before": plan.bytes_before,
-        "bytes_after": plan.bytes_after,
-        "peak_memory": plan.peak_memory,
-        "calibration_memory": needs(plan).to_json() if plan.calibrated else None,
-        "shards": {shard.file: sum(unit.bytes for unit in shard.units) for shard in plan.shards},
-        "notes": list(plan.notes),
-        "linears": [
-            {
-                "name": linear.linear.name,
-                "shape": list(linear.stored.shape),
-                "scheme": linear.scheme.name,
-                "pattern": None if linear.kept else str(linear.pattern),
-                "method": linear.method,
-                "kept": linear.kept,
-                "slid_columns": linear.slid_columns,
-                "bytes_before": linear.stored.bytes,
-                "bytes_after": sum(spec.bytes for spec in linear.outputs),
-            }
-            for linear in plan.linears
-        ],
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +12,6 @@ from .columns import Column, Table, linear_name, table
 if TYPE_CHECKING:
     from ..api.convert import Conversion
     from ..api.tuning import Tuning
-    from ..plan import needs as needed
-    from ..plan.linear import LinearPlan
-    from ..plan.plan import Plan
     from ..progress import Stopwatch
     from ..report import Report
     from ..report.inspect import Inspection
@@ -23,75 +19,10 @@ if TYPE_CHECKING:
 
 
 LINEAR = Column("linear", short=linear_name)
-UNSEEN = "Planned from config.json and its architecture alone: no weights were looked at."
 
 
-def _shape(shape: tuple[int, int]) -> str:
+def shape_text(shape: tuple[int, int]) -> str:
     return f"{shape[0]} × {shape[1]}"
-
-
-def plan_table(plan: Plan, *, every_linear: bool) -> Table:
-    """One row a linear, or one for all linears of a kind that are treated alike."""
-    shown = (LINEAR, Column("scheme", 1), "pattern", Column("method", 3))
-    made = table("Plan", shown, ["count", Column("shape", 2), Column("K'", 4), "before", "after"])
-    groups: dict[tuple[str, ...], list[LinearPlan]] = {}
-    for linear in plan.linears:
-        name = linear.linear.name if every_linear else linear.linear.kind
-        what = ("kept", "", "") if linear.kept else (linear.scheme.name, str(linear.pattern), linear.method or "none")
-        slid = str(linear.slid_columns or "")
-        groups.setdefault((name, *what, _shape(linear.stored.shape), slid), []).append(linear)
-    for (*labels, shape, slid), members in groups.items():
-        before = sum(member.stored.bytes for member in members)
-        after = sum(spec.bytes for member in members for spec in member.outputs)
-        made.add_row(*labels, str(len(members)), shape, slid, size(before), size(after))
-    return made
-
-
-def plan_summary(plan: Plan) -> str:
-    """The totals of a plan as text."""
-    patterns = {str(linear.pattern): linear.pattern for linear in plan.linears if not linear.kept}
-    ideal = ", ".join(
-        f"{name} {pattern.ideal_speedup:.2f}×"
-        for name, pattern in patterns.items()
-        if pattern.prunes and pattern.ideal_speedup
-    )
-    lines = [
-        f"source   {plan.snapshot.id}" + (f" at {plan.snapshot.revision}" if plan.snapshot.revision else ""),
-        f"weights  {plan.weights / 1e6:.1f} million in {len(plan.linears)} linears, layout {plan.layout}",
-        f"files    {size(plan.bytes_before)} -> {size(plan.bytes_after)} in {len(plan.shards)} shard(s)",
-        f"memory   about {size(plan.peak_memory)}" + (" if a CPU calibrates" if plan.calibrated else ""),
-        *_calibration_lines(plan),
-        *([f"ideal speed-up over dense of the same precision: {ideal} (an upper bound, see README)"] if ideal else []),
-        *[f"note     {note}" for note in plan.notes],
-        *([] if plan.source.shard_store.known_by == "weights" else [f"note     {UNSEEN}"]),
-    ]
-    return "\n".join(lines)
-
-
-def _calibration_lines(plan: Plan) -> list[str]:
-    """What calibration shows the model, and the memory that it takes on a GPU."""
-    if not plan.calibrated:
-        return []
-    from ..plan.calibration import sequence_length
-    from ..plan.memory import needs
-
-    need, calibration = needs(plan), plan.recipe.calibration
-    length = sequence_length(calibration, plan.source)
-    more = f"; {plan.generated} more that the model generates" if plan.generated else ""
-    return [
-        f"text     {calibration.samples} sequences of {length} tokens of {calibration.text}{more}",
-        f"GPU      about {size(need.peak)} ({_by_stage(need.stages())})",
-        f"         with --offload {size(need.offload_device)} ({_by_stage(need.stages(offload=True))}), and "
-        f"{size(need.offload_host)} of CPU memory",
-    ]
-
-
-def _by_stage(stages: Mapping[str, needed.Stage]) -> str:
-    """What each stage takes: hidden states plus the rest."""
-    return "; ".join(
-        f"{name} {f'{size(stage.hidden)} + ' if stage.hidden else ''}{size(stage.device)}"
-        for name, stage in stages.items()
-    )
 
 
 def report_table(report: Report) -> Table:
@@ -188,7 +119,7 @@ def inspect_table(found: Inspection) -> Table:
             f"{linear.scheme} ternary" if linear.ternary else linear.scheme,
             linear.pattern or "–",
             linear.layout,
-            _shape(linear.shape),
+            shape_text(linear.shape),
             f"{linear.zeros / linear.weights:.1%}",
             "–" if linear.error is None else f"{linear.error:.4f}",
             size(linear.bytes),

@@ -120,8 +120,8 @@ def _begun(
 ) -> tuple[Tensor | None, Staging]:
     """The calibration tokens, None without calibration, and the working folder, which the first rank makes."""
     if ranks.first():
-        check_disk_space(plan, claim.path)
         check_free(claim.path, resume=resume)
+        check_disk_space(plan, claim.path, settings)
     tokens = ranks.given(partial(_tokens, plan, progress)) if plan.calibrated else None
     with ranks.first_ahead():
         return tokens, Staging(claim.path, job_state(plan, settings, tokens), resume=resume)

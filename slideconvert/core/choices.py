@@ -22,7 +22,8 @@ CODES = TERNARY, FULL = "ternary", "full"
 ACTIVATIONS = ("quantized", "float")
 """How inputs of quantized linears are treated: quantized to 8 bits per token, as in serving, or left as floats."""
 
-PLACES = ("device", "cpu", "disk")
+DISK = "disk"
+PLACES = ("device", "cpu", DISK)
 """Where calibration keeps hidden states between layers: on the device that computes, in CPU memory or in files."""
 
 PRECISIONS = ("auto", "float32", "bfloat16")

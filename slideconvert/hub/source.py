@@ -92,26 +92,33 @@ def open_source(
     from ..checkpoint.reader import Checkpoint
     from .lowdisk import open_remote
 
-    if shards is not None and is_hub_id(source):
+    if shards is not None:
+        check_remote(source)
         with _perhaps_a_path(source):
             return open_remote(source, shards, revision=revision, cache=cache, progress=progress)
-    if shards is not None:
-        raise InputError(f"--low-disk: {source} is already on the disk", hint="omit it; it applies to Hub ids only")
     snapshot = resolve(source, revision=revision, cache=cache, progress=progress)
     return snapshot, Checkpoint.open(snapshot.path)
 
 
-def open_for_planning(source: str, *, revision: str | None = None) -> tuple[Snapshot, Checkpoint]:
-    """The snapshot that `source` names and its checkpoint, fetching only what a plan needs.
+def check_remote(source: str) -> None:
+    """InputError for a source whose shards --low-disk cannot fetch one by one."""
+    if not is_hub_id(source):
+        raise InputError(f"--low-disk: {source} is already on the disk", hint="omit it; it applies to Hub ids only")
+
+
+def open_for_planning(
+    source: str, *, revision: str | None = None, cache: Path | None = None
+) -> tuple[Snapshot, Checkpoint]:
+    """The snapshot that `source` names and its checkpoint, fetching only what a plan needs, into `cache`.
 
     A folder with weights and a Hub id that is complete in the cache are opened as they are. In all other cases, reading
     a tensor raises InputError. Raises what `resolve` does.
     """
     if file := gguf_file(source):
-        found = _dequantized(file, revision, weights=False)
+        found = _dequantized(file, revision, cache, weights=False)
     elif is_hub_id(source):
         with _perhaps_a_path(source):
-            found = fetch_config(source, revision=revision)
+            found = fetch_config(source, revision=revision, cache=cache)
     else:
         found = resolve(source, revision=revision)
     from ..models.meta import open_or_describe

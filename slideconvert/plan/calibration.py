@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from ..checkpoint.reader import Checkpoint
+from ..core.precision import running_dtype
 from ..errors import InputError
 
 DEFAULT_TEXT = "allenai/c4:en:train"
@@ -41,6 +44,30 @@ class Calibration:
     def describe(self) -> dict[str, Any]:
         """The calibration as fields of a recipe."""
         return {name: value for name, value in vars(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Running:
+    """How calibration runs the model on a device. kind: cpu or cuda. batch_tokens: tokens at once, None for the default
+    of the device. precision: an argument of precision.running_dtype."""
+
+    kind: str = "cuda"
+    batch_tokens: int | None = None
+    precision: str = "auto"
+
+    @property
+    def tokens_at_once(self) -> int:
+        return self.batch_tokens or BATCH_TOKENS[self.kind]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype in which layers run."""
+        if self.kind == "cuda" and self.precision == "auto":
+            return torch.bfloat16  # this machine may have no GPU to ask
+        return running_dtype(self.precision, torch.device(self.kind))
+
+
+ON_A_GPU = Running()
 
 
 def sequence_length(calibration: Calibration, source: Checkpoint) -> int:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-
 from ..core import workers
-from ..core.precision import running_dtype
 from ..models.families import architecture_of
 from ..prune import METHODS
-from .calibration import BATCH_TOKENS, GENERATED_AT_ONCE, sequence_length
+from .calibration import GENERATED_AT_ONCE, ON_A_GPU, Running, sequence_length
 from .needs import Needs, Training
 from .presets import KL
 from .training_memory import block_training, end_training
@@ -37,8 +34,8 @@ def direct_memory(plan: Plan) -> int:
     return BASE_MEMORY + 2 * (workers.count() + 1) * largest + 2 * max(unit.bytes for unit in layers)
 
 
-def needs(plan: Plan, device: str = "cuda") -> Needs:
-    """The memory that a calibrated plan needs on a GPU, or with "cpu" in main memory besides `direct_memory`.
+def needs(plan: Plan, how: Running = ON_A_GPU) -> Needs:
+    """The memory that a calibrated plan needs on a GPU, or on a CPU in main memory besides `direct_memory`.
     BENCHMARKS.md compares the estimates with measured peaks."""
     config, calibration = plan.source.config, plan.recipe.calibration
     length = sequence_length(calibration, plan.source)
@@ -61,34 +58,33 @@ def needs(plan: Plan, device: str = "cuda") -> Needs:
     layer = sum(rows * columns for rows, columns in stacks)
     # Layers run in bfloat16 with fused attention; inputs of the Gram matrix are float32.
     of_token = 16 * hidden + 12 * inner
-    # This machine may have no GPU.
-    running = torch.bfloat16 if device == "cuda" else running_dtype("auto", torch.device(device))
-    kept_inner = inner if device == "cpu" else 0  # by the compressed stream alone
+    running = how.dtype
+    kept_inner = inner if how.kind == "cpu" else 0  # by the compressed stream alone
     ends = recovery is not None and recovery.end_epochs > 0
     taught = tokens if ends and recovery is not None and recovery.loss == KL else 0
     return Needs(
         hidden=tokens * (streams * (4 * hidden + running.itemsize * attended) + running.itemsize * kept_inner),
-        generating=_generating(plan, device, running) if plan.generated else 0,
+        generating=_generating(plan, how) if plan.generated else 0,
         layer=4 * streams * layer,
         solving=solving,
-        batch=min(BATCH_TOKENS[device], tokens) * of_token,
-        block_training=block_training(plan, device, running) if recovery and recovery.block_epochs else 0,
+        batch=min(how.tokens_at_once, tokens) * of_token,
+        block_training=block_training(plan, how) if recovery and recovery.block_epochs else 0,
         target_states=taught * (4 + running.itemsize) * hidden,
         targets=taught * running.itemsize * hidden,
-        end_training=end_training(plan, device, running) if ends else Training(),
+        end_training=end_training(plan, how) if ends else Training(),
     )
 
 
-def _generating(plan: Plan, device: str, running: torch.dtype) -> int:
+def _generating(plan: Plan, how: Running) -> int:
     """Bytes of the dense model, its embedding and head in float32, and the keys and values of the sequences that are
     generated together, of which a layer's are in memory twice as they grow."""
     config, architecture = plan.source.config, plan.architecture
     length = sequence_length(plan.recipe.calibration, plan.source)
-    together = min(plan.generated, max(1, GENERATED_AT_ONCE[device] // length))
+    together = min(plan.generated, max(1, GENERATED_AT_ONCE[how.kind] // length))
     heads = int(config.get("num_key_value_heads") or architecture.head_count(config))
     words = int(config["vocab_size"])
     of_token = 2 * heads * architecture.head_size(config) * (int(config["num_hidden_layers"]) + 2)
     outside = words * int(config["hidden_size"]) * (1 if architecture.is_tied(config) else 2)
     # Of each sequence the logits of one token, as floats and as sums of probabilities in float64.
     logits = together * words * (4 + 3 * 8)
-    return running.itemsize * (plan.weights + together * length * of_token) + 4 * outside + logits
+    return how.dtype.itemsize * (plan.weights + together * length * of_token) + 4 * outside + logits

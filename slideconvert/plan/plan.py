@@ -23,6 +23,7 @@ from ..models.completeness import model_faults, shapes_of, surplus_tensors
 from ..models.families import architecture_of
 from ..models.load import empty_model
 from ..runtime.slidesparse_record import DENSE
+from .calibration import Running
 from .linear import LinearPlan, permuted, plan_linear, sibling_problems
 from .memory import direct_memory, needs
 from .presets import Recovery
@@ -156,7 +157,7 @@ class Plan:
     @property
     def peak_memory(self) -> int:
         """Estimated peak of main memory in bytes of a conversion on a CPU of this machine, calibration included."""
-        need = needs(self, "cpu") if self.calibrated else None
+        need = needs(self, Running("cpu")) if self.calibrated else None
         return direct_memory(self) + (need.peak if need else 0)
 
 

@@ -6,10 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-
 from ..models.head import PIECE
-from .calibration import BATCH_TOKENS, sequence_length, trained_at_once
+from .calibration import Running, sequence_length, trained_at_once
 from .linear import LinearPlan
 from .needs import Training
 
@@ -45,7 +43,7 @@ class Trained(NamedTuple):
         return 2 * self.variables
 
 
-def block_training(plan: Plan, device: str, running: torch.dtype) -> int:
+def block_training(plan: Plan, how: Running) -> int:
     """Bytes while the largest layer trains, the dense layer included, hidden states of all tokens not. On a CPU also
     the best state and the Gram matrices, which a GPU leaves in CPU memory."""
     assert plan.recovery is not None
@@ -54,14 +52,14 @@ def block_training(plan: Plan, device: str, running: torch.dtype) -> int:
     trained = _sum(largest, end_to_end=False)
     dense = FLOAT * sum(linear.weights for linear in largest)
     pairs = 2 * FLOAT * plan.recovery.batch * _length(plan) * int(plan.source.config["hidden_size"])
-    whole = dense + _solved(largest) + trained.frozen + 4 * trained.variables + pairs + _passing(plan, device, running)
-    if device != "cpu":
+    whole = dense + _solved(largest) + trained.frozen + 4 * trained.variables + pairs + _passing(plan, how)
+    if how.kind != "cpu":
         return whole
     inputs = {linear.linear.group: linear.stored.shape[1] for linear in largest}
     return whole + trained.variables + FLOAT * sum(columns * columns for columns in inputs.values())
 
 
-def end_training(plan: Plan, device: str, running: torch.dtype) -> Training:
+def end_training(plan: Plan, how: Running) -> Training:
     """Bytes of training end to end, without the targets: all linears, moments and states between layers (which may be
     offloaded), one layer's gradients and activations, and the head."""
     assert plan.recovery is not None
@@ -69,18 +67,23 @@ def end_training(plan: Plan, device: str, running: torch.dtype) -> Training:
     layers = _by_layer(plan)
     trained = _sum(plan.linears, end_to_end=True)
     gradients = max(_sum(linears, end_to_end=True).variables for linears in layers.values())
-    kept = running.itemsize * sum(linear.weights for linear in plan.linears if linear.kept)
+    kept = how.dtype.itemsize * sum(linear.weights for linear in plan.linears if linear.kept)
     state = FLOAT * plan.recovery.batch * _length(plan) * hidden
     between = len(layers) * state
     logits = min(PIECE, plan.recovery.batch * _length(plan) * words)
-    head = running.itemsize * words * hidden + FLOAT * LOGITS * logits
+    head = how.dtype.itemsize * words * hidden + FLOAT * LOGITS * logits
     resident = trained.frozen + trained.variables + gradients + kept + head + STATES * state
-    whole = resident + trained.moments + between + _passing(plan, device, running)
+    whole = resident + trained.moments + between + _passing(plan, how)
     # The best state, the embedding, and the results of all layers.
     host = trained.variables + FLOAT * words * hidden + _solved(plan.linears)
-    if device == "cpu":
+    if how.kind == "cpu":
         return Training(whole + host)
     return Training(whole, trained.moments + between, trained.pinned + between, host)
+
+
+def trained_variables(plan: Plan) -> int:
+    """Bytes of the float32 variables that train end to end."""
+    return _sum(plan.linears, end_to_end=True).variables
 
 
 def _by_layer(plan: Plan) -> dict[int, list[LinearPlan]]:
@@ -94,26 +97,26 @@ def _length(plan: Plan) -> int:
     return sequence_length(plan.recipe.calibration, plan.source)
 
 
-def _passing(plan: Plan, device: str, running: torch.dtype) -> int:
+def _passing(plan: Plan, how: Running) -> int:
     """What the sequences that run through a layer at once leave for its backward pass, the dense weights of the layer
     with the places of what is kept, and the largest linear while it is rebuilt."""
     assert plan.recovery is not None
     hidden, inner = (int(plan.source.config[key]) for key in ("hidden_size", "intermediate_size"))
-    dense = max(sum(_dense(linear, running) for linear in linears) for linears in _by_layer(plan).values())
-    at_once = min(plan.recovery.batch, trained_at_once(BATCH_TOKENS[device], _length(plan)))
-    of_token = running.itemsize * (LEFT_HIDDEN * hidden + LEFT_INNER * inner)
+    dense = max(sum(_dense(linear, how) for linear in linears) for linears in _by_layer(plan).values())
+    at_once = min(plan.recovery.batch, trained_at_once(how.tokens_at_once, _length(plan)))
+    of_token = how.dtype.itemsize * (LEFT_HIDDEN * hidden + LEFT_INNER * inner)
     largest = max(linear.weights for linear in plan.linears if not linear.kept)
     return at_once * _length(plan) * of_token + dense + REBUILDING * largest
 
 
-def _dense(linear: LinearPlan, running: torch.dtype) -> int:
+def _dense(linear: LinearPlan, how: Running) -> int:
     """The dense weight of a linear, and the places of what it keeps."""
     if linear.kept:
         return 0
     kept = round(linear.pattern.density * linear.weights)
     if linear.scheme.grouped:
         kept = linear.pattern.kept_groups(linear.stored.shape, linear.scheme.group)
-    return running.itemsize * linear.weights + INDEX * kept
+    return how.dtype.itemsize * linear.weights + INDEX * kept
 
 
 def _sum(linears: Iterable[LinearPlan], *, end_to_end: bool) -> Trained:

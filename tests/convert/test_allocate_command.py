@@ -306,9 +306,67 @@ def test_a_plan_predicts_its_speed(cli: Cli, table: Path) -> None:
         in cli(*words, "--speed-table", table, "--gpu", "toy", "--tokens", 64).out
     )
     shown = cli(*words, "--gpu", "H200").out
-    assert "1.09× dense 8-bit linears expected on h200 at 4096 tokens" in shown
-    assert "Llama-3.2-1B on h200" in shown and "CUTLASS" in shown
+    assert "1.24× dense 8-bit linears expected on h200 at 4096 tokens" in shown
+    assert "Llama-3.2-1B on h200" in shown and "vLLM's own dense linears" in shown
     assert "expected" not in cli(*words).out and "expected" not in json.loads(cli(*words, "--json").out)
+
+
+def summary(cli: Cli, *words: object) -> str:
+    """What plan says from the expected speed on, in one line."""
+    done = cli("plan", DEMO, "--method", "magnitude", *words)
+    assert done.code == 0, done.err
+    return " ".join(done.out.partition("\nspeed ")[2].split())
+
+
+def test_a_plan_slower_than_dense_warns_and_names_ways_out(cli: Cli) -> None:
+    words = ("--pattern", "2_8", "--gpu", "h200")
+    said = summary(cli, *words)
+    assert said.startswith("0.90× dense 8-bit linears expected on h200 at 4096 tokens WARNING slower than dense")
+    assert "Faster there: int8 2:4 1.24×, fp8 2:4 1.23×." in said
+    assert "faster at 1, 2, 4, 8, 16, 32, 64, 128, 256 tokens: 1.61× at 2." in said
+    assert "on other GPUs at 4096 tokens: a100 1.31×, rtx5080 1.10×, rtx4090 1.08×. times" in said
+    told = json.loads(cli("plan", DEMO, "--method", "magnitude", *words, "--json").out)["expected"]
+    assert told["speedup"] == pytest.approx(0.898)
+    assert told["faster"]["patterns"] == {name: pytest.approx(gain) for name, gain in ALTERNATIVES.items()}
+    assert [*told["faster"]["tokens"]] == [str(2**octave) for octave in range(9)]
+    assert "WARNING" not in summary(cli, "--pattern", "2_4", "--gpu", "h200")
+
+
+ALTERNATIVES = {"int8 2:4": 1.238, "fp8 2:4": 1.231}
+"""On an H200 at 4096 tokens, of the shapes nearest to the demo's: shipped times."""
+
+
+def test_a_plan_without_a_way_out_says_so(cli: Cli, table: Path) -> None:
+    table.write_text("gpu,scheme,model,linears,tokens,dense,2:4,2:12\ntoy,int8,demo,512x256,8,10,0.5,0.9\n")
+    said = summary(cli, "--pattern", "2_12", "--speed-table", table, "--tokens", 8)
+    assert said.startswith("0.90×") and "WARNING slower than dense" in said and "--pattern 2_inf stays dense" in said
+
+
+def test_a_figure_beyond_its_bound_is_not_shown_as_a_promise(cli: Cli) -> None:
+    words = ("--pattern", "2_8", "--gpu", "b200")
+    said = summary(cli, *words)
+    assert said.startswith("at most 1.33× dense 8-bit linears expected on b200")
+    assert "The table has 3.75×, more than the 1.33× that sparse tensor cores give at most: its dense product" in said
+    told = json.loads(cli("plan", DEMO, "--method", "magnitude", *words, "--json").out)["expected"]
+    assert told["speedup"] == pytest.approx(4 / 3) == told["bound"] and told["beyond_bound"]
+    assert told["table_speedup"] == pytest.approx(3.75)
+    assert "at most" not in summary(cli, "--pattern", "2_8", "--gpu", "a100")
+
+
+def test_decoding_is_answered_from_the_shipped_times(cli: Cli) -> None:
+    said = summary(cli, "--pattern", "2_8", "--gpu", "h200", "--tokens", 1)
+    assert said.startswith("1.58× dense 8-bit linears expected on h200 at 1 token More than the 1.33×"), said
+    assert "the server's dense linears are slow for 1 token. times of Llama-3.2-1B on h200 at 1 token" in said
+
+
+def test_a_plan_says_where_nothing_was_measured_and_how_to_measure(cli: Cli) -> None:
+    words = ("--pattern", "2_8", "--gpu", "a100", "--tokens", 1)
+    said = summary(cli, *words)
+    assert said.startswith("not known: 1 token: Llama-3.2-1B was measured on a100 for 64 to 16384 tokens")
+    assert "slideconvert bench layer --model MODEL --tokens 1, and give its table with --speed-table" in said
+    told = json.loads(cli("plan", DEMO, "--method", "magnitude", *words, "--json").out)["expected"]
+    assert told["speedup"] is None and told["missing"]["kind"] == "NotMeasuredError"
+    assert "no linear is quantized" in summary(cli, "--scheme", "bf16", "--gpu", "a100")
 
 
 # ---- recipes as files
@@ -364,6 +422,7 @@ def test_the_bench_becomes_a_table(tmp_path: Path) -> None:
     (tmp_path / "new.csv").write_text(found)
     read = SpeedTable.load(str(tmp_path / "new.csv"))
     assert read.gpu == "h999" and "H999, torch 9" in read.source
+    assert read.served  # times of vLLM's own linears
     times = read.times(list(LINEARS.values()), "int8", 64)
     assert sum(time.dense for time in times) == pytest.approx(summed(64, "dense", "stock"), rel=1e-3)
     for length in (4, 6, 8):
@@ -390,7 +449,7 @@ REFUSED = [
         ("--target-speedup", 9, "--gpu", "a100"),
         "is the most that can be reached with 2:4, 2:6, 2:8, 2:16, 2:inf (times of Llama-3.2-1B",
     ),
-    (("--target-speedup", 1.2, "--gpu", "h200"), "1.2: 1.09 is the most that can be reached with 2:4, 2:inf"),
+    (("--target-speedup", 1.5, "--gpu", "h200"), "1.5: 1.238 is the most that can be reached with 2:4, 2:inf"),
     (("--target-speedup", 0.5, "--gpu", "a100"), "0.5: it must be at least 1"),
     (("--target-speedup", 1.2, "--gpu", "a100", "--tokens", 5), "5 tokens: Llama-3.2-1B was measured on a100 for 64"),
     (("--target-speedup", 1.2, "--gpu", "a100", "--scheme", "bf16"), "no linear is quantized"),

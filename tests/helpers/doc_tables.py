@@ -22,7 +22,7 @@ from slideconvert.models.families import FAMILIES
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 MODEL = "Qwen2.5-7B"
-TOKENS = (64, 1024, 16384)
+TOKENS = (1, 64, 1024, 16384)
 PATTERNS = tuple(BlockPattern(length) for length in (4, 6, 8, 10))
 BEGIN, END = "<!-- table: begin -->\n", "<!-- table: end -->\n"
 

@@ -65,19 +65,14 @@ TEXTLESS |= {"--by-position": "--by-position --tasks a", "--keep-base": "--keep-
 TEXTLESS |= {"--served": "--served http://127.0.0.1:1 --tasks a"}
 ALONE = {"--top": f"--top 5 --text {TEXT}", "--base-gb": f"--base-gb 1 --text {TEXT}"}
 UNSERVED = {"--served-model": f"--served-model a --text {TEXT}", "--api-key-env": f"--api-key-env A --text {TEXT}"}
+CONVERT = {**DISPLAY, **HUB, **OUTPUT, **CALIBRATION, **COMPUTE, **OFFLOAD, **ROW_CAP, **NUMBERS, **CODES, **TRAINING}
+CONVERT |= {"--public": "--public"}
+FOLDER = {"--resume": "--resume", "--overwrite": "--overwrite"}
 
 UNUSED: dict[str, tuple[str, dict[str, str]]] = {
     "download": ("org/model", DISPLAY),
-    "plan": (
-        "SOURCE --method magnitude",
-        {"--json": "--json --verbose", "--verbose": "--verbose --json", "--revision": "--revision main"}
-        | {**CALIBRATION, **ROW_CAP, **NUMBERS, **CODES, **TRAINING, **TOKENS},
-    ),
-    "convert": (
-        "SOURCE OUT --method magnitude",
-        {**DISPLAY, **HUB, **OUTPUT, **CALIBRATION, **COMPUTE, **OFFLOAD, **ROW_CAP, **NUMBERS, **CODES, **TRAINING}
-        | {**TIMES, "--public": "--public"},
-    ),
+    "plan": ("SOURCE --method magnitude", CONVERT | TOKENS | FOLDER),
+    "convert": ("SOURCE OUT --method magnitude", CONVERT | TIMES),
     "rotate": ("SOURCE OUT", {**DISPLAY, **HUB}),
     "allocate": ("SOURCE OUT --density 0.8", {**DISPLAY, **TIMES, "--revision": "--revision main"}),
     "sparsify": (
@@ -118,6 +113,7 @@ UNUSED: dict[str, tuple[str, dict[str, str]]] = {
 RECIPE = {"--preset", "--method", "--recipe", "--scheme"}
 WEIGHTS = {"--pattern", "--sparsity", "--bits", "--layout", "--shard-gb"}
 RUN = {"--device", "--resume", "--overwrite", "--no-verify", "--text"}
+TARGET = {"--target-speedup", "--density", "--push"}
 BENCH = {
     "--model",
     "--square",
@@ -136,8 +132,8 @@ SERVED |= {"--preset", "--lengths"}
 SERVED |= {"--limit", "--work"}
 ALWAYS: dict[str, set[str]] = {
     "download": {"--revision"},
-    "plan": {*RECIPE, *WEIGHTS, "--gpu", "--speed-table"},
-    "convert": {*RECIPE, *WEIGHTS, *RUN, "--target-speedup", "--density", "--push"},
+    "plan": {*RECIPE, *WEIGHTS, *RUN - FOLDER.keys(), *TARGET, "--gpu", "--speed-table"},
+    "convert": {*RECIPE, *WEIGHTS, *RUN, *TARGET},
     "rotate": {*CALIBRATION, *COMPUTE, "--device", "--resume", "--no-verify", "--pattern", "--parts", "--steps"},
     "allocate": {*RECIPE, *CALIBRATION, *COMPUTE, "--device", "--target-speedup", "--density"},
     "sparsify": {*RUN, "--preset", "--method", "--pattern", "--sparsity"},

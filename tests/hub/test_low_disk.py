@@ -213,7 +213,7 @@ def test_room_for_output_and_shards(
 
     monkeypatch.setattr("shutil.disk_usage", lambda path: Usage)
     refused = low(cli, tmp_path / "out")
-    assert refused.code == 75 and "the output and shards of the source need 0.06 GB" in refused.err
+    assert refused.code == 75 and "needs 0.06 GB (the output 0.06 GB, shards of the source 0.00 GB)" in refused.err
     assert not (tmp_path / "out").exists()
     Usage.free += sum(sizes[-MOST:])
     assert low(cli, tmp_path / "out", "-q").code == 0

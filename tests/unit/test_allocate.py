@@ -158,7 +158,7 @@ def test_the_allocation_for_a_speedup_is_the_best_of_all(seed: int, target: floa
     tried = patterns("2:4", "2:6", "2:8", "2:14", "2:inf")
     errors = random_errors(groups, tried, seed)
     found = allocate_for_speedup(groups, errors, times, target)
-    speed = {"2:4": 2.03, "2:6": 1.49, "2:8": 1.38, "2:14": 1.16, "2:inf": 1.0}
+    speed = {"2:4": 2.0, "2:6": 1.49, "2:8": 4 / 3, "2:14": 1.16, "2:inf": 1.0}
     weights = [group.weights for group in groups]
     best = math.inf
     for chosen in itertools.product(tried, repeat=4):
@@ -180,7 +180,7 @@ def test_asking_for_more_costs_more(seed: int) -> None:
     groups = model(6, LAYERS["Qwen2.5-14B"])
     errors = random_errors(groups, patterns("2:4", "2:6", "2:8", "2:10", "2:inf"), seed)
     times = group_times(groups, SpeedTable.load("a100"), "int8")
-    faster = [allocate_for_speedup(groups, errors, times, target).error for target in (1, 1.1, 1.2, 1.4, 1.8, 2.12)]
+    faster = [allocate_for_speedup(groups, errors, times, target).error for target in (1, 1.1, 1.2, 1.4, 1.8, 2)]
     smaller = [allocate_for_density(groups, errors, target).error for target in (1, 0.9, 0.75, 0.6, 0.5)]
     assert faster == sorted(faster)
     assert smaller == sorted(smaller)
@@ -200,26 +200,27 @@ def test_a_density_that_a_pattern_has_can_be_met_exactly() -> None:
 
 def test_what_gains_nothing_stays_dense() -> None:
     groups = model(2)
-    times = group_times(groups, SpeedTable.load("h200"), "int8", 64)  # all slower than dense
+    times = group_times(groups, SpeedTable.load("gb10"), "int8", 16384)
+    times = [replace(time, sparse=dict.fromkeys(time.sparse, 2 * time.dense)) for time in times]
     errors = random_errors(groups, patterns("2:4", "2:8", "2:inf"), 0)
     assert set(allocate_for_speedup(groups, errors, times, 1.0).patterns.values()) == {DENSE}
 
 
 def test_of_patterns_with_equal_cost_the_milder_one_is_chosen(tmp_path: Path) -> None:
-    table = table_of(tmp_path, HEAD + "g,int8,m,3072x2048,64,10,1.5,1.5\n")
+    table = table_of(tmp_path, HEAD + "g,int8,m,3072x2048,64,10,1.3,1.3\n")
     groups = model(1)
     errors = [dict.fromkeys(patterns("2:4", "2:8"), 1.0)] * 4
     times = group_times(groups, table, "int8", 64)
-    assert set(allocate_for_speedup(groups, errors, times, 1.5).patterns.values()) == {BlockPattern(8)}
+    assert set(allocate_for_speedup(groups, errors, times, 1.3).patterns.values()) == {BlockPattern(8)}
 
 
 def test_a_target_out_of_reach_is_refused_with_what_can_be_reached() -> None:
     groups = model(3, LAYERS["Qwen2.5-7B"])
     times = group_times(groups, SpeedTable.load("h200"), "int8", 4096)
     errors = random_errors(groups, patterns("2:6", "2:8", "2:inf"), 0)
-    with pytest.raises(InputError, match=r"1.5: 1.2 is the most .* 2:6, 2:8, 2:inf \(times of Qwen2.5-7B on h200"):
+    with pytest.raises(InputError, match=r"1.5: 1.093 is the most .* 2:6, 2:8, 2:inf \(times of Qwen2.5-7B on h200"):
         allocate_for_speedup(groups, errors, times, 1.5)
-    assert allocate_for_speedup(groups, errors, times, 1.2).speedup == pytest.approx(1.2)
+    assert allocate_for_speedup(groups, errors, times, 1.093).speedup == pytest.approx(1.093)
     with pytest.raises(InputError, match=r"0.5: 0.667 is the least that can be reached with 2:6, 2:8, 2:inf"):
         allocate_for_density(groups, errors, 0.5)
     assert allocate_for_density(groups, errors, 0.667).density <= 0.667
@@ -289,7 +290,7 @@ def test_only_patterns_that_pay_are_worth_trying() -> None:
     assert worth("a100", "Llama-3.2-1B", 4096) == ["2:4", "2:6", "2:8", "2:16"]  # 2:10 to 2:14 are slower than 2:16
     assert worth("h100", "BitNet-2B", 4096) == ["2:4", "2:6"]
     assert worth("h200", "Llama-3.2-1B", 4096) == ["2:4"]
-    assert worth("h200", "Llama-3.2-1B", 64) == []
+    assert worth("h200", "Llama-3.2-1B", 64) == ["2:4", "2:6", "2:8", "2:10"]
 
 
 # ---- recipes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benches import ship_speed
 from slideconvert.allocate.gpus import BUNDLED, PUBLISHED
 from slideconvert.allocate.speed import SpeedTable, Times
 from slideconvert.core.patterns import ALL, BlockPattern
@@ -23,9 +25,9 @@ DENSE = BlockPattern(None)
 
 
 def whole(times: Sequence[Times], name: str) -> float:
-    """The speed-up of a layer all of whose linears have this pattern."""
+    """The speed-up of a layer all of whose linears have this pattern, as the table has it."""
     pattern = BlockPattern.parse(name)
-    return sum(time.dense for time in times) / sum(time.sparse[pattern] for time in times)
+    return sum(time.dense for time in times) / sum(time.in_table[pattern] for time in times)
 
 
 # ---- the bundled tables
@@ -91,27 +93,43 @@ def test_the_published_blocks_belong_to_their_models(gpu: str) -> None:
         assert grown == sorted(grown)
 
 
-def test_our_own_table_agrees_with_the_benchmarks() -> None:
-    text = (ROOT / "BENCHMARKS.md").read_text().split("## Running: linears of real models")[1].split("\n## ")[0]
-    table, found = SpeedTable.load("h200"), 0
-    for scheme, part in zip(("int8", "fp8"), text.split("**FP8**"), strict=True):
-        for line in part.splitlines():
-            model, *cells = [cell.strip() for cell in line.strip("| ").split("|")]
-            if model not in LAYERS:
-                continue
-            times = table.times(LAYERS[model], scheme, int(cells[0]))
-            assert sum(time.dense for time in times) == pytest.approx(float(cells[1]), rel=1e-12)
-            for name, cell in zip(("2:4", "2:6", "2:8", "2:10"), cells[3:7], strict=True):
-                assert whole(times, name) == pytest.approx(float(cell.split("(")[1].rstrip(")")), rel=1e-12)
-            found += 1
-    assert found == len(table.rows) > 40
+def test_our_own_table_says_what_the_shipped_times_say() -> None:
+    """The file is that of benches/ship_speed.py, and a layer is the sum of its linears."""
+    assert (ROOT / "slideconvert/allocate/speed_h200.csv").read_text() == ship_speed.text()
+    linears = json.loads(ship_speed.FILE.read_text())["times"]
+    table = SpeedTable.load("h200")
+    assert table.served and len(table.rows) == len(LAYERS) * 2 * 15
+    for row in table.rows:
+        names = [f"{rows}x{columns} {row.scheme}" for rows, columns in row.linears]
+        dense = sum(linears[f"{name} 2:inf"]["stock"][str(row.tokens)] for name in names)
+        assert row.dense == pytest.approx(dense, abs=0.051)
+        for pattern, gain in row.speedups.items():
+            ways = [linears[f"{name} {pattern}"].values() for name in names]
+            sparse = sum(min(times.get(str(row.tokens)) or math.inf for times in own) for own in ways)
+            assert gain == pytest.approx(dense / sparse, abs=0.00051)
+
+
+@pytest.mark.parametrize("gpu", PUBLISHED)
+def test_no_published_speedup_counts_beyond_its_bound(gpu: str) -> None:
+    """2:4 tensor cores are twice as fast, and no more: the dense product of a B200's table is slower than the GPU."""
+    table, beyond = SpeedTable.load(gpu), 0
+    assert not table.served
+    for row in table.rows:
+        times = table.times(row.linears, "int8", row.tokens)
+        for pattern, gain in row.speedups.items():
+            counted = sum(time.dense for time in times) / sum(time.sparse[pattern] for time in times)
+            length = pattern.length or math.inf
+            bound = 1 / (1 - 2 / length)
+            assert counted == pytest.approx(min(gain, bound)), (row, pattern)
+            beyond += gain > bound
+    assert gpu != "b200" or beyond > 340
 
 
 @pytest.mark.parametrize("gpu", BUNDLED)
 def test_every_table_names_its_origin(gpu: str) -> None:
     table = SpeedTable.load(gpu.upper())
     assert table.gpu == gpu
-    assert any(re.search("arXiv 2603.05232|bench_backends", line) for line in table.source)
+    assert any(re.search("arXiv 2603.05232|slideconvert tune", line) for line in table.source)
 
 
 # ---- looking up

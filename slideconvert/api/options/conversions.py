@@ -28,17 +28,17 @@ from .recipe import (
     SchemeOptions,
     TrainingOptions,
 )
-from .target import TargetOptions, TimesOptions
-
-
-@dataclass(frozen=True)
-class PlanOptions(RecipeOptions, TimesOptions, RevisionOptions):
-    """Options of `plan`."""
+from .target import TargetOptions
 
 
 @dataclass(frozen=True)
 class ConvertOptions(RecipeOptions, TargetOptions, ComputeOptions, OffloadOptions, SourceOptions, OutputOptions):
     """Options of `convert`."""
+
+
+@dataclass(frozen=True)
+class PlanOptions(ConvertOptions):
+    """Options of `plan`: those of `convert`, so that it plans any conversion."""
 
 
 @dataclass(frozen=True)
