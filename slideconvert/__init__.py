@@ -26,11 +26,12 @@ from .runtime import hook
 if TYPE_CHECKING:
     from .api.bench import bench_compare, bench_kernel, bench_layer
     from .api.bench_serve import bench_serve
-    from .api.checkpoints import download, evaluate, generate, inspect, load_model, push, verify
+    from .api.checkpoints import download, evaluate, inspect, push, verify
     from .api.convert import allocate, convert, plan, quantize, relayout, slide, sparsify
     from .api.options import (
         AllocateOptions,
         BenchOptions,
+        ChatOptions,
         ConvertOptions,
         EvaluateOptions,
         GenerateOptions,
@@ -46,14 +47,18 @@ if TYPE_CHECKING:
         VerifyOptions,
     )
     from .api.rotate import rotate
+    from .api.writing import chat, generate, load_model
     from .errors import SlideConvertError
     from .report import Report
+    from .texts.named import Documents
 
 __version__ = "0.1.0"
 __all__ = [
     "AllocateOptions",
     "BenchOptions",
+    "ChatOptions",
     "ConvertOptions",
+    "Documents",
     "EvaluateOptions",
     "GenerateOptions",
     "ModelOptions",
@@ -73,6 +78,7 @@ __all__ = [
     "bench_kernel",
     "bench_layer",
     "bench_serve",
+    "chat",
     "convert",
     "download",
     "evaluate",
@@ -92,11 +98,13 @@ __all__ = [
 _MODULES = {
     ".api.bench": ("bench_compare", "bench_kernel", "bench_layer"),
     ".api.bench_serve": ("bench_serve",),
-    ".api.checkpoints": ("download", "evaluate", "generate", "inspect", "load_model", "push", "verify"),
+    ".api.checkpoints": ("download", "evaluate", "inspect", "push", "verify"),
     ".api.convert": ("allocate", "convert", "plan", "quantize", "relayout", "slide", "sparsify"),
     ".api.rotate": ("rotate",),
+    ".api.writing": ("chat", "generate", "load_model"),
     ".errors": ("SlideConvertError",),
     ".report": ("Report",),
+    ".texts.named": ("Documents",),
 }
 """The modules of public names; all others come from .api.options."""
 

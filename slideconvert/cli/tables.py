@@ -79,7 +79,7 @@ def _calibration_lines(plan: Plan) -> list[str]:
     length = sequence_length(calibration, plan.source)
     more = f"; {plan.generated} more that the model generates" if plan.generated else ""
     return [
-        f"text     {calibration.samples} sequences of {length} tokens of {calibration.text}{more}",
+        f"text     {calibration.samples} sequences of {length} tokens of {calibration.describe_text()}{more}",
         f"GPU      about {size(need.peak)} ({_by_stage(need.stages())})",
         f"         with --offload {size(need.offload_device)} ({_by_stage(need.stages(offload=True))}), and "
         f"{size(need.offload_host)} of CPU memory",
