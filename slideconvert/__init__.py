@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .api.bench_serve import bench_serve
     from .api.checkpoints import download, evaluate, inspect, push, verify
     from .api.convert import allocate, convert, plan, quantize, relayout, slide, sparsify
+    from .api.memory import as_source
     from .api.options import (
         AllocateOptions,
         BenchOptions,
@@ -74,6 +75,7 @@ __all__ = [
     "SparsifyOptions",
     "VerifyOptions",
     "allocate",
+    "as_source",
     "bench_compare",
     "bench_kernel",
     "bench_layer",
@@ -100,6 +102,7 @@ _MODULES = {
     ".api.bench_serve": ("bench_serve",),
     ".api.checkpoints": ("download", "evaluate", "inspect", "push", "verify"),
     ".api.convert": ("allocate", "convert", "plan", "quantize", "relayout", "slide", "sparsify"),
+    ".api.memory": ("as_source",),
     ".api.rotate": ("rotate",),
     ".api.writing": ("chat", "generate", "load_model"),
     ".errors": ("SlideConvertError",),
