@@ -107,7 +107,8 @@ def render(tokenizer: Any, conversation: Conversation, owner: str, **words: Any)
     """
     if not tokenizer.chat_template:
         raise InputError(
-            f"{conversation.where}: {owner} has no chat template to write conversations with", hint=WITHOUT
+            f"{conversation.where}: {owner} has no chat template to write conversations with",
+            hint=f"{WITHOUT}; or name a column of plain text",
         )
     try:
         written = tokenizer.apply_chat_template(list(conversation.messages), tokenize=False, **words)
