@@ -32,13 +32,14 @@ from slideconvert.convert.pipeline import convert
 from slideconvert.core.patterns import BlockPattern
 from slideconvert.errors import SlideConvertError
 from slideconvert.evaluate.perplexity import perplexity
-from slideconvert.evaluate.text import read_documents, token_sequences
 from slideconvert.hub.snapshot import open_folder
 from slideconvert.models.load import ACTIVATIONS, load_model, load_tokenizer
 from slideconvert.plan.linear_config import parse_linear_config
 from slideconvert.plan.plan import make_plan
 from slideconvert.plan.recipe import Recipe
 from slideconvert.report import Report
+from slideconvert.texts.read import read_documents
+from slideconvert.texts.tokens import token_sequences
 
 PATTERNS = ("2:4", "2:6", "2:8", "2:10", "2:inf")
 

@@ -26,11 +26,13 @@ from .runtime import hook
 if TYPE_CHECKING:
     from .api.bench import bench_compare, bench_kernel, bench_layer, bench_published
     from .api.bench_serve import bench_serve
-    from .api.checkpoints import download, evaluate, generate, inspect, load_model, push, verify
+    from .api.checkpoints import download, evaluate, inspect, push, verify
     from .api.convert import allocate, convert, plan, quantize, relayout, slide, sparsify
+    from .api.memory import as_source
     from .api.options import (
         AllocateOptions,
         BenchOptions,
+        ChatOptions,
         ConvertOptions,
         EvaluateOptions,
         GenerateOptions,
@@ -46,14 +48,18 @@ if TYPE_CHECKING:
         VerifyOptions,
     )
     from .api.rotate import rotate
+    from .api.writing import chat, generate, load_model
     from .errors import SlideConvertError
     from .report import Report
+    from .texts.named import Documents
 
 __version__ = "0.1.0"
 __all__ = [
     "AllocateOptions",
     "BenchOptions",
+    "ChatOptions",
     "ConvertOptions",
+    "Documents",
     "EvaluateOptions",
     "GenerateOptions",
     "ModelOptions",
@@ -69,11 +75,13 @@ __all__ = [
     "SparsifyOptions",
     "VerifyOptions",
     "allocate",
+    "as_source",
     "bench_compare",
     "bench_kernel",
     "bench_layer",
     "bench_published",
     "bench_serve",
+    "chat",
     "convert",
     "download",
     "evaluate",
@@ -93,11 +101,14 @@ __all__ = [
 _MODULES = {
     ".api.bench": ("bench_compare", "bench_kernel", "bench_layer", "bench_published"),
     ".api.bench_serve": ("bench_serve",),
-    ".api.checkpoints": ("download", "evaluate", "generate", "inspect", "load_model", "push", "verify"),
+    ".api.checkpoints": ("download", "evaluate", "inspect", "push", "verify"),
     ".api.convert": ("allocate", "convert", "plan", "quantize", "relayout", "slide", "sparsify"),
+    ".api.memory": ("as_source",),
     ".api.rotate": ("rotate",),
+    ".api.writing": ("chat", "generate", "load_model"),
     ".errors": ("SlideConvertError",),
     ".report": ("Report",),
+    ".texts.named": ("Documents",),
 }
 """The modules of public names; all others come from .api.options."""
 

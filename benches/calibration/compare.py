@@ -37,10 +37,11 @@ from slideconvert.core.schemes import parse_scheme
 from slideconvert.core.weights import values
 from slideconvert.errors import SlideConvertError
 from slideconvert.evaluate.perplexity import perplexity
-from slideconvert.evaluate.text import read_documents, token_sequences
 from slideconvert.formats.record import describe_linear, read_record
 from slideconvert.models.families import decoder_linears
 from slideconvert.models.load import load_model, load_tokenizer
+from slideconvert.texts.read import read_documents
+from slideconvert.texts.tokens import token_sequences
 
 PEER = "llm-compressor SparseGPT"
 PEER_SCRIPT = Path(__file__).with_name("llmcompressor_sparsegpt.py")

@@ -32,12 +32,13 @@ from slideconvert.core.patterns import GroupPattern, parse_pattern
 from slideconvert.core.quantize import Weight
 from slideconvert.core.weights import floats
 from slideconvert.evaluate.perplexity import perplexity
-from slideconvert.evaluate.text import read_documents, token_sequences
 from slideconvert.hub.source import resolve
 from slideconvert.models.load import load_model, load_tokenizer
 from slideconvert.plan.plan import Plan, make_plan
 from slideconvert.plan.recipe import parse_recipe
 from slideconvert.progress import silent
+from slideconvert.texts.read import read_documents
+from slideconvert.texts.tokens import token_sequences
 
 LENGTH, SEQUENCES = 512, 160
 

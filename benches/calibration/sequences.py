@@ -17,8 +17,9 @@ from torch import Tensor
 
 from slideconvert.checkpoint.reader import Checkpoint
 from slideconvert.errors import InputError, SlideConvertError
-from slideconvert.evaluate.text import read_documents, token_sequences
 from slideconvert.models.load import load_tokenizer
+from slideconvert.texts.read import read_documents
+from slideconvert.texts.tokens import token_sequences
 
 NAME = "sequences"
 """The tensor's name in the file."""

@@ -1,4 +1,4 @@
-"""Functions for finished checkpoints: verify, inspect, evaluate, generate, load_model, push and download."""
+"""Functions for finished checkpoints: verify, inspect, evaluate, push and download."""
 
 from __future__ import annotations
 
@@ -8,13 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from ..checkpoint.reader import Checkpoint
 from ..checkpoint.snapshot import Snapshot
 from ..errors import InputError
 from ..evaluate.compare import TextProtocol, measure
-from ..evaluate.perplexity import continue_text
 from ..evaluate.served import Served
 from ..evaluate.tasks import TaskResults, load_tasks, measure_tasks
 from ..gguf_files.source import gguf_file
@@ -23,20 +20,21 @@ from ..hub.publish import Pushed, carry_out, check_package, check_target, plan_p
 from ..hub.source import download as fetch
 from ..hub.source import resolve
 from ..hub.upload import Upload
-from ..models.load import load_model as load
 from ..progress import Progress, silent
 from ..report.inspect import Inspection, inspect_checkpoint
 from ..rotate.check import verify_rotated
 from ..rotate.record import is_rotated
+from ..texts.named import text_of
 from ..verify import Verdict, verify_checkpoint
-from .options import EvaluateOptions, GenerateOptions, ModelOptions, PushOptions, VerifyOptions
+from .options import EvaluateOptions, PushOptions, VerifyOptions
 from .settings import choose_device
 
-MAX_NEW_TOKENS = 32
 SERVED_TOP = 20
 """Default of --top with --served: the limit of a vLLM server that was started without --max-logprobs."""
 OWNERS = {
-    **dict.fromkeys(("sequences", "length", "by_position", "top", "keep_base", "base_gb", "served"), "text"),
+    **dict.fromkeys(
+        ("text_column", "sequences", "length", "by_position", "top", "keep_base", "base_gb", "served"), "text"
+    ),
     **dict.fromkeys(("task_path", "limit", "shots"), "tasks"),
     **dict.fromkeys(("served_model", "api_key_env"), "served"),
 }
@@ -148,7 +146,8 @@ def evaluate(
     protocol, served = protocol_of(options, chosen), _served(options)
     opened = {ckpt: Checkpoint.open(resolve(ckpt, progress=progress).path) for ckpt in chosen}
     loaded = load_tasks(names, folder=options.task_path, shots=options.shots, progress=progress) if names else None
-    found = measure(opened, options.text, protocol, served=served, progress=progress) if options.text else None
+    text = None if options.text is None else text_of(options.text)
+    found = measure(opened, text, protocol, served=served, progress=progress) if text else None
     scores = None
     if loaded:
         how = {"activations": protocol.activations, "device": protocol.device}
@@ -170,6 +169,7 @@ def protocol_of(options: EvaluateOptions, ckpts: Sequence[str]) -> TextProtocol:
     defaults = TextProtocol()
     return TextProtocol(
         sequences=options.sequences or defaults.sequences,
+        column=options.text_column,
         length=options.length or defaults.length,
         activations=options.activations or defaults.activations,
         device=choose_device(options.device),
@@ -191,45 +191,6 @@ def _served(options: EvaluateOptions) -> Served | None:
             hint="name the variable that holds the key, not the key",
         )
     return Served(options.served, options.served_model, key)
-
-
-def generate(
-    ckpt: str | Path,
-    prompt: str,
-    options: GenerateOptions = GenerateOptions(),
-    *,
-    progress: Progress = silent,
-) -> str:
-    """The greedy continuation of a prompt, without the prompt: on a GPU with our kernels, on a CPU in plain torch.
-
-    InputError for a prompt without tokens, or a checkpoint that cannot be read.
-
-    >>> isinstance(slideconvert.generate(out, "the", GenerateOptions(max_new_tokens=2)), str)
-    True
-    """
-    return continue_text(
-        Checkpoint.open(resolve(str(ckpt), progress=progress).path),
-        prompt,
-        most=options.max_new_tokens or MAX_NEW_TOKENS,
-        activations=options.activations or "quantized",
-        device=choose_device(options.device),
-    )
-
-
-def load_model(ckpt: str | Path, options: ModelOptions = ModelOptions(), *, progress: Progress = silent) -> nn.Module:
-    """The checkpoint as a causal language model of transformers in eval mode, its linears on the fastest backend here.
-
-    InputError if the checkpoint cannot be read or run on the device.
-
-    >>> slideconvert.load_model(out).config.model_type
-    'llama'
-    """
-    return load(
-        Checkpoint.open(resolve(str(ckpt), progress=progress).path),
-        activations=options.activations or "quantized",
-        device=choose_device(options.device),
-        backend="auto",
-    )
 
 
 def push(

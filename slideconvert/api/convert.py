@@ -22,6 +22,8 @@ from ..plan.plan import Plan, make_plan
 from ..plan.recipe import Recipe
 from ..progress import Progress, silent
 from ..report import Report
+from ..report.limits import Limits
+from ..texts.named import text_of
 from .ends import check_output, check_source, opened, refuse_several_ranks
 from .options import (
     AllocateOptions,
@@ -193,6 +195,11 @@ def check_target(options: ConvertOptions, *, planned: bool = False) -> Target | 
     return target
 
 
+def _measuring(options: OutputOptions, limits: Limits) -> Measuring:
+    text = None if options.text is None else text_of(options.text)
+    return Measuring(text, options.sequences or SEQUENCES, limits, options.text_column)
+
+
 def convert_source(
     source: str | Path,
     out: Path,
@@ -238,7 +245,7 @@ def convert_source(
             settings=settings,
             resume=options.resume,
             verify=options.verify,
-            measuring=Measuring(options.text, options.sequences or SEQUENCES, limits),
+            measuring=_measuring(options, limits),
             progress=progress,
         )
     return Conversion(report, chosen, checkpoint.shard_store.fetched)

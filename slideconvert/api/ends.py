@@ -24,8 +24,10 @@ from .options import CalibrationOptions, OutputOptions, SourceOptions, WriteOpti
 def check_output(source: str | Path, out: Path | None, options: OutputOptions) -> None:
     """InputError for options of the output that do not go together, or with the source. out: None in a plan that names
     no output."""
-    if options.sequences is not None and not options.text:
-        raise InputError("--sequences belongs to --text", hint="name the text to measure on, or omit it")
+    for name in ("sequences", "text_column"):
+        if getattr(options, name) is not None and not options.text:
+            flag = f"--{name.replace('_', '-')}"
+            raise InputError(f"{flag} belongs to --text", hint="name the text to measure on, or omit it")
     if not isinstance(options, CalibrationOptions):
         for given, needs in (("max_kl", options.text), ("max_output_error", None)):
             if getattr(options, given) is not None and not needs:

@@ -10,12 +10,14 @@ from ..core.choices import INT8, PRUNING, ROUNDING, RTN, W4A16
 from ..errors import InputError, pick
 from ..formats.registry import usual_layout
 from ..formats.slide import Slide
+from ..plan.calibration import Calibration, check_mixture, parse_calibration
 from ..plan.linear_config import LINEAR_FIELDS, LinearConfig, describe_config, parse_linear_config
 from ..plan.presets import parse_preset
 from ..plan.recipe import TRAINING, Recipe, load_recipe, parse_recipe
 from ..prune import METHODS
 from ..runtime.slidesparse_record import DENSE
-from .options import CalibrationOptions, Options, PatternOptions, QuantizeOptions, SparsifyOptions
+from ..texts.named import Text, text_of
+from .options import CalibrationOptions, CalibrationTexts, Options, PatternOptions, QuantizeOptions, SparsifyOptions
 
 BLOCK_DEFAULTS = {"scheme": INT8, "pattern": "2:8"}
 GROUP_DEFAULTS = {"scheme": W4A16, "sparsity": 0.5}
@@ -35,9 +37,8 @@ def recipe_of(options: Options, *, defaults: Defaults = (BLOCK_DEFAULTS, GROUP_D
     """
     path = getattr(options, "recipe", None)
     recipe = load_recipe(path) if path else Recipe()
-    calibration = calibration_fields(options)
     given = {name: str(value) for name in RECIPE_FIELDS if (value := getattr(options, name, None)) is not None}
-    explicit = parse_recipe({**given, "calibration": calibration}, "options")
+    explicit = parse_recipe(given, "options")
     chosen = {**_compatible(recipe.config, explicit.config), **describe_config(explicit.config)}
     groups = parse_linear_config(**chosen).whole_groups
     pattern = explicit.config.pattern or recipe.config.pattern
@@ -52,7 +53,7 @@ def recipe_of(options: Options, *, defaults: Defaults = (BLOCK_DEFAULTS, GROUP_D
         block_epochs=recipe.block_epochs if explicit.block_epochs is None else explicit.block_epochs,
         end_epochs=recipe.end_epochs if explicit.end_epochs is None else explicit.end_epochs,
         generated=recipe.generated if explicit.generated is None else explicit.generated,
-        calibration=replace(recipe.calibration, **{name: getattr(explicit.calibration, name) for name in calibration}),
+        calibration=calibration_of(options, recipe.calibration),
         layout=explicit.layout or recipe.layout or _usual_layout([config, *(rule.config for rule in recipe.rules)]),
         shard_bytes=explicit.shard_bytes if "shard_gb" in given else recipe.shard_bytes,
     )
@@ -79,8 +80,7 @@ def quantize_recipe(options: QuantizeOptions) -> Recipe:
     )
     if config.scheme and not config.scheme.quantized:
         raise InputError(f"scheme {config.scheme.name} does not quantize", hint="use int8, fp8 or w4a16")
-    calibration = parse_recipe({"calibration": calibration_fields(options)}, "options").calibration
-    return Recipe(config, layout=DENSE, calibration=calibration)
+    return Recipe(config, layout=DENSE, calibration=calibration_of(options))
 
 
 def slide_recipe(options: PatternOptions) -> Recipe:
@@ -88,17 +88,28 @@ def slide_recipe(options: PatternOptions) -> Recipe:
     return Recipe(parse_linear_config(pattern=options.pattern), layout=Slide.layout)
 
 
-def calibration_fields(options: Options) -> dict[str, str]:
-    """The calibration options that are given, as fields of a recipe's calibration."""
-    if not isinstance(options, CalibrationOptions):
-        return {}
-    found = {
-        "text": options.calibration,
-        "samples": options.samples,
-        "length": options.length,
-        "seed": options.seed,
-    }
-    return {name: str(value) for name, value in found.items() if value is not None}
+def calibration_of(options: Options, recipe: Calibration | None = None) -> Calibration:
+    """The calibration of a recipe, overridden by the options that are given; another text comes without the weights and
+    the column of the recipe's. InputError for options that are invalid or contradict each other."""
+    found = recipe or Calibration()
+    if isinstance(options, CalibrationOptions):
+        numbers = {name: getattr(options, name) for name in ("samples", "length", "seed")}
+        fields = {name: str(value) for name, value in numbers.items() if value is not None}
+        more = {"text": _texts(options.calibration), "weights": options.weights, "column": options.column}
+        given = fields | {name: value for name, value in more.items() if value is not None}
+        explicit = parse_calibration(given, "options")
+        if "text" in given:
+            found = replace(found, weights=None, column=None)
+        found = replace(found, **{name: getattr(explicit, name) for name in given})
+    check_mixture(found)
+    return found
+
+
+def _texts(given: CalibrationTexts | None) -> Text | list[Text] | None:
+    """One text of an option or several, as a recipe has them."""
+    if given is None:
+        return None
+    return [text_of(one) for one in given] if isinstance(given, list | tuple) else text_of(given)
 
 
 def _compatible(config: LinearConfig, explicit: LinearConfig) -> dict[str, Any]:

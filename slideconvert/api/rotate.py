@@ -10,13 +10,12 @@ from ..checkpoint.staging import check_free
 from ..core.choices import ALL, ROTATED
 from ..core.patterns import BlockPattern
 from ..errors import DiskFullError, InputError, pick
-from ..plan.recipe import parse_recipe
 from ..progress import Progress, silent
 from ..rotate.run import Job, Rotated
 from ..rotate.run import rotate as carry_out
 from .ends import check_other_name, opened
 from .options import RotateOptions
-from .recipe import calibration_fields
+from .recipe import calibration_of
 from .settings import settings_of
 
 STEPS = 200
@@ -47,7 +46,7 @@ def rotate(
         raise InputError(
             "--low-disk with --keep-on disk: every step would fetch the model again", hint="omit one of them"
         )
-    calibration = parse_recipe({"calibration": calibration_fields(options)}, "options").calibration
+    calibration = calibration_of(options)
     settings = settings_of(options)
     with claimed(out) as claim:
         check_free(out, resume=options.resume)  # before gigabytes are fetched

@@ -114,9 +114,11 @@ def _click_option(one: Option) -> HeadedOption:
     elif spec.minimum is not None:
         kind = click.IntRange(spec.minimum)
     metavar = "|".join(spec.choices) if spec.choices else spec.metavar or None
-    return HeadedOption([one.flag, one.name], type=kind, metavar=metavar, **about)
+    return HeadedOption([one.flag, one.name], type=kind, metavar=metavar, multiple=spec.several, **about)
 
 
 def _value(one: Option, value: Any) -> Any:
-    """The value of an option; a flag turns its default around."""
+    """The value of an option; a flag turns its default around, and of an option that was not given there is none."""
+    if one.spec.several:
+        return value or None
     return not value if one.default is True else value

@@ -119,7 +119,7 @@ def _memory_lines(plan: Plan, settings: RunSettings, device: str | None) -> list
         f"memory   about {size(base)} beside the GPU"
         if named == "cuda"
         else f"memory   about {size(host)} if a CPU calibrates",
-        f"text     {calibration.samples} sequences of {length} tokens of {calibration.text}{more}",
+        f"text     {calibration.samples} sequences of {length} tokens of {calibration.describe_text()}{more}",
         *([] if named == "cpu" else _gpu_lines(needs(plan, running("cuda", settings)), settings)),
     ]
 

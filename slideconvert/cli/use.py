@@ -1,4 +1,4 @@
-"""Using models: download, eval, generate."""
+"""Using models: download, eval."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from ..api.options import EvaluateOptions, GenerateOptions, RevisionOptions, option
+from ..api.options import EvaluateOptions, RevisionOptions, option
 from .common import Folder, Model, echo_json, show
-from .options import Display, HeadedOption, ResultDisplay, command
+from .options import Display, ResultDisplay, command
 from .progress import progress_bar
 
 
@@ -88,22 +88,3 @@ def eval_command(ckpts: tuple[str, ...], options: EvaluateOptions, display: Disp
     if not display.quiet:
         for note in found.notes:
             show(f"note  {note}")
-
-
-@command("generate", GenerateOptions, ResultDisplay, without=("verbose",))
-@click.argument("ckpt", type=Model())
-@click.option("--prompt", cls=HeadedOption, heading="Text", required=True, help="Text to continue.")
-def generate_command(ckpt: str, prompt: str, options: GenerateOptions, display: Display) -> None:
-    """Continue a prompt greedily with the checkpoint CKPT: on a GPU by its kernels, on a CPU in plain torch.
-
-    \b
-      slideconvert generate out/ --prompt "def main" --max-new-tokens 40
-    """
-    from ..api.checkpoints import generate
-
-    with progress_bar(display.shown) as progress:
-        text = generate(ckpt, prompt, options, progress=progress)
-    if display.as_json:
-        echo_json({"prompt": prompt, "text": text})
-    else:
-        click.echo(prompt + text)

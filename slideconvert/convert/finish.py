@@ -27,6 +27,7 @@ from ..report import Report
 from ..report.limits import Limits
 from ..report.render import render_reports
 from ..report.source_card import source_card
+from ..texts.named import Text, name_of
 from ..verify import verify_checkpoint
 from .bundle import bundle_kernels
 from .held_out import measure_held_out
@@ -47,12 +48,14 @@ class Weights:
 
 @dataclass(frozen=True)
 class Measuring:
-    """How far an output is from its source. text: a file or data set for `read_documents`, on whose first `sequences`
-    sequences both are compared, None for none. limits: on what is measured, there and on held-out calibration text."""
+    """How far an output is from its source. text: for `read_documents`, on whose first `sequences` sequences
+    both are compared, None for none. limits: on what is measured, there and on held-out calibration text.
+    column: of the text."""
 
-    text: str | None = None
+    text: Text | None = None
     sequences: int = SEQUENCES
     limits: Limits = Limits()
+    column: str | None = None
 
 
 @dataclass(frozen=True)
@@ -139,14 +142,15 @@ def _measure(plan: Plan, folder: Path, checks: Checks, progress: Progress) -> di
     assert text is not None
     with writing(folder):
         (folder / WORK).mkdir(exist_ok=True)
-    how = TextProtocol(sequences=checks.measuring.sequences, device=checks.settings.device, scratch=folder / WORK)
+    told = checks.measuring
+    how = TextProtocol(told.sequences, column=told.column, device=checks.settings.device, scratch=folder / WORK)
     checkpoints = {"source": plan.source, "output": Checkpoint.open(folder)}
     found = measure(checkpoints, text, how, progress=progress)
     before, after = found.rows
     quantized = any(not one.kept and one.scheme.quantized and one.scheme.activation_bits == 8 for one in plan.linears)
     activations = "quantized per token" if quantized else "not quantized"
     protocol = (
-        f"the first {after['sequences']} sequences of {how.length} tokens of {Path(text).name}, "
+        f"the first {after['sequences']} sequences of {how.length} tokens of {Path(name_of(text)).name}, "
         f"exp(mean next-token cross-entropy inside the sequences), float32, activations {activations}"
     )
     return {

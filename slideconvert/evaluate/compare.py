@@ -16,12 +16,15 @@ from ..checkpoint.reader import Checkpoint
 from ..errors import InputError
 from ..models.load import load_model, load_tokenizer, model_config, running_model, tokenizer_settings
 from ..progress import Progress, silent
+from ..texts.chat import template_of
+from ..texts.named import Text, name_of
+from ..texts.read import read_documents
+from ..texts.tokens import around_documents, token_sequences
 from .divergence import divergence, losses_of, top_of
 from .kept_base import LIMIT, TOP, KeptBase, Origin, check_kept_bytes, checkpoint_sha256, kept_base, tokens_sha256
 from .perplexity import LENGTH, Score, token_numbers
 from .served import Served, measure_served
 from .statistics import by_position, divergence_summary, perplexity_of, ratio_of
-from .text import around_documents, read_documents, token_sequences
 
 SEQUENCES = 160
 """Default number of sequences."""
@@ -36,10 +39,11 @@ COMPARED = (
 class TextProtocol:
     """How checkpoints are measured on a text.
 
-    sequences: the first ones of the text, at most. length: tokens of each. activations: "quantized" per token as in
-    serving, or "float". device: of torch. positions: also report by position. top: tokens of the base's distributions
-    that are kept for each position. limit: bytes of the file that keeps them, at most. base_file: its name, None for a
-    file without one in the folder `scratch` (None: the folder for temporary files).
+    sequences: the first ones of the text, at most. length: tokens of each. activations: "quantized" per token as
+    in serving, or "float". device: of torch. positions: also report by position. top: tokens of the base's
+    distributions that are kept for each position. limit: bytes of the file that keeps them, at most. base_file: its
+    name, None for a file without one in the folder `scratch` (None: the folder for temporary files). column: of the
+    text, None for the first of texts.read.KNOWN.
     """
 
     sequences: int = SEQUENCES
@@ -51,6 +55,7 @@ class TextProtocol:
     limit: int = LIMIT
     base_file: Path | None = None
     scratch: Path | None = None
+    column: str | None = None
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ class _Found:
 
 def measure(
     checkpoints: Mapping[str, Checkpoint],
-    text: str,
+    text: Text,
     protocol: TextProtocol = TextProtocol(),
     *,
     served: Served | None = None,
@@ -94,7 +99,8 @@ def measure(
 ) -> TextResults:
     """Measure each checkpoint on the first sequences of `text`, with its own tokenizer, against the first one.
 
-    checkpoints: by the name to report. text: as for `read_documents`. served: a checkpoint behind a server, measured
+    checkpoints: by the name to report. text: as for `read_documents`; each
+    checkpoint writes conversations with its own chat template. served: a checkpoint behind a server, measured
     last with the tokens of the first one.
 
     A row has ckpt (the name), sequences, tokens (predicted ones), bytes (of all weight files; None behind a server),
@@ -134,10 +140,11 @@ def measure(
     return TextResults(found.rows, tuple(found.notes))
 
 
-def _prepare(name: str, checkpoint: Checkpoint, text: str, protocol: TextProtocol) -> _Prepared:
+def _prepare(name: str, checkpoint: Checkpoint, text: Text, protocol: TextProtocol) -> _Prepared:
     tokenizer, config = load_tokenizer(checkpoint), model_config(checkpoint)
     around = around_documents(tokenizer, tokenizer_settings(checkpoint))
-    tokens = token_sequences(tokenizer, read_documents(text), protocol.length, protocol.sequences, around=around)
+    documents = read_documents(text, column=protocol.column, template=template_of(tokenizer, name))
+    tokens = token_sequences(tokenizer, documents, protocol.length, protocol.sequences, around=around)
     most = getattr(config, "max_position_embeddings", None)
     return _Prepared(name, checkpoint, tokenizer, tokens, int(config.vocab_size), most)
 
@@ -151,7 +158,7 @@ def _check_length(one: _Prepared, length: int) -> None:
 
 
 def _file_for(
-    base: _Prepared, text: str, protocol: TextProtocol, progress: Progress
+    base: _Prepared, text: Text, protocol: TextProtocol, progress: Progress
 ) -> AbstractContextManager[KeptBase]:
     """The file of the base's distributions."""
     count, length = base.tokens.shape
@@ -159,7 +166,7 @@ def _file_for(
     origin = Origin(
         checkpoint=checkpoint_sha256(base.checkpoint, progress) if protocol.base_file else "",
         activations=protocol.activations,
-        text=Path(text).name,
+        text=Path(name_of(text)).name,
         tokens=tokens_sha256(base.tokens),
         sequences=count,
         length=length,

@@ -14,6 +14,7 @@
     generated: 384            # sequences that the source model generates for training, instead of the preset's number
     codes: ternary            # ternary | full; for models trained with ternary weights (BitNet)
     calibration: {text: calibration.jsonl, samples: 128, length: 2048, seed: 0}
+                              # or text: [a.jsonl, b.jsonl], weights: [2, 1], column: messages
     layout: slide             # slide | gqs | dense
     rules:                    # by module name, * and ? as wildcards; the first match wins
       - {match: "*.layers.0.*", keep: true}
@@ -35,6 +36,7 @@ from typing import Any
 from ..errors import InputError, pick
 from ..formats.registry import parse_layout
 from ..prune import METHODS
+from .calibration import FIELDS as CALIBRATION
 from .calibration import Calibration, parse_calibration
 from .linear_config import LINEAR_FIELDS, LinearConfig, describe_config, parse_flag, parse_linear_config, parse_number
 from .presets import Preset, Recovery, parse_preset
@@ -239,8 +241,8 @@ def _check_fields(fields: Any, known: set[str], where: str) -> None:
     for name, value in fields.items():
         pick(name, sorted(known), f"field in {where}:")
         if name == "calibration":
-            _check_fields(value, {"text", "samples", "length", "seed"}, f"{where}, calibration")
-        elif not isinstance(value, str) and name != "rules":
+            _check_fields(value, set(CALIBRATION), f"{where}, calibration")
+        elif not isinstance(value, str) and name not in ("rules", "text", "weights"):
             raise InputError(f"{where}: {name} must be a single value")
         if value == "":
             raise InputError(f"{where}: {name} has no value", hint="give one, or omit the line")

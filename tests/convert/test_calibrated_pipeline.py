@@ -17,13 +17,14 @@ from slideconvert.calibrate import stream
 from slideconvert.checkpoint.reader import Checkpoint
 from slideconvert.convert.pipeline import convert
 from slideconvert.evaluate.perplexity import perplexity
-from slideconvert.evaluate.text import read_documents, token_sequences
 from slideconvert.models.load import load_model, load_tokenizer
 from slideconvert.plan.presets import PRESETS
 from slideconvert.prune import METHODS
 from slideconvert.prune.statistics import Statistics
 from slideconvert.recover import training
 from slideconvert.report import Report
+from slideconvert.texts.read import read_documents
+from slideconvert.texts.tokens import token_sequences
 from tests.conftest import Cli
 from tests.convert.test_bad_input import refused
 from tests.convert.test_verify import edit_tensors

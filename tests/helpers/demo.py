@@ -12,11 +12,12 @@ from torch import Tensor
 
 from slideconvert.checkpoint.reader import Checkpoint
 from slideconvert.convert.pipeline import convert
-from slideconvert.evaluate.text import read_documents, token_sequences
 from slideconvert.hub.snapshot import open_folder
 from slideconvert.models.load import load_tokenizer
 from slideconvert.plan.plan import make_plan
 from slideconvert.plan.recipe import parse_recipe
+from slideconvert.texts.read import read_documents
+from slideconvert.texts.tokens import token_sequences
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 DEMO = EXAMPLES / "demo_model"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import slideconvert
 from slideconvert.cli import COMMANDS
 from slideconvert.plan.presets import PRESETS, Recovery
 from slideconvert.plan.recipe import load_recipe
@@ -29,6 +30,7 @@ DOCUMENTS = [
 ]
 MARK = "<!-- tested -->"
 TESTED = [path for path in DOCUMENTS if MARK in path.read_text()]
+NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 BENCHES = [
     *(ROOT / "benches").rglob("*.py"),
     *(ROOT / "kernels").rglob("bench_*.py"),
@@ -48,7 +50,7 @@ ROWS = (
     ("core", "checkpoint"),
     ("runtime",),
     ("formats",),
-    ("models", "prune"),
+    ("models", "prune", "texts"),
     ("permute", "recover", "report", "evaluate", "gguf_files"),
     ("verify", "plan"),
     ("hub", "calibrate"),
@@ -235,19 +237,20 @@ def test_links_between_documents_resolve(document: Path) -> None:
         assert not anchor or anchor in anchors, f"{document.name} links to {link}"
 
 
-@pytest.mark.parametrize("document", TESTED, ids=lambda path: path.name)
-def test_readme_commands_run(
-    document: Path, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short_demo: Path, one_epoch: None
-) -> None:
-    """Every slideconvert line and every block of Python that README.md and docs/ mark as tested, as it stands.
-
-    The demo model has two layers, and training takes one epoch.
-    """
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short_demo: Path, one_epoch: None) -> Path:
+    """A working folder with what examples use. The demo model has two layers, and training takes one epoch."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "examples").mkdir()
     (tmp_path / "examples" / "demo_model").symlink_to(short_demo)
     (tmp_path / "examples" / "demo_text").symlink_to(ROOT / "examples" / "demo_text")
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    return tmp_path
+
+
+@pytest.mark.parametrize("document", TESTED, ids=lambda path: path.name)
+def test_readme_commands_run(document: Path, cli: Cli, checkout: Path) -> None:
+    """Every slideconvert line and every block of Python that README.md and docs/ mark as tested, as it stands."""
     blocks = [part.split("```")[1] for part in document.read_text().split(MARK)[1:]]
     programs = [block.removeprefix("python\n") for block in blocks if block.startswith("python\n")]
     for program in programs:
@@ -257,6 +260,31 @@ def test_readme_commands_run(
     for words in commands:
         outcome = cli(*[word.strip("'\"") for word in words[1:]])
         assert outcome.code == 0, (words, outcome.err)
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.name)
+def test_notebooks_run_and_are_kept_without_results(
+    notebook: Path, checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All cells of code in their order, where Jupyter runs them: in the folder of the notebook."""
+    monkeypatch.chdir(checkout / "examples")
+    monkeypatch.setattr("tempfile.tempdir", str(checkout))
+    fields = json.loads(notebook.read_text())
+    assert fields["nbformat"] == 4 and fields["nbformat_minor"] >= 5  # cells have ids
+    assert len({cell["id"] for cell in fields["cells"]}) == len(fields["cells"])
+    cells = [cell for cell in fields["cells"] if cell["cell_type"] == "code"]
+    assert not [cell for cell in cells if cell["outputs"] or cell["execution_count"] is not None]
+    names: dict[str, object] = {}
+    for cell in cells:
+        exec(compile("".join(cell["source"]), f"{notebook.name}, {cell['id']}", "exec"), names)
+    assert capsys.readouterr().out
+    assert sorted(path.name for path in Path().iterdir()) == ["demo_model", "demo_text"]  # it leaves nothing behind
+
+
+def test_the_page_of_the_python_api_names_all_of_it() -> None:
+    page = (ROOT / "docs" / "python-api.md").read_text()
+    functions = [name for name in slideconvert.__all__ if name.islower()]
+    assert [name for name in functions if not re.search(rf"`{name}[(`]", page)] == []
 
 
 @pytest.mark.parametrize("bench", BENCHES, ids=lambda path: str(path.relative_to(ROOT)))

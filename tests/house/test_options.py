@@ -47,9 +47,15 @@ def test_every_option_has_help_and_a_heading(name: str) -> None:
 DISPLAY = {"--json": "--quiet --json", "--verbose": "--json --verbose", "--quiet": "--verbose --quiet"}
 RESULT = {"--json": "--json --quiet", "--quiet": "--quiet --json"}
 HUB = {"--revision": "--revision main", "--source-cache": "--source-cache .", "--low-disk": "--low-disk"}
-OUTPUT = {"--sequences": "--sequences 4", "--max-kl": "--max-kl 1", "--max-output-error": "--max-output-error 1"}
+OUTPUT = {
+    "--text-column": "--text-column body",
+    "--sequences": "--sequences 4",
+    "--max-kl": "--max-kl 1",
+    "--max-output-error": "--max-output-error 1",
+}
+OUTPUT |= {"--text-column": "--text-column body"}
 CALIBRATION = {"--calibration": f"--calibration {TEXT}", "--samples": "--samples 8", "--length": "--length 64"}
-CALIBRATION |= {"--seed": "--seed 1"}
+CALIBRATION |= {"--seed": "--seed 1", "--weights": "--weights 1", "--column": "--column text"}
 COMPUTE = {"--keep-on": "--keep-on disk", "--batch-tokens": "--batch-tokens 64", "--precision": "--precision float32"}
 ROW_CAP = {"--row-cap": "--row-cap 2"}
 SIZES = {"--group-size": "--group-size 16"}
@@ -62,12 +68,14 @@ TIMES = TOKENS | {"--gpu": "--gpu a100", "--speed-table": "--speed-table times.c
 TASKS = {"--limit": "--limit 1", "--shots": "--shots 1", "--task-path": "--task-path .", "--verbose": "--verbose"}
 TEXTLESS = {"--sequences": "--sequences 4 --tasks a", "--length": "--length 64 --tasks a"}
 TEXTLESS |= {"--by-position": "--by-position --tasks a", "--keep-base": "--keep-base base --tasks a"}
-TEXTLESS |= {"--served": "--served http://127.0.0.1:1 --tasks a"}
+TEXTLESS |= {"--text-column": "--text-column body --tasks a", "--served": "--served http://127.0.0.1:1 --tasks a"}
 ALONE = {"--top": f"--top 5 --text {TEXT}", "--base-gb": f"--base-gb 1 --text {TEXT}"}
 UNSERVED = {"--served-model": f"--served-model a --text {TEXT}", "--api-key-env": f"--api-key-env A --text {TEXT}"}
 CONVERT = {**DISPLAY, **HUB, **OUTPUT, **CALIBRATION, **COMPUTE, **OFFLOAD, **ROW_CAP, **NUMBERS, **CODES, **TRAINING}
 CONVERT |= {"--public": "--public"}
 FOLDER = {"--resume": "--resume", "--overwrite": "--overwrite"}
+
+GREEDY = {"--seed": "--seed 1", "--top-p": "--top-p 0.5 --temperature 0", "--top-k": "--top-k 5 --temperature 0"}
 
 UNUSED: dict[str, tuple[str, dict[str, str]]] = {
     "download": ("org/model", DISPLAY),
@@ -88,7 +96,8 @@ UNUSED: dict[str, tuple[str, dict[str, str]]] = {
         "SOURCE",
         {**RESULT, **TEXTLESS, **ALONE, **UNSERVED} | {name: f"{given} --text {TEXT}" for name, given in TASKS.items()},
     ),
-    "generate": ("SOURCE --prompt a", RESULT),
+    "generate": ("SOURCE --prompt a", {**RESULT, **GREEDY, "--system": "--system a"}),
+    "chat": ("SOURCE", GREEDY),
     "push": ("SOURCE org/model", {**DISPLAY, "--device": "--device cpu"}),
     "tune": (
         "OUT",
@@ -143,7 +152,8 @@ ALWAYS: dict[str, set[str]] = {
     "verify": {"--device", "--source"},
     "inspect": set(),
     "eval": {"--text", "--tasks", "--device", "--activations"},
-    "generate": {"--prompt", "--max-new-tokens", "--device", "--activations"},
+    "generate": {"--prompt", "--chat", "--temperature", "--max-new-tokens", "--device", "--activations"},
+    "chat": {"--quiet", "--temperature", "--system", "--max-new-tokens", "--device", "--activations"},
     "push": {"--dry-run", "--public", "--revision", "--message", "--package", "--verify"},
     "tune": {"--host", "--budget", "--device"},
     "bench kernel": BENCH,

@@ -16,8 +16,9 @@ from transformers import AutoModelForCausalLM
 
 from slideconvert.checkpoint.reader import Checkpoint
 from slideconvert.evaluate.perplexity import perplexity
-from slideconvert.evaluate.text import read_documents, token_sequences
 from slideconvert.models.load import load_model, load_tokenizer
+from slideconvert.texts.read import read_documents
+from slideconvert.texts.tokens import token_sequences
 from tests.conftest import MAGNITUDE, Cli
 from tests.runtime.test_stock_transformers import (
     assert_same_logits,

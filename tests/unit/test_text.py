@@ -18,10 +18,12 @@ from slideconvert.calibrate import tokens as calibration_text
 from slideconvert.calibrate.tokens import calibration_tokens
 from slideconvert.checkpoint.reader import Checkpoint
 from slideconvert.errors import InputError
-from slideconvert.evaluate import text as text_module
-from slideconvert.evaluate.text import around_documents, read_documents, sampled, token_sequences
 from slideconvert.models.load import load_tokenizer
 from slideconvert.plan.calibration import Calibration
+from slideconvert.texts import read as read_module
+from slideconvert.texts import tokens as tokens_module
+from slideconvert.texts.read import read_documents
+from slideconvert.texts.tokens import around_documents, sampled, token_sequences
 from tests.helpers import pico
 from tests.helpers.calibrated import write_text, write_tokenizer
 
@@ -136,7 +138,7 @@ def test_one_column_is_text(tmp_path: Path, columns: list[str], words: str) -> N
         ("absent.txt", None, "no such file"),
         ("a.csv", b"text\n", "a file of kind '.csv'"),
         ("a.jsonl", b'{"text": "a"}\n{"text"', "line 2: not JSON"),
-        ("a.jsonl", b'{"body": "a"}', 'line 1: an object with a "text" string'),
+        ("a.jsonl", b'{"body": "a"}', "line 1: no column 'text', 'messages', 'conversations' .its columns are .'body'"),
         ("a.txt", b"\xff\xfea\0", "UTF-16 text"),
         ("a.jsonl", b"\xfe\xff\0a", "UTF-16 text"),
         ("a.txt", b"a\xff", "not UTF-8"),
@@ -217,7 +219,7 @@ def test_long_documents_are_tokenized_in_pieces(monkeypatch: pytest.MonkeyPatch,
             seen.append(sum(map(len, texts)))
             return super().__call__(texts, **words)
 
-    monkeypatch.setattr(text_module, "PIECE", piece)
+    monkeypatch.setattr(tokens_module, "PIECE", piece)
     assert torch.equal(token_sequences(Watched(), documents, 5), whole)
     assert max(seen) < 2 * piece and len(seen) > 3
 
@@ -228,7 +230,7 @@ def test_a_large_text_file_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest
     path, text = tmp_path / "text.txt", separator.join(WORDS)
     path.write_text(text)
     assert list(read_documents(str(path))) == [text]
-    monkeypatch.setattr(text_module, "DOCUMENT", 100)
+    monkeypatch.setattr(read_module, "DOCUMENT", 100)
     documents = list(read_documents(str(path)))
     assert "".join(documents) == text and len(documents) > 5 and max(map(len, documents)) <= 101
     assert all(document.endswith("\n") for document in documents[:-1]) or separator != "\n"
@@ -238,7 +240,7 @@ def test_a_large_text_file_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest
 def test_a_line_that_would_fill_the_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "text.jsonl"
     path.write_text("\n".join(json.dumps({"text": "a" * size}) for size in (3, 200)))
-    monkeypatch.setattr(text_module, "LINE", 100)
+    monkeypatch.setattr(read_module, "LINE", 100)
     with pytest.raises(InputError, match="line 2: longer than 100 characters"):
         list(read_documents(str(path)))
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from .base import Option, Options, option
 from .bench import BenchOptions, ServeBenchOptions
-from .checkpoints import EvaluateOptions, GenerateOptions, ModelOptions, PushOptions, VerifyOptions
+from .checkpoints import EvaluateOptions, ModelOptions, PushOptions, VerifyOptions
 from .conversions import (
     AllocateOptions,
     ConvertOptions,
@@ -33,6 +33,7 @@ from .machine import (
 )
 from .recipe import (
     CalibrationOptions,
+    CalibrationTexts,
     CodesOptions,
     GroupPatternOptions,
     GroupSchemeOptions,
@@ -47,11 +48,14 @@ from .recipe import (
 )
 from .target import TargetOptions, TimesOptions
 from .tuning import TuneOptions
+from .writing import ChatOptions, GenerateOptions, SamplingOptions
 
 __all__ = [
     "AllocateOptions",
     "BenchOptions",
     "CalibrationOptions",
+    "CalibrationTexts",
+    "ChatOptions",
     "CodesOptions",
     "ComputeOptions",
     "ConvertOptions",
@@ -77,6 +81,7 @@ __all__ = [
     "RelayoutOptions",
     "RevisionOptions",
     "RotateOptions",
+    "SamplingOptions",
     "SchemeOptions",
     "ServeBenchOptions",
     "SlideOptions",

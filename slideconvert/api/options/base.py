@@ -16,7 +16,8 @@ class Spec:
 
     help: what it does, with its default in brackets. flag: its spelling, the field's name with dashes unless given.
     metavar: what stands for the value. choices: the values to choose from, which then stand for it. others: whether
-    other values may be given too, which the job then checks. minimum: of a whole number.
+    other values may be given too, which the job then checks. minimum: of a whole number. several: whether it may be
+    given more than once, for a sequence of values.
     """
 
     help: str
@@ -25,6 +26,7 @@ class Spec:
     choices: tuple[str, ...] = ()
     others: bool = False
     minimum: int | None = None
+    several: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,10 @@ def option(
     choices: Iterable[str] = (),
     others: bool = False,
     minimum: int | None = None,
+    several: bool = False,
 ) -> Any:
     """A dataclass field with the Spec of its option."""
-    return field(default=default, metadata={SPEC: Spec(help, flag, metavar, tuple(choices), others, minimum)})
+    return field(default=default, metadata={SPEC: Spec(help, flag, metavar, tuple(choices), others, minimum, several)})
 
 
 class Options:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from ...core import choices
+from ...texts.named import Documents
 from .base import option
 from .machine import DeviceOptions
 
@@ -31,23 +32,18 @@ class ModelOptions(DeviceOptions):
 
 
 @dataclass(frozen=True)
-class GenerateOptions(ModelOptions):
-    """Options of `generate`."""
-
-    HEADING: ClassVar[str] = "Text"
-
-    max_new_tokens: int | None = option("Tokens to generate at most.  [default: 32]", minimum=1)
-
-
-@dataclass(frozen=True)
 class EvaluateOptions(ModelOptions):
     """Options of `eval`: perplexity of a text, tasks of lm-eval, or both."""
 
     HEADING: ClassVar[str] = "Measurement"
 
-    text: str | None = option(
+    text: str | Path | Documents | None = option(
         "Perplexity, and divergence from the first checkpoint, on a .txt, .jsonl or .parquet file, or on a data set "
-        "NAME[:CONFIG]:SPLIT."
+        "NAME[:CONFIG]:SPLIT, of text or of conversations.",
+        metavar="TEXT",
+    )
+    text_column: str | None = option(
+        "Column of --text, strings or messages.  [default: text, messages or conversations]", metavar="NAME"
     )
     sequences: int | None = option("Sequences of --text.  [default: 160]", minimum=1)
     length: int | None = option("Tokens of a sequence of --text.  [default: 512]", minimum=2)

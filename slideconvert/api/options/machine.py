@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from ...core import choices
+from ...texts.named import Documents
 from .base import Options, option
 
 
@@ -86,7 +87,12 @@ class OutputOptions(WriteOptions):
     HEADING: ClassVar[str] = "Output"
 
     overwrite: bool = option("First delete what an earlier conversion wrote to the folder.", default=False)
-    text: str | None = option("Measure the perplexity of source and output on this text, for the reports.")
+    text: str | Path | Documents | None = option(
+        "Measure the perplexity of source and output on this text, for the reports.", metavar="TEXT"
+    )
+    text_column: str | None = option(
+        "Column of --text, strings or messages.  [default: text, messages or conversations]", metavar="NAME"
+    )
     sequences: int | None = option("Sequences of --text to measure on.  [default: 160]", minimum=1)
     max_kl: float | None = option(
         "Publish nothing if the measured KL divergence from the source exceeds X nats per token.", metavar="X"

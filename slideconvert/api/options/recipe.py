@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -9,7 +10,11 @@ from typing import ClassVar
 from ...core import choices
 from ...plan.presets import PRESETS
 from ...runtime.slidesparse_record import LAYOUTS
+from ...texts.named import Documents
 from .base import Options, option
+
+CalibrationTexts = str | Path | Documents | Sequence[str | Path | Documents]
+"""One text or several: paths of files, names of data sets, documents in memory."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +125,18 @@ class CalibrationOptions(Options):
 
     HEADING: ClassVar[str] = "Calibration"
 
-    calibration: str | None = option("Calibration text: a file or a data set.  [default: C4]", metavar="TEXT")
+    calibration: CalibrationTexts | None = option(
+        "Calibration text: a file or a data set, of text or of conversations; give it again to mix several."
+        "  [default: C4]",
+        metavar="TEXT",
+        several=True,
+    )
+    weights: str | None = option(
+        "Shares of sequences from several texts, in their order, such as 2,1.  [default: equal]", metavar="X,…"
+    )
+    column: str | None = option(
+        "Column of the text, strings or messages.  [default: text, messages or conversations]", metavar="NAME"
+    )
     samples: int | None = option("Calibration sequences.  [default: 128]")
     length: int | None = option("Tokens of a sequence.  [default: 2048, or the model's longest]")
     seed: int | None = option("Seed that draws the sequences.  [default: 0]")
