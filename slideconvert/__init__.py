@@ -27,10 +27,12 @@ if TYPE_CHECKING:
     from .api.bench import bench_compare, bench_kernel, bench_layer
     from .api.bench_serve import bench_serve
     from .api.checkpoints import download, evaluate, generate, inspect, load_model, push, verify
+    from .api.compare import compare
     from .api.convert import allocate, convert, plan, quantize, relayout, slide, sparsify
     from .api.options import (
         AllocateOptions,
         BenchOptions,
+        CompareOptions,
         ConvertOptions,
         EvaluateOptions,
         GenerateOptions,
@@ -53,6 +55,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AllocateOptions",
     "BenchOptions",
+    "CompareOptions",
     "ConvertOptions",
     "EvaluateOptions",
     "GenerateOptions",
@@ -73,6 +76,7 @@ __all__ = [
     "bench_kernel",
     "bench_layer",
     "bench_serve",
+    "compare",
     "convert",
     "download",
     "evaluate",
@@ -93,6 +97,7 @@ _MODULES = {
     ".api.bench": ("bench_compare", "bench_kernel", "bench_layer"),
     ".api.bench_serve": ("bench_serve",),
     ".api.checkpoints": ("download", "evaluate", "generate", "inspect", "load_model", "push", "verify"),
+    ".api.compare": ("compare",),
     ".api.convert": ("allocate", "convert", "plan", "quantize", "relayout", "slide", "sparsify"),
     ".api.rotate": ("rotate",),
     ".errors": ("SlideConvertError",),

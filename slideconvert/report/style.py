@@ -47,9 +47,12 @@ code,pre,.code{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sa
 .drawn:has(.s6:hover) .series:not(.s6),.drawn:has(.together:hover) .series:not(.together){opacity:.13}
 .keys{display:flex;flex-wrap:wrap;gap:4px 18px;margin-top:12px;font-size:13px}
 .key{display:inline-flex;align-items:center}.key .dot{width:26px;height:14px;color:var(--s);flex:none}
+.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,400px),1fr));gap:8px 24px}
+.small{min-width:0;max-width:620px;font-size:14px}
 .pairs{display:grid;grid-template-columns:repeat(auto-fit,minmax(250px,1fr));gap:14px 32px;margin-top:12px}
 .pairs h3{margin:0 0 2px;font-size:14px}.pair{display:flex;align-items:center;gap:8px;font-size:13px;line-height:1.7}
-.pair>span:first-child{width:46px;color:var(--soft)}.track{flex:1}.pair b{min-width:56px;text-align:right;font-variant-numeric:tabular-nums}
+.pair>span:first-child{width:46px;color:var(--soft)}.track{flex:1}
+.pair b{min-width:56px;text-align:right;font-variant-numeric:tabular-nums}
 .track i{display:block;height:12px;width:calc(100%*var(--w));border-radius:2px}
 .was{background:var(--before)}.is{background:var(--after)}
 .s0{--s:var(--s0)}.s1{--s:var(--s1)}.s2{--s:var(--s2)}.s3{--s:var(--s3)}.s4{--s:var(--s4)}.s5{--s:var(--s5)}
@@ -71,7 +74,7 @@ footer{margin-top:20px;color:var(--soft);font-size:13px}
 @media (max-width:1240px){.table{overflow-x:auto}}
 .dot{width:10px;height:10px;min-width:0;display:inline;margin-right:6px}
 @media (max-width:700px){main{padding:20px 10px}.box,.tile,.verdict,.notes{padding:14px 12px}
-.tiles{grid-template-columns:1fr}.wide{grid-column:auto}h1{font-size:22px}.plot{font-size:17px}}
+.tiles{grid-template-columns:1fr}.wide{grid-column:auto}h1{font-size:22px}.plot{font-size:17px}.small{font-size:19px}}
 @media print{:root{color-scheme:light;--page:#fff}*{print-color-adjust:exact;-webkit-print-color-adjust:exact}
 main{max-width:none;padding:0}
 thead th{position:static}tr,.tile,.figure,.verdict,.notes li{break-inside:avoid}h2{break-after:avoid}

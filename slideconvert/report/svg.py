@@ -14,7 +14,7 @@ from html import escape
 from ..errors import printable
 from .style import STYLE
 
-WIDTH, LEFT, RIGHT, BOTTOM, PLOT = 1080, 76, 8, 48, 280
+WIDTH, LEFT, RIGHT, BOTTOM, PLOT = 1080, 96, 8, 48, 280
 MOST_LABELS = 24
 TOP = 18.0
 """Room above a plot."""

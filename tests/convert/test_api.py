@@ -13,7 +13,7 @@ import pytest
 
 import slideconvert
 from slideconvert import ConvertOptions, PlanOptions, SparsifyOptions, VerifyOptions
-from slideconvert.api import checkpoints, convert, options
+from slideconvert.api import checkpoints, compare, convert, options
 from slideconvert.cli import COMMANDS
 from slideconvert.errors import InputError
 from tests.conftest import Cli
@@ -22,7 +22,7 @@ from tests.helpers.demo import DEMO, TEXT
 
 EXAMPLES = [
     example
-    for module in (convert, checkpoints)
+    for module in (convert, checkpoints, compare)
     for example in doctest.DocTestFinder(exclude_empty=True).find(module)
     if example.examples
 ]

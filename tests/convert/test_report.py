@@ -286,7 +286,9 @@ def test_hostile_names_are_only_text() -> None:
     page = Page(text)
     assert "<script" not in text and "<img" not in text
     assert {name for element in page.elements for name in element.attributes} == {
-        name for element in Page(render_html(sample_report(1, perplexity=PERPLEXITY))).elements for name in element.attributes
+        name
+        for element in Page(render_html(sample_report(1, perplexity=PERPLEXITY))).elements
+        for name in element.attributes
     }
     assert HOSTILE + LINEARS[0] in page.find("tbody")[0].text
 

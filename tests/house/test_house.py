@@ -53,7 +53,7 @@ ROWS = (
     ("verify", "plan"),
     ("hub", "calibrate"),
     ("allocate", "convert"),
-    ("bench", "rotate"),
+    ("bench", "compare", "rotate"),
     ("api",),
     ("cli",),
 )

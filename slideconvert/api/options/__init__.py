@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from .base import Option, Options, option
 from .bench import BenchOptions, ServeBenchOptions
-from .checkpoints import EvaluateOptions, GenerateOptions, ModelOptions, PushOptions, VerifyOptions
+from .checkpoints import CompareOptions, EvaluateOptions, GenerateOptions, ModelOptions, PushOptions, VerifyOptions
 from .conversions import (
     AllocateOptions,
     ConvertOptions,
@@ -53,6 +53,7 @@ __all__ = [
     "BenchOptions",
     "CalibrationOptions",
     "CodesOptions",
+    "CompareOptions",
     "ComputeOptions",
     "ConvertOptions",
     "DeviceOptions",
