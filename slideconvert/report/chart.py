@@ -12,6 +12,8 @@ from .svg import MARKERS, line_key, marker, round_ticks, svg, tick_texts
 WIDTH, LEFT, RIGHT, HEIGHT, BELOW = 560, 76, 20, 280, 52
 LEGEND, ENTRY = 26, 118
 """Height and width of an entry of the legend inside a chart."""
+NOTE = 19
+"""Height of a line below a chart."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class Chart:
     up: Scale
     series: Sequence[Series]
     legend: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def top(self) -> float:
@@ -82,7 +85,13 @@ class Chart:
     def draw(self) -> str:
         """The chart as markup."""
         body = self._axes() + "".join(self._series(place, one) for place, one in enumerate(self.series))
-        return svg(self.name, self.title, self.about, self.top + HEIGHT + BELOW, body, WIDTH, " small")
+        bottom = self.top + HEIGHT + BELOW
+        body += "".join(
+            f'<text class="name" x="14" y="{bottom + NOTE * (place + 1) - 6:.0f}">{escape(note)}</text>'
+            for place, note in enumerate(self.notes)
+        )
+        height = bottom + NOTE * len(self.notes) + 8 * bool(self.notes)
+        return svg(self.name, self.title, self.about, height, body, WIDTH, " small")
 
     def _axes(self) -> str:
         parts = []

@@ -138,15 +138,16 @@ def standalone(plot: str, size: int = 12) -> str:
     around it may be either. size: of the font, in pixels."""
     light, dark = (STYLE[STYLE.index(mark) :].partition("}")[0] for mark in (":root{", "dark){:root{"))
     found = re.findall(
-        r"^(?:\.plot|\.grid|\.base|\.mid|\.end|\.s\d|\.series|\.hit|\.mark|\.line)[^@]*$", STYLE, re.MULTILINE
+        r"^(?:\.plot|\.grid|\.base|\.mid|\.end|\.s\d|\.series|\.hit|\.mark|\.line)[^@\n]*$", STYLE, re.MULTILINE
     )
     rules = "".join(line for line in found if ":has(" not in line and "min-width" not in line).replace(".plot ", "")
     rules = re.sub(r"\.s(\d)\{--s:var\(--s\1\)\}", r".s\1{color:var(--s\1)}", rules)
     rules = rules.replace(".series{color:var(--s)}", "") + ".ground{fill:var(--card)}"
     themes = [_resolved(rules, dict(re.findall(r"(--[a-z0-9-]+):([^;}]+)", colors))) for colors in (light, dark)]
+    differing = "".join(dict.fromkeys(rule for rule in themes[1] if rule not in themes[0]))
     head = f'<svg xmlns="http://www.w3.org/2000/svg" font-family="{FONTS}" font-size="{size}" '
     opened, _, inner = plot.removeprefix("<svg ").partition(">")
-    style = f"{themes[0]}@media (prefers-color-scheme:dark){{{themes[1]}}}"
+    style = f"{''.join(themes[0])}@media (prefers-color-scheme:dark){{{differing}}}"
     return f'{head}{opened}><style>{style}</style><rect class="ground" width="100%" height="100%" rx="8"/>{inner}\n'
 
 
@@ -154,6 +155,7 @@ FONTS = "system-ui,Segoe UI,Helvetica,Arial,sans-serif"
 """Of files of their own: an image may use what is installed, nothing else."""
 
 
-def _resolved(rules: str, colors: dict[str, str]) -> str:
-    """CSS without variables, which other programs than browsers do not know."""
-    return re.sub(r"var\((--[a-z0-9-]+)\)", lambda match: colors.get(match[1], "#000"), rules)
+def _resolved(rules: str, colors: dict[str, str]) -> list[str]:
+    """The rules of CSS without variables, which other programs than browsers do not know."""
+    found = re.sub(r"var\((--[a-z0-9-]+)\)", lambda match: colors.get(match[1], "#000"), rules)
+    return re.findall(r"[^{}]+\{[^{}]*\}", found)

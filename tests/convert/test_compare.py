@@ -191,5 +191,8 @@ def test_the_page_loads_nothing_and_trusts_no_name(folder: Path, short_demo: Pat
 def test_checkpoints_with_equal_numbers_have_no_chart(folder: Path, tmp_path: Path) -> None:
     """Points on one line across or up show nothing."""
     shutil.copytree(folder / "2of8", tmp_path / "again")
+    report = json.loads((tmp_path / "again" / "report.json").read_text())
+    report["held_out"]["kl"] += 0.1
+    (tmp_path / "again" / "report.json").write_text(json.dumps(report))
     page = Page(render(slideconvert.compare([folder / "2of8", tmp_path / "again"], CompareOptions(gpu="h200"))))
     assert [plot.attributes["id"] for plot in page.find("svg", "plot")] == ["layers-linears", "layers-hidden"]
