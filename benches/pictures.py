@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 IMAGES = ROOT / "docs" / "images"
 FONT = 14
 
-WEIGHTS, LENGTH = (7, -3, 0, 5, -9, 0, 4, 6), 8
+WEIGHTS, LENGTH = (7, -3, 5, 0, -9, 0, 4, 6), 8
 """A block of docs/concepts.md."""
 CELL, GAP, WIDTH = 40, 20, 560
 COLORS = ("s0", "s2", "s4")

@@ -53,7 +53,10 @@ def test_plotted_numbers_stand_in_the_benchmarks() -> None:
 
 
 def test_the_diagram_is_what_sliding_does() -> None:
-    """Against the twin."""
+    """Against the twin, with the weights that docs/concepts.md writes out."""
+    assert f"one row, 2:8 {' '.join(map(str, WEIGHTS))}" in re.sub(
+        " +w? +| +", " ", (ROOT / "docs/concepts.md").read_text()
+    )
     slid = twin.slide(np.array([WEIGHTS]), 8)[0][:12].tolist()
     lifted = twin.lift_index(8, 8)[:12]
     root = ET.fromstring(DRAWN["slide.svg"])
