@@ -74,8 +74,8 @@ footer{margin-top:20px;color:var(--soft);font-size:13px}
 @media (max-width:1240px){.table{overflow-x:auto}}
 .dot{width:10px;height:10px;min-width:0;display:inline;margin-right:6px}
 @media (max-width:700px){main{padding:20px 10px}.box,.tile,.verdict,.notes{padding:14px 12px}
-.tiles{grid-template-columns:1fr}.wide{grid-column:auto}h1{font-size:22px}.plot{font-size:17px}
-.plot .name{font-size:14px}.small,.small .name{font-size:19px}}
+.tiles{grid-template-columns:1fr}.wide{grid-column:auto}
+h1{font-size:22px}.plot{font-size:17px}.plot .name{font-size:14px}.small,.small .name{font-size:19px}}
 @media print{:root{color-scheme:light;--page:#fff}*{print-color-adjust:exact;-webkit-print-color-adjust:exact}
 main{max-width:none;padding:0}
 thead th{position:static}tr,.tile,.figure,.verdict,.notes li{break-inside:avoid}h2{break-after:avoid}

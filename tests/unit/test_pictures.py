@@ -30,6 +30,8 @@ def test_pictures_are_small_and_legible_in_both_themes(name: str) -> None:
     assert root.attrib["font-family"].endswith(",sans-serif") and root.find(f"{SVG}title") is not None
     light, dark = text.split("@media (prefers-color-scheme:dark)")
     assert all(rule in part for rule in ("text{fill:#", ".ground{fill:#", ".s0{color:#") for part in (light, dark))
+    css = text[text.index("<style>") : text.index("</style>")]
+    assert css.count("{") == css.count("}") and "font-size" not in css
     assert ".line{fill:none" in light and "var(" not in text
     assert not re.findall(r"href|url\(|<script|@import", text)
     assert next(iter(root.iter(f"{SVG}rect"))).attrib["class"] == "ground"
