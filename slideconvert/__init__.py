@@ -27,12 +27,14 @@ if TYPE_CHECKING:
     from .api.bench import bench_compare, bench_kernel, bench_layer, bench_published
     from .api.bench_serve import bench_serve
     from .api.checkpoints import download, evaluate, inspect, push, verify
+    from .api.compare import compare
     from .api.convert import allocate, convert, plan, quantize, relayout, slide, sparsify
     from .api.memory import as_source
     from .api.options import (
         AllocateOptions,
         BenchOptions,
         ChatOptions,
+        CompareOptions,
         ConvertOptions,
         EvaluateOptions,
         GenerateOptions,
@@ -58,6 +60,7 @@ __all__ = [
     "AllocateOptions",
     "BenchOptions",
     "ChatOptions",
+    "CompareOptions",
     "ConvertOptions",
     "Documents",
     "EvaluateOptions",
@@ -82,6 +85,7 @@ __all__ = [
     "bench_published",
     "bench_serve",
     "chat",
+    "compare",
     "convert",
     "download",
     "evaluate",
@@ -102,6 +106,7 @@ _MODULES = {
     ".api.bench": ("bench_compare", "bench_kernel", "bench_layer", "bench_published"),
     ".api.bench_serve": ("bench_serve",),
     ".api.checkpoints": ("download", "evaluate", "inspect", "push", "verify"),
+    ".api.compare": ("compare",),
     ".api.convert": ("allocate", "convert", "plan", "quantize", "relayout", "slide", "sparsify"),
     ".api.memory": ("as_source",),
     ".api.rotate": ("rotate",),

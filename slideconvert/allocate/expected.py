@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..core.patterns import Pattern
+from ..core.schemes import Scheme
 from ..errors import NotMeasuredError
 from ..formats.slide import Slide
+from ..models.architecture import Linear
 from .fused import FusedGroup, fuse, group_times
+from .rows import Shape
 from .speed import DEFAULT_TOKENS, SpeedTable, Times
 
 if TYPE_CHECKING:
@@ -59,6 +62,23 @@ class Expected:
 
 
 @dataclass(frozen=True)
+class TimedLinear:
+    """What the time of a linear depends on. shape: (out, in). kept: stored as in the source, so that no sparse kernel
+    runs it."""
+
+    linear: Linear
+    shape: Shape
+    scheme: Scheme
+    pattern: Pattern
+    kept: bool
+
+    @property
+    def timed(self) -> bool:
+        """Whether a table may have times: of linears that sparse kernels for windows run."""
+        return not self.kept and Slide().stores(self.scheme, whole_groups=self.pattern.whole_groups)
+
+
+@dataclass(frozen=True)
 class TimedGroups:
     """The fused groups of a model's linears. every: all of them, by which a table finds the nearest layer. timed: the
     scheme and pattern of those that the sparse kernels run."""
@@ -67,13 +87,13 @@ class TimedGroups:
     timed: Mapping[FusedGroup, tuple[str, Pattern]]
 
     @classmethod
-    def of(cls, linears: Sequence[LinearPlan]) -> TimedGroups:
+    def of(cls, linears: Sequence[TimedLinear]) -> TimedGroups:
         """NotMeasuredError if tables have times of none."""
-        plans = {plan.linear: plan for plan in linears}
-        every = fuse({plan.linear: plan.stored.shape for plan in linears})
-        # Fused linears have equal plans, so the first one's is the group's.
-        first = {group: plans[group.linears[0]] for group in every}
-        timed = {group: (plan.scheme.name, plan.pattern) for group, plan in first.items() if _timed(plan)}
+        known = {one.linear: one for one in linears}
+        every = fuse({one.linear: one.shape for one in linears})
+        # Fused linears are treated alike, so the first one's scheme and pattern are the group's.
+        first = {group: known[group.linears[0]] for group in every}
+        timed = {group: (one.scheme.name, one.pattern) for group, one in first.items() if one.timed}
         if not timed:
             raise NotMeasuredError(
                 "no linear is quantized to 8 bits by row, and tables have times of no others",
@@ -93,6 +113,16 @@ class TimedGroups:
 
 
 def expected_speedup(linears: Sequence[LinearPlan], table: SpeedTable, tokens: int = DEFAULT_TOKENS) -> Expected:
+    """`expected_times` of planned linears."""
+    return expected_times(timed_linears(linears), table, tokens)
+
+
+def timed_linears(linears: Sequence[LinearPlan]) -> list[TimedLinear]:
+    """What the times of planned linears depend on."""
+    return [TimedLinear(one.linear, one.stored.shape, one.scheme, one.pattern, one.kept) for one in linears]
+
+
+def expected_times(linears: Sequence[TimedLinear], table: SpeedTable, tokens: int = DEFAULT_TOKENS) -> Expected:
     """The times of all linears of a model by the table: 2:L on sparse kernels, 2:inf on dense ones.
 
     A pattern that is slower than dense counts with its own time, although the backends then run it dense.
@@ -109,10 +139,5 @@ def expected_speedup(linears: Sequence[LinearPlan], table: SpeedTable, tokens: i
         in_table=sum(times.in_table[pattern] if pattern.prunes else times.dense for times, pattern in found),
         ideal=sum(times.dense / (pattern.ideal_speedup or 1) for times, pattern in found),
         measured=tuple(dict.fromkeys(times.measured for times, _ in found)),
-        left_out=tuple(plan.linear.name for plan in linears if not _timed(plan)),
+        left_out=tuple(one.linear.name for one in linears if not one.timed),
     )
-
-
-def _timed(plan: LinearPlan) -> bool:
-    """Whether the table may have times: of linears that sparse kernels for windows run."""
-    return not plan.kept and Slide().stores(plan.scheme, whole_groups=plan.pattern.whole_groups)

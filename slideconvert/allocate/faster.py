@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 from ..core.patterns import ALL
 from ..errors import NotMeasuredError
 from ..kernels.backends.rule import GAIN
-from .expected import Expected, TimedGroups, expected_speedup
+from .expected import Expected, TimedGroups, expected_speedup, timed_linears
 from .gpus import BUNDLED
 from .speed import SpeedTable
 
@@ -39,7 +39,7 @@ class Faster:
 def faster_than_dense(linears: Sequence[LinearPlan], expected: Expected, table: SpeedTable) -> Faster:
     """The ways out of a plan that is slower than dense by `table`, the best first."""
     return Faster(
-        patterns=_best(_patterns(TimedGroups.of(linears), expected.tokens, table)),
+        patterns=_best(_patterns(TimedGroups.of(timed_linears(linears)), expected.tokens, table)),
         tokens=dict(sorted(_best(_tokens(linears, table)).items())),
         gpus=_best(_gpus(linears, expected)),
     )

@@ -6,24 +6,15 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from .. import __version__
-from ..checkpoint.staging import writing
-from ..errors import InputError
+from ..checkpoint.staging import check_new_file, writing
 from ..plan.recipe import recipe_text
 from .choose import Chosen, SpeedTarget
 from .speed import SpeedTable
 
 
-def check_recipe_path(path: Path) -> None:
-    """InputError if the file exists already or has no folder."""
-    if path.exists():
-        raise InputError(f"{path} exists already", hint="name a new file, or delete this one")
-    if not path.parent.is_dir():
-        raise InputError(f"{path}: the folder {path.parent} does not exist", hint="create it, or name another")
-
-
 def write_recipe(path: Path, chosen: Chosen, source: str) -> None:
     """Write the recipe of an allocation for the model `source` as a new file. InputError if it cannot be written."""
-    check_recipe_path(path)
+    check_new_file(path)
     head = (
         f"Chosen by slideconvert {__version__} allocate for {source}. To be edited: the first rule that matches wins."
     )

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from .. import ranks
 from ..allocate.choose import Chosen, Target, choose_patterns, choose_unmeasured
-from ..allocate.written import check_recipe_path, write_recipe
+from ..allocate.written import write_recipe
 from ..checkpoint.claim import claimed
-from ..checkpoint.staging import check_free
+from ..checkpoint.staging import check_free, check_new_file
 from ..convert import pipeline
 from ..convert.earlier import check_replaceable, clear, finished, report_of
 from ..convert.finish import Measuring
@@ -172,7 +172,7 @@ def allocate(
     target, path = target_of(options), Path(recipe_out)
     if target is None:
         raise InputError("no target", hint="--target-speedup 1.2 --gpu a100, or --density 0.75")
-    check_recipe_path(path)
+    check_new_file(path)
     made = make_plan(resolve(str(source), revision=options.revision, progress=progress), recipe_of(options))
     chosen = choose_patterns(made, target, settings_of(options), progress)
     write_recipe(path, chosen, made.snapshot.id)

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from html import escape
 
 from ..errors import printable
-from ..report.style import STYLE
-from ..report.svg import BOTTOM, LEFT, LEGEND_ROW, LEGEND_STEP, MARKERS, PLOT, RIGHT, WIDTH, Axis, svg
+from ..report.svg import BOTTOM, LEFT, MARKERS, PLOT, RIGHT, WIDTH, Axis, svg
 from .case import DENSE, KERNEL
 from .tables import Table
 
@@ -19,12 +18,10 @@ WEIGHT_BYTES = {"int8": 1.0, "fp8": 1.0, "bf16": 2.0, "fp16": 2.0}
 """Bytes of a dense weight, and of an activation of a product alone."""
 OUT_BYTES = 2
 """bfloat16."""
-ROOF = ".roof{stroke:var(--soft);stroke-dasharray:5 4}"
-"""The style of the line of the ceilings."""
 LAST_LABEL = WIDTH - 22
 """The middle of a label below the horizontal axis, at most: its digits stay in the figure."""
-TITLE = 30
-"""Pixels above a figure that is a file of its own."""
+LEGEND_ROW, LEGEND_STEP = 24, 95
+"""Pixels of an entry of the legend, which is a part of the drawing here: figures are also files of their own."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,7 @@ def speedup_figure(table: Table, name: str) -> Figure:
     }
     body = axis.draw("speed-up", "×") + one + labels + _name(escape(table.axis), top) + _series(lines)
     about = f"{len(points)} patterns; {table.axis}; {min(values):.2f} to {max(values):.2f} times"
-    return Figure(name, title, about, svg(name, escape(title), about, top + PLOT + BOTTOM, body))
+    return Figure(name, title, about, svg(name, title, about, top + PLOT + BOTTOM, body))
 
 
 def roofline_figure(table: Table, name: str, copy_bytes_per_second: float | None) -> Figure:
@@ -100,7 +97,7 @@ def roofline_figure(table: Table, name: str, copy_bytes_per_second: float | None
     body += _name("operations of the dense weights per byte read and written", top)
     body += f'<text class="mid name" transform="translate(13 {top + PLOT / 2:.0f}) rotate(-90)">TOP/s</text>'
     title = f"{table.model} {table.precision}: roofline"
-    return Figure(name, title, f"Ceilings: {ceilings}", svg(name, escape(title), ceilings, top + PLOT + BOTTOM, body))
+    return Figure(name, title, f"Ceilings: {ceilings}", svg(name, title, ceilings, top + PLOT + BOTTOM, body))
 
 
 @dataclass(frozen=True)
@@ -184,7 +181,7 @@ def _series(lines: Mapping[str, list[tuple[float, float, str]]]) -> str:
     parts = []
     for place, (label, points) in enumerate(lines.items()):
         style = place % len(MARKERS)
-        legend = LEFT + 8 + place * LEGEND_STEP * 7 / 9
+        legend = LEFT + 8 + place * LEGEND_STEP
         path = "".join(f"{'L' if number else 'M'}{x:.1f} {y:.1f}" for number, (x, y, _) in enumerate(points))
         marks = "".join(
             f'<path class="mark point" transform="translate({x:.1f} {y:.1f})" d="{MARKERS[style]}">'
@@ -199,25 +196,3 @@ def _series(lines: Mapping[str, list[tuple[float, float, str]]]) -> str:
             f'<path class="line" d="{path}"/>{marks}</g>'
         )
     return "".join(parts)
-
-
-def standalone(figure: Figure) -> str:
-    """The figure as a file of its own: its title, light colors, no page around it."""
-    light = STYLE[STYLE.index(":root{") : STYLE.index("@media")]
-    colors = dict(re.findall(r"(--[a-z0-9-]+):([^;}]+)", light))
-    rules = re.findall(
-        r"^(?:\.plot|\.grid|\.base|\.mid|\.end|\.s\d|\.series|\.hit|\.mark|\.line)[^@]*$", STYLE, re.MULTILINE
-    )
-    style = "".join([*rules, ROOF]).replace(".plot ", "")
-    style = re.sub(r"\.s(\d)\{--s:var\(--s\1\)\}", lambda match: f".s{match[1]}{{color:var(--s{match[1]})}}", style)
-    style = style.replace(".series{color:var(--s)}", "")
-    style = re.sub(r"var\((--[a-z0-9-]+)\)", lambda match: colors.get(match[1], "#000"), style)
-    head = '<svg xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" font-size="12" '
-    body = figure.markup.removeprefix("<svg ")
-    opened, _, inner = body.partition(">")
-    opened = re.sub(
-        r'viewBox="0 0 (\d+) (\d+)"', lambda size: f'viewBox="0 {-TITLE} {size[1]} {int(size[2]) + TITLE}"', opened
-    )
-    ground = f'<rect y="{-TITLE}" width="100%" height="100%" fill="#fff"/>'
-    title = f'<text x="{LEFT - 13}" y="-8" font-size="15" font-weight="bold">{escape(figure.title)}</text>'
-    return f"{head}{opened}><style>{style}</style>{ground}{title}{inner}\n"

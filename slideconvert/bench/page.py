@@ -5,18 +5,15 @@ The content security policy allows the one script below, by its hash, and no req
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Iterable
-from html import escape
 
-from .. import __version__
 from ..checkpoint.staging import write_file, writing
-from ..errors import printable
-from ..report.style import STYLE
+from ..report.page import escaped as _text
+from ..report.page import whole_page
+from ..report.svg import standalone
 from .case import KERNEL, LAYER
 from .clock import COPY
-from .figures import ROOF, Figure, figures, standalone
+from .figures import Figure, figures
 from .png import png_of
 from .published import Beside, family, in_common
 from .results import KINDS, SERVE, Results
@@ -60,7 +57,7 @@ def write_page(results: Results, tables: Iterable[Table], *, png: bool = False) 
     with writing(results.folder):
         (results.folder / FIGURES).mkdir(parents=True, exist_ok=True)
         for figure in (one for of_table in drawn for one in of_table):
-            alone = standalone(figure)
+            alone = standalone(figure.markup, title=figure.title)
             write_file(results.folder / FIGURES / f"{figure.name}.svg", alone.encode())
             if png:
                 write_file(results.folder / FIGURES / f"{figure.name}.png", png_of(alone))
@@ -69,7 +66,6 @@ def write_page(results: Results, tables: Iterable[Table], *, png: bool = False) 
 
 def render(results: Results, tables: list[Table], drawn: list[list[Figure]]) -> str:
     """The whole page. drawn: the figures of each table."""
-    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     title = f"bench {results.level}: {results.machine['device']}"
     parts = [_head(results, title)]
     parts += [_table(table, own) for table, own in zip(tables, drawn, strict=True)]
@@ -78,18 +74,7 @@ def render(results: Results, tables: list[Table], drawn: list[list[Figure]]) -> 
     if found:
         parts += [_published(found, model) for model in found.models]
     parts += [_failures(results), _rows(results)]
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
-        f"script-src 'sha256-{digest}'\">\n"
-        f"<title>{_text(title)}</title>\n<style>{STYLE}{OWN_STYLE}{ROOF}</style>\n</head>\n<body>\n<main>\n{''.join(parts)}"
-        f"<footer>slideconvert {__version__}</footer>\n</main>\n<script>{SCRIPT}</script>\n</body>\n</html>\n"
-    )
-
-
-def _text(value: object) -> str:
-    return escape(printable(str(value)))
+    return whole_page(title, "".join(parts), style=OWN_STYLE, script=SCRIPT)
 
 
 ABOUT = {

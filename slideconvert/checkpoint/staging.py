@@ -106,6 +106,14 @@ def check_free(out: Path, *, resume: bool) -> None:
     )
 
 
+def check_new_file(path: Path) -> None:
+    """InputError if the file exists already or has no folder."""
+    if path.exists():
+        raise InputError(f"{path} exists already", hint="name a new file, or delete this one")
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: the folder {path.parent} does not exist", hint="create it, or name another")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file to write under a temporary name, synced and renamed to `path` at the end of the block: a file of that

@@ -33,6 +33,7 @@ COMMANDS = {
     "relayout": ("stages", "Convert a checkpoint to another layout, exactly."),
     "verify": ("look", "Read a checkpoint back and check every weight."),
     "inspect": ("look", "Show the content of a checkpoint, layer by layer."),
+    "compare": ("compare", "Put checkpoints side by side: size, quality, speed, layers."),
     "eval": ("use", "Compare checkpoints by perplexity and tasks."),
     "generate": ("talk", "Continue a prompt with a checkpoint, or answer it."),
     "chat": ("talk", "Talk to a checkpoint that has a chat template."),

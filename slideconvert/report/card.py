@@ -22,6 +22,7 @@ from .loading import how_to_check, how_to_load
 from .record import LayerReport, Report
 from .source_card import CARRIED
 from .summary import (
+    as_yaml,
     by_kind,
     compared,
     converted,
@@ -53,19 +54,12 @@ def render_card(
         _front_matter(report),
         f"# {_text(report.source)}, {_what(report)}\n\n{_about(report)}",
         f"## Measured\n\n{_measured(report)}",
-        f"## Recipe\n\n{_fenced(_yaml(report.recipe), 'yaml')}",
+        f"## Recipe\n\n{_fenced(as_yaml(report.recipe), 'yaml')}",
         f"## Load\n\n{_loading(report, repo, branch, package)}",
         f"## Check\n\n{_verdict(report)} {how_to_check(repo, branch)}",
         f"## Limits\n\n{_limits(report)}",
     ]
     return "\n".join(sections)
-
-
-def _yaml(values: dict[str, Any]) -> str:
-    # Imported here because the other reports do not need it.
-    import yaml
-
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_flow_style=False, width=10_000)
 
 
 def _license_link(report: Report, link: Any, *, on_hub: bool) -> str:
@@ -94,7 +88,7 @@ def _front_matter(report: Report) -> str:
     metadata["pipeline_tag"] = "text-generation"
     form = ["compressed-tensors", *quantized] if quantized else []
     metadata["tags"] = ["slideconvert", "slidesparse", *form, *(["sparse"] if sparse else []), *patterns(report)]
-    return f"---\n{_yaml(metadata)}---\n"
+    return f"---\n{as_yaml(metadata)}---\n"
 
 
 def _quantized(report: Report) -> list[str]:

@@ -6,17 +6,16 @@ the content security policy of the page forbids scripts and requests.
 
 from __future__ import annotations
 
-import json
 import math
 
-from .. import __version__
 from . import quality
+from .layer_plots import OUTPUT_ERROR, WEIGHT_CHANGE, LayerBytes, bytes_plot, error_plot
+from .page import escaped as _text
+from .page import figure, whole_page
 from .record import LayerReport, Report
-from .style import STYLE
-from .summary import converted, errors, notes, patterns, percent, schemes, size
-from .svg import OUTPUT_ERROR, WEIGHT_CHANGE, bytes_plot, error_plot
-from .tiles import escaped as _text
+from .summary import as_yaml, converted, errors, notes, patterns, percent, schemes, size
 from .tiles import key_figures
+from .trade import trade_off
 from .training import training_plot, training_table
 
 NAMES_SHOWN = 3
@@ -39,16 +38,12 @@ COLUMNS = (
 def render_html(report: Report) -> str:
     """The whole page."""
     plots = _plots(report) if report.layers else ""
-    above = _head(report) + _verdict(report) + _quality(report) + _notes(report) + key_figures(report)
+    above = (
+        _head(report) + trade_off(report) + _verdict(report) + _quality(report) + _notes(report) + key_figures(report)
+    )
     below = _table(report) + _weight_change(report) + _recipe(report) + _files(report)
     body = above + plots + _training(report) + below
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
-        f"<title>{_text(report.source)} → {_text(_what(report))}</title>\n<style>{STYLE}</style>\n</head>\n"
-        f"<body>\n<main>\n{body}<footer>slideconvert {__version__}</footer>\n</main>\n</body>\n</html>\n"
-    )
+    return whole_page(f"{report.source} → {_what(report)}", body)
 
 
 def _what(report: Report) -> str:
@@ -110,8 +105,10 @@ def _notes(report: Report) -> str:
 
 
 def _plots(report: Report) -> str:
-    stored = "Weights and scales of the linears of each layer, as stored."
-    found = _figure("Bytes per decoder layer", stored, bytes_plot(report.layers))
+    found = ""
+    if not LayerBytes.of(report.layers).equal:
+        stored = "Weights and scales of the linears of each layer, as stored."
+        found = figure("Bytes per decoder layer", stored, bytes_plot(report.layers))
     if report.held_out is None:
         return found
     about = (
@@ -119,7 +116,7 @@ def _plots(report: Report) -> str:
         "calibration text. Dashed: the same of the hidden states behind each layer, with all errors before it."
     )
     plot = error_plot(report.layers, OUTPUT_ERROR, report.held_out.layer_errors)
-    return _figure("Output error per decoder layer", about, plot) + found
+    return figure("Output error per decoder layer", about, plot) + found
 
 
 def _weight_change(report: Report) -> str:
@@ -136,7 +133,7 @@ def _weight_change(report: Report) -> str:
     )
     return (
         f'<details class="box"><summary>Weight change</summary><p class="soft">{about}</p>'
-        f'<div class="scroll">{error_plot(report.layers, WEIGHT_CHANGE)}</div></details>\n'
+        f"{error_plot(report.layers, WEIGHT_CHANGE)}</details>\n"
     )
 
 
@@ -149,25 +146,23 @@ def _training(report: Report) -> str:
         "dense layer adds to its input. Loss end to end: Kullback-Leibler divergence per token, in nats"
         + (" (preset paper: cross-entropy)." if report.recipe.get("preset") == "paper" else ".")
     )
-    return _figure("Training", about, training_plot(report.training) + training_table(report.training))
-
-
-def _figure(title: str, about: str, plot: str) -> str:
-    """A titled box with a plot. All three texts are markup."""
-    return (
-        f'<section class="box figure"><h2>{title}</h2><p class="soft">{about}</p>'
-        f'<div class="scroll">{plot}</div></section>\n'
+    return figure(
+        "Training",
+        about,
+        f'<div class="scroll">{training_plot(report.training)}</div>' + training_table(report.training),
     )
 
 
 def _table(report: Report) -> str:
     by_output = any(layer.output_error is not None for layer in report.layers)
     values = [_shown_error(layer, by_output) for layer in converted(report)]
-    most = max((value for value in values if math.isfinite(value)), default=0.0)
+    finite = [value for value in values if math.isfinite(value)]
+    most = max(finite, default=0.0)
+    bars = len(set(finite)) > 1
     heads = "".join(f'<th scope="col"{kind}>{name}</th>' for name, kind in COLUMNS)
     rows, previous = [], None
     for layer in report.layers:
-        rows.append(_row(layer, most, by_output, first=layer.layer != previous))
+        rows.append(_row(layer, most if bars else 0.0, by_output, first=layer.layer != previous))
         previous = layer.layer
     return (
         '<section class="box"><h2>All decoder linears</h2><div class="table"><table><thead><tr>'
@@ -181,11 +176,12 @@ def _shown_error(layer: LayerReport, by_output: bool) -> float:
 
 
 def _row(layer: LayerReport, most: float, by_output: bool, first: bool) -> str:
+    """most: the value of the longest bar; 0 for no bars, which say nothing where all are equal."""
     value = _shown_error(layer, by_output)
-    worst = not layer.kept and (value == most or not math.isfinite(value))
+    worst = not layer.kept and (0 < value == most or not math.isfinite(value))
     tag = '<span class="tag">kept</span>' if layer.kept else '<span class="tag">worst</span>' if worst else ""
     row = f'<tr class="{"first" if first else ""}{" still" if layer.kept else ""}">'
-    bar = f' bar" style="--w:{min(1.0, value / most) if most and math.isfinite(value) else 0.0:.3f}'
+    bar = f' bar" style="--w:{min(1.0, value / most) if math.isfinite(value) else 0.0:.3f}' if most else ""
     zeros = layer.zeros / layer.weights if layer.weights else 0.0
     cells = (
         f'<td class="number">{layer.shape[0]:,} &times; {layer.shape[1]:,}</td>',
@@ -204,8 +200,8 @@ def _row(layer: LayerReport, most: float, by_output: bool, first: bool) -> str:
 
 
 def _recipe(report: Report) -> str:
-    text = json.dumps(report.recipe, indent=2, ensure_ascii=False)
-    return f'<section class="box"><h2>Recipe</h2><pre>{_text(text)}</pre></section>\n'
+    """As YAML, which --recipe takes."""
+    return f'<section class="box"><h2>Recipe</h2><pre>{_text(as_yaml(report.recipe))}</pre></section>\n'
 
 
 def _files(report: Report) -> str:

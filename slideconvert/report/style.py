@@ -41,7 +41,21 @@ code,pre,.code{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sa
 .series{color:var(--s)}.hit{fill:transparent}.mark{fill:currentColor;stroke:var(--card)}
 .mark.kept{fill:var(--card);stroke:currentColor;stroke-width:1.6}
 .line{fill:none;stroke:currentColor;stroke-width:1.6;stroke-linejoin:round}
+.roof{stroke:var(--soft);stroke-dasharray:5 4}
 .plot:has(.series:hover) .series:not(:hover){opacity:.13}
+.drawn:has(.s0:hover) .series:not(.s0),.drawn:has(.s1:hover) .series:not(.s1),.drawn:has(.s2:hover) .series:not(.s2),
+.drawn:has(.s3:hover) .series:not(.s3),.drawn:has(.s4:hover) .series:not(.s4),.drawn:has(.s5:hover) .series:not(.s5),
+.drawn:has(.s6:hover) .series:not(.s6),.drawn:has(.together:hover) .series:not(.together){opacity:.13}
+.keys{display:flex;flex-wrap:wrap;gap:4px 18px;margin-top:12px;font-size:13px}
+.key{display:inline-flex;align-items:center}.key .dot{width:26px;height:14px;color:var(--s);flex:none}
+.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,400px),1fr));gap:8px 24px}
+.small{min-width:0;max-width:620px;font-size:14px}
+.pairs{display:grid;grid-template-columns:repeat(auto-fit,minmax(250px,1fr));gap:14px 32px;margin-top:12px}
+.pairs h3{margin:0 0 2px;font-size:14px}.pair{display:flex;align-items:center;gap:8px;font-size:13px;line-height:1.7}
+.pair>span:first-child{width:46px;color:var(--soft)}.track{flex:1}
+.pair b{min-width:56px;text-align:right;font-variant-numeric:tabular-nums}
+.track i{display:block;height:12px;width:calc(100%*var(--w));border-radius:2px}
+.was{background:var(--before)}.is{background:var(--after)}
 .s0{--s:var(--s0)}.s1{--s:var(--s1)}.s2{--s:var(--s2)}.s3{--s:var(--s3)}.s4{--s:var(--s4)}.s5{--s:var(--s5)}
 .s6{--s:var(--s6)}.together{--s:var(--ink)}.together .line{stroke-dasharray:6 4;stroke-width:2}
 table{width:100%;border-collapse:collapse;margin-top:10px;font-size:13px;overflow-wrap:normal}
@@ -60,7 +74,9 @@ pre{margin:8px 0 0;white-space:pre-wrap}summary{cursor:pointer;font-weight:650;f
 footer{margin-top:20px;color:var(--soft);font-size:13px}
 @media (max-width:1240px){.table{overflow-x:auto}}
 .dot{width:10px;height:10px;min-width:0;display:inline;margin-right:6px}
-@media (max-width:700px){.tiles{grid-template-columns:1fr}.wide{grid-column:auto}h1{font-size:22px}}
+@media (max-width:700px){main{padding:20px 10px}.box,.tile,.verdict,.notes{padding:14px 12px}
+.tiles{grid-template-columns:1fr}.wide{grid-column:auto}
+h1{font-size:22px}.plot{font-size:17px}.plot .name{font-size:14px}.small,.small .name{font-size:19px}}
 @media print{:root{color-scheme:light;--page:#fff}*{print-color-adjust:exact;-webkit-print-color-adjust:exact}
 main{max-width:none;padding:0}
 thead th{position:static}tr,.tile,.figure,.verdict,.notes li{break-inside:avoid}h2{break-after:avoid}

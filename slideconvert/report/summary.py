@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..models.families import KINDS
 from .record import LayerReport, Report
@@ -178,3 +179,10 @@ def size(count: int) -> str:
         power += 1
     value = count / 1000**power
     return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f} {_UNITS[power]}"
+
+
+def as_yaml(values: dict[str, Any]) -> str:
+    """Front matter, or a recipe as --recipe takes it."""
+    import yaml
+
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_flow_style=False, width=10_000)

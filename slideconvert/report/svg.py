@@ -1,19 +1,23 @@
-"""Plots of the HTML report as inline SVG. The colors, for light and dark mode, are in the style sheet of the page."""
+"""What plots are drawn with, as inline SVG. The colors, for light and dark mode, are in the style sheet of the page.
+
+Keys are HTML above a plot: they wrap where the screen is narrow, while a wide plot scrolls in its box.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
 from ..errors import printable
-from .record import LayerReport
-from .summary import by_kind, percent, size
+from .style import STYLE
 
-WIDTH, LEFT, RIGHT, BOTTOM, PLOT = 1080, 76, 8, 48, 280
-LEGEND_ROW, LEGEND_STEP, LEGEND_COLUMNS = 24, 122, 7
+WIDTH, LEFT, RIGHT, BOTTOM, PLOT = 1080, 96, 8, 48, 280
 MOST_LABELS = 24
+TOP = 18.0
+"""Room above a plot."""
 
 MARKERS = (
     "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0z",  # circle
@@ -27,6 +31,24 @@ MARKERS = (
 """One marker per kind: color alone does not work in black-and-white prints and for color-blind readers."""
 
 
+def round_ticks(low: float, high: float) -> tuple[float, ...]:
+    """About six round, evenly spaced numbers that enclose low to high. They start at zero unless low > high / 2."""
+    if low <= high / 2 or low == high:
+        low = 0.0
+    raw = ((high - low) or 1.0) / 5
+    unit = 10.0 ** math.floor(math.log10(raw))
+    step = next(unit * factor for factor in (1, 2, 2.5, 5, 10) if unit * factor >= raw * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return tuple(number * step for number in range(first, max(last, first + 1) + 1))
+
+
+def tick_texts(ticks: Sequence[float]) -> list[str]:
+    """The numbers with as many digits as their distance needs."""
+    step = ticks[1] - ticks[0]
+    digits = next((digits for digits in range(12) if math.isclose(round(step, digits), step, rel_tol=1e-6)), 12)
+    return [f"{tick:.{digits}f}" for tick in ticks]
+
+
 @dataclass(frozen=True)
 class Axis:
     """A vertical axis with round, evenly spaced ticks that enclose the data. top: y of its upper end in pixels."""
@@ -36,27 +58,19 @@ class Axis:
 
     @classmethod
     def over(cls, low: float, high: float, top: float) -> Axis:
-        """An axis for data from `low` to `high` with about six ticks. It starts at zero unless low > high / 2."""
-        if low <= high / 2 or low == high:
-            low = 0.0
-        raw = ((high - low) or 1.0) / 5
-        unit = 10.0 ** math.floor(math.log10(raw))
-        step = next(unit * factor for factor in (1, 2, 2.5, 5, 10) if unit * factor >= raw * 0.999)
-        first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-        return cls(tuple(number * step for number in range(first, max(last, first + 1) + 1)), top)
+        """An axis for data from `low` to `high`, with the ticks of `round_ticks`."""
+        return cls(round_ticks(low, high), top)
 
     def y(self, value: float) -> float:
         low, high = self.ticks[0], self.ticks[-1]
         return self.top + PLOT * (1 - (value - low) / (high - low))
 
     def draw(self, label: str, unit: str) -> str:
-        step = self.ticks[1] - self.ticks[0]
-        digits = next((digits for digits in range(12) if math.isclose(round(step, digits), step, rel_tol=1e-6)), 12)
         lines = "".join(
             f'<line class="{"base" if not place else "grid"}" x1="{LEFT}" x2="{WIDTH - RIGHT}" '
             f'y1="{self.y(tick):.1f}" y2="{self.y(tick):.1f}"/>'
-            f'<text class="end" x="{LEFT - 8}" y="{self.y(tick) + 4:.1f}">{tick:.{digits}f}{unit}</text>'
-            for place, tick in enumerate(self.ticks)
+            f'<text class="end" x="{LEFT - 8}" y="{self.y(tick) + 4:.1f}">{text}{unit}</text>'
+            for place, (tick, text) in enumerate(zip(self.ticks, tick_texts(self.ticks), strict=True))
         )
         middle = self.top + PLOT / 2
         return f'{lines}<text class="mid name" transform="translate(13 {middle:.0f}) rotate(-90)">{label}</text>'
@@ -86,153 +100,77 @@ class Bands:
         return f'{labels}<text class="mid name" x="{middle:.0f}" y="{bottom + 42:.1f}">decoder layer</text>'
 
 
-@dataclass(frozen=True)
-class Measure:
-    """What an error plot shows of each linear: its id on the page, its title, the name of its axis, and the value, None
-    for a linear that has none."""
-
-    id: str
-    title: str
-    axis: str
-    value: Callable[[LayerReport], float | None]
-
-    def of(self, layer: LayerReport) -> float:
-        """The value, NaN if there is none."""
-        found = self.value(layer)
-        return math.nan if found is None else found
-
-
-WEIGHT_CHANGE = Measure("errors", "Relative weight change per decoder layer", "relative change", lambda one: one.error)
-OUTPUT_ERROR = Measure(
-    "output-errors", "Relative output error per decoder layer", "output error", lambda one: one.output_error
-)
-TOGETHER = "whole layer"
-"""The line of the hidden states behind each layer."""
-
-
-def error_plot(layers: Sequence[LayerReport], measure: Measure, together: Sequence[float] = ()) -> str:
-    """A value of every linear over decoder layers, one line per kind. Markers of kept linears are hollow and not
-    connected. Values that are missing or not finite are omitted.
-
-    together: by decoder layer, the relative error of the hidden states behind it; drawn as one more line.
-    """
-    kinds, bands = by_kind(layers), _bands(layers)
-    shown = [layer for layer in layers if math.isfinite(measure.of(layer))]
-    behind = {number: error for number, error in zip(bands.layers, together, strict=False) if math.isfinite(error)}
-    values = [100 * value for value in (*(measure.of(layer) for layer in shown), *behind.values())] or [0.0]
-    top = LEGEND_ROW * math.ceil((len(kinds) + bool(behind)) / LEGEND_COLUMNS) + 18.0
-    axis = Axis.over(min(values), max(values), top)
-    scale = min(1.0, max(0.5, bands.width / 18))
-    series = []
-    for place, (kind, members) in enumerate(kinds.items()):
-        style = place % len(MARKERS)
-        points = {one.layer: measure.of(one) for one in members if not one.kept and math.isfinite(measure.of(one))}
-        marks = "".join(
-            _marker(style, bands.x(layer.layer), axis.y(100 * measure.of(layer)), scale, _tooltip(layer, measure))
-            for layer in members
-            if math.isfinite(measure.of(layer))
-        )
-        series.append(
-            _series(f"s{style}", place, kind, _marker(style, *_legend(place), 1.0), points, bands, axis, marks)
-        )
-    if behind:
-        series.append(_series("together", len(kinds), TOGETHER, "", behind, bands, axis, ""))
-    about = (
-        f"Line plot. {len(shown)} linears in {len(bands.layers)} decoder layers; values from "
-        f"{min(values):.2f}% to {max(values):.2f}%. The table below lists every value."
-    )
-    start = f" (axis starts at {axis.ticks[0]:g}%)" if axis.ticks[0] else ""
-    body = axis.draw(f"{measure.axis}{start}", "%") + bands.draw(top + PLOT) + "".join(series)
-    return svg(measure.id, measure.title, about, top + PLOT + BOTTOM, body)
-
-
-def _legend(place: int) -> tuple[float, float]:
-    """Where the entry of a series stands in the legend."""
-    return LEFT + 8 + place % LEGEND_COLUMNS * LEGEND_STEP, 16 + place // LEGEND_COLUMNS * LEGEND_ROW
-
-
-def _series(
-    style: str, place: int, name: str, mark: str, points: Mapping[int, float], bands: Bands, axis: Axis, marks: str
-) -> str:
-    """A series with its entry in the legend: a line through `points` by layer, and its markers."""
-    x, y = _legend(place)
-    return (
-        f'<g class="series {style}"><rect class="hit" x="{x - 16}" y="{y - 12}" '
-        f'width="{LEGEND_STEP - 6}" height="22"/><path class="line" d="M{x - 13} {y}h26"/>{mark}'
-        f'<text x="{x + 20}" y="{y + 4}">{_text(name)}</text>{_line(points, bands, axis)}{marks}</g>'
-    )
-
-
-def bytes_plot(layers: Sequence[LayerReport]) -> str:
-    """The stored bytes of the linears of every decoder layer before and after, as pairs of bars."""
-    bands = _bands(layers)
-    before, after = dict.fromkeys(bands.layers, 0), dict.fromkeys(bands.layers, 0)
-    for layer in layers:
-        before[layer.layer] += layer.bytes_before
-        after[layer.layer] += layer.bytes_after
-    most = max(1, *before.values(), *after.values())
-    unit, scale = next(
-        (name, factor) for name, factor in (("GB", 10**9), ("MB", 10**6), ("KB", 1000), ("B", 1)) if most >= factor
-    )
-    top = LEGEND_ROW + 18.0
-    axis = Axis.over(0, most / scale, top)
-    bar = min(36.0, bands.width * 0.4)
-    bars = [
-        f'<rect class="{name}" x="{bands.x(layer) + offset:.1f}" y="{axis.y(values[layer] / scale):.1f}" '
-        f'width="{bar:.1f}" height="{top + PLOT - axis.y(values[layer] / scale):.1f}">'
-        f"<title>layer {layer}, {name}: {size(values[layer])}</title></rect>"
-        for layer in bands.layers
-        for name, values, offset in (("before", before, -bar), ("after", after, 0.0))
-    ]
-    legend = "".join(
-        f'<rect class="{name}" x="{x - 6}" y="9" width="14" height="14"/><text x="{x + 16}" y="20">{name}</text>'
-        for name, x in (("before", LEFT + 8), ("after", LEFT + 8 + LEGEND_STEP))
-    )
-    about = (
-        f"Bar chart. All decoder linears together: {size(sum(before.values()))} before, "
-        f"{size(sum(after.values()))} after."
-    )
-    body = axis.draw(f"stored {unit}", "") + bands.draw(top + PLOT) + legend + "".join(bars)
-    return svg("bytes", "Stored bytes per decoder layer, before and after", about, top + PLOT + BOTTOM, body)
-
-
-def _bands(layers: Sequence[LayerReport]) -> Bands:
-    return Bands(tuple(sorted({layer.layer for layer in layers})))
-
-
-def _line(points: Mapping[int, float], bands: Bands, axis: Axis) -> str:
-    """One path through points by layer, interrupted where there is none."""
-    parts, joined = [], False
-    for layer in bands.layers:
-        if layer in points:
-            parts.append(f"{'L' if joined else 'M'}{bands.x(layer):.1f} {axis.y(100 * points[layer]):.1f}")
-        joined = layer in points
-    return f'<path class="line" d="{"".join(parts)}"/>' if parts else ""
-
-
-def _tooltip(layer: LayerReport, measure: Measure) -> tuple[str, bool]:
-    """What a data point says of its linear, and whether that is kept."""
-    return f"{printable(layer.name)}: {percent(measure.of(layer))}{', kept' if layer.kept else ''}", layer.kept
-
-
-def _marker(style: int, x: float, y: float, scale: float, tooltip: tuple[str, bool] | None = None) -> str:
-    """A marker; with a tooltip, a data point."""
+def marker(style: int, x: float, y: float, scale: float = 1.0, tooltip: str | None = None, extra: str = "") -> str:
+    """A marker; with a tooltip, a data point. extra: more CSS classes of a data point."""
     place = f'transform="translate({x:.1f} {y:.1f}) scale({scale:.2f})" d="{MARKERS[style]}"'
     if tooltip is None:
         return f'<path class="mark" {place}/>'
-    label, kept = tooltip
-    state = " kept" if kept else ""
-    return f'<path class="mark point{state}" {place}><title>{escape(label)}</title></path>'
+    return f'<path class="mark point{extra}" {place}><title>{escape(tooltip)}</title></path>'
 
 
-def _text(text: str) -> str:
-    return escape(printable(text if len(text) <= 14 else text[:13] + "…"))
+def key(style: str, name: str, drawn: str) -> str:
+    """An entry of a key: what stands for a series in the plot, around (13, 7) of 26 by 14 pixels, and its name."""
+    dot = f'<svg class="dot" aria-hidden="true" viewBox="0 0 26 14">{drawn}</svg>'
+    return f'<span class="key {style}">{dot}{escape(printable(name))}</span>'
 
 
-def svg(name: str, title: str, about: str, height: float, body: str) -> str:
+def line_key(style: int, name: str) -> str:
+    """The entry of a line with markers."""
+    return key(f"s{style}", name, f'<path class="line" d="M0 7h26"/>{marker(style, 13, 7)}')
+
+
+def drawn(keys: str, plot: str) -> str:
+    """A plot below its key."""
+    return f'<div class="drawn"><div class="keys">{keys}</div><div class="scroll">{plot}</div></div>'
+
+
+def svg(name: str, title: str, about: str, height: float, body: str, width: int = WIDTH, extra: str = "") -> str:
     """A plot of the page. `body` is markup; `title` and `about` are plain text for screen readers."""
     return (
-        f'<svg class="plot" id="{name}" viewBox="0 0 {WIDTH} {height:.0f}" role="img" '
-        f'aria-labelledby="{name}-title {name}-desc"><title id="{name}-title">{title}</title>'
+        f'<svg class="plot{extra}" id="{name}" viewBox="0 0 {width} {height:.0f}" role="img" '
+        f'aria-labelledby="{name}-title {name}-desc"><title id="{name}-title">{escape(title)}</title>'
         f'<desc id="{name}-desc">{escape(about)}</desc>{body}</svg>'
     )
+
+
+TITLE = 30
+"""Pixels for the title above a plot that is a file of its own."""
+
+
+def standalone(plot: str, size: int = 12, title: str = "") -> str:
+    """A plot of `svg` as a file of its own, light or dark as the screen prefers, on a ground of its own color: the page
+    around it may be either. size: of the font, in pixels. title: plain text above the plot."""
+    light, dark = (STYLE[STYLE.index(mark) :].partition("}")[0] for mark in (":root{", "dark){:root{"))
+    found = re.findall(
+        r"^(?:\.plot|\.grid|\.base|\.mid|\.end|\.s\d|\.series|\.hit|\.mark|\.line|\.roof)[^@\n]*$", STYLE, re.MULTILINE
+    )
+    rules = "".join(line for line in found if ":has(" not in line and "min-width" not in line).replace(".plot ", "")
+    rules = re.sub(r"\.s(\d)\{--s:var\(--s\1\)\}", r".s\1{color:var(--s\1)}", rules)
+    rules = rules.replace(".series{color:var(--s)}", "") + ".ground{fill:var(--card)}"
+    themes = [_resolved(rules, dict(re.findall(r"(--[a-z0-9-]+):([^;}]+)", colors))) for colors in (light, dark)]
+    differing = "".join(dict.fromkeys(rule for rule in themes[1] if rule not in themes[0]))
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" font-family="{FONTS}" font-size="{size}" '
+    opened, _, inner = plot.removeprefix("<svg ").partition(">")
+    style = f"{''.join(themes[0])}@media (prefers-color-scheme:dark){{{differing}}}"
+    top = ""
+    if title:
+        opened = re.sub(
+            r'viewBox="0 0 (\d+) (\d+)"',
+            lambda sizes: f'viewBox="0 {-TITLE} {sizes[1]} {int(sizes[2]) + TITLE}"',
+            opened,
+        )
+        words = f'<text x="{LEFT - 13}" y="-8" font-size="15" font-weight="bold">{escape(printable(title))}</text>'
+        top = f' y="{-TITLE}"'
+        inner = words + inner
+    ground = f'<rect class="ground"{top} width="100%" height="100%" rx="8"/>'
+    return f"{head}{opened}><style>{style}</style>{ground}{inner}\n"
+
+
+FONTS = "system-ui,Segoe UI,Helvetica,Arial,sans-serif"
+"""Of files of their own: an image may use what is installed, nothing else."""
+
+
+def _resolved(rules: str, colors: dict[str, str]) -> list[str]:
+    """The rules of CSS without variables, which other programs than browsers do not know."""
+    found = re.sub(r"var\((--[a-z0-9-]+)\)", lambda match: colors.get(match[1], "#000"), rules)
+    return re.findall(r"[^{}]+\{[^{}]*\}", found)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from html import escape
-
 from ..core.patterns import parse_pattern
-from ..errors import printable
+from .page import escaped
 from .quality import figures
 from .record import Report
 from .summary import (
@@ -18,11 +16,6 @@ from .summary import (
     size,
     zero_share,
 )
-
-
-def escaped(text: str) -> str:
-    """Text of any checkpoint for HTML."""
-    return escape(printable(text))
 
 
 def key_figures(report: Report) -> str:

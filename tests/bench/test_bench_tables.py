@@ -18,13 +18,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slideconvert.bench.case import DENSE, Case, Row
-from slideconvert.bench.figures import Log, figures, standalone
+from slideconvert.bench.figures import Log, figures
 from slideconvert.bench.machine import Sensors
 from slideconvert.bench.page import render, write_page
 from slideconvert.bench.png import png_of
 from slideconvert.bench.results import read_results
 from slideconvert.bench.tables import Table, tables
 from slideconvert.bench.weights import random_weight
+from slideconvert.report.svg import standalone
 from tests.conftest import Cli
 from tests.helpers.bench_results import LINEARS, PATTERNS, TOKENS, gpu_like, seconds_of
 
@@ -152,8 +153,9 @@ def test_figures_are_drawings_of_their_own(tmp_path: Path) -> None:
     curves, roofline = figures(some[:1], 4.2e12)[0]
     assert roofline.markup.count('class="line roof"') == 1 and "roof" not in curves.markup
     for figure in (one for of_table in figures(some, 4.2e12) for one in of_table):
-        alone = standalone(figure)
+        alone = standalone(figure.markup)
         root = ET.fromstring(alone)
+        assert "prefers-color-scheme:dark" in alone and "font-family" in alone
         assert root.tag == "{http://www.w3.org/2000/svg}svg" and "var(" not in alone and "var(" not in figure.markup
         titles = [one.text or "" for one in root.iter("{http://www.w3.org/2000/svg}title")]
         points = [text for text in titles if ", " in text]
@@ -203,6 +205,6 @@ def test_a_ceiling_is_dashed_in_the_file_as_on_the_page(tmp_path: Path) -> None:
     found = gpu_like(tmp_path)
     some = tables(found.rows.values())
     roofline = figures(some, 4.2e12)[0][1]
-    for text in (standalone(roofline), render(found, some, figures(some, 4.2e12))):
+    for text in (standalone(roofline.markup, title=roofline.title), render(found, some, figures(some, 4.2e12))):
         assert re.search(r"\.roof\{stroke:[^;}]+;stroke-dasharray:5 4\}", text)
-    assert f">{roofline.title}</text>" in standalone(roofline)
+    assert f">{roofline.title}</text>" in standalone(roofline.markup, title=roofline.title)

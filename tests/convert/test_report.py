@@ -237,13 +237,13 @@ def test_page_is_well_formed_and_complete(count: int) -> None:
     rows = [row.text for row in page.find("tr")]
     for layer in report.layers:
         assert sum(f"{layer.name}" in row for row in rows) == 1
-    assert [plot.attributes["id"] for plot in page.find("svg")] == ["bytes", "errors"]
+    assert [plot.attributes["id"] for plot in page.find("svg", "plot")] == ["bytes", "errors"][count == 1 :]
     assert page.elements[0].tag == "html" and page.elements[0].attributes["lang"] == "en"
 
 
 def test_page_is_accessible() -> None:
     page = Page(render_html(sample_report(2)))
-    for plot in page.find("svg"):
+    for plot in page.find("svg", "plot"):
         names = plot.attributes["aria-labelledby"].split()
         assert [page_element.tag for page_element in page.elements if page_element.attributes.get("id") in names] == [
             "title",
@@ -286,7 +286,9 @@ def test_hostile_names_are_only_text() -> None:
     page = Page(text)
     assert "<script" not in text and "<img" not in text
     assert {name for element in page.elements for name in element.attributes} == {
-        name for element in Page(render_html(sample_report(2))).elements for name in element.attributes
+        name
+        for element in Page(render_html(sample_report(1, perplexity=PERPLEXITY))).elements
+        for name in element.attributes
     }
     assert HOSTILE + LINEARS[0] in page.find("tbody")[0].text
 
@@ -369,7 +371,7 @@ def test_the_output_error_leads_where_it_was_measured() -> None:
 def test_output_errors_are_drawn_by_layer_with_the_error_of_whole_layers() -> None:
     report = held_out_report()
     page = Page(render_html(report))
-    assert [plot.attributes["id"] for plot in page.find("svg")] == ["output-errors", "bytes", "errors"]
+    assert [plot.attributes["id"] for plot in page.find("svg", "plot")] == ["output-errors", "bytes", "errors"]
     zero, unit = page.scale("output-errors")
     points = page.points("output-errors")
     assert len(points) == 13, "the kept linear has no error"
@@ -377,8 +379,7 @@ def test_output_errors_are_drawn_by_layer_with_the_error_of_whole_layers() -> No
         if layer.output_error is not None:
             height = points[f"{layer.name}: {100 * layer.output_error:.2f}%"][1]
             assert height == pytest.approx(zero - 100 * layer.output_error * unit, abs=0.2)
-    whole = next(series for series in page.find("g", "together")).text
-    assert whole == "whole layer"
+    assert [key.text for key in page.find("span", "together")] == ["whole layer"]
     line = page.find("path", "line", within="output-errors")[-1].attributes["d"]
     assert [float(y) for y in re.findall(r" ([\d.]+)", line)] == pytest.approx(
         [zero - 100 * error * unit for error in HELD_OUT.layer_errors], abs=0.2
@@ -467,6 +468,58 @@ def test_measured_numbers_are_numbers(field: str) -> None:
             Report.from_json(json.dumps({**values, field: {"kl_mean": wrong}}))
 
 
+def pairs(page: Page) -> dict[str, tuple[list[str], list[float]]]:
+    """The pairs of bars at the top: their texts and their lengths, by title."""
+    tracks = [float(bar.attributes["style"].removeprefix("--w:")) for bar in page.find("i")]
+    texts, titles = [text.text for text in page.find("b")], [title.text for title in page.find("h3")]
+    return {title: (texts[2 * at : 2 * at + 2], tracks[2 * at : 2 * at + 2]) for at, title in enumerate(titles)}
+
+
+def test_the_trade_off_is_at_the_top() -> None:
+    report = measured_report()
+    page = Page(render_html(report))
+    top = page.find("section")[0]
+    assert top.text.startswith("Trade-offAccuracy: KL divergence from the source 0.153 ± 0.0041; Same top token 88.1%")
+    sums, found = report.totals, pairs(page)
+    bits = [8 * stored / sums.weights for stored in (sums.linear_bytes_before, sums.linear_bytes_after)]
+    assert found["Bits per weight"] == ([f"{one:.2f}" for one in bits], [1.0, round(bits[1] / bits[0], 3)])
+    assert found["Perplexity"] == (["9.756", "11.402"], [round(9.756 / 11.402, 3), 1.0]) and "+16.9% on" in top.text
+    kept = next(layer.weights for layer in report.layers if layer.kept)
+    time = (kept + (sums.weights - kept) * 0.75) / sums.weights
+    assert found["Time of the linears"] == (["1.00", f"{time:.2f}"], [1.0, round(time, 3)])
+    held = Page(render_html(held_out_report()))
+    assert "held-out calibration text: KL divergence 0.0279 nats" in held.find("section")[0].text
+    assert pairs(held)["Perplexity"][0] == ["10.347", "10.433"]
+    assert "Accuracy was not measured" in Page(render_html(sample_report(1))).find("section")[0].text
+
+
+def test_equal_bars_are_left_out() -> None:
+    """Pruning alone leaves the bits, 2:inf the time; layers of equal bytes and linears of equal error have no bars."""
+    layers = [
+        sample_layer(layer, place, scheme="bf16", pattern="2:inf", error=0.1, bytes_after=2 * math.prod(SHAPES[place]))
+        for layer in range(3)
+        for place in LINEARS
+    ]
+    page = Page(render_html(sample_report(layers=layers)))
+    assert not pairs(page) and [plot.attributes["id"] for plot in page.find("svg", "plot")] == ["errors"]
+    assert not page.find("td", "bar") and not page.find("span", "tag")
+    one = [*layers[1:], replace(layers[0], error=0.2, pattern="2:4", bytes_after=3)]
+    other = Page(render_html(sample_report(layers=one)))
+    assert pairs(other).keys() == {"Bits per weight", "Time of the linears"} and len(other.find("td", "bar")) == 21
+    assert other.find("rect", "before", within="bytes")
+    groups = [replace(layer, pattern="1x16:50%") for layer in layers]
+    assert "Time of the linears" not in pairs(Page(render_html(sample_report(layers=groups))))
+
+
+def test_keys_stand_outside_of_what_scrolls() -> None:
+    page = Page(render_html(held_out_report()))
+    keys = page.find("span", "key")
+    kinds = [place.rpartition(".")[2] for place in LINEARS]
+    assert [key.text for key in keys] == [*kinds, "whole layer", "before", "after", *kinds]
+    assert not [key for key in keys if any("scroll" in outer.classes for outer in key.inside)]
+    assert all(any("scroll" in outer.classes for outer in plot.inside) for plot in page.find("svg", "plot"))
+
+
 def test_notes_stand_above_the_figures() -> None:
     layers = [sample_layer(0, place, notes=("odd tail",)) for place in LINEARS]
     page = Page(render_html(sample_report(layers=layers)))
@@ -493,7 +546,8 @@ def test_rows_show_every_linear() -> None:
 def test_the_report_contains_recipe_and_hashes() -> None:
     report = sample_report(1)
     page = Page(render_html(report))
-    assert json.loads(page.find("pre")[0].text) == report.recipe
+    recipe = yaml.safe_load(page.find("pre")[0].text)
+    assert recipe == report.recipe and "{" not in page.find("pre")[0].text
     hashes = page.find("details")[-1].text
     assert all(name in hashes and digest in hashes for name, digest in report.files.items())
     assert len(Page(render_html(sample_report(1, files={}))).find("details")) == len(page.find("details")) - 1
@@ -547,9 +601,9 @@ def test_bars_stand_on_zero_and_are_as_high_as_their_bytes() -> None:
     report = sample_report(3)
     page = Page(render_html(report))
     zero, unit = page.scale("bytes")
-    assert "stored MB" in page.find("svg")[0].text
+    assert "stored MB" in page.find("svg", "plot")[0].text
     for name in ("before", "after"):
-        bars = [bar for bar in page.find("rect", name) if bar.text]
+        bars = page.find("rect", name, within="bytes")
         assert len(bars) == 3
         for number, bar in enumerate(bars):
             total = sum(getattr(layer, f"bytes_{name}") for layer in report.layers if layer.layer == number)

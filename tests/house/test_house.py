@@ -55,7 +55,7 @@ ROWS = (
     ("verify", "plan"),
     ("hub", "calibrate"),
     ("allocate", "convert"),
-    ("bench", "rotate"),
+    ("bench", "compare", "rotate"),
     ("api",),
     ("cli",),
 )

@@ -92,6 +92,12 @@ UNUSED: dict[str, tuple[str, dict[str, str]]] = {
     "relayout": ("SOURCE OUT --layout dense", {**DISPLAY, **OUTPUT}),
     "verify": ("SOURCE", {**DISPLAY, "--revision": "--revision main"}),
     "inspect": ("SOURCE", RESULT),
+    "compare": (
+        "SOURCE --baseline SOURCE",
+        RESULT
+        | {"--sequences": "--sequences 4", "--length": "--length 64", "--device": "--device cpu"}
+        | {"--activations": "--activations float", "--tokens": "--tokens 64"},
+    ),
     "eval": (
         "SOURCE",
         {**RESULT, **TEXTLESS, **ALONE, **UNSERVED} | {name: f"{given} --text {TEXT}" for name, given in TASKS.items()},
@@ -151,6 +157,7 @@ ALWAYS: dict[str, set[str]] = {
     "relayout": {*RUN, "--layout"},
     "verify": {"--device", "--source"},
     "inspect": set(),
+    "compare": {"--baseline", "--text", "--gpu", "--speed-table", "--out"},
     "eval": {"--text", "--tasks", "--device", "--activations"},
     "generate": {"--prompt", "--chat", "--temperature", "--max-new-tokens", "--device", "--activations"},
     "chat": {"--quiet", "--temperature", "--system", "--max-new-tokens", "--device", "--activations"},

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from .base import Option, Options, option
 from .bench import BenchOptions, ServeBenchOptions
-from .checkpoints import EvaluateOptions, ModelOptions, PushOptions, VerifyOptions
+from .checkpoints import CompareOptions, EvaluateOptions, ModelOptions, PushOptions, VerifyOptions
 from .conversions import (
     AllocateOptions,
     ConvertOptions,
@@ -57,6 +57,7 @@ __all__ = [
     "CalibrationTexts",
     "ChatOptions",
     "CodesOptions",
+    "CompareOptions",
     "ComputeOptions",
     "ConvertOptions",
     "DeviceOptions",

@@ -10,6 +10,7 @@ from ...core import choices
 from ...texts.named import Documents
 from .base import option
 from .machine import DeviceOptions
+from .target import TimesOptions
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,22 @@ class EvaluateOptions(ModelOptions):
     )
     limit: int | None = option("Only the first questions of each task.", minimum=1)
     shots: int | None = option("Examples before each question.  [default: the task's own number]", minimum=0)
+
+
+@dataclass(frozen=True)
+class CompareOptions(ModelOptions, TimesOptions):
+    """Options of `compare`."""
+
+    HEADING: ClassVar[str] = "Comparison"
+
+    baseline: str | None = option("The dense source of the checkpoints, a folder, a Hub id or a GGUF file.")
+    text: str | None = option(
+        "Measure perplexity and divergence from the --baseline now, on a .txt, .jsonl or .parquet file, or on a data "
+        "set NAME[:CONFIG]:SPLIT.  [default: what the conversions reported]"
+    )
+    sequences: int | None = option("Sequences of --text.  [default: 160]", minimum=1)
+    length: int | None = option("Tokens of a sequence of --text.  [default: 512]", minimum=2)
+    out: Path | None = option("Write the comparison as an HTML page to this new file.", metavar="FILE")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Several finished checkpoints side by side: size, quality, expected speed, and output error by layer."""
