@@ -8,6 +8,7 @@ import re
 import runpy
 import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,7 @@ def row_of(package: str) -> int:
     pytest.fail(f"{package} is in no row: give it its place in ROWS")
 
 
+@cache
 def modules() -> dict[str, Path]:
     """The modules of slideconvert by dotted name, without those of the kernels and the two that start everything."""
     out = {}
