@@ -83,7 +83,7 @@ def _chat(ckpt: str, options: ChatOptions, display: Display) -> None:
         talk = chat(ckpt, options, progress=progress)
     watched = sys.stdin.isatty()
     if watched and display.shown:
-        click.echo(f"{RESET} forgets the conversation, {EXIT} or Ctrl-D ends it", err=True)
+        click.echo(f"{RESET} forgets the conversation, {EXIT} or Ctrl-D ends it, Ctrl-C stops an answer", err=True)
     piped = (line.decode(errors="replace") for line in sys.stdin.buffer)
     for line in _typed() if watched else piped:
         try:
