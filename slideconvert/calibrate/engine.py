@@ -15,7 +15,6 @@ from torch import Tensor
 
 from ..models.decoder import Decoder
 from ..permute.fold import fold
-from ..permute.permutations import permute_weight
 from ..plan.linear import LinearPlan
 from ..plan.plan import Plan
 from ..progress import Progress, silent
@@ -23,7 +22,7 @@ from ..prune import METHODS
 from ..recover.block import recover_block
 from ..recover.trainable import Compressed
 from ..recover.training import Schedule
-from .input_group import compress_input_group, latent_weights, output_error, put
+from .input_group import compress_input_group, latent_weights, put
 from .result import LayerResult
 from .stream import StreamOptions, Streams
 
@@ -72,30 +71,17 @@ def compress_layers(
 def _compress_layer(streams: Streams, plans: dict[str, LinearPlan], recovery: Schedule | None) -> LayerResult:
     """Compress and train the current layer of the streams. plans: by submodule."""
     result = LayerResult()
-    grams: dict[str, Tensor] = {}
     for group, submodules in enumerate(streams.decoder.architecture.input_groups):
         own = {submodule: plans[submodule] for submodule in submodules}
-        gram = compress_input_group(streams, group, own, result)
-        if gram is not None and recovery:
-            grams |= dict.fromkeys(submodules, gram.cpu())  # training needs the device
+        compress_input_group(streams, group, own, result)
     if recovery and result.weights:
-        _recover(streams, plans, result, grams, recovery)
+        _recover(streams, plans, result, recovery)
     return result
 
 
-def _recover(
-    streams: Streams,
-    plans: dict[str, LinearPlan],
-    result: LayerResult,
-    grams: dict[str, Tensor],
-    schedule: Schedule,
-) -> None:
-    """Train the remaining weights of the layer towards the dense stream; update weights and errors of `result`.
-
-    grams: Gram matrices of the inputs for which the linears were solved, by submodule; training changes the inputs
-    within a layer. They are in CPU memory.
-    """
-    dense, free = streams.dense, streams.decoder.free
+def _recover(streams: Streams, plans: dict[str, LinearPlan], result: LayerResult, schedule: Schedule) -> None:
+    """Train the remaining weights of the layer towards the dense stream; update the weights of `result`."""
+    dense = streams.dense
     assert dense is not None
     dense.leave()
     latent = {submodule: latent_weights(plans[submodule], streams, result) for submodule in result.weights}
@@ -110,10 +96,5 @@ def _recover(
         streams.options.micro(streams.length),
     )
     streams.compressed.enter(streams.decoder.layer(streams.number))
-    fold(streams.layer.module, result.permutations, free)
+    fold(streams.layer.module, result.permutations, streams.decoder.free)
     put(streams, result.weights)
-    for submodule in result.errors:
-        before = permute_weight(submodule, dense.layer.linear(submodule).weight.data, result.permutations, free)
-        assert isinstance(before, Tensor)
-        after = streams.layer.linear(submodule).weight.data
-        result.errors[submodule] = output_error(before, after, grams[submodule].to(after.device))

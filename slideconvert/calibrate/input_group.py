@@ -34,14 +34,8 @@ BLIND = (
 )
 
 
-def compress_input_group(
-    streams: Streams, group: int, plans: dict[str, LinearPlan], result: LayerResult
-) -> Tensor | None:
-    """Compress the linears of an input group, linears with equal plans as one matrix.
-
-    plans: by submodule. Returns the Gram matrix [K, K] float32 of their input, None if no method needs it.
-    """
-    statistics = None
+def compress_input_group(streams: Streams, group: int, plans: dict[str, LinearPlan], result: LayerResult) -> None:
+    """Compress the linears of an input group, linears with equal plans as one matrix. plans: by submodule."""
     together: dict[tuple[str, Pattern, Scheme, str], list[str]] = {}
     for submodule, plan in plans.items():
         if plan.kept:
@@ -68,7 +62,6 @@ def compress_input_group(
         for members in together.values():
             _solve([plans[submodule] for submodule in members], streams, statistics, result)
     put(streams, {submodule: result.weights[submodule] for submodule in plans if submodule in result.weights})
-    return statistics.judging if statistics else None
 
 
 def put(streams: Streams, weights: dict[str, Weight]) -> None:
@@ -80,21 +73,6 @@ def put(streams: Streams, weights: dict[str, Weight]) -> None:
 def latent_weights(plan: LinearPlan, streams: Streams, result: LayerResult) -> Tensor | None:
     """The latent weights of a linear that stays ternary, in the permuted channel order; None for other linears."""
     return plan.latent_weights(streams.decoder.source, result.permutations, str(streams.options.device))
-
-
-def output_error(before: Tensor, after: Tensor, gram: Tensor) -> float:
-    """Relative error of a linear's output: root of tr(D H Dᵀ) / tr(W H Wᵀ), D = after - before, six digits."""
-    unit = unit_of(before)
-    if unit != 1:
-        before, after = before * unit, after * unit
-    own = ranks.own_rows()
-    before, after = before[own], after[own]
-    change = after - before
-    loss, whole = ranks.sums(
-        float((change @ gram * change).sum(dtype=torch.float64)),
-        float((before @ gram * before).sum(dtype=torch.float64)),
-    )
-    return float(f"{(max(loss, 0.0) / whole) ** 0.5:.6g}") if whole > 0 else 0.0
 
 
 def _permute(part: str, plan: LinearPlan, streams: Streams, statistics: Statistics, result: LayerResult) -> Statistics:
@@ -125,7 +103,7 @@ def _solve(plans: list[LinearPlan], streams: Streams, statistics: Statistics, re
         solved = _divided(problem, METHODS[plan.method])
     except ArithmeticError as error:
         raise SlideConvertError(f"{plan.linear.name}: {error}", hint="use more calibration samples") from error
-    gram, row = statistics.judging, 0
+    row = 0
     for own, submodule, weight, unit in zip(plans, submodules, weights, units, strict=True):
         rows = slice(row, row + len(weight))
         row = rows.stop
@@ -141,7 +119,6 @@ def _solve(plans: list[LinearPlan], streams: Streams, statistics: Statistics, re
         result.weights[submodule] = made
         lost = result.activation_errors[submodule] or 0.0
         result.notes[submodule] = (*solved.notes, *([NOTE] if lost > TOO_MUCH else []))
-        result.errors[submodule] = output_error(weight, floats(made), gram)
 
 
 def _divided(problem: Problem[Any], method: Method) -> Solved:

@@ -13,15 +13,13 @@ from ..recover.training import Curve
 class LayerResult:
     """The compressed linears of a layer, by submodule, without kept linears.
 
-    weights: as stored, ternary ones as codes in every scheme. errors: of calibrated linears, the relative output error
-    on the calibration tokens, for the inputs for which they were solved. activation_errors: of linears with
-    calibrated neighbours, `activation_error` of the source's weights. notes: anything degraded or unusual, as text.
-    permutations: of the layer's channels; weights and errors are those of the permuted layer. curve: the losses of
+    weights: as stored, ternary ones as codes in every scheme. activation_errors: of linears with calibrated neighbours,
+    `activation_error` of the source's weights. notes: of calibrated linears, anything degraded or unusual, as text.
+    permutations: of the layer's channels; weights are those of the permuted layer. curve: the losses of
     block recovery; end: of end-to-end recovery; None without it.
     """
 
     weights: dict[str, Weight] = field(default_factory=dict)
-    errors: dict[str, float] = field(default_factory=dict)
     activation_errors: dict[str, float | None] = field(default_factory=dict)
     notes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     permutations: Permutations = field(default_factory=dict)

@@ -178,7 +178,7 @@ def _trained(
             prefix = f"{architecture_of(plan.source.config).layer(number)}."
             own = {name.removeprefix(prefix): weight for name, weight in made.items() if name.startswith(prefix)}
             if ranks.first():
-                trained.save(number, replace(result, weights=own, errors={}, end=curve))
+                trained.save(number, replace(result, weights=own, end=curve))
         ranks.gate()
     for number in range(count):
         last = trained.load(number)

@@ -25,7 +25,7 @@ SCHEME = "scheme:"
 """Prefix of a submodule in the metadata: the scheme of its codes."""
 ORDER = "order:"
 """Prefix of a permuted part in the names of tensors."""
-NUMBERS = ("errors", "activation_errors", "notes")
+NUMBERS = ("activation_errors", "notes")
 CURVES = ("curve", "end")
 
 
@@ -87,7 +87,6 @@ class LayerStore:
         return LayerResult(
             weights=weights,
             permutations=permutations,
-            errors=json.loads(metadata["errors"]),
             activation_errors=json.loads(metadata["activation_errors"]),
             notes={submodule: tuple(notes) for submodule, notes in json.loads(metadata["notes"]).items()},
             **{part: Curve.from_dict(json.loads(metadata[part])) for part in CURVES if part in metadata},

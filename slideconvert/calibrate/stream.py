@@ -182,7 +182,7 @@ class Streams:
     def statistics(self, group: int, *, diagonal: bool = False) -> Statistics:
         """Statistics of the input of an input group, some of which stays in `sample`. InputError if it is not finite.
 
-        diagonal: compute only the diagonal of the fitted sequences' Gram matrix.
+        diagonal: compute only the diagonal of the Gram matrix.
         """
         fit: Accumulator | None = None
         held: Accumulator | None = None
@@ -193,7 +193,7 @@ class Streams:
                 columns, device = inputs.shape[-1], inputs.device
                 unit, self.sample = ranks.agreed(unit_of(inputs)), inputs.flatten(0, 1)[:SAMPLE].clone()
                 fit = Accumulator(columns, device, cross=dense is not None, diagonal=diagonal, unit=unit)
-                held = Accumulator(columns, device, cross=dense is not None, unit=unit)
+                held = Accumulator(columns, device, cross=dense is not None, diagonal=diagonal, unit=unit)
             (fit if number < self.fitted_batches else held).add(inputs.flatten(0, 1), wanted)
         assert fit is not None and held is not None
         if dense:

@@ -157,7 +157,9 @@ def _ended_like_an_interrupt() -> Iterator[None]:
     """SIGTERM, which ends a job of Slurm or a container, as Ctrl-C does: files are closed, and --resume is named."""
 
     def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
+        from .common import Terminated
+
+        raise Terminated
 
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
@@ -197,8 +199,10 @@ def main() -> NoReturn:
         _for_machines(_unplanned(error, error.exit_code))
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
+        from .common import INTERRUPTED
+
         click.echo("interrupted; a conversion can be continued with --resume, a push by running it again", err=True)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except BrokenPipeError:
         sys.stderr.close()  # the reader of the output has left
         sys.exit(1)

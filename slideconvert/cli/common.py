@@ -24,8 +24,15 @@ if TYPE_CHECKING:
 STARTED = "slideconvert.started"
 """In the context of a command: the time.monotonic() at which it began."""
 
+INTERRUPTED = 130
+"""The exit code of what Ctrl-C or SIGTERM ends, that of shells."""
+
 SCHEMA = 1
 """The version of what commands print for machines: another one if a name goes or changes its meaning."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does, also where Ctrl-C ends less than the command."""
 
 
 class Word(click.Choice[str]):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 import unicodedata
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import click
 
 from ..api.options import ChatOptions, GenerateOptions
 from ..errors import InputError, one_line
-from .common import Model, echo_json
+from .common import INTERRUPTED, Model, Terminated, echo_json
 from .options import Display, HeadedOption, ResultDisplay, command
 from .progress import progress_bar
 
@@ -36,6 +36,11 @@ def generate_command(ckpt: str, prompt: str, options: GenerateOptions, display: 
 
     The text appears as it is generated. Control characters in it are shown as U+FFFD.
     """
+    with _ending_quietly():
+        _generate(ckpt, prompt, options, display)
+
+
+def _generate(ckpt: str, prompt: str, options: GenerateOptions, display: Display) -> None:
     from ..api.writing import check_generate, open_writer, written
 
     check_generate(options)
@@ -64,24 +69,46 @@ def chat_command(ckpt: str, options: ChatOptions, display: Display) -> None:
       slideconvert chat out/ --system "Answer in one sentence." --temperature 0.7
       echo "Why is the sky blue?" | slideconvert chat out/
 
-    /reset forgets the conversation, /exit or Ctrl-D ends it.
+    /reset forgets the conversation, /exit or Ctrl-D ends it. Ctrl-C stops an answer, which is forgotten with its
+    question; at the prompt it ends the conversation.
     """
+    with _ending_quietly():
+        _chat(ckpt, options, display)
+
+
+def _chat(ckpt: str, options: ChatOptions, display: Display) -> None:
     from ..api.writing import chat
 
     with progress_bar(display.shown) as progress:
         talk = chat(ckpt, options, progress=progress)
     watched = sys.stdin.isatty()
     if watched and display.shown:
-        click.echo(f"{RESET} forgets the conversation, {EXIT} or Ctrl-D ends it", err=True)
+        click.echo(f"{RESET} forgets the conversation, {EXIT} or Ctrl-D ends it, Ctrl-C stops an answer", err=True)
     piped = (line.decode(errors="replace") for line in sys.stdin.buffer)
     for line in _typed() if watched else piped:
         try:
             if not _turn(talk, line.strip()):
                 return
+        except Terminated:
+            raise
+        except KeyboardInterrupt:
+            if not watched:
+                raise
+            click.echo()  # the prompt begins a line
         except InputError as error:
             if not watched:
                 raise
             click.echo(f"error: {one_line(str(error))}", err=True)
+
+
+@contextmanager
+def _ending_quietly() -> Iterator[None]:
+    """An interrupt ends these commands without the words of others: they leave nothing that can be continued."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo()  # the prompt of the shell begins a line
+        sys.exit(INTERRUPTED)
 
 
 def _turn(talk: Chat, words: str) -> bool:

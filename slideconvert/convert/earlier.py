@@ -10,6 +10,7 @@ from ..checkpoint.reader import read_json
 from ..checkpoint.staging import writing
 from ..errors import InputError
 from ..formats.record import Record, read_record
+from ..plan.calibration import without_folders
 from ..plan.plan import Plan
 from ..report import Report
 
@@ -23,10 +24,10 @@ def finished(out: Path) -> Record | None:
 
 def report_of(out: Path, record: Record, plan: Plan) -> Report:
     """The report of the finished output in `out`. InputError if another conversion than `plan` wrote it, or without a
-    readable report."""
+    readable report. Files of calibration text are compared by name."""
     settings = {
         "source": (record.source, plan.record.source),
-        "recipe": (record.recipe, plan.record.recipe),
+        "recipe": (without_folders(record.recipe), plan.record.recipe),  # earlier versions recorded whole paths
         "layout": (record.layout, plan.layout),
     }
     changed = [f"{name} was {was}, is {now}" for name, (was, now) in settings.items() if was != now]

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..calibrate.input_group import output_error
+from .. import ranks
 from ..calibrate.run import RunSettings
 from ..calibrate.stream import Stream, embed
 from ..checkpoint.reader import Checkpoint
@@ -99,8 +99,23 @@ def _output_errors(before: Stream, after: Stream, moved: Permutations, dense: De
         for submodule in submodules:
             weight = permute_weight(submodule, before.layer.linear(submodule).weight.data, moved, dense.free)
             assert isinstance(weight, Tensor)
-            errors[submodule] = output_error(weight, after.layer.linear(submodule).weight.data, gram)
+            errors[submodule] = _output_error(weight, after.layer.linear(submodule).weight.data, gram)
     return errors
+
+
+def _output_error(before: Tensor, after: Tensor, gram: Tensor) -> float:
+    """Relative error of a linear's output: root of tr(D H Dᵀ) / tr(W H Wᵀ), D = after - before, six digits."""
+    unit = unit_of(before)
+    if unit != 1:
+        before, after = before * unit, after * unit
+    own = ranks.own_rows()
+    before, after = before[own], after[own]
+    change = after - before
+    loss, whole = ranks.sums(
+        float((change @ gram * change).sum(dtype=torch.float64)),
+        float((before @ gram * before).sum(dtype=torch.float64)),
+    )
+    return float(f"{(max(loss, 0.0) / whole) ** 0.5:.6g}") if whole > 0 else 0.0
 
 
 def _relative(before: Stream, after: Stream) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ import torch
 from ..checkpoint.reader import Checkpoint
 from ..core.precision import running_dtype
 from ..errors import InputError
-from ..texts.named import Text, name_of
+from ..texts.named import Text, is_file, name_of
 
 DEFAULT_TEXT = "allenai/c4:en:train"
 LENGTH = 2048
@@ -80,6 +81,21 @@ class Calibration:
 
 
 FIELDS = tuple(one.name for one in fields(Calibration))
+
+
+def without_folders(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a recipe as checkpoints publish them: files of calibration text by their names alone. Data sets and
+    texts in memory keep their names, and fields that no recipe has (of a foreign record) stay as they are."""
+    calibration = recipe.get("calibration")
+    if not isinstance(calibration, Mapping) or "text" not in calibration:
+        return dict(recipe)
+    text = calibration["text"]
+    names = [_file_name(one) for one in text] if isinstance(text, list) else _file_name(text)
+    return {**recipe, "calibration": {**calibration, "text": names}}
+
+
+def _file_name(text: Any) -> Any:
+    return Path(text).name if isinstance(text, str) and is_file(text) else text
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from ..models.completeness import model_faults, shapes_of, surplus_tensors
 from ..models.families import architecture_of
 from ..models.load import empty_model
 from ..runtime.slidesparse_record import DENSE
-from .calibration import Running
+from .calibration import Running, without_folders
 from .linear import LinearPlan, permuted, plan_linear, sibling_problems
 from .memory import direct_memory, needs
 from .presets import Recovery
@@ -81,7 +81,7 @@ class Plan:
         """The record of the output, files and kernels still empty. A chain of commands keeps the first source."""
         before = self.before
         origin = {"id": self.snapshot.id, "revision": self.snapshot.revision}
-        recipe = {**(before.recipe if before else {}), **self.recipe.describe(), "layout": self.layout}
+        recipe = without_folders({**(before.recipe if before else {}), **self.recipe.describe(), "layout": self.layout})
         return Record(
             layout=self.layout,
             source=before.source if before else origin,

@@ -24,19 +24,12 @@ class Statistics:
     gram [K, K]: XᵀX / tokens.
     cross [K, K]: (X̃ - X)ᵀX / tokens, by how much the compressed layers before change the input; None if not collected.
     held: the statistics of held-out tokens, which are in neither matrix, for decisions that must not overfit; or None.
-    diagonal: whether only the diagonal of gram was collected, and the rest is zero; `held.gram` is always complete.
     """
 
     gram: Tensor
     cross: Tensor | None
     tokens: int
     held: Statistics | None = None
-    diagonal: bool = False
-
-    @property
-    def judging(self) -> Tensor:
-        """[K, K] float32: the Gram matrix for output errors, over all tokens for which it is complete."""
-        return self.held.gram if self.diagonal and self.held else self.whole.gram
 
     @property
     def blind(self) -> bool:
@@ -59,7 +52,7 @@ class Statistics:
         if self.cross is not None and self.held.cross is not None:
             cross = torch.lerp(self.cross, self.held.cross, share)
         gram = torch.lerp(self.gram, self.held.gram, share)
-        return Statistics(gram.diagonal().diag() if self.diagonal else gram, cross, tokens, diagonal=self.diagonal)
+        return Statistics(gram, cross, tokens)
 
     def loss_of(self, weight: Tensor) -> Callable[[Tensor], float]:
         """weight [N, K] float32 -> a function: other [N, K] -> E ||other X - weight X̃||² (X̃ = X without cross).
@@ -87,7 +80,7 @@ class Accumulator:
     """Accumulates Statistics batch by batch.
 
     cross: whether to collect `cross` as well. diagonal: whether to collect only the diagonal of the Gram matrix, which
-    takes little time. unit: a factor of all inputs, `core.weights.unit_of` some of them.
+    takes little time; the rest is zero. unit: a factor of all inputs, `core.weights.unit_of` some of them.
     """
 
     def __init__(
@@ -130,4 +123,4 @@ class Accumulator:
         gram = ranks.total(self._gram).div_(tokens)
         gram = gram.triu_().add_(gram.triu(1).T)
         cross = None if self._cross is None else ranks.total(self._cross).div_(tokens)
-        return Statistics(gram, cross, int(added), held, self._diagonal)
+        return Statistics(gram, cross, int(added), held)

@@ -32,7 +32,7 @@ from ..models.completeness import check_tied
 from ..models.decoder import Decoder
 from ..models.families import architecture_of
 from ..models.finite import check_all_finite
-from ..plan.calibration import Calibration
+from ..plan.calibration import Calibration, without_folders
 from ..plan.recipe import Recipe
 from ..progress import Progress
 from .card import card
@@ -161,7 +161,7 @@ def _write_rest(
             pattern=str(job.pattern),
             parts=job.parts,
             steps=job.steps,
-            calibration=job.calibration.describe(),
+            calibration=without_folders({"calibration": job.calibration.describe()})["calibration"],
             before=found.before,
             after=found.after,
             files=dict(sorted(files.items())),

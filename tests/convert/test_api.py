@@ -168,7 +168,7 @@ def test_texts_of_commands_and_functions_are_the_same(cli: Cli, tmp_path: Path) 
     done = cli("convert", folder, tmp_path / "a", *words, *texts, *measured)
     assert done.code == 0, done.err
     recipe = json.loads((tmp_path / "a" / "config.json").read_text())["slidesparse_config"]["recipe"]["calibration"]
-    assert recipe["weights"] == [1.0, 2.0] and recipe["text"] == [str(texts[1]), str(texts[3])]
+    assert recipe["weights"] == [1.0, 2.0] and recipe["text"] == ["chats.jsonl", "plain.jsonl"]
     in_memory = [Documents(chats, name="chats"), Documents([row["body"] for row in notes], name="notes")]
     common = {"method": "obs", "samples": 12, "length": 24, "text_column": "body", "sequences": 2}
     options = ConvertOptions(calibration=in_memory, weights="1,2", text=Documents(notes), **common)  # type: ignore[arg-type]

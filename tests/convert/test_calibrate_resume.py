@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from slideconvert.calibrate.result import LayerResult
 from slideconvert.calibrate.run import RunSettings
@@ -20,6 +22,7 @@ from slideconvert.cli import main
 from slideconvert.convert.pipeline import convert
 from slideconvert.core.quantize import QuantizedWeight
 from slideconvert.core.schemes import SCHEMES
+from slideconvert.core.weights import floats
 from slideconvert.errors import InputError
 from slideconvert.plan.presets import PRESETS
 from slideconvert.recover.training import Curve
@@ -163,7 +166,7 @@ def test_a_layer_is_loaded_as_it_was_saved(tmp_path: Path) -> None:
             "mlp.up_proj": weight.bfloat16(),
             "mlp.down_proj": weight.T.half(),
         },
-        errors={"self_attn.q_proj": 0.125},
+        activation_errors={"self_attn.q_proj": 0.125, "mlp.up_proj": None},
         notes={"self_attn.q_proj": ("one", "two"), "mlp.up_proj": ()},
         curve=Curve((1.0, math.inf, 0.5), best=2, skipped=3),
         end=Curve((2.0,), best=0),
@@ -181,7 +184,20 @@ def test_a_layer_is_loaded_as_it_was_saved(tmp_path: Path) -> None:
             assert torch.equal(after.scale, before.scale)
         else:
             assert isinstance(after, torch.Tensor) and after.dtype == before.dtype and torch.equal(after, before)
-    assert (found.errors, found.notes, found.curve, found.end) == (kept.errors, kept.notes, kept.curve, kept.end)
+    for part in ("activation_errors", "notes", "curve", "end"):
+        assert getattr(found, part) == getattr(kept, part)
+
+
+def test_a_layer_of_an_earlier_version_is_loaded(tmp_path: Path) -> None:
+    """It tells the errors of its linears as well, which nothing reads."""
+    store, weight = LayerStore(tmp_path, "layer"), torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
+    store.save(0, LayerResult(weights={"mlp.up_proj": weight}, notes={"mlp.up_proj": ("one",)}))
+    with safe_open(store.path(0), "pt") as file:
+        metadata = {**file.metadata(), "errors": json.dumps({"mlp.up_proj": 0.125})}
+    save_file({"mlp.up_proj": weight}, store.path(0), metadata)
+    found = store.load(0)
+    assert found and torch.equal(floats(found.weights["mlp.up_proj"]), weight)
+    assert found.notes == {"mlp.up_proj": ("one",)}
 
 
 # ---- another job

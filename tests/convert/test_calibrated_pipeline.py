@@ -132,7 +132,25 @@ def test_presets_choose_the_method_by_the_pattern(
     assert max(linear["error"] for linear in linears.values()) < 0.7, "channels in the order of what is compared"
     recipe = json.loads((tmp_path / "out" / "config.json").read_text())["slidesparse_config"]["recipe"]
     assert recipe["preset"] == preset
-    assert recipe["calibration"] == {"text": str(text), "samples": SAMPLES, "length": LENGTH, "seed": 0}
+    assert recipe["calibration"] == {"text": text.name, "samples": SAMPLES, "length": LENGTH, "seed": 0}
+
+
+def test_texts_are_named_without_their_folders(cli: Cli, tmp_path: Path, text: Path) -> None:
+    """In all that is published; --resume knows the finished output again, also one of an earlier version, which names
+    the whole path."""
+    source, out = write_model(tmp_path / "source", num_hidden_layers=1), tmp_path / "out"
+    words = ("convert", source, out, "--pattern", "2_4", "--method", "wanda", *FLAGS, "--calibration")
+    assert cli(*words, text, "-q").code == 0
+    assert not [path for path in out.rglob("*") if path.is_file() and str(text.parent).encode() in path.read_bytes()]
+    assert json.loads((out / "report.json").read_text())["recipe"]["calibration"]["text"] == text.name
+    assert cli("verify", out, "--source", source, "-q").code == 0
+    assert "already finished" in cli(*words, text, "--resume").out
+    config = json.loads((out / "config.json").read_text())
+    config["slidesparse_config"]["recipe"]["calibration"]["text"] = str(text)
+    (out / "config.json").write_text(json.dumps(config))
+    assert "already finished" in cli(*words, text, "--resume").out
+    refused = cli(*words, text.with_name("other.jsonl"), "--resume")
+    assert refused.code == 2 and "is the finished output of other settings: recipe was" in refused.err
 
 
 @pytest.mark.parametrize("scheme", UNGROUPED)

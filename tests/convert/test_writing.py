@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -128,6 +130,69 @@ def test_somebody_types(cli: Cli, typed: Typed, monkeypatch: pytest.MonkeyPatch,
     told, error = done.err.strip().splitlines()
     assert done.code == 0 and "/reset" in told and "145 tokens, but the model has 128 positions" in error
     assert done.out == said(Twin(model).after([*turn(USER, 7), 0, ASSISTANT])) + "\n\n"
+
+
+@pytest.fixture
+def struck(monkeypatch: pytest.MonkeyPatch) -> Callable[[signal.Signals], None]:
+    """Sends this process a signal when the third piece of the next text is shown."""
+
+    def send(number: signal.Signals) -> None:
+        shown: list[str] = []
+
+        def show(text: str) -> str:
+            shown.append(text)
+            if len(shown) == 3:
+                os.kill(os.getpid(), number)
+            return harmless(text)
+
+        monkeypatch.setattr("slideconvert.cli.talk.harmless", show)
+
+    return send
+
+
+def test_an_interrupt_stops_an_answer_and_then_the_conversation(
+    cli: Cli, typed: Typed, struck: Callable[[signal.Signals], None], monkeypatch: pytest.MonkeyPatch, model: Path
+) -> None:
+    """Ctrl-C. The next answer knows nothing of the one that was stopped."""
+    asked: list[str] = []
+
+    def ask(prompt: str) -> str:
+        asked.append(prompt)
+        if len(asked) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return "w7"
+
+    typed("")
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", ask)
+    struck(signal.SIGINT)
+    done = cli("chat", model, "--max-new-tokens", MOST, "-q")
+    answer = said(Twin(model).after([*turn(USER, 7), 0, ASSISTANT]))
+    assert len(asked) == 3 and (done.code, done.err) == (130, "")
+    assert done.out == f"{' '.join(answer.split()[:2])}\n{answer}\n\n"
+
+
+def test_a_termination_ends_a_conversation_in_the_middle_of_an_answer(
+    cli: Cli, typed: Typed, struck: Callable[[signal.Signals], None], monkeypatch: pytest.MonkeyPatch, model: Path
+) -> None:
+    asked: list[str] = []
+    typed("")
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda prompt: asked.append(prompt) or "w7")
+    struck(signal.SIGTERM)
+    done = cli("chat", model, "--max-new-tokens", MOST, "-q")
+    assert (done.code, done.err, len(asked)) == (130, "", 1)
+
+
+@pytest.mark.parametrize("command", [("chat",), ("generate", "--prompt", "w7")], ids=["chat", "generate"])
+def test_an_interrupt_ends_what_nobody_can_go_on_with(
+    cli: Cli, typed: Typed, struck: Callable[[signal.Signals], None], model: Path, command: tuple[str, ...]
+) -> None:
+    """A conversation through a pipe, and a text: there is nothing to resume, and nothing says so."""
+    typed("w7\nw8\n")
+    struck(signal.SIGINT)
+    done = cli(*command, model, "--max-new-tokens", MOST, "-q")
+    assert (done.code, done.err) == (130, "") and len(done.out.splitlines()) == 1
 
 
 @pytest.mark.parametrize("command", ["generate", "chat"])

@@ -117,6 +117,12 @@ def quality(block_epochs: int, end_epochs: int, **words: Any) -> Preset:
     return replace(whole, recovery=recovery, **words)
 
 
+def output_error(inputs: Tensor, before: Tensor, after: Tensor) -> float:
+    """||X after - X before|| / ||X before|| of a linear's output, for inputs X [..., K] and weights [N, K], float64."""
+    inputs, before, after = inputs.double(), before.double(), after.double()
+    return float((inputs @ (after - before).T).norm() / (inputs @ before.T).norm())
+
+
 def numbers(weight: Weight) -> Tensor:
     """What a stored weight stands for, float32."""
     return weight.codes.float() * weight.scale.float() if isinstance(weight, QuantizedWeight) else weight.float()

@@ -28,8 +28,8 @@ MODEL = {
 """The files of a sharded checkpoint, all of which a download wants."""
 
 
-def sentence(error: pytest.ExceptionInfo[InputError]) -> str:
-    """The message as the command line prints it: one line, exit code 2."""
-    assert error.value.exit_code in (2, 75) and error.value.hint
+def sentence(error: pytest.ExceptionInfo[InputError], code: int = 2) -> str:
+    """The message as the command line prints it: one line with a hint. code: the exit code it must have."""
+    assert error.value.exit_code == code and error.value.hint
     assert len(str(error.value).splitlines()) == 1
     return str(error.value)

@@ -29,9 +29,9 @@ def digests(files: list[Path]) -> list[str]:
     return [sha256(file.read_bytes()) for file in files]
 
 
-def complaint(outcome: Outcome) -> str:
-    """The one line that a refused push prints; exit code 2, with a hint, without the token."""
-    assert outcome.code in (2, 75), outcome
+def complaint(outcome: Outcome, code: int = 2) -> str:
+    """The one line that a refused push prints, with a hint, without the token. code: the exit code it must have."""
+    assert outcome.code == code, outcome
     progress = re.compile(r"\S+ (…|done in .*|\d+% after .*)")
     lines = [line for line in outcome.err.splitlines() if line and not progress.fullmatch(line)]
     assert len(lines) == 1 and lines[0].startswith("error: ") and lines[0].endswith(")"), outcome.err

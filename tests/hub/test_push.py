@@ -9,6 +9,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
+from slideconvert.errors import TRY_AGAIN
 from slideconvert.hub.account import Target, find_target
 from slideconvert.hub.publish import carry_out, is_checkpoints, plan_push, read_folder
 from tests.conftest import MAGNITUDE, Cli
@@ -185,7 +186,7 @@ def test_a_branch(mine: HubServer, cli: Cli, out: Path) -> None:
     )
     assert mine.repos[REPO].head() == MODEL
     mine.faults.append(Fault("/commit/int8-2of8", method="POST", status=500))
-    complaint(cli("push", out, REPO, "--revision", "int8-2of8"))
+    complaint(cli("push", out, REPO, "--revision", "int8-2of8"), TRY_AGAIN)
     assert mine.repos[REPO].head("int8-2of8") == MODEL  # made, and as it began: the next run goes on
     told = cli("push", out, REPO, "--revision", "int8-2of9", "--dry-run", "--json")
     assert json.loads(told.out)["deleted"] == sorted(WEIGHTS)

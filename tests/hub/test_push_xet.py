@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 
+from slideconvert.errors import TRY_AGAIN
 from slideconvert.hub.account import find_target
 from slideconvert.hub.publish import carry_out, plan_push, read_folder
 from tests.conftest import Cli
@@ -84,22 +85,23 @@ def test_a_shard_changes_during_a_push_through_xet(mine: HubServer, xet: FakeXet
 
 
 @pytest.mark.parametrize(
-    ("error", "words"),
+    ("error", "words", "code"),
     [
         (
             RuntimeError("Task error: CAS Client Error: x"),
             "the upload was interrupted: nothing was published (run the same",
+            TRY_AGAIN,
         ),
-        (ConnectionError("Network error: error sending request"), "HF_HUB_DISABLE_XET=1"),
-        (PermissionError("Authentication error: token expired"), "storage refuses the token"),
+        (ConnectionError("Network error: error sending request"), "HF_HUB_DISABLE_XET=1", TRY_AGAIN),
+        (PermissionError("Authentication error: token expired"), "storage refuses the token", 2),
     ],
 )
 def test_through_xet_it_breaks(
-    mine: HubServer, xet: FakeXet, cli: Cli, out: Path, error: Exception, words: str
+    mine: HubServer, xet: FakeXet, cli: Cli, out: Path, error: Exception, words: str, code: int
 ) -> None:
     def fails() -> None:
         raise error
 
     xet.spoil = fails
-    assert words in complaint(cli("push", out, REPO, "-q"))
+    assert words in complaint(cli("push", out, REPO, "-q"), code)
     assert mine.repos[REPO].head() == GIT_ATTRIBUTES

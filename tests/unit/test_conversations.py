@@ -13,7 +13,7 @@ import torch
 
 from slideconvert import ConvertOptions, Documents
 from slideconvert.api.recipe import recipe_of
-from slideconvert.calibrate.tokens import calibration_tokens
+from slideconvert.calibrate.tokens import POOL, calibration_tokens
 from slideconvert.checkpoint.reader import Checkpoint
 from slideconvert.errors import InputError
 from slideconvert.models.load import load_tokenizer
@@ -187,8 +187,10 @@ def test_several_texts_are_mixed(tmp_path: Path, model: Checkpoint) -> None:
 def test_rows_without_a_length_are_read_as_far_as_needed(model: Checkpoint) -> None:
     class Endless:
         def __iter__(self) -> Any:
-            while True:
-                yield {"text": "w5 w6 w7"}
+            yield from [{"text": "w5 w6 w7"}] * (
+                POOL * 4 * 10
+            )  # a row for each token of the pool: several times enough
+            pytest.fail("rows are read to their end, which they need not have")
 
     assert calibration_tokens(Calibration(Documents(Endless()), 4, 10), model).shape == (4, 10)
 

@@ -327,16 +327,6 @@ def both_passes(plan: Plan, folder: Path, batch_tokens: int | None = None) -> li
     return list(compressed_layers(plan, tokens, settings, folder, lambda *_: None))
 
 
-@torch.no_grad()
-def first_error(source: Path, result: LayerResult, tokens: Tensor) -> float:
-    """The relative error of the first linear's output, whose input no training can move."""
-    layer = stock(source, []).model.layers[0]
-    embedded = pico.read(source)["model.embed_tokens.weight"].float()[tokens]
-    inputs, before = layer.input_layernorm(embedded).double(), layer.self_attn.q_proj.weight.double()
-    change = numbers(result.weights["self_attn.q_proj"]).double() - before
-    return float((inputs @ change.T).norm() / (inputs @ before.T).norm())
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_curves_tell_the_losses_of_what_is_stored(tmp_path: Path, brief: None, name: str) -> None:
     """By block: of the weights after block recovery, against the stock dense model. End to end: of those stored.
@@ -359,8 +349,6 @@ def test_curves_tell_the_losses_of_what_is_stored(tmp_path: Path, brief: None, n
         off = (blocked[layer + 1] - dense[layer + 1]).double().square().mean()
         change = (dense[layer + 1] - blocked[layer]).double().square().mean()
         assert result.curve.losses[result.curve.best] == pytest.approx(float(off / change), rel=1e-4)
-    assert by_block[0].errors["self_attn.q_proj"] == pytest.approx(first_error(source, by_block[0], tokens), rel=1e-5)
-    assert not any(result.errors for result in final), "nobody looks at the linears again"
     curves = [result.end for result in final]
     assert isinstance(curves[0], Curve) and curves == [curves[0]] * pico.LAYERS
     divergence = float((wanted.exp() * (wanted - given)).sum(-1).mean())

@@ -41,7 +41,9 @@ class BenchOptions(DeviceOptions, BenchOutputOptions):
     pattern: str | None = option("Patterns.  [default: 2:4 to 2:16 and 2:inf]", metavar="2:L,…")
     tokens: str | None = option("Numbers of tokens.  [default: 64 to 65536]", metavar="M,…")
     quick: bool = option(
-        "Minutes instead of an hour: Llama-3.2-1B, INT8, three patterns and a few numbers of tokens.", default=False
+        "Minutes instead of an hour: Llama-3.2-1B, INT8, three patterns and a few numbers of tokens; on a CPU less "
+        "than two minutes, 1 and 4 tokens.",
+        default=False,
     )
     host: str | None = option(
         "Program whose dense kernels are the baseline.  [default: vllm if it is installed]", choices=choices.HOSTS
