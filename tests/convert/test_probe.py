@@ -13,6 +13,7 @@ from slideconvert import PlanOptions
 from slideconvert.api import probe as probing
 from slideconvert.api.miniature import narrowed
 from slideconvert.models.shapes import SHAPES
+from slideconvert.plan.seconds import Shares
 from tests.conftest import Cli
 from tests.helpers import pico
 from tests.helpers.calibrated import calibrated_by, write_text
@@ -91,3 +92,11 @@ def test_from_python_the_time_of_planning_is_left_out(source: Path) -> None:
     found = slideconvert.probe(slideconvert.plan(source, options), options)
     assert list(found.stages) == ["check", "convert", "finish", "verify"]
     assert found.seconds == sum(seconds for seconds in found.stages.values() if seconds is not None)
+
+
+def test_the_busiest_of_many_ranks_has_the_largest_file(source: Path) -> None:
+    made = slideconvert.plan(source, PlanOptions(method="magnitude", shard_gb=2e-5))
+    sizes = [sum(unit.bytes for unit in shard.units) for shard in made.shards]
+    shares = Shares.of(made, len(sizes))
+    assert len(sizes) > 2 and shares.files == max(sizes) / sum(sizes)
+    assert shares.sequences == shares.batches == 1 / len(sizes)  # nothing is trained
