@@ -10,7 +10,7 @@ import pytest
 
 import slideconvert
 from slideconvert import PlanOptions
-from slideconvert.api import probe as probing
+from slideconvert.api.convert import convert_source
 from slideconvert.api.miniature import narrowed
 from slideconvert.models.shapes import SHAPES
 from slideconvert.plan.seconds import Shares
@@ -25,13 +25,12 @@ MAGNITUDE = ("--method", "magnitude", "--pattern", "2_4", "--device", "cpu")
 def sizes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict[str, Any], Any]]:
     """The config.json of each small model as it is converted, and its recipe."""
     found = []
-    convert = probing.convert_source
 
     def watched(source: Path, out: Path, recipe: Any, *rest: Any) -> Any:
         found.append((json.loads((source / "config.json").read_text()), recipe))
-        return convert(source, out, recipe, *rest)
+        return convert_source(source, out, recipe, *rest)
 
-    monkeypatch.setattr(probing, "convert_source", watched)
+    monkeypatch.setattr("slideconvert.api.probe.convert_source", watched)
     return found
 
 

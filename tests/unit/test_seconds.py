@@ -29,7 +29,7 @@ STAGES: dict[str, Law] = {
 def layer(size: Size) -> float:
     """Calibration: tokens, what grows with the square of the width, and what grows with its cube."""
     tokens = 4e-9 * size.of_layer * size.samples * size.length
-    return tokens + 1e-5 * size.of_layer + 2e-6 * size.of_layer**1.5
+    return float(tokens + 1e-5 * size.of_layer + 2e-6 * size.of_layer**1.5)
 
 
 def trial(size: Size) -> Trial:
