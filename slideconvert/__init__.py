@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         SparsifyOptions,
         VerifyOptions,
     )
+    from .api.probe import probe
     from .api.rotate import rotate
     from .api.writing import chat, generate, load_model
     from .errors import SlideConvertError
@@ -93,6 +94,7 @@ __all__ = [
     "inspect",
     "load_model",
     "plan",
+    "probe",
     "push",
     "quantize",
     "relayout",
@@ -109,6 +111,7 @@ _MODULES = {
     ".api.compare": ("compare",),
     ".api.convert": ("allocate", "convert", "plan", "quantize", "relayout", "slide", "sparsify"),
     ".api.memory": ("as_source",),
+    ".api.probe": ("probe",),
     ".api.rotate": ("rotate",),
     ".api.writing": ("chat", "generate", "load_model"),
     ".errors": ("SlideConvertError",),

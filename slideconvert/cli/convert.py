@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import click
 
-from ..api.options import ConvertOptions, Options, OutputOptions, option
+from ..api.options import ConvertOptions, Options, OutputOptions, PlanOptions, option
 from ..launched import rank
 from .common import Folder, echo_json, out_argument, show, source_argument, timed_progress
 from .options import Display, command
@@ -35,6 +35,11 @@ class ConvertCommandOptions(ConvertOptions, PublishOptions):
     """Options of `convert`, and of `push` after it."""
 
 
+@dataclass(frozen=True)
+class PlanCommandOptions(ConvertCommandOptions, PlanOptions):
+    """Options of `plan`: those of `convert`, and how to find out how long it takes."""
+
+
 @command("convert", ConvertCommandOptions)
 @source_argument
 @out_argument
@@ -53,36 +58,44 @@ def convert_command(source: str, out: Path, options: ConvertCommandOptions, disp
     run(source, out, recipe_of(options), options, display, check_target(options))
 
 
-@command("plan", ConvertCommandOptions)
+@command("plan", PlanCommandOptions)
 @source_argument
 @click.argument("out", metavar="[OUT]", required=False, type=Folder())
-def plan_command(source: str, out: Path | None, options: ConvertCommandOptions, display: Display) -> None:
+def plan_command(source: str, out: Path | None, options: PlanCommandOptions, display: Display) -> None:
     """Show what `convert` with the same words would do to SOURCE. Reads shapes only, writes nothing.
 
     \b
       slideconvert plan MODEL OUT --pattern 2_8 --calibration my.jsonl
+      slideconvert plan MODEL OUT --preset fast --device cuda --probe
       slideconvert plan MODEL --pattern 2_4 --gpu h200 --tokens 1
 
     SOURCE may be a folder with nothing but config.json. No weights of a Hub id are fetched. With OUT, also check that
     folder and its disk. With --gpu or --speed-table, also show the speed-up that the linears should reach. A --device
     need not be on this machine. Errors for --target-speedup and --density are not measured, so that convert may choose
     other patterns.
+
+    With --probe, small models of the same shapes and random weights are converted in a temporary folder beside OUT, and
+    deleted; --ranks tells what torchrun would gain.
     """
-    from ..api.convert import plan
     from ..api.target import expected_of
     from .choices import expected_json, expected_summary
     from .planned import plan_json, plan_summary, plan_table
     from .push import check_push
+    from .timed import planned, time_summary, time_table
 
     check_push(options.push, public=options.public, verify=options.verify)
-    made = plan(source, options, out)
+    made, forecast = planned(source, out, options, shown=display.shown)
     expected = expected_of(made.linears, options)
     if display.as_json:
         said = plan_json(made, options, out)
-        echo_json({**said, **({"expected": expected_json(expected)} if expected else {})})
+        timed = {"time": forecast.to_json()} if forecast else {}
+        echo_json({**said, **timed, **({"expected": expected_json(expected)} if expected else {})})
     elif display.shown:
         show(plan_table(made, every_linear=display.verbose))
         show(plan_summary(made, options, out))
+        if forecast:
+            show(time_table(forecast))
+            show(time_summary(forecast))
         if expected:
             show(expected_summary(expected))
 

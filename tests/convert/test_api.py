@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 import slideconvert
 from slideconvert import ConvertOptions, Documents, EvaluateOptions, PlanOptions, SparsifyOptions, VerifyOptions
-from slideconvert.api import checkpoints, compare, convert, memory, options, writing
+from slideconvert.api import checkpoints, compare, convert, memory, options, probe, writing
 from slideconvert.checkpoint.reader import Checkpoint
 from slideconvert.cli import COMMANDS
 from slideconvert.errors import InputError
@@ -28,7 +28,7 @@ from tests.helpers.demo import DEMO, TEXT
 
 EXAMPLES = [
     example
-    for module in (convert, checkpoints, compare, memory, writing)
+    for module in (convert, checkpoints, compare, memory, probe, writing)
     for example in doctest.DocTestFinder(exclude_empty=True).find(module)
     if example.examples
 ]

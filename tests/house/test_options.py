@@ -79,7 +79,7 @@ GREEDY = {"--seed": "--seed 1", "--top-p": "--top-p 0.5 --temperature 0", "--top
 
 UNUSED: dict[str, tuple[str, dict[str, str]]] = {
     "download": ("org/model", DISPLAY),
-    "plan": ("SOURCE --method magnitude", CONVERT | TOKENS | FOLDER),
+    "plan": ("SOURCE --method magnitude", CONVERT | TOKENS | FOLDER | {"--ranks": "--ranks 2"}),
     "convert": ("SOURCE OUT --method magnitude", CONVERT | TIMES),
     "rotate": ("SOURCE OUT", {**DISPLAY, **HUB}),
     "allocate": ("SOURCE OUT --density 0.8", {**DISPLAY, **TIMES, "--revision": "--revision main"}),
@@ -147,7 +147,7 @@ SERVED |= {"--preset", "--lengths"}
 SERVED |= {"--limit", "--work"}
 ALWAYS: dict[str, set[str]] = {
     "download": {"--revision"},
-    "plan": {*RECIPE, *WEIGHTS, *RUN - FOLDER.keys(), *TARGET, "--gpu", "--speed-table"},
+    "plan": {*RECIPE, *WEIGHTS, *RUN - FOLDER.keys(), *TARGET, "--gpu", "--speed-table", "--probe"},
     "convert": {*RECIPE, *WEIGHTS, *RUN, *TARGET},
     "rotate": {*CALIBRATION, *COMPUTE, "--device", "--resume", "--no-verify", "--pattern", "--parts", "--steps"},
     "allocate": {*RECIPE, *CALIBRATION, *COMPUTE, "--device", "--target-speedup", "--density"},

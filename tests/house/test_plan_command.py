@@ -31,8 +31,10 @@ def parameters(name: str) -> dict[str, dict[str, object]]:
 
 
 def test_plan_has_the_parameters_of_convert() -> None:
-    """Each of them, with spelling, type, choices, default, help and heading; OUT alone may be left out."""
+    """Each of them, with spelling, type, choices, default, help and heading; OUT alone may be left out. Besides, there
+    are those of time alone."""
     planned, converted = parameters("plan"), parameters("convert")
+    assert [planned.pop(name)["heading"] for name in ("probe", "ranks")] == ["Time", "Time"]
     assert list(planned) == list(converted) and len(converted) > 45
     out, required = planned.pop("out"), converted.pop("out")
     assert planned == converted
@@ -41,7 +43,8 @@ def test_plan_has_the_parameters_of_convert() -> None:
 
 
 def test_the_options_of_the_functions_are_the_same() -> None:
-    assert slideconvert.PlanOptions.options() == slideconvert.ConvertOptions.options()
+    planned = slideconvert.PlanOptions.options()
+    assert [one for one in planned if one.heading != "Time"] == slideconvert.ConvertOptions.options()
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,15 @@ class ConvertOptions(RecipeOptions, TargetOptions, ComputeOptions, OffloadOption
 
 @dataclass(frozen=True)
 class PlanOptions(ConvertOptions):
-    """Options of `plan`: those of `convert`, so that it plans any conversion."""
+    """Options of `plan`: those of `convert`, so that it plans any conversion, and how long that takes."""
+
+    HEADING: ClassVar[str] = "Time"
+
+    probe: bool = option(
+        "Convert small models of the same shapes for half a minute, and tell how long each stage takes here.",
+        default=False,
+    )
+    ranks: int | None = option("With --probe: processes that share the conversion.  [default: 1]", minimum=1)
 
 
 @dataclass(frozen=True)

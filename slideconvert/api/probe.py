@@ -1,0 +1,184 @@
+"""Measure how fast this machine converts, on small models, and tell how long a planned conversion takes."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import CalibrationWarning, InputError
+from ..plan.calibration import GENERATED_AT_ONCE, Calibration
+from ..plan.linear import LinearPlan
+from ..plan.plan import Plan
+from ..plan.recipe import Recipe
+from ..plan.seconds import CALIBRATE, PLAN, Forecast, Shares, Size, Trial, Trials, predict
+from ..progress import Progress, Stopwatch, silent
+from .convert import convert_source
+from .miniature import LAYERS, SHORTEST, narrowed, numbers, write_miniature
+from .options import OutputOptions, PlanOptions, SourceOptions, TargetOptions
+from .settings import settings_of
+
+SECONDS = {"cpu": 30.0, "cuda": 15.0}
+"""The time of all trials, by device type. What is in work at its end is finished."""
+NARROWEST = 256
+"""Width of the narrowest model."""
+FEW, MANY = 8, 16
+"""Sequences of the trials: each eighth is held out."""
+CALIBRATED_GROWTH, GROWTH = 8, 4
+"""How much longer a trial takes with twice the width: the sequences are twice as long as well, and solvers grow with
+the cube."""
+MEASURED = ("source", "output")
+"""The stages of `--text`, which are not estimated."""
+
+
+def probe(
+    plan: Plan,
+    options: PlanOptions,
+    out: str | Path | None = None,
+    *,
+    begun: Mapping[str, float] | None = None,
+    progress: Progress = silent,
+) -> Forecast:
+    """How long `convert` takes for a plan that was made with these options, by stage, on this machine and its device.
+
+    It converts small models of the plan's shapes, scaled down, with random weights, in SECONDS, in a temporary folder
+    on the disk of `out`. options.ranks: how many processes would share the conversion, each on such a device. begun:
+    seconds of stages that making the plan took as well, such as that of `plan`. InputError for a device that is not
+    here, a source that is quantized or pruned already, and layers that are not converted alike.
+
+        >>> options = PlanOptions(method="magnitude", device="cpu")
+        >>> list(slideconvert.probe(slideconvert.plan(model, options), options).stages)
+        ['check', 'convert', 'finish', 'verify']
+    """
+    began, device = time.monotonic(), settings_of(options).device
+    kind = device.partition(":")[0]
+    _check(plan)
+    where = Path(out).absolute().parent if out else None
+    with tempfile.TemporaryDirectory(prefix=".slideconvert-probe-", dir=where and _existing(where)) as scratch:
+        bench = _Bench(plan, options, Path(scratch), began, SECONDS[kind], progress)
+        trials = bench.trials()
+    size, ranks = Size.of(plan), options.ranks or 1
+    found = predict(size, trials, Shares.of(plan, ranks), GENERATED_AT_ONCE[kind])
+    stages: dict[str, float | None] = {**(begun or {})}
+    stages |= {stage: found.get(stage) for stage in trials.few.stages if stage != PLAN}
+    stages |= dict.fromkeys(MEASURED if options.text else ())
+    progress("probe", 1, 1)
+    return Forecast(stages, device, ranks, size, (trials.many or trials.few).size, time.monotonic() - began)
+
+
+@dataclass
+class _Bench:
+    """Trials in a folder. began: when, of time.monotonic. budget: seconds from then on."""
+
+    plan: Plan
+    options: PlanOptions
+    folder: Path
+    began: float
+    budget: float
+    progress: Progress
+    shorter: int = 1
+    """By how much sequences are shorter than in proportion to the width, to save time."""
+
+    def trials(self) -> Trials:
+        """The narrowest model, once to warm up, then ever wider ones while time is left for the next."""
+        halvings, calibrated = _halvings(self.plan.source.config), self.plan.calibrated
+        # The next model with few and with many sequences, against the last one with few.
+        growth = 3 * CALIBRATED_GROWTH if calibrated else GROWTH
+        self._trial(halvings, FEW, SHORTEST)
+        found: list[Trial] = []
+        while True:
+            start = time.monotonic()
+            found.append(self._trial(halvings, FEW))
+            now = time.monotonic()
+            excess = growth * (now - start) / max(self.began + self.budget - now, 1.0)
+            if halvings == 0 or (len(found) > 1 and excess > 1):
+                break
+            if len(found) == 1 and excess > 1:
+                self.shorter = 1 << math.ceil(math.log2(excess))
+            halvings -= 1
+        many = self._trial(halvings, MANY) if calibrated else None
+        return Trials(found[max(0, len(found) - 2)], found[-1], many)
+
+    def _trial(self, halvings: int, samples: int, most: int | None = None) -> Trial:
+        """Convert the model that is narrower by so many halvings. most: tokens of a sequence."""
+        config = narrowed(self.plan.source.config, halvings)
+        source = self.folder / f"model-{halvings}"
+        if not source.exists():
+            write_miniature(source, config)
+        wanted = Size.of(self.plan)
+        length = wanted.length * config["hidden_size"] // (int(self.plan.source.config["hidden_size"]) * self.shorter)
+        length = max(min(SHORTEST, wanted.length), min(length, most or length))
+        generated = wanted.generated * samples // wanted.samples if wanted.generated else 0
+        text = numbers(config["vocab_size"], (samples + 1) * length)
+        recipe = replace(self._recipe, calibration=Calibration(text, samples, length))
+        if self.plan.recovery:
+            recipe = replace(recipe, generated=generated)
+        marks: dict[int, float] = {}
+
+        def watched(stage: str, done: int, _total: int) -> None:
+            now = time.monotonic()
+            if stage == CALIBRATE:
+                marks[done] = now
+            self.progress("probe", min(int(10 * (now - self.began)), int(10 * self.budget) - 1), int(10 * self.budget))
+
+        watch = Stopwatch(watched)
+        with warnings.catch_warnings(), tempfile.TemporaryDirectory(dir=self.folder) as out:
+            warnings.simplefilter("ignore", CalibrationWarning)
+            report = convert_source(source, Path(out) / "out", recipe, self._options, watch).report
+        size = Size(LAYERS, report.totals.weights, samples, generated, length)
+        layer = (marks[LAYERS] - marks[1]) / (LAYERS - 1) if marks else None
+        return Trial(size, {name: stage.seconds for name, stage in watch.stages.items()}, layer)
+
+    @property
+    def _options(self) -> PlanOptions:
+        """The options of the conversion that matter to a source in a folder and to an output that is not measured."""
+        kept = {*vars(SourceOptions()), *vars(OutputOptions()), *vars(TargetOptions())} - {"verify"}
+        return replace(self.options, **{one.name: one.default for one in self.options.options() if one.name in kept})
+
+    @property
+    def _recipe(self) -> Recipe:
+        """The recipe of the plan, with those of its rules that meet a linear of the first layers."""
+        names = [linear.linear.name for linear in self.plan.linears if linear.linear.layer < LAYERS]
+        rules = [rule for rule in self.plan.recipe.rules if rule in map(self.plan.recipe.rule_for, names)]
+        return replace(self.plan.recipe, rules=tuple(rules))
+
+
+def _halvings(config: dict[str, Any]) -> int:
+    """How often a model is made half as wide for the first trial: at least once, if that makes it narrower."""
+    halvings = 1 if narrowed(config, 1)["hidden_size"] < config["hidden_size"] else 0
+    while halvings and narrowed(config, halvings)["hidden_size"] > NARROWEST:
+        halvings += 1
+    return halvings
+
+
+def _check(plan: Plan) -> None:
+    """InputError for a plan that small models with random weights do not stand for."""
+    if plan.before or plan.source.config.get("quantization_config"):
+        raise InputError(
+            f"--probe times random BF16 weights, and those of {plan.snapshot.id} are quantized or pruned already",
+            hint="omit it, or plan the conversion of the BF16 model",
+        )
+    kinds: dict[str, tuple[Any, ...]] = {}
+    for linear in plan.linears:
+        treated = _treated(linear)
+        first = kinds.setdefault(linear.linear.submodule, treated)
+        if treated != first:
+            raise InputError(
+                f"--probe: {linear.linear.name} is converted to {' '.join(map(str, treated))}, in the first layer to "
+                f"{' '.join(map(str, first))}; it times layers that are alike",
+                hint="omit it, or leave out rules for single layers and targets",
+            )
+
+
+def _treated(linear: LinearPlan) -> tuple[Any, ...]:
+    return (linear.scheme.name, str(linear.pattern), "kept" if linear.kept else linear.method, linear.stored.shape)
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists."""
+    return next(one for one in (folder, *folder.parents) if one.is_dir())
