@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from math import factorial
+from math import factorial, gcd
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoint.writer import divided
@@ -171,8 +171,13 @@ def _of_a_layer(stage: str, size: Size, narrow: Trial, few: Trial, many: Trial) 
 
 
 def busiest(batch: int, ranks: int) -> float:
-    """How many sequences of a batch the busiest rank has on average, if each belongs to any rank by chance."""
-    return sum(1 - _none_above(most, batch, ranks) for most in range(batch))
+    """How many sequences of a batch the busiest rank has on average.
+
+    A batch has every number modulo `batch` once, and a rank those that are equal modulo `ranks`: the greatest common
+    divisor of both divides the batch evenly, and the rest is chance.
+    """
+    parts = gcd(batch, ranks)
+    return sum(1 - _none_above(most, batch // parts, ranks // parts) ** parts for most in range(batch // parts))
 
 
 def _none_above(most: int, batch: int, ranks: int) -> float:

@@ -138,7 +138,7 @@ def _train_once(
     done = (len(run.losses) - 1) * (steps // max(1, schedule.epochs))
     with run.applying():
         for epoch in range(schedule.epochs):
-            order = torch.randperm(len(fitted), generator=shuffler)
+            order = shuffled(len(fitted), schedule.batch, shuffler)
             if epoch < len(run.losses) - 1:
                 continue  # done before the interruption; the shuffler has advanced
             if schedule.patience and epoch - _best(run.losses) >= schedule.patience:
@@ -158,6 +158,18 @@ def _train_once(
         for parameter, best in zip(run.parameters, run.best, strict=True):
             parameter.copy_(best)
     return Curve(tuple(run.losses), _best(run.losses), run.skipped)
+
+
+def shuffled(count: int, batch: int, generator: torch.Generator) -> Tensor:
+    """The numbers below `count` in random order, [count] int64: of each batch every number modulo `batch` once.
+
+    Ranks have the sequences of equal numbers modulo their count, so where that divides `batch` all have as many of each
+    batch, and none waits for another. The order does not depend on the ranks.
+    """
+    drawn = torch.randperm(count, generator=generator)
+    kind = drawn % batch
+    place = (kind[:, None] == torch.arange(batch)).cumsum(0).gather(1, kind[:, None])[:, 0]
+    return drawn[(place * batch + kind).argsort()]
 
 
 class _Run:

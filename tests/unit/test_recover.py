@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
@@ -31,7 +33,7 @@ from slideconvert.plan.plan import Plan
 from slideconvert.plan.presets import PRESETS
 from slideconvert.prune import magnitude
 from slideconvert.recover.trainable import Compressed, SurvivorLinear, make_trainable
-from slideconvert.recover.training import Curve, Schedule, TrainingOptions, train
+from slideconvert.recover.training import Curve, Schedule, TrainingOptions, shuffled, train
 from tests.helpers import pico
 from tests.helpers.calibrated import DEMO_TEXT, STAGES, numbers, plan_for, quality, write_model, write_text
 from tests.helpers.matrices import UNGROUPED
@@ -154,9 +156,10 @@ def twin_train(
     losses, states = [held()], [weight.copy()]
     steps = schedule.epochs * math.ceil(10 / schedule.batch)
     for _ in range(schedule.epochs):
-        order = torch.randperm(10, generator=shuffler).tolist()
-        for begin in range(0, 10, schedule.batch):
-            windows = order[begin : begin + schedule.batch]
+        drawn = torch.randperm(10, generator=shuffler).tolist()
+        kinds = [[window for window in drawn if window % schedule.batch == kind] for kind in range(schedule.batch)]
+        for place in range(math.ceil(10 / schedule.batch)):
+            windows = [kind[place] for kind in kinds if place < len(kind)]
             rate = height * schedule.rate_at(done, steps)
             done += 1
             if broken & set(windows):
@@ -190,6 +193,17 @@ def test_training_is_adam_over_shuffled_batches(words: dict[str, Any]) -> None:
     np.testing.assert_allclose(curve.losses, losses, rtol=1e-5)
     assert curve.best == int(np.argmin(losses)) > 0 and curve.skipped == 0
     assert told == [(step, 18) for step in range(1, 19)]
+
+
+@given(count=st.integers(1, 60), batch=st.integers(1, 20), seed=st.integers(0, 99))
+def test_ranks_have_as_many_of_each_batch(count: int, batch: int, seed: int) -> None:
+    """Each number once; where the number of ranks divides the batch, no rank has more of a whole batch than another."""
+    order = shuffled(count, batch, torch.Generator().manual_seed(seed))
+    assert sorted(order.tolist()) == list(range(count))
+    for ranks in (ranks for ranks in range(1, batch + 1) if batch % ranks == 0):
+        for part in order.split(batch):
+            owned = (part % ranks).bincount(minlength=ranks)
+            assert owned.max() <= batch // ranks and (len(part) < batch or owned.min() == batch // ranks)
 
 
 def test_the_rate_is_a_share_of_the_weights_own_size() -> None:

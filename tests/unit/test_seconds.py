@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
@@ -97,8 +98,10 @@ def test_generated_text_takes_rounds_of_steps() -> None:
     assert predict(PLANNED, trials, at_once=65536) == pytest.approx({"generate": generate(PLANNED)})
 
 
-@pytest.mark.parametrize(("batch", "ranks"), [(1, 4), (4, 1), (4, 2), (4, 3), (3, 5), (6, 3)])
+@pytest.mark.parametrize(("batch", "ranks"), [(1, 4), (4, 1), (4, 2), (4, 3), (3, 5), (6, 3), (4, 6), (2, 8)])
 def test_the_busiest_rank_of_a_batch(batch: int, ranks: int) -> None:
-    """Against all ways to distribute the batch."""
-    ways = [max(way.count(rank) for rank in range(ranks)) for way in product(range(ranks), repeat=batch)]
+    """Against all batches of numbers with every remainder once, below a multiple of both."""
+    numbers = range(batch * ranks)
+    batches = product(*([number for number in numbers if number % batch == kind] for kind in range(batch)))
+    ways = [max(Counter(number % ranks for number in one).values()) for one in batches]
     assert busiest(batch, ranks) == pytest.approx(sum(ways) / len(ways))
