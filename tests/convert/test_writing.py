@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -133,7 +133,15 @@ def test_somebody_types(cli: Cli, typed: Typed, monkeypatch: pytest.MonkeyPatch,
 
 
 @pytest.fixture
-def struck(monkeypatch: pytest.MonkeyPatch) -> Callable[[signal.Signals], None]:
+def interruptible() -> Iterator[None]:
+    """Ctrl-C raises, as in a terminal: a process that a script has started in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def struck(monkeypatch: pytest.MonkeyPatch, interruptible: None) -> Callable[[signal.Signals], None]:
     """Sends this process a signal when the third piece of the next text is shown."""
 
     def send(number: signal.Signals) -> None:
@@ -160,6 +168,8 @@ def test_an_interrupt_stops_an_answer_and_then_the_conversation(
         asked.append(prompt)
         if len(asked) == 3:
             os.kill(os.getpid(), signal.SIGINT)
+        if len(asked) > 3:
+            raise EOFError  # nothing has ended the conversation
         return "w7"
 
     typed("")

@@ -19,6 +19,7 @@ from slideconvert.recover.rebuilt import Places
 from slideconvert.recover.trainable import SurvivorLinear, trained_of
 from slideconvert.recover.training import Schedule, TrainingOptions, train
 from tests.helpers import pico
+from tests.helpers.batches import drawn_batches
 from tests.unit.test_head import TOKENS, layered
 from tests.unit.test_recover import FITTED, HELD, SCHEDULE, Line, sized
 
@@ -81,9 +82,7 @@ def plain(net: Net, schedule: Schedule) -> tuple[list[np.ndarray[Any, Any]], lis
     states, losses = [[weight.copy() for weight in weights]], [held()]
     steps = schedule.epochs * math.ceil(10 / schedule.batch)
     for _ in range(schedule.epochs):
-        order = torch.randperm(10, generator=shuffler).tolist()
-        for begin in range(0, 10, schedule.batch):
-            numbers = order[begin : begin + schedule.batch]
+        for numbers in drawn_batches(10, schedule.batch, shuffler):
             inner = np.maximum(x[numbers] @ weights[0].T, 0)
             off = 2 * (inner @ weights[1].T - y[numbers]) / y[numbers].size
             slopes = [((off @ weights[1]) * (inner > 0)).T @ x[numbers], off.T @ inner]

@@ -35,6 +35,7 @@ from slideconvert.prune import magnitude
 from slideconvert.recover.trainable import Compressed, SurvivorLinear, make_trainable
 from slideconvert.recover.training import Curve, Schedule, TrainingOptions, shuffled, train
 from tests.helpers import pico
+from tests.helpers.batches import drawn_batches
 from tests.helpers.calibrated import DEMO_TEXT, STAGES, numbers, plan_for, quality, write_model, write_text
 from tests.helpers.matrices import UNGROUPED
 
@@ -156,10 +157,7 @@ def twin_train(
     losses, states = [held()], [weight.copy()]
     steps = schedule.epochs * math.ceil(10 / schedule.batch)
     for _ in range(schedule.epochs):
-        drawn = torch.randperm(10, generator=shuffler).tolist()
-        kinds = [[window for window in drawn if window % schedule.batch == kind] for kind in range(schedule.batch)]
-        for place in range(math.ceil(10 / schedule.batch)):
-            windows = [kind[place] for kind in kinds if place < len(kind)]
+        for windows in drawn_batches(10, schedule.batch, shuffler):
             rate = height * schedule.rate_at(done, steps)
             done += 1
             if broken & set(windows):
