@@ -92,8 +92,8 @@ def bits() -> str:
     head = (ROOT / "BENCHMARKS.md").read_text(encoding="utf-8")
     dense = re.findall(r"\(dense: qwen2 ([\d.]+), llama", head)[0]
     series = [
-        Series("2:L", tuple(_bit(row, row["+ E2E-OQP"], row[""]) for row in windows)),
-        Series("GQSA", tuple(_bit(row, row["+ E2E-OQP"], row["gone"]) for row in groups)),
+        Series("2:L", tuple(_bit(row, row[""]) for row in windows)),
+        Series("GQSA", tuple(_bit(row, row["gone"]) for row in groups)),
     ]
     every = [point for one in series for point in one.points]
     chart = Chart(
@@ -112,9 +112,9 @@ def bits() -> str:
     return standalone(chart.draw(), FONT)
 
 
-def _bit(row: dict[str, str], perplexity: str, tag: str) -> Point:
-    found = Point(float(row["bits per weight"]), _number(perplexity), "", tag)
-    return Point(found.x, found.y, f"{tag}: {found.x:.2f} bits, perplexity {found.y:.2f}", tag)
+def _bit(row: dict[str, str], tag: str) -> Point:
+    count, perplexity = float(row["bits per weight"]), _number(row["+ E2E-OQP"])
+    return Point(count, perplexity, f"{tag}: {count:.2f} bits, perplexity {perplexity:.2f}", tag)
 
 
 def diagram() -> str:

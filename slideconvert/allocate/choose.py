@@ -15,7 +15,8 @@ from ..plan.recipe import Recipe
 from ..progress import Progress, silent
 from ..prune import METHODS
 from .allocation import Allocation, Errors, allocate_for_density, allocate_for_speedup, with_allocation
-from .fused import FusedGroup, fuse, group_times, worth_trying
+from .expected import TimedGroups
+from .fused import FusedGroup, fuse, worth_trying
 from .measure import measure_errors
 from .speed import DEFAULT_TOKENS, SpeedTable, Times
 
@@ -152,14 +153,11 @@ def _choice(plan: Plan, target: Target) -> _Choice:
 
 def _times(plans: dict[FusedGroup, LinearPlan], target: SpeedTarget) -> dict[FusedGroup, Times]:
     """The times of the quantized groups, each by its scheme."""
-    timed = {group: own.scheme.name for group, own in plans.items() if own.scheme.quantized and not own.kept}
-    if not timed:
+    quantized = {group: own for group, own in plans.items() if own.scheme.quantized and not own.kept}
+    if not quantized:
         raise InputError("no linear is quantized, so no times apply", hint="--scheme int8 or fp8, or --density")
-    by_scheme = {
-        scheme: dict(zip(plans, group_times(list(plans), target.table, scheme, target.tokens), strict=True))
-        for scheme in sorted(set(timed.values()))
-    }
-    return {group: by_scheme[scheme][group] for group, scheme in timed.items()}
+    timed = {group: (own.scheme.name, own.pattern) for group, own in quantized.items()}
+    return TimedGroups(list(plans), timed).times(target.table, target.tokens)
 
 
 def _fixed(recipe: Recipe, group: FusedGroup) -> Pattern | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 from ..core.patterns import ALL
 from ..errors import NotMeasuredError
 from ..kernels.backends.rule import GAIN
-from .expected import Expected, TimedGroups, expected_speedup, timed_linears
+from .expected import Expected, TimedGroups, TimedLinear, expected_times, timed_linears
 from .gpus import BUNDLED
 from .speed import SpeedTable
 
@@ -38,10 +38,11 @@ class Faster:
 
 def faster_than_dense(linears: Sequence[LinearPlan], expected: Expected, table: SpeedTable) -> Faster:
     """The ways out of a plan that is slower than dense by `table`, the best first."""
+    timed = timed_linears(linears)
     return Faster(
-        patterns=_best(_patterns(TimedGroups.of(timed_linears(linears)), expected.tokens, table)),
-        tokens=dict(sorted(_best(_tokens(linears, table)).items())),
-        gpus=_best(_gpus(linears, expected)),
+        patterns=_best(_patterns(TimedGroups.of(timed), expected.tokens, table)),
+        tokens=dict(sorted(_best(_tokens(timed, table)).items())),
+        gpus=_best(_gpus(timed, expected)),
     )
 
 
@@ -59,16 +60,16 @@ def _patterns(groups: TimedGroups, tokens: int, table: SpeedTable) -> Iterator[t
                     yield f"{scheme} {pattern}", dense / sum(one.of(pattern) for one in times)
 
 
-def _tokens(linears: Sequence[LinearPlan], table: SpeedTable) -> Iterator[tuple[int, float]]:
+def _tokens(linears: Sequence[TimedLinear], table: SpeedTable) -> Iterator[tuple[int, float]]:
     for tokens in sorted({row.tokens for row in table.rows}):
         with suppress(NotMeasuredError):
-            yield tokens, expected_speedup(linears, table, tokens).speedup
+            yield tokens, expected_times(linears, table, tokens).speedup
 
 
-def _gpus(linears: Sequence[LinearPlan], expected: Expected) -> Iterator[tuple[str, float]]:
+def _gpus(linears: Sequence[TimedLinear], expected: Expected) -> Iterator[tuple[str, float]]:
     for gpu in BUNDLED:
         if gpu != expected.gpu:
             with suppress(NotMeasuredError):
-                found = expected_speedup(linears, SpeedTable.load(gpu), expected.tokens)
+                found = expected_times(linears, SpeedTable.load(gpu), expected.tokens)
                 if found.table_speedup <= found.bound * EXCESS:
                     yield gpu, found.speedup

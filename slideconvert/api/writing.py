@@ -59,7 +59,7 @@ def load_model(ckpt: str | Path, options: ModelOptions = ModelOptions(), *, prog
     'llama'
     """
     return load(
-        Checkpoint.open(resolve(str(ckpt), progress=progress).path),
+        _opened(ckpt, progress),
         activations=options.activations or "quantized",
         device=choose_device(options.device),
         backend="auto",
@@ -68,8 +68,11 @@ def load_model(ckpt: str | Path, options: ModelOptions = ModelOptions(), *, prog
 
 def open_writer(ckpt: str | Path, options: ModelOptions, progress: Progress) -> TextWriter:
     """The checkpoint, ready to write."""
-    checkpoint = Checkpoint.open(resolve(str(ckpt), progress=progress).path)
-    return TextWriter(checkpoint, options.activations or "quantized", choose_device(options.device))
+    return TextWriter(_opened(ckpt, progress), options.activations or "quantized", choose_device(options.device))
+
+
+def _opened(ckpt: str | Path, progress: Progress) -> Checkpoint:
+    return Checkpoint.open(resolve(str(ckpt), progress=progress).path)
 
 
 def check_generate(options: GenerateOptions) -> None:

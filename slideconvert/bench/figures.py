@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from html import escape
 
-from ..errors import printable
+from ..report.page import escaped
 from ..report.svg import BOTTOM, LEFT, MARKERS, PLOT, RIGHT, WIDTH, Axis, svg
 from .case import DENSE, KERNEL
 from .tables import Table
@@ -185,14 +185,14 @@ def _series(lines: Mapping[str, list[tuple[float, float, str]]]) -> str:
         path = "".join(f"{'L' if number else 'M'}{x:.1f} {y:.1f}" for number, (x, y, _) in enumerate(points))
         marks = "".join(
             f'<path class="mark point" transform="translate({x:.1f} {y:.1f})" d="{MARKERS[style]}">'
-            f"<title>{escape(printable(label))}, {escape(text)}</title></path>"
+            f"<title>{escaped(label)}, {escape(text)}</title></path>"
             for x, y, text in points
         )
         parts.append(
             f'<g class="series s{style}"><rect class="hit" x="{legend - 16:.0f}" y="4" width="88" height="22"/>'
             f'<path class="line" d="M{legend - 13:.0f} 16h26"/>'
             f'<path class="mark" transform="translate({legend:.0f} 16)" d="{MARKERS[style]}"/>'
-            f'<text x="{legend + 20:.0f}" y="20">{escape(printable(label))}</text>'
+            f'<text x="{legend + 20:.0f}" y="20">{escaped(label)}</text>'
             f'<path class="line" d="{path}"/>{marks}</g>'
         )
     return "".join(parts)

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ..checkpoint.staging import write_file, writing
-from ..report.page import escaped as _text
-from ..report.page import whole_page
+from ..report.page import escaped, whole_page
 from ..report.svg import standalone
 from .case import KERNEL, LAYER
 from .clock import COPY
@@ -87,26 +86,26 @@ ABOUT = {
 def _head(results: Results, title: str) -> str:
     measured = sum(row.measured for row in results.rows.values())
     facts = "".join(
-        f"<li>{_text(name.replace('_', ' '))}: {_text(value)}</li>" for name, value in results.machine.items()
+        f"<li>{escaped(name.replace('_', ' '))}: {escaped(value)}</li>" for name, value in results.machine.items()
     )
     return (
-        f'<header><h1>{_text(title)}</h1>\n<p class="soft">{ABOUT[results.level]} '
+        f'<header><h1>{escaped(title)}</h1>\n<p class="soft">{ABOUT[results.level]} '
         f'{measured:,} of {len(results.rows):,} cases are measured.</p>\n<ul class="facts">{facts}</ul></header>\n'
     )
 
 
 def _table(table: Table, drawn: list[Figure]) -> str:
-    words = ", ".join(_text(word) for word in (table.model, table.precision, table.chosen) if word)
-    about = f"Speed-up over {BASELINES.get(table.baseline, table.baseline)}, by {_text(table.axis)}."
+    words = ", ".join(escaped(word) for word in (table.model, table.precision, table.chosen) if word)
+    about = f"Speed-up over {BASELINES.get(table.baseline, table.baseline)}, by {escaped(table.axis)}."
     if table.shapes:
-        linears = ", ".join(f"{_text(name)} {rows} × {columns}" for name, (rows, columns) in table.shapes.items())
+        linears = ", ".join(f"{escaped(name)} {rows} × {columns}" for name, (rows, columns) in table.shapes.items())
         about = f"Sum of {linears}; {WAYS[table.chosen]}. {about}"
     first, *others = [table.baseline, *(name for name in table.baselines if name != table.baseline)]
     more = "".join(
         f"<details><summary>Over {BASELINES[name]}</summary>{_heat(table, name)}</details>" for name in others
     )
     plots = "".join(
-        f'<h3>{_text(figure.title)}</h3><p class="soft">{_text(figure.about)}</p>'
+        f'<h3>{escaped(figure.title)}</h3><p class="soft">{escaped(figure.about)}</p>'
         f'<div class="scroll">{figure.markup}</div>'
         for figure in drawn
     )
@@ -124,12 +123,12 @@ def _heat(table: Table, baseline: str) -> str:
         f'<td class="none">{times[tokens]:,.1f}</td>' if tokens in times else '<td class="none">–</td>'
         for tokens in table.tokens
     )
-    lines = [f'<tr><th scope="row">{_text(baseline)}, µs</th><td class="none"></td>{base}</tr>']
+    lines = [f'<tr><th scope="row">{escaped(baseline)}, µs</th><td class="none"></td>{base}</tr>']
     for pattern in table.patterns:
         cells = "".join(_cell(table.speedup(pattern, tokens, baseline)) for tokens in table.tokens)
         most = ideal(pattern)
         bound = "" if most is None else f"{most:.2f}"
-        lines.append(f'<tr><th scope="row">{_text(pattern)}</th><td class="none">{bound}</td>{cells}</tr>')
+        lines.append(f'<tr><th scope="row">{escaped(pattern)}</th><td class="none">{bound}</td>{cells}</tr>')
     return (
         f'<div class="table"><table class="heat"><thead><tr><th scope="col"></th><th scope="col">ideal</th>{heads}</tr>'
         f"</thead><tbody>{''.join(lines)}</tbody></table></div>"
@@ -150,7 +149,7 @@ def _published(found: Beside, model: str) -> str:
     """Published and own speed-ups, green where our time is the shorter one."""
     lines = found.of(model)
     patterns = list(dict.fromkeys(pattern for of in lines.values() for pattern in of))
-    heads = "".join(f'<th scope="col">{_text(pattern)}</th>' for pattern in patterns)
+    heads = "".join(f'<th scope="col">{escaped(pattern)}</th>' for pattern in patterns)
     body = []
     for tokens, of in lines.items():
         dense = next(iter(of.values()))
@@ -158,9 +157,9 @@ def _published(found: Beside, model: str) -> str:
         for one in (of.get(pattern) for pattern in patterns):
             cells.append(_cell(one.ratio, _both(one.theirs_speedup, one.ours_speedup, ".2f")) if one else _cell(None))
         body.append(f'<tr><th scope="row">{tokens:,}</th>{"".join(cells)}</tr>')
-    notes = "".join(f"<li>{_text(note)}</li>" for note in found.notes)
+    notes = "".join(f"<li>{escaped(note)}</li>" for note in found.notes)
     return (
-        f'<section class="box figure"><h2>{_text(model)} beside the published {_text(found.gpu)}</h2>'
+        f'<section class="box figure"><h2>{escaped(model)} beside the published {escaped(found.gpu)}</h2>'
         '<p class="soft">INT8, by tokens: speed-ups over the dense product, published and ours, and the microseconds '
         "of that. Green: our time is shorter than the published one.</p>"
         f'<div class="table"><table class="heat"><thead><tr><th scope="col"></th><th scope="col">dense, µs</th>{heads}'
@@ -183,13 +182,13 @@ def _failures(results: Results) -> str:
     for why, cases in failed.items():
         names = list(dict.fromkeys(cases))
         more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-        items.append(f"<li>{_text(why)}<br>{len(cases)} cases: {_text(', '.join(names[:NAMES_SHOWN]))}{more}</li>")
+        items.append(f"<li>{escaped(why)}<br>{len(cases)} cases: {escaped(', '.join(names[:NAMES_SHOWN]))}{more}</li>")
     return f'<section class="notes"><h2>Not measured</h2><ul>{"".join(items)}</ul></section>\n'
 
 
 def _rows(results: Results) -> str:
     shown = [name for name in KINDS[results.level][1] if name not in UNSHOWN]
-    heads = "".join(f'<th scope="col">{_text(name.replace("_us", ", µs"))}</th>' for name in shown)
+    heads = "".join(f'<th scope="col">{escaped(name.replace("_us", ", µs"))}</th>' for name in shown)
     lines = []
     for row in results.rows.values():
         flat = row.flat()
@@ -206,4 +205,4 @@ def _plain(value: object) -> str:
         return "<td>–</td>"
     if isinstance(value, float):
         return f'<td class="number" data-v="{value:.6g}">{value:,.4g}</td>'
-    return f"<td>{_text(value)}</td>"
+    return f"<td>{escaped(value)}</td>"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from html import escape
 
 from ..errors import printable
+from .page import escaped
 from .svg import MARKERS, line_key, marker, round_ticks, svg, tick_texts
 
 WIDTH, LEFT, RIGHT, HEIGHT, BELOW = 560, 76, 20, 280, 52
@@ -104,11 +105,10 @@ class Chart:
             x, y = self.place(Point(tick, self.up.ticks[0], ""))
             parts.append(f'<text class="mid" x="{x:.1f}" y="{y + 20:.1f}">{text}</text>')
         bottom, middle = self.top + HEIGHT + BELOW - 8, self.top + HEIGHT / 2
-        parts.append(
-            f'<text class="mid name" x="{(LEFT + WIDTH - RIGHT) / 2:.0f}" y="{bottom:.0f}">{_label(self.across)}</text>'
-        )
+        center = (LEFT + WIDTH - RIGHT) / 2
+        parts.append(f'<text class="mid name" x="{center:.0f}" y="{bottom:.0f}">{escaped(self.across.label)}</text>')
         turned = f'transform="translate(16 {middle:.0f}) rotate(-90)"'
-        parts.append(f'<text class="mid name" {turned}>{_label(self.up)}</text>')
+        parts.append(f'<text class="mid name" {turned}>{escaped(self.up.label)}</text>')
         return "".join(parts)
 
     def _series(self, number: int, one: Series) -> str:
@@ -123,7 +123,7 @@ class Chart:
         if self.legend:
             x = LEFT + 20 + number * ENTRY
             drawn += f'<path class="line" d="M{x - 13} 18h26"/>{marker(style, x, 18, 1.5)}'
-            drawn += f'<text x="{x + 20}" y="22">{escape(printable(one.name))}</text>'
+            drawn += f'<text x="{x + 20}" y="22">{escaped(one.name)}</text>'
         return f'<g class="series s{style}">{drawn}</g>'
 
     @staticmethod
@@ -131,11 +131,7 @@ class Chart:
         """Beside the point, on the side that has room."""
         right = x > WIDTH - RIGHT - 70
         side = ' class="end"' if right else ""
-        return f'<text{side} x="{x + (-9 if right else 9):.1f}" y="{y - 7:.1f}">{escape(printable(text))}</text>'
-
-
-def _label(axis: Scale) -> str:
-    return escape(printable(axis.label))
+        return f'<text{side} x="{x + (-9 if right else 9):.1f}" y="{y - 7:.1f}">{escaped(text)}</text>'
 
 
 def keys_of(charts: Sequence[Chart]) -> str:

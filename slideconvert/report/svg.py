@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from ..errors import printable
+from .page import escaped
 from .style import STYLE
 
 WIDTH, LEFT, RIGHT, BOTTOM, PLOT = 1080, 96, 8, 48, 280
@@ -111,7 +111,7 @@ def marker(style: int, x: float, y: float, scale: float = 1.0, tooltip: str | No
 def key(style: str, name: str, drawn: str) -> str:
     """An entry of a key: what stands for a series in the plot, around (13, 7) of 26 by 14 pixels, and its name."""
     dot = f'<svg class="dot" aria-hidden="true" viewBox="0 0 26 14">{drawn}</svg>'
-    return f'<span class="key {style}">{dot}{escape(printable(name))}</span>'
+    return f'<span class="key {style}">{dot}{escaped(name)}</span>'
 
 
 def line_key(style: int, name: str) -> str:
@@ -159,7 +159,7 @@ def standalone(plot: str, size: int = 12, title: str = "") -> str:
             lambda sizes: f'viewBox="0 {-TITLE} {sizes[1]} {int(sizes[2]) + TITLE}"',
             opened,
         )
-        words = f'<text x="{LEFT - 13}" y="-8" font-size="15" font-weight="bold">{escape(printable(title))}</text>'
+        words = f'<text x="{LEFT - 13}" y="-8" font-size="15" font-weight="bold">{escaped(title)}</text>'
         top = f' y="{-TITLE}"'
         inner = words + inner
     ground = f'<rect class="ground"{top} width="100%" height="100%" rx="8"/>'
