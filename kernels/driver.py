@@ -17,6 +17,8 @@ MAX_DYNAMIC_SHARED = 8
 """CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES."""
 PREFERRED_CARVEOUT, LARGEST = 9, 100
 """CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, in percent."""
+TRITONS_OWN = 4
+"""Parameters that Triton adds behind a kernel's own, at most: two since 3.4. The driver reads as many as there are."""
 PROGRAMMATIC_STREAM_SERIALIZATION = 6
 """CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION."""
 
@@ -102,6 +104,7 @@ class Launch:
 
     argument: the kernel's parameter; its fields may be set between calls. overlapping: the kernel may begin while the
     one before it in the stream still runs, and waits for it by itself (griddepcontrol, from compute capability 9 on).
+    apart: every field is a parameter of its own, as Triton's kernels take them; what Triton adds behind them is null.
     """
 
     def __init__(
@@ -112,6 +115,7 @@ class Launch:
         argument: ctypes.Structure,
         *,
         overlapping: bool = False,
+        apart: bool = False,
     ) -> None:
         self.argument, self._kernel = argument, kernel
         self._attribute = _Attribute(PROGRAMMATIC_STREAM_SERIALIZATION, 0, 1)
@@ -119,7 +123,10 @@ class Launch:
         self._config = _Config(
             *grid, 1, threads, 1, 1, kernel.shared, 0, ctypes.addressof(self._attribute), int(overlapping)
         )
-        self._parameters = (c_void_p * 1)(ctypes.addressof(argument))
+        self._null, start = c_uint64(), ctypes.addressof(argument)
+        fields = [start + getattr(type(argument), name).offset for name, *_ in argument._fields_] if apart else [start]
+        added = [ctypes.addressof(self._null)] * (TRITONS_OWN if apart else 0)
+        self._parameters = (c_void_p * len(fields + added))(*fields, *added)
         self._stream = 0
         self._words = (ctypes.addressof(self._config), kernel.function, ctypes.addressof(self._parameters), None)
         self._launch = driver().cuLaunchKernelEx

@@ -7,6 +7,7 @@ addresses are multiples of 16 (`aligned` sees to it), and integers are declared 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Hashable
 from typing import Any
 
@@ -44,6 +45,18 @@ def start(kernel: Any, grid: tuple[int, int], stream: int, *arguments: Any) -> N
 def stream_of(device: torch.device) -> int:
     """The CUDA stream that torch works on now, as an address."""
     return torch._C._cuda_getCurrentRawStream(device.index)
+
+
+def empty(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+    """[rows, columns] on the current CUDA device, of no meaning yet."""
+    if _EMPTY is None:
+        return torch.empty(rows, columns, dtype=dtype, device="cuda")
+    found: Tensor = _EMPTY((rows, columns), (columns, 1), dtype)
+    return found
+
+
+_EMPTY = getattr(sys.modules.get("torch._C._dynamo.guards"), "_empty_strided_cuda", None)
+"""What code that Inductor writes allocates with: it takes less than half the time of torch.empty."""
 
 
 def aligned(tensor: Tensor) -> Tensor:

@@ -94,6 +94,10 @@ class Backend:
         """x [..., K] float16, bfloat16 or float32; bias [N] -> [..., N] like x. ValueError if x is elsewhere."""
         raise NotImplementedError
 
+    def way(self, tokens: int) -> tuple[Backend, slice]:
+        """What runs so many tokens, and which tensors of the prepared weight it reads."""
+        return self, slice(None)
+
     def operand(self, tokens: int) -> tuple[Operand, int] | None:
         """How it reads activations that a producer has quantized: the operand, and how many rows for so many tokens.
         None if it quantizes them on its own."""

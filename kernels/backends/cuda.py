@@ -50,7 +50,8 @@ class CudaBackend(Backend):
     ) -> Tensor:
         wanted = self.operand(scale.shape[0])
         assert wanted is not None
-        codes = codes[: wanted[1]]
+        if codes.shape[0] > wanted[1]:
+            codes = codes[: wanted[1]]
         if self._elsewhere(codes):
             with torch.cuda.device(self.device):
                 return self.launch_codes(codes, scale, prepared, bias, dtype)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,8 +21,8 @@ from .cuda import missing_triton
 from .rule import BUCKETS
 
 Outputs = tuple[list[Tensor], Tensor | None]
-Quantized = tuple[Tensor, Tensor, Tensor | None]
-"""Codes as they lie in an operand, scale, and the sum."""
+MOST_PLANS = 4096
+"""Numbers of tokens whose plans are remembered."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +43,12 @@ def run_produced(
     What the unfused model computes: to the bit where the producer's reference runs, else as producers/kernel.py says.
     ValueError if x is on another device than a reader.
     """
+    prepared, biases = [reader.prepared for reader in readers], [reader.bias for reader in readers]
     if not torch.compiler.is_compiling():
-        return _run(producer, x, other, weight, readers)
-    prepared = [tensor for reader in readers for tensor in reader.prepared]
+        return _fused(producer, tuple(reader.backend for reader in readers))(x, other, weight, prepared, biases)
     lines = [f"{reader.backend.name}\t{len(reader.prepared)}\t{reader.backend.text}" for reader in readers]
-    outs: list[Tensor] = PRODUCED(
-        x, other, weight, producer.text, prepared, [reader.bias for reader in readers], "\n".join(lines)
-    )
+    flat = [tensor for tensors in prepared for tensor in tensors]
+    outs: list[Tensor] = PRODUCED(x, other, weight, producer.text, flat, biases, "\n".join(lines))
     return outs[: len(readers)], outs[len(readers)] if producer.element == SUM else None
 
 
@@ -82,63 +80,104 @@ def operands(backends: Sequence[Backend]) -> list[Operand | None]:
     return list(dict.fromkeys(one and one[0] for one in wanted))
 
 
-def _run(
-    producer: Producer, x: Tensor, other: Tensor | None, weight: Tensor | None, readers: Sequence[Reader]
-) -> Outputs:
-    if x.is_cuda and torch._C._cuda_getDevice() != x.get_device():
-        with torch.cuda.device(x.device):  # kernels are started on the current device
-            return _run(producer, x, other, weight, readers)
-    if x.dim() != 2:
-        flat = x.reshape(-1, x.shape[-1])
-        outs, total = _run(producer, flat, None if other is None else other.reshape(flat.shape), weight, readers)
-        return [out.view(*x.shape[:-1], out.shape[-1]) for out in outs], None if total is None else total.view(x.shape)
-    produce, values = _functions(x)
-    wanted = [reader.backend.operand(x.shape[0]) for reader in readers]
-    made: dict[Operand, tuple[Tensor, Tensor]] = {}
-    plain = total = None
-    outs = []
-    for reader, one in zip(readers, wanted, strict=True):
-        if one is None:
-            if plain is None:
-                plain, total = values(producer, x, other, weight)
-            out = reader.backend.run(plain, reader.prepared, reader.bias)
-        else:
-            operand = one[0]
-            if operand not in made:
-                rows = max(count for kind, count in filter(None, wanted) if kind == operand)
-                codes, scale, total = produce(producer, x, other, weight, operand, rows)
-                made[operand] = codes, scale
-            out = reader.backend.run_codes(*made[operand], reader.prepared, reader.bias, x.dtype)
-        outs.append(out)
-    return outs, total
+Make = Callable[[Tensor, Tensor | None, Tensor | None], tuple[Tensor, Tensor | None, Tensor | None]]
+"""x, other, weight -> what readers take: codes and their scale, or values and None; and the sum."""
 
 
-def _functions(x: Tensor) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """`produce` and `values`: of Triton and CUDA on a GPU, else of the reference, as without Triton, where the linears
-    run on theirs too."""
-    if not x.is_cuda or not _triton():
-        return reference.produce, reference.values
-    return produce, _makers()[2]
+@dataclass(frozen=True)
+class Plan:
+    """What a number of tokens starts. readers: of each reader the backend, which of its prepared tensors that reads,
+    and which of the makes it takes."""
+
+    makes: tuple[Make, ...]
+    readers: tuple[tuple[Backend, slice, int], ...]
 
 
-def produce(
-    producer: Producer, x: Tensor, other: Tensor | None, weight: Tensor | None, operand: Operand, rows: int
-) -> Quantized:
-    """The reference's `produce` on a CUDA device, by the kernel that writes codes as they lie in the operand."""
-    interleaved, in_rows, _ = _makers()
-    if operand.interleaved:
-        return interleaved(producer, x, other, weight, operand)
-    return in_rows(producer, x, other, weight, operand, rows)
+class Fused:
+    """A producer and the backends that read it. The plan of a number of tokens is made once: steps that are too long
+    for a CUDA graph wait for the host, which has some ten microseconds for an operator."""
+
+    def __init__(self, producer: Producer, backends: Sequence[Backend]) -> None:
+        self.producer, self.backends, self.device = producer, backends, backends[0].device
+        self._plans: dict[int, Plan] = {}
+
+    def __call__(
+        self,
+        x: Tensor,
+        other: Tensor | None,
+        weight: Tensor | None,
+        prepared: Sequence[Prepared],
+        biases: Sequence[Tensor | None],
+    ) -> Outputs:
+        """`run_produced` on the prepared weight and the bias of every reader."""
+        if x.is_cuda and torch._C._cuda_getDevice() != x.get_device():
+            with torch.cuda.device(x.device):  # kernels are started on the current device
+                return self(x, other, weight, prepared, biases)
+        if x.dim() != 2:
+            flat, second = x.reshape(-1, x.shape[-1]), None if other is None else other.reshape(-1, x.shape[-1])
+            outs, total = self(flat, second, weight, prepared, biases)
+            return [out.view(*x.shape[:-1], out.shape[-1]) for out in outs], total if total is None else total.view_as(
+                x
+            )
+        if x.device != self.device:
+            raise ValueError(f"the input of {self.backends[0].spec} is on {x.device}, its weight on {self.device}")
+        tokens, dtype = x.shape[0], x.dtype
+        plan = self._plans.get(tokens) or self._planned(tokens)
+        made = [make(x, other, weight) for make in plan.makes]
+        outs = []
+        for (backend, part, place), tensors, bias in zip(plan.readers, prepared, biases, strict=True):
+            found, scale, _ = made[place]
+            if scale is None:
+                outs.append(backend.run(found, tensors[part], bias))
+            else:
+                outs.append(backend.run_codes(found, scale, tensors[part], bias, dtype))
+        return outs, made[0][2]
+
+    def _planned(self, tokens: int) -> Plan:
+        ways = [backend.way(tokens) for backend in self.backends]
+        wanted = [backend.operand(tokens) for backend, _ in ways]
+        rows: dict[Operand | None, int] = {}
+        for one in wanted:
+            operand, count = one or (None, tokens)
+            rows[operand] = max(count, rows.get(operand, 0))
+        kinds = list(rows)
+        readers = [(*way, kinds.index(one and one[0])) for way, one in zip(ways, wanted, strict=True)]
+        if len(self._plans) >= MOST_PLANS:
+            self._plans.clear()
+        found = Plan(tuple(self._make(operand, rows[operand]) for operand in kinds), tuple(readers))
+        self._plans[tokens] = found
+        return found
+
+    def _make(self, operand: Operand | None, rows: int) -> Make:
+        """By the kernel that writes what the readers take; by the reference on a CPU, and without Triton, where the
+        linears run on theirs too."""
+        producer, device = self.producer, self.device
+        if device.type == "cuda" and _triton():
+            return kernel_for(producer, operand, rows, device)
+        if operand is None:
+            return lambda x, other, weight: _apart(reference.values(producer, x, other, weight))
+        return lambda x, other, weight: reference.produce(producer, x, other, weight, operand, rows)
 
 
-@cache
-def _makers() -> tuple[Callable[..., Quantized], Callable[..., Quantized], Callable[..., Any]]:
-    """What makes interleaved codes, codes in rows, and values. Imported once and not in every call; Triton comes with
-    them."""
+def kernel_for(producer: Producer, operand: Operand | None, rows: int, device: torch.device) -> Make:
+    """What writes an operand of so many rows, or values where it is None, on a CUDA device, the current one."""
     from ..few_tokens import produce as few
-    from ..producers import kernel, values
+    from ..producers import kernel, values  # Triton comes with them
 
-    return few.produce, kernel.produce, values.values
+    if operand is None:
+        return lambda x, other, weight: _apart(values.values(producer, x, other, weight))
+    if operand.interleaved:
+        return lambda x, other, weight: few.produce(producer, x, other, weight, operand)
+    producing = kernel.producing_for(producer, operand, device)
+    return lambda x, other, weight: producing(x, other, weight, rows)
+
+
+def _apart(found: tuple[Tensor, Tensor | None]) -> tuple[Tensor, None, Tensor | None]:
+    """Values and the sum, as a `Make` gives them."""
+    return found[0], None, found[1]
+
+
+_fused = cache(Fused)
 
 
 @cache
@@ -156,21 +195,21 @@ def _operator(
     biases: list[Tensor | None],
     readers: str,
 ) -> list[Tensor]:
-    made, backends = _named(producer, readers, x.device)
-    found = [Reader(backend, prepared[part], bias) for (backend, part), bias in zip(backends, biases, strict=True)]
-    outs, total = _run(made, x, other, weight, found)
+    fused, parts = _named(producer, readers, x.device)
+    outs, total = fused(x, other, weight, [prepared[part] for part in parts], biases)
     return outs if total is None else [*outs, total]
 
 
 @cache
-def _named(producer: str, readers: str, device: torch.device) -> tuple[Producer, list[tuple[Backend, slice]]]:
-    """The producer, and of every reader its backend and which of the prepared tensors are its own."""
-    found, first = [], 0
+def _named(producer: str, readers: str, device: torch.device) -> tuple[Fused, list[slice]]:
+    """The producer with its readers, and which of the prepared tensors each of them has."""
+    backends, parts, first = [], [], 0
     for line in readers.split("\n"):
         name, count, spec = line.split("\t")
-        found.append((by_text(name, spec, device), slice(first, first + int(count))))
+        backends.append(by_text(name, spec, device))
+        parts.append(slice(first, first + int(count)))
         first += int(count)
-    return Producer.parse(producer), found
+    return Fused(Producer.parse(producer), backends), parts
 
 
 def _shapes(

@@ -49,22 +49,21 @@ class Routed(Backend):
         for _, backend, part in self._steps:
             backend.complete(prepared[part], dtypes)
 
-    def run(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
-        backend, part = self._step(x.numel() // self.spec.columns)
-        return backend.run(x, prepared[part], bias)
-
-    def operand(self, tokens: int) -> tuple[Operand, int] | None:
-        return self._step(tokens)[0].operand(tokens)
-
-    def run_codes(
-        self, codes: Tensor, scale: Tensor, prepared: Prepared, bias: Tensor | None, dtype: torch.dtype
-    ) -> Tensor:
-        backend, part = self._step(scale.shape[0])
-        return backend.run_codes(codes, scale, prepared[part], bias, dtype)
-
-    def _step(self, tokens: int) -> tuple[Backend, slice]:
-        """What runs so many tokens, and its part of the prepared weight."""
+    def way(self, tokens: int) -> tuple[Backend, slice]:
         for most, backend, part in self._steps:
             if most is None or tokens <= most:
                 return backend, part
         raise AssertionError("a route runs any number of tokens")
+
+    def run(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
+        backend, part = self.way(x.numel() // self.spec.columns)
+        return backend.run(x, prepared[part], bias)
+
+    def operand(self, tokens: int) -> tuple[Operand, int] | None:
+        return self.way(tokens)[0].operand(tokens)
+
+    def run_codes(
+        self, codes: Tensor, scale: Tensor, prepared: Prepared, bias: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
+        backend, part = self.way(scale.shape[0])
+        return backend.run_codes(codes, scale, prepared[part], bias, dtype)

@@ -13,7 +13,7 @@ from slideconvert.kernels.backends import native
 from slideconvert.kernels.backends.base import Backend
 from slideconvert.kernels.backends.choose import backends_for, choose, named
 from slideconvert.kernels.backends.cusparselt import Cusparselt
-from slideconvert.kernels.backends.produced import produce
+from slideconvert.kernels.backends.produced import kernel_for
 from slideconvert.kernels.linear import SlideSparseLinear, produced, ready_to_produce
 from slideconvert.kernels.producers.reference import SAME, SILU, Producer
 from slideconvert.kernels.slide_spec import SlideSpec, SlideWeight
@@ -87,7 +87,8 @@ def test_codes_of_a_producer_give_what_the_activations_give(name: str, codes: to
             assert name.startswith("few") and tokens > 64
             continue
         for term in (None, bias.to(dtype), bias):
-            made, scale, _ = produce(Producer(SAME), x, None, None, wanted[0], wanted[1] + 16)
+            made, scale, _ = kernel_for(Producer(SAME), wanted[0], wanted[1] + 16, CUDA)(x, None, None)
+            assert scale is not None
             found = backend.run_codes(made, scale, prepared, term, dtype)
             assert torch.equal(found, backend.run(x, prepared, term)), (tokens, term is None)
 

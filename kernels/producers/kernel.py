@@ -9,6 +9,8 @@ the windows of 2:4.
 
 from __future__ import annotations
 
+import ctypes
+from ctypes import c_int, c_uint64, c_void_p
 from functools import cache
 from typing import Any
 
@@ -17,7 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import Launcher, start, stream_of
+from ..driver import Kernel, Launch
+from ..launch import Launcher, empty, stream_of
 from ..operand import Operand
 from ..quantize.kernel import factor_of, scale_of, steps
 from ..quantize.reference import QMAX
@@ -154,6 +157,15 @@ def in_pairs(columns: int, kind: torch.dtype) -> bool:
     return kind.itemsize == 2 and columns % 2 == 0
 
 
+class Arguments(ctypes.Structure):
+    """Parameters of the kernel that are no constants, in its order."""
+
+    _fields_ = (
+        *((name, c_uint64) for name in ("x", "other", "weight", "total", "codes", "scale")),
+        ("tokens", c_int),
+    )
+
+
 class Produce:
     """`produce` for one producer, operand, dtype and strides of the inputs: compiled, ready to start on addresses."""
 
@@ -161,37 +173,71 @@ class Produce:
         self, producer: Producer, operand: Operand, kind: torch.dtype, strides: tuple[int, int], device: torch.device
     ) -> None:
         warps = reading(operand.columns)[1]
-        self._constants = constants(producer, operand, kind, strides)
+        given = constants(producer, operand, kind, strides)
         x = torch.empty(16, dtype=kind, device=device)
         codes = torch.empty(16, dtype=torch.int8, device=device)
         scale = torch.empty(4, dtype=torch.float32, device=device)
-        key = (device, kind, warps, self._constants)
-        self._kernel = LAUNCHER.compiled(key, (x, x, x, x, codes, scale, 1), self._constants, warps)
+        compiled = LAUNCHER.compiled((device, kind, warps, given), (x, x, x, x, codes, scale, 1), given, warps)
+        self._kernel = Kernel("produce_kernel", c_void_p(compiled.function), compiled.metadata.shared)
+        self._threads = 32 * warps
+        self._idle: list[tuple[Arguments, Launch]] = []
 
     def start(self, addresses: tuple[int, ...], tokens: int, rows: int, stream: int) -> None:
         """addresses: of x, other, weight, sum, codes [rows, width], scale; multiples of 16, anything for what is not
         used."""
-        start(self._kernel, (rows, 1), stream, *addresses, tokens, *self._constants)
+        try:
+            held = self._idle.pop()  # another thread finds another one
+        except IndexError:
+            argument = Arguments()
+            held = argument, Launch(self._kernel, 1, self._threads, argument, apart=True)
+        argument, launch = held
+        argument.x, argument.other, argument.weight, argument.total, argument.codes, argument.scale = addresses
+        argument.tokens = tokens
+        launch.resize(rows)
+        launch.start(stream)
+        self._idle.append(held)
 
 
 produce_for = cache(Produce)
 
 
+class Producing:
+    """`produce` for one producer and operand on one device, without a search for what it starts."""
+
+    def __init__(self, producer: Producer, operand: Operand, device: torch.device) -> None:
+        self.producer, self.operand, self.device = producer, operand, device
+        self._width = operand.width
+        self._compiled: dict[tuple[torch.dtype, int, int], Produce] = {}
+
+    def __call__(
+        self, x: Tensor, other: Tensor | None, weight: Tensor | None, rows: int
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """`produce`, with the device as the current one."""
+        tokens, (used, total) = x.shape[0], readable(self.producer, x, other, weight)
+        codes = empty(rows, self._width, self.operand.dtype)
+        scale = empty(tokens + self.operand.spare, 1, torch.float32)[:tokens]
+        if rows:
+            key = (x.dtype, used[0].stride(0), used[1].stride(0))
+            op = self._compiled.get(key)
+            if op is None:
+                op = self._compiled[key] = produce_for(self.producer, self.operand, key[0], key[1:], self.device)
+            x, second, third, fourth = used
+            addresses = (x.data_ptr(), second.data_ptr(), third.data_ptr(), fourth.data_ptr())
+            op.start((*addresses, codes.data_ptr(), scale.data_ptr()), tokens, rows, stream_of(self.device))
+        return codes, scale, total
+
+
+producing_for = cache(Producing)
+
+
 def produce(
     producer: Producer, x: Tensor, other: Tensor | None, weight: Tensor | None, operand: Operand, rows: int
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """x, other [M, K], weight [K] float16, bfloat16 or float32, finite, on a CUDA device -> codes [rows, width] of the
-    operand, scale [M, 1] float32, and the sum [M, K] for the element sum.
+    """x, other [M, K], weight [K] float16, bfloat16 or float32, finite, on a CUDA device, the current one -> codes
+    [rows, width] of the operand, scale [M, 1] float32, and the sum [M, K] for the element sum.
 
     The bytes of the reference, but where the float32 results of a mean, an exponential or a root, which differ in
     their last bits, round to another number of the activations' dtype. Rows may lie apart: x and other may be halves of
     one tensor. rows: at least M; rows beyond it are padding, code 0.
     """
-    tokens, (used, total) = x.shape[0], readable(producer, x, other, weight)
-    codes = torch.empty(rows, operand.width, dtype=operand.dtype, device=x.device)
-    scale = torch.empty(tokens + operand.spare, 1, dtype=torch.float32, device=x.device)[:tokens]
-    if rows:
-        op = produce_for(producer, operand, x.dtype, (used[0].stride(0), used[1].stride(0)), x.device)
-        addresses = tuple(tensor.data_ptr() for tensor in (*used, codes, scale))
-        op.start(addresses, tokens, rows, stream_of(x.device))
-    return codes, scale, total
+    return producing_for(producer, operand, x.device)(x, other, weight, rows)

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import Launcher, start, stream_of
+from ..launch import Launcher, empty, start, stream_of
 from .elements import inverse_root, load_values, store_pair
 from .inputs import readable
 from .kernel import in_pairs, norm_of, reading
@@ -72,7 +72,7 @@ values_for = cache(Values)
 def values(producer: Producer, x: Tensor, other: Tensor | None, weight: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """x, other [M, K], weight [K] as `produce` takes them -> the values [M, K] in their dtype, and the sum."""
     (tokens, columns), (used, total) = x.shape, readable(producer, x, other, weight)
-    out = torch.empty(tokens, columns, dtype=x.dtype, device=x.device)
+    out = empty(tokens, columns, x.dtype)
     if tokens:
         op = values_for(producer, columns, x.dtype, (used[0].stride(0), used[1].stride(0)), x.device)
         op.start(tuple(tensor.data_ptr() for tensor in (*used, out)), tokens, stream_of(x.device))

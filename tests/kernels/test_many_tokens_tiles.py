@@ -12,7 +12,8 @@ import torch
 from slideconvert.kernels import nvrtc
 from slideconvert.kernels.few_tokens.kernel import SINCE, Device
 from slideconvert.kernels.few_tokens.prepared import Order
-from slideconvert.kernels.many_tokens.kernel import FOLDER, ManyTokens, refusal
+from slideconvert.kernels.many_tokens.kernel import ManyTokens, refusal
+from slideconvert.kernels.many_tokens.launches import FOLDER
 from slideconvert.kernels.many_tokens.tiles import FORMS, PIECE_COLUMNS, PORTABLE, Tiling, Wgmma
 from slideconvert.kernels.slide_spec import SlideSpec
 from tests.helpers.disassembled import TARGETS, cuobjdump, instructions
