@@ -87,13 +87,13 @@ def speed() -> str:
 
 def bits() -> str:
     """Perplexity over bits per weight in 4 bits: 2:L patterns and pruned groups."""
-    groups = [row for row in rows("## GQSA: groups of 16 in 4 bits", "| model | gone ") if row["model"] == "qwen2"]
+    groups = [row for row in rows("## GQSA: groups of 16 in 4 bits", "| model | pruned ") if row["model"] == "qwen2"]
     windows = [row for row in rows("## GQSA: groups of 16 in 4 bits", "| model | | bits") if row["model"] == "qwen2"]
     head = (ROOT / "BENCHMARKS.md").read_text(encoding="utf-8")
     dense = re.findall(r"\(dense: qwen2 ([\d.]+), llama", head)[0]
     series = [
         Series("2:L", tuple(_bit(row, row[""]) for row in windows)),
-        Series("GQSA", tuple(_bit(row, row["gone"]) for row in groups)),
+        Series("GQSA", tuple(_bit(row, row["pruned"]) for row in groups)),
     ]
     every = [point for one in series for point in one.points]
     chart = Chart(

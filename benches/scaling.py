@@ -1,6 +1,6 @@
 """Seconds of a conversion by stage on 1, 2 … ranks of this host.
 
-    python -m benches.scaling /tmp/scaling --model llama-3.2-3b --ranks 1,2 -- --preset balanced --pattern 2_8
+    python -m benches.scaling /tmp/scaling --model Llama-3.2-3B --ranks 1,2 --length 1024 -- --preset balanced --pattern 2_8
     python -m benches.scaling /tmp/scaling --layers 2 --ranks 1,2,4 --device cpu -- --method magnitude
 
 The model has random weights with the shapes of a real one, and the text random words. What stands behind -- are words
@@ -51,7 +51,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("words", nargs=-1)
-@click.option("--model", type=click.Choice(list(synthetic.SHAPES)), default="llama-3.2-1b")
+@click.option("--model", type=click.Choice(list(synthetic.SHAPES)), default="Llama-3.2-1B", show_default=True)
 @click.option("--layers", type=int, help="Another number of layers than the model has.")
 @click.option("--ranks", default="1,2", help="Numbers of ranks.")
 @click.option("--samples", default=128)
