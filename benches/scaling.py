@@ -1,6 +1,6 @@
 """Seconds of a conversion by stage on 1, 2 … ranks of this host.
 
-    python -m benches.scaling /tmp/scaling --model Llama-3.2-3B --ranks 1,2 --length 1024 -- --preset balanced --pattern 2_8
+    python -m benches.scaling /tmp/scaling --model Llama-3.2-3B --ranks 1,2 -- --preset balanced --pattern 2_8
     python -m benches.scaling /tmp/scaling --layers 2 --ranks 1,2,4 --device cpu -- --method magnitude
 
 The model has random weights with the shapes of a real one, and the text random words. What stands behind -- are words

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..driver import Launch, Module
 from ..few_tokens.division import ROWS
 from ..few_tokens.exchange import address, exchanges
-from ..launch import stream_of
+from ..launch import empty, stream_of
 from ..tensor_map import TensorMap, bytes_map
 from .tiles import Form, Tiling, Wgmma
 
@@ -113,8 +113,8 @@ class Launches:
         argument.tokens, argument.row_tiles, argument.token_tiles = tokens, tiling.row_tiles, tiling.token_tiles
         argument.halved = tiling.halved
         if tiling.halved:
-            parts = torch.empty(tiling.exchanges * ROWS * tiling.form.tokens, dtype=torch.int32, device=out.device)
-            arrivals = exchanges(out.device).of(stream, tiling.exchanges)
+            parts = empty(tiling.exchanges, ROWS * tiling.form.tokens, torch.int32)
+            arrivals = exchanges(self.shape.device).of(stream, tiling.exchanges)
             argument.parts, argument.arrivals = parts.data_ptr(), address(arrivals)
         if x is not None:
             argument.x = x.data_ptr()

@@ -108,7 +108,8 @@ def load_of(options: ServeBenchOptions) -> Load:
     batches = numbers(options.batch, "batch") or (() if lengths else QUICK_BATCHES if quick else BATCHES)
     rates = tuple(map(float, numbers(options.rate, "rate")))
     mixed = numbers(options.mixed, "mixed")
-    return Load(batches, prefill, mixed, rates, lengths, options.prompt or Load.prompt, options.output or Load.output)
+    prompt, output = options.prompt or Load.prompt, options.output or Load.output
+    return Load(batches, prefill, mixed, rates, lengths, prompt, output, graphs=numbers(options.graphs, "graphs"))
 
 
 def _check_positions(served: Served, load: Load) -> None:
@@ -122,9 +123,10 @@ def _check_positions(served: Served, load: Load) -> None:
         )
 
 
-def _settings(load: Load) -> dict[str, int]:
+def _settings(load: Load) -> dict[str, Any]:
     """What tells results of other loads apart, beside their cases."""
-    return {"prompt": load.prompt, "output": load.output, "repeats": load.repeats}
+    graphs = {"graphs": list(load.graphs)} if load.graphs else {}
+    return {"prompt": load.prompt, "output": load.output, "repeats": load.repeats, **graphs}
 
 
 def _served(ckpts: Sequence[Path], options: ServeBenchOptions) -> Iterator[Served]:

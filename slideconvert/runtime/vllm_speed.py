@@ -4,7 +4,8 @@
 
 TASK: model, batches, prompt (tokens), output (tokens), lengths (tokens of outputs of one sequence), prefill (numbers of
 prompts and of their tokens, as 32x1024), mixed (numbers of requests), rates (requests per second), seconds (of each
-rate), repeats, kv_bytes (of the cache).
+rate), repeats, graphs (tokens of steps that are captured too), kv_bytes (of the
+cache).
 READY appears once vLLM has started; a line on stdin then begins the measurement, and OUT appears once all is done:
 engines start side by side and measure one after the other. Stands alone: it needs vLLM, and slideconvert where the
 checkpoint is ours.
@@ -44,6 +45,7 @@ class Meter:
         mixed = MIXED_LONGEST if varied else 0
         outputs = [*task["lengths"], *([task["output"]] if task["batches"] else [])]
         longest = max([task["prompt"] + max(outputs, default=0), mixed, *(length for _, _, length in self.prefill)]) + 1
+        captured = {*task["batches"], *task["graphs"], *(MIXED_SIZES if varied else (1,))}
         started = time.perf_counter()
         self.llm = LLM(
             model=task["model"],
@@ -55,7 +57,7 @@ class Meter:
             kv_cache_memory_bytes=task["kv_bytes"],
             enable_prefix_caching=False,
             seed=0,
-            compilation_config={"cudagraph_capture_sizes": [*task["batches"], *(MIXED_SIZES if varied else (1,))]},
+            compilation_config={"cudagraph_capture_sizes": sorted(captured)},
         )
         self.load_seconds = time.perf_counter() - started
         self._drawn = random.Random(0)

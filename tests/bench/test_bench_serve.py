@@ -56,7 +56,7 @@ assert ours == ("slidesparse_config" in config) or config["slidesparse_config"][
 assert os.environ.get("VLLM_PLUGINS") == (None if ours else "none")
 speed = 200.0 if ours else 100.0
 rows = [("decode", size, str(size), [speed * size * one for one in (1.1, 1.0, 0.9)]) for size in task["batches"]]
-rows += [("latency", size, str(size), [speed]) for size in task["lengths"]]
+rows += [("latency", size, str(size), [speed + sum(task["graphs"])]) for size in task["lengths"]]
 for shape in task["prefill"]:
     count, length = map(int, shape.split("x"))
     rows.append(("prefill", count * length, shape, [speed * count]))
@@ -83,7 +83,7 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def options(tmp_path: Path, **more: Any) -> ServeBenchOptions:
     words: dict[str, Any] = {"scheme": "bf16,int8,w4a16", "pattern": "2:8,1x16:50%", "batch": "1,16", "limit": 60}
-    return ServeBenchOptions(device="cpu", out=tmp_path / "out", prefill="4x8", **{**words, **more})
+    return ServeBenchOptions(**{"device": "cpu", "out": tmp_path / "out", "prefill": "4x8", **words, **more})
 
 
 def longer(source: Path) -> None:
@@ -245,6 +245,18 @@ def test_presets_are_the_published_tables_and_give_way_to_options() -> None:
     assert (both.lengths, both.batches, both.prefill) == ((8,), (2,), ())
 
 
+def test_graphs_are_asked_for_and_tell_results_apart(engine: Path, tmp_path: Path) -> None:
+    """The engine of these tests gets faster by as many tokens/s as it is told tokens."""
+    words = {"scheme": "int8", "pattern": "2:8", "batch": None, "prefill": None, "lengths": "8"}
+    plain = bench_serve((), options(tmp_path, **words), engine=engine).results
+    with pytest.raises(InputError, match="--out"):
+        bench_serve((), options(tmp_path, **words, graphs="16,32"), engine=engine)
+    elsewhere = options(tmp_path, **words, graphs="16,32", out=tmp_path / "captured")
+    captured = bench_serve((), elsewhere, engine=engine).results
+    speeds = [[row.tokens_per_second for row in some.rows.values()] for some in (plain, captured)]
+    assert speeds == [[100, 200], [148, 248]] and captured.machine["graphs"] == [16, 32]
+
+
 def test_the_quick_load_is_small() -> None:
     load = load_of(ServeBenchOptions(quick=True))
     assert (load.batches, load.prefill, load.mixed, load.rates) == ((1, 16), ("4x512",), (), ())
@@ -258,7 +270,7 @@ def test_a_real_server_is_measured(tmp_path: Path, short_demo: Path, cli: Cli) -
     longer(source)
     assert cli("convert", source, tmp_path / "sparse", *MAGNITUDE, "--layout", "dense").code == 0
     words = ["--batch", "1,4", "--prefill", "2x16", "--mixed", "3", "--rate", "4", "--output", "32", "--lengths", "8"]
-    words += ["--together", "2", "--device", "cpu"]
+    words += ["--together", "2", "--device", "cpu", "--graphs", "16,32"]
     command = [os.environ[PLUGIN], "-m", "slideconvert", "bench", "serve", str(source), str(tmp_path / "sparse")]
     done = subprocess.run(
         [*command, *words, "--out", str(tmp_path / "out"), "--json"],

@@ -143,7 +143,7 @@ BENCH = {
     "--device",
 }
 SERVED = {"--memory", "--unfused", "--batch", "--prefill", "--mixed", "--rate", "--prompt", "--output", "--together"}
-SERVED |= {"--preset", "--lengths"}
+SERVED |= {"--preset", "--lengths", "--graphs"}
 SERVED |= {"--limit", "--work"}
 ALWAYS: dict[str, set[str]] = {
     "download": {"--revision"},

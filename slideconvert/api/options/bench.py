@@ -82,6 +82,9 @@ class ServeBenchOptions(DeviceOptions, BenchOutputOptions):
         "Tokens of an output: one sequence from its prompt to the last of them; without --batch and --prefill alone.",
         metavar="N,…",
     )
+    graphs: str | None = option(
+        "Tokens of a step for which CUDA graphs are captured, beside --batch; short prompts want them.", metavar="N,…"
+    )
     mixed: str | None = option("Requests of several lengths that are there at once.", metavar="N,…")
     rate: str | None = option("Requests per second that arrive at random: latency.", metavar="N,…")
     prompt: int | None = option("Tokens of each prompt that is decoded after.  [default: 32]", minimum=1)

@@ -36,7 +36,7 @@ class Load:
     by `output` tokens. lengths: tokens of an output of one sequence, timed from its prompt on. prefill: numbers of
     prompts and of their tokens, in one step, as 8x1024. mixed: numbers of requests of several lengths that are
     there at once. rates: requests per second that arrive at random, for `seconds` each. repeats: samples of
-    each."""
+    each. graphs: tokens of steps for which CUDA graphs are captured, beside the batches."""
 
     batches: tuple[int, ...]
     prefill: tuple[str, ...]
@@ -47,6 +47,7 @@ class Load:
     output: int = 128
     seconds: float = 20.0
     repeats: int = 5
+    graphs: tuple[int, ...] = ()
 
     def cases(self, served: Served) -> list[ServeCase]:
         """What a checkpoint is measured for."""
@@ -71,6 +72,7 @@ class Load:
             "output": self.output,
             "seconds": self.seconds,
             "repeats": self.repeats,
+            "graphs": list(self.graphs),
             "kv_bytes": kv_bytes,
         }
 
