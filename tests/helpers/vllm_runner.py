@@ -82,7 +82,8 @@ class Job:
 
 
 ONE_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-TWO_RANKS = {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}
+TWO_RANKS = {**ONE_PROCESS, "VLLM_CPU_OMP_THREADS_BIND": "0|1"}
+"""The engine itself is in the process of the job."""
 
 
 @dataclass(frozen=True)
