@@ -152,7 +152,9 @@ class Host:
             os.killpg(self.process.pid, signal.SIGKILL)  # with all that the script has started
             host.cache_clear()
             raise TimeoutError(f"{script} took more than {TIMEOUT} s: {(folder / SAID).read_text()}")
-        return int(answers.readline())
+        answer = answers.readline()
+        assert answer, "vllm_host.py has ended: what it said on stderr is among this test's output"
+        return int(answer)
 
 
 @cache
