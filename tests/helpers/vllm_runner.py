@@ -1,5 +1,7 @@
 """Runs of vLLM for tests, each in a process of its own: which Python runs them, what is asked, what came back.
 
+On a CPU these processes are forks of one that has imported vLLM and starts with the first.
+
 vLLM pins versions of torch and transformers that are not ours, so it lives in environments of its own, which
 `make test-vllm` builds: one with vLLM alone, and one more that has slideconvert on top of the first.
 """
@@ -10,10 +12,14 @@ import importlib.util
 import json
 import os
 import platform
+import select
+import signal
 import subprocess
 import sys
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -31,6 +37,7 @@ PLUGIN = "SLIDECONVERT_VLLM_PYTHON"
 
 HERE = Path(__file__).parent
 TIMEOUT = 600
+SAID = "said.txt"
 
 
 def saturates() -> bool:
@@ -75,12 +82,13 @@ class Job:
 
 
 ONE_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-TWO_RANKS = {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}
+TWO_RANKS = {**ONE_PROCESS, "VLLM_CPU_OMP_THREADS_BIND": "0|1"}
+"""The engine itself is in the process of the job."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a job. said: its stderr. told: what the job wrote; None if it gave up."""
+    """What came of a job. said: its stdout and stderr. told: what the job wrote; None if it gave up."""
 
     folder: Path
     said: str
@@ -114,21 +122,74 @@ def python(variable: str) -> str:
     return found
 
 
+class Host:
+    """A process of one interpreter that has imported vLLM and forks for every script (vllm_host.py)."""
+
+    def __init__(self, interpreter: str) -> None:
+        # vLLM asks a process of its own what a model's class can do, unless an earlier run has written it down.
+        self.models = TemporaryDirectory()
+        self.process = subprocess.Popen(
+            [interpreter, "-P", HERE / "vllm_host.py", SAID],
+            env=environment_of(interpreter) | {"HF_HUB_OFFLINE": "1"},  # read while vLLM is imported
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def __call__(self, script: str, folder: Path, environment: dict[str, str]) -> int:
+        """The exit status of a script, which writes all that it says into `folder`/SAID."""
+        written = Path(environment["VLLM_CACHE_ROOT"])
+        written.mkdir()
+        (written / "modelinfos").symlink_to(self.models.name)
+        words = [str(folder / "task.json"), str(folder)]
+        request = {"script": str(HERE / script), "words": words, "folder": str(folder), "environment": environment}
+        answers, questions = self.process.stdout, self.process.stdin
+        assert answers is not None and questions is not None
+        print(json.dumps(request), file=questions, flush=True)
+        ready, _, _ = select.select([answers], [], [], TIMEOUT)
+        if not ready:
+            os.killpg(self.process.pid, signal.SIGKILL)  # with all that the script has started
+            host.cache_clear()
+            raise TimeoutError(f"{script} took more than {TIMEOUT} s: {(folder / SAID).read_text()}")
+        answer = answers.readline()
+        assert answer, "vllm_host.py has ended: what it said on stderr is among this test's output"
+        return int(answer)
+
+
+@cache
+def host(interpreter: str) -> Host:
+    return Host(interpreter)
+
+
+def environment_of(interpreter: str) -> dict[str, str]:
+    """The variables of this process; the packages of another interpreter are its own."""
+    return {name: value for name, value in os.environ.items() if interpreter == sys.executable or name != "PYTHONPATH"}
+
+
 def start(script: str, task: Any, folder: Path, variable: str) -> Outcome:
     """Run a script of this folder with (JSON file, folder); it writes outcome.json there unless it fails."""
     folder.mkdir(parents=True)
     (folder / "task.json").write_text(json.dumps(task))
-    interpreter, environment = python(variable), dict(os.environ)
-    if interpreter != sys.executable:
-        environment.pop("PYTHONPATH", None)
+    interpreter = python(variable)
+    environment = environment_of(interpreter)
     environment["VLLM_CACHE_ROOT"] = str(folder / "cache")  # nothing compiled in another run
+    if torch.cuda.is_available():  # whose driver lives through no fork
+        code = in_process(interpreter, script, folder, environment)
+    else:
+        code = host(interpreter)(script, folder, environment)
+    out, said = folder / "outcome.json", (folder / SAID).read_text(errors="replace")
+    assert out.exists() == (code == 0), said
+    return Outcome(folder, said, json.loads(out.read_text()) if out.exists() else None)
+
+
+def in_process(interpreter: str, script: str, folder: Path, environment: dict[str, str]) -> int:
+    """As Host does, in a process that starts from nothing."""
     command = [interpreter, "-P", HERE / script, folder / "task.json", folder]
-    run = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=TIMEOUT, check=False
-    )
-    out = folder / "outcome.json"
-    assert out.exists() == (run.returncode == 0), run.stderr
-    return Outcome(folder, run.stdout + run.stderr, json.loads(out.read_text()) if out.exists() else None)
+    with (folder / SAID).open("wb") as said:
+        return subprocess.run(
+            command, cwd=folder, env=environment, stdout=said, stderr=said, timeout=TIMEOUT, check=False
+        ).returncode
 
 
 def run(job: Job, folder: Path) -> Outcome:
