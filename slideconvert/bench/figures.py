@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from html import escape
 
 from ..report.page import escaped
-from ..report.svg import BOTTOM, LEFT, MARKERS, PLOT, RIGHT, WIDTH, Axis, svg
+from ..report.svg import BOTTOM, LEFT, MARKERS, PLOT, RIGHT, UPRIGHT, WIDTH, Axis, svg
 from .case import DENSE, KERNEL
 from .tables import Table
 
@@ -95,7 +95,7 @@ def roofline_figure(table: Table, name: str, copy_bytes_per_second: float | None
     lines = {pattern: [(x.at(a), y.at(b), text) for a, b, text in line] for pattern, line in points.items()}
     body = _grid(x, y, top) + _roof(x, y, points.get(DENSE, []), copy_bytes_per_second) + _series(lines)
     body += _name("operations of the dense weights per byte read and written", top)
-    body += f'<text class="mid name" transform="translate(13 {top + PLOT / 2:.0f}) rotate(-90)">TOP/s</text>'
+    body += f'<text class="mid name" transform="translate({UPRIGHT} {top + PLOT / 2:.0f}) rotate(-90)">TOP/s</text>'
     title = f"{table.model} {table.precision}: roofline"
     return Figure(name, title, f"Ceilings: {ceilings}", svg(name, title, ceilings, top + PLOT + BOTTOM, body))
 

@@ -18,6 +18,8 @@ WIDTH, LEFT, RIGHT, BOTTOM, PLOT = 1080, 96, 8, 48, 280
 MOST_LABELS = 24
 TOP = 18.0
 """Room above a plot."""
+UPRIGHT = 17
+"""x of the baseline of a vertical axis' name, which reads upwards: with the letters of a narrow screen left of it."""
 
 MARKERS = (
     "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0z",  # circle
@@ -73,7 +75,7 @@ class Axis:
             for place, (tick, text) in enumerate(zip(self.ticks, tick_texts(self.ticks), strict=True))
         )
         middle = self.top + PLOT / 2
-        return f'{lines}<text class="mid name" transform="translate(13 {middle:.0f}) rotate(-90)">{label}</text>'
+        return f'{lines}<text class="mid name" transform="translate({UPRIGHT} {middle:.0f}) rotate(-90)">{label}</text>'
 
 
 @dataclass(frozen=True)
