@@ -39,7 +39,7 @@ code{display:inline-block;max-width:100%}
 .mid{text-anchor:middle}.end{text-anchor:end}.plot text{font-variant-numeric:tabular-nums}
 .grid{stroke:var(--rule)}.base{stroke:var(--soft)}
 .before{fill:var(--before)}.after{fill:var(--after)}
-.series{color:var(--s)}.hit{fill:transparent}.mark{fill:currentColor;stroke:var(--card)}
+.series{color:var(--s)}.mark{fill:currentColor;stroke:var(--card)}
 .mark.kept{fill:var(--card);stroke:currentColor;stroke-width:1.6}
 .line{fill:none;stroke:currentColor;stroke-width:1.6;stroke-linejoin:round}
 .roof{stroke:var(--soft);stroke-dasharray:5 4}
@@ -62,8 +62,8 @@ code{display:inline-block;max-width:100%}
 table{width:100%;border-collapse:collapse;margin-top:10px;font-size:13px;overflow-wrap:normal}
 th,td{--pad:5px;padding:var(--pad) 9px;border-bottom:1px solid var(--rule);
 text-align:left;vertical-align:top;white-space:nowrap}
-thead th{position:sticky;top:0;background:var(--card);color:var(--soft);font-weight:600;
-box-shadow:inset 0 -1px var(--soft);border:0}
+thead th{position:sticky;top:0;background:var(--card);color:var(--soft);font-weight:600;white-space:normal;
+vertical-align:bottom;box-shadow:inset 0 -1px var(--soft);border:0}
 tbody th{font-weight:400}.number{text-align:right;font-variant-numeric:tabular-nums}
 .first>*{border-top:2px solid var(--rule)}tbody tr:hover{background:var(--mark)}
 .note{display:block;white-space:normal;max-width:300px;color:var(--warn)}.still>*{color:var(--soft)}
