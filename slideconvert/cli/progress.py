@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 QUIET = 10.0
 """Seconds before the first line: of a short job, a log has the result or the error alone."""
+LOOK = 10.0
+"""Seconds between two looks of a clock at a job that reports nothing."""
 EVERY = 30.0
 """Seconds between two lines of one stage."""
 
@@ -47,7 +49,7 @@ def _lines() -> Iterator[Progress]:
     lines, over = ProgressLines(lambda line: click.echo(line, err=True)), threading.Event()
 
     def watch() -> None:
-        while not over.wait(QUIET):
+        while not over.wait(LOOK):
             lines.still()
 
     thread = threading.Thread(target=watch, daemon=True)

@@ -150,6 +150,7 @@ def test_a_stage_that_reports_nothing_is_told_by_the_clock() -> None:
 
 def test_a_log_has_such_a_clock_and_it_ends_with_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
     said = threading.Event()
+    monkeypatch.setattr(progress, "LOOK", 0.01)
     monkeypatch.setattr(progress, "QUIET", 0.01)
     monkeypatch.setattr(progress, "EVERY", 0.01)
     monkeypatch.setattr(progress.click, "echo", lambda line, err: "so far" in line and said.set())
