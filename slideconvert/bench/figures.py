@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from html import escape
 
 from ..report.page import escaped
-from ..report.svg import BOTTOM, LEFT, MARKERS, PLOT, RIGHT, WIDTH, Axis, svg
+from ..report.svg import BOTTOM, LEFT, MARKERS, PLOT, RIGHT, TOP, UPRIGHT, WIDTH, Axis, svg
 from .case import DENSE, KERNEL
 from .tables import Table
 
@@ -20,18 +20,18 @@ OUT_BYTES = 2
 """bfloat16."""
 LAST_LABEL = WIDTH - 22
 """The middle of a label below the horizontal axis, at most: its digits stay in the figure."""
-LEGEND_ROW, LEGEND_STEP = 24, 95
-"""Pixels of an entry of the legend, which is a part of the drawing here: figures are also files of their own."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """name: of a file, without its ending. title, about: plain text."""
+    """name: of a file, without its ending. title, about: plain text. series: the names of what it shows, in the order
+    of their markers; the drawing has no legend."""
 
     name: str
     title: str
     about: str
     markup: str
+    series: tuple[str, ...]
 
 
 def figures(found: Iterable[Table], copy_bytes_per_second: float | None) -> list[list[Figure]]:
@@ -56,12 +56,11 @@ def speedup_figure(table: Table, name: str) -> Figure:
         ]
         for pattern in table.patterns
     }
-    values = [1.0, *(gain for line in points.values() for _, gain in line)]
-    top = 2.0 * LEGEND_ROW
-    axis = Axis.over(0.0, max(values), top)
+    gains = [gain for line in points.values() for _, gain in line]
+    axis = Axis.over(0.0, max([1.0, *gains]), TOP)
     width = (WIDTH - LEFT - RIGHT) / max(1, len(table.tokens))
     labels = "".join(
-        f'<text class="mid" x="{LEFT + (place + 0.5) * width:.1f}" y="{top + PLOT + 20:.1f}">{tokens:,g}</text>'
+        f'<text class="mid" x="{LEFT + (place + 0.5) * width:.1f}" y="{TOP + PLOT + 20:.1f}">{tokens:,g}</text>'
         for place, tokens in enumerate(table.tokens)
     )
     one = f'<line class="base" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{axis.y(1):.1f}" y2="{axis.y(1):.1f}"/>'
@@ -69,9 +68,10 @@ def speedup_figure(table: Table, name: str) -> Figure:
         pattern: [(LEFT + (place + 0.5) * width, axis.y(gain), f"{gain:.2f}") for place, gain in line]
         for pattern, line in points.items()
     }
-    body = axis.draw("speed-up", "×") + one + labels + _name(escape(table.axis), top) + _series(lines)
-    about = f"{len(points)} patterns; {table.axis}; {min(values):.2f} to {max(values):.2f} times"
-    return Figure(name, title, about, svg(name, title, about, top + PLOT + BOTTOM, body))
+    body = axis.draw("speed-up", "×") + one + labels + _name(escape(table.axis)) + _series(lines)
+    span = "" if not gains else f"{min(gains):.2f}" + (f" to {max(gains):.2f}" if len(gains) > 1 else "")
+    about = f"{span} times as fast" if span else "Nothing to compare with was measured"
+    return Figure(name, title, about, svg(name, title, about, TOP + PLOT + BOTTOM, body), tuple(lines))
 
 
 def roofline_figure(table: Table, name: str, copy_bytes_per_second: float | None) -> Figure:
@@ -87,17 +87,18 @@ def roofline_figure(table: Table, name: str, copy_bytes_per_second: float | None
     ceilings = f"fastest dense product {max((p[1] for p in points.get(DENSE, [])), default=0):,.0f} TOP/s"
     if copy_bytes_per_second:
         ceilings += f", copy {copy_bytes_per_second / 1e12:.2f} TB/s"
-    top = 2.0 * LEGEND_ROW
     x, y = (
         Log.over([point[0] for point in every], LEFT, WIDTH - RIGHT),
-        Log.over([p[1] for p in every], top + PLOT, top),
+        Log.over([p[1] for p in every], TOP + PLOT, TOP),
     )
     lines = {pattern: [(x.at(a), y.at(b), text) for a, b, text in line] for pattern, line in points.items()}
-    body = _grid(x, y, top) + _roof(x, y, points.get(DENSE, []), copy_bytes_per_second) + _series(lines)
-    body += _name("operations of the dense weights per byte read and written", top)
-    body += f'<text class="mid name" transform="translate(13 {top + PLOT / 2:.0f}) rotate(-90)">TOP/s</text>'
+    body = _grid(x, y) + _roof(x, y, points.get(DENSE, []), copy_bytes_per_second) + _series(lines)
+    body += _name("operations of the dense weights per byte read and written")
+    body += f'<text class="mid name" transform="translate({UPRIGHT} {TOP + PLOT / 2:.0f}) rotate(-90)">TOP/s</text>'
     title = f"{table.model} {table.precision}: roofline"
-    return Figure(name, title, f"Ceilings: {ceilings}", svg(name, title, ceilings, top + PLOT + BOTTOM, body))
+    return Figure(
+        name, title, f"Ceilings: {ceilings}", svg(name, title, ceilings, TOP + PLOT + BOTTOM, body), tuple(lines)
+    )
 
 
 @dataclass(frozen=True)
@@ -131,14 +132,14 @@ def _ticks(low: float, high: float) -> list[float]:
     return [float(f"{unit}e{decade}") for decade in range(first, last + 1) for unit in DECADE]
 
 
-def _grid(x: Log, y: Log, top: float) -> str:
+def _grid(x: Log, y: Log) -> str:
     across = "".join(
         f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y.at(tick):.1f}" y2="{y.at(tick):.1f}"/>'
         f'<text class="end" x="{LEFT - 8}" y="{y.at(tick) + 4:.1f}">{tick:g}</text>'
         for tick in y.ticks
     )
     return across + "".join(
-        f'<text class="mid" x="{min(x.at(tick), LAST_LABEL):.1f}" y="{top + PLOT + 20:.1f}">{tick:g}</text>'
+        f'<text class="mid" x="{min(x.at(tick), LAST_LABEL):.1f}" y="{TOP + PLOT + 20:.1f}">{tick:g}</text>'
         for tick in x.ticks
     )
 
@@ -172,27 +173,20 @@ def _expansion(pattern: str) -> float:
     return 2.0 if pattern == "2:inf" else 2.0 - 4.0 / int(pattern[2:])
 
 
-def _name(text: str, top: float) -> str:
-    return f'<text class="mid name" x="{(LEFT + WIDTH - RIGHT) / 2:.0f}" y="{top + PLOT + 42:.1f}">{text}</text>'
+def _name(text: str) -> str:
+    return f'<text class="mid name" x="{(LEFT + WIDTH - RIGHT) / 2:.0f}" y="{TOP + PLOT + 42:.1f}">{text}</text>'
 
 
 def _series(lines: Mapping[str, list[tuple[float, float, str]]]) -> str:
-    """A legend, lines and markers. lines: x, y and the text of a tooltip."""
+    """Lines and markers. lines: x, y and the text of a tooltip."""
     parts = []
     for place, (label, points) in enumerate(lines.items()):
         style = place % len(MARKERS)
-        legend = LEFT + 8 + place * LEGEND_STEP
         path = "".join(f"{'L' if number else 'M'}{x:.1f} {y:.1f}" for number, (x, y, _) in enumerate(points))
         marks = "".join(
             f'<path class="mark point" transform="translate({x:.1f} {y:.1f})" d="{MARKERS[style]}">'
             f"<title>{escaped(label)}, {escape(text)}</title></path>"
             for x, y, text in points
         )
-        parts.append(
-            f'<g class="series s{style}"><rect class="hit" x="{legend - 16:.0f}" y="4" width="88" height="22"/>'
-            f'<path class="line" d="M{legend - 13:.0f} 16h26"/>'
-            f'<path class="mark" transform="translate({legend:.0f} 16)" d="{MARKERS[style]}"/>'
-            f'<text x="{legend + 20:.0f}" y="20">{escaped(label)}</text>'
-            f'<path class="line" d="{path}"/>{marks}</g>'
-        )
+        parts.append(f'<g class="series s{style}"><path class="line" d="{path}"/>{marks}</g>')
     return "".join(parts)

@@ -9,14 +9,14 @@ from collections.abc import Iterable
 
 from ..checkpoint.staging import write_file, writing
 from ..report.page import escaped, whole_page
-from ..report.svg import standalone
+from ..report.svg import MARKERS, drawn, line_key, standalone
 from .case import KERNEL, LAYER
 from .clock import COPY
 from .figures import Figure, figures
 from .png import png_of
 from .published import Beside, family, in_common
 from .results import KINDS, SERVE, Results
-from .tables import BASELINES, BEST, Table, ideal
+from .tables import BEST, Table, ideal
 from .ways import AUTO
 
 PAGE, FIGURES = "index.html", "figures"
@@ -36,13 +36,19 @@ OWN_STYLE = """
 .heat td{font-variant-numeric:tabular-nums;color:#17202c}.heat .none{color:var(--soft)}
 .sorts th{cursor:pointer}.sorts th[aria-sort=ascending]::after{content:" ▲"}
 .sorts th[aria-sort=descending]::after{content:" ▼"}
-.figure .table{overflow-x:auto}.figure summary{font-size:13px;font-weight:500;margin-top:4px}
-.figure h3{font-size:14px;margin:18px 0 0}.figure td{border-color:var(--card)}
+.figure summary{font-size:13px;font-weight:500;margin-top:4px}
+.figure h3{font-size:14px;margin:18px 0 0}.heat td,.heat tbody th{border-color:var(--card)}
+.words details{white-space:normal;max-width:640px}.words summary{font:inherit;white-space:nowrap}
 .facts{columns:2;margin:6px 0 0;padding-left:18px;font-size:13px}
 @media (max-width:700px){.facts{columns:1}}
 """
 UNSHOWN = ("level", "rows", "columns", "version")
 """Columns of the CSV that the table of all cases leaves out."""
+LONG = 60
+"""Letters of a text that its cell shows until it is opened."""
+NUMBER = ' class="number"'
+UNITS = {"us": "µs", "ms": "ms", "s": "s", "gib": "GiB"}
+"""Of columns of the CSV, by the ends of their names; that of weights has no other name."""
 NAMES_SHOWN = 3
 """Kinds of cases that are named where a failure has more of them."""
 WAYS = {AUTO: "as the rule chooses", BEST: "the fastest way of each linear"}
@@ -52,22 +58,22 @@ def write_page(results: Results, tables: Iterable[Table], *, png: bool = False) 
     """index.html, and its figures as SVG and PNG, into the folder of the results. OutputError if that fails, InputError
     if PNG is asked for and cannot be made here."""
     some = list(tables)
-    drawn = figures(some, results.ceilings.get(COPY))
+    made = figures(some, results.ceilings.get(COPY))
     with writing(results.folder):
         (results.folder / FIGURES).mkdir(parents=True, exist_ok=True)
-        for figure in (one for of_table in drawn for one in of_table):
-            alone = standalone(figure.markup, title=figure.title)
+        for figure in (one for of_table in made for one in of_table):
+            alone = standalone(figure.markup, title=figure.title, names=figure.series)
             write_file(results.folder / FIGURES / f"{figure.name}.svg", alone.encode())
             if png:
                 write_file(results.folder / FIGURES / f"{figure.name}.png", png_of(alone))
-        write_file(results.folder / PAGE, render(results, some, drawn).encode())
+        write_file(results.folder / PAGE, render(results, some, made).encode())
 
 
-def render(results: Results, tables: list[Table], drawn: list[list[Figure]]) -> str:
-    """The whole page. drawn: the figures of each table."""
+def render(results: Results, tables: list[Table], made: list[list[Figure]]) -> str:
+    """The whole page. made: the figures of each table."""
     title = f"bench {results.level}: {results.machine['device']}"
     parts = [_head(results, title)]
-    parts += [_table(table, own) for table, own in zip(tables, drawn, strict=True)]
+    parts += [_table(table, own) for table, own in zip(tables, made, strict=True)]
     gpu = family(results) if results.level != SERVE else None
     found = in_common(results, gpu) if gpu else None
     if found:
@@ -77,42 +83,55 @@ def render(results: Results, tables: list[Table], drawn: list[list[Figure]]) -> 
 
 
 ABOUT = {
-    KERNEL: "Products alone, of activations that are quantized already. Each output is compared with float64 before.",
-    LAYER: "Whole linears, bfloat16 in and out. Each output is compared with float64 before.",
+    KERNEL: "Products alone, of activations that are already quantized. Each output is checked against float64 first.",
+    LAYER: "Whole linears, bfloat16 in and out. Each output is checked against float64 first.",
     SERVE: "vLLM, in a process of its own for each checkpoint.",
 }
 
 
 def _head(results: Results, title: str) -> str:
     measured = sum(row.measured for row in results.rows.values())
-    facts = "".join(
-        f"<li>{escaped(name.replace('_', ' '))}: {escaped(value)}</li>" for name, value in results.machine.items()
-    )
+    facts = "".join(f"<li>{escaped(_fact(name, value))}</li>" for name, value in results.machine.items())
     return (
         f'<header><h1>{escaped(title)}</h1>\n<p class="soft">{ABOUT[results.level]} '
-        f'{measured:,} of {len(results.rows):,} cases are measured.</p>\n<ul class="facts">{facts}</ul></header>\n'
+        f'{measured:,} of {len(results.rows):,} cases were measured.</p>\n<ul class="facts">{facts}</ul></header>\n'
     )
 
 
-def _table(table: Table, drawn: list[Figure]) -> str:
-    words = ", ".join(escaped(word) for word in (table.model, table.precision, table.chosen) if word)
-    about = f"Speed-up over {BASELINES.get(table.baseline, table.baseline)}, by {escaped(table.axis)}."
+def _fact(name: str, value: object) -> str:
+    """A fact about the machine in words, with its unit."""
+    if name == "gpu_memory" and isinstance(value, int):
+        return f"GPU memory: {value / 2**30:.1f} GiB"
+    if name == "power_limit_watts":
+        return f"power limit: {value} W"
+    if name in ("prompt", "output"):
+        return f"{name}: {value} tokens"
+    return f"{name.replace('_', ' ')}: {value}"
+
+
+def _table(table: Table, made: list[Figure]) -> str:
+    words = [table.model, table.precision, table.chosen, table.axis if table.level == SERVE else ""]
+    about = f"Speed-up over {escaped(table.over())}, by {escaped(table.axis)}."
     if table.shapes:
         linears = ", ".join(f"{escaped(name)} {rows} × {columns}" for name, (rows, columns) in table.shapes.items())
         about = f"Sum of {linears}; {WAYS[table.chosen]}. {about}"
     first, *others = [table.baseline, *(name for name in table.baselines if name != table.baseline)]
     more = "".join(
-        f"<details><summary>Over {BASELINES[name]}</summary>{_heat(table, name)}</details>" for name in others
+        f"<details><summary>Over {table.over(name)}</summary>{_heat(table, name)}</details>" for name in others
     )
     plots = "".join(
         f'<h3>{escaped(figure.title)}</h3><p class="soft">{escaped(figure.about)}</p>'
-        f'<div class="scroll">{figure.markup}</div>'
-        for figure in drawn
+        + drawn(_keys(figure), figure.markup)
+        for figure in made
     )
     return (
-        f'<section class="box figure"><h2>{words}</h2><p class="soft">{about}</p>'
+        f'<section class="box figure"><h2>{escaped(", ".join(filter(None, words)))}</h2><p class="soft">{about}</p>'
         f"{_heat(table, first)}{more}{plots}</section>\n"
     )
+
+
+def _keys(figure: Figure) -> str:
+    return "".join(line_key(place % len(MARKERS), name) for place, name in enumerate(figure.series))
 
 
 def _heat(table: Table, baseline: str) -> str:
@@ -123,7 +142,7 @@ def _heat(table: Table, baseline: str) -> str:
         f'<td class="none">{times[tokens]:,.1f}</td>' if tokens in times else '<td class="none">–</td>'
         for tokens in table.tokens
     )
-    lines = [f'<tr><th scope="row">{escaped(baseline)}, µs</th><td class="none"></td>{base}</tr>']
+    lines = [f'<tr><th scope="row">{escaped(baseline)}, {table.unit}</th><td class="none"></td>{base}</tr>']
     for pattern in table.patterns:
         cells = "".join(_cell(table.speedup(pattern, tokens, baseline)) for tokens in table.tokens)
         most = ideal(pattern)
@@ -182,17 +201,19 @@ def _failures(results: Results) -> str:
     for why, cases in failed.items():
         names = list(dict.fromkeys(cases))
         more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-        items.append(f"<li>{escaped(why)}<br>{len(cases)} cases: {escaped(', '.join(names[:NAMES_SHOWN]))}{more}</li>")
+        count = "1 case" if len(cases) == 1 else f"{len(cases):,} cases"
+        items.append(f"<li>{escaped(why)}<br>{count}: {escaped(', '.join(names[:NAMES_SHOWN]))}{more}</li>")
     return f'<section class="notes"><h2>Not measured</h2><ul>{"".join(items)}</ul></section>\n'
 
 
 def _rows(results: Results) -> str:
-    shown = [name for name in KINDS[results.level][1] if name not in UNSHOWN]
-    heads = "".join(f'<th scope="col">{escaped(name.replace("_us", ", µs"))}</th>' for name in shown)
-    lines = []
-    for row in results.rows.values():
-        flat = row.flat()
-        lines.append("<tr>" + "".join(_plain(flat[name]) for name in shown) + "</tr>\n")
+    """Every case, in columns that have a value in any of them."""
+    flat = [row.flat() for row in results.rows.values()]
+    columns = [name for name in KINDS[results.level][1] if name not in UNSHOWN]
+    shown = [name for name in columns if any(one[name] not in (None, "") for one in flat)]
+    numbers = {name for name in shown if any(isinstance(one[name], float) for one in flat)}
+    heads = "".join(f'<th scope="col"{NUMBER * (name in numbers)}>{_head_of(name)}</th>' for name in shown)
+    lines = ["<tr>" + "".join(_plain(one[name]) for name in shown) + "</tr>\n" for one in flat]
     return (
         f'<details class="box"><summary>All cases ({len(lines):,})</summary><div class="table">'
         f'<table class="sorts"><thead>'
@@ -200,9 +221,20 @@ def _rows(results: Results) -> str:
     )
 
 
+def _head_of(column: str) -> str:
+    """A column of the CSV in words, as markup: low_us -> low, µs."""
+    name, _, unit = column.rpartition("_")
+    if unit not in UNITS:
+        return column.replace("_", " ")
+    return f"{name.replace('_', ' ') or 'weights'},&nbsp;{UNITS[unit]}"
+
+
 def _plain(value: object) -> str:
     if value is None:
-        return "<td>–</td>"
+        return f"<td{NUMBER}>–</td>"
     if isinstance(value, float):
-        return f'<td class="number" data-v="{value:.6g}">{value:,.4g}</td>'
-    return f"<td>{escaped(value)}</td>"
+        return f'<td{NUMBER} data-v="{value:.6g}">{format(value, ",.0f" if abs(value) >= 1000 else ".4g")}</td>'
+    text = str(value)
+    if len(text) > LONG:
+        return f'<td class="words"><details><summary>{escaped(text[:LONG])}…</summary>{escaped(text)}</details></td>'
+    return f"<td>{escaped(text)}</td>"

@@ -20,8 +20,15 @@ BASELINES = {
     "bf16": "torch's linear in bfloat16",
 }
 """What speed-ups are over, and what that is."""
+SERVED_BASELINES = {
+    "stock": "stock vLLM with a dense checkpoint of the same precision",
+    "bf16": "vLLM with a bfloat16 checkpoint",
+}
+"""The same of servers, whose first own checkpoint may also be the baseline."""
 BEST = "best"
 """The fastest sparse way of each linear."""
+RATE, OUTPUT = "requests per second", "tokens of an output, with its prompt"
+"""The loads whose times are not those of a token."""
 SHAPES = dict[str, tuple[int, int]]
 """N and K of each linear."""
 
@@ -53,6 +60,16 @@ class Table:
     def baseline(self) -> str:
         """What speed-ups are over unless asked otherwise: stock where it was measured, else the fastest dense way."""
         return next((name for name in BASELINES if self.baselines.get(name)), DENSE)
+
+    def over(self, baseline: str = "") -> str:
+        """What a baseline is, by default `baseline`, in words."""
+        name = baseline or self.baseline
+        return (SERVED_BASELINES if self.level == SERVE else BASELINES).get(name, name)
+
+    @property
+    def unit(self) -> str:
+        """Of the times: microseconds, where a server decodes or reads prompts those of a token."""
+        return "µs per token" if self.level == SERVE and not self.axis.startswith((RATE, OUTPUT)) else "µs"
 
     def speedup(self, pattern: str, tokens: float, baseline: str = "") -> float | None:
         """Times as fast as a baseline, by default `baseline`; None if either was not measured."""
@@ -144,11 +161,11 @@ def _microseconds(row: ServeRow) -> dict[str, float]:
     case = row.case
     if case.what == "rate":
         found = {"first token, 90 %": row.ttft_90_ms, "a token, median": row.tpot_50_ms}
-        return {f"requests per second: time to {name}": value * 1e3 for name, value in found.items() if value}
+        return {f"{RATE}: time to {name}": value * 1e3 for name, value in found.items() if value}
     if case.what == "prefill":
         return {f"tokens of prompts of {case.shape.partition('x')[2]}": row.seconds[1] * 1e6}
     if case.what == "latency":
-        return {"tokens of an output, with its prompt": row.seconds[1] * case.size * 1e6}
+        return {OUTPUT: row.seconds[1] * case.size * 1e6}
     return {{"decode": "sequences decoded at once", "mixed": "mixed requests"}[case.what]: row.seconds[1] * 1e6}
 
 

@@ -107,13 +107,11 @@ def _tell(found: Benched, display: Display) -> None:
 
 def speedup_table(found: Table) -> Shown:
     """A row a number of tokens, or of what a server is asked for: the baseline, and speed-ups over it."""
-    from ..bench.tables import BASELINES
     from .columns import Column, table
 
     words = ", ".join(word for word in (found.model, found.precision, found.level, found.chosen) if word)
-    over = BASELINES.get(found.baseline, found.baseline)
     patterns = [Column(name, spare) for spare, name in enumerate(found.patterns)]
-    made = table(f"{words}: speed-up over {over}", [found.axis], [f"{found.baseline}, us", *patterns])
+    made = table(f"{words}: speed-up over {found.over()}", [found.axis], [f"{found.baseline}, {found.unit}", *patterns])
     for tokens in found.tokens:
         base = found.baselines.get(found.baseline, {}).get(tokens)
         cells = [found.speedup(pattern, tokens) for pattern in found.patterns]
@@ -210,7 +208,7 @@ def published_tables(found: Beside, model: str) -> tuple[Shown, Shown]:
     gains = table(
         f"{model}, int8: speed-up over the dense product, published on {found.gpu} -> ours", ["tokens"], columns
     )
-    times = [Column("dense, published, us"), Column("ours, us"), Column("ours is faster"), *columns]
+    times = [Column("dense, published, µs"), Column("ours, µs"), Column("ours is faster"), *columns]
     faster = table(f"{model}, int8: times as fast as published on {found.gpu}", ["tokens"], times)
     for tokens, of in lines.items():
         some = [of.get(pattern) for pattern in patterns]

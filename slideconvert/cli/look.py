@@ -47,7 +47,7 @@ def verify_command(ckpt: Path, options: VerifyOptions, display: Display) -> None
 @command("inspect", display=ResultDisplay, without=("verbose",))
 @checkpoint_argument
 def inspect_command(ckpt: Path, display: Display) -> None:
-    """Show the pattern, zeros, error and bytes of every linear of the checkpoint CKPT.
+    """Show the pattern, zeros, weight change and bytes of every linear of the checkpoint CKPT.
 
     \b
       slideconvert inspect out/

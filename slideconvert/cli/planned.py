@@ -58,10 +58,11 @@ def plan_summary(plan: Plan, options: ConvertCommandOptions, out: Path | None) -
         if pattern.prunes and pattern.ideal_speedup
     )
     settings = settings_of(options, here=False)
+    shards = "1 shard" if len(plan.shards) == 1 else f"{len(plan.shards):,} shards"
     lines = [
         f"source   {plan.snapshot.id}" + (f" at {plan.snapshot.revision}" if plan.snapshot.revision else ""),
         f"weights  {plan.weights / 1e6:.1f} million in {len(plan.linears)} linears, layout {plan.layout}",
-        f"files    {size(plan.bytes_before)} -> {size(plan.bytes_after)} in {len(plan.shards)} shard(s)",
+        f"files    {size(plan.bytes_before)} -> {size(plan.bytes_after)} in {shards}",
         *_disk_lines(plan, settings, out),
         *_memory_lines(plan, settings, options.device),
         *([f"ideal speed-up over dense of the same precision: {ideal} (an upper bound, see README)"] if ideal else []),

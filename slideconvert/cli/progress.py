@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 QUIET = 10.0
 """Seconds before the first line: of a short job, a log has the result or the error alone."""
+LOOK = 10.0
+"""Seconds between two looks of a clock at a job that reports nothing."""
 EVERY = 30.0
 """Seconds between two lines of one stage."""
 
@@ -36,7 +39,26 @@ def progress_bar(shown: bool) -> Iterator[Progress]:
         with _bars(console) as tell:
             yield tell
     else:
-        yield ProgressLines(lambda line: click.echo(line, err=True))
+        with _lines() as tell:
+            yield tell
+
+
+@contextmanager
+def _lines() -> Iterator[Progress]:
+    """Lines by the reports of the job, and by a clock where there are none: a stage may not count its work."""
+    lines, over = ProgressLines(lambda line: click.echo(line, err=True)), threading.Event()
+
+    def watch() -> None:
+        while not over.wait(LOOK):
+            lines.still()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield lines
+    finally:
+        over.set()
+        thread.join()
 
 
 @contextmanager
@@ -62,7 +84,7 @@ def _bars(console: Console) -> Iterator[Progress]:
 
 class ProgressLines:
     """A Progress in lines: one when a stage begins, one when it is complete, and one every EVERY seconds between, with
-    the time left at the stage's mean speed; none in the first `quiet` seconds.
+    the time left at the stage's mean speed; none in the first `quiet` seconds. Any thread may call it.
 
     show: prints a line. clock: returns seconds.
     """
@@ -72,24 +94,40 @@ class ProgressLines:
     ) -> None:
         self._show, self._clock = show, clock
         self._began: dict[str, tuple[float, int]] = {}
+        self._last: dict[str, tuple[int, int]] = {}
         self._speaks = clock() + (QUIET if quiet is None else quiet)
         self._shown = -math.inf
+        self._lock = threading.Lock()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        now = self._clock()
-        if stage not in self._began:
-            self._began[stage] = now, done
-            if done < total:
-                self._say(now, f"{stage} …")
-                return
-        began, first = self._began[stage]
-        if done >= total:
-            del self._began[stage]
-            self._say(now, f"{stage} done in {duration(now - began)}")
-        elif now - self._shown >= EVERY:
-            left = (now - began) * (total - done) / (done - first) if done > first else None
-            ahead = "" if left is None else f", about {duration(left)} left"
-            self._say(now, f"{stage} {done / total:.0%} after {duration(now - began)}{ahead}")
+        with self._lock:
+            now = self._clock()
+            self._last[stage] = done, total
+            if stage not in self._began:
+                self._began[stage] = now, done
+                if done < total:
+                    self._say(now, f"{stage} …")
+                    return
+            if done >= total:
+                began, _ = self._began.pop(stage)
+                self._say(now, f"{stage} done in {duration(now - began)}")
+            elif now - self._shown >= EVERY:
+                self._say(now, self._so_far(stage, now))
+
+    def still(self) -> None:
+        """Say how far the stage is that began last, if nothing was said for EVERY seconds, or since the quiet ones."""
+        with self._lock:
+            now = self._clock()
+            if self._began and now - self._shown >= EVERY:
+                self._say(now, self._so_far(list(self._began)[-1], now))
+
+    def _so_far(self, stage: str, now: float) -> str:
+        (began, first), (done, total) = self._began[stage], self._last[stage]
+        if total <= 1:  # it does not count its work
+            return f"{stage} … {duration(now - began)} so far"
+        left = (now - began) * (total - done) / (done - first) if done > first else None
+        ahead = "" if left is None else f", about {duration(left)} left"
+        return f"{stage} {done / total:.0%} after {duration(now - began)}{ahead}"
 
     def _say(self, now: float, line: str) -> None:
         if now >= self._speaks:

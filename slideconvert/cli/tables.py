@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..report import quality
-from ..report.summary import compared, legal_share, perplexity_ratio, size, told
+from ..report.summary import compared, legal_share, percent, perplexity_ratio, size, told
 from .columns import Column, Table, linear_name, table
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ def report_table(report: Report) -> Table:
             "kept" if layer.kept else layer.scheme,
             "" if layer.kept else layer.pattern,
             f"{layer.zeros / layer.weights:.1%}",
-            "–" if layer.output_error is None else f"{layer.output_error:.4f}",
-            f"{layer.error:.4f}",
+            "–" if layer.output_error is None else percent(layer.output_error),
+            percent(layer.error),
             size(layer.bytes_before),
             size(layer.bytes_after),
         )
@@ -88,7 +88,7 @@ def _quality_lines(report: Report) -> list[str]:
 
 def verdict_table(verdict: Verdict, *, every_linear: bool) -> Table:
     """One row a linear, or one for all sound linears of a kind and one for each faulty one."""
-    numbers = ("count", Column("zeros", 2), Column("worst error", 1), Column("size", 4))
+    numbers = ("count", Column("zeros", 2), Column("largest change", 1), Column("size", 4))
     made = table("Verification", [LINEAR, Column("scheme", 3), "pattern", "verdict"], numbers)
     groups: dict[tuple[str, ...], list[LinearVerdict]] = {}
     for linear in verdict.linears:
@@ -98,12 +98,12 @@ def verdict_table(verdict: Verdict, *, every_linear: bool) -> Table:
         groups.setdefault(key, []).append(linear)
     for labels, members in groups.items():
         weights = sum(member.shape[0] * member.shape[1] for member in members)
-        errors = [member.error for member in members if member.error is not None]
+        changes = [member.error for member in members if member.error is not None]
         made.add_row(
             *labels,
             str(len(members)),
             f"{sum(member.zeros for member in members) / weights:.1%}" if weights else "",
-            f"{max(errors):.4f}" if errors else "–",
+            percent(max(changes)) if changes else "–",
             size(sum(member.bytes for member in members)),
         )
     return made
@@ -112,7 +112,7 @@ def verdict_table(verdict: Verdict, *, every_linear: bool) -> Table:
 def inspect_table(found: Inspection) -> Table:
     """One row a linear."""
     labels = (LINEAR, Column("scheme", 1), "pattern", Column("layout", 4))
-    made = table(found.path, labels, [Column("shape", 2), "zeros", "error", Column("size", 3)])
+    made = table(found.path, labels, [Column("shape", 2), "zeros", "weight change", Column("size", 3)])
     for linear in found.linears:
         made.add_row(
             linear.name,
@@ -121,7 +121,7 @@ def inspect_table(found: Inspection) -> Table:
             linear.layout,
             shape_text(linear.shape),
             f"{linear.zeros / linear.weights:.1%}",
-            "–" if linear.error is None else f"{linear.error:.4f}",
+            "–" if linear.error is None else percent(linear.error),
             size(linear.bytes),
         )
     return made

@@ -108,13 +108,13 @@ def _by_layer(found: Compared) -> str:
     """The output error of each checkpoint over decoder layers: of linears alone, and of all before together."""
     alone = {side.entry.name: side.entry.mean_errors() for side in found.sides}
     behind = {side.entry.name: dict(enumerate(side.entry.layer_errors)) for side in found.sides}
-    charts = [_lines("linears", "error of linears, mean", alone), _lines("hidden", "error behind the layer", behind)]
+    charts = [_lines("linears", "error of linears, mean", alone), _lines("hidden", "error after the layer", behind)]
     shown = [chart for chart in charts if chart]
     if not shown:
         return ""
     about = (
         "On held-out calibration text of each conversion, relative to the source: of the outputs of the linears alone, "
-        "and of the hidden states behind a layer, with all errors before."
+        "and of the hidden states after a layer, with all errors before it."
     )
     return figure("Output error by decoder layer", about, side_by_side(shown))
 

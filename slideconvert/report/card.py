@@ -170,7 +170,7 @@ def _measured(report: Report) -> str:
     sums = report.totals
     held = quality.figures(report)
     rows: list[tuple[str, ...]] = [
-        *((figure.name, "", figure.value) for figure in held),
+        *((figure.name, *figure.value.rpartition(" → ")[::2]) for figure in held),
         ("All weight files", _bytes(sums.file_bytes_before), _bytes(sums.file_bytes_after)),
         ("Decoder linears", _bytes(sums.linear_bytes_before), _bytes(sums.linear_bytes_after)),
         ("Zeros in the decoder linears", "", f"{percent(zero_share(report))} ({sums.zeros:,} of {sums.weights:,})"),

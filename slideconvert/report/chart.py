@@ -103,7 +103,7 @@ class Chart:
             parts.append(f'<text class="end" x="{LEFT - 8}" y="{y + 5:.1f}">{text}</text>')
         for tick, text in self.across.texts:
             x, y = self.place(Point(tick, self.up.ticks[0], ""))
-            parts.append(f'<text class="mid" x="{x:.1f}" y="{y + 20:.1f}">{text}</text>')
+            parts.append(f'<text class="mid" x="{x:.1f}" y="{y + 24:.1f}">{text}</text>')
         bottom, middle = self.top + HEIGHT + BELOW - 8, self.top + HEIGHT / 2
         center = (LEFT + WIDTH - RIGHT) / 2
         parts.append(f'<text class="mid name" x="{center:.0f}" y="{bottom:.0f}">{escaped(self.across.label)}</text>')

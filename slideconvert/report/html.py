@@ -13,7 +13,7 @@ from .layer_plots import OUTPUT_ERROR, WEIGHT_CHANGE, LayerBytes, bytes_plot, er
 from .page import escaped as _text
 from .page import figure, whole_page
 from .record import LayerReport, Report
-from .summary import as_yaml, converted, errors, notes, patterns, percent, schemes, size
+from .summary import UNKNOWN, as_yaml, converted, errors, notes, patterns, percent, schemes, size
 from .tiles import key_figures
 from .trade import trade_off
 from .training import training_plot, training_table
@@ -22,13 +22,15 @@ NAMES_SHOWN = 3
 """The number of linears that a note names; it counts the others, and the table shows the note at each linear."""
 
 _NUMBER = ' class="number"'
+OUTPUT = ("Output error", _NUMBER)
+"""The column that is absent where no output error was measured."""
 COLUMNS = (
     ("Linear and notes", ""),
     ("Out &times; in", _NUMBER),
     ("Pattern", ""),
     ("Scheme", ""),
     ("Zeros", _NUMBER),
-    ("Output error", _NUMBER),
+    OUTPUT,
     ("Weight change", _NUMBER),
     ("Pruning alone", _NUMBER),
     ("Bytes", _NUMBER),
@@ -88,7 +90,8 @@ def _quality(report: Report) -> str:
         )
     items = "".join(f"<li>{_text(sentence)}</li>\n" for sentence in found)
     return (
-        f'<section class="verdict warned"><strong>Quality: see before you use it</strong><ul>\n{items}</ul></section>\n'
+        '<section class="verdict warned"><strong>Quality: read this before you use the output</strong>'
+        f"<ul>\n{items}</ul></section>\n"
     )
 
 
@@ -113,7 +116,7 @@ def _plots(report: Report) -> str:
         return found
     about = (
         "‖X(W&prime; &minus; W)‖ / ‖XW‖ of each converted linear, where X are its inputs in the output on held-out "
-        "calibration text. Dashed: the same of the hidden states behind each layer, with all errors before it."
+        "calibration text. Dashed: the same for the hidden states after each layer, with all errors before it."
     )
     plot = error_plot(report.layers, OUTPUT_ERROR, report.held_out.layer_errors)
     return figure("Output error per decoder layer", about, plot) + found
@@ -159,7 +162,8 @@ def _table(report: Report) -> str:
     finite = [value for value in values if math.isfinite(value)]
     most = max(finite, default=0.0)
     bars = len(set(finite)) > 1
-    heads = "".join(f'<th scope="col"{kind}>{name}</th>' for name, kind in COLUMNS)
+    shown = [column for column in COLUMNS if by_output or column != OUTPUT]
+    heads = "".join(f'<th scope="col"{kind}>{name}</th>' for name, kind in shown)
     rows, previous = [], None
     for layer in report.layers:
         rows.append(_row(layer, most if bars else 0.0, by_output, first=layer.layer != previous))
@@ -188,8 +192,7 @@ def _row(layer: LayerReport, most: float, by_output: bool, first: bool) -> str:
         f"<td>{'&ndash;' if layer.kept else _text(layer.pattern)}</td>",
         f"<td>{_text(layer.scheme)}</td>",
         f'<td class="number">{percent(zeros)}</td>',
-        f'<td class="number{bar * by_output}">'
-        f"{'&ndash;' if layer.output_error is None else percent(layer.output_error)}</td>",
+        *([_output(layer, bar)] if by_output else []),
         f'<td class="number{bar * (not by_output)}">{percent(layer.error)}</td>',
         f'<td class="number">{percent(layer.prune_error)}</td>',
         f'<td class="number">{size(layer.bytes_before)} → {size(layer.bytes_after)}</td>',
@@ -197,6 +200,12 @@ def _row(layer: LayerReport, most: float, by_output: bool, first: bool) -> str:
     remarks = "".join(f'<span class="note">{_text(note)}</span>' for note in layer.notes)
     name = f'<th scope="row"><span class="code">{_text(layer.name)}</span>{tag}{remarks}</th>'
     return f"{row}{name}{''.join(cells)}</tr>\n"
+
+
+def _output(layer: LayerReport, bar: str) -> str:
+    """The cell of a linear's output error."""
+    value = UNKNOWN if layer.output_error is None else percent(layer.output_error)
+    return f'<td class="number{bar}">{value}</td>'
 
 
 def _recipe(report: Report) -> str:

@@ -1,8 +1,8 @@
 """The sections "Load" and "Check" of the model card, with commands to copy.
 
-PATH stands for what loaders take, a folder or a Hub id; CKPT for the same in commands of slideconvert; PACKAGE for what
-pip installs slideconvert from. No package index has slideconvert: its name there would install whatever somebody else
-has published under it, so a card never shows it.
+PATH stands for what loaders take, a folder or a Hub id; CKPT for the same in commands of slideconvert, and in the whole
+card of a checkpoint that has no Hub id; PACKAGE for what pip installs slideconvert from. No package index has
+slideconvert: its name there would install whatever somebody else has published under it, so a card never shows it.
 """
 
 from __future__ import annotations
@@ -81,6 +81,11 @@ slideconvert relayout CKPT OUT --layout dense
 ```
 """
 
+LOCAL = """
+CKPT is the folder of this checkpoint.
+"""
+"""What follows the commands of a checkpoint without a Hub id."""
+
 UNNAMED = f"""
 PACKAGE is a wheel or a checkout of slideconvert {__version__}.
 """
@@ -129,7 +134,7 @@ def _named(text: str, repo: str | None, branch: str | None) -> str:
     """The text with the repository's name in its commands. With a branch, which commands of slideconvert do not take,
     they name a folder that is downloaded first."""
     if not repo:
-        return text
+        return text.replace("PATH", "CKPT") + LOCAL
     if not branch:
         return text.replace("PATH", repo).replace("CKPT", repo)
     text = text.replace('"PATH"', f'"{repo}", revision={json.dumps(branch)}')

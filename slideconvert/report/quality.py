@@ -43,7 +43,8 @@ def figures(report: Report) -> list[Figure]:
         return []
     worst = _worst(linears)
     mean = sum(layer.output_error or 0.0 for layer in linears) / len(linears)
-    on = f"on {held.sequences:,} held-out calibration sequences of {held.length:,} tokens"
+    sequences = "sequence" if held.sequences == 1 else "sequences"
+    on = f"on {held.sequences:,} held-out calibration {sequences} of {held.length:,} tokens"
     return [
         Figure(
             "Output error",
@@ -51,7 +52,9 @@ def figures(report: Report) -> list[Figure]:
             f"mean over {len(linears):,} linears, {on}; worst {percent(worst.output_error or 0.0)} ({worst.name})",
         ),
         Figure(
-            "Error behind the last layer", percent(held.layer_errors[-1]), "of the hidden states, all layers together"
+            "Error after the last layer",
+            percent(held.layer_errors[-1]),
+            "of the hidden states, with the errors of all layers",
         ),
         Figure(
             "KL divergence, held out",

@@ -21,6 +21,7 @@ h1{margin:0;font-size:27px;line-height:1.25;letter-spacing:-.01em}h1 span{color:
 h1 strong{display:inline-block}
 h2{margin:0 0 4px;font-size:17px}p{margin:0}.soft{color:var(--soft);font-size:13px}
 code,pre,.code{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace;font-size:.86em}
+code{display:inline-block;max-width:100%}
 .box,.tile{background:var(--card);border:1px solid var(--rule);border-radius:10px}
 .box{margin-top:16px;padding:18px 20px}
 .verdict,.notes{border-radius:10px;margin-top:16px;padding:14px 20px;border:1px solid;border-left-width:6px}
@@ -28,8 +29,8 @@ code,pre,.code{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sa
 .good{color:var(--good);background:var(--good-page)}.bad{color:var(--bad);background:var(--bad-page)}
 .notes,.warned{color:var(--warn);background:var(--warn-page)}.unknown{color:var(--soft);background:var(--card)}
 .verdict p{margin-top:4px}.notes ul,.verdict ul{margin:2px 0 0;padding-left:20px}
-.tiles{display:grid;grid-template-columns:repeat(3,1fr);gap:16px;margin-top:16px}
-.tile{padding:14px 20px 16px}.wide{grid-column:span 2}.full{grid-column:1/-1}
+.tiles{display:flex;flex-wrap:wrap;gap:16px;margin-top:16px}
+.tile{padding:14px 20px 16px;flex:1 1 300px;min-width:0}.wide{flex-grow:2}.full{flex-basis:100%}
 .tile h2{font-size:13px;font-weight:500;color:var(--soft)}
 .tile .value{font-size:25px;font-weight:650;line-height:1.3;letter-spacing:-.01em;font-variant-numeric:tabular-nums}
 .scroll{overflow-x:auto}
@@ -38,7 +39,7 @@ code,pre,.code{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sa
 .mid{text-anchor:middle}.end{text-anchor:end}.plot text{font-variant-numeric:tabular-nums}
 .grid{stroke:var(--rule)}.base{stroke:var(--soft)}
 .before{fill:var(--before)}.after{fill:var(--after)}
-.series{color:var(--s)}.hit{fill:transparent}.mark{fill:currentColor;stroke:var(--card)}
+.series{color:var(--s)}.mark{fill:currentColor;stroke:var(--card)}
 .mark.kept{fill:var(--card);stroke:currentColor;stroke-width:1.6}
 .line{fill:none;stroke:currentColor;stroke-width:1.6;stroke-linejoin:round}
 .roof{stroke:var(--soft);stroke-dasharray:5 4}
@@ -61,8 +62,8 @@ code,pre,.code{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sa
 table{width:100%;border-collapse:collapse;margin-top:10px;font-size:13px;overflow-wrap:normal}
 th,td{--pad:5px;padding:var(--pad) 9px;border-bottom:1px solid var(--rule);
 text-align:left;vertical-align:top;white-space:nowrap}
-thead th{position:sticky;top:0;background:var(--card);color:var(--soft);font-weight:600;
-box-shadow:inset 0 -1px var(--soft);border:0}
+thead th{position:sticky;top:0;background:var(--card);color:var(--soft);font-weight:600;white-space:normal;
+vertical-align:bottom;box-shadow:inset 0 -1px var(--soft);border:0}
 tbody th{font-weight:400}.number{text-align:right;font-variant-numeric:tabular-nums}
 .first>*{border-top:2px solid var(--rule)}tbody tr:hover{background:var(--mark)}
 .note{display:block;white-space:normal;max-width:300px;color:var(--warn)}.still>*{color:var(--soft)}
@@ -72,14 +73,15 @@ calc(var(--pad) + .75em - 3.5px)/calc((100% - 76px)*var(--w)) 7px no-repeat}
 sans-serif}
 pre{margin:8px 0 0;white-space:pre-wrap}summary{cursor:pointer;font-weight:650;font-size:17px}
 footer{margin-top:20px;color:var(--soft);font-size:13px}
-@media (max-width:1240px){.table{overflow-x:auto}}
+.table{overflow:auto}
+@media screen and (min-width:1241px){.table{max-height:88vh}}
 .dot{width:10px;height:10px;min-width:0;display:inline;margin-right:6px}
 @media (max-width:700px){main{padding:20px 10px}.box,.tile,.verdict,.notes{padding:14px 12px}
-.tiles{grid-template-columns:1fr}.wide{grid-column:auto}
-h1{font-size:22px}.plot{font-size:17px}.plot .name{font-size:14px}.small,.small .name{font-size:19px}}
+
+h1{font-size:22px}.plot,.plot .name{font-size:17px}.small,.small .name{font-size:19px}}
 @media print{:root{color-scheme:light;--page:#fff}*{print-color-adjust:exact;-webkit-print-color-adjust:exact}
 main{max-width:none;padding:0}
 thead th{position:static}tr,.tile,.figure,.verdict,.notes li{break-inside:avoid}h2{break-after:avoid}
-.scroll,.table{overflow:visible}.plot{min-width:0}table{font-size:10px}th,td{--pad:2px;padding:2px 5px}
+.scroll,.table{overflow:visible;max-height:none}.plot{min-width:0}table{font-size:10px}th,td{--pad:2px;padding:2px 5px}
 details::details-content{content-visibility:visible;display:block}}
 """

@@ -105,25 +105,25 @@ def compared(report: Report) -> list[Figure]:
     found = report.comparison
     if found.get("kl_mean") is None:
         return []
-    tails = (("median", "kl_median"), ("99 %", "kl_99"), ("99.9 %", "kl_99_9"), ("maximum", "kl_max"))
-    spread = ", ".join(f"{name} {kl(found[key])}" for name, key in tails)
+    tails = {"median": "kl_median", "99th percentile": "kl_99", "99.9th": "kl_99_9", "maximum": "kl_max"}
+    spread = ", ".join(f"{name} {kl(found[key])}" for name, key in tails.items())
     mass = found["top_mass"]
-    kept = "" if mass == 1 else f"; the {found['top']:.0f} most likely tokens ({share(mass)}) one by one, a lower bound"
+    bound = f"; a lower bound, from the {found['top']:,.0f} most likely tokens ({share(mass)} of the probability)"
     return [
         Figure(
             "KL divergence from the source",
             with_error(kl(found["kl_mean"]), kl_error(found["kl_stderr"])),
-            f"nats per token, mean of {found['tokens']:,}; {spread}{kept}",
+            f"nats per token, mean of {found['tokens']:,}; {spread}{bound if mass != 1 else ''}",
         ),
         Figure(
             "Same top token",
             with_error(share(found["same_top"]), share(found["same_top_stderr"])),
-            "of positions: source and output expect the same token most",
+            "of positions where source and output rank the same token first",
         ),
         Figure(
             "Expected acceptance",
             with_error(share(found["acceptance"]), share(found["acceptance_stderr"])),
-            "of tokens that it drafts for the source in speculative decoding",
+            "of the tokens that it drafts for the source in speculative decoding",
         ),
     ]
 

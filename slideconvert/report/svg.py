@@ -18,6 +18,8 @@ WIDTH, LEFT, RIGHT, BOTTOM, PLOT = 1080, 96, 8, 48, 280
 MOST_LABELS = 24
 TOP = 18.0
 """Room above a plot."""
+UPRIGHT = 17
+"""x of the baseline of a vertical axis' name, which reads upwards: with the letters of a narrow screen left of it."""
 
 MARKERS = (
     "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0z",  # circle
@@ -73,7 +75,7 @@ class Axis:
             for place, (tick, text) in enumerate(zip(self.ticks, tick_texts(self.ticks), strict=True))
         )
         middle = self.top + PLOT / 2
-        return f'{lines}<text class="mid name" transform="translate(13 {middle:.0f}) rotate(-90)">{label}</text>'
+        return f'{lines}<text class="mid name" transform="translate({UPRIGHT} {middle:.0f}) rotate(-90)">{label}</text>'
 
 
 @dataclass(frozen=True)
@@ -137,12 +139,13 @@ TITLE = 30
 """Pixels for the title above a plot that is a file of its own."""
 
 
-def standalone(plot: str, size: int = 12, title: str = "") -> str:
+def standalone(plot: str, size: int = 12, title: str = "", names: Sequence[str] = ()) -> str:
     """A plot of `svg` as a file of its own, light or dark as the screen prefers, on a ground of its own color: the page
-    around it may be either. size: of the font, in pixels. title: plain text above the plot."""
+    around it may be either. size: of the font, in pixels. title: plain text above the plot. names: of its series, which
+    follow the title as a legend."""
     light, dark = (STYLE[STYLE.index(mark) :].partition("}")[0] for mark in (":root{", "dark){:root{"))
     found = re.findall(
-        r"^(?:\.plot|\.grid|\.base|\.mid|\.end|\.s\d|\.series|\.hit|\.mark|\.line|\.roof)[^@\n]*$", STYLE, re.MULTILINE
+        r"^(?:\.plot|\.grid|\.base|\.mid|\.end|\.s\d|\.series|\.mark|\.line|\.roof)[^@\n]*$", STYLE, re.MULTILINE
     )
     rules = "".join(line for line in found if ":has(" not in line and "min-width" not in line).replace(".plot ", "")
     rules = re.sub(r"\.s(\d)\{--s:var\(--s\1\)\}", r".s\1{color:var(--s\1)}", rules)
@@ -152,18 +155,41 @@ def standalone(plot: str, size: int = 12, title: str = "") -> str:
     head = f'<svg xmlns="http://www.w3.org/2000/svg" font-family="{FONTS}" font-size="{size}" '
     opened, _, inner = plot.removeprefix("<svg ").partition(">")
     style = f"{''.join(themes[0])}@media (prefers-color-scheme:dark){{{differing}}}"
-    top = ""
+    above, legend = _legend(names)
     if title:
-        opened = re.sub(
-            r'viewBox="0 0 (\d+) (\d+)"',
-            lambda sizes: f'viewBox="0 {-TITLE} {sizes[1]} {int(sizes[2]) + TITLE}"',
-            opened,
+        above += TITLE
+        words = (
+            f'<text x="{LEFT - 13}" y="{TITLE - 8 - above}" font-size="15" font-weight="bold">{escaped(title)}</text>'
         )
-        words = f'<text x="{LEFT - 13}" y="-8" font-size="15" font-weight="bold">{escaped(title)}</text>'
-        top = f' y="{-TITLE}"'
         inner = words + inner
-    ground = f'<rect class="ground"{top} width="100%" height="100%" rx="8"/>'
+    opened = re.sub(
+        r'viewBox="0 0 (\d+) (\d+)"',
+        lambda sizes: f'viewBox="0 {-above} {sizes[1]} {int(sizes[2]) + above}"',
+        opened,
+    )
+    inner = legend + inner
+    ground = f'<rect class="ground" y="{-above}" width="100%" height="100%" rx="8"/>'
     return f"{head}{opened}><style>{style}</style>{ground}{inner}\n"
+
+
+def _legend(names: Sequence[str]) -> tuple[int, str]:
+    """The height of a legend above a plot, and its markup: as many entries in a row as the longest name allows."""
+    step = 45 + LETTER * max(map(len, names), default=0)
+    columns = max(1, (WIDTH - LEFT) // step)
+    height = ROW * math.ceil(len(names) / columns)
+    entries = []
+    for place, name in enumerate(names):
+        x, y = LEFT + 8 + place % columns * step, ROW * (place // columns) + ROW // 2 - height
+        style = place % len(MARKERS)
+        entries.append(
+            f'<g class="series s{style}"><path class="line" d="M{x - 13} {y}h26"/>{marker(style, x, y)}'
+            f'<text x="{x + 20}" y="{y + 4}">{escaped(name)}</text></g>'
+        )
+    return height, "".join(entries)
+
+
+ROW, LETTER = 24, 8
+"""Pixels of a row of a legend, and at most of a letter in it."""
 
 
 FONTS = "system-ui,Segoe UI,Helvetica,Arial,sans-serif"

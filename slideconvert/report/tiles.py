@@ -34,7 +34,7 @@ def key_figures(report: Report) -> str:
         *(
             []
             if legal is None
-            else [_tile("Blocks with two zeros before", percent(legal), "pruning left them unchanged")]
+            else [_tile("Blocks that already had two zeros", percent(legal), "pruning did not change them")]
         ),
     ]
     found = {name: (count, parse_pattern(name)) for name, count in patterns(report).items()}
@@ -60,11 +60,12 @@ def _perplexity(report: Report) -> str:
     numbers = [told[key] for key in ("source", "output") if key in told]
     sides = [side for key, side in (("source", "before"), ("output", "after")) if key in values]
     both = len(numbers) == 2 and values["source"] > 0
-    change = f"{100 * (values['output'] / values['source'] - 1):+.1f}%. " if both else ""
     title, ratio = f"Perplexity {' → '.join(sides)}", perplexity_ratio(report)
-    change += f"Ratio {ratio}. " if ratio else ""
+    change = f"{100 * (values['output'] / values['source'] - 1):+.1f}%" if both else ""
+    protocol = f"on {report.perplexity_protocol}" if report.perplexity_protocol else ""
+    about = ", ".join(part for part in (change, f"ratio {ratio}" if ratio else "", protocol) if part)
     others = [_tile(figure.name, figure.value, escaped(figure.about)) for figure in compared(report)]
-    return _tile(title, " → ".join(numbers), change + escaped(report.perplexity_protocol), " full") + "".join(others)
+    return _tile(title, " → ".join(numbers), escaped(about), " full") + "".join(others)
 
 
 def _tile(title: str, value: str, detail: str, extra: str = "") -> str:

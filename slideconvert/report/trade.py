@@ -70,7 +70,7 @@ def _accuracy(report: Report) -> str:
             f"Accuracy on held-out calibration text: KL divergence {kl(report.held_out.kl)} nats per token"
             f"{f'; output error of a linear {percent(mean)} on average' if linears else ''}."
         )
-    return "Accuracy was not measured: what the output is worth is not known."
+    return "Accuracy was not measured. Size and ideal time alone do not say what the output is worth."
 
 
 def _perplexities(report: Report) -> list[Pair]:
@@ -92,9 +92,17 @@ def _sizes(report: Report) -> list[Pair]:
     before, after = (
         bits_per_weight(stored, sums.weights) for stored in (sums.linear_bytes_before, sums.linear_bytes_after)
     )
-    files = f"{size(sums.file_bytes_before)} → {size(sums.file_bytes_after)} of files"
+    files = f"files {size(sums.file_bytes_before)} → {size(sums.file_bytes_after)}"
     ratio = share(after / before) if before else ""
-    return [Pair("Bits per weight", before, after, (f"{before:.2f}", f"{after:.2f}"), f"{ratio} in linears; {files}")]
+    return [
+        Pair(
+            "Bits per weight",
+            before,
+            after,
+            (f"{before:.2f}", f"{after:.2f}"),
+            f"{ratio} of the source's linears; {files}",
+        )
+    ]
 
 
 def _times(report: Report) -> list[Pair]:
@@ -102,10 +110,10 @@ def _times(report: Report) -> list[Pair]:
     if found is None:
         return []
     about = (
-        f"ideal speed-up {1 / found:.2f}&times; over dense, not measured: "
-        "<code>slideconvert plan --gpu</code> tells what a GPU gains"
+        f"relative to dense linears: {1 / found:.2f}&times; as fast on ideal hardware, not measured. "
+        "<code>slideconvert plan --gpu</code> shows what a GPU gains"
     )
-    return [Pair("Time of the linears", 1.0, found, ("1.00", f"{found:.2f}"), about)]
+    return [Pair("Time of the linears, ideal", 1.0, found, ("1.00", f"{found:.2f}"), about)]
 
 
 def _bars(pair: Pair) -> str:

@@ -205,6 +205,9 @@ def test_a_ceiling_is_dashed_in_the_file_as_on_the_page(tmp_path: Path) -> None:
     found = gpu_like(tmp_path)
     some = tables(found.rows.values())
     roofline = figures(some, 4.2e12)[0][1]
-    for text in (standalone(roofline.markup, title=roofline.title), render(found, some, figures(some, 4.2e12))):
+    for text in (
+        standalone(roofline.markup, title=roofline.title, names=roofline.series),
+        render(found, some, figures(some, 4.2e12)),
+    ):
         assert re.search(r"\.roof\{stroke:[^;}]+;stroke-dasharray:5 4\}", text)
     assert f">{roofline.title}</text>" in standalone(roofline.markup, title=roofline.title)

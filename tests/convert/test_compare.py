@@ -15,6 +15,7 @@ import slideconvert
 from slideconvert import CompareOptions, EvaluateOptions
 from slideconvert.compare.page import render
 from tests.conftest import MAGNITUDE, Cli
+from tests.convert.test_pages import boxed
 from tests.convert.test_report import HOSTILE, Page
 from tests.helpers.demo import DOWN_2_6, TEXT, converted
 
@@ -168,6 +169,7 @@ def test_the_page_shows_every_checkpoint(cli: Cli, folder: Path, short_demo: Pat
         assert f"{side.entry.bits:.2f}" in row and (side.speedup is None or f"{side.speedup:.2f}×" in row)
     assert sum("_proj" in row for row in rows) == 14
     assert out.read_text() == render(found)
+    assert boxed(page, "table", "table")
     keys = [key.text for key in page.find("span", "key")]
     assert keys == [found.sides[0].entry.name, "2of8", "2of6", "2of8", "2of6"]
 

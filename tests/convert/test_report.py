@@ -403,7 +403,7 @@ def test_several_patterns_each_show_their_speedup() -> None:
 
 def test_perplexity_is_shown_with_its_protocol() -> None:
     page = Page(render_html(sample_report(1, perplexity=PERPLEXITY, perplexity_protocol=PROTOCOL)))
-    assert f"before → after9.756 → 11.402+16.9%. {PROTOCOL}" in page.tile("Perplexity")
+    assert f"before → after9.756 → 11.402+16.9%, on {PROTOCOL}" in page.tile("Perplexity")
     alone = Page(render_html(sample_report(1, perplexity={"output": 11.402}))).tile("Perplexity")
     assert alone == "Perplexity after11.402"
 
@@ -431,12 +431,13 @@ def measured_report(**changes: Any) -> Report:
 def test_divergence_from_the_source_is_shown_with_its_errors() -> None:
     report = measured_report()
     page, card = Page(render_html(report)), render_card(report)
-    assert "9.756 ± 0.110 → 11.402 ± 0.150+16.9%. Ratio 1.1687 ± 0.0031. " in page.tile("Perplexity")
-    spread = "median 0.08, 99 % 1.4, 99.9 % 3.25, maximum 7.5"
-    told = f"nats per token, mean of 81,760; {spread}; the 256 most likely tokens (99.1%) one by one, a lower bound"
+    assert "9.756 ± 0.110 → 11.402 ± 0.150+16.9%, ratio 1.1687 ± 0.0031, on " in page.tile("Perplexity")
+    spread = "median 0.08, 99th percentile 1.4, 99.9th 3.25, maximum 7.5"
+    bound = "a lower bound, from the 256 most likely tokens (99.1% of the probability)"
+    told = f"nats per token, mean of 81,760; {spread}; {bound}"
     assert page.tile("KL divergence") == f"KL divergence from the source0.153 ± 0.0041{told}"
-    assert page.tile("Same top token").startswith("Same top token88.1% ± 0.2%of positions")
-    assert page.tile("Expected acceptance").startswith("Expected acceptance85.3% ± 0.2%of tokens")
+    assert page.tile("Same top token").startswith("Same top token88.1% ± 0.2%of positions where")
+    assert page.tile("Expected acceptance").startswith("Expected acceptance85.3% ± 0.2%of the tokens")
     rows = card_rows(card)
     assert rows["Perplexity"] == ["9.756 ± 0.110", "11.402 ± 0.150"]
     assert rows["Perplexity ratio"] == ["", "1.1687 ± 0.0031"]
@@ -486,7 +487,7 @@ def test_the_trade_off_is_at_the_top() -> None:
     assert found["Perplexity"] == (["9.756", "11.402"], [round(9.756 / 11.402, 3), 1.0]) and "+16.9% on" in top.text
     kept = next(layer.weights for layer in report.layers if layer.kept)
     time = (kept + (sums.weights - kept) * 0.75) / sums.weights
-    assert found["Time of the linears"] == (["1.00", f"{time:.2f}"], [1.0, round(time, 3)])
+    assert found["Time of the linears, ideal"] == (["1.00", f"{time:.2f}"], [1.0, round(time, 3)])
     held = Page(render_html(held_out_report()))
     assert "held-out calibration text: KL divergence 0.0279 nats" in held.find("section")[0].text
     assert pairs(held)["Perplexity"][0] == ["10.347", "10.433"]
@@ -505,10 +506,12 @@ def test_equal_bars_are_left_out() -> None:
     assert not page.find("td", "bar") and not page.find("span", "tag")
     one = [*layers[1:], replace(layers[0], error=0.2, pattern="2:4", bytes_after=3)]
     other = Page(render_html(sample_report(layers=one)))
-    assert pairs(other).keys() == {"Bits per weight", "Time of the linears"} and len(other.find("td", "bar")) == 21
+    assert (
+        pairs(other).keys() == {"Bits per weight", "Time of the linears, ideal"} and len(other.find("td", "bar")) == 21
+    )
     assert other.find("rect", "before", within="bytes")
     groups = [replace(layer, pattern="1x16:50%") for layer in layers]
-    assert "Time of the linears" not in pairs(Page(render_html(sample_report(layers=groups))))
+    assert "Time of the linears, ideal" not in pairs(Page(render_html(sample_report(layers=groups))))
 
 
 def test_keys_stand_outside_of_what_scrolls() -> None:
@@ -535,7 +538,7 @@ def test_rows_show_every_linear() -> None:
     rows = [row for row in Page(render_html(report)).find("tr") if "model.layers" in row.text]
     first, last = rows[0].text, rows[-1]
     assert "2,048 \N{MULTIPLICATION SIGN} 2,0482:8int825.33%" in first and "8.39 MB → 4.20 MB" in first
-    assert f"–{100 * report.layers[0].error:.2f}%{100 * report.layers[0].prune_error:.2f}%" in first
+    assert f"%{100 * report.layers[0].error:.2f}%{100 * report.layers[0].prune_error:.2f}%" in first
     assert "still" in last.classes and "kept" in last.text and "2:inf" not in last.text
     assert sum("still" in row.classes for row in rows) == 1
     worst = max(report.layers, key=lambda layer: layer.error).name
@@ -722,10 +725,10 @@ def test_recipe_reads_back_as_it_was() -> None:
 
 def test_loading_follows_the_layout() -> None:
     dense, slide = (render_card(sample_report(1, layout=layout)) for layout in ("dense", "slide"))
-    assert "AutoModelForCausalLM.from_pretrained" in dense and "vllm serve PATH" in dense
+    assert "AutoModelForCausalLM.from_pretrained" in dense and "vllm serve CKPT" in dense
     assert "relayout" not in dense
     assert "slideconvert relayout CKPT OUT --layout dense" in slide and "slideconvert generate CKPT --prompt" in slide
-    assert "import slideconvert\nfrom transformers" in slide and "pip install PACKAGE\nvllm serve PATH\n" in slide
+    assert "import slideconvert\nfrom transformers" in slide and "pip install PACKAGE\nvllm serve CKPT\n" in slide
     plain = render_card(
         sample_report(layers=[sample_layer(0, place, scheme="bf16") for place in LINEARS], layout="dense")
     )

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "slideconvert"
 
 DOCUMENTS = [
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "recipes/README.md", "examples/demo.sh")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "recipes/README.md", "examples/demo.py")),
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 MARK = "<!-- tested -->"

@@ -149,19 +149,19 @@ def test_the_citation_is_of_this_version_and_names_nobody_else() -> None:
 
 
 def demo(tmp_path: Path, program: str) -> subprocess.CompletedProcess[str]:
-    """examples/demo.sh with a stand-in for slideconvert."""
-    stand_in = tmp_path / "bin" / "slideconvert"
-    stand_in.parent.mkdir()
-    stand_in.write_text(f"#!/bin/sh\n{program}\n")
-    stand_in.chmod(0o755)
-    command = ["bash", ROOT / "examples" / "demo.sh", tmp_path / "out"]
-    env = {"PATH": f"{stand_in.parent}:/usr/bin:/bin"}
+    """examples/demo.py with a stand-in for slideconvert, whose main is `program`."""
+    stand_in = tmp_path / "stand-in" / "slideconvert"
+    stand_in.mkdir(parents=True)
+    (stand_in / "__init__.py").touch()
+    (stand_in / "cli.py").write_text(f"import sys\n\ndef main():\n    {program}\n")
+    command = [sys.executable, ROOT / "examples" / "demo.py", tmp_path / "out"]
+    env = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(stand_in.parent)}
     return subprocess.run(command, capture_output=True, text=True, env=env)
 
 
 def test_the_demo_says_each_stage_before_it_begins_and_when_it_is_done(tmp_path: Path) -> None:
-    lines = demo(tmp_path, 'echo "runs $1"').stdout.splitlines()
-    found = [line.removeprefix("\x1b[1m") for line in lines if re.search(r"^(\x1b\[1m)?\[\d|^runs", line)]
+    lines = demo(tmp_path, 'print("runs", sys.argv[1], flush=True); sys.exit(0)').stdout.splitlines()
+    found = [line for line in lines if re.search(r"^\[\d|^runs", line)]
     commands = ("convert", "relayout", "verify", "eval", "generate")
     assert len(found) == 3 * len(commands)
     for number, command in enumerate(commands, 1):
@@ -171,8 +171,8 @@ def test_the_demo_says_each_stage_before_it_begins_and_when_it_is_done(tmp_path:
 
 
 def test_the_demo_ends_where_a_stage_fails(tmp_path: Path) -> None:
-    done = demo(tmp_path, '[ "$1" != verify ]')
-    assert done.returncode and "[3/5] verify" in done.stdout
+    done = demo(tmp_path, 'sys.exit(3 * (sys.argv[1] == "verify"))')
+    assert done.returncode == 3 and "[3/5] verify" in done.stdout
     assert "[4/5]" not in done.stdout and "outputs are in" not in done.stdout
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -110,3 +111,7 @@ def test_commands_fit_in_narrow_terminals(
             assert len(line) <= columns or "/" in line, line
     for text in shown[:4]:
         assert "2.down_proj" in text and "mlp.down_proj" not in text
+    assert "shard(s)" not in shown[1]
+    changes = [re.findall(r"2\.down_proj .*?(\d+\.\d\d%)", shown[at]) for at in (2, 3)]
+    assert changes[0] and "change" in shown[2] and "error" not in shown[2]
+    assert changes[1] in ([], changes[0])  # a narrow terminal leaves it out

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from itertools import pairwise
 
-from slideconvert.cli.progress import ProgressLines, duration
+import pytest
+
+from slideconvert.cli import progress
+from slideconvert.cli.progress import ProgressLines, duration, progress_bar
 from slideconvert.progress import Stage, Stopwatch
 
 
@@ -109,3 +113,49 @@ def test_a_short_job_leaves_nothing_but_its_result_in_a_log() -> None:
     clock.now += 10.1
     tell("calibrate", 2, 8)
     assert lines == ["calibrate 25% after 20.0 s, about 1:00 left"]
+
+
+def test_a_stage_that_reports_nothing_is_told_by_the_clock() -> None:
+    """Also one that began in the quiet seconds; one that counts its work says how far it was, and is not told twice."""
+    clock, lines = Clock(), list[str]()
+    tell = ProgressLines(lines.append, clock, quiet=10)
+    tell.still()
+    tell("plan", 0, 1)
+    tell.still()
+    clock.now += 10
+    tell.still()
+    clock.now += 29
+    tell.still()
+    clock.now += 1
+    tell.still()
+    tell("plan", 1, 1)
+    tell("calibrate", 0, 8)
+    tell("calibrate", 2, 8)
+    clock.now += 40
+    tell.still()
+    tell("calibrate", 3, 8)
+    tell.still()
+    tell("calibrate", 8, 8)
+    clock.now += 60
+    tell.still()
+    assert lines == [
+        "plan … 10.0 s so far",
+        "plan … 40.0 s so far",
+        "plan done in 40.0 s",
+        "calibrate …",
+        "calibrate 25% after 40.0 s, about 2:00 left",
+        "calibrate done in 40.0 s",
+    ]
+
+
+def test_a_log_has_such_a_clock_and_it_ends_with_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = threading.Event()
+    monkeypatch.setattr(progress, "LOOK", 0.01)
+    monkeypatch.setattr(progress, "QUIET", 0.01)
+    monkeypatch.setattr(progress, "EVERY", 0.01)
+    monkeypatch.setattr(progress.click, "echo", lambda line, err: "so far" in line and said.set())
+    before = threading.active_count()
+    with progress_bar(True) as tell:
+        tell("plan", 0, 1)
+        assert said.wait(60)
+    assert threading.active_count() == before

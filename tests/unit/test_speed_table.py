@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from benches import ship_speed
 from slideconvert.allocate.gpus import BUNDLED, PUBLISHED
 from slideconvert.allocate.speed import SpeedTable, Times
+from slideconvert.allocate.written import times_lines
 from slideconvert.core.patterns import ALL, BlockPattern
 from slideconvert.errors import InputError
 from tests.helpers.fused_models import HEAD, LAYERS, LLAMA_70B, table_of
@@ -260,3 +262,16 @@ def test_a_table_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
 def test_a_table_saved_by_a_spreadsheet_is_read(tmp_path: Path) -> None:
     (tmp_path / "times.csv").write_bytes(b"\xef\xbb\xbf" + (HEAD + ROW).replace("\n", "\r\n").encode())
     assert SpeedTable.load(str(tmp_path / "times.csv")).times([(64, 96)], "int8", 64)[0].dense == 10
+
+
+@pytest.mark.parametrize("gpu", ["h200", "a100"])
+def test_comments_are_shown_in_whole_sentences(gpu: str) -> None:
+    """The file breaks its lines where a screen does not; every letter of it is shown."""
+    table = SpeedTable.load(gpu)
+    first, *shown = times_lines(["Llama-3.2-1B"], table)
+    assert first == "times    of Llama-3.2-1B" and len(shown) < len(table.source)
+    assert all(line.endswith((".", ")")) for line in shown)
+    assert " ".join(line.strip() for line in shown) == " ".join(table.source)
+    assert times_lines([], replace(table, source=("torch: 2.11.0", "driver: 580")))[1:] == [
+        "         torch: 2.11.0", "         driver: 580",
+    ]  # fmt: skip
