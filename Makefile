@@ -15,6 +15,7 @@ PYTEST := -m pytest -q -n auto --dist worksteal
 # Python compiles the modules that it imports, a small part of torch and transformers, and keeps them: to compile all of
 # them ahead takes half of the time of an installation.
 INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
+unexport PYTHONDONTWRITEBYTECODE
 # What is built from source is built with these versions, by pip before 25.3 and since.
 BUILD := PIP_CONSTRAINT=constraints-build.txt PIP_BUILD_CONSTRAINT=constraints-build.txt
 TORCH := torch==2.13.0
@@ -28,10 +29,6 @@ OLDEST ?= .venv-oldest
 VLLM ?= .venv-vllm
 VLLM_TORCH := $(TORCH)+cpu
 VLLM_GPU_PYTHON ?= python3
-# Of environments for tests alone Python compiles what is imported, a tenth of all files, and keeps it.
-$(NEXT)/.ready $(OLDEST)/.ready $(VLLM)/.ready: private INSTALL += --no-compile
-unexport PYTHONDONTWRITEBYTECODE
-
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
 SBOM ?= .venv-sbom
