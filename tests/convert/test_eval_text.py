@@ -313,7 +313,7 @@ def test_convert_reports_what_eval_measures(cli: Cli, tmp_path: Path) -> None:
             f"{made['perplexity']:.3f} ± {made['perplexity_stderr']:.3f}",
             f"{made['ratio']:.4f} ± {made['ratio_stderr']:.4f}",
             f"{made['kl_mean']:.3g} ± {made['kl_stderr']:.2g}",
-            f"99.9 % {made['kl_99_9']:.3g}",
+            f"99.9th {made['kl_99_9']:.3g}",
             f"{made['same_top']:.1%} ± {made['same_top_stderr']:.1%}",
             f"{made['acceptance']:.1%} ± {made['acceptance_stderr']:.1%}",
         ):

@@ -38,7 +38,7 @@ BENCHES = [
     ROOT / "examples/train_demo_model.py",
 ]
 FOREIGN_OPTIONS = (
-    *("--tensor-parallel-size", "--hf-overrides", "--max-logprobs", "--max-model-len"),
+    *("--tensor-parallel-size", "--hf-overrides", "--max-logprobs", "--max-model-len", "--compilation-config"),
     *("--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--rdzv-id", "--multi-gpu"),
     *("--rm", "--user", "--gpus", "--build-arg"),
     *("--num-processes", "--nodes", "--ntasks-per-node", "--gpus-per-node", "--cpus-per-task", "--kill-on-bad-exit"),
