@@ -144,6 +144,21 @@ def test_all_operands_are_known_beforehand(monkeypatch: pytest.MonkeyPatch) -> N
     assert groups.operands([linear.backend for linear in linears if linear.backend]) == lifted
 
 
+def test_what_a_number_of_tokens_starts_is_worked_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And again when so many numbers have been met that the first are forgotten."""
+    monkeypatch.setattr(groups, "MOST_PLANS", 2)
+    linear, asked = on_a_route(monkeypatch), list[int]()
+    assert linear.backend is not None
+    operand = SlideReference.operand
+    monkeypatch.setattr(SlideReference, "operand", lambda self, tokens: asked.append(tokens) or operand(self, tokens))
+    weight = torch.randn(48)
+    for tokens in (7, 7, 3, 7, 9, 7, 7):
+        x = torch.randn(tokens, 48)
+        found, expected = produced(NORM, x, None, weight, [linear])[0], values(NORM, x, None, weight)[0]
+        assert torch.equal(linear(found), linear(expected))
+    assert asked == [7, 9, 7]  # three tokens are asked of a way that has no codes
+
+
 @EVERY
 def test_torch_compile_takes_a_producer_and_its_linears_as_one_operator(
     monkeypatch: pytest.MonkeyPatch, producer: Producer
