@@ -17,7 +17,7 @@ from ..producers import reference
 from ..producers.reference import SUM, Producer
 from ..specs import parse_spec
 from .base import LIBRARY, NAMESPACE, Backend, Prepared, by_text
-from .cuda import missing_triton
+from .cuda import indexed, missing_triton
 from .rule import BUCKETS
 
 Outputs = tuple[list[Tensor], Tensor | None]
@@ -94,11 +94,11 @@ class Plan:
 
 
 class Fused:
-    """A producer and the backends that read it. The plan of a number of tokens is made once: steps that are too long
-    for a CUDA graph wait for the host, which has some ten microseconds for an operator."""
+    """A producer and the backends that read it. The plan of a number of tokens is made once: without a CUDA graph a step
+    waits for the host, where stock vLLM's operators take a few tens of microseconds for a linear."""
 
     def __init__(self, producer: Producer, backends: Sequence[Backend]) -> None:
-        self.producer, self.backends, self.device = producer, backends, backends[0].device
+        self.producer, self.backends, self.device = producer, backends, indexed(backends[0].device)
         self._plans: dict[int, Plan] = {}
 
     def __call__(
@@ -116,9 +116,8 @@ class Fused:
         if x.dim() != 2:
             flat, second = x.reshape(-1, x.shape[-1]), None if other is None else other.reshape(-1, x.shape[-1])
             outs, total = self(flat, second, weight, prepared, biases)
-            return [out.view(*x.shape[:-1], out.shape[-1]) for out in outs], total if total is None else total.view_as(
-                x
-            )
+            outs = [out.view(*x.shape[:-1], out.shape[-1]) for out in outs]
+            return outs, None if total is None else total.view_as(x)
         if x.device != self.device:
             raise ValueError(f"the input of {self.backends[0].spec} is on {x.device}, its weight on {self.device}")
         tokens, dtype = x.shape[0], x.dtype
