@@ -94,8 +94,8 @@ class Plan:
 
 
 class Fused:
-    """A producer and the backends that read it. The plan of a number of tokens is made once: without a CUDA graph a step
-    waits for the host, where stock vLLM's operators take a few tens of microseconds for a linear."""
+    """A producer and the backends that read it. The plan of a number of tokens is made once: without a CUDA graph a
+    step waits for the host, where stock vLLM's operators take a few tens of microseconds for a linear."""
 
     def __init__(self, producer: Producer, backends: Sequence[Backend]) -> None:
         self.producer, self.backends, self.device = producer, backends, indexed(backends[0].device)
