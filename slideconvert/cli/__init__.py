@@ -53,6 +53,11 @@ GROUPS = {"bench": "Benchmarks of kernels, layers and servers on this device."}
 SHARED = ("convert", "sparsify", "quantize", "slide", "relayout")
 """The commands whose work the processes of a launch share."""
 
+RESUMED = (*SHARED, "rotate")
+"""The commands that go on with --resume."""
+AGAIN = ("download", "push", "tune", "bench kernel", "bench layer", "bench serve")
+"""The commands that go on when they are run again."""
+
 DEFECT = 70
 """The exit code of errors that nobody named (EX_SOFTWARE of sysexits.h)."""
 
@@ -139,6 +144,15 @@ def _error() -> str:
     return f"error: rank {rank()}: " if several() else "error: "
 
 
+def _way_on() -> str:
+    """How the command of this process goes on after it has ended early, behind a semicolon; "" if nothing is kept."""
+    words = [word for word in sys.argv[1:] if not word.startswith("-")]
+    name = next((name for name in (" ".join(words[:2]), *words[:1]) if name in COMMANDS), "")
+    if name in RESUMED:
+        return "; continue it with --resume"
+    return "; run it again to go on" if name in AGAIN else ""
+
+
 def _report_defect(error: Exception) -> None:
     """One line on an error that nobody named, and its traceback if -v asks for it."""
     if {"-v", "--verbose"} & set(sys.argv):
@@ -146,7 +160,7 @@ def _report_defect(error: Exception) -> None:
     reason = one_line(str(error))[:300]
     click.echo(
         f"{_error()}{type(error).__name__}: {reason} (a defect of slideconvert: run it again with -v and report what "
-        "it shows; a conversion can be continued with --resume)",
+        f"it shows{_way_on()})",
         err=True,
     )
     _for_machines(_unplanned(error, DEFECT))
@@ -154,7 +168,7 @@ def _report_defect(error: Exception) -> None:
 
 @contextmanager
 def _ended_like_an_interrupt() -> Iterator[None]:
-    """SIGTERM, which ends a job of Slurm or a container, as Ctrl-C does: files are closed, and --resume is named."""
+    """SIGTERM, which ends a job of Slurm or a container, as Ctrl-C does: files are closed, and the way on is named."""
 
     def interrupt(*_: object) -> None:
         from .common import Terminated
@@ -201,7 +215,7 @@ def main() -> NoReturn:
     except (click.Abort, KeyboardInterrupt):
         from .common import INTERRUPTED
 
-        click.echo("interrupted; a conversion can be continued with --resume, a push by running it again", err=True)
+        click.echo(f"interrupted{_way_on()}", err=True)
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
         sys.stderr.close()  # the reader of the output has left

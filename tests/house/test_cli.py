@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from slideconvert.cli import COMMANDS, GROUPS
+from slideconvert import cli as cli_package
+from slideconvert.cli import COMMANDS, GROUPS, find_command
 from tests.conftest import MAGNITUDE, Cli
 from tests.helpers import pico
 
@@ -171,6 +172,20 @@ def test_interruption_prints_how_to_resume(
         outcome = cli("convert", *MAGNITUDE, source, tmp_path / "out", "-q")
     assert outcome.code == 130 and "--resume" in outcome.err
     assert cli("convert", *MAGNITUDE, source, tmp_path / "out", "-q", "--resume").code == 0
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_interrupted_command_says_how_it_goes_on(cli: Cli, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    def interrupted(**_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli_package, "group", interrupted)
+    outcome = cli("-v", *name.split(), "SOURCE", "--seed", "7")
+    command = find_command(name)
+    assert command is not None
+    resumes = name != "plan" and any("--resume" in parameter.opts for parameter in command.params)
+    way = "; run it again to go on" if name in cli_package.AGAIN else "; continue it with --resume" * resumes
+    assert (outcome.code, outcome.err) == (130, f"interrupted{way}\n")
 
 
 def test_a_terminated_conversion_prints_how_to_resume(
