@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ..checkpoint.staging import write_file, writing
-from ..report.page import escaped, whole_page
+from ..report.page import NUMBER, escaped, whole_page
 from ..report.svg import MARKERS, drawn, line_key, standalone
 from .case import KERNEL, LAYER
 from .clock import COPY
@@ -46,7 +46,6 @@ UNSHOWN = ("level", "rows", "columns", "version")
 """Columns of the CSV that the table of all cases leaves out."""
 LONG = 60
 """Letters of a text that its cell shows until it is opened."""
-NUMBER = ' class="number"'
 UNITS = {"us": "µs", "ms": "ms", "s": "s", "gib": "GiB"}
 """Of columns of the CSV, by the ends of their names; that of weights has no other name."""
 NAMES_SHOWN = 3

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..evaluate.compare import TextProtocol
-from ..report.summary import UNKNOWN, kl, kl_error, share, size
+from ..report.summary import UNKNOWN, kl, kl_error, most_likely, share, size
 from .columns import Column, Table, path_name, table
 
 CHECKPOINT = Column("checkpoint", short=path_name)
@@ -44,7 +44,7 @@ def _perplexities(row: dict[str, Any]) -> list[str]:
 def _divergence_table(rows: list[dict[str, Any]], protocol: TextProtocol) -> Table:
     compared = [row for row in rows if row["kl_mean"] is not None]
     mass = min(row["top_mass"] for row in compared)
-    kept = "" if mass == 1 else f", from the {protocol.top:,} most likely tokens ({share(mass)} of the probability)"
+    kept = "" if mass == 1 else f", {most_likely(protocol.top, mass)}"
     title = f"Divergence from {rows[0]['ckpt']}: KL per token in nats{kept}"
     numbers = (
         *("KL mean", Column("±", 3), Column("median", 4), Column("99 %", 2), Column("99.9 %", 5), Column("max", 8)),

@@ -6,13 +6,12 @@ import math
 from collections.abc import Callable, Mapping
 
 from ..report.chart import Chart, Point, Scale, Series, side_by_side
-from ..report.page import escaped, figure, whole_page
+from ..report.page import NUMBER, escaped, figure, whole_page
 from ..report.summary import UNKNOWN, percent, size
 from .result import Compared, Side
 from .texts import counted, kl_text, perplexity_text, same_top_text, speed_text
 
 Value = Callable[[Side], float | None]
-NUMBER = ' class="number"'
 MOST_LABELS = 12
 """Labels of the axis of decoder layers."""
 

@@ -10,8 +10,8 @@ import math
 
 from . import quality
 from .layer_plots import OUTPUT_ERROR, WEIGHT_CHANGE, LayerBytes, bytes_plot, error_plot
+from .page import NUMBER, figure, whole_page
 from .page import escaped as _text
-from .page import figure, whole_page
 from .record import LayerReport, Report
 from .summary import UNKNOWN, as_yaml, converted, errors, notes, patterns, percent, schemes, size
 from .tiles import key_figures
@@ -21,19 +21,18 @@ from .training import training_plot, training_table
 NAMES_SHOWN = 3
 """The number of linears that a note names; it counts the others, and the table shows the note at each linear."""
 
-_NUMBER = ' class="number"'
-OUTPUT = ("Output error", _NUMBER)
+OUTPUT = ("Output error", NUMBER)
 """The column that is absent where no output error was measured."""
 COLUMNS = (
     ("Linear and notes", ""),
-    ("Out &times; in", _NUMBER),
+    ("Out &times; in", NUMBER),
     ("Pattern", ""),
     ("Scheme", ""),
-    ("Zeros", _NUMBER),
+    ("Zeros", NUMBER),
     OUTPUT,
-    ("Weight change", _NUMBER),
-    ("Pruning alone", _NUMBER),
-    ("Bytes", _NUMBER),
+    ("Weight change", NUMBER),
+    ("Pruning alone", NUMBER),
+    ("Bytes", NUMBER),
 )
 
 

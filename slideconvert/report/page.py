@@ -10,6 +10,9 @@ from .. import __version__
 from ..errors import printable
 from .style import STYLE
 
+NUMBER = ' class="number"'
+"""Of cells that hold numbers, and of their heads."""
+
 
 def escaped(value: object) -> str:
     """Text of any checkpoint for HTML."""

@@ -77,7 +77,6 @@ footer{margin-top:20px;color:var(--soft);font-size:13px}
 @media screen and (min-width:1241px){.table{max-height:88vh}}
 .dot{width:10px;height:10px;min-width:0;display:inline;margin-right:6px}
 @media (max-width:700px){main{padding:20px 10px}.box,.tile,.verdict,.notes{padding:14px 12px}
-
 h1{font-size:22px}.plot,.plot .name{font-size:17px}.small,.small .name{font-size:19px}}
 @media print{:root{color-scheme:light;--page:#fff}*{print-color-adjust:exact;-webkit-print-color-adjust:exact}
 main{max-width:none;padding:0}

@@ -108,12 +108,12 @@ def compared(report: Report) -> list[Figure]:
     tails = {"median": "kl_median", "99th percentile": "kl_99", "99.9th": "kl_99_9", "maximum": "kl_max"}
     spread = ", ".join(f"{name} {kl(found[key])}" for name, key in tails.items())
     mass = found["top_mass"]
-    bound = f"; a lower bound, from the {found['top']:,.0f} most likely tokens ({share(mass)} of the probability)"
+    bound = "" if mass == 1 else f"; a lower bound, {most_likely(found['top'], mass)}"
     return [
         Figure(
             "KL divergence from the source",
             with_error(kl(found["kl_mean"]), kl_error(found["kl_stderr"])),
-            f"nats per token, mean of {found['tokens']:,}; {spread}{bound if mass != 1 else ''}",
+            f"nats per token, mean of {found['tokens']:,}; {spread}{bound}",
         ),
         Figure(
             "Same top token",
@@ -126,6 +126,12 @@ def compared(report: Report) -> list[Figure]:
             "of the tokens that it drafts for the source in speculative decoding",
         ),
     ]
+
+
+def most_likely(count: float | None, mass: float | None) -> str:
+    """What a divergence is computed from, where that is not every token. mass: the probability of so many tokens."""
+    number = UNKNOWN if count is None else f"{count:,.0f}"
+    return f"from the {number} most likely tokens ({share(mass)} of the probability)"
 
 
 def perplexity_ratio(report: Report) -> str:

@@ -4,8 +4,7 @@
 
 TASK: model, batches, prompt (tokens), output (tokens), lengths (tokens of outputs of one sequence), prefill (numbers of
 prompts and of their tokens, as 32x1024), mixed (numbers of requests), rates (requests per second), seconds (of each
-rate), repeats, graphs (tokens of steps that are captured too), kv_bytes (of the
-cache).
+rate), repeats, graphs (tokens of steps that are captured too), kv_bytes (of the cache).
 READY appears once vLLM has started; a line on stdin then begins the measurement, and OUT appears once all is done:
 engines start side by side and measure one after the other. Stands alone: it needs vLLM, and slideconvert where the
 checkpoint is ours.
