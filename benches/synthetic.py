@@ -15,7 +15,7 @@ from slideconvert.models.shapes import SHAPES
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--model", type=click.Choice(list(SHAPES)), default="Llama-3.2-1B")
+@click.option("--model", type=click.Choice(list(SHAPES), case_sensitive=False), default="Llama-3.2-1B")
 @click.option("--layers", type=int, help="Another number of layers than the model has.")
 def main(folder: Path, model: str, layers: int | None) -> None:
     """Write the checkpoint into FOLDER."""

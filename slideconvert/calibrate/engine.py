@@ -20,8 +20,8 @@ from ..plan.plan import Plan
 from ..progress import Progress, silent
 from ..prune import METHODS
 from ..recover.block import recover_block
+from ..recover.options import Schedule
 from ..recover.trainable import Compressed
-from ..recover.training import Schedule
 from .input_group import compress_input_group, latent_weights, put
 from .result import LayerResult
 from .stream import StreamOptions, Streams

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import ranks
+from ..core.captured import Captured
 from ..core.precision import running
 from ..plan.calibration import GENERATED_AT_ONCE
 from ..progress import Progress, silent
@@ -56,14 +57,46 @@ def generate(
 def _continued(model: Any, begun: Tensor, chances: Tensor, count: Callable[[int], None]) -> Tensor:
     """begun [n, start] int64, chances [n, T] in [0, 1) -> [n, start + T]: each next token is the first one whose
     cumulative probability exceeds its chance. count: called with the number of new tokens so far."""
-    parts, now, cache = [begun], begun, None
-    count(0)
-    for chance in chances.T:
-        out = model(input_ids=now, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        cache = out.past_key_values
-        sums = out.logits[:, -1].double().softmax(-1).cumsum(-1)
+    (sequences, start), device = begun.shape, begun.device
+    whole = start + chances.shape[1]
+    out = torch.cat([begun, begun.new_zeros(sequences, whole - start)], 1)
+    cache, fixed = _cache(model, device, whole)
+    places = torch.arange(whole, device=device)
+    place, now = places[start : start + 1].clone(), begun[:, -1:].clone()
+
+    def add(tokens: Tensor, at: Tensor, chance: Tensor) -> None:
+        """Read tokens [n, t] at places [t], draw the next one, and put it into `out` and `now`."""
+        words: dict[str, Tensor] = {"position_ids": at[None].expand(sequences, -1)}
+        if fixed:  # the cache has places that are not known yet
+            unknown = torch.zeros(len(at), whole, dtype=model.dtype, device=device)
+            unknown.masked_fill_(places > at[:, None], -torch.inf)
+            words["attention_mask"] = unknown.expand(sequences, 1, -1, -1)
+        logits = model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1, **words).logits
+        sums = logits[:, -1].double().softmax(-1).cumsum(-1)
         # The last sum may be rounded to less than the chance.
-        now = torch.searchsorted(sums, chance[:, None].double(), right=True).clamp(max=sums.shape[1] - 1)
-        parts.append(now)
-        count((len(parts) - 1) * len(begun))
-    return torch.cat(parts, 1)
+        now.copy_(torch.searchsorted(sums, chance[:, None].double(), right=True).clamp(max=sums.shape[1] - 1))
+        out.index_copy_(1, at[-1:] + 1, now)
+
+    def add_one(chance: Tensor) -> None:
+        add(now, place, chance)
+        place.add_(1)
+
+    count(0)
+    add(begun, places[:start], chances[:, 0])
+    count(sequences)
+    step = Captured(add_one) if fixed else add_one
+    for number in range(1, chances.shape[1]):
+        step(chances[:, number])
+        count((number + 1) * sequences)
+    return out
+
+
+def _cache(model: Any, device: torch.device, tokens: int) -> tuple[Any, bool]:
+    """A cache for keys and values of so many tokens, and whether its size is fixed, so that a GPU can run steps as a
+    CUDA graph. Elsewhere it grows, which saves attention to places that are not known yet."""
+    from transformers.cache_utils import DynamicCache
+
+    from .fixed_cache import fixed_cache
+
+    fixed = fixed_cache(model.config, tokens) if device.type == "cuda" else None
+    return (DynamicCache(config=model.config), False) if fixed is None else (fixed, True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from ..core.quantize import Weight
 from ..permute.permutations import Permutations
-from ..recover.training import Curve
+from ..recover.options import Curve
 
 
 @dataclass

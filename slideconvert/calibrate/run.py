@@ -24,7 +24,7 @@ from ..plan.calibration import BATCH_TOKENS
 from ..plan.plan import Plan
 from ..plan.presets import KL, Recovery
 from ..progress import Progress
-from ..recover.training import Curve, Schedule, TrainingOptions
+from ..recover.options import Curve, Schedule, TrainingOptions
 from ..report import Training
 from .engine import compress_layers
 from .generate import generate

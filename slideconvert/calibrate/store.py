@@ -18,7 +18,7 @@ from torch import Tensor
 from ..checkpoint.staging import write_file, writing
 from ..core.quantize import QuantizedWeight, Weight
 from ..core.schemes import read_scheme
-from ..recover.training import Curve
+from ..recover.options import Curve
 from .result import LayerResult
 
 SCHEME = "scheme:"

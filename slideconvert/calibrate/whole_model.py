@@ -19,9 +19,9 @@ from ..permute.fold import fold
 from ..plan.plan import Plan
 from ..progress import Progress
 from ..recover.end_to_end import recover_end_to_end
+from ..recover.options import Curve, Schedule, TrainingOptions
 from ..recover.rebuilt import RebuiltLinear
 from ..recover.trainable import Compressed, Trainable, make_trainable
-from ..recover.training import Curve, Schedule, TrainingOptions
 from .activations import Activations
 from .result import LayerResult
 from .stream import Stream, StreamOptions, embed, held_out

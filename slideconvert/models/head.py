@@ -50,7 +50,9 @@ class Head:
         count = -(-len(inputs[0]) // self.piece)
         pieces = zip(*(tensor.tensor_split(count) for tensor in inputs), strict=True)
         if torch.is_grad_enabled():
-            return torch.cat([checkpoint(loss, *piece, use_reentrant=False) for piece in pieces])
+            return torch.cat(
+                [checkpoint(loss, *piece, use_reentrant=False, preserve_rng_state=False) for piece in pieces]
+            )
         return torch.cat([loss(*piece) for piece in pieces])
 
 

@@ -35,11 +35,10 @@ class LayeredModel:
         left: Callable[[Layer], None] = lambda layer: None,
     ) -> None:
         self.layers, self.head = layers, head
-        self._embed, self._norm, self._at_once, self._offload, self._left = embed, norm, at_once, offload, left
+        self.embed, self._norm, self._at_once, self._offload, self._left = embed, norm, at_once, offload, left
 
-    def hidden(self, tokens: Tensor) -> Tensor:
-        """tokens [sequences, length] int64 -> the last hidden states [sequences, length, hidden] float32."""
-        states = self._embed(tokens)
+    def hidden(self, states: Tensor) -> Tensor:
+        """states [sequences, length, hidden], of `embed` -> the last hidden states, float32 of the same shape."""
         with self._keeping(states.device):
             for layer in self.layers:
                 run = _recomputed(layer) if torch.is_grad_enabled() else layer.run

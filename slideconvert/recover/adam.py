@@ -1,7 +1,8 @@
 """AdamW one parameter at a time, so that a gradient can be applied and freed as soon as the backward pass has it.
 
 Only one gradient is then in memory, instead of those of the whole model. Moments are float32; in CPU memory they are
-copied to the device for a step and back, so that the step is the same to the bit.
+copied to the device for a step and back, so that the step is the same to the bit. Whether a gradient is finite is known
+to the device alone, which skips the step then: nothing waits for it.
 """
 
 from __future__ import annotations
@@ -16,17 +17,18 @@ COUNT = "step"
 
 
 class Adam:
-    """AdamW without decay of one parameter. unit: what learning rates are multiplied by. offload: keep the moments in
-    CPU memory between steps."""
+    """AdamW without decay of one parameter. offload: keep the moments in CPU memory between steps."""
 
-    def __init__(self, parameter: nn.Parameter, unit: float, *, offload: bool) -> None:
-        self._parameter, self._unit, self._offload = parameter, unit, offload
+    def __init__(self, parameter: nn.Parameter, *, offload: bool) -> None:
+        self._parameter, self._offload = parameter, offload
         self._optimizer = torch.optim.AdamW([parameter], weight_decay=0.0, fused=True)
         self._kept: dict[str, Tensor] = {}
 
-    def step(self, rate: float) -> None:
-        """Apply the gradient."""
-        self._optimizer.param_groups[0]["lr"] = rate * self._unit
+    def step(self, rate: Tensor, broken: Tensor) -> None:
+        """Apply the gradient, unless `broken`. rate: float32, broken: bool, scalars on the parameter's device."""
+        captured = self._parameter.is_cuda and torch.cuda.is_current_stream_capturing()
+        self._optimizer.param_groups[0].update(lr=rate, capturable=captured)
+        self._optimizer.found_inf = broken.float()  # type: ignore[attr-defined]  # as torch.amp.GradScaler says it
         state = self._optimizer.state[self._parameter]
         if self._kept:
             device = self._parameter.device

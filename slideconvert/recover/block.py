@@ -14,8 +14,9 @@ from torch import Tensor
 from .. import ranks
 from ..core.quantize import Weight
 from ..models.decoder import Layer
+from .options import Curve, Schedule, TrainingOptions
 from .trainable import Compressed, make_trainable, trained_of
-from .training import Curve, Schedule, TrainingOptions, train
+from .training import train
 
 
 def recover_block(
@@ -42,8 +43,12 @@ def recover_block(
     )
     energy /= held_by_all
 
-    def loss(numbers: Tensor) -> Tensor:
-        return torch.nn.functional.mse_loss(layer.run(inputs(numbers)), targets(numbers)) / energy
+    def read(numbers: Tensor) -> tuple[Tensor, Tensor]:
+        return inputs(numbers), targets(numbers)
 
-    curve = train(trained_of(trained), loss, fitted, held, schedule, TrainingOptions(micro, dtype=layer.dtype))
+    def loss(given: Tensor, wanted: Tensor) -> Tensor:
+        return torch.nn.functional.mse_loss(layer.run(given), wanted) / energy
+
+    options = TrainingOptions(micro, dtype=layer.dtype)
+    curve = train(trained_of(trained), loss, fitted, held, schedule, options, read)
     return {submodule: linear.weight() for submodule, linear in trained.items()}, curve

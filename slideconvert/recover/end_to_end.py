@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ..core.quantize import Weight
 from ..models.layered import LayeredModel
+from .options import Curve, Schedule, TrainingOptions
 from .trainable import Trainable, trained_of
-from .training import Curve, Schedule, TrainingOptions, train
+from .training import train
 
 
 def recover_end_to_end(
@@ -45,13 +46,15 @@ def recover_end_to_end(
         given = head.logits(hidden).log_softmax(-1)
         return torch.nn.functional.kl_div(given, wanted, log_target=True, reduction="none").sum(-1)
 
-    def loss(numbers: Tensor) -> Tensor:
-        inputs = tokens[numbers]
-        hidden = student.hidden(inputs)
-        if dense is None:
-            following = inputs[:, 1:].flatten().to(hidden.device)
-            return head.losses(entropy, hidden[:, :-1].flatten(0, 1), following).mean()
-        return head.losses(divergence, hidden.flatten(0, 1), dense(numbers).flatten(0, 1)).mean()
+    def read(numbers: Tensor) -> tuple[Tensor, Tensor]:
+        states = student.embed(tokens[numbers])
+        return states, dense(numbers) if dense else tokens[numbers].to(states.device)
 
-    curve = train(trained_of(trained), loss, fitted, held, schedule, options)
+    def loss(states: Tensor, known: Tensor) -> Tensor:
+        hidden = student.hidden(states)
+        if dense is None:
+            return head.losses(entropy, hidden[:, :-1].flatten(0, 1), known[:, 1:].flatten()).mean()
+        return head.losses(divergence, hidden.flatten(0, 1), known.flatten(0, 1)).mean()
+
+    curve = train(trained_of(trained), loss, fitted, held, schedule, options, read)
     return {name: linear.weight().to("cpu") for name, linear in trained.items()}, curve

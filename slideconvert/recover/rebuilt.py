@@ -75,6 +75,7 @@ class RebuiltLinear(nn.Module):
         """The dense weight, that of the present pass if the variables are the same."""
         made_of = (dtype, *(version for variable in self.variables for version in (id(variable), variable._version)))
         if self._dense is None or made_of != self._made_of:
+            self.release()
             self._dense, self._made_of = self.dense(dtype), made_of
         return self._dense
 

@@ -25,7 +25,7 @@ from slideconvert.core.schemes import SCHEMES
 from slideconvert.core.weights import floats
 from slideconvert.errors import InputError
 from slideconvert.plan.presets import PRESETS
-from slideconvert.recover.training import Curve
+from slideconvert.recover.options import Curve
 from tests.conftest import Cli
 from tests.helpers import pico
 from tests.helpers.calibrated import FLAGS, plan_for, quality, write_model, write_text, write_tokenizer

@@ -698,9 +698,7 @@ def test_a_folder_that_is_not_empty_is_refused_before_any_text_is_read(
     assert outcome.code == 2 and "not an empty folder" in outcome.err and not asked
 
 
-@pytest.mark.parametrize(
-    "place", ["slideconvert.models.decoder.Layer.inputs", "slideconvert.recover.training._Run.step"]
-)
+@pytest.mark.parametrize("place", ["slideconvert.models.decoder.Layer.inputs", "slideconvert.recover.run.Run.step"])
 def test_out_of_memory_names_the_settings_to_lower(
     cli: Cli, tmp_path: Path, model: Path, text: Path, brief: None, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:

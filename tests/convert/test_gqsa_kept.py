@@ -14,7 +14,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from slideconvert.errors import SlideConvertError
-from slideconvert.recover.training import MOST_SKIPPED, Curve, Schedule, TrainingOptions, train
+from slideconvert.recover.options import Curve, Schedule, TrainingOptions
+from slideconvert.recover.run import MOST_SKIPPED
+from slideconvert.recover.training import train
 from tests.helpers import pico
 from tests.unit.test_recover import FITTED, HELD, SCHEDULE, Line, away, sized
 

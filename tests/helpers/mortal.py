@@ -24,7 +24,7 @@ from slideconvert.checkpoint.writer import WeightWriter
 from slideconvert.convert import pipeline
 from slideconvert.plan.presets import PRESETS
 from slideconvert.prune import METHODS
-from slideconvert.recover import training
+from slideconvert.recover.run import Run
 from slideconvert.rotate.descent import OrthogonalAdam
 from slideconvert.rotate.problems import Problems
 from tests.helpers.calibrated import quality
@@ -38,7 +38,7 @@ WATCHED: dict[str, tuple[Any, str]] = {
     "convert": (pipeline, "convert_linear"),
     "write": (WeightWriter, "_put"),  # some bytes into a shard
     "journal": (WeightWriter, "_journal"),  # between a unit's bytes and its line in the journal
-    "train": (training._Run, "step"),
+    "train": (Run, "step"),
     "collect": (Problems, "_write"),  # before the statistics of a layer are kept
     "descend": (OrthogonalAdam, "step"),  # a step of one rotation
     "rename": (Path, "replace"),  # small files of the staging folder, finished work, then publication

@@ -15,8 +15,9 @@ from slideconvert.core.schemes import GROUP_SIZES, INT8
 from slideconvert.formats.groups import PackedGroups
 from slideconvert.kernels.groups import canonical
 from slideconvert.recover.groups import LEAST_SCALE, FrozenGroups, GroupTrainable, TrainedGroups
+from slideconvert.recover.options import Schedule
 from slideconvert.recover.trainable import Compressed, SurvivorLinear, make_trainable, trained_of
-from slideconvert.recover.training import Schedule, train
+from slideconvert.recover.training import train
 from tests.unit.test_groups_grid import BITS, SYMMETRIC, rows_of_kinds, scheme_of
 
 ROWS, COLUMNS, SIZE = 12, 48, 8

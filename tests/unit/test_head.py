@@ -19,8 +19,8 @@ from slideconvert.models.decoder import Decoder
 from slideconvert.models.layered import LayeredModel
 from slideconvert.recover.adam import Adam
 from slideconvert.recover.end_to_end import recover_end_to_end
+from slideconvert.recover.options import Schedule, TrainingOptions
 from slideconvert.recover.trainable import Compressed, make_trainable
-from slideconvert.recover.training import Schedule, TrainingOptions
 from tests.helpers import family_models, pico
 
 TOKENS = torch.randint(0, 30, (5, 12), generator=torch.Generator().manual_seed(0))
@@ -76,7 +76,7 @@ def test_the_parts_of_a_model_are_the_model(family: str, tmp_path: Path) -> None
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     made = layered(folder, TOKENS, at_once=2)
     with torch.no_grad():
-        logits = made.head.logits(made.hidden(TOKENS).flatten(0, 1))
+        logits = made.head.logits(made.hidden(made.embed(TOKENS)).flatten(0, 1))
         expected = model(input_ids=TOKENS).logits.flatten(0, 1)
     torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
 
@@ -111,7 +111,7 @@ def test_training_in_pieces_has_the_losses_and_gradients_of_whole_logits(
     before.backward()
     gradients: list[Tensor] = []
 
-    def step(self: Adam, rate: float) -> None:
+    def step(self: Adam, rate: Tensor, broken: Tensor) -> None:
         assert self._parameter.grad is not None
         gradients.append(self._parameter.grad.clone())
 
@@ -137,7 +137,7 @@ from slideconvert.evaluate.perplexity import perplexity
 from slideconvert.models.load import load_model
 from slideconvert.recover.end_to_end import recover_end_to_end
 from slideconvert.recover.trainable import Compressed, make_trainable
-from slideconvert.recover.training import Schedule, TrainingOptions
+from slideconvert.recover.options import Schedule, TrainingOptions
 from benches.peak import peak_bytes
 from tests.unit.test_head import layered
 

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from slideconvert.core.quantize import Weight
 from slideconvert.errors import InputError
 from slideconvert.recover.adam import MOMENTS, Adam
+from slideconvert.recover.options import Schedule, TrainingOptions
 from slideconvert.recover.rebuilt import Places
 from slideconvert.recover.trainable import SurvivorLinear, trained_of
-from slideconvert.recover.training import Schedule, TrainingOptions, train
+from slideconvert.recover.training import train
 from tests.helpers import pico
 from tests.helpers.batches import drawn_batches
 from tests.unit.test_head import TOKENS, layered
@@ -121,9 +122,9 @@ def test_one_gradient_is_in_memory_at_a_time(monkeypatch: pytest.MonkeyPatch, mi
     net, met = Net(), list[int]()
     step = Adam.step
 
-    def counted(self: Adam, rate: float) -> None:
+    def counted(self: Adam, rate: Tensor, broken: Tensor) -> None:
         met.append(sum(linear.latent.grad is not None for linear in net.linears.values()))
-        step(self, rate)
+        step(self, rate, broken)
 
     monkeypatch.setattr(Adam, "step", counted)
     train(trained_of(net.linears), net.loss, FITTED, HELD, Schedule(1, 0.01, batch=5), TrainingOptions(micro))
@@ -142,10 +143,10 @@ def test_offloaded_moments_take_the_same_steps() -> None:
 @pytest.mark.parametrize("offload", [False, True])
 def test_between_steps_offloaded_moments_are_in_cpu_memory_alone(offload: bool) -> None:
     parameter = nn.Parameter(torch.ones(3))
-    adam = Adam(parameter, 1.0, offload=offload)
-    for _ in range(2):
+    adam = Adam(parameter, offload=offload)
+    for broken in (False, True, False):
         parameter.grad = torch.tensor([1.0, -2.0, 0.0])
-        adam.step(0.1)
+        adam.step(torch.tensor(0.1), torch.tensor(broken))
         state = adam.state()
         assert [state[name] is adam._kept.get(name) for name in MOMENTS] == [offload] * 2
     torch.testing.assert_close(parameter.detach(), torch.tensor([0.8, 1.2, 1.0]))
@@ -213,7 +214,7 @@ def test_only_states_between_layers_wait_for_the_backward_pass(tmp_path: Path, a
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        hidden = student.hidden(TOKENS)
+        hidden = student.hidden(student.embed(TOKENS))
     state = 4 * 12 * pico.HIDDEN
     between = [tensor for tensor in kept if tensor.shape[1:] == (12, pico.HIDDEN) and len(tensor) <= at_once]
     assert sum(tensor.nbytes for tensor in between) == pico.LAYERS * len(TOKENS) * state

@@ -32,8 +32,9 @@ from slideconvert.core.select import apply_mask
 from slideconvert.plan.plan import Plan
 from slideconvert.plan.presets import PRESETS
 from slideconvert.prune import magnitude
+from slideconvert.recover.options import Curve, Schedule, TrainingOptions
 from slideconvert.recover.trainable import Compressed, SurvivorLinear, make_trainable
-from slideconvert.recover.training import Curve, Schedule, TrainingOptions, shuffled, train
+from slideconvert.recover.training import shuffled, train
 from tests.helpers import pico
 from tests.helpers.batches import drawn_batches
 from tests.helpers.calibrated import DEMO_TEXT, STAGES, numbers, plan_for, quality, write_model, write_text
