@@ -67,7 +67,7 @@ for row in rows:
         row["peak_gib"] = 4.5
 for rate in task["rates"]:
     latency = {"ttft": [number / speed for number in range(1, 101)], "tpot": [1 / speed], "itl": [1 / speed]}
-    rows.append({"what": "rate", "size": rate, "shape": "", "samples": [speed], **latency})
+    rows.append({"what": "rate", "size": rate, "shape": f"{rate:g}/s", "samples": [speed], **latency})
 assert task["kv_bytes"] == 2**28
 Path(sys.argv[2]).write_text(json.dumps({"load_s": 1.0, "rows": rows}))
 """
@@ -129,6 +129,13 @@ def test_what_does_not_start_or_fails_says_so(engine: Path, tmp_path: Path) -> N
     other = bench_serve((), options(tmp_path / "b", scheme="bf16"), engine=engine)
     assert all("status 1" in row.failure and "out of luck" in row.failure for row in other.results.rows.values())
     assert "out of luck" in (tmp_path / "b" / "out" / "index.html").read_text()
+
+
+def test_loads_of_equal_size_and_other_shape_are_told_apart(engine: Path, tmp_path: Path) -> None:
+    """Two prompts of 16 tokens and four of 8 are 32 tokens each."""
+    found = bench_serve((), options(tmp_path, scheme="bf16", prefill="2x16,4x8"), engine=engine)
+    prompts = [row for row in found.results.rows.values() if row.case.what == "prefill"]
+    assert {row.case.shape: row.tokens_per_second for row in prompts} == {"2x16": 200, "4x8": 400}
 
 
 def test_what_noise_hides_is_no_speed(engine: Path, tmp_path: Path) -> None:

@@ -185,10 +185,10 @@ def _rows(one: Served, cases: list[ServeCase], engine: Engine | Exception, toget
     finally:
         if isinstance(engine, Engine):
             engine.stop()
-    by_shape = {(row["what"], row["size"]): row for row in told["rows"]}
+    by_shape = {(row["what"], row["shape"]): row for row in told["rows"]}
     found = []
     for case in cases:
-        row = by_shape[case.what, case.size]
+        row = by_shape[case.what, case.shape]
         speeds = sorted(row["samples"])
         if speeds[0] <= 0:
             found.append(ServeRow(case, one.version, failure=f"{case.what} {case.shape}: {UNMEASURABLE}"))
