@@ -74,6 +74,7 @@ class Run:
         finally:
             for hook in hooks:
                 hook.remove()
+            self._whole = None  # it refers to this run, and its graph keeps the memory of a step
 
     def begin(self, held: Tensor) -> None:
         """Measure the initial loss, or restore the state of an interrupted run."""

@@ -3,8 +3,10 @@ batches of two sizes, and generated text. A GPU alone runs these; elsewhere call
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from slideconvert.core.schemes import SCHEMES
 from slideconvert.core.select import apply_mask
 from slideconvert.prune import magnitude
 from slideconvert.recover.options import Curve, Schedule, TrainingOptions
+from slideconvert.recover.run import Run
 from slideconvert.recover.trainable import Compressed, make_trainable, trained_of
 from slideconvert.recover.training import train
 from tests.helpers import pico
@@ -167,6 +170,18 @@ def generated(folder: Path, device: str, dtype: torch.dtype) -> Tensor:
     source, own = write_model(folder / f"{device}-{len(list(folder.iterdir()))}"), torch.float64
     model = AutoModelForCausalLM.from_pretrained(source, dtype=own if dtype == own else torch.float32)
     return generate(model.eval().to(device), tokens, 6, 0, torch.float32 if dtype == own else dtype)
+
+
+def test_memory_of_a_step_is_free_as_soon_as_training_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not when Python looks for cycles: the next layer is trained by then."""
+    runs: list[weakref.ref[Run]] = []
+    monkeypatch.setattr(Run, "_at_once", lambda run: not runs.append(weakref.ref(run)))
+    gc.disable()
+    try:
+        trained(Net("cpu"))
+        assert [run() for run in runs] == [None]
+    finally:
+        gc.enable()
 
 
 def test_without_a_gpu_calls_run_as_they_are() -> None:
