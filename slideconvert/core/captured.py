@@ -14,7 +14,7 @@ from torch import Tensor
 
 EAGER = 2
 """Calls that run as they are before the capture: libraries initialize what they need when they are first called."""
-LARGEST_INPUTS = 1 << 29
+LARGEST_INPUTS = 1 << 27
 """Bytes of all inputs of a call that is captured: larger ones keep the GPU busy anyway, and a graph keeps its own copy
 of them and the memory of its intermediate results."""
 

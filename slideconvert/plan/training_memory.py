@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
+from ..core.captured import LARGEST_INPUTS
 from ..models.head import PIECE
 from .calibration import Running, sequence_length, trained_at_once
 from .linear import LinearPlan
@@ -54,7 +55,7 @@ def block_training(plan: Plan, how: Running) -> int:
     pairs = 2 * FLOAT * plan.recovery.batch * _length(plan) * int(plan.source.config["hidden_size"])
     whole = dense + _solved(largest) + trained.frozen + 4 * trained.variables + pairs + _passing(plan, how)
     if how.kind != "cpu":
-        return whole
+        return whole + _captured(pairs)
     inputs = {linear.linear.group: linear.stored.shape[1] for linear in largest}
     return whole + trained.variables + FLOAT * sum(columns * columns for columns in inputs.values())
 
@@ -74,16 +75,22 @@ def end_training(plan: Plan, how: Running) -> Training:
     head = how.dtype.itemsize * words * hidden + FLOAT * LOGITS * logits
     resident = trained.frozen + trained.variables + gradients + kept + head + STATES * state
     whole = resident + trained.moments + between + _passing(plan, how)
+    targets = how.dtype.itemsize * state // FLOAT
     # The best state, the embedding, and the results of all layers.
     host = trained.variables + FLOAT * words * hidden + _solved(plan.linears)
     if how.kind == "cpu":
         return Training(whole + host)
-    return Training(whole, trained.moments + between, trained.pinned + between, host)
+    return Training(whole + _captured(state + targets), trained.moments + between, trained.pinned + between, host)
 
 
 def trained_variables(plan: Plan) -> int:
     """Bytes of the float32 variables that train end to end."""
     return _sum(plan.linears, end_to_end=True).variables
+
+
+def _captured(inputs: int) -> int:
+    """What a GPU keeps of the inputs of a step for its CUDA graph, where there is one. inputs: their bytes."""
+    return inputs if inputs <= LARGEST_INPUTS else 0
 
 
 def _by_layer(plan: Plan) -> dict[int, list[LinearPlan]]:
