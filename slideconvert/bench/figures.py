@@ -35,12 +35,12 @@ class Figure:
 
 
 def figures(found: Iterable[Table], copy_bytes_per_second: float | None) -> list[list[Figure]]:
-    """Speed-up curves of each table, and a roofline where it has shapes."""
+    """Of each table speed-up curves, if it has several sizes, and a roofline if it has shapes."""
     made = []
     for table in found:
         words = (table.model, table.precision, table.chosen, "" if table.shapes else table.axis)
         name = re.sub("[^a-z0-9.]+", "-", "-".join(word for word in words if word).lower()).strip("-")
-        own = [speedup_figure(table, f"{name}-speedup")]
+        own = [speedup_figure(table, f"{name}-speedup")] if len(table.tokens) > 1 else []
         if table.shapes:
             own.append(roofline_figure(table, f"{name}-roofline", copy_bytes_per_second))
         made.append(own)
@@ -77,7 +77,8 @@ def speedup_figure(table: Table, name: str) -> Figure:
 def roofline_figure(table: Table, name: str, copy_bytes_per_second: float | None) -> Figure:
     """Operations of the dense weights per second over operations per byte, both logarithmic."""
     points: dict[str, list[tuple[float, float, str]]] = {}
-    times: Mapping[str, Mapping[float, float]] = {DENSE: table.baselines.get(DENSE, {}), **table.patterns}
+    # Dense last: a pattern looks as it does among the speed-ups.
+    times: Mapping[str, Mapping[float, float]] = {**table.patterns, DENSE: table.baselines.get(DENSE, {})}
     for pattern, by_tokens in times.items():
         for tokens, taken in by_tokens.items():
             speed = table.operations_per_second(taken, tokens)

@@ -1,18 +1,18 @@
 """The style sheet of the HTML report: system fonts, light and dark mode, wide and narrow screens, print.
 
---s0 … --s6 are the colors of the seven kinds of linears: cool for attention, warm for the MLP, each with a contrast of
-at least 3:1 to its background.
+--s0 … --s8 are the colors of series, each with a contrast of at least 3:1 to its background. The first seven are those
+of the kinds of linears: cool for attention, warm for the MLP.
 """
 
 STYLE = """
 :root{color-scheme:light dark;--page:#f6f7f9;--card:#fff;--ink:#17202c;--soft:#566273;--rule:#dde2e9;--mark:#e6edf8;
 --good:#0b6b3a;--good-page:#e3f5ea;--bad:#a11a1a;--bad-page:#fdeaea;--warn:#7a4b00;--warn-page:#fff4dc;
 --before:#8794a8;--after:#1c63c7;
---s0:#1c63c7;--s1:#0a8a86;--s2:#4d8a12;--s3:#7a50d0;--s4:#c76a0a;--s5:#c2307c;--s6:#8d3b24}
+--s0:#1c63c7;--s1:#0a8a86;--s2:#4d8a12;--s3:#7a50d0;--s4:#c76a0a;--s5:#c2307c;--s6:#8d3b24;--s7:#857000;--s8:#46556b}
 @media screen and (prefers-color-scheme:dark){:root{
 --page:#11151b;--card:#1a2028;--ink:#e7ebf1;--soft:#9ca8b8;--rule:#303946;--mark:#26364d;
 --good:#7fdca6;--good-page:#12301f;--bad:#ffa3a3;--bad-page:#431a1c;--warn:#f5cc80;--warn-page:#392b0f;--before:#667488;--after:#6da8ff;
---s0:#6da8ff;--s1:#4fd0ca;--s2:#a3d65c;--s3:#b79bff;--s4:#ffac5c;--s5:#ff86bd;--s6:#dfa089}}
+--s0:#6da8ff;--s1:#4fd0ca;--s2:#a3d65c;--s3:#b79bff;--s4:#ffac5c;--s5:#ff86bd;--s6:#dfa089;--s7:#e2cf52;--s8:#bccadd}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--page);color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,
 "Helvetica Neue",Arial,sans-serif;overflow-wrap:anywhere}
@@ -46,7 +46,8 @@ code{display:inline-block;max-width:100%}
 .plot:has(.series:hover) .series:not(:hover){opacity:.13}
 .drawn:has(.s0:hover) .series:not(.s0),.drawn:has(.s1:hover) .series:not(.s1),.drawn:has(.s2:hover) .series:not(.s2),
 .drawn:has(.s3:hover) .series:not(.s3),.drawn:has(.s4:hover) .series:not(.s4),.drawn:has(.s5:hover) .series:not(.s5),
-.drawn:has(.s6:hover) .series:not(.s6),.drawn:has(.together:hover) .series:not(.together){opacity:.13}
+.drawn:has(.s6:hover) .series:not(.s6),.drawn:has(.s7:hover) .series:not(.s7),.drawn:has(.s8:hover) .series:not(.s8),
+.drawn:has(.together:hover) .series:not(.together){opacity:.13}
 .keys{display:flex;flex-wrap:wrap;gap:4px 18px;margin-top:12px;font-size:13px}
 .key{display:inline-flex;align-items:center}.key .dot{width:26px;height:14px;color:var(--s);flex:none}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,400px),1fr));gap:8px 24px}
@@ -58,7 +59,8 @@ code{display:inline-block;max-width:100%}
 .track i{display:block;height:12px;width:calc(100%*var(--w));border-radius:2px}
 .was{background:var(--before)}.is{background:var(--after)}
 .s0{--s:var(--s0)}.s1{--s:var(--s1)}.s2{--s:var(--s2)}.s3{--s:var(--s3)}.s4{--s:var(--s4)}.s5{--s:var(--s5)}
-.s6{--s:var(--s6)}.together{--s:var(--ink)}.together .line{stroke-dasharray:6 4;stroke-width:2}
+.s6{--s:var(--s6)}.s7{--s:var(--s7)}.s8{--s:var(--s8)}
+.together{--s:var(--ink)}.together .line{stroke-dasharray:6 4;stroke-width:2}
 table{width:100%;border-collapse:collapse;margin-top:10px;font-size:13px;overflow-wrap:normal}
 th,td{--pad:5px;padding:var(--pad) 9px;border-bottom:1px solid var(--rule);
 text-align:left;vertical-align:top;white-space:nowrap}

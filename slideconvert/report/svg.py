@@ -29,6 +29,8 @@ MARKERS = (
     "M0 4.6L4.4-3.2H-4.4z",  # triangle down
     "M-1.4-4.8h2.8v3.4h3.4v2.8h-3.4v3.4h-2.8v-3.4h-3.4v-2.8h3.4z",  # plus
     "M0-2L2.6-4.6L4.6-2.6L2 0L4.6 2.6L2.6 4.6L0 2L-2.6 4.6L-4.6 2.6L-2 0L-4.6-2.6L-2.6-4.6z",  # cross
+    "M-4.4-4L4.4 4V-4L-4.4 4z",  # bow tie
+    "M-4.6 0L-2.3-4h4.6L4.6 0L2.3 4h-4.6z",  # hexagon
 )
 """One marker per kind: color alone does not work in black-and-white prints and for color-blind readers."""
 

@@ -8,9 +8,7 @@ from collections.abc import Sequence
 from ..errors import printable
 from .record import Training
 from .summary import percent
-from .svg import LEFT, PLOT, RIGHT, WIDTH, Axis, svg
-
-COLORS = 7
+from .svg import LEFT, MARKERS, PLOT, RIGHT, WIDTH, Axis, svg
 
 
 def training_plot(parts: Sequence[Training]) -> str:
@@ -33,7 +31,7 @@ def training_plot(parts: Sequence[Training]) -> str:
         x, y = point(part.best, line[part.best]).split()
         tooltip = f"{printable(part.part)}: {percent(line[part.best])} of the loss before, after epoch {part.best}"
         drawn.append(
-            f'<g class="series s{number % COLORS}"><path class="line" d="M{"L".join(points)}"/>'
+            f'<g class="series s{number % len(MARKERS)}"><path class="line" d="M{"L".join(points)}"/>'
             f'<circle class="mark" cx="{x}" cy="{y}" r="4"><title>{tooltip}</title></circle></g>'
         )
     ticks = "".join(
@@ -60,10 +58,8 @@ def _number(loss: float | None) -> str:
 
 def _dot(number: int) -> str:
     """The marker of a line in the plot, for the table."""
-    mark = '<circle class="mark" cx="5" cy="5" r="4"/>'
-    return (
-        f'<svg class="dot" aria-hidden="true" viewBox="0 0 10 10"><g class="series s{number % COLORS}">{mark}</g></svg>'
-    )
+    mark = f'<g class="series s{number % len(MARKERS)}"><circle class="mark" cx="5" cy="5" r="4"/></g>'
+    return f'<svg class="dot" aria-hidden="true" viewBox="0 0 10 10">{mark}</svg>'
 
 
 def training_table(parts: Sequence[Training]) -> str:

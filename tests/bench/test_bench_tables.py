@@ -18,13 +18,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slideconvert.bench.case import DENSE, Case, Row
-from slideconvert.bench.figures import Log, figures
+from slideconvert.bench.figures import Figure, Log, figures
 from slideconvert.bench.machine import Sensors
 from slideconvert.bench.page import render, write_page
 from slideconvert.bench.png import png_of
 from slideconvert.bench.results import read_results
 from slideconvert.bench.tables import Table, tables
 from slideconvert.bench.weights import random_weight
+from slideconvert.core.patterns import ALL
 from slideconvert.report.svg import standalone
 from tests.conftest import Cli
 from tests.helpers.bench_results import LINEARS, PATTERNS, TOKENS, gpu_like, seconds_of
@@ -161,6 +162,32 @@ def test_figures_are_drawings_of_their_own(tmp_path: Path) -> None:
         points = [text for text in titles if ", " in text]
         lines = len(PATTERNS) + ("roofline" in figure.name)
         assert len(points) == lines * len(TOKENS), figure.name
+
+
+def styles_of(figure: Figure) -> dict[str, str]:
+    """The class of each series, by the name that its points tell."""
+    root = ET.fromstring(standalone(figure.markup))
+    found = {}
+    for group in root.iter("{http://www.w3.org/2000/svg}g"):
+        tips = [one.text or "" for one in group.iter("{http://www.w3.org/2000/svg}title")]
+        found |= {tip.partition(", ")[0]: group.attrib["class"] for tip in tips}
+    return found
+
+
+def test_patterns_can_be_told_apart_and_look_alike_in_all_figures(tmp_path: Path) -> None:
+    table = tables(gpu_like(tmp_path).rows.values())[0]
+    every = replace(table, patterns={str(pattern): table.patterns["2:4"] for pattern in ALL})
+    curves, roofline = map(styles_of, figures([every], 4.2e12)[0])
+    assert curves.keys() == every.patterns.keys() and roofline.keys() == {*curves, DENSE}
+    assert curves.items() <= roofline.items() and len(set(roofline.values())) == len(roofline) == len(ALL) + 1
+
+
+def test_a_single_size_has_no_curve(tmp_path: Path) -> None:
+    table = tables(gpu_like(tmp_path).rows.values())[0]
+    patterns = {name: {64: times[64]} for name, times in table.patterns.items()}
+    baselines = {name: {64: times[64]} for name, times in table.baselines.items()}
+    made = figures([replace(table, patterns=patterns, baselines=baselines)], 4.2e12)[0]
+    assert [figure.name.rpartition("-")[2] for figure in made] == ["roofline"]
 
 
 @given(st.lists(st.floats(1e-3, 1e6), min_size=1, max_size=6))

@@ -18,7 +18,7 @@ from slideconvert.bench.serving.rows import ServeCase, ServeRow
 from slideconvert.bench.tables import tables
 from slideconvert.report.html import render_html
 from slideconvert.report.style import STYLE
-from slideconvert.report.svg import WIDTH, standalone
+from slideconvert.report.svg import MARKERS, WIDTH, standalone
 from tests.convert.test_report import Page, held_out_report, sample_report
 from tests.helpers.bench_results import gpu_like
 
@@ -30,7 +30,7 @@ PAIRS = (
     *((name, f"{name}-page", TEXT) for name in ("good", "bad", "warn")),
     ("warn", "card", TEXT),
     ("warn", "mark", TEXT),
-    *((f"s{number}", "card", MARK) for number in range(7)),
+    *((f"s{number}", "card", MARK) for number in range(len(MARKERS))),
     *((name, "card", MARK) for name in ("before", "after")),
 )
 """What the style sheet puts on what: the notes of a table are amber, and its rows are marked where the mouse is."""
