@@ -21,7 +21,7 @@ from slideconvert.models.load import load_model, load_tokenizer
 from slideconvert.plan.presets import PRESETS
 from slideconvert.prune import METHODS
 from slideconvert.prune.statistics import Statistics
-from slideconvert.recover import training
+from slideconvert.recover.run import Run
 from slideconvert.report import Report
 from slideconvert.texts.read import read_documents
 from slideconvert.texts.tokens import token_sequences
@@ -396,7 +396,7 @@ def test_training_that_overflows_is_reported_in_strict_json(
     tmp_path: Path, model: Path, text: Path, brief: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second held-out loss of each training is not finite."""
-    real, calls = training._mean, 0
+    real, calls = Run._mean, 0
 
     def mean(*words: Any) -> float:
         nonlocal calls
@@ -406,7 +406,7 @@ def test_training_that_overflows_is_reported_in_strict_json(
     def strict(word: str) -> Any:
         raise AssertionError(f"{word} is not JSON")
 
-    monkeypatch.setattr(training, "_mean", mean)
+    monkeypatch.setattr(Run, "_mean", mean)
     convert(plan_for(model, text, preset="quality", pattern="2:4"), tmp_path / "out")
     written = (tmp_path / "out" / "report.json").read_text()
     report = json.loads(written, parse_constant=strict)
