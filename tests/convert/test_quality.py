@@ -109,9 +109,9 @@ def test_limits_are_kept_or_named() -> None:
     report = held_out_report()
     Limits().check(report)
     Limits(kl=0.1, output_error=0.5).check(report)
-    with pytest.raises(QualityError, match=r"KL divergence on held-out calibration text is 0.02791, --max-kl allows"):
+    with pytest.raises(QualityError, match=r"held-out calibration text is 0.02791, --max-kl allows 0.02 .nothing was"):
         Limits(kl=0.02).check(report)
-    with pytest.raises(QualityError, match="the output error of model"):
+    with pytest.raises(QualityError, match=r"the output error of model.*allows 0.01 .\d+ figures exceed their limits"):
         Limits(output_error=0.01).check(report)
     with pytest.raises(QualityError):
         Limits(kl=1.0).check(held_out_report(kl=float("nan")))
