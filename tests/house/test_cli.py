@@ -27,8 +27,9 @@ def test_every_command_explains_itself_and_lists_recipes_without_loading_torch()
         "context = click.Context(group, info_name='slideconvert')\n"
         "pages = [group.get_help(context)]\n"
         "pages += [find_command(n).get_help(click.Context(find_command(n))) for n in (*COMMANDS, *GROUPS)]\n"
-        "pages += [find_command('recipes').main(words, standalone_mode=False) or 'x' * 101 for words in ([], ['int8-2of8'])]\n"
         "assert all(len(page) > 100 for page in pages)\n"
+        "for words in ([], ['int8-2of8']):\n"
+        "    find_command('recipes').main(words, standalone_mode=False)\n"
         "heavy = {'torch', 'transformers', 'numpy', 'huggingface_hub', 'datasets', 'rich'} & set(sys.modules)\n"
         "sys.exit(f'loaded {heavy}' if heavy else 0)"
     )
