@@ -36,7 +36,8 @@ def test_a_ruined_model_has_intact_files_and_a_warning(
     assert made.err.index("warning:") < made.err.index("calibrate"), "before the work"
     page, card = (out / "report.html").read_text(), (out / "README.md").read_text()
     assert 'class="verdict warned"' in page and "Calibration fits 384 tokens" in page
-    assert "- **Warning**: The outputs of" in card and "Calibration fits 384 tokens" in card
+    assert "**Warning**: The outputs of" in card and "Calibration fits 384 tokens" in card
+    assert card.index("## Measured") < card.index("**Warning**") < card.index("| source | this checkpoint |")
 
 
 def test_a_good_model_has_no_warning(cli: Cli, short_demo: Path, tmp_path: Path) -> None:
