@@ -7,6 +7,7 @@
 # make test-vllm   run the tests that need vLLM, which gets environments of its own (minutes, 4 GB)
 # make test-vllm-gpu   run the tests of vLLM on a GPU, by VLLM_GPU_PYTHON, whose environment has it (20 minutes)
 # make lint   formatting, lint, types
+# make image   build and start the image for CPUs, where podman or docker runs
 # make sbom   write sbom.json, the packages that running slideconvert needs, as CycloneDX
 PYTHON ?= python3
 VENV ?= .venv
@@ -37,10 +38,13 @@ VLLM_TORCH := $(TORCH)+cpu
 VLLM_GPU_PYTHON ?= python3
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
+# The first whose service answers: a client alone builds nothing.
+ENGINE ?= $(shell for engine in podman docker; do $$engine ps >/dev/null 2>&1 && echo $$engine && break; done)
+
 SBOM ?= .venv-sbom
 RUNTIME ?= .venv-demo
 
-.PHONY: setup demo demo-pretrained test test-next test-oldest test-vllm test-vllm-gpu lint format sbom clean
+.PHONY: setup demo demo-pretrained test test-next test-oldest test-vllm test-vllm-gpu lint format image sbom clean
 setup: $(VENV)/.ready
 
 # What running slideconvert needs.
@@ -123,6 +127,10 @@ lint: setup
 format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+image:
+	@if [ -z "$(ENGINE)" ]; then echo 'neither podman nor docker runs here: tests alone check the Containerfile'; else \
+	    $(ENGINE) build -f Containerfile -t slideconvert . && $(ENGINE) run --rm slideconvert doctor; fi
 
 # The tool has an environment of its own, and looks at one in which nothing is installed but what running needs.
 $(SBOM)/.ready: constraints-sbom.txt Makefile
