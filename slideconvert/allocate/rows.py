@@ -1,6 +1,7 @@
 """Tables of measured times: CSV files, their columns and their parser.
 
-Lines that start with # describe the source of a table. The header line follows, then a row for each measurement:
+Lines that start with # describe the source of a table; those that begin with a GPU's name, its rows alone. The header
+line follows, then a row for each measurement:
 
     gpu,scheme,model,linears,tokens,dense,2:4,2:8
     h100,int8,Qwen2.5-7B,4608x3584+3584x3584+37888x3584+3584x18944,4096,2380,1.70,1.15

@@ -13,6 +13,7 @@ runs (SERVED) stay as measured, since whoever serves gains them.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -63,7 +64,7 @@ class Times:
 
 @dataclass(frozen=True)
 class SpeedTable:
-    """The measurements of one GPU. source: the comments of the file, which describe the measurements."""
+    """The measurements of one GPU. source: the comments of the file on these measurements."""
 
     gpu: str
     source: tuple[str, ...]
@@ -91,7 +92,9 @@ class SpeedTable:
             if len(gpus) > 1:
                 raise InputError(f"{path}: times of {', '.join(gpus)}", hint="give a file with the times of one GPU")
             gpu = gpus[0]
-        return cls(gpu, source, tuple(row for row in rows if row.gpu == gpu))
+        others = {row.gpu for row in rows} - {gpu}
+        about = tuple(line for line in source if re.split("[,:]", line)[0] not in others)
+        return cls(gpu, about, tuple(row for row in rows if row.gpu == gpu))
 
     @property
     def served(self) -> bool:

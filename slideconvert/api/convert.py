@@ -10,9 +10,9 @@ from .. import ranks
 from ..allocate.choose import Chosen, Target, choose_patterns, choose_unmeasured
 from ..allocate.written import write_recipe
 from ..checkpoint.claim import claimed
-from ..checkpoint.staging import check_free, check_new_file
+from ..checkpoint.staging import check_new_file
 from ..convert import pipeline
-from ..convert.earlier import check_replaceable, clear, finished, report_of
+from ..convert.earlier import check_replaceable, check_vacant, clear, finished, report_of
 from ..convert.finish import Measuring
 from ..errors import InputError
 from ..evaluate.compare import SEQUENCES
@@ -77,7 +77,7 @@ def plan(source: str | Path, options: ConvertOptions = PlanOptions(), out: str |
     if folder and options.overwrite and folder.exists():
         check_replaceable(folder)
     elif folder and not earlier:
-        check_free(folder, resume=options.resume)
+        check_vacant(folder, resume=options.resume)
     snapshot, checkpoint = open_for_planning(str(source), revision=options.revision, cache=options.source_cache)
     made = make_plan(snapshot, recipe_of(options), checkpoint)
     refuse_unused(options, made, measures=target is not None)
@@ -224,7 +224,7 @@ def convert_source(
             check_replaceable(out)
         earlier = finished(out) if options.resume and target is None else None
         if ranks.first() and not earlier and not options.overwrite:
-            check_free(out, resume=options.resume)  # before gigabytes are fetched
+            check_vacant(out, resume=options.resume)  # before gigabytes are fetched
         with ranks.first_ahead():  # the others find the source in the cache
             snapshot, checkpoint = stack.enter_context(opened(str(source), out, options, progress))
         progress("plan", 0, 1)

@@ -54,7 +54,8 @@ def _tokens_of(calibration: Calibration, source: Checkpoint) -> Tensor:
             documents = sampled(documents, characters, calibration.seed)
         sequences = token_sequences(tokenizer, documents, length, most, around=around)
     except InputError as error:
-        raise InputError(f"calibration text {name_of(text)}: {error.what}", hint=error.hint) from error
+        where = "" if name_of(text) in error.what else f" {name_of(text)}"
+        raise type(error)(f"calibration text{where}: {error.what}", hint=error.hint) from error
     if len(sequences) < calibration.samples:
         raise InputError(
             f"calibration text {name_of(text)}: {len(sequences)} sequences of {length} tokens, "

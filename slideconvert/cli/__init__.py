@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import errno
 import importlib
+import shutil
 import signal
 import sys
+import textwrap
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -158,10 +160,9 @@ def _report_defect(error: Exception) -> None:
     if {"-v", "--verbose"} & set(sys.argv):
         click.echo(printable(traceback.format_exc()), err=True)
     reason = one_line(str(error))[:300]
-    click.echo(
+    _tell(
         f"{_error()}{type(error).__name__}: {reason} (a defect of slideconvert: run it again with -v and report what "
-        f"it shows{_way_on()})",
-        err=True,
+        f"it shows{_way_on()})"
     )
     _for_machines(_unplanned(error, DEFECT))
 
@@ -189,9 +190,17 @@ def _show_warning(others: Callable[..., None]) -> Callable[..., None]:
         if not issubclass(category, CalibrationWarning):
             others(message, category, *words, **more)
         elif not {"-q", "--quiet"} & set(sys.argv):
-            click.echo(f"warning: {one_line(str(message))}", err=True)
+            _tell(f"warning: {one_line(str(message))}")
 
     return show
+
+
+def _tell(line: str) -> None:
+    """One line on stderr; on a terminal as many as it needs, broken between words."""
+    if sys.stderr.isatty():
+        width = shutil.get_terminal_size().columns
+        line = "\n".join(textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False))
+    click.echo(line, err=True)
 
 
 def main() -> NoReturn:
@@ -204,7 +213,7 @@ def main() -> NoReturn:
             group(prog_name="slideconvert", standalone_mode=False)
     except SlideConvertError as error:
         if rank() == 0 or not error.elsewhere:
-            click.echo(f"{'error: ' if error.elsewhere else _error()}{one_line(str(error))}", err=True)
+            _tell(f"{'error: ' if error.elsewhere else _error()}{one_line(str(error))}")
             if not error.told:
                 _for_machines(error.to_json())
         sys.exit(error.exit_code)
@@ -225,7 +234,7 @@ def main() -> NoReturn:
             _report_defect(error)
             sys.exit(DEFECT)
         name = one_line(str(error.filename))
-        click.echo(f"error: {name[:60]}… ({len(name)} characters): this path or a name in it is too long", err=True)
+        _tell(f"error: {name[:60]}… ({len(name)} characters): this path or a name in it is too long")
         _for_machines(_unplanned(error, 2))
         sys.exit(2)
     except Exception as error:  # the last net: what no reader and no stage has named

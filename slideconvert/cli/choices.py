@@ -10,7 +10,7 @@ from ..allocate.choose import SpeedTarget
 from ..allocate.speed import counted
 from ..allocate.written import summary, times_lines
 from ..core.patterns import ALL
-from .columns import Column, table
+from .columns import UNKNOWN, Column, table
 
 if TYPE_CHECKING:
     from ..allocate.allocation import Allocation
@@ -52,7 +52,7 @@ def uniform_table(chosen: Chosen) -> Table:
     rows: list[tuple[str, Allocation | Uniform]] = [("as chosen", chosen.allocation)]
     rows += [(str(one.pattern), one) for one in chosen.uniform]
     for name, row in rows:
-        speedup = "–" if row.speedup is None else f"{row.speedup:.2f}×"
+        speedup = UNKNOWN if row.speedup is None else f"{row.speedup:.2f}×"
         made.add_row(name, speedup, f"{row.density:.1%}", f"{row.error:.3g}")
     return made
 

@@ -17,6 +17,8 @@ from rich.table import Table as Drawn
 
 GAP = 2
 """Columns of the terminal between two columns of a table."""
+UNKNOWN = "–"
+"""What stands for a number that is not known."""
 LEAST = 6
 """Columns of the terminal that a word keeps of itself, at least."""
 
@@ -49,8 +51,9 @@ class Table:
 
     def fitted(self, width: int) -> tuple[Drawn, list[str]]:
         """The table as it is drawn in `width` columns of a terminal, without its title, and the names of the columns
-        that are left out."""
-        shown = [_Cells(column, [row[at] for row in self.rows]) for at, column in enumerate(self.columns)]
+        that are left out. Columns of numbers of which none is known are not shown, and not named."""
+        cells = [_Cells(column, [row[at] for row in self.rows]) for at, column in enumerate(self.columns)]
+        shown = [one for one in cells if not one.unknown]
         if _total(one.widest for one in shown) > width:
             shown = [one.shortened() for one in shown]
         left_out = []
@@ -62,8 +65,8 @@ class Table:
         drawn = Drawn(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for one, columns in zip(shown, widths, strict=True):
             drawn.add_column(_cut(one.name, columns), justify=_side(one.column), width=columns)
-        for cells in zip(*(one.cells for one in shown), strict=True):
-            drawn.add_row(*(_cut(cell, columns) for cell, columns in zip(cells, widths, strict=True)))
+        for row in zip(*(one.cells for one in shown), strict=True):
+            drawn.add_row(*(_cut(cell, columns) for cell, columns in zip(row, widths, strict=True)))
         return drawn, list(dict.fromkeys(reversed(left_out)))
 
 
@@ -81,6 +84,10 @@ class _Cells:
     def shortened(self) -> _Cells:
         short = self.column.short
         return replace(self, cells=[short(cell) for cell in self.cells], name=short(self.name)) if short else self
+
+    @property
+    def unknown(self) -> bool:
+        return self.column.number and bool(self.cells) and all(cell == UNKNOWN for cell in self.cells)
 
     @property
     def widest(self) -> int:

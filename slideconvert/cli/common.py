@@ -113,7 +113,7 @@ def show(shown: Table | str) -> None:
     console.print(drawn)
     if left_out:
         note = f"left out in {console.width} columns: {', '.join(left_out)} (--json and wider terminals show them)"
-        console.print(wrapped(note, console.width), style="table.caption")
+        console.print(wrapped(note, console.width), style="table.caption", end="\n\n")
 
 
 def _console() -> Console:

@@ -73,10 +73,12 @@ def recipes_command(name: str | None, display: Display) -> None:
     \b
       slideconvert recipes
     """
-    from ..plan.recipe import bundled_recipes, find_recipe, load_recipe, recipe_purpose
+    from ..plan.bundled import bundled_recipes, find_recipe, recipe_purpose
 
     found = {name: find_recipe(name)} if name else bundled_recipes()
     if display.as_json:
+        from ..plan.recipe import load_recipe
+
         about = {one: {"about": recipe_purpose(path), **load_recipe(path).describe()} for one, path in found.items()}
         echo_json({"recipes": about})
     elif name:

@@ -64,9 +64,14 @@ def _lines() -> Iterator[Progress]:
 @contextmanager
 def _bars(console: Console) -> Iterator[Progress]:
     from rich import progress as rich_progress
+    from rich.table import Column
 
+    from .columns import path_name
+
+    # A long name is cut, not the figures behind it.
+    name = Column(no_wrap=True, min_width=10, max_width=console.width // 2)
     columns = [
-        rich_progress.TextColumn("{task.description:>10}"),
+        rich_progress.TextColumn("{task.description}", table_column=name),
         rich_progress.BarColumn(40),
         rich_progress.TaskProgressColumn(),
         rich_progress.TimeRemainingColumn(),
@@ -76,7 +81,7 @@ def _bars(console: Console) -> Iterator[Progress]:
 
         def tell(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
+                tasks[stage] = bars.add_task(path_name(stage), total=total)
             bars.update(tasks[stage], completed=done, total=total)
 
         yield tell

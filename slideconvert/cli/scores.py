@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..evaluate.compare import TextProtocol
-from ..report.summary import UNKNOWN, kl, kl_error, most_likely, share, size
-from .columns import Column, Table, path_name, table
+from ..report.summary import kl, kl_error, most_likely, share, size
+from .columns import UNKNOWN, Column, Table, path_name, table
 
 CHECKPOINT = Column("checkpoint", short=path_name)
 
@@ -67,7 +67,7 @@ def _position_table(rows: list[dict[str, Any]]) -> Table:
         for row in rows:
             own = row["by_position"][number]
             made.add_row(
-                "" if row is not rows[0] else str(first) if first == last else f"{first} to {last}",
+                "" if row is not rows[0] else str(first) if first == last else f"{first}–{last}",
                 row["ckpt"],
                 *_perplexities(own),
                 kl(own.get("kl_mean")),

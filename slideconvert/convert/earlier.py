@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..checkpoint.files import CONFIG, REPORT_JSON, STAGING
 from ..checkpoint.reader import read_json
-from ..checkpoint.staging import writing
+from ..checkpoint.staging import check_free, writing
 from ..errors import InputError
 from ..formats.record import Record, read_record
 from ..plan.calibration import without_folders
@@ -20,6 +20,16 @@ def finished(out: Path) -> Record | None:
     if not (out / CONFIG).is_file() or (out / STAGING).exists():
         return None
     return read_record(read_json(out / CONFIG), str(out))
+
+
+def check_vacant(out: Path, *, resume: bool) -> None:
+    """`check_free`, which also tells the way out if `out` is a finished output. InputError as there."""
+    if (out / CONFIG).is_file() and finished(out):
+        raise InputError(
+            f"{out} is not an empty folder: a finished output is there",
+            hint="name a new folder, or replace the output with --overwrite",
+        )
+    check_free(out, resume=resume)
 
 
 def report_of(out: Path, record: Record, plan: Plan) -> Report:

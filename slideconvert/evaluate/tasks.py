@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.reader import Checkpoint
-from ..errors import InputError, SlideConvertError
+from ..errors import InputError, SlideConvertError, UnavailableError
 from ..models.head import Head
 from ..models.load import load_model, load_tokenizer
 from ..progress import Progress, silent
+from ..texts.read import network_fails
 from .answers import answer_scores
 from .perplexity import BATCH_TOKENS, DAMAGED
 from .task_sandbox import parts, refuse_code, sandboxed
@@ -59,7 +60,7 @@ def load_tasks(
 
     shots: few-shot examples per question; None for the task's own number.
     InputError if lm-eval cannot be imported, a name is unknown, a file of `folder` contains code, the data are not
-    available, or a task is invalid or does not support `shots`.
+    available, or a task is invalid or does not support `shots`; UnavailableError if the network fails.
     """
     try:
         from lm_eval.tasks import TaskManager
@@ -90,7 +91,8 @@ def _load(manager: Any, name: str) -> Any:
     try:
         return manager.load([name])
     except OSError as error:
-        raise InputError(
+        kind = UnavailableError if network_fails(error) else InputError
+        raise kind(
             f"task {name}: its data cannot be read: {_reason(error)}",
             hint="connect to the network, fill the Hugging Face cache, or define a task over a local file",
         ) from error

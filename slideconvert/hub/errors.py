@@ -132,7 +132,7 @@ def _explain_network(error: Exception, hub_id: str) -> HubError:
     if isinstance(error, began):
         return _interrupted(hub_id)
     return UnavailableError(
-        f"{host()} cannot be reached",
+        f"{hub_id}: no such local folder, and {host()} cannot be reached",
         hint="check the network, the proxy and HF_ENDPOINT; HF_HUB_OFFLINE=1 uses the local cache; "
         "a local folder needs no network",
     )

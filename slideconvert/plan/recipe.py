@@ -29,13 +29,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, pick
 from ..formats.registry import parse_layout
 from ..prune import METHODS
+from .bundled import find_recipe
 from .calibration import FIELDS as CALIBRATION
 from .calibration import Calibration, parse_calibration
 from .linear_config import LINEAR_FIELDS, LinearConfig, describe_config, parse_flag, parse_linear_config, parse_number
@@ -129,25 +129,6 @@ class Recipe:
         calibration = {"calibration": self.calibration.describe()} if self.calibrates else {}
         rules = {"rules": [rule.describe() for rule in self.rules]} if self.rules else {}
         return {**describe_config(self.config), **preset, **calibration, **layout, **rules}
-
-
-def bundled_recipes() -> dict[str, Path]:
-    """The recipes that slideconvert provides, by name: in the package, or beside it in a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    folder = next(folder for folder in (package / "recipes", package.parent / "recipes") if folder.is_dir())
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-
-
-def find_recipe(name: str) -> Path:
-    """The file of a bundled recipe. InputError for an unknown name, with the nearest one."""
-    return bundled_recipes()[pick(name, bundled_recipes(), "recipe")]
-
-
-def recipe_purpose(path: Path) -> str:
-    """What a recipe is for: the first sentence of the comment at the top of its file; "" if there is none."""
-    lines = takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
-    first, stop, _ = " ".join(line.removeprefix("#").strip() for line in lines).partition(". ")
-    return first + stop.strip()
 
 
 def load_recipe(path: Path) -> Recipe:

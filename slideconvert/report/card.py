@@ -53,7 +53,7 @@ def render_card(
     sections = [
         _front_matter(report),
         f"# {_text(report.source)}, {_what(report)}\n\n{_about(report)}",
-        f"## Measured\n\n{_measured(report)}",
+        f"## Measured\n\n{_warnings(report)}{_measured(report)}",
         f"## Recipe\n\n{_fenced(as_yaml(report.recipe), 'yaml')}",
         f"## Load\n\n{_loading(report, repo, branch, package)}",
         f"## Check\n\n{_verdict(report)} {how_to_check(repo, branch)}",
@@ -165,6 +165,11 @@ def _storage(name: str, count: int) -> str:
     return f"{weights}, not quantized."
 
 
+def _warnings(report: Report) -> str:
+    """What speaks against using the checkpoint, before the figures; "" for nothing."""
+    return "".join(f"**Warning**: {_text(warning)}\n\n" for warning in quality.warnings(report))
+
+
 def _measured(report: Report) -> str:
     """What was measured on text, sizes and zeros; then the weight change by kind of linear."""
     sums = report.totals
@@ -247,7 +252,6 @@ def _limits(report: Report) -> str:
     unknown = "" if quality.measured(report) else " Its quality was not measured."
     items = [
         f"slideconvert pruned and quantized the model {how}.{unknown} Evaluate it on your own task before you use it.",
-        *(f"**Warning**: {_text(warning)}" for warning in quality.warnings(report)),
     ]
     for note, names in notes(report):
         shown = ", ".join(_code(name) for name in names[:NAMES_SHOWN])

@@ -30,8 +30,9 @@ class Limits:
         over = [one for one in found if one[2] is not None and not one[1] <= one[2]]
         if over:
             what, value, limit, flag = max(over, key=lambda one: one[1])
+            more = f" ({len(over)} figures exceed their limits)" if len(over) > 1 else ""
             raise QualityError(
-                f"{what} is {value:.4g}, {flag} allows {limit:g} ({len(over)} figures exceed their limits)",
+                f"{what} is {value:.4g}, {flag} allows {limit:g}{more}",
                 hint="nothing was published: run it again with --resume and a higher limit to publish this result, or "
                 "convert with more calibration text, a milder pattern or --preset quality",
             )

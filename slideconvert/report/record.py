@@ -98,12 +98,12 @@ class Training:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Sentences on training that did not help or skipped steps."""
+        """Sentences on training that did not help or skipped steps, equal ones for all parts alike."""
         found = []
         if not self.best:
-            found.append(f"Training of {self.part} did not lower the held-out loss and was undone.")
+            found.append("Training did not lower the held-out loss and was undone.")
         if self.skipped:
-            found.append(f"Training of {self.part} skipped {self.skipped} steps whose loss was not finite.")
+            found.append(f"Training skipped {self.skipped} steps whose loss was not finite.")
         return tuple(found)
 
 

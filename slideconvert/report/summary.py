@@ -60,9 +60,12 @@ def schemes(report: Report) -> list[str]:
 
 
 def notes(report: Report) -> list[tuple[str, list[str]]]:
-    """Every note once, with the names of its linears. Notes on the whole model come first and have no linears."""
-    whole = [*report.notes, *(note for part in report.training for note in part.notes)]
-    found: dict[str, list[str]] = {note: [] for note in whole}
+    """Every note once, with the names of its linears or of the parts that were trained. Notes on the whole model come
+    first and have no names."""
+    found: dict[str, list[str]] = {note: [] for note in report.notes}
+    for part in report.training:
+        for note in part.notes:
+            found.setdefault(note, []).append(part.part)
     for layer in report.layers:
         for note in layer.notes:
             found.setdefault(note, []).append(layer.name)
@@ -70,7 +73,7 @@ def notes(report: Report) -> list[tuple[str, list[str]]]:
 
 
 def told(report: Report) -> list[str]:
-    """`notes` as text, each with the first names of its linears and the number of the others."""
+    """`notes` as text, each with its first names and the number of the others."""
     lines = []
     for note, names in notes(report):
         more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""

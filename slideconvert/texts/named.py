@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..core.hub_id import valid_id
 from ..errors import InputError
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
@@ -48,9 +49,12 @@ def text_of(given: Any) -> Text:
 
 
 def is_file(source: str) -> bool:
-    """Whether `source` names a file and not a data set."""
-    path = Path(source)
-    return path.suffix.lower() in SUFFIXES or path.exists()
+    """Whether `source` names a file and not a data set: one that exists, or what no data set is called, such as
+    ./words, or my.jsnol without an owner."""
+    path, name = Path(source), source.partition(":")[0]
+    if path.suffix.lower() in SUFFIXES or path.exists() or not valid_id(name):
+        return True
+    return "/" not in name and Path(name).suffix[1:].isalpha()
 
 
 def finite(source: Text) -> bool:

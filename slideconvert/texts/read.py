@@ -6,13 +6,14 @@ Memory does not grow with the file: it is read in pieces.
 from __future__ import annotations
 
 import codecs
+import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint.json_text import parse_json
-from ..errors import InputError
+from ..errors import InputError, UnavailableError
 from .chat import COLUMNS, Template, parse_conversation
 from .named import SUFFIXES, Documents, Text, is_file
 
@@ -35,7 +36,7 @@ def read_documents(source: Text, *, column: str | None = None, template: Templat
     the first of KNOWN that there is. It has strings, or conversations, which `template` writes. Empty ones of data sets
     and .parquet files are left out.
     InputError for a file that is missing, of another kind or without text, for a data set that cannot be read, and for
-    what the template raises.
+    what the template raises. UnavailableError for a data set that the network does not deliver now.
     """
     if isinstance(source, Documents):
         found = _from_rows(source.rows, source.name, column)
@@ -58,7 +59,8 @@ def _from_file(path: Path, column: str | None) -> Found:
     if path.is_dir():
         raise InputError(f"text {path}: a folder", hint=f"give one of its {', '.join(SUFFIXES)} files")
     if not path.is_file():
-        raise InputError(f"text {path}: no such file", hint=f"give a {', '.join(SUFFIXES)} file or a data set's name")
+        hint = f"{_nearest(path)}give a {', '.join(SUFFIXES)} file or a data set's name"
+        raise InputError(f"text {path}: no such file", hint=hint)
     suffix = path.suffix.lower()
     if suffix == ".txt":
         yield from ((text, str(path)) for text in _from_text(path))
@@ -71,6 +73,13 @@ def _from_file(path: Path, column: str | None) -> Found:
             f"text {path}: a file of kind '{suffix}'",
             hint=f'give {", ".join(SUFFIXES)}: .jsonl has one {{"{COLUMN}": "…"}} in each line, unpacked',
         )
+
+
+def _nearest(path: Path) -> str:
+    """A question whether another entry of the folder is meant; "" if none is like it, or without the folder."""
+    names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, names, n=1)
+    return f"did you mean {path.with_name(near[0])}? " if near else ""
 
 
 def _from_text(path: Path) -> Iterator[str]:
@@ -139,9 +148,20 @@ def _from_dataset(name: str, column: str | None) -> Found:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         if not isinstance(error, OSError | ValueError | RuntimeError):
             reason = f"{type(error).__name__}: {reason}"  # which says little alone: KeyError: 'id'
-        raise InputError(
-            f"data set {name} cannot be read: {reason}", hint=f"pass a local {', '.join(SUFFIXES)} file instead"
-        ) from error
+        hint = f"{_nearest(path := Path(parts[0]))}pass a local {', '.join(SUFFIXES)} file instead"
+        if path.parent != Path() and path.parent.is_dir():
+            raise InputError(f"text {name}: no such file, and as a data set: {reason}", hint=hint) from error
+        what = f"data set {name} cannot be read: {reason}"
+        if network_fails(error):
+            raise UnavailableError(what, hint=f"run it again when the Hub can be reached; {hint}") from error
+        raise InputError(what, hint=hint) from error
+
+
+def network_fails(error: Exception) -> bool:
+    """Whether `datasets` raised `error` because the network fails now, and not because HF_HUB_OFFLINE forbids it."""
+    import datasets
+
+    return isinstance(error, ConnectionError | TimeoutError) and not datasets.config.HF_HUB_OFFLINE
 
 
 def _from_rows(rows: Any, name: str, column: str | None) -> Found:

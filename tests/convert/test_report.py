@@ -20,7 +20,7 @@ from slideconvert.report import HeldOut, LayerReport, Report, Training, totals
 from slideconvert.report.card import render_card
 from slideconvert.report.html import render_html
 from slideconvert.report.source_card import source_card
-from slideconvert.report.summary import notes, patterns, size
+from slideconvert.report.summary import notes, patterns, size, told
 
 LINEARS = LLAMA.linears
 SHAPES = dict.fromkeys(LINEARS, (2048, 2048)) | {
@@ -216,6 +216,10 @@ def test_patterns_are_counted_without_kept_linears_and_ordered() -> None:
 def test_equal_notes_are_listed_once_with_all_their_linears() -> None:
     layers = [sample_layer(0, place, notes=("odd tail",)) for place in LINEARS[:2]]
     assert notes(sample_report(layers=layers)) == [(NOTE, []), ("odd tail", [layer.name for layer in layers])]
+    training = [Training(f"layer {number}", (0.5, 0.6), best=0) for number in range(6)]
+    found = told(sample_report(layers=layers, training=(*training, Training("end to end", (0.5, 0.4), best=1))))
+    undone = "Training did not lower the held-out loss and was undone."
+    assert f"layer 0, layer 1, layer 2, layer 3 and 2 more: {undone}" in found and len(found) == 3
 
 
 @pytest.mark.parametrize(

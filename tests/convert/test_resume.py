@@ -137,6 +137,8 @@ def test_resuming_a_finished_conversion_does_nothing(cli: Cli, model: Path, tmp_
     again = cli(*words, "--resume")
     assert again.code == 0 and f"already finished: {out}" in again.out and "convert" not in again.err
     assert json.loads(cli(*words, "--resume", "--json").out)["already_finished"] is True
+    without = cli(*words)
+    assert without.code == 2 and "a finished output is there (name a new folder, or replace the output" in without.err
     other = cli(*words, "--resume", "--scheme", "fp8")
     assert other.code == 2 and "other settings: recipe was" in other.err and "--overwrite" in other.err
     after = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.iterdir() if path.is_file()}

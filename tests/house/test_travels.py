@@ -140,6 +140,20 @@ def test_the_wheel_of_the_container_has_all_that_the_archives_hold() -> None:
     assert set(build["targets"]["sdist"]["only-include"]) <= copied
 
 
+@pytest.mark.parametrize("answers", ["podman", "docker", ""])
+def test_the_image_is_built_and_started_where_an_engine_runs(tmp_path: Path, answers: str) -> None:
+    """A client whose service does not answer is no engine."""
+    for name in ("podman", "docker"):
+        body = f'[ "$1" = ps ] && exit {int(name != answers)}\necho {name} "$@"\n'
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}")
+        (tmp_path / name).chmod(0o755)
+    command = ["make", "--no-print-directory", "-C", str(ROOT), "image"]
+    done = subprocess.run(command, capture_output=True, text=True, env={"PATH": f"{tmp_path}:/usr/bin:/bin"})
+    built = [f"{answers} build -f Containerfile -t slideconvert .", f"{answers} run --rm slideconvert doctor"]
+    none = ["neither podman nor docker runs here: tests alone check the Containerfile"]
+    assert done.returncode == 0 and done.stdout.splitlines() == (built if answers else none)
+
+
 def test_the_citation_is_of_this_version_and_names_nobody_else() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import re
+import subprocess
+import sys
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from slideconvert.cli.columns import LEAST, Column, Table, linear_name, path_name, table, wrapped
+from slideconvert.cli.columns import LEAST, UNKNOWN, Column, Table, linear_name, path_name, table, wrapped
 from slideconvert.cli.common import show
+from slideconvert.cli.progress import _bars
 from tests.conftest import MAGNITUDE, Cli
 from tests.helpers import pico
 
@@ -77,6 +84,44 @@ def test_summaries_are_broken_between_words_below_their_label(at: Shown) -> None
     assert path in text.split()
     assert "\n         " in text.partition("note")[2] and all("-" not in line[-1:] for line in text.splitlines())
     assert wrapped("a\n\nb", 60) == "a\n\nb"
+
+
+def test_columns_of_numbers_that_nobody_knows_are_not_shown(at: Shown) -> None:
+    made = table("Patterns", ["pattern", "note"], ["speed-up", "error"])
+    for pattern in ("2:4", "2:6"):
+        made.add_row(pattern, UNKNOWN, UNKNOWN, "0.1")
+    assert at(made, 60).splitlines()[2].split() == ["pattern", "note", "error"]
+    made.add_row("2:8", UNKNOWN, "1.2", "0.1")
+    assert at(made, 60).splitlines()[2].split() == ["pattern", "note", "speed-up", "error"]
+
+
+def test_tables_that_follow_each_other_stand_apart(at: Shown) -> None:
+    assert "left out" in at(wide(), 45) and at(wide(), 45).endswith(")\n\n")
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_bars_keep_their_figures_beside_long_names(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = StringIO()
+    console = Console(file=shown, force_terminal=True, width=columns, color_system=None)
+    with _bars(console) as tell:
+        tell("/home/somebody/models/a-model-of-a-long-name (14500 MB on disk)", 1, 1)
+    last = re.sub(r"\x1b\[[^A-Za-z]*[A-Za-z]", "", shown.getvalue()).strip().splitlines()[-1]
+    assert re.fullmatch(r"…/models/a-model-of.* ━{10,40} 100% 0:00:00", last) and len(last) <= columns
+
+
+def test_errors_are_broken_between_words_in_a_terminal_alone(tmp_path: Path) -> None:
+    """A log keeps a line for each, which tools can read."""
+    columns = 60
+    command = [sys.executable, "-m", "slideconvert", "convrt"]
+    env = {**os.environ, "COLUMNS": str(columns)}
+    logged = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path).stderr
+    terminal, end = pty.openpty()
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=end, env=env, cwd=tmp_path)
+    os.close(end)
+    lines = os.read(terminal, 4096).decode().splitlines()
+    os.close(terminal)
+    assert done.returncode == 2 and logged.count("\n") == 1 and len(logged) > columns
+    assert len(lines) > 1 and all(len(line) <= columns for line in lines) and " ".join(lines) == logged.strip()
 
 
 def test_short_names() -> None:

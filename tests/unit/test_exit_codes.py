@@ -13,6 +13,7 @@ from slideconvert.errors import OutputError
 from slideconvert.hub.errors import explain
 from slideconvert.hub.upload_errors import explain_upload
 from tests.conftest import Cli
+from tests.helpers.demo import DEMO
 
 WRONG, LATER = 2, 75
 NETWORK = (httpx.ConnectError("no route"), httpx.ConnectTimeout("slow"), httpx.ReadError("cut off"))
@@ -43,6 +44,20 @@ def test_an_unreachable_hub_ends_a_command_with_75(cli: Cli, monkeypatch: pytest
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
     assert cli("download", "org/model", tmp_path / "model").code == LATER
+
+
+def test_an_unreachable_calibration_text_ends_a_command_with_75(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import datasets
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    outcome = cli("convert", DEMO, tmp_path / "out", "--calibration", "org/set", "--samples", "2", "--length", "8")
+    assert outcome.code == LATER and "calibration text: data set org/set cannot be read: no route" in outcome.err
 
 
 def test_the_codes_are_documented() -> None:

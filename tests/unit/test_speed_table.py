@@ -132,6 +132,8 @@ def test_every_table_names_its_origin(gpu: str) -> None:
     table = SpeedTable.load(gpu.upper())
     assert table.gpu == gpu
     assert any(re.search("arXiv 2603.05232|slideconvert tune", line) for line in table.source)
+    named = {name for name in BUNDLED for line in table.source if line.startswith((f"{name}:", f"{name},"))}
+    assert named == ({gpu} if gpu in ("a100", "b200", "rtx4090") else set()), "what is said of other GPUs"
 
 
 # ---- looking up

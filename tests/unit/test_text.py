@@ -153,15 +153,51 @@ def test_unreadable_text_is_refused(tmp_path: Path, name: str, content: bytes | 
         list(read_documents(str(tmp_path / name)))
 
 
-def test_the_error_for_an_unreachable_data_set_suggests_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No data set can be read, as without a network."""
     import datasets
 
-    def unreachable(*_: object, **__: object) -> object:
+    def refuse(*_: object, **__: object) -> object:
         raise ConnectionError("no route")
 
-    monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    with pytest.raises(InputError, match=r"wikitext:train cannot be read: no route.*pass a local"):
-        list(read_documents("wikitext:train"))
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+
+
+@pytest.mark.usefixtures("unreachable")
+def test_an_unreachable_data_set_may_be_read_later_unless_the_network_is_forbidden(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    for offline, code in ((False, 75), (True, 2)):
+        monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", offline)
+        with pytest.raises(InputError, match=r"wikitext:train cannot be read: no route.*pass a local") as refused:
+            list(read_documents("wikitext:train"))
+        assert refused.value.exit_code == code
+
+
+@pytest.mark.usefixtures("unreachable")
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("my.jsnol", "text my.jsnol: no such file .did you mean my.jsonl"),
+        ("./nowhere/my", "text nowhere/my: no such file .give a"),
+        ("texts/words", "text texts/words: no such file, and as a data set: no route .did you mean texts/words.txt"),
+        ("texts/mine.json", "text texts/mine.json: no such file, and as a data set: no route .pass a local"),
+    ],
+)
+def test_a_mistyped_file_is_a_file_and_no_failure_of_the_network(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "texts").mkdir()
+    for path in ("my.jsonl", "texts/words.txt"):
+        (tmp_path / path).touch()
+    with pytest.raises(InputError, match=words) as refused:
+        list(read_documents(name))
+    assert refused.value.exit_code == 2
 
 
 @pytest.mark.parametrize("value", [3, b"text", ["a", "b"], {"de": "a"}], ids=["int", "bytes", "list", "dict"])
