@@ -61,13 +61,14 @@ def text(path: Path = FILE) -> str:
     measured = parse(path.read_bytes())
     key = measured.key.series
     about = [
-        "Speed of whole INT8 and FP8 linears on one H200, measured by slideconvert tune, from",
+        "Speed of whole INT8 and FP8 linears on one H200, measured by slideconvert tune, from "
         f"kernels/backends/tables/{path.name}: vLLM {key.vllm}, torch {key.torch}, triton {key.triton}, "
         f"cuSPARSELt {measured.key.cusparselt}. Written by benches/ship_speed.py.",
         "dense: microseconds of vLLM's own dense linears, sum over the linears of one decoder layer.",
-        "2:L: how many times faster our fastest sparse way of each linear is. Quantizing, lifting and scaling count in",
-        "both. A server that keeps one weight of a linear uses it only where no number of tokens would be slower than",
-        "dense; SLIDESPARSE_MEMORY=1 lets it keep two.",
+        "2:L: how many times faster our fastest sparse way of each linear is. Quantizing, lifting and scaling count in "
+        "both.",
+        "A server that keeps one weight of a linear uses it only where no number of tokens would be slower than dense; "
+        "SLIDESPARSE_MEMORY=1 lets it keep two.",
     ]
     tables = [layer(measured, model, scheme) for scheme in SCHEMES for model in MODELS]
     return speed_table(tables, GPU, about)

@@ -48,23 +48,6 @@ def summary(chosen: Chosen) -> list[str]:
     return lines
 
 
-BROKEN = 80
-"""Letters of a line of a file above which its sentence may go on in the next."""
-
-
 def times_lines(measured: Iterable[str], table: SpeedTable) -> list[str]:
     """The measurements behind the times, and the comments of their table."""
-    return [f"times    of {'; '.join(measured)}", *(f"         {line}" for line in _rejoined(table.source))]
-
-
-def _rejoined(comments: Iterable[str]) -> list[str]:
-    """Comments of a file with sentences over several lines put back into one line: the terminal breaks them anew."""
-    found: list[str] = []
-    broken = False
-    for line in comments:
-        if broken:
-            found[-1] += f" {line}"
-        else:
-            found.append(line)
-        broken = len(line) > BROKEN and not line.endswith((".", ")"))
-    return found
+    return [f"times    of {'; '.join(measured)}", *(f"         {line}" for line in table.source)]

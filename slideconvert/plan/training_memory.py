@@ -75,12 +75,14 @@ def end_training(plan: Plan, how: Running) -> Training:
     head = how.dtype.itemsize * words * hidden + FLOAT * LOGITS * logits
     resident = trained.frozen + trained.variables + gradients + kept + head + STATES * state
     whole = resident + trained.moments + between + _passing(plan, how)
-    targets = how.dtype.itemsize * state // FLOAT
+    captured = _captured(state + how.dtype.itemsize * state // FLOAT)
     # The best state, the embedding, and the results of all layers.
     host = trained.variables + FLOAT * words * hidden + _solved(plan.linears)
     if how.kind == "cpu":
         return Training(whole + host)
-    return Training(whole + _captured(state + targets), trained.moments + between, trained.pinned + between, host)
+    # With --offload, no step is captured.
+    offloaded = trained.moments + between + captured
+    return Training(whole + captured, offloaded, trained.pinned + between, host)
 
 
 def trained_variables(plan: Plan) -> int:

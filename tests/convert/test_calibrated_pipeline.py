@@ -683,7 +683,8 @@ def test_a_data_set_out_of_reach(cli: Cli, tmp_path: Path, model: Path, monkeypa
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     out = tmp_path / "out"
-    refused(cli("convert", model, out, "-q"), out, "allenai/c4:en:train", "no route to host", "pass a local", ".jsonl")
+    said = ("allenai/c4:en:train", "no route to host", "pass a local", ".jsonl")
+    refused(cli("convert", model, out, "-q"), out, *said, code=75)
 
 
 def test_a_folder_that_is_not_empty_is_refused_before_any_text_is_read(
