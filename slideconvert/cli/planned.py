@@ -65,7 +65,7 @@ def plan_summary(plan: Plan, options: ConvertCommandOptions, out: Path | None) -
         f"files    {size(plan.bytes_before)} -> {size(plan.bytes_after)} in {shards}",
         *_disk_lines(plan, settings, out),
         *_memory_lines(plan, settings, options.device),
-        *([f"ideal speed-up over dense of the same precision: {ideal} (an upper bound, see README)"] if ideal else []),
+        *([f"ideal speed-up over dense of the same precision: {ideal} (an upper bound)"] if ideal else []),
         *[f"then     {step}" for step in afterwards(options)],
         *[f"note     {note}" for note in notes(plan, options)],
         *([] if plan.source.shard_store.known_by == "weights" else [f"note     {UNSEEN}"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,12 +136,18 @@ def inspect_summary(found: Inspection) -> str:
     lines = [
         f"model    {found.model_type}, {len(found.linears)} decoder linears, {weights / 1e6:.1f} million weights",
         *([origin] if origin else []),
-        *([f"recipe   {', '.join(f'{k}: {v}' for k, v in found.recipe.items())}"] if found.recipe else []),
+        *([f"recipe   {_settings(found.recipe)}"] if found.recipe else []),
         f"zeros    {zeros / weights:.1%}",
         f"bytes    {size(found.bytes)}",
         *([f"sha256   of {found.hashed or 'no'} files recorded"] if found.layout else []),
     ]
     return "\n".join(lines)
+
+
+def _settings(values: Mapping[str, Any]) -> str:
+    """Names and values in one line; those of a part in parentheses."""
+    parts = (f"{k} ({_settings(v)})" if isinstance(v, Mapping) else f"{k}: {v}" for k, v in values.items())
+    return ", ".join(parts)
 
 
 def doctor_table(found: dict[str, Any]) -> Table:

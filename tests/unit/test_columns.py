@@ -17,6 +17,8 @@ from rich.console import Console
 from slideconvert.cli.columns import LEAST, UNKNOWN, Column, Table, linear_name, path_name, table, wrapped
 from slideconvert.cli.common import show
 from slideconvert.cli.progress import _bars
+from slideconvert.cli.tables import inspect_summary
+from slideconvert.report.inspect import Inspection, LinearFacts
 from tests.conftest import MAGNITUDE, Cli
 from tests.helpers import pico
 
@@ -160,3 +162,11 @@ def test_commands_fit_in_narrow_terminals(
     changes = [re.findall(r"2\.down_proj .*?(\d+\.\d\d%)", shown[at]) for at in (2, 3)]
     assert changes[0] and "change" in shown[2] and "error" not in shown[2]
     assert changes[1] in ([], changes[0])  # a narrow terminal leaves it out
+
+
+def test_a_recipe_is_told_in_words() -> None:
+    recipe = {"scheme": "int8", "calibration": {"text": "my.jsonl", "samples": 32}, "layout": "slide"}
+    one = LinearFacts("a", (8, 8), "int8", False, "2:8", "hessian", "slide", 16, None, 64)
+    found = Inspection("out", "llama", "slide", {}, recipe, None, 64, 1, (one,))
+    line = next(line for line in inspect_summary(found).splitlines() if line.startswith("recipe"))
+    assert line == "recipe   scheme: int8, calibration (text: my.jsonl, samples: 32), layout: slide"
