@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
+UNKNOWN = "–"
+"""What stands for a number that is not known."""
 TRY_AGAIN = 75
 """The exit code of what the same command may do later (EX_TEMPFAIL of sysexits.h)."""
 
@@ -87,9 +90,17 @@ def pick(word: str, choices: Iterable[str], kind: str) -> str:
     known = list(choices)
     if word in known:
         return word
-    close = difflib.get_close_matches(word.lower(), known, n=1, cutoff=0.5)
-    nearest = f"did you mean {close[0]}? " if close else ""
-    raise InputError(f"unknown {kind} '{word}'", hint=f"{nearest}use one of {', '.join(known)}")
+    meant = did_you_mean(word.lower(), known, cutoff=0.5)
+    raise InputError(f"unknown {kind} '{word}'", hint=f"{meant}use one of {', '.join(known)}")
+
+
+def did_you_mean(word: str, known: Iterable[str], *, cutoff: float = 0.6, folder: Path | None = None) -> str:
+    """The beginning of a hint that asks for the nearest of the known words; "" if none is like it. cutoff: the least
+    likeness (difflib). folder: where the words are names of files."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
+    if not near:
+        return ""
+    return f"did you mean {folder / near[0] if folder else near[0]}? "
 
 
 def printable(text: str) -> str:

@@ -10,7 +10,6 @@ import importlib
 import shutil
 import signal
 import sys
-import textwrap
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -198,8 +197,9 @@ def _show_warning(others: Callable[..., None]) -> Callable[..., None]:
 def _tell(line: str) -> None:
     """One line on stderr; on a terminal as many as it needs, broken between words."""
     if sys.stderr.isatty():
-        width = shutil.get_terminal_size().columns
-        line = "\n".join(textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False))
+        from .columns import wrapped
+
+        line = wrapped(line, shutil.get_terminal_size().columns)
     click.echo(line, err=True)
 
 

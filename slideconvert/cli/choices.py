@@ -10,7 +10,8 @@ from ..allocate.choose import SpeedTarget
 from ..allocate.speed import counted
 from ..allocate.written import summary, times_lines
 from ..core.patterns import ALL
-from .columns import UNKNOWN, Column, table
+from ..errors import UNKNOWN
+from .columns import Column, table
 
 if TYPE_CHECKING:
     from ..allocate.allocation import Allocation

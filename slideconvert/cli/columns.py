@@ -15,10 +15,10 @@ from rich import box
 from rich.cells import cell_len
 from rich.table import Table as Drawn
 
+from ..errors import UNKNOWN
+
 GAP = 2
 """Columns of the terminal between two columns of a table."""
-UNKNOWN = "–"
-"""What stands for a number that is not known."""
 LEAST = 6
 """Columns of the terminal that a word keeps of itself, at least."""
 

@@ -66,7 +66,8 @@ def sides_table(found: Compared) -> Table:
 
 def layers_table(found: Compared) -> Table:
     """One row a decoder layer, one column a checkpoint that has output errors."""
-    from ..report.summary import UNKNOWN, percent
+    from ..errors import UNKNOWN
+    from ..report.summary import percent
     from .columns import Column, path_name, table
 
     shown = [side.entry for side in found.sides if side.entry.output_errors]

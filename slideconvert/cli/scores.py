@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from ..errors import UNKNOWN
 from ..evaluate.compare import TextProtocol
 from ..report.summary import kl, kl_error, most_likely, share, size
-from .columns import UNKNOWN, Column, Table, path_name, table
+from .columns import Column, Table, path_name, table
 
 CHECKPOINT = Column("checkpoint", short=path_name)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
+from ..errors import UNKNOWN
 from ..report.chart import Chart, Point, Scale, Series, side_by_side
 from ..report.page import NUMBER, escaped, figure, whole_page
-from ..report.summary import UNKNOWN, percent, size
+from ..report.summary import percent, size
 from .result import Compared, Side
 from .texts import counted, kl_text, perplexity_text, same_top_text, speed_text
 

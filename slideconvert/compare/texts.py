@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..report.summary import UNKNOWN, kl, kl_error, share, with_error
+from ..errors import UNKNOWN
+from ..report.summary import kl, kl_error, share, with_error
 from .quality import Quality
 
 

@@ -6,7 +6,6 @@ it does for perplexity.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.reader import Checkpoint
-from ..errors import InputError, SlideConvertError, UnavailableError
+from ..errors import InputError, SlideConvertError, UnavailableError, did_you_mean
 from ..models.head import Head
 from ..models.load import load_model, load_tokenizer
 from ..progress import Progress, silent
@@ -76,9 +75,8 @@ def load_tasks(
             manager = TaskManager(include_path=folder)  # reads more than ten thousand files, which takes seconds
         for number, name in enumerate(names, 1):
             if name not in manager.task_index:
-                close = difflib.get_close_matches(name, manager.all_tasks, n=1, cutoff=0.5)
-                nearest = f"did you mean {close[0]}? " if close else ""
-                raise InputError(f"unknown task '{name}'", hint=f"{nearest}`lm-eval ls tasks` lists lm-eval's tasks")
+                meant = did_you_mean(name, manager.all_tasks, cutoff=0.5)
+                raise InputError(f"unknown task '{name}'", hint=f"{meant}`lm-eval ls tasks` lists lm-eval's tasks")
             refuse_code(manager.task_index, name)
             loaded[name] = _load(manager, name)
             for task in loaded[name]["tasks"].values():

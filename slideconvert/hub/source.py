@@ -9,7 +9,6 @@ This module imports nothing heavy; huggingface_hub is imported when something is
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from ..checkpoint.snapshot import Snapshot
 from ..core.hub_id import valid_id
-from ..errors import HubError, InputError
+from ..errors import HubError, InputError, did_you_mean
 from ..gguf_files.container import SUFFIX
 from ..gguf_files.source import gguf_file
 from ..progress import Progress
@@ -137,8 +136,7 @@ def _perhaps_a_path(source: str) -> Iterator[None]:
         if folder == Path() or not folder.is_dir():
             raise
         names = [path.name for path in folder.iterdir() if path.is_dir()]
-        near = difflib.get_close_matches(Path(source).name, names, n=1)
-        meant = f"did you mean {folder / near[0]}? " if near else ""
+        meant = did_you_mean(Path(source).name, names, folder=folder)
         raise InputError(
             f"{source}: no such folder, and as a Hub id: {error.what}", hint=f"{meant}{folder} has {len(names)} folders"
         ) from error

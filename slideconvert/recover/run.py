@@ -1,5 +1,12 @@
 """The steps of one training run: the loss, its gradients, the update of each parameter, and the best state.
 
+A gradient is applied and freed as soon as the backward pass of a batch has completed it, so that memory never holds
+those of all parameters (LOMO's fused update, arXiv 2306.09782, section 3.2). The best state is kept in CPU memory.
+
+Of each batch, a rank computes the sequences that it has. The gradients are summed over all ranks in the backward pass
+of each rank's last part, in the order in which that completes them, which is the same on all ranks: so one without a
+sequence in the batch computes another one with weight zero.
+
 Nothing in a step waits for the device: whether the loss and the gradients are finite is counted there, and read every
 few steps. So a GPU can run the steps of a small model as a CUDA graph (core/captured.py).
 """

@@ -1,12 +1,4 @@
-"""The training loop of both recoveries: AdamW, a cosine schedule, and the best state on held-out sequences.
-
-A gradient is applied and freed as soon as the backward pass of a batch has completed it, so that memory never holds
-those of all parameters (LOMO's fused update, arXiv 2306.09782, section 3.2). The best state is kept in CPU memory.
-
-Of each batch, a rank computes the sequences that it has. The gradients are summed over all ranks in the backward pass
-of each rank's last part, in the order in which that completes them, which is the same on all ranks: so one without a
-sequence in the batch computes another one with weight zero.
-"""
+"""The training loop of both recoveries: AdamW, a cosine schedule, and the best state on held-out sequences."""
 
 from __future__ import annotations
 
@@ -45,7 +37,10 @@ def train(
     for retry in range(schedule.retries + 1):
         own = replace(schedule, rate=schedule.rate * LATER_RATE**retry)
         state = options.state and options.state.with_name(f"{options.state.stem}-{retry}{options.state.suffix}")
-        curve = _train_once(trained, loss, read, fitted, held, own, replace(options, state=state))
+        # No name for it here: a retry's run would exist beside it.
+        curve = _train_once(
+            Run(trained, loss, read, fitted, own, replace(options, state=state)), fitted, held, own, options.progress
+        )
         skipped += curve.skipped
         if curve.best:
             break
@@ -53,16 +48,10 @@ def train(
 
 
 def _train_once(
-    trained: Sequence[tuple[nn.Parameter, float]],
-    loss: Callable[..., Tensor],
-    read: Callable[[Tensor], tuple[Tensor, ...]],
-    fitted: Tensor,
-    held: Tensor,
-    schedule: Schedule,
-    options: TrainingOptions,
+    run: Run, fitted: Tensor, held: Tensor, schedule: Schedule, progress: Callable[[int, int], None]
 ) -> Curve:
-    """One run over all epochs, like `train` without retries."""
-    run, shuffler = Run(trained, loss, read, fitted, schedule, options), torch.Generator().manual_seed(0)
+    """A run over all epochs, like `train` without retries."""
+    shuffler = torch.Generator().manual_seed(0)
     steps = schedule.epochs * math.ceil(len(fitted) / schedule.batch)
     run.begin(held)
     done = (len(run.losses) - 1) * (steps // max(1, schedule.epochs))
@@ -77,7 +66,7 @@ def _train_once(
                 run.step(numbers, schedule.rate_at(done, steps))
                 done += 1
                 run.check(done, steps)
-                options.progress(done, steps)
+                progress(done, steps)
             run.end_epoch(held)
     with torch.no_grad():
         for parameter, best in zip(run.parameters, run.best, strict=True):

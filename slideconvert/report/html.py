@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 
+from ..errors import UNKNOWN
 from . import quality
 from .layer_plots import OUTPUT_ERROR, WEIGHT_CHANGE, LayerBytes, bytes_plot, error_plot
 from .page import NUMBER, figure, whole_page
 from .page import escaped as _text
 from .record import LayerReport, Report
-from .summary import UNKNOWN, as_yaml, converted, errors, notes, patterns, percent, schemes, size
+from .summary import as_yaml, converted, errors, notes, patterns, percent, schemes, size
 from .tiles import key_figures
 from .trade import trade_off
 from .training import training_plot, training_table

@@ -7,13 +7,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..errors import UNKNOWN
 from ..models.families import KINDS
 from .record import LayerReport, Report
 
 NAMED = 4
 """Linears that a note names; it counts the others."""
-UNKNOWN = "–"
-"""In place of a number that was not measured."""
 _UNITS = ("B", "KB", "MB", "GB", "TB")
 
 

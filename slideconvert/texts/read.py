@@ -6,14 +6,13 @@ Memory does not grow with the file: it is read in pieces.
 from __future__ import annotations
 
 import codecs
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint.json_text import parse_json
-from ..errors import InputError, UnavailableError
+from ..errors import InputError, UnavailableError, did_you_mean
 from .chat import COLUMNS, Template, parse_conversation
 from .named import SUFFIXES, Documents, Text, is_file
 
@@ -78,8 +77,7 @@ def _from_file(path: Path, column: str | None) -> Found:
 def _nearest(path: Path) -> str:
     """A question whether another entry of the folder is meant; "" if none is like it, or without the folder."""
     names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = difflib.get_close_matches(path.name, names, n=1)
-    return f"did you mean {path.with_name(near[0])}? " if near else ""
+    return did_you_mean(path.name, names, folder=path.parent)
 
 
 def _from_text(path: Path) -> Iterator[str]:

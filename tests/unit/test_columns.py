@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from slideconvert.cli.columns import LEAST, UNKNOWN, Column, Table, linear_name, path_name, table, wrapped
+from slideconvert.cli.columns import LEAST, Column, Table, linear_name, path_name, table, wrapped
 from slideconvert.cli.common import show
 from slideconvert.cli.progress import _bars
 from slideconvert.cli.tables import inspect_summary
+from slideconvert.errors import UNKNOWN
 from slideconvert.report.inspect import Inspection, LinearFacts
 from tests.conftest import MAGNITUDE, Cli
 from tests.helpers import pico
