@@ -12,30 +12,47 @@ The loss of each linear is relative to the energy of its output, tr(W H Wᵀ), w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..core.patterns import Pattern
+from ..core.patterns import BlockPattern
 from ..core.precision import full_precision
 from ..prune.sweep import damp
 from .rotations import Blocks, Sides, for_readers, rotate_linear
 
 
 @dataclass(frozen=True)
-class LinearProblem:
-    """A linear to be pruned. weight [N, K] float32, its norm folded in where that moves. inverse: of the damped Gram
-    matrix of its input, as `inverse_for` makes it. energy: tr(W H Wᵀ), of the mean token."""
+class InputGroup:
+    """Linears of a layer that a rotation changes and that read the same input.
 
-    weight: Tensor
+    weights: [N, K] float32 by submodule, the norm folded in where that moves. inverse: of the damped Gram matrix of the
+    input, as `inverse_for` makes it. energies: tr(W H Wᵀ) of each linear, of the mean token, [linears] float64.
+    """
+
+    weights: Mapping[str, Tensor]
     inverse: Tensor
-    energy: float
+    energies: Tensor
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All tensors; `from_tensors` takes them in this order."""
+        return [*self.weights.values(), self.inverse, self.energies]
+
+    @classmethod
+    def from_tensors(cls, submodules: Iterable[str], tensors: Iterator[Tensor]) -> InputGroup:
+        """The group of these linears; takes from `tensors` as many as it has."""
+        return cls({submodule: next(tensors) for submodule in submodules}, next(tensors), next(tensors))
+
+    def to(self, device: str) -> InputGroup:
+        """The group on a device."""
+        return InputGroup.from_tensors(self.weights, (tensor.to(device) for tensor in self.tensors))
 
 
-LayerProblem = Mapping[str, LinearProblem]
-"""The linears of a layer that a rotation changes, by submodule."""
+LayerProblem = Sequence[InputGroup]
+"""The linears of a layer that a rotation changes, in order of data flow."""
 
 
 def inverse_for(gram: Tensor, blocks: Tensor | None) -> Tensor:
@@ -61,23 +78,39 @@ def rotated_diagonal(inverse: Tensor, blocks: Tensor | None) -> Tensor:
     return ((inverse @ blocks) * blocks).sum(1).flatten()
 
 
-def pruned_loss(weight: Tensor, diagonal: Tensor, pattern: Pattern) -> Tensor:
-    """weight [N, K], diagonal [K] of H⁻¹, in one basis -> the sum of w² / diagonal over the weights that the pattern
-    prunes, a scalar with the gradient of these weights."""
-    scores = weight.square() / diagonal
-    pruned = ~pattern.select(scores.detach())
-    return (scores * pruned).sum()
+def linear_losses(problem: LayerProblem, sides: Mapping[str, Sides], layer: Blocks, pattern: BlockPattern) -> Tensor:
+    """The estimated loss of each linear of a layer, relative to the energy of its output, [linears] float64; 0 for one
+    without output. Its gradient takes the pruned weights as given. Nothing waits for the device."""
+    weights, diagonals = [], []
+    for group in problem:
+        reads, columns = sides[next(iter(group.weights))].reads, next(iter(group.weights.values())).shape[1]
+        blocks = for_readers(layer[reads], columns) if reads in layer else None
+        diagonals += [rotated_diagonal(group.inverse, blocks)] * len(group.weights)
+        weights += [rotate_linear(weight, sides[submodule], layer) for submodule, weight in group.weights.items()]
+    pruned = _pruned(weights, diagonals, pattern)
+    losses = [
+        ((weight * mask).square().sum(0) / diagonal).sum()
+        for weight, mask, diagonal in zip(weights, pruned, diagonals, strict=True)
+    ]
+    energies = torch.cat([group.energies for group in problem])
+    return torch.stack(losses).double() / energies.masked_fill(energies <= 0, torch.inf)
 
 
-def linear_losses(
-    problem: LayerProblem, sides: Mapping[str, Sides], layer: Blocks, pattern: Pattern
-) -> dict[str, Tensor]:
-    """The estimated loss of each linear of a layer, relative to the energy of its output; 0 for one without output."""
-    losses = {}
-    for submodule, linear in problem.items():
-        own = sides[submodule]
-        weight = rotate_linear(linear.weight, own, layer)
-        blocks = for_readers(layer[own.reads], weight.shape[1]) if own.reads in layer else None
-        loss = pruned_loss(weight, rotated_diagonal(linear.inverse, blocks), pattern)
-        losses[submodule] = loss / linear.energy if linear.energy > 0 else loss * 0
-    return losses
+@torch.no_grad()
+def _pruned(weights: Sequence[Tensor], diagonals: Sequence[Tensor], pattern: BlockPattern) -> list[Tensor]:
+    """The weights that the pattern prunes, by the costs w² / diagonal: masks [N, K] bool.
+
+    Rows of equal length are selected at once: the many small kernels of a selection take a GPU longer to start than to
+    run on one small linear.
+    """
+    alike: dict[int, list[int]] = {}
+    for number, weight in enumerate(weights):
+        alike.setdefault(weight.shape[1], []).append(number)
+    found: dict[int, Tensor] = {}
+    for columns, numbers in alike.items():
+        rows = [len(weights[number]) for number in numbers]
+        costs = weights[numbers[0]].new_empty(sum(rows), columns)
+        for number, part in zip(numbers, costs.split(rows), strict=True):
+            torch.div(weights[number].square(), diagonals[number], out=part)
+        found.update(zip(numbers, (~pattern.select(costs)).split(rows), strict=True))
+    return [found[number] for number in range(len(weights))]

@@ -20,7 +20,7 @@ from ..errors import InputError, SlideConvertError
 from ..models.decoder import Decoder, Layer
 from ..progress import Progress
 from ..prune.statistics import Accumulator
-from .objective import LayerProblem, LinearProblem, inverse_for
+from .objective import InputGroup, LayerProblem, inverse_for
 from .rotations import Blocks, Rotations, Sides, for_readers, sides_of
 
 ENERGY = "energy"
@@ -30,7 +30,8 @@ ENERGY = "energy"
 class Problems:
     """The problems of a model's layers by number, on the device that computes.
 
-    changed: the submodules of a layer whose losses rotations change, in order of data flow.
+    changed: the submodules of a layer whose losses rotations change, in order of data flow. groups: the same, those
+    that share an input together.
     """
 
     def __init__(self, decoder: Decoder, identity: Rotations, settings: RunSettings, folder: Path) -> None:
@@ -38,6 +39,8 @@ class Problems:
         self.sides = sides_of(decoder.architecture)
         channels = identity.layer(0).keys()
         self.changed = tuple(submodule for submodule, own in self.sides.items() if {own.reads, own.writes} & channels)
+        groups = [[one for one in group if one in self.changed] for group in decoder.architecture.input_groups]
+        self.groups = tuple(tuple(group) for group in groups if group)
         self._kept: dict[int, LayerProblem] = {}
 
     def __len__(self) -> int:
@@ -49,7 +52,7 @@ class Problems:
         place = self._settings.keep_on
         if place != "disk" and number not in self._kept:
             self._kept[number] = found = _moved(found, "cpu" if place == "cpu" else self._settings.device)
-        return _moved(found, self._settings.device)
+        return found if place == "device" else _moved(found, self._settings.device)
 
     def collect(self, tokens: Tensor, progress: Progress) -> None:
         """Run tokens [sequences, length] int64 through the model and write the files of all layers.
@@ -117,16 +120,22 @@ class Problems:
 
     def _read(self, number: int) -> LayerProblem:
         tensors = load_file(self._path(number))
-        energies = dict(zip(self.changed, tensors[ENERGY].tolist(), strict=True))
-        prefix, blocks, found = self._decoder.architecture.layer(number), self._identity.layer(number), {}
+        energy_of = dict(zip(self.changed, tensors[ENERGY], strict=True))
+        found = []
         for group, submodules in enumerate(self._decoder.architecture.input_groups):
-            for submodule in submodules:
-                if submodule in energies:
-                    weight = self._decoder.weight(f"{prefix}.{submodule}")
-                    if norm := folded_norm(self.sides[submodule], blocks):
-                        weight = weight * self._decoder.tensor(f"{prefix}.{norm}.weight")
-                    found[submodule] = LinearProblem(weight, tensors[str(group)], energies[submodule])
+            changed = [submodule for submodule in submodules if submodule in energy_of]
+            if changed:
+                weights = {submodule: self._weight(number, submodule) for submodule in changed}
+                energies = torch.stack([energy_of[submodule] for submodule in changed])
+                found.append(InputGroup(weights, tensors[str(group)], energies))
         return found
+
+    def _weight(self, number: int, submodule: str) -> Tensor:
+        """The weight of a linear [out, in], the norm folded in where that moves."""
+        prefix = self._decoder.architecture.layer(number)
+        weight = self._decoder.weight(f"{prefix}.{submodule}")
+        norm = folded_norm(self.sides[submodule], self._identity.layer(number))
+        return weight * self._decoder.tensor(f"{prefix}.{norm}.weight") if norm else weight
 
 
 def folded_norm(sides: Sides, blocks: Blocks) -> str:
@@ -146,7 +155,4 @@ def fold_norms(layer: Layer, sides: dict[str, Sides], blocks: Blocks) -> None:
 
 
 def _moved(problem: LayerProblem, device: str) -> LayerProblem:
-    return {
-        submodule: LinearProblem(linear.weight.to(device), linear.inverse.to(device), linear.energy)
-        for submodule, linear in problem.items()
-    }
+    return [group.to(device) for group in problem]

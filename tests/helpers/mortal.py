@@ -40,7 +40,7 @@ WATCHED: dict[str, tuple[Any, str]] = {
     "journal": (WeightWriter, "_journal"),  # between a unit's bytes and its line in the journal
     "train": (Run, "step"),
     "collect": (Problems, "_write"),  # before the statistics of a layer are kept
-    "descend": (OrthogonalAdam, "step"),  # a step of one rotation
+    "descend": (OrthogonalAdam, "step"),  # a step of the residual's rotation, or of all heads'
     "rename": (Path, "replace"),  # small files of the staging folder, finished work, then publication
 }
 """The calls that can be watched; with "solve", the call of any calibrated method."""
