@@ -85,3 +85,17 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def short_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo model, which is trained, cut to two layers; not to be changed."""
     return demo.short_demo(tmp_path_factory.mktemp("demo") / "short")
+
+
+@pytest.fixture
+def replays(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Gets a number for each replay of a graph."""
+    done: list[int] = []
+    replay = torch.cuda.CUDAGraph.replay
+
+    def counted(graph: torch.cuda.CUDAGraph) -> None:
+        done.append(len(done))
+        replay(graph)
+
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", counted)
+    return done

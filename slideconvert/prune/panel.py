@@ -1,17 +1,19 @@
 """A panel of columns of the sweep: prune or round one column after another; the later columns of the panel compensate.
 
-Each column takes about ten small operations. A GPU executes them faster than they can be launched, so on a GPU they are
-captured once as a CUDA graph, which is replayed for every panel.
+Each column takes about ten small operations. A GPU executes them faster than they can be launched, so on a GPU they
+become a CUDA graph (core/captured.py), which is replayed for every panel.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from ..core.captured import Captured
 from ..core.patterns import BlockPattern
 from ..core.schemes import Scheme
 
@@ -33,11 +35,6 @@ class Panel:
     corner: Tensor
     scale: Tensor
     zero: Tensor
-
-    def copy_(self, other: Panel, *names: str) -> None:
-        """Copy the tensors of another panel of the same shapes: all of them, or those of these names."""
-        for name in names or vars(self):
-            getattr(self, name).copy_(getattr(other, name))
 
 
 def prune_panel(panel: Panel, choose: BlockPattern | None, scheme: Scheme | None) -> None:
@@ -65,40 +62,24 @@ def prune_panel(panel: Panel, choose: BlockPattern | None, scheme: Scheme | None
         values[column + 1 :].addr_(corner[column, column + 1 :], errors[column], alpha=-1)
 
 
-class Replay:
-    """`prune_panel` for panels of one shape on a GPU: a CUDA graph, captured once and replayed for each panel."""
-
-    def __init__(
-        self, shape: tuple[int, int], choose: BlockPattern | None, scheme: Scheme | None, device: torch.device
-    ) -> None:
-        columns = shape[0]
-        dtype = scheme.torch_dtype if scheme else torch.float32
-        self._panel = Panel(
-            values=torch.zeros(shape, device=device),
-            kept=torch.ones(shape, device=device),
-            made=torch.zeros(shape, dtype=dtype, device=device),
-            errors=torch.zeros(shape, device=device),
-            corner=torch.eye(columns, device=device),
-            scale=torch.ones(shape, device=device),
-            zero=torch.zeros(shape, device=device),
-        )
-        self._graph = torch.cuda.CUDAGraph()
-        stream = torch.cuda.Stream(device)
-        stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream):
-            prune_panel(self._panel, choose, scheme)  # warm-up: lazy initialization must not be captured
-            self._graph.capture_begin(capture_error_mode="thread_local")
-            prune_panel(self._panel, choose, scheme)
-            self._graph.capture_end()
-        torch.cuda.current_stream(device).wait_stream(stream)
-
-    def __call__(self, panel: Panel) -> None:
-        self._panel.copy_(panel)
-        self._graph.replay()
-        panel.copy_(self._panel, "kept", "made", "errors")  # the sweep does not read the others
-
-
 @lru_cache(maxsize=32)
-def replay(shape: tuple[int, int], choose: BlockPattern | None, scheme: Scheme | None, device: torch.device) -> Replay:
-    """The graph for panels of this shape [columns, N]; the layers of a model have only a few shapes."""
-    return Replay(shape, choose, scheme, device)
+def repeated(
+    shape: tuple[int, int], choose: BlockPattern | None, scheme: Scheme | None, device: torch.device
+) -> Callable[[Panel], None]:
+    """`prune_panel` for panels of one shape [columns, N] on a GPU: runs as a CUDA graph from the third panel on, and
+    then leaves `values` as they are. The layers of a model have only a few shapes."""
+    kept, errors = torch.empty(2, *shape, device=device)
+    made = torch.empty(shape, dtype=scheme.torch_dtype if scheme else torch.float32, device=device)
+
+    def run(values: Tensor, mask: Tensor, corner: Tensor, scale: Tensor, zero: Tensor) -> None:
+        kept.copy_(mask)
+        prune_panel(Panel(values, kept, made, errors, corner, scale, zero), choose, scheme)
+
+    captured = Captured(run)
+
+    def prune(panel: Panel) -> None:
+        captured(panel.values, panel.kept, panel.corner, panel.scale, panel.zero)
+        for found, result in ((kept, panel.kept), (made, panel.made), (errors, panel.errors)):
+            result.copy_(found)
+
+    return prune

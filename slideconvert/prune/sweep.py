@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..core.patterns import BlockPattern
 from ..core.quantize import Grid, QuantizedWeight, Weight
-from .panel import Panel, prune_panel, replay
+from .panel import Panel, prune_panel, repeated
 from .problem import Total, alone
 
 PANEL = 32
@@ -140,8 +140,8 @@ def sweep(
         here = slice(start, min(start + step, columns))
         errors = torch.empty_like(work[here])
         panel = Panel(work[here], kept[here], made[here], errors, upper[here, here], scale[here], zero[here])
-        if work.is_cuda and len(errors) == step < columns:
-            replay((step, rows), choose, scheme, work.device)(panel)
+        if work.is_cuda:  # what is left of the columns has a graph of its own
+            repeated((len(errors), rows), choose, scheme, work.device)(panel)
         else:
             prune_panel(panel, choose, scheme)
         work[here.stop :].addmm_(upper[here, here.stop :].T, errors, alpha=-1)

@@ -72,20 +72,6 @@ def trained(net: Net, loss: Any = None, **words: Any) -> tuple[Curve, list[Tenso
     return curve, [linear.latent.detach() for linear in net.linears.values()]  # type: ignore[union-attr]
 
 
-@pytest.fixture
-def replays(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Gets a number for each replay of a graph."""
-    done: list[int] = []
-    replay = torch.cuda.CUDAGraph.replay
-
-    def counted(graph: torch.cuda.CUDAGraph) -> None:
-        done.append(len(done))
-        replay(graph)
-
-    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", counted)
-    return done
-
-
 @GPU
 @pytest.mark.parametrize("broken", [False, True], ids=["finite", "one sequence has no finite loss"])
 def test_training_as_a_graph_is_training(replays: list[int], monkeypatch: pytest.MonkeyPatch, broken: bool) -> None:

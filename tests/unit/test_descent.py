@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from slideconvert.core import captured
 from slideconvert.core.patterns import LENGTHS, BlockPattern
-from slideconvert.prune.descent import best_change, descend, fit_scale, sweep_blocks
+from slideconvert.prune import descent
+from slideconvert.prune.descent import best_changes, descend, fit_scale, sweep_blocks
 from tests.twins import ternary
 
 ROWS = 12
@@ -49,11 +51,12 @@ def change_group(
     """One group in place, by gradients taken anew."""
     slope = (codes * scale - target) @ gram[:, group]
     own = None if latent is None else latent[:, group]
-    codes[:, group] += best_change(codes[:, group], scale, slope, gram[group, group], pattern, own, prior)
+    given = (codes[:, group], scale, slope, gram[group, group], torch.tensor(prior))
+    codes[:, group] += best_changes(pattern, *given, own)
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["latent", "no latent weights"])
-@pytest.mark.parametrize("columns", [8, 11])
+@pytest.mark.parametrize("columns", [8, 9, 11])
 @pytest.mark.parametrize("length", [4, 6, 8])
 def test_each_group_takes_the_best_of_all_changes(length: int, columns: int, known: bool) -> None:
     """Group after group, the loss is what exhaustive search finds possible. Losses are near 1; sums of a hundred
@@ -93,7 +96,7 @@ def test_the_loss_falls_and_the_pattern_stays(length: int) -> None:
     pattern = BlockPattern(length)
     codes, scale, target, gram, latent = problem(75, pattern)
     before = losses(codes, scale, target, gram, latent, 0.3)
-    sweep_blocks(codes, scale, target, gram, pattern, latent, 0.3)
+    sweep_blocks(codes, scale, target, gram, pattern, torch.tensor(0.3), latent)
     pattern.check(codes, "codes")
     assert codes.unique().tolist() == [-1.0, 0.0, 1.0]
     after = losses(codes, scale, target, gram, latent, 0.3)
@@ -130,10 +133,44 @@ def test_gradients_kept_by_blocks_are_those_of_the_whole() -> None:
     pattern = BlockPattern(8)
     codes, scale, target, gram, latent = problem(96, pattern)
     together, singly = codes.clone(), codes.clone()
-    sweep_blocks(together, scale, target, gram, pattern, latent, 0.2)
+    sweep_blocks(together, scale, target, gram, pattern, torch.tensor(0.2), latent)
     for start in range(0, 96, 8):
         change_group(singly, slice(start, start + 8), scale, target, gram, pattern, latent, 0.2)
     assert torch.equal(together, singly) and not torch.equal(together, codes)
+
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    ("slope", "codes", "expected"),
+    [
+        ([-0.5, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]),  # 2 g + 1 = 0: not worth a change
+        ([0.5, 0, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]),
+        ([1, 1, -2, -2], [1, 1, 0, 0], [-1, 0, 1, 0]),  # each of four moves of a zero gains 4
+        ([-2, -2, 0, 0], [1, 0, 1, 0], [0, 1, -1, 0]),  # the pattern has no room for the second alone, which gains 3
+        ([0, -2, 0, 0], [1, 0, 0, 0], [0, 1, 0, 0]),  # of the same gain with and without a second change
+    ],
+)
+def test_of_equal_changes_the_first_and_least_is_made(
+    slope: list[float], codes: list[float], expected: list[float], device: str
+) -> None:
+    given = (torch.tensor([part], dtype=torch.float32, device=device) for part in (codes, [1], slope))
+    made = best_changes(BlockPattern(4), *given, torch.eye(4, device=device), torch.zeros((), device=device))
+    assert made.tolist() == [expected]
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["latent", "no latent weights"])
+def test_work_to_repeat_is_that_of_the_panel(known: bool) -> None:
+    """Of a new panel each time, so that what an earlier one left behind would be seen."""
+    pattern = BlockPattern(6)
+    for seed in range(3):
+        codes, scale, target, gram, latent = problem(20, pattern, seed)
+        given = (codes, scale, (codes * scale - target) @ gram, gram, torch.tensor(0.3), *([latent] if known else []))
+        expected = best_changes(pattern, *given)
+        repeated = descent._repeated(pattern, torch.device("cpu"), *(part.shape for part in given))
+        assert expected.any() and torch.equal(repeated(*given), expected)
 
 
 def test_a_row_without_weights_keeps_its_scale() -> None:
@@ -153,3 +190,30 @@ def test_a_gpu_descends_as_far(length: int) -> None:
     pattern.check(there[0], "codes")
     both = [float(np.mean(losses(codes, scale, made[2], made[3], None, 0.0))) for codes, scale in (here, tuple(there))]
     assert both[1] == pytest.approx(both[0], rel=5e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("known", [True, False], ids=["latent", "no latent weights"])
+@pytest.mark.parametrize("length", [4, 6, 8])
+def test_a_graph_descends_as_the_same_kernels_do(
+    length: int, known: bool, replays: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two linears of one shape one after the other, bit for bit: six whole panels and a narrower one, whose graph the
+    third pass captures."""
+    pattern = BlockPattern(length)
+    problems = [tuple(part.cuda() for part in problem(200, pattern, seed)) for seed in (1, 2)]
+
+    def descended() -> list[tuple[Tensor, Tensor]]:
+        descent._repeated.cache_clear()
+        return [descend(*made[:4], pattern, made[4] if known else None) for made in problems]
+
+    found = descended()
+    panels = 2 * descent.ROUNDS * 7
+    assert len(replays) == panels - 2 * captured.EAGER
+    monkeypatch.setattr(captured, "EAGER", 1 << 30)
+    expected = descended()
+    assert len(replays) == panels - 2 * 2
+    for (codes, scale), (wanted, fitted) in zip(found, expected, strict=True):
+        assert torch.equal(codes, wanted) and torch.equal(scale, fitted)
+    assert not torch.equal(found[0][0], problems[0][0])
+    descent._repeated.cache_clear()

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from slideconvert.core import captured
 from slideconvert.core.patterns import ALL, LENGTHS, BlockPattern
 from slideconvert.core.quantize import QuantizedWeight, Weight
 from slideconvert.core.schemes import INT8, SCHEMES, Scheme
@@ -26,7 +27,7 @@ from slideconvert.errors import InputError
 from slideconvert.prune import METHODS, Problem
 from slideconvert.prune.alps import alps_mask
 from slideconvert.prune.methods import Method
-from slideconvert.prune.panel import prune_panel
+from slideconvert.prune.panel import Panel, prune_panel, repeated
 from slideconvert.prune.refit import asymmetric_target, best_step_count, refit, refit_steps
 from slideconvert.prune.solvers import on_mask
 from slideconvert.prune.sweep import Grid, block_order, column_order, damp, sweep
@@ -477,17 +478,41 @@ def test_alps_refuses_a_gram_matrix_that_is_not_positive_definite() -> None:
 # ---- on a GPU
 
 
+@pytest.mark.parametrize("scheme", [None, INT8])
+@pytest.mark.parametrize("choose", [None, BlockPattern(8)], ids=str)
+def test_work_to_repeat_is_that_of_the_panel(choose: BlockPattern | None, scheme: Scheme | None) -> None:
+    """Of a new panel each time, so that what an earlier one left in the buffers would be seen."""
+    shape = (16, 20)
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        values = torch.randn(shape, generator=generator)
+        corner = torch.eye(16) + torch.rand(16, 16, generator=generator).triu(1)
+        made = torch.zeros(shape, dtype=scheme.torch_dtype if scheme else torch.float32)
+        kept = (torch.rand(shape, generator=generator) > 0.5).float()
+        both = [
+            Panel(values.clone(), kept.clone(), made.clone(), values * 0, corner, values * 0 + 0.02, values * 0)
+            for _ in range(2)
+        ]
+        repeated(shape, choose, scheme, torch.device("cpu"))(both[0])
+        prune_panel(both[1], choose, scheme)
+        assert both[1].made.any() and not both[1].kept.all()
+        for name in ("made", "kept", "errors"):
+            assert torch.equal(getattr(both[0], name), getattr(both[1], name))
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("scheme", [None, "int8", "fp8"])
 @pytest.mark.parametrize("length", [4, 6, 8, None])
-def test_recorded_blocks_are_those_that_are_run(
-    length: int | None, scheme: str | None, monkeypatch: pytest.MonkeyPatch
+def test_captured_panels_are_those_that_are_run(
+    length: int | None, scheme: str | None, monkeypatch: pytest.MonkeyPatch, replays: list[int]
 ) -> None:
-    """Twice, so that what one block leaves behind in the recording would be seen in the next; bit for bit."""
+    """Several times, so that what one panel leaves behind in the graph would be seen in the next; bit for bit. The
+    graph of the narrower last panel is captured in the third sweep."""
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(400, 200, generator=generator).cuda()
     damped = damp(inputs.T @ inputs / 400)
-    for rows in (48, 48, 64):
+    repeated.cache_clear()
+    for rows in (48, 48, 48, 64):
         weight = torch.randn(rows, 200, generator=generator).cuda()
         words: dict[str, Any] = {"choose": BlockPattern(length)} if length else {"keep": weight > 0}
         if scheme:
@@ -496,9 +521,10 @@ def test_recorded_blocks_are_those_that_are_run(
         found = sweep(weight, damped.gram, order, **words)
         with monkeypatch.context() as patch:
             patch.setattr(
-                "slideconvert.prune.sweep.replay",
+                "slideconvert.prune.sweep.repeated",
                 lambda _, choose, scheme, device: lambda panel: prune_panel(panel, choose, scheme),
             )
             wanted = sweep(weight, damped.gram, order, **words)
         assert torch.equal(found[1], wanted[1])
         assert torch.equal(floats(found[0]), floats(wanted[0]))
+    assert len(replays) == 3 * 7 + 6 - 3 * captured.EAGER
