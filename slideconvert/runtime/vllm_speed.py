@@ -3,11 +3,11 @@
     python vllm_speed.py TASK.json OUT.json READY
 
 TASK: model, batches, prompt (tokens), output (tokens), lengths (tokens of outputs of one sequence), prefill (numbers of
-prompts and of their tokens, as 32x1024), mixed (numbers of requests), rates (requests per second), seconds (of each
-rate), repeats, graphs (tokens of steps that are captured too), kv_bytes (of the cache).
-READY appears once vLLM has started; a line on stdin then begins the measurement, and OUT appears once all is done:
-engines start side by side and measure one after the other. Stands alone: it needs vLLM, and slideconvert where the
-checkpoint is ours.
+prompts and of their tokens, as 32x1024), mixed (numbers of requests), rates (requests per second, in the first turn
+alone), seconds (of each rate), graphs (tokens of steps that are captured too), kv_bytes (of the cache).
+READY appears once vLLM has started. For each line on stdin then it takes one more sample of everything and writes OUT:
+engines that have started side by side take turns, so that what slows the machine for a while slows all of them. The
+end of stdin ends it. Stands alone: it needs vLLM, and slideconvert where the checkpoint is ours.
 """
 
 import json
@@ -61,13 +61,15 @@ class Meter:
         self.load_seconds = time.perf_counter() - started
         self._drawn = random.Random(0)
         self._vocabulary = json.loads((Path(task["model"]) / "config.json").read_text())["vocab_size"]
+        self._samples: dict[tuple[str, str], list[float]] = {}
+        self._arrived: Rows = []
 
     def warm_up(self) -> None:
         for batch in self.task["batches"]:
             self.seconds(batch, 8, self.task["prompt"])
 
-    def rows(self) -> Rows:
-        """All that the task asks for."""
+    def turn(self) -> Rows:
+        """Take one more sample of all that the task asks for; the rows of all samples so far."""
         return [*self._decode(), *self._latency(), *self._prefill(), *self._mixed(), *self._rates()]
 
     def _decode(self) -> Rows:
@@ -75,9 +77,9 @@ class Meter:
         output, prompt = self.task["output"], self.task["prompt"]
         for batch in self.task["batches"]:
             # From the first token to the last: without the prompt, and what a call costs beside its steps.
-            firsts = sorted(self.several(batch, 1, prompt))
+            firsts = sorted(self.taken("first", batch, 1, prompt))
             first = firsts[len(firsts) // 2]
-            samples = [batch * output / (whole - first) for whole in self.several(batch, 1 + output, prompt)]
+            samples = [batch * output / (whole - first) for whole in self.taken("decode", batch, 1 + output, prompt)]
             rows.append({"what": "decode", "size": batch, "shape": str(batch), "samples": samples})
         return rows
 
@@ -85,7 +87,7 @@ class Meter:
         rows: Rows = []
         for length in self.task["lengths"]:
             peak_gib()
-            samples = [length / taken for taken in self.several(1, length, self.task["prompt"])]
+            samples = [length / taken for taken in self.taken("latency", 1, length, self.task["prompt"])]
             found = {"what": "latency", "size": length, "shape": str(length), "samples": samples}
             rows.append({**found, "peak_gib": peak_gib()})
         return rows
@@ -93,7 +95,7 @@ class Meter:
     def _prefill(self) -> Rows:
         rows: Rows = []
         for name, count, length in self.prefill:
-            samples = [count * length / taken for taken in self.several(count, 1, length)]
+            samples = [count * length / taken for taken in self.taken("prefill", count, 1, length)]
             rows.append({"what": "prefill", "size": count * length, "shape": name, "samples": samples})
         return rows
 
@@ -101,23 +103,31 @@ class Meter:
         rows: Rows = []
         for count in self.task["mixed"]:
             self.mixture(min(count, 8))
-            samples = [self.mixture(count) for _ in range(self.task["repeats"])]
+            samples = self._kept("mixed", str(count), self.mixture(count))
             rows.append({"what": "mixed", "size": count, "shape": str(count), "samples": samples})
         return rows
 
     def _rates(self) -> Rows:
-        found = [(rate, self.arriving(rate)) for rate in self.task["rates"]]
-        return [{"what": "rate", "size": rate, "shape": f"{rate:g}/s", **told} for rate, told in found]
+        if not self._arrived:
+            found = [(rate, self.arriving(rate)) for rate in self.task["rates"]]
+            self._arrived = [{"what": "rate", "size": rate, "shape": f"{rate:g}/s", **told} for rate, told in found]
+        return self._arrived
+
+    def taken(self, what: str, batch: int, tokens: int, prompt: int) -> list[float]:
+        """Seconds of this load, now and all times before."""
+        self.seconds(batch, min(tokens, 8), prompt)  # warms up: others may have had the GPU
+        return self._kept(what, f"{batch} {tokens} {prompt}", self.seconds(batch, tokens, prompt))
+
+    def _kept(self, what: str, load: str, sample: float) -> list[float]:
+        samples = self._samples.setdefault((what, load), [])
+        samples.append(sample)
+        return samples
 
     def seconds(self, batch: int, tokens: int, prompt: int) -> float:
         prompts = [self._prompt(prompt) for _ in range(batch)]
         begun = time.perf_counter()
         self.llm.generate(prompts, self._asked(tokens), use_tqdm=False)
         return time.perf_counter() - begun
-
-    def several(self, batch: int, tokens: int, prompt: int) -> list[float]:
-        self.seconds(batch, min(tokens, 8), prompt)  # warms up
-        return [self.seconds(batch, tokens, prompt) for _ in range(self.task["repeats"])]
 
     def mixture(self, count: int) -> float:
         """Tokens/s, of prompts and outputs, of requests that are all there at once."""
@@ -196,8 +206,10 @@ def main(task_path: str, out: str, ready: str) -> None:
     meter = Meter(task)
     meter.warm_up()
     Path(ready).touch()
-    sys.stdin.readline()
-    Path(out).write_text(json.dumps({"load_s": meter.load_seconds, "rows": meter.rows()}))
+    while sys.stdin.readline():
+        part = Path(f"{out}.part")
+        part.write_text(json.dumps({"load_s": meter.load_seconds, "rows": meter.turn()}))
+        part.rename(out)  # whoever waits for it reads all of it
 
 
 if __name__ == "__main__":  # vLLM starts processes that import this file again

@@ -47,10 +47,6 @@ print(f"Model loading took {len(layers)}.25 GiB memory")
 if os.environ.get("SLIDESPARSE_MEMORY") == "1.0" and not (beside / "mended").exists():
     threading.Event().wait()
 Path(sys.argv[3]).touch()
-assert sys.stdin.readline() == "measure\\n"
-turn = beside / "turn"
-turn.mkdir()  # fails if another measures
-turn.rmdir()
 ours = "SLIDESPARSE_MEMORY" in os.environ
 assert ours == ("slidesparse_config" in config) or config["slidesparse_config"]["layout"] == "dense"
 assert os.environ.get("VLLM_PLUGINS") == (None if ours else "none")
@@ -69,7 +65,16 @@ for rate in task["rates"]:
     latency = {"ttft": [number / speed for number in range(1, 101)], "tpot": [1 / speed], "itl": [1 / speed]}
     rows.append({"what": "rate", "size": rate, "shape": f"{rate:g}/s", "samples": [speed], **latency})
 assert task["kv_bytes"] == 2**28
-Path(sys.argv[2]).write_text(json.dumps({"load_s": 1.0, "rows": rows}))
+for number, line in enumerate(sys.stdin):
+    assert line == "measure\\n"
+    turn = beside / "turn"
+    turn.mkdir()  # fails if another measures
+    with (beside / "turns").open("a") as file:
+        file.write(f"{Path(sys.argv[1]).stem.removesuffix('.task')} ")
+    turn.rmdir()
+    so_far = [{**row, "samples": row["samples"][: 1 + number]} for row in rows]
+    Path(sys.argv[2] + ".part").write_text(json.dumps({"load_s": 1.0, "rows": so_far}))
+    Path(sys.argv[2] + ".part").rename(sys.argv[2])
 """
 
 
@@ -125,7 +130,7 @@ def test_what_does_not_start_or_fails_says_so(engine: Path, tmp_path: Path) -> N
     failures = {row.case.setting: row.failure for row in found.results.rows.values() if row.failure}
     assert list(failures) == ["memory 1"] and failures["memory 1"].startswith("not ready in 6 s")
     assert found.outcome.failed == 3 and found.outcome.measured == 6
-    engine.write_text(f"{ENGINE}\nraise SystemExit('out of luck')")
+    engine.write_text(ENGINE.replace("    turn.mkdir()", "    raise SystemExit('out of luck')"))
     other = bench_serve((), options(tmp_path / "b", scheme="bf16"), engine=engine)
     assert all("status 1" in row.failure and "out of luck" in row.failure for row in other.results.rows.values())
     assert "out of luck" in (tmp_path / "b" / "out" / "index.html").read_text()
@@ -136,6 +141,23 @@ def test_loads_of_equal_size_and_other_shape_are_told_apart(engine: Path, tmp_pa
     found = bench_serve((), options(tmp_path, scheme="bf16", prefill="2x16,4x8"), engine=engine)
     prompts = [row for row in found.results.rows.values() if row.case.what == "prefill"]
     assert {row.case.shape: row.tokens_per_second for row in prompts} == {"2x16": 200, "4x8": 400}
+
+
+def test_engines_that_start_together_take_turns(engine: Path, tmp_path: Path) -> None:
+    """A sample of everything each, five times; then the engines of the next group."""
+    bench_serve((), options(tmp_path, scheme="bf16,int8", together=2), engine=engine)
+    turns = (tmp_path / "out" / "work" / "turns").read_text().split()
+    assert turns == ["bf16", "int8-dense"] * 5 + ["int8-2-8"] * 5
+
+
+def test_an_engine_that_fails_in_a_turn_does_not_stop_the_others(engine: Path, tmp_path: Path) -> None:
+    engine.write_text(
+        ENGINE.replace("    turn.mkdir()", "    if not ours and number == 2: raise SystemExit(3)\n    turn.mkdir()")
+    )
+    found = bench_serve((), options(tmp_path, scheme="int8", together=2), engine=engine)
+    assert (found.outcome.measured, found.outcome.failed, found.outcome.left) == (3, 3, 0)
+    failed = {row.case.checkpoint: row.failure for row in found.results.rows.values() if row.failure}
+    assert list(failed) == ["int8 dense"] and "status 3" in failed["int8 dense"]
 
 
 def test_what_noise_hides_is_no_speed(engine: Path, tmp_path: Path) -> None:

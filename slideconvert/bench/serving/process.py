@@ -1,4 +1,4 @@
-"""The process of a row of bench_decode.py: starts vLLM, waits until it is its turn, measures."""
+"""The process that serves a checkpoint: starts vLLM, and takes a sample whenever it is its turn."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,10 @@ END = 20
 
 
 class Engine:
-    """decode_engine.py in a process of its own, which ends with this object's context.
+    """runtime/vllm_speed.py in a process of its own, which ends with this object's context.
 
     task: what is measured. environment: added to that of this process. log: what it prints; its files lie beside.
-    limit: seconds for the start, and again for measuring.
+    limit: seconds for the start, and again for all turns.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class Engine:
                 [sys.executable, script, asked, self.out, self._ready], stdin=subprocess.PIPE, stdout=said,
                 stderr=subprocess.STDOUT, start_new_session=True, env={**os.environ, **environment},
             )  # fmt: skip
-        self._begun = time.monotonic()
+        self._begun, self._measuring = time.monotonic(), 0.0
 
     def __enter__(self) -> Engine:
         return self
@@ -62,14 +63,25 @@ class Engine:
                 raise RuntimeError(f"not ready in {self.limit:.0f} s, see {self.log}")
             time.sleep(POLL)
 
-    def measure(self) -> dict[str, Any]:
-        """What the engine measured, and what its log says. RuntimeError if it fails or takes longer than `limit`."""
-        try:
-            self.process.communicate(b"measure\n", self.limit)
-        except subprocess.TimeoutExpired:
-            raise RuntimeError(f"not measured in {self.limit:.0f} s, see {self.log}") from None
-        if self.process.returncode or not self.out.exists():
-            raise RuntimeError(self._failed())
+    def take_turn(self) -> None:
+        """Let the engine take one more sample of everything. RuntimeError if it fails, or all turns take longer than
+        `limit` seconds."""
+        assert self.process.stdin
+        self.out.unlink(missing_ok=True)
+        begun = time.monotonic()
+        with suppress(BrokenPipeError):  # of one that has failed
+            self.process.stdin.write(b"measure\n")
+            self.process.stdin.flush()
+        while not self.out.exists():
+            if self.process.poll() is not None:
+                raise RuntimeError(self._failed())
+            if self._measuring + time.monotonic() - begun > self.limit:
+                raise RuntimeError(f"not measured in {self.limit:.0f} s, see {self.log}")
+            time.sleep(POLL)
+        self._measuring += time.monotonic() - begun
+
+    def told(self) -> dict[str, Any]:
+        """What the engine measured in all turns, and what its log says."""
         return {**json.loads(self.out.read_text()), **facts(self.log.read_text(errors="replace"))}
 
     def _failed(self) -> str:

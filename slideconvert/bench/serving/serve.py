@@ -1,5 +1,8 @@
-"""Serve checkpoints in vLLM, one after another, and keep what each reached. A start takes minutes, mostly of one CPU
-core, so several engines may start side by side; they measure one after the other."""
+"""Serve checkpoints in vLLM and keep what each reached.
+
+A start takes minutes, mostly of one CPU core, so several engines may start side by side. They take turns, a sample of
+everything each, so that what slows the machine for a while slows all of them.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ class Load:
     by `output` tokens. lengths: tokens of an output of one sequence, timed from its prompt on. prefill: numbers of
     prompts and of their tokens, in one step, as 8x1024. mixed: numbers of requests of several lengths that are
     there at once. rates: requests per second that arrive at random, for `seconds` each. repeats: samples of
-    each. graphs: tokens of steps for which CUDA graphs are captured, beside the batches."""
+    each, but one of each rate. graphs: tokens of steps for which CUDA graphs are captured, beside the batches."""
 
     batches: tuple[int, ...]
     prefill: tuple[str, ...]
@@ -71,7 +74,6 @@ class Load:
             "prompt": self.prompt,
             "output": self.output,
             "seconds": self.seconds,
-            "repeats": self.repeats,
             "graphs": list(self.graphs),
             "kv_bytes": kv_bytes,
         }
@@ -116,17 +118,21 @@ def serve(
     end, done, failed = now() + seconds, 0, 0
     missing = [one for one in wanted if _lacking(one, load, results)]
     left = sum(len(_lacking(one, load, results)) for one in missing)
+    samples = left * load.repeats
     try:
         for first in range(0, len(missing), starts.together):
             some = missing[first : first + starts.together]
             if now() + starts.limit > end:
                 break
-            for rows in _measured(some, checkpoints, load, starts, results):
-                for row in rows:
-                    results.add(row)
-                    failed += bool(row.failure)
-                done, left = done + len(rows), left - len(rows)
-                progress("serve", done, done + left)
+            before = done * load.repeats
+
+            def sampled(taken: int, before: int = before) -> None:
+                progress("serve", before + taken, samples)
+
+            for row in _measured(some, checkpoints, load, starts, results, sampled):
+                results.add(row)
+                failed, done, left = failed + bool(row.failure), done + 1, left - 1
+            progress("serve", done * load.repeats, samples)
     finally:
         results.save()
     return Outcome(done - failed, failed, left)
@@ -137,9 +143,11 @@ def _lacking(served: Served, load: Load, results: Results) -> list[ServeCase]:
 
 
 def _measured(
-    some: Sequence[Served], checkpoints: Checkpoints, load: Load, starts: Starts, results: Results
-) -> Iterator[list[ServeRow]]:
-    """Start the engines side by side, and when all are ready or have failed measure one after the other."""
+    some: Sequence[Served], checkpoints: Checkpoints, load: Load, starts: Starts, results: Results,
+    sampled: Callable[[int], None],
+) -> Iterator[ServeRow]:  # fmt: skip
+    """Start the engines side by side, and when all are ready or have failed let them take turns. sampled: called with
+    the number of samples so far."""
     with ExitStack() as open_engines:
 
         def started(same: list[Served]) -> list[tuple[Served, Engine | Exception]]:
@@ -170,21 +178,34 @@ def _measured(
         sources = [list(same) for _, same in groupby(some, lambda one: one.checkpoint)]
         with ThreadPoolExecutor(len(sources)) as pool:
             ready = [one for found in pool.map(started, sources) for one in found]
+        _take_turns(ready, [_lacking(one, load, results) for one, _ in ready], load.repeats, sampled)
         for one, engine in ready:
-            yield _rows(one, _lacking(one, load, results), engine, len(some))
+            yield from _rows(one, _lacking(one, load, results), engine, len(some))
+
+
+def _take_turns(
+    engines: list[tuple[Served, Engine | Exception]], cases: Sequence[Sequence[ServeCase]], repeats: int,
+    sampled: Callable[[int], None],
+) -> None:  # fmt: skip
+    """Let each engine take so many samples of its cases; one that fails is replaced by its error."""
+    taken = 0
+    for _ in range(repeats):
+        for number, (one, engine) in enumerate(engines):
+            if isinstance(engine, Engine):
+                try:
+                    engine.take_turn()
+                except RuntimeError as error:
+                    engine.stop()
+                    engines[number] = (one, error)
+            taken += len(cases[number])
+            sampled(taken)
 
 
 def _rows(one: Served, cases: list[ServeCase], engine: Engine | Exception, together: int) -> list[ServeRow]:
     """What an engine measured, or why it did not."""
-    try:
-        if isinstance(engine, Exception):
-            raise RuntimeError(str(engine))
-        told = engine.measure()
-    except RuntimeError as error:
-        return [ServeRow(case, one.version, failure=str(error)) for case in cases]
-    finally:
-        if isinstance(engine, Engine):
-            engine.stop()
+    if isinstance(engine, Exception):
+        return [ServeRow(case, one.version, failure=str(engine)) for case in cases]
+    told = engine.told()
     by_shape = {(row["what"], row["shape"]): row for row in told["rows"]}
     found = []
     for case in cases:
