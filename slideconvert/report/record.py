@@ -80,10 +80,10 @@ class Training:
     """One training of the remaining weights against the dense model.
 
     part: "layer 3" or "end to end". losses: on held-out sequences, before training and after each epoch; None if not
-    finite. Loss of a layer: squared error of its output over the energy of what the dense layer adds to its input. Loss
-    end to end: Kullback-Leibler divergence per token in nats; with preset paper, cross-entropy of the next token. best:
-    the kept epoch, 0 if training did not help and was undone. skipped: the number of steps that were skipped because
-    loss or gradient was not finite.
+    finite. Loss of a layer: squared error of its output over the square of what the layer adds to its input, both
+    relative to the token's output of the dense layer (recover/block.py). Loss end to end: Kullback-Leibler divergence
+    per token in nats; with preset paper, cross-entropy of the next token. best: the kept epoch, 0 if training did not
+    help and was undone. skipped: the number of steps that were skipped because loss or gradient was not finite.
     """
 
     part: str

@@ -17,6 +17,7 @@ from slideconvert.checkpoint.reader import Checkpoint
 from slideconvert.core.weights import floats
 from slideconvert.formats.record import describe_linear, read_record
 from slideconvert.plan.presets import PRESETS
+from slideconvert.recover import block
 from tests.conftest import Cli
 from tests.helpers import pico
 from tests.helpers.calibrated import FLAGS, STAGES, calibrated_by, plan_for, write_model
@@ -336,12 +337,12 @@ def test_a_rule_may_take_groups_where_others_do_not(cli: Cli, tmp_path: Path, mo
 def test_training_that_is_never_finite_ends_the_run_with_words(
     cli: Cli, tmp_path: Path, model: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = torch.nn.functional.mse_loss
+    real = block.relative_error
 
     def broken(made: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         return real(made, wanted) * (math.nan if torch.is_grad_enabled() else 1)
 
-    monkeypatch.setattr(torch.nn.functional, "mse_loss", broken)
+    monkeypatch.setattr(block, "relative_error", broken)
     words = (*GQSA, "--block-epochs", 9, "--end-epochs", 0, "--calibration", text, *FLAGS, "--device", "cpu", "-q")
     outcome = cli("convert", model, tmp_path / "out", *words)
     lines = outcome.err.strip().splitlines()
@@ -353,14 +354,14 @@ def test_training_that_is_never_finite_ends_the_run_with_words(
 def test_steps_that_are_not_finite_are_reported(
     cli: Cli, tmp_path: Path, model: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = torch.nn.functional.mse_loss, 0
+    real, calls = block.relative_error, 0
 
     def broken(made: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         nonlocal calls
         calls += torch.is_grad_enabled()
         return real(made, wanted) * (math.nan if calls == 1 and torch.is_grad_enabled() else 1)
 
-    monkeypatch.setattr(torch.nn.functional, "mse_loss", broken)
+    monkeypatch.setattr(block, "relative_error", broken)
     out = convert(cli, model, tmp_path / "out", text, *GQSA, "--block-epochs", 2, "--end-epochs", 0)
     assert [part["skipped"] for part in report_of(out)["training"]] == [1, 0]
 

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from slideconvert.core.select import apply_mask
 from slideconvert.plan.plan import Plan
 from slideconvert.plan.presets import PRESETS
 from slideconvert.prune import magnitude
+from slideconvert.recover.block import recover_block
 from slideconvert.recover.options import Curve, Schedule, TrainingOptions
 from slideconvert.recover.trainable import Compressed, SurvivorLinear, make_trainable
 from slideconvert.recover.training import shuffled, train
@@ -327,6 +329,36 @@ def outputs(model: Any, tokens: Tensor) -> tuple[list[Tensor], Tensor]:
     return kept, logits.double().log_softmax(-1)
 
 
+def of_tokens(states: Tensor, wanted: Tensor) -> float:
+    """The squared error of each token relative to what is wanted of it, the mean over [windows, length, hidden]."""
+    off, size = (part.double().norm(dim=-1) for part in (states - wanted, wanted))
+    return float((off / size).square().mean())
+
+
+def test_tokens_count_alike_however_large_their_states_are() -> None:
+    """The first token of each sequence has states of a hundred times the size, and other inputs than the rest. Trained
+    for absolute errors, of which it has 99.7 %, the rest would lose by training."""
+    drawn, dense = torch.Generator().manual_seed(5), nn.Linear(40, 40, bias=False)
+    dense.weight.data = torch.randn(40, 40, generator=drawn)
+    x = torch.randn(32, 8, 12, generator=drawn) @ torch.randn(12, 40, generator=drawn)
+    x[:, 0] = 100 * torch.randn(32, 40, generator=drawn).abs() * torch.linspace(0, 2, 40)
+    y = dense(x).detach()
+    pruned = apply_mask(dense.weight.data, magnitude(dense.weight.data, BlockPattern(4)))
+    module = nn.ModuleDict({"one": dense})
+    layer = SimpleNamespace(module=module, dtype=torch.float32, run=lambda given: module["one"](given))
+
+    @torch.no_grad()
+    def rest() -> float:
+        return of_tokens(layer.run(x)[:, 1:], y[:, 1:])
+
+    schedule, numbers_of = Schedule(epochs=10, rate=0.05, batch=4), (torch.arange(28), torch.arange(28, 32))
+    make_trainable(module, Compressed({"one": pruned}))
+    before = rest()
+    at = (lambda numbers: x[numbers], lambda numbers: y[numbers])
+    recover_block(layer, Compressed({"one": pruned}), *at, *numbers_of, schedule, 4)  # type: ignore[arg-type]
+    assert rest() < 0.3 * before, (rest(), before)
+
+
 MODELS = {
     "llama int8": ("llama", {"pattern": "2:4"}),
     "llama bf16": ("llama", {"pattern": "2:4", "scheme": "bf16"}),
@@ -359,9 +391,8 @@ def test_curves_tell_the_losses_of_what_is_stored(tmp_path: Path, brief: None, n
     _, given = outputs(stock(source, [result.weights for result in final]), held)
     for layer, result in enumerate(by_block):
         assert result.curve and result.end is None and len(result.curve.losses) == 4
-        off = (blocked[layer + 1] - dense[layer + 1]).double().square().mean()
-        change = (dense[layer + 1] - blocked[layer]).double().square().mean()
-        assert result.curve.losses[result.curve.best] == pytest.approx(float(off / change), rel=1e-4)
+        off, change = (of_tokens(states, dense[layer + 1]) for states in (blocked[layer + 1], blocked[layer]))
+        assert result.curve.losses[result.curve.best] == pytest.approx(off / change, rel=1e-4)
     curves = [result.end for result in final]
     assert isinstance(curves[0], Curve) and curves == [curves[0]] * pico.LAYERS
     divergence = float((wanted.exp() * (wanted - given)).sum(-1).mean())
