@@ -146,7 +146,7 @@ def _training(report: Report) -> str:
     about = (
         "The remaining weights were trained against the dense model. slideconvert keeps the epoch with the lowest loss "
         "on held-out calibration sequences. Loss of a layer: squared error of its output over the square of what the "
-        "layer adds to its input; all tokens count alike. Loss end to end: Kullback-Leibler divergence per token, in nats"
+        "layer adds to its input, all tokens alike. Loss end to end: Kullback-Leibler divergence per token in nats"
         + (" (preset paper: cross-entropy)." if report.recipe.get("preset") == "paper" else ".")
     )
     return figure(
