@@ -2,6 +2,8 @@
 
 Source and output run side by side, layer by layer, as in calibration: a layer of each is in memory. What is measured is
 what was written, after all training. Activations are float32 and not quantized: the numbers are the weights' alone.
+
+They are optimistic: these sequences choose between results, and the solvers' last statistics contain them.
 """
 
 from __future__ import annotations
