@@ -33,7 +33,7 @@ class LossGradient:
         self._layer = {name: torch.zeros_like(blocks, dtype=torch.float32) for name, blocks in start.layer(0).items()}
         self._heads = torch.stack([self._layer[HEADS]] * len(problems))
         # Not a method: a graph that referred to itself would keep its memory until Python looks for cycles.
-        self._add = Captured(partial(_add_layer, problems.sides, problems.groups, pattern, self._layer))
+        self._add = Captured(partial(_add_layer, problems.sides, tuple(problems.groups.values()), pattern, self._layer))
 
     def at(self, present: Rotations) -> Blocks:
         """The gradient at float32 rotations: RESIDUAL [1, hidden, hidden], where it is rotated, and HEADS [layers ·

@@ -30,17 +30,20 @@ ENERGY = "energy"
 class Problems:
     """The problems of a model's layers by number, on the device that computes.
 
-    changed: the submodules of a layer whose losses rotations change, in order of data flow. groups: the same, those
-    that share an input together.
+    groups: the submodules of a layer whose losses rotations change, by the number of their input group.
     """
 
     def __init__(self, decoder: Decoder, identity: Rotations, settings: RunSettings, folder: Path) -> None:
         self._decoder, self._identity, self._settings, self._folder = decoder, identity, settings, folder
         self.sides = sides_of(decoder.architecture)
         channels = identity.layer(0).keys()
-        self.changed = tuple(submodule for submodule, own in self.sides.items() if {own.reads, own.writes} & channels)
-        groups = [[one for one in group if one in self.changed] for group in decoder.architecture.input_groups]
-        self.groups = tuple(tuple(group) for group in groups if group)
+        changed = {submodule for submodule, own in self.sides.items() if {own.reads, own.writes} & channels}
+        groups = enumerate(decoder.architecture.input_groups)
+        self.groups = {
+            number: tuple(submodule for submodule in group if submodule in changed)
+            for number, group in groups
+            if changed.intersection(group)
+        }
         self._kept: dict[int, LayerProblem] = {}
 
     def __len__(self) -> int:
@@ -78,13 +81,10 @@ class Problems:
 
     def _write(self, number: int, stream: Stream) -> None:
         """The file of the layer that the stream has entered, once its last group's input has passed."""
-        groups, layer = self._decoder.architecture.input_groups, self._identity.layer(number)
+        layer = self._identity.layer(number)
         tensors: dict[str, Tensor] = {}
-        energies: dict[str, float] = {}
-        for group, submodules in enumerate(groups):
-            changed = [submodule for submodule in submodules if submodule in self.changed]
-            if not changed:
-                continue
+        energies: list[float] = []
+        for group, submodules in self.groups.items():
             gram = self._gram(number, stream, group)
             reads = self.sides[submodules[0]].reads
             blocks = for_readers(layer[reads], len(gram)).to(gram.device) if reads in layer else None
@@ -92,12 +92,12 @@ class Problems:
                 tensors[str(group)] = inverse_for(gram, blocks).cpu()
             except ArithmeticError as error:
                 raise SlideConvertError(
-                    f"layer {number}: {submodules[0]}: {error}", hint="use more calibration samples"
+                    f"layer {number}: {self._first(group)}: {error}", hint="use more calibration samples"
                 ) from error
-            for submodule in changed:
+            for submodule in submodules:
                 weight = stream.layer.linear(submodule).weight.data
-                energies[submodule] = float(((weight @ gram) * weight).sum(dtype=torch.float64))
-        tensors[ENERGY] = torch.tensor([energies[submodule] for submodule in self.changed], dtype=torch.float64)
+                energies.append(float(((weight @ gram) * weight).sum(dtype=torch.float64)))
+        tensors[ENERGY] = torch.tensor(energies, dtype=torch.float64)
         with writing(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
             write_file(self._path(number), save(tensors))
@@ -113,22 +113,23 @@ class Problems:
         gram = collected.statistics().gram
         if not bool(gram.isfinite().all()):
             raise InputError(
-                f"layer {number}: the input of {self._decoder.architecture.input_groups[group][0]} is not finite",
+                f"layer {number}: the input of {self._first(group)} is not finite",
                 hint="the source model overflows on this text: check it with slideconvert eval",
             )
         return gram
 
     def _read(self, number: int) -> LayerProblem:
         tensors = load_file(self._path(number))
-        energy_of = dict(zip(self.changed, tensors[ENERGY], strict=True))
+        energies = tensors[ENERGY].split([len(submodules) for submodules in self.groups.values()])
         found = []
-        for group, submodules in enumerate(self._decoder.architecture.input_groups):
-            changed = [submodule for submodule in submodules if submodule in energy_of]
-            if changed:
-                weights = {submodule: self._weight(number, submodule) for submodule in changed}
-                energies = torch.stack([energy_of[submodule] for submodule in changed])
-                found.append(InputGroup(weights, tensors[str(group)], energies))
+        for (group, submodules), own in zip(self.groups.items(), energies, strict=True):
+            weights = {submodule: self._weight(number, submodule) for submodule in submodules}
+            found.append(InputGroup(weights, tensors[str(group)], own))
         return found
+
+    def _first(self, group: int) -> str:
+        """The linear that names an input group in messages."""
+        return self._decoder.architecture.input_groups[group][0]
 
     def _weight(self, number: int, submodule: str) -> Tensor:
         """The weight of a linear [out, in], the norm folded in where that moves."""

@@ -135,20 +135,6 @@ def test_the_state_of_another_version_starts_the_search_again(tmp_path: Path, ca
     assert all(map(torch.equal, found.rotations.heads, wanted.rotations.heads))
 
 
-@pytest.fixture
-def replays(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Gets a number for each replay of a graph."""
-    done: list[int] = []
-    replay = torch.cuda.CUDAGraph.replay
-
-    def counted(graph: torch.cuda.CUDAGraph) -> None:
-        done.append(len(done))
-        replay(graph)
-
-    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", counted)
-    return done
-
-
 @GPU
 @pytest.mark.parametrize("residual", [True, False])
 def test_a_captured_search_is_the_search(

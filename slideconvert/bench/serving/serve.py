@@ -178,9 +178,10 @@ def _measured(
         sources = [list(same) for _, same in groupby(some, lambda one: one.checkpoint)]
         with ThreadPoolExecutor(len(sources)) as pool:
             ready = [one for found in pool.map(started, sources) for one in found]
-        _take_turns(ready, [_lacking(one, load, results) for one, _ in ready], load.repeats, sampled)
-        for one, engine in ready:
-            yield from _rows(one, _lacking(one, load, results), engine, len(some))
+        lacking = [_lacking(one, load, results) for one, _ in ready]
+        _take_turns(ready, lacking, load.repeats, sampled)
+        for (one, engine), cases in zip(ready, lacking, strict=True):
+            yield from _rows(one, cases, engine, len(some))
 
 
 def _take_turns(
