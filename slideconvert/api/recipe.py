@@ -13,7 +13,7 @@ from ..formats.slide import Slide
 from ..plan.calibration import Calibration, check_mixture, parse_calibration
 from ..plan.linear_config import LINEAR_FIELDS, LinearConfig, describe_config, parse_linear_config
 from ..plan.presets import parse_preset
-from ..plan.recipe import TRAINING, Recipe, load_recipe, parse_recipe
+from ..plan.recipe import SMOOTH, TRAINING, Recipe, load_recipe, parse_recipe
 from ..prune import METHODS
 from ..runtime.slidesparse_record import DENSE
 from ..texts.named import Text, text_of
@@ -23,7 +23,7 @@ BLOCK_DEFAULTS = {"scheme": INT8, "pattern": "2:8"}
 GROUP_DEFAULTS = {"scheme": W4A16, "sparsity": 0.5}
 """The defaults of a conversion to a 2:L pattern, and to a pattern of groups."""
 PRESET = "balanced"
-RECIPE_FIELDS = ("bits", *LINEAR_FIELDS, "preset", *TRAINING, "layout", "shard_gb")
+RECIPE_FIELDS = ("bits", *LINEAR_FIELDS, "preset", *TRAINING, SMOOTH, "layout", "shard_gb")
 """Options that are fields of a recipe under the same name."""
 
 Defaults = tuple[dict[str, Any], dict[str, Any]]
@@ -53,6 +53,7 @@ def recipe_of(options: Options, *, defaults: Defaults = (BLOCK_DEFAULTS, GROUP_D
         block_epochs=recipe.block_epochs if explicit.block_epochs is None else explicit.block_epochs,
         end_epochs=recipe.end_epochs if explicit.end_epochs is None else explicit.end_epochs,
         generated=recipe.generated if explicit.generated is None else explicit.generated,
+        smooth=recipe.smooth if explicit.smooth is None else explicit.smooth,
         calibration=calibration_of(options, recipe.calibration),
         layout=explicit.layout or recipe.layout or _usual_layout([config, *(rule.config for rule in recipe.rules)]),
         shard_bytes=explicit.shard_bytes if "shard_gb" in given else recipe.shard_bytes,

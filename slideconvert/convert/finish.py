@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ..calibrate.run import HIDDEN, RunSettings
-from ..checkpoint.files import CHANNEL_ORDERS, CONFIG, INDEX, companions
+from ..checkpoint.files import CHANNEL_ORDERS, CHANNEL_SCALES, CONFIG, INDEX, companions
 from ..checkpoint.reader import Checkpoint
 from ..checkpoint.shards import index_json
 from ..checkpoint.staging import WORK, file_sha256, write_file, writing
@@ -27,6 +27,8 @@ from ..report import Report
 from ..report.limits import Limits
 from ..report.render import render_reports
 from ..report.source_card import source_card
+from ..smooth import scales
+from ..smooth.scales import Scales
 from ..texts.named import Text, name_of
 from ..verify import verify_checkpoint
 from .bundle import bundle_kernels
@@ -39,11 +41,12 @@ FINISH = "finish"
 @dataclass(frozen=True)
 class Weights:
     """The written weight files. files: sha256 by name. moved, permutations: of the output's channels by layer, relative
-    to the source and to the first source."""
+    to the source and to the first source. scales: of the output's channels, relative to the first source."""
 
     files: dict[str, str]
     moved: dict[int, Permutations]
     permutations: dict[int, Permutations]
+    scales: Scales
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,9 @@ def finish(plan: Plan, folder: Path, weights: Weights, report: Report, checks: C
             files[INDEX] = write_file(folder / INDEX, (json.dumps(index, indent=1) + "\n").encode())
         if weights.permutations:
             files[CHANNEL_ORDERS] = write_file(folder / CHANNEL_ORDERS, to_json(weights.permutations).encode())
+        if weights.scales:
+            text = scales.to_json(weights.scales)
+            files[CHANNEL_SCALES] = write_file(folder / CHANNEL_SCALES, text.encode())
         for name in companions(plan.snapshot.path):
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(plan.snapshot.path / name, folder / name)

@@ -21,6 +21,7 @@ from .. import ranks
 from ..calibrate.doubts import calibration_doubts
 from ..calibrate.result import LayerResult
 from ..calibrate.run import RunSettings, compressed_layers
+from ..calibrate.smoothing import smoothed
 from ..calibrate.stream import held_out
 from ..calibrate.tokens import calibration_tokens
 from ..checkpoint.claim import Claim, claimed
@@ -37,6 +38,7 @@ from ..plan.linear import LinearPlan
 from ..plan.plan import Plan
 from ..progress import Progress, silent
 from ..report import Report, totals
+from ..smooth.scales import added, read_scales
 from .disk_space import check_disk_space
 from .finish import FINISH, Checks, Measuring, Weights, finish
 from .journal import Noted, job_state, unit_note
@@ -74,6 +76,7 @@ def convert(
             progress("check", 0, 1)
             _check_source(plan)
             progress("check", 1, 1)
+            plan = smoothed(plan, tokens, settings, staging.path / WORK, progress)
             with closing(_writer(plan, staging.path)) as writer:
                 todo = {unit: _linears(plan, unit) for unit in writer.remaining}
                 linears = [linear for own in todo.values() for linear in own]
@@ -138,7 +141,7 @@ def _completed(
     if not ranks.first():
         return report
     composed = compose_all(read_permutations(plan.source), noted.permutations)
-    weights = Weights(digests, noted.permutations, composed)
+    weights = Weights(digests, noted.permutations, composed, added(read_scales(plan.source), plan.scales))
     claim.check()
     plan.source.check_unchanged()
     with ranks.alone():
@@ -189,6 +192,7 @@ def _check_source(plan: Plan) -> None:
         return
     check_tied(plan.source)
     read_permutations(plan.source)
+    read_scales(plan.source)
     if plan.calibrated and plan.source.shard_store.disk_use is None:
         # Hours before the last layer is read; files that are fetched one by one are checked as they arrive.
         check_all_finite(plan.source, [name for name in plan.source.tensors if name not in plan.surplus])

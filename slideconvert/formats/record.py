@@ -31,7 +31,8 @@ from .registry import describe, format_for
 class LinearRecord:
     """What was done to one linear. method is "" when nothing was pruned; on_codes: pruned after quantization; moved:
     by how many conversions, one after another, survivors were moved and not only rounded (calibration, training);
-    permuted: rows or columns stand in another order than in the source."""
+    permuted: rows or columns stand in another order than in the source; smoothed: columns are scaled, and the norm
+    before them by the inverse."""
 
     shape: tuple[int, int]
     scheme: Scheme
@@ -40,6 +41,7 @@ class LinearRecord:
     on_codes: bool = False
     moved: int = 0
     permuted: bool = False
+    smoothed: bool = False
 
     def to_json(self, layout: str) -> dict[str, Any]:
         slid = format_for(layout, self.scheme, self.pattern).slid
@@ -53,6 +55,7 @@ class LinearRecord:
             **({"pruned_on": "codes"} if self.on_codes else {}),
             **({"moved": self.moved} if self.moved else {}),
             **({"permuted": True} if self.permuted else {}),
+            **({"smoothed": True} if self.smoothed else {}),
             **self.scheme.constraint(),
         }
 
@@ -212,4 +215,5 @@ def _read_linear(entry: dict[str, Any]) -> LinearRecord:
         on_codes=entry.get("pruned_on") == "codes",
         moved=int(entry.get("moved", 0)),
         permuted=bool(entry.get("permuted", False)),
+        smoothed=bool(entry.get("smoothed", False)),
     )

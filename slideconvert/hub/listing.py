@@ -9,7 +9,7 @@ from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 from .. import __version__
-from ..checkpoint.files import CHANNEL_ORDERS, CONFIG, INDEX, NEVER, PICKLES, SINGLE, is_companion
+from ..checkpoint.files import CHANNEL_ORDERS, CHANNEL_SCALES, CONFIG, INDEX, NEVER, PICKLES, SINGLE, is_companion
 from ..core.hub_id import valid_id
 from ..errors import HubError, InputError
 from ..gguf_files.container import SUFFIX
@@ -19,7 +19,7 @@ from .endpoint import endpoint
 from .errors import hub_errors
 from .snapshot import COMMIT
 
-WANTED = (CONFIG, INDEX, CHANNEL_ORDERS, "*.safetensors", "README.md")
+WANTED = (CONFIG, INDEX, CHANNEL_ORDERS, CHANNEL_SCALES, "*.safetensors", "README.md")
 """Files to fetch, from the top folder only, beside a model's companion files."""
 CODE = (*SOURCES, ".md")
 """Suffixes of the code of a checkpoint."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..checkpoint.files import CARD, CHANNEL_ORDERS, CONFIG, INDEX, REPORT_JSON, SINGLE
+from ..checkpoint.files import CARD, CHANNEL_ORDERS, CHANNEL_SCALES, CONFIG, INDEX, REPORT_JSON, SINGLE
 from ..checkpoint.reader import Checkpoint, read_json
 from ..checkpoint.staging import file_sha256
 from ..errors import InputError, VerificationError, printable
@@ -169,7 +169,7 @@ def describe(folder: Folder) -> str:
 
 def is_checkpoints(name: str) -> bool:
     """Whether a file of this name belongs to a checkpoint of ours: weights, index, code."""
-    if name in (SINGLE, INDEX, CHANNEL_ORDERS, *CODE_FILES) or _SHARD.fullmatch(name):
+    if name in (SINGLE, INDEX, CHANNEL_ORDERS, CHANNEL_SCALES, *CODE_FILES) or _SHARD.fullmatch(name):
         return True
     return name.startswith(f"{KERNELS}/") and name.endswith((*SOURCES, ".md"))
 

@@ -75,6 +75,11 @@ class LinearPlan:
         return bool(self.method) and not self.calibrated and self.stored.scheme.quantized
 
     @property
+    def in_scaled(self) -> LinearPlan:
+        """The plan of the same linear if its columns are scaled."""
+        return self if self.record is None else replace(self, record=replace(self.record, smoothed=True))
+
+    @property
     def zeros_fixed(self) -> bool:
         """Whether training must keep every zero: true for 2:L patterns, false for patterns of whole groups."""
         return self.pattern.zeros_fixed
@@ -158,6 +163,7 @@ def plan_linear(
         on_codes=(bool(method) and not solved and stored.scheme.quantized) or (before.on_codes if before else False),
         moved=solved + (before.moved if before else 0),
         permuted=before is not None and before.permuted,
+        smoothed=before is not None and before.smoothed,
     )
     form = format_for(layout, scheme, pattern)
     outputs = form.specs(name, stored.shape, scheme, pattern, dtype=dtype)

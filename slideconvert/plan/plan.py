@@ -6,10 +6,10 @@ The plan finds every fault that can be found before the first weight is read, an
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
-from ..checkpoint.files import CHANNEL_ORDERS, companions
+from ..checkpoint.files import CHANNEL_ORDERS, CHANNEL_SCALES, companions
 from ..checkpoint.reader import Checkpoint
 from ..checkpoint.shards import divide
 from ..checkpoint.snapshot import Snapshot
@@ -23,11 +23,13 @@ from ..models.completeness import model_faults, shapes_of, surplus_tensors
 from ..models.families import architecture_of
 from ..models.load import empty_model
 from ..runtime.slidesparse_record import DENSE
+from ..smooth.scales import Scales, Smoothed
 from .calibration import Running, without_folders
 from .linear import LinearPlan, permuted, plan_linear, sibling_problems
 from .memory import direct_memory, needs
 from .presets import Recovery
 from .recipe import FIELDS, Recipe
+from .smoothing import Smoothable, smoothable
 
 PRUNED_CODES = (
     "The weights were already quantized, so their codes were pruned and the scales kept. Pruning the BF16 model "
@@ -50,6 +52,11 @@ PERMUTED = (
     f"computes the same function; {CHANNEL_ORDERS} records the permutations."
 )
 
+SMOOTHED = (
+    "Channel scales moved from the inputs of linears into their weights, as powers of two, so that 8 bits hold the "
+    f"inputs better. The model computes the same function; {CHANNEL_SCALES} records the scales."
+)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -70,6 +77,17 @@ class Plan:
     """A tied head that the source stores as well, and which is not written."""
     surplus: tuple[str, ...]
     """Tensors that the model does not have, and which are not written."""
+    scales: Scales = field(default_factory=dict)
+    """The channel scales of this conversion, which the source has when it is read."""
+
+    def with_scales(self, scales: Scales) -> Plan:
+        """The same plan for the source with channel scales folded in."""
+        groups = self.smoothed
+        changed = {(layer, groups[layer][norm]) for layer, norms in scales.items() for norm in norms}
+        linears = [
+            plan.in_scaled if (plan.linear.layer, plan.linear.group) in changed else plan for plan in self.linears
+        ]
+        return replace(self, source=Smoothed.of(self.source, scales), linears=tuple(linears), scales=scales)
 
     @property
     def architecture(self) -> Architecture:
@@ -108,6 +126,17 @@ class Plan:
         return any(plan.moves for plan in self.linears)
 
     @property
+    def smooths(self) -> bool:
+        """Whether channels are smoothed before calibration, where that can help."""
+        preset = self.recipe.preset is not None and self.recipe.preset.smooth
+        return self.calibrated and (preset if self.recipe.smooth is None else self.recipe.smooth)
+
+    @property
+    def smoothed(self) -> Smoothable:
+        """The norms whose output is smoothed."""
+        return smoothable(self.source, self.linears) if self.smooths else {}
+
+    @property
     def kept(self) -> list[str]:
         """The names of the kept linears."""
         return [plan.linear.name for plan in self.linears if plan.kept]
@@ -127,6 +156,8 @@ class Plan:
         notes += [note for note, stays in ((TERNARY, True), (FULL_CODES, False)) if stays in ternary]
         if any(plan.permuted for plan in self.linears):
             notes.append(PERMUTED)
+        if any(plan.record and plan.record.smoothed for plan in self.linears):
+            notes.append(SMOOTHED)
         if self.generated:
             notes.append(
                 f"Besides the calibration text, training uses {self.generated} sequences that the source model "
@@ -211,7 +242,14 @@ def make_plan(snapshot: Snapshot, recipe: Recipe, source: Checkpoint | None = No
     specs = [placed.spec for name, placed in source.tensors.items() if name not in replaced]
     specs += [spec for plan in linears for spec in plan.outputs]
     shards = divide(specs, architecture.layer_of, recipe.shard_bytes)
-    return Plan(source, snapshot, recipe, layout, tuple(linears), shards, before, tied, surplus)
+    plan = Plan(source, snapshot, recipe, layout, tuple(linears), shards, before, tied, surplus)
+    if recipe.smooth is not None and not (plan.calibrated and smoothable(source, linears)):
+        raise InputError(
+            "smooth has no effect: it needs calibration, and linears behind a norm, stored in bfloat16 or float32, "
+            "whose inputs are quantized to 8-bit integers",
+            hint="omit it, or choose a calibrated --method or a --preset, with --scheme int8",
+        )
+    return plan
 
 
 def _recovery(recipe: Recipe, linears: Sequence[LinearPlan]) -> Recovery | None:

@@ -12,6 +12,7 @@
     block_epochs: 3           # epochs of training block by block, and end to end, instead of the preset's
     end_epochs: 2
     generated: 384            # sequences that the source model generates for training, instead of the preset's number
+    smooth: true              # move channel scales from 8-bit inputs into the weights; without it as the preset says
     codes: ternary            # ternary | full; for models trained with ternary weights (BitNet)
     calibration: {text: calibration.jsonl, samples: 128, length: 2048, seed: 0}
                               # or text: [a.jsonl, b.jsonl], weights: [2, 1], column: messages
@@ -44,7 +45,8 @@ from .presets import Preset, Recovery, parse_preset
 GIGA = 1e9
 EPOCHS = ("block_epochs", "end_epochs")
 TRAINING = (*EPOCHS, "generated")
-FIELDS = (*LINEAR_FIELDS, "preset", *TRAINING, "calibration", "layout", "rules")
+SMOOTH = "smooth"
+FIELDS = (*LINEAR_FIELDS, "preset", *TRAINING, SMOOTH, "calibration", "layout", "rules")
 """The fields of a recipe that records keep, in the order in which they are written."""
 
 
@@ -67,8 +69,9 @@ class Recipe:
     """The config of all linears, the rules that override it, and the layout of the output (None: that of the source).
 
     preset: determines the method where neither config nor rule names one, and the training. block_epochs, end_epochs,
-    generated (sequences that the source model adds to the calibration text): None for those of the preset. calibration:
-    the text for calibrated methods and training. shard_bytes: maximum size of a weight file in bytes.
+    generated (sequences that the source model adds to the calibration text), smooth (whether inputs of 8-bit integers
+    are smoothed): None for those of the preset. calibration: the text for calibrated methods and training.
+    shard_bytes: maximum size of a weight file in bytes.
     """
 
     config: LinearConfig = field(default_factory=LinearConfig)
@@ -78,6 +81,7 @@ class Recipe:
     block_epochs: int | None = None
     end_epochs: int | None = None
     generated: int | None = None
+    smooth: bool | None = None
     calibration: Calibration = field(default_factory=Calibration)
     shard_bytes: int = 5_000_000_000
 
@@ -125,7 +129,7 @@ class Recipe:
         """The recipe as the fields of its file, without those that are not set."""
         layout = {"layout": self.layout} if self.layout else {}
         preset: dict[str, Any] = {"preset": self.preset.name} if self.preset else {}
-        preset |= self._training
+        preset |= self._training | ({} if self.smooth is None else {SMOOTH: self.smooth})
         calibration = {"calibration": self.calibration.describe()} if self.calibrates else {}
         rules = {"rules": [rule.describe() for rule in self.rules]} if self.rules else {}
         return {**describe_config(self.config), **preset, **calibration, **layout, **rules}
@@ -193,6 +197,7 @@ def parse_recipe(fields: Any, where: str) -> Recipe:
         layout=parse_layout(layout) if layout else None,
         preset=parse_preset(preset) if preset else None,
         **{name: _count(fields[name], name) for name in TRAINING if name in fields},
+        smooth=parse_flag(fields[SMOOTH], f"{where}: {SMOOTH}") if SMOOTH in fields else None,
         calibration=parse_calibration(fields.get("calibration", {}), where),
         shard_bytes=shard_bytes,
     )

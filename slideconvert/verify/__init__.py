@@ -5,7 +5,8 @@ canonical packing (sliding and packing again gives the same bytes, so nothing wa
 finite positive scales. With the source: copied tensors are equal byte for byte, and every weight is within the rounding
 error of its scheme of the source weight, except for weights that the pattern allows to prune. Where calibration or
 training changed the weights, their errors are reported, and each linear must be nearer to its source than to zero.
-Permuted channels are compared with the source's channels in the same order.
+Permuted channels are compared with the source's channels in the same order, smoothed ones with those of the source
+scaled alike.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from functools import partial
 import torch
 
 from ..checkpoint.container import TensorSpec
-from ..checkpoint.files import CHANNEL_ORDERS, CONFIG
+from ..checkpoint.files import CHANNEL_ORDERS, CHANNEL_SCALES, CONFIG
 from ..checkpoint.reader import Checkpoint
 from ..core.workers import in_order
 from ..errors import InputError
@@ -31,6 +32,7 @@ from ..models.finite import check_all_finite, finite, finite_pieces
 from ..models.load import empty_model
 from ..permute.permutations import between, permute_vector, read_permutations
 from ..progress import Progress, silent
+from ..smooth import scales
 from .config import config_faults, source_faults
 from .files import file_faults, file_notes
 from .linear import LinearVerdict, Side, verify_linear
@@ -62,8 +64,8 @@ def verify_checkpoint(
     """Check a checkpoint that slideconvert wrote, against its source if one is given.
 
     device: where the weights are compared. progress: called with ("verify", linears done, all linears). Faults are in
-    the Verdict. InputError if slideconvert did not write the checkpoint, or if `channel_orders.json` of one side is
-    missing and the channels are permuted.
+    the Verdict. InputError if slideconvert did not write the checkpoint, or if a file of one side that tells how its
+    channels are permuted or scaled is missing.
     """
     record = _own_record(checkpoint)
     verdict = Verdict()
@@ -130,20 +132,25 @@ def _own_record(checkpoint: Checkpoint) -> Record:
 
 
 def _source_side(ours: Side, source: Checkpoint) -> Side:
-    """The source to compare with. InputError if the order of the channels is unknown on one side."""
+    """The source to compare with, its channels scaled as the output's. InputError if their order or their scales are
+    unknown on one side."""
     theirs = Side(source, read_record(source.config, str(source.path / CONFIG)))
-    known, wanted = read_permutations(source), read_permutations(ours.checkpoint)
-    lost = [
-        side.checkpoint.path
-        for side, permutations in ((theirs, known), (ours, wanted))
-        if side.permuted and not permutations
-    ]
-    if len(lost) == 1:  # if both lack it, one was made from the other, and their orders agree
+    orders = [read_permutations(side.checkpoint) for side in (theirs, ours)]
+    factors = [scales.read_scales(side.checkpoint) for side in (theirs, ours)]
+    _check_lost(CHANNEL_ORDERS, theirs, ours, [theirs.permuted and not orders[0], ours.permuted and not orders[1]])
+    _check_lost(CHANNEL_SCALES, theirs, ours, [theirs.smoothed and not factors[0], ours.smoothed and not factors[1]])
+    scaled = scales.Smoothed.of(source, scales.between(*factors))
+    return replace(theirs, checkpoint=scaled, permutations=between(*orders))
+
+
+def _check_lost(name: str, theirs: Side, ours: Side, lost: list[bool]) -> None:
+    """InputError if one side has lost the file `name`; if both have, one was made from the other, and they agree."""
+    if sum(lost) == 1:
+        path = (theirs if lost[0] else ours).checkpoint.path
         raise InputError(
-            f"{lost[0] / CHANNEL_ORDERS} is missing, so the order of the channels is unknown",
+            f"{path / name} is missing, so the order or the scales of the channels are unknown",
             hint="get the file again, or verify without a source",
         )
-    return replace(theirs, permutations=between(known, wanted))
 
 
 def _check_copy(checkpoint: Checkpoint, spec: TensorSpec, source: Side | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..checkpoint.files import CARD, CHANNEL_ORDERS, CONFIG, INDEX, NEVER, is_companion
+from ..checkpoint.files import CARD, CHANNEL_ORDERS, CHANNEL_SCALES, CONFIG, INDEX, NEVER, is_companion
 from ..checkpoint.reader import Checkpoint, read_json
 from ..checkpoint.staging import file_sha256
 from ..formats.record import Record
@@ -12,7 +12,9 @@ from ..runtime.slidesparse_record import SOURCES, bundle_faults, misplaced
 
 LOADED = (".safetensors", *NEVER)
 """Suffixes of weights and code: loaders look for them by name, or take all that they find."""
-LOADED_NAMES = (INDEX, CHANNEL_ORDERS, "adapter_config.json", "processor_config.json", "preprocessor_config.json")
+LOADED_NAMES = (
+    INDEX, CHANNEL_ORDERS, CHANNEL_SCALES, "adapter_config.json", "processor_config.json", "preprocessor_config.json"
+)  # fmt: skip
 LOADED_FOLDERS = ("additional_chat_templates/", "custom_generate/")
 """Further files that loaders read where they find them."""
 

@@ -68,6 +68,11 @@ class Side:
         """Whether some channels have another order than in the first source of the conversion."""
         return self.record is not None and any(linear.permuted for linear in self.record.linears.values())
 
+    @property
+    def smoothed(self) -> bool:
+        """Whether some channels are scaled relative to the first source of the conversion."""
+        return self.record is not None and any(linear.smoothed for linear in self.record.linears.values())
+
     def weight(self, linear: Linear, stored: StoredLinear) -> Weight:
         """The weight [out, in] of this checkpoint with rows and columns in the order of the output."""
         permutations, config = self.permutations.get(linear.layer, {}), self.checkpoint.config

@@ -52,7 +52,7 @@ ROWS = (
     ("runtime",),
     ("formats",),
     ("models", "prune", "texts"),
-    ("permute", "recover", "report", "evaluate", "gguf_files"),
+    ("permute", "recover", "report", "evaluate", "gguf_files", "smooth"),
     ("verify", "plan"),
     ("hub", "calibrate"),
     ("allocate", "convert"),

@@ -62,6 +62,7 @@ SIZES = {"--group-size": "--group-size 16"}
 NUMBERS = SIZES | {"--symmetric": "--symmetric", "--asymmetric": "--asymmetric"}
 CODES = {"--codes": "--codes full"}
 TRAINING = {"--block-epochs": "--block-epochs 1", "--end-epochs": "--end-epochs 1", "--generated": "--generated 1"}
+SMOOTH = {"--smooth": "--smooth", "--no-smooth": "--no-smooth"}
 OFFLOAD = {"--offload": "--offload"}
 TOKENS = {"--tokens": "--tokens 64"}
 TIMES = TOKENS | {"--gpu": "--gpu a100", "--speed-table": "--speed-table times.csv"}
@@ -72,7 +73,7 @@ TEXTLESS |= {"--text-column": "--text-column body --tasks a", "--served": "--ser
 ALONE = {"--top": f"--top 5 --text {TEXT}", "--base-gb": f"--base-gb 1 --text {TEXT}"}
 UNSERVED = {"--served-model": f"--served-model a --text {TEXT}", "--api-key-env": f"--api-key-env A --text {TEXT}"}
 CONVERT = {**DISPLAY, **HUB, **OUTPUT, **CALIBRATION, **COMPUTE, **OFFLOAD, **ROW_CAP, **NUMBERS, **CODES, **TRAINING}
-CONVERT |= {"--public": "--public"}
+CONVERT |= {"--public": "--public", **SMOOTH}
 FOLDER = {"--resume": "--resume", "--overwrite": "--overwrite"}
 
 GREEDY = {"--seed": "--seed 1", "--top-p": "--top-p 0.5 --temperature 0", "--top-k": "--top-k 5 --temperature 0"}
@@ -190,7 +191,7 @@ def test_an_option_without_effect_is_refused(
     call, unused = UNUSED[name]
     words = [{"SOURCE": source, "OUT": tmp_path / "out"}.get(word, word) for word in call.split()]
     refused = cli(*name.split(), *words, *unused[option].split())
-    named = {"--asymmetric": "symmetric"}.get(option, option.removeprefix("--"))
+    named = {"--asymmetric": "symmetric", "--no-smooth": "smooth"}.get(option, option.removeprefix("--"))
     assert refused.code == 2 and named in refused.err.replace("_", "-"), refused
     assert not (tmp_path / "out").exists()
 

@@ -44,6 +44,7 @@ from .recipe import (
     RecipeFile,
     RecipeOptions,
     SchemeOptions,
+    SmoothOptions,
     TrainingOptions,
 )
 from .target import TargetOptions, TimesOptions
@@ -86,6 +87,7 @@ __all__ = [
     "SchemeOptions",
     "ServeBenchOptions",
     "SlideOptions",
+    "SmoothOptions",
     "SourceOptions",
     "SparsifyOptions",
     "TargetOptions",

@@ -63,6 +63,19 @@ class TrainingOptions(Options):
 
 
 @dataclass(frozen=True)
+class SmoothOptions(Options):
+    """Whether inputs are made easier to quantize."""
+
+    HEADING: ClassVar[str] = "Recipe"
+
+    smooth: bool | None = option(
+        "Move channel scales from inputs of 8-bit integers into the weights, or leave them."
+        "  [default: smooth with balanced and quality]",
+        flag="--smooth/--no-smooth",
+    )
+
+
+@dataclass(frozen=True)
 class PatternOptions(Options):
     """Which weights are pruned."""
 
@@ -160,6 +173,7 @@ class RecipeOptions(
     PresetOptions,
     MethodOptions,
     TrainingOptions,
+    SmoothOptions,
     PatternOptions,
     GroupPatternOptions,
     SchemeOptions,
