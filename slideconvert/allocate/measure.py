@@ -41,7 +41,7 @@ def measure_errors(
 
     The linears of a group are pruned and rounded together, as the plan's recipe does it with that pattern, and put
     into their layer of the dense model. y and y' [hidden] are the layer's outputs for a token, before and after; the
-    error is the mean of ||y' - y||² / ||y||² over the last eighth of the calibration sequences, to which
+    error is the mean of ||y' - y||² / ||y||² over the held-out calibration sequences (stream.held_out), to which
     nothing is fitted here. The next layers' norms see just this relative change of the residual stream; to first order
     they carry it on, and the changes of different groups add up as independent noise does. It is taken token by token,
     since a few tokens with massive activations (arXiv 2402.17762) would drown the others in a ratio of means. For

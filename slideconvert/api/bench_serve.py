@@ -37,6 +37,8 @@ PRECISIONS = ("int8", "fp8", "bf16", *GROUPED)
 DEFAULT_PRECISIONS, DEFAULT_PATTERNS = ("bf16", "int8", "fp8"), ("2:4", "2:6", "2:8", "1x16:50%")
 BATCHES, PREFILL = (1, 4, 16, 64), ("8x1024", "32x1024")
 QUICK_PRECISION, QUICK_PATTERN, QUICK_BATCHES, QUICK_PREFILL = "int8", "2:4", (1, 16), ("4x512",)
+QUICK_TOGETHER = 2
+"""Engines that start side by side with --quick: a start takes longer than all measurements."""
 OWN = "as stored"
 """The precision of the user's checkpoints: they are compared with the first of them, whatever they hold."""
 ONLY_RANDOM = ("model", "layers", "scheme", "pattern")
@@ -62,7 +64,8 @@ def bench_serve(
     results = open_results(out, SERVE, {**machine_of(torch.device(device)), "layers": layers, **_settings(load)})
     results.save()
     checkpoints = Checkpoints(options.work or out / "work", model, layers, device, _converting(device))
-    starts = Starts(options.together or 1, options.limit or Starts.limit, engine)
+    together = options.together or (QUICK_TOGETHER if options.quick else Starts.together)
+    starts = Starts(together, options.limit or Starts.limit, engine)
     seconds = math.inf if options.budget is None else options.budget
     outcome = serve(served, checkpoints, load, starts, results, progress, seconds)
     found = tables(results.rows.values())

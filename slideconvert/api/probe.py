@@ -28,7 +28,7 @@ SECONDS = {"cpu": 30.0, "cuda": 15.0}
 NARROWEST = 256
 """Width of the narrowest model."""
 FEW, MANY = 8, 16
-"""Sequences of the trials: each eighth is held out."""
+"""Sequences of the trials: one in eight is held out."""
 CALIBRATED_GROWTH, GROWTH = 8, 4
 """How much longer a trial takes with twice the width: the sequences are twice as long as well, and solvers grow with
 the cube."""

@@ -29,8 +29,8 @@ from .result import LayerResult
 from .stream import Streams
 
 BLIND = (
-    "its inputs are zero for every token of the calibration text: magnitude chose the weights, and they were rounded "
-    "to nearest"
+    "its inputs are zero for every fitted token of the calibration text: magnitude chose the weights, and they were "
+    "rounded to nearest"
 )
 
 

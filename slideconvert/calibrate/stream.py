@@ -22,8 +22,9 @@ from ..prune.statistics import Accumulator, Statistics
 from .activation_error import SAMPLE
 from .activations import Activations
 
-HELD_SHARE = 8
-"""One sequence in HELD_SHARE is held out of the fit, to choose between results."""
+HELD_SHARE, MOST_HELD = 8, 32
+"""One sequence in HELD_SHARE, at most MOST_HELD, is held out of the fit, to choose between results and to measure them.
+More would make choices hardly better, and leave the fit less text."""
 
 
 @dataclass(frozen=True)
@@ -125,9 +126,10 @@ class Stream:
 def held_out(sequences: int, generated: int = 0) -> tuple[Tensor, Tensor]:
     """Numbers of the fitted sequences, and of the held-out ones (the last), [n] int64 each.
 
-    generated: how many of them, the first, the model has generated; none of these is held out, nor counted for it.
+    One in HELD_SHARE is held out, at least one and at most MOST_HELD. generated: how many of them, the first, the model
+    has generated; none of these is held out, nor counted for it.
     """
-    held = (sequences - generated) // HELD_SHARE or 1
+    held = min((sequences - generated) // HELD_SHARE, MOST_HELD) or 1
     fitted, rest = torch.arange(sequences).split([sequences - held, held])
     return fitted, rest
 
@@ -198,8 +200,9 @@ class Streams:
         assert fit is not None and held is not None
         if dense:
             next(dense, None)  # runs the generator to its end, where it stores its results
-        found = fit.statistics(held.statistics())
-        if not bool(found.whole.gram.isfinite().all()):
+        unseen = held.statistics()
+        found = fit.statistics(unseen)
+        if not all(bool(one.gram.isfinite().all()) for one in (found, unseen)):
             raise InputError(
                 f"layer {self.number}: the input of {self.decoder.architecture.input_groups[group][0]} is not finite",
                 hint="the source model overflows on this text: check it with slideconvert eval",

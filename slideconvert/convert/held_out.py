@@ -3,7 +3,7 @@
 Source and output run side by side, layer by layer, as in calibration: a layer of each is in memory. What is measured is
 what was written, after all training. Activations are float32 and not quantized: the numbers are the weights' alone.
 
-They are optimistic: these sequences choose between results, and the solvers' last statistics contain them.
+Solvers and training never fit to these sequences. They choose the number of refit steps and the best epoch by them.
 """
 
 from __future__ import annotations

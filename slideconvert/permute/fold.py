@@ -26,7 +26,7 @@ def find_permutation(channels: FreeChannels, weight: Tensor, statistics: Statist
     weight [N, K] float32: of the consumer, on any device. The permutation is on the CPU.
     """
     owners = channels.shape[0] if len(channels.shape) > 1 else 1
-    order = find_order(weight, statistics.whole.norms, pattern, channels.readers, owners)
+    order = find_order(weight, statistics.norms, pattern, channels.readers, owners)
     return order.view(channels.shape).cpu()
 
 

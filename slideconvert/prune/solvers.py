@@ -4,11 +4,12 @@ obs, alps and gqsa share four steps and differ in how they find the mask:
 
     1. target W*        compensate for inputs that differ from the dense model's (asymmetric_target)
     2. mask             the SparseGPT sweep on W* (method obs), or ADMM for all columns at once (alps, gqsa)
-    3. refit            conjugate gradients on the kept weights, stopped by the error on held-out tokens
+    3. refit            conjugate gradients on the kept weights, for the number of steps that is best on held-out tokens
     4. rounding         the GPTQ sweep on the fixed mask, columns of largest input first
 
-At a least squares solution the loss of any Q on the mask is a constant plus its distance to that solution, so
-rounding may aim at the refitted weights alone (step 4 needs no data but the Gram matrix).
+Statistics are those of the fitted tokens; held-out ones choose the number of steps, and nothing else. At a least
+squares solution the loss of any Q on the mask is a constant plus its distance to that solution, so rounding may aim at
+the refitted weights alone (step 4 needs no data but the Gram matrix).
 
 Ternary weights are rounded to -1, 0, 1 times their own scale, and then improved by coordinate descent (descent.py).
 """
@@ -33,7 +34,7 @@ from .refit import asymmetric_target, best_step_count, refit
 from .sweep import Damped, block_order, column_order, damp, sweep
 
 STEPS = 12
-"""Most steps of the refit; the held-out tokens usually stop it earlier."""
+"""Most steps of the refit; on held-out tokens fewer are usually best."""
 STRENGTH = 0.5
 """Share of the way to the exact asymmetric target."""
 
@@ -51,7 +52,6 @@ class Refitted:
     target: Tensor
     keep: Tensor
     damped: Damped
-    notes: tuple[str, ...]
 
 
 def hessian(problem: Problem[BlockPattern]) -> Solved:
@@ -89,7 +89,7 @@ def alps(problem: Problem[BlockPattern]) -> Solved:
 def gqsa(problem: Problem[GroupPattern]) -> Solved:
     """The four steps with ADMM's mask of whole groups."""
     fitted = _refitted(problem, _admm(problem))
-    return Solved(on_mask(fitted.weight, fitted.keep, fitted.damped, problem.scheme), fitted.notes)
+    return Solved(on_mask(fitted.weight, fitted.keep, fitted.damped, problem.scheme), fitted.damped.notes)
 
 
 def on_mask(weight: Tensor, keep: Tensor, damped: Damped, scheme: Scheme, grid: Grid | None = None) -> Weight:
@@ -105,7 +105,7 @@ def on_mask(weight: Tensor, keep: Tensor, damped: Damped, scheme: Scheme, grid: 
 
 def prepared(problem: Problem[Pattern]) -> tuple[Damped, Tensor]:
     """The damped Gram matrix, and the weight [N, K] float32 with zeros in the columns of dead inputs."""
-    damped = damp(problem.statistics.whole.gram)
+    damped = damp(problem.statistics.gram)
     return damped, torch.where(damped.dead, torch.zeros_like(problem.weight), problem.weight)
 
 
@@ -121,27 +121,24 @@ def _refitted(problem: Problem[Any], find_mask: FindMask) -> Refitted:
     """Steps 1 to 3."""
     statistics = problem.statistics
     damped, weight = prepared(problem)
-    target, cross = weight, statistics.whole.cross
-    if cross is not None:
-        target = asymmetric_target(weight, damped, cross, STRENGTH)
+    target = weight
+    if statistics.cross is not None:
+        target = asymmetric_target(weight, damped, statistics.cross, STRENGTH)
     keep, start = find_mask(target, damped) if problem.pattern.prunes else (weight != 0, target)
-    steps, notes = STEPS, damped.notes
+    steps = STEPS
     if statistics.held is not None:
-        fitted_only = damp(statistics.gram)
-        held, gram = statistics.held, fitted_only.gram
-        steps = best_step_count(weight, target, start, keep, gram, held, STEPS, problem.total)
-        notes = tuple(dict.fromkeys((*notes, *fitted_only.notes)))
-    return Refitted(weight, refit(target, start, keep, damped.gram, steps), target, keep, damped, notes)
+        steps = best_step_count(weight, target, start, keep, damped.gram, statistics.held, STEPS, problem.total)
+    return Refitted(weight, refit(target, start, keep, damped.gram, steps), target, keep, damped)
 
 
 def _rounded_to_blocks(problem: Problem[BlockPattern], find_mask: FindMask) -> Solved:
     """All four steps; then coordinate descent improves ternary codes."""
     scheme, fitted = problem.scheme, _refitted(problem, find_mask)
     if not scheme.ternary:
-        return Solved(on_mask(fitted.weight, fitted.keep, fitted.damped, scheme), fitted.notes)
+        return Solved(on_mask(fitted.weight, fitted.keep, fitted.damped, scheme), fitted.damped.notes)
     rounded = on_mask(fitted.weight, fitted.keep, fitted.damped, scheme, scheme.grid(fitted.source))
     assert isinstance(rounded, QuantizedWeight)
     codes, scale = descend(
         rounded.codes.float(), rounded.scale, fitted.target, fitted.damped.gram, problem.pattern, problem.latent
     )
-    return Solved(QuantizedWeight(scheme.to_codes(codes), scale, scheme), fitted.notes)
+    return Solved(QuantizedWeight(scheme.to_codes(codes), scale, scheme), fitted.damped.notes)

@@ -19,7 +19,7 @@ from ..core.precision import exact_for_bfloat16, full_precision
 
 @dataclass(frozen=True)
 class Statistics:
-    """Means over `tokens` calibration tokens, float32, up to a common factor of the inputs.
+    """Means over `tokens` calibration tokens, those that methods fit to, float32, up to a common factor of the inputs.
 
     gram [K, K]: XᵀX / tokens.
     cross [K, K]: (X̃ - X)ᵀX / tokens, by how much the compressed layers before change the input; None if not collected.
@@ -33,26 +33,13 @@ class Statistics:
 
     @property
     def blind(self) -> bool:
-        """Whether every input is zero for every token, so that the statistics say nothing."""
-        return not bool(self.whole.gram.diagonal().any())
+        """Whether every input is zero for every fitted token, so that the statistics say nothing."""
+        return not bool(self.gram.diagonal().any())
 
     @property
     def norms(self) -> Tensor:
         """[K] float32: the root mean square of each input, which is Wanda's ||X_j|| up to a common factor."""
         return self.gram.diagonal().clamp(min=0).sqrt()
-
-    @property
-    def whole(self) -> Statistics:
-        """The statistics over all tokens, including the held-out ones."""
-        if self.held is None:
-            return self
-        tokens = self.tokens + self.held.tokens
-        share = self.held.tokens / tokens
-        cross = None
-        if self.cross is not None and self.held.cross is not None:
-            cross = torch.lerp(self.cross, self.held.cross, share)
-        gram = torch.lerp(self.gram, self.held.gram, share)
-        return Statistics(gram, cross, tokens)
 
     def loss_of(self, weight: Tensor) -> Callable[[Tensor], float]:
         """weight [N, K] float32 -> a function: other [N, K] -> E ||other X - weight X̃||² (X̃ = X without cross).

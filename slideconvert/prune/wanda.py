@@ -11,7 +11,7 @@ from .problem import Problem, Solved
 
 def wanda(problem: Problem[Pattern]) -> Solved:
     """Wanda's mask; kept weights are rounded to nearest. Latent weights, if known, score ternary ones."""
-    weight, norms = problem.weight, problem.statistics.whole.norms
+    weight, norms = problem.weight, problem.statistics.norms
     keep = wanda_mask(weight if problem.latent is None else problem.latent, norms, problem.pattern)
     return Solved(problem.scheme.store(apply_mask(weight, keep)))
 

@@ -109,8 +109,8 @@ class Training:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The output against the source on calibration sequences that training and solvers' choices did not see, but the
-    solvers' last statistics did; activations as floats.
+    """The output against the source on calibration sequences that solvers and training never fit to, and only choose
+    the number of refit steps and the best epoch by; activations as floats.
 
     sequences, length: how many, and tokens of each. kl: mean KL divergence of source to output per token, in nats, and
     its standard error over sequences, None for one sequence. source_perplexity, output_perplexity: on these sequences.

@@ -150,6 +150,18 @@ def test_engines_that_start_together_take_turns(engine: Path, tmp_path: Path) ->
     assert turns == ["bf16", "int8-dense"] * 5 + ["int8-2-8"] * 5
 
 
+@pytest.mark.parametrize(("together", "turns"), [(None, ["int8-dense", "int8-2-4"] * 5), (1, None)])
+def test_a_quick_benchmark_starts_stock_and_ours_side_by_side(
+    engine: Path, tmp_path: Path, together: int | None, turns: list[str] | None
+) -> None:
+    """Unless --together says otherwise. The time of a start is told where engines start alone."""
+    words = options(tmp_path, scheme=None, pattern=None, quick=True, together=together)
+    found = bench_serve((), words, engine=engine)
+    seen = (tmp_path / "out" / "work" / "turns").read_text().split()
+    assert seen == (turns or ["int8-dense"] * 5 + ["int8-2-4"] * 5)
+    assert {row.load_s for row in found.results.rows.values()} == {None if turns else 1.0}
+
+
 def test_an_engine_that_fails_in_a_turn_does_not_stop_the_others(engine: Path, tmp_path: Path) -> None:
     engine.write_text(
         ENGINE.replace("    turn.mkdir()", "    if not ours and number == 2: raise SystemExit(3)\n    turn.mkdir()")

@@ -90,22 +90,23 @@ class Stock:
         return self.model.get_submodule(name).weight
 
     def inputs(self, name: str) -> NDArray[np.float64]:
-        """[tokens, columns] what a linear is given for all windows but those that errors are measured on."""
+        """[tokens, columns] what a linear is given for the six windows of eight that solvers fit to: the last one is
+        measured on, and the one before is held out of the fit."""
         met: list[torch.Tensor] = []
         handle = self.model.get_submodule(name).register_forward_pre_hook(lambda _, args: met.append(args[0]))
         with torch.no_grad():
-            self.model(self.tokens[: -len(self.tokens) // 8])
+            self.model(self.tokens[:6])
         handle.remove()
         return met[0].flatten(0, 1).double().numpy()
 
     def output(self, layer: int) -> NDArray[np.float64]:
-        """[tokens, hidden] what a layer gives for the eighth part of the windows that comes last."""
+        """[tokens, hidden] what a layer gives for the last window."""
         met: list[torch.Tensor] = []
         handle = self.model.model.layers[layer].register_forward_hook(
             lambda _, __, out: met.append(out[0] if isinstance(out, tuple) else out)
         )
         with torch.no_grad():
-            self.model(self.tokens[-len(self.tokens) // 8 :])
+            self.model(self.tokens[7:])
         handle.remove()
         return met[0].flatten(0, 1).double().numpy()
 

@@ -30,10 +30,11 @@ from slideconvert.calibrate.stream import StreamOptions, held_out
 from slideconvert.calibrate.tokens import calibration_tokens
 from slideconvert.checkpoint.reader import Checkpoint
 from slideconvert.convert.pipeline import convert
+from slideconvert.errors import InputError
 from slideconvert.plan.calibration import Calibration
 from slideconvert.plan.plan import Plan
 from slideconvert.plan.presets import PRESETS
-from slideconvert.prune import METHODS, Problem
+from slideconvert.prune import METHODS, Problem, solvers
 from slideconvert.prune.statistics import Accumulator, Statistics
 from tests.helpers import pico
 from tests.helpers.calibrated import (
@@ -171,10 +172,9 @@ def follow(
             if any(place in result.notes for place in places):
                 one = next(calls)
                 assert one.held is not None
-                assert_same_moments(one, before[names[0]][fitted], wanted[names[0]][fitted], asymmetric, diagonal)
-                assert_same_moments(one.held, before[names[0]][-held:], wanted[names[0]][-held:], asymmetric, diagonal)
-                moved = assert_same_moments(one.whole, before[names[0]], wanted[names[0]], asymmetric, diagonal)
-                farthest = max(farthest, moved)
+                for made, windows in ((one, fitted), (one.held, slice(-held, None))):
+                    seen = before[names[0]][windows], wanted[names[0]][windows]
+                    farthest = max(farthest, assert_same_moments(made, *seen, asymmetric, diagonal))
             for place, name in zip(places, names, strict=True):
                 if place in result.weights:
                     source.get_submodule(name).weight.data = numbers(result.weights[place])
@@ -242,7 +242,8 @@ def test_in_bfloat16_solvers_are_shown_nearly_the_same(
 
 def test_the_first_linears_see_the_dense_model(tmp_path: Path, tokens: Tensor, shown: Shown) -> None:
     compressed(plan_for(write_model(tmp_path / "source"), method="obs", pattern="2:4"), tokens, tmp_path)
-    assert shown[0].cross is not None and not shown[0].cross.any() and not shown[0].whole.cross.any()  # type: ignore
+    assert shown[0].cross is not None and not shown[0].cross.any()
+    assert shown[0].held is not None and shown[0].held.cross is not None and not shown[0].held.cross.any()
     assert shown[1].cross is not None and shown[1].cross.any()
 
 
@@ -301,10 +302,40 @@ def test_sliding_windows_are_a_matter_of_each_layer(tmp_path: Path, tokens: Tens
     assert first == 0 and sliding > 0.01
 
 
-@pytest.mark.parametrize(("windows", "held"), [(2, 1), (7, 1), (8, 1), (15, 1), (16, 2), (128, 16), (1024, 128)])
-def test_one_window_in_eight_is_held_out(windows: int, held: int) -> None:
+@pytest.mark.parametrize(("windows", "held"), [(2, 1), (7, 1), (8, 1), (15, 1), (16, 2), (128, 16), (1024, 32)])
+def test_one_window_in_eight_is_held_out_but_not_more_than_enough(windows: int, held: int) -> None:
     fitted, rest = held_out(windows)
     assert fitted.tolist() == list(range(windows - held)) and rest.tolist() == list(range(windows - held, windows))
+
+
+@pytest.mark.parametrize("method", ["wanda", "hessian", "gptq", "obs", "alps", "balanced, permuted"])
+def test_what_is_held_out_changes_no_weight(
+    tmp_path: Path, tokens: Tensor, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """But by the number of refit steps, which is the same here."""
+    monkeypatch.setitem(PRESETS, "balanced", replace(PRESETS["balanced"], permute=True))
+    monkeypatch.setattr(solvers, "best_step_count", lambda *_: 3)
+    words = {"preset": "balanced"} if method not in METHODS else {"method": method}
+    plan = plan_for(write_model(tmp_path / "source"), pattern="2:inf" if method == "gptq" else "2:4", **words)
+    other = tokens.clone()
+    other[held_out(len(tokens))[1]] = 7
+    found = [compressed(plan, some, tmp_path) for some in (tokens, other)]
+    for one, again in zip(*found, strict=True):
+        assert one.weights.keys() == again.weights.keys() and bool(one.permutations) == (method not in METHODS)
+        assert all(torch.equal(numbers(one.weights[place]), numbers(again.weights[place])) for place in one.weights)
+        assert all(torch.equal(order, again.permutations[part]) for part, order in one.permutations.items())
+        assert (one.notes, one.activation_errors) == (again.notes, again.activation_errors)
+
+
+def test_a_held_out_window_that_overflows_is_refused(tmp_path: Path, tokens: Tensor) -> None:
+    """It could choose nothing. The word is in no other window."""
+    tensors = weights()
+    tensors["model.embed_tokens.weight"][7] = torch.inf
+    source = write_tokenizer(pico.write(tmp_path / "source", tensors))
+    tokens = tokens.where(tokens != 7, 8)
+    tokens[-1, 3] = 7
+    with pytest.raises(InputError, match=r"layer 0: the input of self_attn\.q_proj is not finite"):
+        compressed(plan_for(source, method="obs", pattern="2:4"), tokens, tmp_path)
 
 
 # ---- where hidden states lie
@@ -400,4 +431,6 @@ def test_exactly_the_tokens_drawn_are_counted_and_nothing_is_padded(tmp_path: Pa
     embedded = weights()["model.embed_tokens.weight"].double()[drawn]
     normed = embedded * (embedded.square().mean(-1, keepdim=True) + pico.CONFIG["rms_norm_eps"]).rsqrt()
     normed *= weights()["model.layers.0.input_layernorm.weight"].double()
-    assert_same_moments(shown[0].whole, normed, normed, asymmetric=True)
+    assert_same_moments(shown[0], normed[:8], normed[:8], asymmetric=True)
+    assert shown[0].held is not None
+    assert_same_moments(shown[0].held, normed[8:], normed[8:], asymmetric=True)

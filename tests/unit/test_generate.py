@@ -78,7 +78,9 @@ def test_short_sequences_are_begun_by_one_token(tmp_path: Path, tokens: Tensor) 
     assert made.shape == (3, 2)
 
 
-@pytest.mark.parametrize(("sequences", "generated", "held"), [(16, 0, 2), (64, 48, 2), (11, 8, 1), (1024, 0, 128)])
+@pytest.mark.parametrize(
+    ("sequences", "generated", "held"), [(16, 0, 2), (64, 48, 2), (11, 8, 1), (1024, 0, 32), (1024, 700, 32)]
+)
 def test_no_generated_sequence_is_held_out(sequences: int, generated: int, held: int) -> None:
     fitted, rest = held_out(sequences, generated)
     assert torch.equal(torch.cat([fitted, rest]), torch.arange(sequences))

@@ -9,6 +9,7 @@ compared; the tests say how many may be.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from slideconvert.core import captured
-from slideconvert.core.patterns import ALL, LENGTHS, BlockPattern
+from slideconvert.core.patterns import ALL, LENGTHS, BlockPattern, GroupPattern
 from slideconvert.core.quantize import QuantizedWeight, Weight
-from slideconvert.core.schemes import INT8, SCHEMES, Scheme
+from slideconvert.core.schemes import BF16, INT8, SCHEMES, Scheme
 from slideconvert.core.select import apply_mask
 from slideconvert.core.weights import floats
 from slideconvert.errors import InputError
@@ -38,6 +39,7 @@ from tests.twins import prune, pruning
 
 CLOSE = 1e-5
 """How far float32 may be from the twins, as a share of a row's largest weight."""
+WITH_REFIT = ("obs", "alps", "gqsa")
 SOLVERS = [method for method in METHODS.values() if method.calibrated and not method.whole_groups]
 
 
@@ -255,11 +257,11 @@ def test_every_method_gives_legal_weights(method: Method, pattern: BlockPattern,
 
 def test_wanda_weighs_by_the_size_of_inputs() -> None:
     one = layer(8, 45)
-    known = statistics(one.inputs, held=60)
-    norms = known.whole.norms.numpy()
+    known = statistics(one.inputs)
+    norms = known.norms.numpy()
     np.testing.assert_allclose(norms, np.sqrt((one.inputs.double().numpy() ** 2).mean(0)), rtol=1e-6)
     expected = prune.magnitude(one.weight.numpy() * norms, 6)
-    np.testing.assert_array_equal(wanda_mask(one.weight, known.whole.norms, BlockPattern(6)).numpy(), expected)
+    np.testing.assert_array_equal(wanda_mask(one.weight, known.norms, BlockPattern(6)).numpy(), expected)
 
 
 @pytest.mark.parametrize("scheme", UNGROUPED.values(), ids=UNGROUPED)
@@ -339,6 +341,29 @@ def test_refit_stops_where_held_out_tokens_say() -> None:
     best = best_step_count(one.weight, one.weight, start, keep, damped.gram, statistics(held), 30)
     assert 0 < best < len(steps) - 1
     assert errors[best] == pytest.approx(min(errors), rel=1e-5)
+
+
+@pytest.mark.parametrize("scheme", [BF16, INT8], ids=["bf16", "int8"])
+@pytest.mark.parametrize(
+    "method", [method for method in METHODS.values() if method.calibrated], ids=lambda one: one.name
+)
+def test_held_out_tokens_choose_the_steps_of_the_refit_and_nothing_else(method: Method, scheme: Scheme) -> None:
+    """Held-out inputs that are four times as large choose the same number: a factor of 16 rounds no loss otherwise. In
+    a Gram matrix it would be a large change. Methods without a refit do the same without held-out tokens."""
+    one = layer(8, 48)
+    dense = one.inputs + 0.2 * torch.randn(one.inputs.shape, generator=torch.Generator().manual_seed(0))
+    known = statistics(one.inputs, dense, held=60)
+    assert known.held is not None and known.held.cross is not None
+    larger = replace(known.held, gram=16 * known.held.gram, cross=16 * known.held.cross)
+    others = [replace(known, held=larger)]
+    if method.name not in WITH_REFIT:
+        others.append(replace(known, held=None))
+    pattern = GroupPattern(8, 0.5) if method.whole_groups else BlockPattern(4)
+    solve = method.solve
+    assert solve is not None
+    made, *again = [solve(Problem(one.weight, some, pattern, scheme)) for some in (known, *others)]
+    for other in again:
+        assert np.array_equal(numbers(other.weight), numbers(made.weight)) and other.notes == made.notes
 
 
 # ---- the asymmetric target

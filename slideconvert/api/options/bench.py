@@ -91,7 +91,8 @@ class ServeBenchOptions(DeviceOptions, BenchOutputOptions):
     output: int | None = option("Tokens that are decoded.  [default: 128]", minimum=2)
     quick: bool = option("Minutes: INT8 2:4 and dense, two batches, one prefill.", default=False)
     together: int | None = option(
-        "Engines that start side by side; each needs GPU memory for its whole model.  [default: 1]", minimum=1
+        "Engines that start side by side; each needs GPU memory for its whole model.  [default: 1; 2 with --quick]",
+        minimum=1,
     )
     limit: int | None = option("Seconds for a start, and again for measuring.  [default: 600]", minimum=1)
     budget: int | None = option(
