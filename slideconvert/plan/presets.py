@@ -29,12 +29,12 @@ class Recovery:
     end_epochs: int = 0
     sequences: int = 0
     most_generated: int = 3
-    block_rate: float = 0.015
-    end_rate: float = 0.005
+    block_rate: float = 0.005
+    end_rate: float = 0.004
     batch: int = 4
     relative: bool = True
     patience: int = 0
-    retries: int = 0
+    retries: int = 2
     loss: str = KL
 
     @property
@@ -109,7 +109,9 @@ PRESETS = {
             "",
             "",
             groups=SALIENCY,
-            group_recovery=Recovery(5, 2, block_rate=1e-5, end_rate=1e-5, batch=2, relative=False, loss=CROSS_ENTROPY),
+            group_recovery=Recovery(
+                5, 2, block_rate=1e-5, end_rate=1e-5, batch=2, relative=False, retries=0, loss=CROSS_ENTROPY
+            ),
         ),
     )
 }

@@ -19,7 +19,8 @@ class Schedule:
     makes it independent of the model. It rises during the share `warmup` of the steps, while Adam's variances are
     inaccurate, and falls along a cosine to the share `floor`. patience: epochs without a new best held-out loss after
     which training ends early; 0: never. retries: how often training without any improvement restarts, each time with
-    LATER_RATE of the rate, since a nearly optimal model needs small steps.
+    LATER_RATE of the rate (and after the first epoch where the loss has DIVERGED), since a nearly optimal model needs
+    small steps: the best rates of models differ by ten.
     """
 
     epochs: int

@@ -14,6 +14,9 @@ from .run import Run
 
 LATER_RATE = 0.25
 """Learning rate of a retry relative to that of the run before it."""
+DIVERGED = 1.1
+"""A run that has improved nothing, and whose held-out loss is this many times the initial one after an epoch, gives way
+to its retry: its steps are too long for this model."""
 
 
 def train(
@@ -35,7 +38,7 @@ def train(
     """
     options, skipped = options or TrainingOptions(), 0
     for retry in range(schedule.retries + 1):
-        own = replace(schedule, rate=schedule.rate * LATER_RATE**retry)
+        own = replace(schedule, rate=schedule.rate * LATER_RATE**retry, retries=schedule.retries - retry)
         state = options.state and options.state.with_name(f"{options.state.stem}-{retry}{options.state.suffix}")
         # No name for it here: a retry's run would exist beside it.
         curve = _train_once(
@@ -61,6 +64,8 @@ def _train_once(
             if epoch < len(run.losses) - 1:
                 continue  # done before the interruption; the shuffler has advanced
             if schedule.patience and epoch - _best(run.losses) >= schedule.patience:
+                break
+            if schedule.retries and _best(run.losses) == 0 and run.losses[-1] > DIVERGED * run.losses[0]:
                 break
             for numbers in fitted[order].split(schedule.batch):
                 run.step(numbers, schedule.rate_at(done, steps))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from slideconvert.errors import SlideConvertError
 from slideconvert.recover.options import Curve, Schedule, TrainingOptions
 from slideconvert.recover.run import MOST_SKIPPED
-from slideconvert.recover.training import train
+from slideconvert.recover.training import DIVERGED, train
 from tests.helpers import pico
 from tests.unit.test_recover import FITTED, HELD, SCHEDULE, Line, away, sized
 
@@ -172,16 +172,41 @@ def test_training_with_improvement_does_not_restart() -> None:
     assert told == [*range(1, 19), *range(1, 19)]
 
 
-@pytest.mark.parametrize("after", [1, 4, 7, 18])
-@pytest.mark.parametrize("attempt", [0, 1, 2])
+def test_an_attempt_that_diverges_ends_with_its_epoch_but_the_last_does_not() -> None:
+    told: list[int] = []
+    _, curve = hurting(replace(EAGER, retries=1), tell=lambda done, total: told.append(done))
+    assert told == [*range(1, STEPS + 1), *range(1, 6 * STEPS + 1)] and len(curve.losses) == 7
+    _, alone = hurting(replace(EAGER, retries=0))
+    assert len(alone.losses) == 7 and alone.losses[1] > DIVERGED * alone.losses[0]
+
+
+def test_an_attempt_that_is_hardly_worse_goes_on() -> None:
+    """It is worse by less than a tenth after the first epoch, and ends with the second."""
+    schedule = replace(EAGER, retries=1)
+    _, alone = away_from(replace(schedule, retries=0), lambda *_: None)
+    assert alone.best == 0 and 1 < alone.losses[1] / alone.losses[0] < DIVERGED < alone.losses[2] / alone.losses[0]
+    told: list[int] = []
+    away_from(schedule, lambda done, total: told.append(done))
+    assert told[: 2 * STEPS + 1] == [*range(1, 2 * STEPS + 1), 1]
+
+
+def away_from(schedule: Schedule, tell: Any) -> tuple[nn.Parameter, Curve]:
+    """The first epoch goes a little farther beyond what is held out than the start is before it."""
+    number, loss = away(9.0, 1.59)
+    return number, train(sized(number), loss, FITTED, HELD, schedule, TrainingOptions(progress=tell))
+
+
+@pytest.mark.parametrize(
+    ("attempt", "after"), [(0, 1), (0, STEPS), (1, 1), (1, STEPS), (2, 1), (2, 4), (2, 7), (2, 6 * STEPS)]
+)
 def test_attempts_that_were_interrupted_go_on(tmp_path: Path, attempt: int, after: int) -> None:
-    """In any of them; those that are over are not repeated."""
+    """In any of them; those that are over are not repeated. The first two diverge in their first epoch."""
     keep, calls = tmp_path / "keep.safetensors", 0
 
     def tell(done: int, total: int) -> None:
         nonlocal calls
-        calls += done == after
-        if done == after and calls == attempt + 1:
+        calls += 1
+        if calls == attempt * STEPS + after:
             raise Killed
 
     with pytest.raises(Killed):
@@ -190,7 +215,7 @@ def test_attempts_that_were_interrupted_go_on(tmp_path: Path, attempt: int, afte
     number, curve = hurting(EAGER, keep, lambda done, total: told.append(done))
     expected, wanted = hurting(EAGER)
     assert curve == wanted and torch.equal(number, expected)
-    assert len(told) == 18 * (3 - attempt) - (after - 1) // STEPS * STEPS
+    assert len(told) == sum((STEPS, STEPS, 6 * STEPS)[attempt:]) - (after - 1) // STEPS * STEPS
 
 
 @pytest.mark.parametrize("patience", [0, 1, 2, 4])
@@ -297,7 +322,7 @@ def test_failed_steps_are_counted_over_all_runs_and_attempts(tmp_path: Path) -> 
         HELD,
         replace(EAGER, retries=1),
     )
-    assert curve.best == 0 and curve.skipped == 2 * EAGER.epochs
+    assert curve.best == 0 and curve.skipped == 1 + EAGER.epochs
 
 
 def test_the_state_of_adam_is_restored(tmp_path: Path) -> None:
