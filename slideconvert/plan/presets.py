@@ -29,7 +29,7 @@ class Recovery:
     end_epochs: int = 0
     sequences: int = 0
     most_generated: int = 3
-    block_rate: float = 0.005
+    block_rate: float = 0.015
     end_rate: float = 0.004
     batch: int = 4
     relative: bool = True
@@ -100,7 +100,7 @@ PRESETS = {
             SWEEP_REFIT,
             permute=True,
             smooth=True,
-            recovery=Recovery(block_epochs=6, end_epochs=3, sequences=512),
+            recovery=Recovery(block_epochs=6, end_epochs=3, sequences=512, block_rate=0.008),
             group_recovery=replace(GROUP_RECOVERY, block_epochs=8, end_epochs=6),
         ),
         # The procedure of the GQSA paper, section 4.1; the paper omits batch and loss, so they are EfficientQAT's.
