@@ -81,7 +81,7 @@ def quantize_recipe(options: QuantizeOptions) -> Recipe:
     )
     if config.scheme and not config.scheme.quantized:
         raise InputError(f"scheme {config.scheme.name} does not quantize", hint="use int8, fp8 or w4a16")
-    return Recipe(config, layout=DENSE, calibration=calibration_of(options))
+    return Recipe(config, layout=DENSE, smooth=options.smooth, calibration=calibration_of(options))
 
 
 def slide_recipe(options: PatternOptions) -> Recipe:

@@ -128,8 +128,7 @@ class Plan:
     @property
     def smooths(self) -> bool:
         """Whether channels are smoothed before calibration, where that can help."""
-        preset = self.recipe.preset is not None and self.recipe.preset.smooth
-        return self.calibrated and (preset if self.recipe.smooth is None else self.recipe.smooth)
+        return self.calibrated and self.recipe.smooth is not False
 
     @property
     def smoothed(self) -> Smoothable:

@@ -57,8 +57,7 @@ class Preset:
 
     severe, mild: the method for 2:4 and 2:6, and for milder patterns; "" if the preset does not support 2:L patterns.
     ADMM finds better masks where many weights are pruned, and hardly better ones where few are. permute: whether to
-    permute channels for a smaller pruning loss. smooth: whether to smooth inputs of 8-bit integers
-    (smooth/). recovery: training for 2:L patterns in schemes without groups. groups:
+    permute channels for a smaller pruning loss. recovery: training for 2:L patterns in schemes without groups. groups:
     the method for group patterns (GQSA). group_recovery: training for group patterns and for grouped schemes.
     """
 
@@ -66,7 +65,6 @@ class Preset:
     severe: str
     mild: str
     permute: bool = False
-    smooth: bool = False
     recovery: Recovery = Recovery()
     groups: str = GQSA
     group_recovery: Recovery = GROUP_RECOVERY
@@ -90,7 +88,6 @@ PRESETS = {
             "balanced",
             ALPS,
             SWEEP_REFIT,
-            smooth=True,
             recovery=Recovery(block_epochs=2),
             group_recovery=replace(GROUP_RECOVERY, block_epochs=3, end_epochs=2),
         ),
@@ -99,7 +96,6 @@ PRESETS = {
             ALPS,
             SWEEP_REFIT,
             permute=True,
-            smooth=True,
             recovery=Recovery(block_epochs=6, end_epochs=3, sequences=512, block_rate=0.008),
             group_recovery=replace(GROUP_RECOVERY, block_epochs=8, end_epochs=6),
         ),

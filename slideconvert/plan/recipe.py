@@ -12,7 +12,7 @@
     block_epochs: 3           # epochs of training block by block, and end to end, instead of the preset's
     end_epochs: 2
     generated: 384            # sequences that the source model generates for training, instead of the preset's number
-    smooth: true              # move channel scales from 8-bit inputs into the weights; without it as the preset says
+    smooth: false             # true (the default): move channel scales from inputs of 8-bit integers into the weights
     codes: ternary            # ternary | full; for models trained with ternary weights (BitNet)
     calibration: {text: calibration.jsonl, samples: 128, length: 2048, seed: 0}
                               # or text: [a.jsonl, b.jsonl], weights: [2, 1], column: messages
@@ -69,8 +69,8 @@ class Recipe:
     """The config of all linears, the rules that override it, and the layout of the output (None: that of the source).
 
     preset: determines the method where neither config nor rule names one, and the training. block_epochs, end_epochs,
-    generated (sequences that the source model adds to the calibration text), smooth (whether inputs of 8-bit integers
-    are smoothed): None for those of the preset. calibration: the text for calibrated methods and training.
+    generated (sequences that the source model adds to the calibration text): None for those of the preset. smooth:
+    whether calibrated conversions smooth inputs of 8-bit integers; None as true. calibration: the text for calibrated methods and training.
     shard_bytes: maximum size of a weight file in bytes.
     """
 

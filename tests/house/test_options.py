@@ -88,7 +88,7 @@ UNUSED: dict[str, tuple[str, dict[str, str]]] = {
         "SOURCE OUT --method magnitude",
         {**DISPLAY, **HUB, **OUTPUT, **CALIBRATION, **COMPUTE, **OFFLOAD, **ROW_CAP, **SIZES, **TRAINING},
     ),
-    "quantize": ("SOURCE OUT", {**DISPLAY, **HUB, **OUTPUT, **CALIBRATION, **COMPUTE, **NUMBERS}),
+    "quantize": ("SOURCE OUT", {**DISPLAY, **HUB, **OUTPUT, **CALIBRATION, **COMPUTE, **NUMBERS, **SMOOTH}),
     "slide": ("SOURCE OUT", {**DISPLAY, **HUB, **OUTPUT}),
     "relayout": ("SOURCE OUT --layout dense", {**DISPLAY, **OUTPUT}),
     "verify": ("SOURCE", {**DISPLAY, "--revision": "--revision main"}),

@@ -26,6 +26,7 @@ from .recipe import (
     RecipeFile,
     RecipeOptions,
     SchemeOptions,
+    SmoothOptions,
     TrainingOptions,
 )
 from .target import TargetOptions
@@ -84,7 +85,14 @@ class SparsifyOptions(
 
 @dataclass(frozen=True)
 class QuantizeOptions(
-    SchemeOptions, GroupSchemeOptions, MethodOptions, CalibrationOptions, ComputeOptions, SourceOptions, OutputOptions
+    SchemeOptions,
+    GroupSchemeOptions,
+    MethodOptions,
+    SmoothOptions,
+    CalibrationOptions,
+    ComputeOptions,
+    SourceOptions,
+    OutputOptions,
 ):
     """Options of `quantize`."""
 

@@ -70,7 +70,7 @@ class SmoothOptions(Options):
 
     smooth: bool | None = option(
         "Move channel scales from inputs of 8-bit integers into the weights, or leave them."
-        "  [default: smooth with balanced and quality]",
+        "  [default: smooth where text is calibrated with]",
         flag="--smooth/--no-smooth",
     )
 
