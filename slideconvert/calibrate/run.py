@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -77,6 +78,19 @@ class RunSettings:
         return StreamOptions(torch.device(self.device), self.keep_on, own, self.tokens_at_once, self.dtype)
 
 
+@contextmanager
+def memory_options_named(device: str) -> Iterator[None]:
+    """OutputError if the block runs out of memory on `device`, with the options to lower; finished steps remain."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise OutputError(
+            f"out of memory on {device}: {str(error).splitlines()[0]}",
+            hint="continue with --resume and --offload (or --keep-on disk), or restart with a lower --batch-tokens, "
+            "fewer --samples or --generated 0",
+        ) from error
+
+
 def compressed_layers(
     plan: Plan, tokens: Tensor, settings: RunSettings, folder: Path, progress: Progress
 ) -> Iterator[LayerResult]:
@@ -89,7 +103,7 @@ def compressed_layers(
     recovery = plan.recovery
     ends = recovery is not None and recovery.end_epochs > 0
     by_block = block_schedule(recovery) if recovery else None
-    try:
+    with memory_options_named(settings.device):
         if plan.generated:
             tokens = torch.cat([generated_tokens(plan, tokens, settings, folder, progress), tokens])
         finished = int(ranks.agreed(store.finished))
@@ -110,12 +124,6 @@ def compressed_layers(
         if ends:
             assert recovery is not None
             yield from _trained(plan, tokens, settings, store, recovery, progress)
-    except torch.OutOfMemoryError as error:
-        raise OutputError(
-            f"out of memory on {settings.device}: {str(error).splitlines()[0]}",
-            hint="continue with --resume and --offload (or --keep-on disk), or restart with a lower --batch-tokens, "
-            "fewer --samples or --generated 0",
-        ) from error
 
 
 def generated_tokens(plan: Plan, tokens: Tensor, settings: RunSettings, folder: Path, progress: Progress) -> Tensor:

@@ -18,15 +18,15 @@ from ..plan.plan import Plan
 from ..progress import Progress
 from ..smooth.scales import Scales, parse_scales, to_json
 from ..smooth.search import best_exponents
-from .run import RunSettings
-from .stream import Stream, embed
+from .run import RunSettings, memory_options_named
+from .stream import Stream, embed, held_out
 
 STAGE = "smooth"
 """The stage in progress, and the name of hidden states in files."""
 FILE = "scales.json"
 """The file of the scales, among the finished steps of a calibration."""
 SEQUENCES = 8
-"""Calibration sequences that run through the dense model."""
+"""Calibration sequences that run through the dense model, none of them held out."""
 
 
 def smoothed(plan: Plan, tokens: Tensor | None, settings: RunSettings, folder: Path, progress: Progress) -> Plan:
@@ -44,7 +44,9 @@ def found_scales(plan: Plan, tokens: Tensor, settings: RunSettings, folder: Path
 
     def text() -> Tensor:
         if not path.is_file():
-            scales = _find(plan, tokens[:SEQUENCES], settings, folder, progress)
+            fitted, _ = held_out(len(tokens))
+            with memory_options_named(settings.device):
+                scales = _find(plan, tokens[fitted[:SEQUENCES]], settings, folder, progress)
             with writing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
                 write_file(path, to_json(scales).encode())

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from .plan import Plan
 
 PLAN, TEXT, CONVERT, GENERATE, CALIBRATE, TRAIN = "plan", "text", "convert", "generate", "calibrate", "train"
+SMOOTH = "smooth"
+"""The stage that has the same few sequences, whatever the number of samples."""
 BY_TENSORS = ("check", CONVERT, "verify", "finish")
 DIVIDED = (GENERATE, CALIBRATE, "targets", TRAIN)
 """The stages whose sequences several ranks have among them."""
@@ -158,6 +160,8 @@ def _by_tensors(stage: str, size: Size, trials: Trials) -> float:
 
 def _of_a_layer(stage: str, size: Size, narrow: Trial, few: Trial, many: Trial) -> tuple[float, float]:
     """Seconds of a layer: those that do not depend on the number of sequences, and those of all sequences."""
+    if stage == SMOOTH:
+        return many.seconds(stage) * size.of_layer / many.size.of_layer * size.length / many.size.length, 0.0
     each = max(0.0, many.seconds(stage) - few.seconds(stage)) / (many.size.samples - few.size.samples)
     wide = max(0.0, few.seconds(stage) - each * few.size.samples)
     less, more = narrow.size.of_layer / few.size.of_layer, size.of_layer / few.size.of_layer

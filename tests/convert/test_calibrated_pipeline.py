@@ -366,7 +366,19 @@ def test_what_no_damping_helps_is_an_error_that_names_the_layer(
 def test_time_of_each_stage_is_reported(cli: Cli, tmp_path: Path, model: Path, text: Path, brief: None) -> None:
     words = ("convert", model, tmp_path / "out", "--preset", "quality", "--calibration", text, "--samples", SAMPLES)
     told = json.loads(cli(*words, "--length", LENGTH, "--json").out)
-    stages = ["import", "plan", "text", "check", "calibrate", "targets", "train", "finish", "verify", "compare"]
+    stages = [
+        "import",
+        "plan",
+        "text",
+        "check",
+        "smooth",
+        "calibrate",
+        "targets",
+        "train",
+        "finish",
+        "verify",
+        "compare",
+    ]
     assert list(told["stages"]) == stages
     seconds = [stage["seconds"] for stage in told["stages"].values()]
     assert sum(seconds) == pytest.approx(told["seconds"], abs=0.001 * len(seconds)), "every second has a name"
@@ -697,7 +709,15 @@ def test_a_folder_that_is_not_empty_is_refused_before_any_text_is_read(
     assert outcome.code == 2 and "not an empty folder" in outcome.err and not asked
 
 
-@pytest.mark.parametrize("place", ["slideconvert.models.decoder.Layer.inputs", "slideconvert.recover.run.Run.step"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "slideconvert.models.decoder.Layer.inputs",
+        "slideconvert.calibrate.stream.Accumulator",
+        "slideconvert.recover.run.Run.step",
+    ],
+    ids=["smoothing", "layers", "training"],
+)
 def test_out_of_memory_names_the_settings_to_lower(
     cli: Cli, tmp_path: Path, model: Path, text: Path, brief: None, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:

@@ -55,7 +55,7 @@ def test_calibration_and_training_are_told(cli: Cli, source: Path, tmp_path: Pat
     assert shown.code == 0, shown.err
     rows = {line.split()[0]: line.split()[1:] for line in shown.out.partition("\nTime")[2].splitlines() if line.split()}
     assert list(rows)[2:] == [
-        *("import", "plan", "text", "check", "generate", "calibrate", "targets", "train", "finish", "verify"),
+        *("import", "plan", "text", "check", "smooth", "generate", "calibrate", "targets", "train", "finish", "verify"),
         *("compare", "source", "output", "time", "probe"),
     ]
     assert rows["text"] == rows["source"] == rows["output"] == ["not", "estimated"]

@@ -25,11 +25,13 @@ import pyarrow.parquet
 import torch
 
 from benches.peak import peak_bytes
+from slideconvert.checkpoint.files import CHANNEL_SCALES
 from slideconvert.cli import DEFECT, main
 from tests.helpers import pico
 from tests.helpers.calibrated import FLAGS, write_text, write_tokenizer
 from tests.helpers.forks import fork
 from tests.helpers.mutations import damage
+from tests.helpers.outliers import enlarged
 
 RECIPE = "scheme: int8\npattern: 2:8\nmethod: magnitude\nrules:\n  - {match: '*.down_proj', pattern: '2:6'}\n"
 COMMANDS = {
@@ -48,6 +50,7 @@ COMMANDS = {
 }
 MADE = {
     "slide": ("--method", "magnitude"),
+    "smoothed": ("--preset", "balanced", "--block-epochs", "0"),
     "permuted": ("--preset", "quality", "--block-epochs", "0", "--end-epochs", "0"),
     "gqs": ("--method", "saliency", "--sparsity", "0.5", "--group-size", "8", "--preset", "fast"),
 }
@@ -89,13 +92,14 @@ def run(*words: object) -> int:
 
 
 def write_whole(root: Path) -> Path:
-    """A folder with sound models (a source in shards, others' W8A8, ours in three layouts), texts and a recipe."""
-    source = write_tokenizer(pico.write(root / "source", shards=2))
+    """A folder with sound models (a source in shards with large channels, others' W8A8, ours), texts and a recipe."""
+    source = write_tokenizer(pico.write(root / "source", enlarged(pico.weights(), pico.LAYERS), shards=2))
     write_tokenizer(pico.w8a8(root / "w8a8"))
     text = write_text(root / "text.jsonl")
     for name, words in MADE.items():
         calibration = () if name == "slide" else ("--calibration", text, *FLAGS)
         assert run("convert", "-q", source, root / name, *words, *calibration) == 0
+    assert (root / "smoothed" / CHANNEL_SCALES).is_file()
     (root / "text.txt").write_text("w1 w2 w3 " * 200)
     rows = [f"w{number} " * 60 for number in range(30)]
     pyarrow.parquet.write_table(pyarrow.table({"text": rows}), root / "text.parquet")
@@ -106,7 +110,7 @@ def write_whole(root: Path) -> Path:
 def prepare(seed: int, whole: Path, folder: Path) -> Case:
     """Copy what the case needs from `whole` into `folder`, and damage one file of it."""
     random = Random(seed)
-    model = random.choice(("source", "source", "w8a8", "slide", "permuted", "gqs"))
+    model = random.choice(("source", "source", "w8a8", *MADE))
     shutil.copytree(whole / model, folder / "model", copy_function=os.link)
     texts = {name: folder / f"text.{name}" for name in ("jsonl", "txt", "parquet")}
     for path in texts.values():

@@ -23,44 +23,22 @@ from slideconvert.core.schemes import INT8
 from slideconvert.smooth.scales import Scales, Smoothed, added, between
 from slideconvert.smooth.search import best_exponents, output_error
 from tests.conftest import Cli
+from tests.helpers import outliers as helpers
 from tests.helpers import pico
 from tests.helpers.demo import TEXT
+from tests.helpers.outliers import CALIBRATION, LARGE, NORMS, READERS, with_outliers
 from tests.helpers.serving import drop_hashes
-
-CALIBRATION = ("--calibration", str(TEXT.with_name("calibration.jsonl")), "--samples", "16", "--length", "64")
-NORMS = ("input_layernorm", "post_attention_layernorm")
-READERS = {
-    NORMS[0]: ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    NORMS[1]: ("mlp.gate_proj", "mlp.up_proj"),
-}
-LARGE, TIMES = (3, 17, 40), 64
-"""The channels that are made large, and by what: a power of two, so that the model stays the same to the bit."""
 
 
 @pytest.fixture(scope="module")
 def outliers(short_demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo model with three channels of each norm 64 times as large, and their columns a 64th."""
-    out = tmp_path_factory.mktemp("outliers") / "model"
-    shutil.copytree(short_demo, out)
-    tensors = load_file(out / SINGLE)
-    for layer in (0, 1):
-        for norm, submodules in READERS.items():
-            tensors[f"model.layers.{layer}.{norm}.weight"][list(LARGE)] *= TIMES
-            for submodule in submodules:
-                tensors[f"model.layers.{layer}.{submodule}.weight"][:, list(LARGE)] /= TIMES
-    save_file(tensors, out / SINGLE, metadata={"format": "pt"})
-    return out
+    return with_outliers(short_demo, tmp_path_factory.mktemp("outliers") / "model")
 
 
 @pytest.fixture(scope="module")
 def smoothed(outliers: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """That model, pruned and quantized with smoothing."""
-    from slideconvert import ConvertOptions, convert
-
-    out = tmp_path_factory.mktemp("smoothed") / "out"
-    text = TEXT.with_name("calibration.jsonl")
-    convert(outliers, out, ConvertOptions(calibration=text, samples=16, length=64, layout="dense", block_epochs=0))
-    return out
+    return helpers.smoothed(outliers, tmp_path_factory.mktemp("smoothed") / "out")
 
 
 def random_scales(layers: int, seed: int, norms: tuple[str, ...] = NORMS) -> Scales:
