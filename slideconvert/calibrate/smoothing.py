@@ -62,18 +62,19 @@ def _find(plan: Plan, tokens: Tensor, settings: RunSettings, folder: Path, progr
     decoder.record_passed(tokens.shape[1])
     stream = Stream(STAGE, embed(decoder, (tokens,), options, STAGE), options)
     schemes = {plan.linear.name: plan.scheme for plan in plan.linears}
-    count, found = max(plan.smoothed) + 1, Scales()
+    wanted, found = plan.smoothed, Scales()
+    count = max(wanted) + 1
     for number in range(count):
         progress(STAGE, number, count)
         stream.enter(decoder.layer(number))
-        for norm, group in plan.smoothed.get(number, {}).items():
+        for maker, group in wanted.get(number, {}).items():
             inputs = torch.cat([batch.flatten(0, 1) for batch in stream.inputs(group, leaving=False)]).float()
             submodules = decoder.architecture.input_groups[group]
             weights = [stream.layer.linear(submodule).weight.data for submodule in submodules]
             own = [schemes[f"{decoder.architecture.layer(number)}.{submodule}"] for submodule in submodules]
             exponents = best_exponents(inputs, weights, own)
             if bool(exponents.any()):
-                found.setdefault(number, {})[norm] = exponents.cpu()
+                found.setdefault(number, {})[maker] = exponents.cpu()
         stream.leave()
     progress(STAGE, count, count)
     return found

@@ -31,8 +31,8 @@ from .registry import describe, format_for
 class LinearRecord:
     """What was done to one linear. method is "" when nothing was pruned; on_codes: pruned after quantization; moved:
     by how many conversions, one after another, survivors were moved and not only rounded (calibration, training);
-    permuted: rows or columns stand in another order than in the source; smoothed: columns are scaled, and the norm
-    before them by the inverse."""
+    permuted: rows or columns stand in another order than in the source; smoothed: rows or columns
+    are scaled (smooth/)."""
 
     shape: tuple[int, int]
     scheme: Scheme

@@ -51,6 +51,7 @@ class FreeChannels:
     """Channels that are internal to a layer, so that they can be permuted.
 
     consumer: the linear that reads them as columns. norm: the norm between producers and consumer, "" without one.
+    linear_in: the producer in whose rows they are linear, so that a row can take their scale; "" if none is.
     shape: of a permutation, (key-value heads, head_dim) or (inner,). readers: the number of heads that the consumer
     reads. Architecture.free_channels sets shape and readers from config.json.
     """
@@ -60,6 +61,7 @@ class FreeChannels:
     norm: str = ""
     shape: tuple[int, ...] = ()
     readers: int = 1
+    linear_in: str = ""
 
     def producer(self, submodule: str) -> Producer | None:
         """The producer at `submodule`, or None."""
@@ -101,6 +103,15 @@ class Architecture:
     def linears(self) -> tuple[str, ...]:
         """The linears of a layer, in order of data flow."""
         return tuple(submodule for group in self.input_groups for submodule in group)
+
+    @property
+    def scaled(self) -> dict[str, tuple[str, ...]]:
+        """By submodule whose outputs a scale can be folded into, the linears that read them: norms of the residual
+        stream, and the linear half of a gated MLP."""
+        found = dict(zip(self.residual_norms or (), (self.attention[0], self.mlp[0]), strict=False))
+        if self.inner and self.inner.linear_in:
+            found[self.inner.linear_in] = (self.inner.consumer,)
+        return found
 
     @property
     def attended(self) -> int:

@@ -15,7 +15,7 @@ LLAMA = Architecture(
     mlp=(("mlp.gate_proj", "mlp.up_proj"), ("mlp.down_proj",)),
     norms=("input_layernorm", "post_attention_layernorm"),
     heads=FreeChannels((Producer("self_attn.v_proj"),), "self_attn.o_proj"),
-    inner=FreeChannels((Producer("mlp.gate_proj"), Producer("mlp.up_proj")), "mlp.down_proj"),
+    inner=FreeChannels((Producer("mlp.gate_proj"), Producer("mlp.up_proj")), "mlp.down_proj", linear_in="mlp.up_proj"),
     layers="model.layers",
     embedding="model.embed_tokens",
     final_norm="model.norm",

@@ -76,7 +76,7 @@ class LinearPlan:
 
     @property
     def in_scaled(self) -> LinearPlan:
-        """The plan of the same linear if its columns are scaled."""
+        """The plan of the same linear if its rows or columns are scaled."""
         return self if self.record is None else replace(self, record=replace(self.record, smoothed=True))
 
     @property

@@ -82,11 +82,13 @@ class Plan:
 
     def with_scales(self, scales: Scales) -> Plan:
         """The same plan for the source with channel scales folded in."""
-        groups = self.smoothed
-        changed = {(layer, groups[layer][norm]) for layer, norms in scales.items() for norm in norms}
-        linears = [
-            plan.in_scaled if (plan.linear.layer, plan.linear.group) in changed else plan for plan in self.linears
-        ]
+        changed = {
+            f"{self.architecture.layer(layer)}.{submodule}"
+            for layer, makers in scales.items()
+            for maker in makers
+            for submodule in (maker, *self.architecture.scaled[maker])
+        }
+        linears = [plan.in_scaled if plan.linear.name in changed else plan for plan in self.linears]
         return replace(self, source=Smoothed.of(self.source, scales), linears=tuple(linears), scales=scales)
 
     @property
@@ -132,7 +134,7 @@ class Plan:
 
     @property
     def smoothed(self) -> Smoothable:
-        """The norms whose output is smoothed."""
+        """The inputs that are smoothed."""
         return smoothable(self.source, self.linears) if self.smooths else {}
 
     @property
@@ -244,8 +246,8 @@ def make_plan(snapshot: Snapshot, recipe: Recipe, source: Checkpoint | None = No
     plan = Plan(source, snapshot, recipe, layout, tuple(linears), shards, before, tied, surplus)
     if recipe.smooth is not None and not (plan.calibrated and smoothable(source, linears)):
         raise InputError(
-            "smooth has no effect: it needs calibration, and linears behind a norm, stored in bfloat16 or float32, "
-            "whose inputs are quantized to 8-bit integers",
+            "smooth has no effect: it needs calibration, and linears stored in bfloat16 or float32 whose inputs are "
+            "quantized to 8-bit integers",
             hint="omit it, or choose a calibrated --method or a --preset, with --scheme int8",
         )
     return plan

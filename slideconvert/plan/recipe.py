@@ -70,8 +70,8 @@ class Recipe:
 
     preset: determines the method where neither config nor rule names one, and the training. block_epochs, end_epochs,
     generated (sequences that the source model adds to the calibration text): None for those of the preset. smooth:
-    whether calibrated conversions smooth inputs of 8-bit integers; None as true. calibration: the text for calibrated methods and training.
-    shard_bytes: maximum size of a weight file in bytes.
+    whether calibrated conversions smooth inputs of 8-bit integers; None as true. calibration: the text for calibrated
+    methods and training. shard_bytes: maximum size of a weight file in bytes.
     """
 
     config: LinearConfig = field(default_factory=LinearConfig)

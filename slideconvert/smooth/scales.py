@@ -1,17 +1,19 @@
-"""The channel scales that smoothing folds into norms and linears: their files, their sums, and the smoothed source.
+"""The channel scales that smoothing folds into the model: their files, their sums, and the smoothed source.
 
-An input channel of a linear is divided by a scale in the weight of the norm before it, and the columns of the linears
-behind that norm are multiplied by the same scale (SmoothQuant, arXiv 2211.10438, equation 3). Scales are powers of two:
-no weight is rounded, so the model computes the same function, and scales are undone to the bit.
+An input channel of a linear is divided by a scale where it is made, in the weight of a norm or in a row of up_proj, and
+the columns of the linears that read it are multiplied by the same scale (SmoothQuant, arXiv 2211.10438, equation 3).
+Scales are powers of two: no weight is rounded, so the model computes the same function, and scales are undone to the
+bit.
 
 channel_scales.json beside the weights stores the exponents, so that `verify` can compare with the source:
-{"0": {"input_layernorm": [3, -1, …], …}, …}, by decoder layer and norm. A chain of conversions adds them up: the file
-is relative to the first source.
+{"0": {"input_layernorm": [3, -1, …], …}, …}, by decoder layer and the submodule that makes the channels. A chain of
+conversions adds them up: the file is relative to the first source, in the order of its channels.
 """
 
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -22,7 +24,6 @@ from torch import Tensor
 from ..checkpoint.files import CHANNEL_SCALES
 from ..checkpoint.reader import Checkpoint, read_json
 from ..errors import InputError
-from ..models.architecture import Architecture
 from ..models.families import architecture_of
 
 RESTORE_HINT = "download or copy the checkpoint again"
@@ -30,48 +31,45 @@ LARGEST = 64
 """The largest exponent in a file. A search finds at most `search.LARGEST`; a chain of conversions adds several."""
 
 Scales = dict[int, dict[str, Tensor]]
-"""By decoder layer and submodule of a norm, the exponent of two of each channel, [hidden] int64."""
+"""By decoder layer and the submodule that makes the channels, the exponent of two of each, [K] int64."""
 
 
 @dataclass(frozen=True)
 class Smoothed(Checkpoint):
     """A checkpoint whose channels are scaled as they are read.
 
-    factors: by the name of a tensor what its last dimension is multiplied by, [K] float32, powers of two.
+    factors: by the name of a tensor what it is multiplied by, float32, powers of two: [1, K] for the columns of a
+    matrix, [N, 1] for its rows (up_proj has both), [1, K] for a vector.
     """
 
-    factors: dict[str, Tensor] = field(default_factory=dict)
+    factors: dict[str, list[Tensor]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, source: Checkpoint, scales: Scales) -> Smoothed:
         """The source with scales folded in."""
-        architecture = architecture_of(source.config)
-        factors: dict[str, Tensor] = {}
-        for layer, norms in scales.items():
-            for norm, exponents in norms.items():
-                names = [f"{architecture.layer(layer)}.{submodule}.weight" for submodule in readers(architecture, norm)]
-                factors |= dict.fromkeys(names, torch.exp2(exponents.float()))
-                factors[f"{architecture.layer(layer)}.{norm}.weight"] = torch.exp2(-exponents.float())
-        known = {one.name: getattr(source, one.name) for one in fields(Checkpoint)}
-        return cls(**known, factors=factors)
+        architecture, found = architecture_of(source.config), defaultdict[str, list[Tensor]](list)
+        for layer, makers in scales.items():
+            prefix = architecture.layer(layer)
+            for maker, exponents in makers.items():
+                scale = torch.exp2(exponents.float())[None]
+                rows = len(source.spec(f"{prefix}.{maker}.weight").shape) > 1
+                found[f"{prefix}.{maker}.weight"].append(scale.reciprocal().T if rows else scale.reciprocal())
+                found[f"{prefix}.{maker}.bias"].append(scale.reciprocal())
+                for reader in architecture.scaled[maker]:
+                    found[f"{prefix}.{reader}.weight"].append(scale)
+        factors = {name: own for name, own in found.items() if name in source.tensors}
+        return cls(**{one.name: getattr(source, one.name) for one in fields(Checkpoint)}, factors=factors)
 
     def read_flat(self, name: str, start: int, stop: int) -> Tensor:
         """Elements start … stop of a tensor, flattened, scaled."""
-        found, factor = super().read_flat(name, start, stop), self.factors.get(name)
-        if factor is None:
-            return found
-        own = factor.to(found.dtype).roll(-(start % len(factor)))
-        whole = len(found) // len(own) * len(own)
-        found[:whole].view(-1, len(own)).mul_(own)
-        found[whole:].mul_(own[: len(found) - whole])
+        found = super().read_flat(name, start, stop)
+        columns = self.spec(name).shape[-1]
+        first, last = start // columns, -(-stop // columns)  # rows that they lie in; a vector is one
+        for factor in self.factors.get(name, ()):
+            rows = factor if len(factor) == 1 else factor[first:last]
+            whole = rows.to(found.dtype).expand(last - first, columns).flatten()
+            found.mul_(whole[start - first * columns :][: len(found)])
         return found
-
-
-def readers(architecture: Architecture, norm: str) -> tuple[str, ...]:
-    """The linears of a layer that read the output of one of its residual norms."""
-    norms = architecture.residual_norms or ()
-    parts = (architecture.attention[0], architecture.mlp[0])
-    return dict(zip(norms, parts, strict=False)).get(norm, ())
 
 
 def added(first: Scales, then: Scales) -> Scales:
@@ -79,23 +77,23 @@ def added(first: Scales, then: Scales) -> Scales:
     found: Scales = {}
     for layer in sorted(first.keys() | then.keys()):
         one, other = first.get(layer, {}), then.get(layer, {})
-        both = {norm: one[norm] + other[norm] for norm in one.keys() & other.keys()}
-        norms = {norm: both.get(norm, (one | other)[norm]) for norm in (one | other)}
-        if kept := {norm: exponents for norm, exponents in norms.items() if bool(exponents.any())}:
+        both = {maker: one[maker] + other[maker] for maker in one.keys() & other.keys()}
+        makers = {maker: both.get(maker, (one | other)[maker]) for maker in (one | other)}
+        if kept := {maker: exponents for maker, exponents in makers.items() if bool(exponents.any())}:
             found[layer] = kept
     return found
 
 
 def between(theirs: Scales, ours: Scales) -> Scales:
     """The scales from one checkpoint to another. Both arguments are relative to the first source."""
-    return added({layer: {norm: -one for norm, one in norms.items()} for layer, norms in theirs.items()}, ours)
+    return added({layer: {maker: -one for maker, one in makers.items()} for layer, makers in theirs.items()}, ours)
 
 
 def to_json(scales: Scales) -> str:
     """The content of channel_scales.json, a line for each layer."""
     lines = [
-        f'"{layer}": {json.dumps({norm: one.tolist() for norm, one in norms.items()}, separators=(",", ":"))}'
-        for layer, norms in sorted(scales.items())
+        f'"{layer}": {json.dumps({maker: one.tolist() for maker, one in makers.items()}, separators=(",", ":"))}'
+        for layer, makers in sorted(scales.items())
     ]
     return "{" + ",\n".join(lines) + "}\n"
 
@@ -109,19 +107,21 @@ def read_scales(checkpoint: Checkpoint) -> Scales:
 def parse_scales(found: Mapping[str, Any], config: Mapping[str, Any], where: str) -> Scales:
     """Scales from JSON. InputError about `where` unless they fit the model that config.json describes."""
     architecture = architecture_of(config)
-    norms, columns = architecture.residual_norms or (), int(config["hidden_size"])
+    sizes = {maker: int(config["hidden_size"]) for maker in architecture.scaled}
+    if architecture.inner and architecture.inner.linear_in:
+        sizes[architecture.inner.linear_in] = int(config["intermediate_size"])
     numbers = {str(number): number for number in range(config["num_hidden_layers"])}
     scales: Scales = {}
-    for layer, by_norm in found.items():
-        if layer not in numbers or not isinstance(by_norm, dict) or by_norm.keys() - set(norms):
-            raise InputError(f"{where}: the model has no such norms in layer {layer[:20]}", hint=RESTORE_HINT)
-        for norm, exponents in by_norm.items():
-            fits = isinstance(exponents, list) and len(exponents) == columns
+    for layer, makers in found.items():
+        if layer not in numbers or not isinstance(makers, dict) or makers.keys() - sizes.keys():
+            raise InputError(f"{where}: the model has no such channels in layer {layer[:20]}", hint=RESTORE_HINT)
+        for maker, exponents in makers.items():
+            fits = isinstance(exponents, list) and len(exponents) == sizes[maker]
             if not (fits and all(type(one) is int and abs(one) <= LARGEST for one in exponents)):
                 raise InputError(
-                    f"{where}: layer {layer}: the scales of {norm} are not {columns} whole numbers of at most "
+                    f"{where}: layer {layer}: the scales of {maker} are not {sizes[maker]} whole numbers of at most "
                     f"{LARGEST}",
                     hint=RESTORE_HINT,
                 )
-            scales.setdefault(numbers[layer], {})[norm] = torch.tensor(exponents)
+            scales.setdefault(numbers[layer], {})[maker] = torch.tensor(exponents)
     return scales

@@ -14,20 +14,23 @@ from tests.helpers.demo import SHORT_LAYERS, TEXT
 CALIBRATION_TEXT = TEXT.with_name("calibration.jsonl")
 CALIBRATION = ("--calibration", str(CALIBRATION_TEXT), "--samples", "16", "--length", "64")
 NORMS = ("input_layernorm", "post_attention_layernorm")
+UP = "mlp.up_proj"
 READERS = {
     NORMS[0]: ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    NORMS[1]: ("mlp.gate_proj", "mlp.up_proj"),
+    NORMS[1]: ("mlp.gate_proj", UP),
+    UP: ("mlp.down_proj",),
 }
+"""By submodule that makes the channels of an input, the linears that read them."""
 LARGE, TIMES = (3, 17, 40), 64
 """The channels that are made large, and by what: a power of two, so that the model stays the same to the bit."""
 
 
 def enlarged(tensors: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
-    """The tensors of a Llama, changed in place: some channels of each norm are TIMES as large, their columns as much
+    """The tensors of a Llama, changed in place: some channels of each input are TIMES as large, their columns as much
     smaller."""
     for layer in range(layers):
-        for norm, submodules in READERS.items():
-            tensors[f"model.layers.{layer}.{norm}.weight"][list(LARGE)] *= TIMES
+        for maker, submodules in READERS.items():
+            tensors[f"model.layers.{layer}.{maker}.weight"][list(LARGE)] *= TIMES
             for submodule in submodules:
                 tensors[f"model.layers.{layer}.{submodule}.weight"][:, list(LARGE)] /= TIMES
     return tensors

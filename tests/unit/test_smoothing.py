@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from tests.conftest import Cli
 from tests.helpers import outliers as helpers
 from tests.helpers import pico
 from tests.helpers.demo import TEXT
-from tests.helpers.outliers import CALIBRATION, LARGE, NORMS, READERS, with_outliers
+from tests.helpers.outliers import CALIBRATION, LARGE, NORMS, READERS, UP, with_outliers
 from tests.helpers.serving import drop_hashes
 
 
@@ -41,24 +42,41 @@ def smoothed(outliers: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return helpers.smoothed(outliers, tmp_path_factory.mktemp("smoothed") / "out")
 
 
-def random_scales(layers: int, seed: int, norms: tuple[str, ...] = NORMS) -> Scales:
+SIZES = {maker: pico.INNER if maker == UP else pico.HIDDEN for maker in READERS}
+CHANGED = {*NORMS, *(submodule for submodules in READERS.values() for submodule in submodules)}
+
+
+def random_scales(layers: int, seed: int) -> Scales:
     made = torch.Generator().manual_seed(seed)
     return {
-        layer: {norm: torch.randint(-6, 7, (pico.HIDDEN,), generator=made) for norm in norms} for layer in range(layers)
+        layer: {maker: torch.randint(-6, 7, (size,), generator=made) for maker, size in SIZES.items()}
+        for layer in range(layers)
     }
+
+
+def slow_scaled(name: str, whole: Tensor, scales: dict[str, Tensor]) -> Tensor:
+    """Element by element: divided by the scale of what makes it, multiplied by that of what it reads."""
+    own, columns = name.removeprefix("model.layers.0.").removesuffix(".weight"), whole.shape[-1]
+    read = next((maker for maker, submodules in READERS.items() if own in submodules), None)
+    out = []
+    for at, one in enumerate(whole.flatten().tolist()):
+        made = at // columns if whole.dim() > 1 else at
+        exponent = int(scales[read][at % columns]) if read else 0
+        exponent -= int(scales[own][made]) if own in scales else 0
+        out.append(one * 2.0**exponent)
+    return torch.tensor(out).to(whole.dtype)
 
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_any_part_of_a_tensor_is_scaled_by_its_columns(data: st.DataObject, source: Checkpoint) -> None:
-    smooth = Smoothed.of(source, random_scales(1, 0))
-    name = data.draw(st.sampled_from([f"model.layers.0.{one}.weight" for one in (*NORMS, *sum(READERS.values(), ()))]))
+def test_any_part_of_a_tensor_is_scaled_by_its_rows_and_columns(data: st.DataObject, source: Checkpoint) -> None:
+    scales = random_scales(1, 0)
+    smooth = Smoothed.of(source, scales)
+    name = f"model.layers.0.{data.draw(st.sampled_from([*sorted(CHANGED), 'self_attn.o_proj']))}.weight"
     whole = source.read(name)
-    factor = smooth.factors[name]
-    slow = torch.tensor([float(one) * float(factor[at % len(factor)]) for at, one in enumerate(whole.flatten())])
     start = data.draw(st.integers(0, whole.numel()))
     stop = data.draw(st.integers(start, whole.numel()))
-    assert torch.equal(smooth.read_flat(name, start, stop), slow[start:stop].to(whole.dtype))
+    assert torch.equal(smooth.read_flat(name, start, stop), slow_scaled(name, whole, scales[0])[start:stop])
 
 
 @pytest.fixture(scope="module")
@@ -68,23 +86,31 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 def test_scales_are_undone_to_the_bit_and_leave_other_tensors_alone(source: Checkpoint) -> None:
     scales = random_scales(2, 1)
-    back = Smoothed.of(source, between(scales, {}))
-    smooth = Smoothed.of(source, scales)
+    back, smooth = Smoothed.of(source, between(scales, {})), Smoothed.of(source, scales)
     changed = {name for name in source.tensors if not torch.equal(smooth.read(name), source.read(name))}
-    assert changed == {
-        f"model.layers.{layer}.{one}.weight" for layer in (0, 1) for one in (*NORMS, *sum(READERS.values(), ()))
-    }
-    twice = {
-        name: smooth.read(name) * back.factors.get(name, torch.ones(1)).to(smooth.read(name).dtype) for name in changed
-    }
-    assert all(torch.equal(twice[name], source.read(name)) for name in changed)
+    assert changed == {f"model.layers.{layer}.{one}.weight" for layer in (0, 1) for one in CHANGED}
+    for name in changed:
+        scaled = smooth.read(name)
+        for factor in back.factors[name]:
+            scaled *= factor.view(-1).to(scaled.dtype) if scaled.dim() == 1 else factor.to(scaled.dtype)
+        assert torch.equal(scaled, source.read(name))
+
+
+def test_a_bias_of_up_proj_takes_the_scale_of_its_rows(source: Checkpoint) -> None:
+    name, scales = f"model.layers.0.{UP}", random_scales(1, 2)
+    biased = replace(
+        source, tensors=source.tensors | {f"{name}.bias": source.tensors["model.layers.0.mlp.down_proj.weight"]}
+    )
+    smooth = Smoothed.of(biased, scales)
+    (factor,) = smooth.factors[f"{name}.bias"]
+    assert torch.equal(factor[0], torch.exp2(-scales[0][UP].float()))
 
 
 def test_scales_add_up_and_nothing_is_kept_of_those_that_cancel() -> None:
     first, then = random_scales(2, 2), random_scales(3, 3)
     both = added(first, then)
     assert set(both) == {0, 1, 2} and torch.equal(both[2][NORMS[0]], then[2][NORMS[0]])
-    assert torch.equal(both[1][NORMS[1]], first[1][NORMS[1]] + then[1][NORMS[1]])
+    assert all(torch.equal(both[1][maker], first[1][maker] + then[1][maker]) for maker in READERS)
     assert between(first, first) == {} and set(between(first, both)) == {0, 1, 2}
 
 
@@ -150,7 +176,10 @@ def test_large_channels_cost_nothing_when_smoothed(cli: Cli, tmp_path: Path, out
 def test_it_is_told_recorded_and_verified(cli: Cli, tmp_path: Path, outliers: Path, smoothed: Path) -> None:
     record = json.loads((smoothed / "config.json").read_text())["slidesparse_config"]
     told = {name.rpartition("layers.")[2][2:] for name, linear in record["layers"].items() if linear.get("smoothed")}
-    assert told == {*READERS[NORMS[0]], *READERS[NORMS[1]]} and CHANNEL_SCALES in record["files"]
+    assert (
+        told == {submodule for submodules in READERS.values() for submodule in submodules}
+        and CHANNEL_SCALES in record["files"]
+    )
     assert any("scales" in note for note in json.loads((smoothed / "report.json").read_text())["notes"])
     assert cli("verify", smoothed, "--source", outliers).code == 0
     slid = tmp_path / "slid"  # what is made of it takes the scales along, and can be compared with either source
@@ -179,9 +208,9 @@ def test_a_norm_that_was_not_scaled_alike_is_found(cli: Cli, tmp_path: Path, out
         (lambda scales: scales["1"][NORMS[0]].__setitem__(0, 0.5), "whole numbers of at most"),
         (lambda scales: scales["1"][NORMS[0]].__setitem__(0, 1000), "whole numbers of at most"),
         (lambda scales: scales["1"].update({NORMS[0]: "1"}), "whole numbers of at most"),
-        (lambda scales: scales["1"].update({"self_attn": []}), "no such norms in layer 1"),
-        (lambda scales: scales.update({"77": {}}), "no such norms in layer 77"),
-        (lambda scales: scales.update({"1": []}), "no such norms in layer 1"),
+        (lambda scales: scales["1"].update({"self_attn": []}), "no such channels in layer 1"),
+        (lambda scales: scales.update({"77": {}}), "no such channels in layer 77"),
+        (lambda scales: scales.update({"1": []}), "no such channels in layer 1"),
     ],
     ids=["another", "short", "fraction", "huge", "word", "norm", "layer", "list"],
 )

@@ -24,7 +24,7 @@ from tests.helpers import family_models, outliers, pico
 from tests.helpers.calibrated import FLAGS, write_text
 from tests.helpers.demo import text_windows
 from tests.helpers.launches import launch
-from tests.helpers.outliers import CALIBRATION, LARGE, NORMS, READERS, with_outliers
+from tests.helpers.outliers import CALIBRATION, LARGE, NORMS, READERS, UP, with_outliers
 
 BALANCED = ("--layout", "dense", "--block-epochs", 0, *CALIBRATION)
 UNPRUNED = ("--pattern", "2_inf", *BALANCED)
@@ -95,8 +95,8 @@ def test_scales_are_added_to_those_of_a_smoothed_source(cli: Cli, model: Path, s
             large = list(LARGE)
             assert (total[layer][norm][large] > exponents[large]).all(), "what was found now is added"
     first, last = load_file(model / SINGLE), load_file(out / SINGLE)
-    for layer, norms in total.items():
-        for norm, exponents in norms.items():
+    for layer, makers in total.items():
+        for norm, exponents in ((maker, one) for maker, one in makers.items() if maker in NORMS):
             name = f"model.layers.{layer}.{norm}.weight"
             assert torch.equal(last[name], first[name] / torch.exp2(exponents.float()).to(first[name].dtype))
     for source in (between, model):
@@ -139,7 +139,7 @@ def test_biases_are_not_scaled(cli: Cli, model: Path, tmp_path: Path) -> None:
     )
     out = tmp_path / "out"
     assert cli("convert", source, out, *UNPRUNED).code == 0
-    assert set(read_scales(Checkpoint.open(out))[0]) == set(NORMS)
+    assert set(read_scales(Checkpoint.open(out))[0]) == set(READERS)
     written = load_file(out / SINGLE)
     biases = [name for name in tensors if name.endswith(".bias")]
     assert len(biases) == 6 and all(written[name].equal(tensors[name]) for name in biases)
@@ -167,18 +167,42 @@ def test_held_out_sequences_decide_no_scales(
 
 
 @pytest.mark.parametrize("family", ["gemma2", "olmo2"])
-def test_a_family_whose_norms_take_no_scales_is_converted_without(cli: Cli, family: str, tmp_path: Path) -> None:
-    """Gemma multiplies by 1 + weight, and OLMo 2 has no norm before its linears."""
+def test_norms_that_take_no_scales_are_left_alone(cli: Cli, family: str, tmp_path: Path) -> None:
+    """Gemma multiplies by 1 + weight, and OLMo 2 has no norm before its linears. Their inner channels can be scaled."""
     source, text = family_models.write(tmp_path / "source", family), write_text(tmp_path / "text.jsonl")
-    words = ("--preset", "balanced", "--block-epochs", 0, "--calibration", text, *FLAGS)
     out = tmp_path / "out"
+    words = ("--preset", "balanced", "--block-epochs", 0, "--calibration", text, *FLAGS)
     assert cli("convert", source, out, *words).code == 0
-    assert not (out / CHANNEL_SCALES).exists()
+    assert all(set(makers) == {UP} for makers in read_scales(Checkpoint.open(out)).values())
     theirs, ours = pico.read(source), pico.read(out)
     assert all(ours[name].equal(theirs[name]) for name in theirs if "norm" in name)
     assert cli("verify", out, "--source", source).code == 0
-    refused = cli("convert", source, tmp_path / "refused", "--smooth", *words)
+
+
+def test_a_family_without_channels_to_scale_refuses_it(cli: Cli, tmp_path: Path) -> None:
+    """GLM-4 has gate and up in one matrix, and norms behind its linears."""
+    source, text = family_models.write(tmp_path / "source", "glm4"), write_text(tmp_path / "text.jsonl")
+    refused = cli("convert", source, tmp_path / "out", "--smooth", "--calibration", text, *FLAGS)
     assert refused.code == 2 and "smooth has no effect" in refused.err
+
+
+def test_permuted_inner_channels_are_not_scaled_afterwards(cli: Cli, model: Path, tmp_path: Path) -> None:
+    """Scales are recorded in the order of the first source, which such a source no longer has."""
+    pruned, out = tmp_path / "pruned", tmp_path / "out"
+    quality = ("--preset", "quality", "--block-epochs", 0, "--end-epochs", 0, *CALIBRATION)
+    assert cli("sparsify", model, pruned, "--pattern", "2_8", *quality).code == 0
+    assert cli("quantize", pruned, out, "--method", "gptq", *CALIBRATION).code == 0
+    assert all(set(makers) == set(NORMS) for makers in read_scales(Checkpoint.open(out)).values())
+    for source in (pruned, model):
+        assert cli("verify", out, "--source", source).code == 0
+
+
+def test_permuted_while_they_are_scaled(cli: Cli, model: Path, tmp_path: Path) -> None:
+    """Preset quality scales the source's channels and permutes them in one conversion."""
+    quality = ("--preset", "quality", "--block-epochs", 0, "--end-epochs", 0, *CALIBRATION)
+    assert cli("convert", model, tmp_path / "out", *quality).code == 0
+    assert any(UP in makers for makers in read_scales(Checkpoint.open(tmp_path / "out")).values())
+    assert cli("verify", tmp_path / "out", "--source", model).code == 0
 
 
 def test_transformers_computes_the_logits_of_the_source(cli: Cli, model: Path, tmp_path: Path) -> None:
