@@ -62,10 +62,12 @@ class Smoothed(Checkpoint):
 
     def read_flat(self, name: str, start: int, stop: int) -> Tensor:
         """Elements start … stop of a tensor, flattened, scaled."""
-        found = super().read_flat(name, start, stop)
+        found, factors = super().read_flat(name, start, stop), self.factors.get(name)
+        if not factors:
+            return found
         columns = self.spec(name).shape[-1]
-        first, last = start // columns, -(-stop // columns)  # rows that they lie in; a vector is one
-        for factor in self.factors.get(name, ()):
+        first, last = start // columns, -(-stop // columns)  # the rows that they lie in; a vector is one
+        for factor in factors:
             rows = factor if len(factor) == 1 else factor[first:last]
             whole = rows.to(found.dtype).expand(last - first, columns).flatten()
             found.mul_(whole[start - first * columns :][: len(found)])
