@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 from safetensors.torch import save_file
+from torch import Tensor
 
+from slideconvert.checkpoint.files import CHANNEL_SCALES
 from slideconvert.errors import HubError
 from slideconvert.hub.lowdisk import open_remote
 from tests.conftest import MAGNITUDE, Cli, Outcome
@@ -18,6 +20,7 @@ from tests.helpers import pico
 from tests.helpers.calibrated import FLAGS, write_text, write_tokenizer
 from tests.helpers.hub_repo import Fault, Request
 from tests.helpers.hub_server import HubServer
+from tests.helpers.outliers import enlarged
 
 pytest_plugins = ["tests.helpers.hub_fixtures"]
 
@@ -28,9 +31,13 @@ SHARD = "model-00004-of-00007.safetensors"
 Files = dict[str, bytes]
 
 
+def weights() -> dict[str, Tensor]:
+    return enlarged(pico.weights(layers=LAYERS), LAYERS)
+
+
 def sharded(folder: Path, *, scattered: bool = False, **config: Any) -> Path:
-    """A pico model of five layers in seven shards: a layer each, as published models are cut, or all over them."""
-    tensors, place = pico.weights(layers=LAYERS), {}
+    """A pico model with large channels in shards: a layer each, as published models are cut, or all over them."""
+    tensors, place = weights(), {}
     pico.write(folder, tensors, {**config, "num_hidden_layers": LAYERS}, shards=SHARDS)
     (folder / "tekken.json").write_text("{}")
     write_tokenizer(folder)
@@ -136,6 +143,7 @@ def test_steps_that_need_shards_again_fetch_them_again(
     made = cli("convert", ID, tmp_path / "out", "--low-disk", *chosen)
     assert made.code == 0, made.err
     assert max(counts) <= MOST and "of shards, those needed again included" in made.out
+    assert (tmp_path / "out" / CHANNEL_SCALES).exists() == ("quality" in words)
     assert cli("convert", ID, tmp_path / "normal", *chosen, "-q").code == 0
     assert pico.files(tmp_path / "out") == pico.files(tmp_path / "normal")
 
@@ -428,19 +436,15 @@ def test_leftovers_are_used_but_not_trusted(hub: HubServer, model: Path, tmp_pat
 
     read, size = again()
     [path] = (tmp_path / "shards").glob("*.safetensors")
-    assert (
-        read.equal(pico.weights(layers=LAYERS)[tensor]) and size == path.stat().st_size and fetched(hub) == [path.name]
-    )
+    assert read.equal(weights()[tensor]) and size == path.stat().st_size and fetched(hub) == [path.name]
     read, size = again()
-    assert read.equal(pico.weights(layers=LAYERS)[tensor]) and size == 0 and not fetched(hub)
+    assert read.equal(weights()[tensor]) and size == 0 and not fetched(hub)
     path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]))
     with pytest.raises(HubError, match=f"{path.name} is damaged"):
         again()
     assert not path.exists()
     read, size = again()
-    assert (
-        read.equal(pico.weights(layers=LAYERS)[tensor]) and size == path.stat().st_size and fetched(hub) == [path.name]
-    )
+    assert read.equal(weights()[tensor]) and size == path.stat().st_size and fetched(hub) == [path.name]
 
 
 def test_bad_weights_leave_nothing(cli: Cli, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
