@@ -18,13 +18,17 @@ from ..plan.plan import Plan
 from ..report import LayerReport, Training
 from .linear import ConvertedLinear
 
+PROCEDURE = 2
+"""What calibration does with the same settings, as a number: finished layers of another procedure do not go with the
+others. 2: smoothed sources, solvers that see fitted sequences alone."""
+
 
 def job_state(plan: Plan, settings: RunSettings, tokens: Tensor | None) -> dict[str, object]:
     """The settings that must be equal for a resumed run to continue this one."""
     return {
         **source_state(plan.source, plan.snapshot),
         "recipe": plan.recipe.describe(),
-        **({} if tokens is None else calibration_state(tokens, settings)),
+        **({} if tokens is None else {"procedure": PROCEDURE, **calibration_state(tokens, settings)}),
         "layout": plan.layout,
         "shard_bytes": plan.recipe.shard_bytes,
     }

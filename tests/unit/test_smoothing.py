@@ -19,7 +19,7 @@ from torch import Tensor
 from slideconvert.calibrate import smoothing
 from slideconvert.checkpoint.files import CHANNEL_SCALES, SINGLE
 from slideconvert.checkpoint.reader import Checkpoint
-from slideconvert.convert import pipeline
+from slideconvert.convert import journal, pipeline
 from slideconvert.core.schemes import INT8
 from slideconvert.smooth.scales import Scales, Smoothed, added, between
 from slideconvert.smooth.search import best_exponents, output_error
@@ -252,6 +252,23 @@ def test_an_interrupted_conversion_keeps_its_scales(
     monkeypatch.setattr(smoothing, "best_exponents", stop)
     assert cli("convert", outliers, out, *words, "--resume").code == 0
     assert (out / SINGLE).read_bytes() == (smoothed / SINGLE).read_bytes()
+
+
+def test_layers_of_another_procedure_are_not_continued(
+    cli: Cli, tmp_path: Path, outliers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a version that did not smooth: half of its layers and half of ours would be no model."""
+    out, words = tmp_path / "out", ("--layout", "dense", "--block-epochs", 0, *CALIBRATION)
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline, "compressed_layers", stop)
+        patched.setattr(journal, "PROCEDURE", 1)
+        assert cli("convert", outliers, out, *words).code == 130
+    outcome = cli("convert", outliers, out, *words, "--resume")
+    assert outcome.code == 2 and "procedure was 1, is 2" in outcome.err
 
 
 @pytest.mark.parametrize(
