@@ -1,4 +1,4 @@
-"""The pictures of the README as SVG files, from numbers of BENCHMARKS.md and from the code that slides.
+"""The pictures of the README as SVG files, from numbers of benches/measured and from the code that slides.
 
     python -m benches.pictures
 
@@ -17,6 +17,7 @@ from slideconvert.report.chart import Chart, Point, Scale, Series
 from slideconvert.report.svg import standalone, svg
 
 ROOT = Path(__file__).parents[1]
+MEASURED = ROOT / "benches/measured"
 IMAGES = ROOT / "docs" / "images"
 FONT = 14
 
@@ -27,10 +28,15 @@ COLORS = ("s0", "s2", "s4")
 """Of the windows."""
 
 
+def measured() -> str:
+    """All measured tables."""
+    return "\n".join(path.read_text(encoding="utf-8") for path in sorted(MEASURED.glob("*.md")))
+
+
 def rows(section: str, first: str) -> list[dict[str, str]]:
-    """The rows of a table of BENCHMARKS.md by the names of its columns: the first table below the heading `section`
-    whose first line begins with `first`. The column without a name is ""."""
-    text = (ROOT / "BENCHMARKS.md").read_text(encoding="utf-8")
+    """The rows of a measured table by the names of its columns: the first table below the heading `section` whose
+    first line begins with `first`. The column without a name is ""."""
+    text = measured()
     part = text[text.index(f"\n{section}\n") :]
     head, _, *lines = part[part.index(f"\n{first}") + 1 :].split("\n\n")[0].splitlines()
     names = _cells(head)
@@ -79,7 +85,7 @@ def speed() -> str:
         notes=(
             "Decoding by batch size, and prompts of 8,192 tokens;",
             "2:6 and 2:8 with SLIDESPARSE_MEMORY=1; commits e6edef9, 779068f.",
-            "Accuracy: SmolLM2-135M, preset balanced, commit 35889ef.",
+            "Accuracy: SmolLM2-135M, preset balanced, commits e374aae, 35889ef (2:6).",
         ),
     )
     return standalone(chart.draw(), FONT)
@@ -89,8 +95,7 @@ def bits() -> str:
     """Perplexity over bits per weight in 4 bits: 2:L patterns and pruned groups."""
     groups = [row for row in rows("## GQSA: groups of 16 in 4 bits", "| model | pruned ") if row["model"] == "qwen2"]
     windows = [row for row in rows("## GQSA: groups of 16 in 4 bits", "| model | | bits") if row["model"] == "qwen2"]
-    head = (ROOT / "BENCHMARKS.md").read_text(encoding="utf-8")
-    dense = re.findall(r"\(dense: qwen2 ([\d.]+), llama", head)[0]
+    dense = re.findall(r"\(dense: qwen2 ([\d.]+), llama", measured())[0]
     series = [
         Series("2:L", tuple(_bit(row, row[""]) for row in windows)),
         Series("GQSA", tuple(_bit(row, row["pruned"]) for row in groups)),

@@ -1,4 +1,4 @@
-"""Markdown tables of benchmark runs, for BENCHMARKS.md.
+"""Markdown tables of benchmark runs, for benches/measured.
 
     slideconvert bench kernel --out bench-kernel && cp bench-kernel/tables.csv benches/results/h200-kernel.csv
     python -m benches.tables benches/results/h200-kernel.csv

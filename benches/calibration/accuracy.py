@@ -1,4 +1,4 @@
-"""A model after every way to prune it, on several texts: the first tables of BENCHMARKS.
+"""A model after every way to prune it, on several texts: the first tables of benches/measured/accuracy.md.
 
     python examples/pretrained/make_model.py pretrained/model
     python examples/pretrained/make_texts.py pretrained/texts

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .plan import Plan
 
 BASE_MEMORY = 900_000_000
-"""Bytes that Python, torch, transformers and blocks of rows take for any model (measured, see BENCHMARKS.md)."""
+"""Bytes that Python, torch, transformers and blocks of rows take for any model (measured, see benches/measured)."""
 MATRICES, ROWS = 14, 12
 """Float32 matrices in memory at the peak of a solve. [K, K]: statistics, held-out statistics, damped matrix, factors,
 permuted copies. [N, K]: weight, target, mask, working copies of the sweep and the refit."""
@@ -36,7 +36,7 @@ def direct_memory(plan: Plan) -> int:
 
 def needs(plan: Plan, how: Running = ON_A_GPU) -> Needs:
     """The memory that a calibrated plan needs on a GPU, or on a CPU in main memory besides `direct_memory`.
-    BENCHMARKS.md compares the estimates with measured peaks."""
+    benches/measured/converting.md compares the estimates with measured peaks."""
     config, calibration = plan.source.config, plan.recipe.calibration
     length = sequence_length(calibration, plan.source)
     tokens = (calibration.samples + plan.generated) * length

@@ -14,7 +14,7 @@ s = w* H qᵀ / q H qᵀ (latent weights spread more widely than their codes and
 
 m are the latent weights, the floats that were trained and that the codes are rounded from. They do not enter the
 function of the layer, but a weight that training left near the threshold between two codes matters less than one far
-from it (measured, see BENCHMARKS.md).
+from it (measured, see benches/measured).
 
 Within a panel of blocks every step is an element-wise operation or a copy of whole rows of tensors whose last dimension
 are the rows of the weight, as in kernels/planes.py: on a CPU that is several times as fast as to gather within rows. A

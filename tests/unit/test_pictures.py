@@ -1,4 +1,4 @@
-"""The pictures of the README are those that BENCHMARKS.md and the sliding code make."""
+"""The pictures of the README are those that benches/measured and the sliding code make."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_pictures_are_small_and_legible_in_both_themes(name: str) -> None:
 
 def test_plotted_numbers_stand_in_the_benchmarks() -> None:
     """Read as text, without the tables' parser."""
-    text = (ROOT / "BENCHMARKS.md").read_text(encoding="utf-8")
+    text = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "benches/measured").glob("*.md"))
     tips = [tip.text or "" for tip in ET.fromstring(DRAWN["speed.svg"]).iter(f"{SVG}title")]
     found = [tuple(re.findall(r"[\d.:]+", tip)[:3]) for tip in tips if "times" in tip and "nats" in tip]
     assert len(found) == 12
