@@ -18,7 +18,8 @@ TOO_MUCH = 0.1
 """Relative errors above it get a note. In models that 8 bits serve well, linears have errors of 0.002 to 0.04."""
 NOTE = (
     f"quantizing its inputs to 8 bits changes its outputs by more than {TOO_MUCH:.0%} on the calibration text: some "
-    "input channels are far larger than the others. Keep it in floating point (a rule with keep: true)"
+    "input channels are far larger than the others. Smooth them (smooth: true) if they were not, or keep it in "
+    "floating point (a rule with keep: true)"
 )
 
 

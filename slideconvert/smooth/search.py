@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..core.schemes import Scheme
-from ..core.weights import floats
+from ..core.weights import floats, unit_of
 from ..kernels.quantize.reference import quantize
 
 SAMPLE = 512
@@ -30,8 +30,12 @@ WORTH = 0.9
 def best_exponents(inputs: Tensor, weights: Sequence[Tensor], schemes: Sequence[Scheme]) -> Tensor:
     """inputs [tokens, K], weights [N, K] float32 each with its scheme -> exponents of two [K] int64, all zero if none
     lowers the error enough. Scale: rms(input)^strength / rms(column)^(1 - strength), over the mean of all channels."""
+    inputs = inputs * unit_of(inputs)
+    unit = unit_of(torch.stack([weight.abs().amax() for weight in weights]))
+    weights = [weight * unit for weight in weights]
     sample = inputs[:: max(1, len(inputs) // SAMPLE)][:SAMPLE]
-    large = torch.cat([inputs.square().mean(0, keepdim=True).sqrt(), _columns(weights)[None]]).log2()
+    rms = torch.stack([inputs.square().mean(0).sqrt(), _columns(weights)])
+    large = (rms / rms.amax(1, keepdim=True)).log2()  # of the largest channel: no rounding depends on the sizes
     used = large.isfinite().all(0)
     best = torch.zeros(inputs.shape[1], dtype=torch.int64, device=inputs.device)
     least = output_error(sample, weights, schemes, best) * WORTH

@@ -29,7 +29,7 @@ from slideconvert.plan.presets import PRESETS
 from slideconvert.recover.options import Curve
 from tests.conftest import Cli
 from tests.helpers import pico
-from tests.helpers.calibrated import FLAGS, plan_for, quality, write_model, write_text, write_tokenizer
+from tests.helpers.calibrated import FLAGS, brief_presets, plan_for, write_model, write_text, write_tokenizer
 from tests.helpers.mortal import WORK, Death, die, watch
 from tests.helpers.outliers import enlarged
 
@@ -73,8 +73,9 @@ class Job:
 
 @pytest.fixture(autouse=True)
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Preset quality with as few epochs here as in the processes that die."""
-    monkeypatch.setitem(PRESETS, "quality", quality(2, 2))
+    """As little training here as in the processes that die."""
+    for name, preset in brief_presets().items():
+        monkeypatch.setitem(PRESETS, name, preset)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +105,8 @@ def whole(job: Job, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[
     folder, files = tmp_path_factory.mktemp("whole"), {}
     for preset in ("balanced", "quality"):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setitem(PRESETS, "quality", quality(2, 2))
+            for name, brief_preset in brief_presets().items():
+                patch.setitem(PRESETS, name, brief_preset)
             patch.setattr("sys.argv", ["slideconvert", *job.words(folder / preset, preset)])
             with pytest.raises(SystemExit, match="0"):
                 main()

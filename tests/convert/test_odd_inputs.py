@@ -111,13 +111,15 @@ def with_outlier(held: dict[str, torch.Tensor]) -> None:
 
 
 def test_inputs_that_8_bits_cannot_hold_are_told(cli: Cli, text: Path, tmp_path: Path) -> None:
-    """With the linears and the way out; which is told no more once it is taken."""
+    """With the linears and the ways out, smoothing first; which is told no more once one is taken."""
     words = ("--calibration", text, *FLAGS, "--preset", "fast")
     keep = tmp_path / "keep.yaml"
     keep.write_text("rules: [{match: 'model.layers.1.self_attn.[qkv]_proj', keep: true}]")
     plain, odd = model(tmp_path / "plain"), model(tmp_path / "odd", with_outlier)
     names = [LAYER + linear for linear in QKV]
-    for source, more, expected in ((plain, (), []), (odd, (), names), (odd, ("--recipe", keep), [])):
+    bare = ("--no-smooth",)
+    cases = ((plain, bare, []), (odd, bare, names), (odd, (*bare, "--recipe", keep), []), (odd, (), []))
+    for source, more, expected in cases:
         out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
         done = cli("convert", source, out, *words, *more)
         said = " ".join(done.out.split())
@@ -125,7 +127,7 @@ def test_inputs_that_8_bits_cannot_hold_are_told(cli: Cli, text: Path, tmp_path:
         assert "keep: true" in said or not expected
         errors = {name: row["activation_error"] for name, row in reported(out).items()}
         assert [name for name, error in errors.items() if error is not None and error > 0.1] == expected
-        assert all((error is None) == (bool(more) and name in names) for name, error in errors.items())
+        assert all((error is None) == ("--recipe" in more and name in names) for name, error in errors.items())
     floats = tmp_path / "floats"
     assert cli("convert", odd, floats, *words, "--scheme", "bf16").code == 0
     assert {row["activation_error"] for row in reported(floats).values()} == {None}

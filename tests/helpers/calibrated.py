@@ -111,10 +111,17 @@ def plan_for(
 
 
 def quality(block_epochs: int, end_epochs: int, **words: Any) -> Preset:
-    """Preset quality with so many epochs of training on the calibration text alone, and other words of it."""
+    """Preset quality with so many epochs of training on the calibration text alone, once, and other words of it."""
     whole = PRESETS["quality"]
-    recovery = replace(whole.recovery, block_epochs=block_epochs, end_epochs=end_epochs, sequences=0)
+    recovery = replace(whole.recovery, block_epochs=block_epochs, end_epochs=end_epochs, sequences=0, retries=0)
     return replace(whole, recovery=recovery, **words)
+
+
+def brief_presets() -> dict[str, Preset]:
+    """Presets that train so little that a resumed run can be counted: quality with two epochs of each training, and
+    both without a second run where the first improves nothing."""
+    whole = PRESETS["balanced"]
+    return {"quality": quality(2, 2), "balanced": replace(whole, recovery=replace(whole.recovery, retries=0))}
 
 
 def output_error(inputs: Tensor, before: Tensor, after: Tensor) -> float:

@@ -27,7 +27,7 @@ from slideconvert.prune import METHODS
 from slideconvert.recover.run import Run
 from slideconvert.rotate.descent import OrthogonalAdam
 from slideconvert.rotate.problems import Problems
-from tests.helpers.calibrated import quality
+from tests.helpers.calibrated import brief_presets
 from tests.helpers.forks import fork
 
 STAGING = Path(".slideconvert-partial")
@@ -101,6 +101,6 @@ def _run(death: Death) -> None:
 
     logging.getLogger("concurrent.futures").addHandler(logging.StreamHandler())  # why a thread did not start
     watch(pytest.MonkeyPatch(), report)
-    PRESETS["quality"] = quality(2, 2)
+    PRESETS.update(brief_presets())
     sys.argv = ["slideconvert", *map(str, death.words)]
     cli.main()
