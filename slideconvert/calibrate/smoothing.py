@@ -27,6 +27,8 @@ FILE = "scales.json"
 """The file of the scales, among the finished steps of a calibration."""
 SEQUENCES = 8
 """Calibration sequences that run through the dense model, none of them held out."""
+LARGEST_WEIGHT = 2.0**100
+"""Channels whose weights are larger stay as they are: a scale could make them infinite."""
 
 
 def smoothed(plan: Plan, tokens: Tensor | None, settings: RunSettings, folder: Path, progress: Progress) -> Plan:
@@ -71,6 +73,9 @@ def _find(plan: Plan, tokens: Tensor, settings: RunSettings, folder: Path, progr
             inputs = torch.cat([batch.flatten(0, 1) for batch in stream.inputs(group, leaving=False)]).float()
             submodules = decoder.architecture.input_groups[group]
             weights = [stream.layer.linear(submodule).weight.data for submodule in submodules]
+            made = stream.layer.module.state_dict()[f"{maker}.weight"]
+            if max(float(one.abs().amax()) for one in (made, *weights)) > LARGEST_WEIGHT:
+                continue
             own = [schemes[f"{decoder.architecture.layer(number)}.{submodule}"] for submodule in submodules]
             exponents = best_exponents(inputs, weights, own)
             if bool(exponents.any()):
