@@ -15,6 +15,7 @@ import transformers.utils
 from slideconvert.cli import main, progress
 from tests.helpers import demo, pico
 from tests.helpers.calibrated import write_text
+from tests.helpers.outliers import converted_smoothed, with_outliers
 
 
 class Outcome(NamedTuple):
@@ -85,6 +86,18 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def short_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo model, which is trained, cut to two layers; not to be changed."""
     return demo.short_demo(tmp_path_factory.mktemp("demo") / "short")
+
+
+@pytest.fixture(scope="session")
+def outliers(short_demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That model with large channels; not to be changed."""
+    return with_outliers(short_demo, tmp_path_factory.mktemp("outliers") / "model")
+
+
+@pytest.fixture(scope="session")
+def smoothed(outliers: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model with large channels, pruned and quantized with smoothing; not to be changed."""
+    return converted_smoothed(outliers, tmp_path_factory.mktemp("smoothed") / "out")
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..calibrate.activations import Activations
 from ..calibrate.input_group import compress_input_group
 from ..calibrate.result import LayerResult
-from ..calibrate.run import RunSettings
+from ..calibrate.run import RunSettings, memory_options_named
 from ..calibrate.stream import StreamOptions, Streams, embed, held_out
 from ..calibrate.tokens import calibration_tokens
 from ..core.patterns import ALL, Pattern
@@ -28,6 +28,8 @@ from .fused import FusedGroup
 
 Candidates = Mapping[FusedGroup, Sequence[Pattern]]
 """The patterns that are tried for each group."""
+LESS_MEMORY = "lower --batch-tokens, keep hidden states elsewhere (--keep-on cpu or disk), or use fewer --samples"
+"""What to do where memory runs out."""
 LEAST_SEQUENCES = 3
 """One that is fitted to, one that decides (stream.held_out), one that errors are measured on."""
 Measured = tuple[FusedGroup, Pattern, float]
@@ -59,18 +61,14 @@ def measure_errors(
     errors: dict[FusedGroup, dict[Pattern, float]] = {group: {} for group in candidates}
     total = sum(len(tried) for tried in candidates.values())
     progress("allocate", 0, total)
-    with tempfile.TemporaryDirectory(prefix="slideconvert-") as folder:
-        try:
-            measured = _measured(plan, tokens, settings.stream_options(Path(folder)), candidates)
-            for done, (group, pattern, error) in enumerate(measured, 1):
-                errors[group][pattern] = error
-                progress("allocate", done, total)
-        except torch.OutOfMemoryError as error:
-            raise InputError(
-                f"out of memory on {settings.device}: {str(error).splitlines()[0]}",
-                hint="lower --batch-tokens, keep hidden states elsewhere (--keep-on cpu or disk), or use fewer "
-                "--samples",
-            ) from error
+    with (
+        tempfile.TemporaryDirectory(prefix="slideconvert-") as folder,
+        memory_options_named(settings.device, LESS_MEMORY, InputError),
+    ):
+        measured = _measured(plan, tokens, settings.stream_options(Path(folder)), candidates)
+        for done, (group, pattern, error) in enumerate(measured, 1):
+            errors[group][pattern] = error
+            progress("allocate", done, total)
     return list(errors.values())
 
 

@@ -18,7 +18,7 @@ from ..checkpoint.staging import write_file, writing
 from ..core.choices import PLACES, PRECISIONS
 from ..core.precision import running_dtype
 from ..core.quantize import Weight
-from ..errors import OutputError, pick
+from ..errors import OutputError, SlideConvertError, pick
 from ..models.families import architecture_of
 from ..models.load import load_model, running_model
 from ..plan.calibration import BATCH_TOKENS
@@ -78,17 +78,22 @@ class RunSettings:
         return StreamOptions(torch.device(self.device), self.keep_on, own, self.tokens_at_once, self.dtype)
 
 
+LESS_MEMORY = (
+    "continue with --resume and --offload (or --keep-on disk), or restart with a lower --batch-tokens, "
+    "fewer --samples or --generated 0"
+)
+"""What to do where a calibration runs out of memory; finished steps remain."""
+
+
 @contextmanager
-def memory_options_named(device: str) -> Iterator[None]:
-    """OutputError if the block runs out of memory on `device`, with the options to lower; finished steps remain."""
+def memory_options_named(
+    device: str, hint: str = LESS_MEMORY, kind: type[SlideConvertError] = OutputError
+) -> Iterator[None]:
+    """An error of this kind if the block runs out of memory on `device`, with the options to lower as its hint."""
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise OutputError(
-            f"out of memory on {device}: {str(error).splitlines()[0]}",
-            hint="continue with --resume and --offload (or --keep-on disk), or restart with a lower --batch-tokens, "
-            "fewer --samples or --generated 0",
-        ) from error
+        raise kind(f"out of memory on {device}: {str(error).splitlines()[0]}", hint=hint) from error
 
 
 def compressed_layers(

@@ -65,12 +65,12 @@ def _find(plan: Plan, tokens: Tensor, settings: RunSettings, folder: Path, progr
     stream = Stream(STAGE, embed(decoder, (tokens,), options, STAGE), options)
     schemes = {plan.linear.name: plan.scheme for plan in plan.linears}
     wanted, found = plan.smoothed, Scales()
-    count = max(wanted) + 1
+    count, last = max(wanted) + 1, len(decoder.architecture.input_groups) - 1
     for number in range(count):
         progress(STAGE, number, count)
         stream.enter(decoder.layer(number))
         for maker, group in wanted.get(number, {}).items():
-            inputs = torch.cat([batch.flatten(0, 1) for batch in stream.inputs(group, leaving=False)]).float()
+            inputs = torch.cat([batch.flatten(0, 1) for batch in stream.inputs(group, leaving=group == last)]).float()
             submodules = decoder.architecture.input_groups[group]
             weights = [stream.layer.linear(submodule).weight.data for submodule in submodules]
             made = stream.layer.module.state_dict()[f"{maker}.weight"]

@@ -105,10 +105,15 @@ class Architecture:
         return tuple(submodule for group in self.input_groups for submodule in group)
 
     @property
+    def norm_readers(self) -> dict[str, tuple[str, ...]]:
+        """By residual norm the linears that read it; {} for families without such norms."""
+        return dict(zip(self.residual_norms or (), (self.attention[0], self.mlp[0]), strict=False))
+
+    @property
     def scaled(self) -> dict[str, tuple[str, ...]]:
         """By submodule whose outputs a scale can be folded into, the linears that read them: norms of the residual
         stream, and the linear half of a gated MLP."""
-        found = dict(zip(self.residual_norms or (), (self.attention[0], self.mlp[0]), strict=False))
+        found = self.norm_readers
         if self.inner and self.inner.linear_in:
             found[self.inner.linear_in] = (self.inner.consumer,)
         return found

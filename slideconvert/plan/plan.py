@@ -128,14 +128,14 @@ class Plan:
         return any(plan.moves for plan in self.linears)
 
     @property
-    def smooths(self) -> bool:
-        """Whether channels are smoothed before calibration, where that can help."""
-        return self.calibrated and self.recipe.smooth is not False
+    def smoothable(self) -> Smoothable:
+        """The inputs that can be smoothed before calibration; {} without it."""
+        return smoothable(self.source, self.linears) if self.calibrated else {}
 
     @property
     def smoothed(self) -> Smoothable:
         """The inputs that are smoothed."""
-        return smoothable(self.source, self.linears) if self.smooths else {}
+        return {} if self.recipe.smooth is False else self.smoothable
 
     @property
     def kept(self) -> list[str]:
@@ -244,7 +244,7 @@ def make_plan(snapshot: Snapshot, recipe: Recipe, source: Checkpoint | None = No
     specs += [spec for plan in linears for spec in plan.outputs]
     shards = divide(specs, architecture.layer_of, recipe.shard_bytes)
     plan = Plan(source, snapshot, recipe, layout, tuple(linears), shards, before, tied, surplus)
-    if recipe.smooth is not None and not (plan.calibrated and smoothable(source, linears)):
+    if recipe.smooth is not None and not plan.smoothable:
         raise InputError(
             "smooth has no effect: it needs calibration, and linears stored in bfloat16 or float32 whose inputs are "
             "quantized to 8-bit integers",

@@ -46,17 +46,16 @@ class Sides:
 
 def sides_of(architecture: Architecture) -> dict[str, Sides]:
     """The sides of every linear of a layer, by submodule."""
-    norms = architecture.residual_norms or ("", "")
-    parts = ((architecture.attention, norms[0]), (architecture.mlp, norms[1]))
-    norm_of = {submodule: norm for groups, norm in parts for submodule in groups[0]}
-    last = {submodule for groups, _ in parts for submodule in groups[-1]}
+    parts = (architecture.attention, architecture.mlp)
+    norm_of = {submodule: norm for norm, readers in architecture.norm_readers.items() for submodule in readers}
+    first, last = ({submodule for groups in parts for submodule in groups[at]} for at in (0, -1))
     heads = architecture.heads
     found = {}
     for submodule in architecture.linears:
         consumer = heads is not None and submodule == heads.consumer
         producer = heads is not None and heads.producer(submodule) is not None
         found[submodule] = Sides(
-            reads=RESIDUAL if submodule in norm_of else HEADS if consumer else "",
+            reads=RESIDUAL if submodule in first else HEADS if consumer else "",
             writes=RESIDUAL if submodule in last else HEADS if producer else "",
             norm=norm_of.get(submodule, ""),
         )

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
-from ..calibrate.run import RunSettings
+from ..calibrate.run import RunSettings, memory_options_named
 from ..calibrate.tokens import calibration_tokens
 from ..checkpoint.claim import Claim
 from ..checkpoint.container import TensorSpec
@@ -43,6 +43,9 @@ from .record import MATRICES, RotationRecord, origin_words
 from .refusals import check_rotatable
 from .rotations import Rotations
 from .search import Found, Goal, search
+
+LESS_MEMORY = "continue with --resume and --keep-on cpu or disk, or restart with a lower --batch-tokens"
+"""What to do where memory runs out."""
 
 
 @dataclass(frozen=True)
@@ -87,20 +90,16 @@ def rotate(job: Job, claim: Claim, *, settings: RunSettings, resume: bool, verif
         check_all_finite(job.source, job.source.tensors)
     staging = Staging(claim.path, job.state(settings, tokens), resume=resume)
     try:
-        found = _search(job, tokens, settings, staging.path / WORK, progress)
-        claim.check()
-        folding = Folding(job.source, found.rotations, settings.device)
-        shards = divide(folding.specs, folding.architecture.layer_of, Recipe.shard_bytes)
-        files = _write_weights(folding, shards, staging.path, progress)
-        claim.check()
-        job.source.check_unchanged()
+        with memory_options_named(settings.device, LESS_MEMORY):
+            found = _search(job, tokens, settings, staging.path / WORK, progress)
+            claim.check()
+            folding = Folding(job.source, found.rotations, settings.device)
+            shards = divide(folding.specs, folding.architecture.layer_of, Recipe.shard_bytes)
+            files = _write_weights(folding, shards, staging.path, progress)
+            claim.check()
+            job.source.check_unchanged()
     except (OutputError, HubError):
         raise
-    except torch.OutOfMemoryError as error:
-        raise OutputError(
-            f"out of memory on {settings.device}: {str(error).splitlines()[0]}",
-            hint="continue with --resume and --keep-on cpu or disk, or restart with a lower --batch-tokens",
-        ) from error
     except InputError:
         if not resume and claim.holds:
             staging.discard()

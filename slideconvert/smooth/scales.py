@@ -79,8 +79,8 @@ def added(first: Scales, then: Scales) -> Scales:
     found: Scales = {}
     for layer in sorted(first.keys() | then.keys()):
         one, other = first.get(layer, {}), then.get(layer, {})
-        both = {maker: one[maker] + other[maker] for maker in one.keys() & other.keys()}
-        makers = {maker: both.get(maker, (one | other)[maker]) for maker in (one | other)}
+        parts = {maker: [part[maker] for part in (one, other) if maker in part] for maker in one | other}
+        makers = {maker: torch.stack(own).sum(0) for maker, own in parts.items()}
         if kept := {maker: exponents for maker, exponents in makers.items() if bool(exponents.any())}:
             found[layer] = kept
     return found

@@ -13,6 +13,7 @@ from tests.helpers.demo import SHORT_LAYERS, TEXT
 
 CALIBRATION_TEXT = TEXT.with_name("calibration.jsonl")
 CALIBRATION = ("--calibration", str(CALIBRATION_TEXT), "--samples", "16", "--length", "64")
+BALANCED = ("--layout", "dense", "--block-epochs", 0, *CALIBRATION)
 NORMS = ("input_layernorm", "post_attention_layernorm")
 UP = "mlp.up_proj"
 READERS = {
@@ -43,7 +44,7 @@ def with_outliers(short_demo: Path, out: Path) -> Path:
     return out
 
 
-def smoothed(source: Path, out: Path) -> Path:
+def converted_smoothed(source: Path, out: Path) -> Path:
     """Pruned to 2:8 and quantized to INT8 with smoothing, in the dense layout."""
     from slideconvert import ConvertOptions, convert
 

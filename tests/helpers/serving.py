@@ -105,6 +105,13 @@ def our_linears(model: Any, kind: type[LinearSpec] = LinearSpec) -> dict[str, Sl
     return {name: linear for name, linear in linears.items() if isinstance(linear.spec, kind)}
 
 
+def edit_json(path: Path, change: Callable[[Any], Any]) -> None:
+    """Change a JSON file."""
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+
+
 def edit_config(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     """Change config.json and make its recorded hash agree, so that only what it says can give it away."""
     config = json.loads((folder / "config.json").read_text())

@@ -32,7 +32,7 @@ from tests.conftest import Cli
 from tests.helpers import pico
 from tests.helpers.calibrated import output_error, quality
 from tests.helpers.demo import DEMO, TEXT, text_windows
-from tests.helpers.serving import drop_hashes
+from tests.helpers.serving import drop_hashes, edit_json
 
 PERMUTING = replace(PRESETS["balanced"], permute=True)
 CALIBRATION = ("--calibration", str(TEXT.with_name("calibration.jsonl")), "--samples", "8", "--length", "64")
@@ -165,11 +165,8 @@ def test_orders_of_a_chain_add_up(cli: Cli, tmp_path: Path, short_demo: Path, br
 def test_damaged_orders_are_named(
     cli: Cli, permuted: Path, tmp_path: Path, short_demo: Path, damage: Callable[[Any], None], told: str
 ) -> None:
-    out = tmp_path / "out"
-    shutil.copytree(permuted, out)
-    orders = json.loads((out / CHANNEL_ORDERS).read_text())
-    damage(orders)
-    (out / CHANNEL_ORDERS).write_text(json.dumps(orders))
+    out = shutil.copytree(permuted, tmp_path / "out")
+    edit_json(out / CHANNEL_ORDERS, damage)
     outcome = cli("verify", out, "--source", short_demo)
     assert outcome.code in (1, 2) and told in outcome.err and "Traceback" not in outcome.err
 

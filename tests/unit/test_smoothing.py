@@ -24,23 +24,10 @@ from slideconvert.core.schemes import INT8
 from slideconvert.smooth.scales import Scales, Smoothed, added, between
 from slideconvert.smooth.search import best_exponents, output_error
 from tests.conftest import Cli
-from tests.helpers import outliers as helpers
 from tests.helpers import pico
 from tests.helpers.demo import TEXT
-from tests.helpers.outliers import CALIBRATION, LARGE, NORMS, READERS, UP, with_outliers
-from tests.helpers.serving import drop_hashes
-
-
-@pytest.fixture(scope="module")
-def outliers(short_demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return with_outliers(short_demo, tmp_path_factory.mktemp("outliers") / "model")
-
-
-@pytest.fixture(scope="module")
-def smoothed(outliers: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """That model, pruned and quantized with smoothing."""
-    return helpers.smoothed(outliers, tmp_path_factory.mktemp("smoothed") / "out")
-
+from tests.helpers.outliers import BALANCED, CALIBRATION, LARGE, NORMS, READERS, UP
+from tests.helpers.serving import drop_hashes, edit_json
 
 SIZES = {maker: pico.INNER if maker == UP else pico.HIDDEN for maker in READERS}
 CHANGED = {*NORMS, *(submodule for submodules in READERS.values() for submodule in submodules)}
@@ -159,8 +146,7 @@ def test_nothing_is_scaled_where_it_does_not_help() -> None:
 
 def test_large_channels_cost_nothing_when_smoothed(cli: Cli, tmp_path: Path, outliers: Path, smoothed: Path) -> None:
     plain = tmp_path / "plain"
-    words = ("--layout", "dense", "--block-epochs", 0, "--no-smooth", *CALIBRATION)
-    assert cli("convert", outliers, plain, *words).code == 0
+    assert cli("convert", outliers, plain, "--no-smooth", *BALANCED).code == 0
     words = ("--text", TEXT, "--sequences", 16, "--length", 64, "--activations", "quantized", "--json")
     told = json.loads(cli("eval", outliers, smoothed, plain, *words).out)["results"]
     _, ours, theirs = (row["kl_mean"] for row in told)
@@ -176,10 +162,8 @@ def test_large_channels_cost_nothing_when_smoothed(cli: Cli, tmp_path: Path, out
 def test_it_is_told_recorded_and_verified(cli: Cli, tmp_path: Path, outliers: Path, smoothed: Path) -> None:
     record = json.loads((smoothed / "config.json").read_text())["slidesparse_config"]
     told = {name.rpartition("layers.")[2][2:] for name, linear in record["layers"].items() if linear.get("smoothed")}
-    assert (
-        told == {submodule for submodules in READERS.values() for submodule in submodules}
-        and CHANNEL_SCALES in record["files"]
-    )
+    assert told == {submodule for submodules in READERS.values() for submodule in submodules}
+    assert CHANNEL_SCALES in record["files"]
     assert any("scales" in note for note in json.loads((smoothed / "report.json").read_text())["notes"])
     assert cli("verify", smoothed, "--source", outliers).code == 0
     slid = tmp_path / "slid"  # what is made of it takes the scales along, and can be compared with either source
@@ -217,11 +201,8 @@ def test_a_norm_that_was_not_scaled_alike_is_found(cli: Cli, tmp_path: Path, out
 def test_damaged_scales_are_named(
     cli: Cli, smoothed: Path, tmp_path: Path, outliers: Path, damage: Callable[[Any], None], told: str
 ) -> None:
-    out = tmp_path / "out"
-    shutil.copytree(smoothed, out)
-    scales = json.loads((out / CHANNEL_SCALES).read_text())
-    damage(scales)
-    (out / CHANNEL_SCALES).write_text(json.dumps(scales))
+    out = shutil.copytree(smoothed, tmp_path / "out")
+    edit_json(out / CHANNEL_SCALES, damage)
     outcome = cli("verify", out, "--source", outliers)
     assert outcome.code in (1, 2) and told in outcome.err and "Traceback" not in outcome.err
 
@@ -237,20 +218,20 @@ def test_missing_scales_are_refused(cli: Cli, smoothed: Path, tmp_path: Path, ou
     assert cli("verify", out).code == 0
 
 
+def stop(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
 def test_an_interrupted_conversion_keeps_its_scales(
     cli: Cli, tmp_path: Path, outliers: Path, smoothed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The search runs once; a second one could find others, with which finished layers would not agree."""
-    out, words = tmp_path / "out", ("--layout", "dense", "--block-epochs", 0, *CALIBRATION)
-
-    def stop(*_: Any) -> None:
-        raise KeyboardInterrupt
-
+    out = tmp_path / "out"
     with monkeypatch.context() as patched:
         patched.setattr(pipeline, "compressed_layers", stop)
-        assert cli("convert", outliers, out, *words).code == 130
+        assert cli("convert", outliers, out, *BALANCED).code == 130
     monkeypatch.setattr(smoothing, "best_exponents", stop)
-    assert cli("convert", outliers, out, *words, "--resume").code == 0
+    assert cli("convert", outliers, out, *BALANCED, "--resume").code == 0
     assert (out / SINGLE).read_bytes() == (smoothed / SINGLE).read_bytes()
 
 
@@ -258,16 +239,12 @@ def test_layers_of_another_procedure_are_not_continued(
     cli: Cli, tmp_path: Path, outliers: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As of a version that did not smooth: half of its layers and half of ours would be no model."""
-    out, words = tmp_path / "out", ("--layout", "dense", "--block-epochs", 0, *CALIBRATION)
-
-    def stop(*_: Any) -> None:
-        raise KeyboardInterrupt
-
+    out = tmp_path / "out"
     with monkeypatch.context() as patched:
         patched.setattr(pipeline, "compressed_layers", stop)
         patched.setattr(journal, "PROCEDURE", 1)
-        assert cli("convert", outliers, out, *words).code == 130
-    outcome = cli("convert", outliers, out, *words, "--resume")
+        assert cli("convert", outliers, out, *BALANCED).code == 130
+    outcome = cli("convert", outliers, out, *BALANCED, "--resume")
     assert outcome.code == 2 and "procedure was 1, is 2" in outcome.err
 
 

@@ -20,25 +20,13 @@ from slideconvert.checkpoint.reader import Checkpoint
 from slideconvert.models.decoder import Decoder
 from slideconvert.smooth.scales import Scales, Smoothed, read_scales, to_json
 from tests.conftest import Cli
-from tests.helpers import family_models, outliers, pico
+from tests.helpers import family_models, pico
 from tests.helpers.calibrated import FLAGS, write_text
 from tests.helpers.demo import text_windows
 from tests.helpers.launches import launch
-from tests.helpers.outliers import CALIBRATION, LARGE, NORMS, READERS, UP, with_outliers
+from tests.helpers.outliers import BALANCED, CALIBRATION, LARGE, NORMS, READERS, UP
 
-BALANCED = ("--layout", "dense", "--block-epochs", 0, *CALIBRATION)
 UNPRUNED = ("--pattern", "2_inf", *BALANCED)
-
-
-@pytest.fixture(scope="module")
-def model(short_demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The short demo model with large channels."""
-    return with_outliers(short_demo, tmp_path_factory.mktemp("outliers") / "model")
-
-
-@pytest.fixture(scope="module")
-def smoothed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return outliers.smoothed(model, tmp_path_factory.mktemp("smoothed") / "out")
 
 
 def by_hand(source: Path, scales: Scales, out: Path) -> Path:
@@ -50,10 +38,10 @@ def by_hand(source: Path, scales: Scales, out: Path) -> Path:
     return out
 
 
-def test_two_ranks_find_the_scales_of_one(cli: Cli, model: Path, smoothed: Path, tmp_path: Path) -> None:
+def test_two_ranks_find_the_scales_of_one(cli: Cli, outliers: Path, smoothed: Path, tmp_path: Path) -> None:
     """The first rank searches. Its scales are those of one process to the bit, so norms are too, and codes of the first
     inputs differ by the rounding of sums alone (tests/convert/test_several_ranks.py has the bound)."""
-    ended = launch(tmp_path / "logs", ["convert", model, tmp_path / "out", *BALANCED, "-q"], 2)
+    ended = launch(tmp_path / "logs", ["convert", outliers, tmp_path / "out", *BALANCED, "-q"], 2)
     assert [one.code for one in ended] == [0, 0], ended[0].err + ended[1].err
     assert (tmp_path / "out" / CHANNEL_SCALES).read_bytes() == (smoothed / CHANNEL_SCALES).read_bytes()
     one, two = load_file(smoothed / SINGLE), load_file(tmp_path / "out" / SINGLE)
@@ -63,30 +51,32 @@ def test_two_ranks_find_the_scales_of_one(cli: Cli, model: Path, smoothed: Path,
         name = f"model.layers.0.{submodule}.weight"
         change = (one[name].int() - two[name].int()).abs()
         assert int(change.max()) <= 1 and float((change > 0).float().mean()) < 0.05
-    assert cli("verify", tmp_path / "out", "--source", model).code == 0
+    assert cli("verify", tmp_path / "out", "--source", outliers).code == 0
 
 
 @pytest.mark.parametrize(
     "words", [("--method", "magnitude"), ("--preset", "balanced", "--block-epochs", 0, *CALIBRATION)]
 )
 def test_a_smoothed_checkpoint_pruned_again_keeps_its_scales(
-    cli: Cli, model: Path, smoothed: Path, tmp_path: Path, words: tuple[object, ...]
+    cli: Cli, outliers: Path, smoothed: Path, tmp_path: Path, words: tuple[object, ...]
 ) -> None:
     """Its weights are codes, into whose columns no scale can be folded: balanced leaves the channels alone."""
     out = tmp_path / "out"
     assert cli("sparsify", smoothed, out, "--pattern", "2_4", *words).code == 0
     assert (out / CHANNEL_SCALES).read_bytes() == (smoothed / CHANNEL_SCALES).read_bytes()
     assert (out / SINGLE).read_bytes() != (smoothed / SINGLE).read_bytes()
-    for source in (smoothed, model):
+    for source in (smoothed, outliers):
         assert cli("verify", out, "--source", source).code == 0
 
 
-def test_scales_are_added_to_those_of_a_smoothed_source(cli: Cli, model: Path, smoothed: Path, tmp_path: Path) -> None:
+def test_scales_are_added_to_those_of_a_smoothed_source(
+    cli: Cli, outliers: Path, smoothed: Path, tmp_path: Path
+) -> None:
     """A source in floats whose weights have taken over half of what is found. The file is relative to the first source,
     as are the norms."""
     found = read_scales(Checkpoint.open(smoothed))
     part = {layer: {norm: one // 2 for norm, one in norms.items()} for layer, norms in found.items()}
-    between = by_hand(model, part, tmp_path / "between")
+    between = by_hand(outliers, part, tmp_path / "between")
     out = tmp_path / "out"
     assert cli("convert", between, out, *BALANCED).code == 0
     total = read_scales(Checkpoint.open(out))
@@ -94,12 +84,12 @@ def test_scales_are_added_to_those_of_a_smoothed_source(cli: Cli, model: Path, s
         for norm, exponents in norms.items():
             large = list(LARGE)
             assert (total[layer][norm][large] > exponents[large]).all(), "what was found now is added"
-    first, last = load_file(model / SINGLE), load_file(out / SINGLE)
+    first, last = load_file(outliers / SINGLE), load_file(out / SINGLE)
     for layer, makers in total.items():
         for norm, exponents in ((maker, one) for maker, one in makers.items() if maker in NORMS):
             name = f"model.layers.{layer}.{norm}.weight"
             assert torch.equal(last[name], first[name] / torch.exp2(exponents.float()).to(first[name].dtype))
-    for source in (between, model):
+    for source in (between, outliers):
         assert cli("verify", out, "--source", source).code == 0
 
 
@@ -123,10 +113,10 @@ def relative_error(ours: Path, theirs: Path) -> float:
     return float((logits(ours) - wanted).norm() / wanted.norm())
 
 
-def test_biases_are_not_scaled(cli: Cli, model: Path, tmp_path: Path) -> None:
+def test_biases_are_not_scaled(cli: Cli, outliers: Path, tmp_path: Path) -> None:
     """Qwen2 has biases on q, k and v: they are added to what the scaled columns give."""
     source = tmp_path / "source"
-    shutil.copytree(model, source)
+    shutil.copytree(outliers, source)
     tensors, generator = load_file(source / SINGLE), torch.Generator().manual_seed(0)
     for name, weight in list(tensors.items()):
         if name.removesuffix(".weight").endswith(READERS[NORMS[0]]):
@@ -148,7 +138,7 @@ def test_biases_are_not_scaled(cli: Cli, model: Path, tmp_path: Path) -> None:
 
 
 def test_held_out_sequences_decide_no_scales(
-    cli: Cli, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, outliers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One of six sequences is held out, the last; of many, the first few decide."""
     seen: list[Tensor] = []
@@ -160,7 +150,7 @@ def test_held_out_sequences_decide_no_scales(
     monkeypatch.setattr(smoothing, "embed", embed)
     words = ("--pattern", "2_inf", "--preset", "balanced", "--block-epochs", 0, *CALIBRATION, "--samples")
     for samples in (6, 16):
-        assert cli("convert", model, tmp_path / f"{samples}", *words, samples).code == 0
+        assert cli("convert", outliers, tmp_path / f"{samples}", *words, samples).code == 0
     few, many = seen
     assert (len(few), len(many)) == (5, smoothing.SEQUENCES)
     assert torch.equal(few, many[:5])
@@ -186,30 +176,30 @@ def test_a_family_without_channels_to_scale_refuses_it(cli: Cli, tmp_path: Path)
     assert refused.code == 2 and "smooth has no effect" in refused.err
 
 
-def test_permuted_inner_channels_are_not_scaled_afterwards(cli: Cli, model: Path, tmp_path: Path) -> None:
+def test_permuted_inner_channels_are_not_scaled_afterwards(cli: Cli, outliers: Path, tmp_path: Path) -> None:
     """Scales are recorded in the order of the first source, which such a source no longer has."""
     pruned, out = tmp_path / "pruned", tmp_path / "out"
     quality = ("--preset", "quality", "--block-epochs", 0, "--end-epochs", 0, *CALIBRATION)
-    assert cli("sparsify", model, pruned, "--pattern", "2_8", *quality).code == 0
+    assert cli("sparsify", outliers, pruned, "--pattern", "2_8", *quality).code == 0
     assert cli("quantize", pruned, out, "--method", "gptq", *CALIBRATION).code == 0
     assert all(set(makers) == set(NORMS) for makers in read_scales(Checkpoint.open(out)).values())
-    for source in (pruned, model):
+    for source in (pruned, outliers):
         assert cli("verify", out, "--source", source).code == 0
 
 
-def test_permuted_while_they_are_scaled(cli: Cli, model: Path, tmp_path: Path) -> None:
+def test_permuted_while_they_are_scaled(cli: Cli, outliers: Path, tmp_path: Path) -> None:
     """Preset quality scales the source's channels and permutes them in one conversion."""
     quality = ("--preset", "quality", "--block-epochs", 0, "--end-epochs", 0, *CALIBRATION)
-    assert cli("convert", model, tmp_path / "out", *quality).code == 0
+    assert cli("convert", outliers, tmp_path / "out", *quality).code == 0
     assert any(UP in makers for makers in read_scales(Checkpoint.open(tmp_path / "out")).values())
-    assert cli("verify", tmp_path / "out", "--source", model).code == 0
+    assert cli("verify", tmp_path / "out", "--source", outliers).code == 0
 
 
-def test_transformers_computes_the_logits_of_the_source(cli: Cli, model: Path, tmp_path: Path) -> None:
+def test_transformers_computes_the_logits_of_the_source(cli: Cli, outliers: Path, tmp_path: Path) -> None:
     """And not without smoothing: the large channels take the codes of the others."""
     found = []
     for flag in ("--smooth", "--no-smooth"):
         out = tmp_path / flag
-        assert cli("convert", model, out, flag, *UNPRUNED).code == 0
-        found.append(relative_error(out, model))
+        assert cli("convert", outliers, out, flag, *UNPRUNED).code == 0
+        found.append(relative_error(out, outliers))
     assert found[0] < ROUNDING < found[1]
