@@ -28,6 +28,7 @@ from slideconvert.calibrate.run import RunSettings
 from slideconvert.convert.pipeline import convert
 from slideconvert.hub.source import open_for_planning, resolve
 from slideconvert.models.shapes import SHAPES
+from slideconvert.plan.calibration import Running
 from slideconvert.plan.memory import direct_memory, needs
 from slideconvert.plan.needs import Stage
 from slideconvert.plan.plan import Plan, make_plan
@@ -101,10 +102,10 @@ def plan_of_all_layers(folder: Path, model: str, recipe: Recipe) -> Plan:
 
 def planned(plan: Plan, settings: RunSettings) -> dict[str, int]:
     """Bytes of each stage on the device by `plan`."""
-    kind = torch.device(settings.device).type
-    stages: dict[str, Stage] = needs(plan, kind).stages(offload=settings.offload)
-    base = direct_memory(plan) if kind == "cpu" else 0
-    stored = settings.keep_on == "device" or kind == "cpu"
+    how = Running(torch.device(settings.device).type, settings.batch_tokens, settings.precision)
+    stages: dict[str, Stage] = needs(plan, how).stages(offload=settings.offload)
+    base = direct_memory(plan) if how.kind == "cpu" else 0
+    stored = settings.keep_on == "device" or how.kind == "cpu"
     return {name: base + stage.device + (stage.hidden if stored else 0) for name, stage in stages.items()}
 
 

@@ -116,8 +116,10 @@ class _Bench:
         generated = wanted.generated * samples // wanted.samples if wanted.generated else 0
         text = numbers(config["vocab_size"], (samples + 1) * length)
         recipe = replace(self._recipe, calibration=Calibration(text, samples, length))
+        solved = samples
         if self.plan.recovery:
             recipe = replace(recipe, generated=generated)
+            solved += self.plan.recovery.layer_generated(samples, generated)
         marks: dict[int, float] = {}
 
         def watched(stage: str, done: int, _total: int) -> None:
@@ -130,7 +132,7 @@ class _Bench:
         with warnings.catch_warnings(), tempfile.TemporaryDirectory(dir=self.folder) as out:
             warnings.simplefilter("ignore", CalibrationWarning)
             report = convert_source(source, Path(out) / "out", recipe, self._options, watch).report
-        size = Size(LAYERS, report.totals.weights, samples, generated, length)
+        size = Size(LAYERS, report.totals.weights, samples, generated, solved, length)
         layer = (marks[LAYERS] - marks[1]) / (LAYERS - 1) if marks else None
         return Trial(size, {name: stage.seconds for name, stage in watch.stages.items()}, layer)
 

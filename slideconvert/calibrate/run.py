@@ -111,12 +111,13 @@ def compressed_layers(
     with memory_options_named(settings.device):
         if plan.generated:
             tokens = torch.cat([generated_tokens(plan, tokens, settings, folder, progress), tokens])
+        of_layers = tokens[plan.generated - plan.layer_generated :]
         finished = int(ranks.agreed(store.finished))
         results = compress_layers(
             plan,
-            tokens,
+            of_layers,
             options,
-            generated=plan.generated,
+            generated=plan.layer_generated,
             recovery=by_block,
             done=lambda number: store.load(number) if number < finished else None,
             progress=progress,
@@ -156,14 +157,14 @@ def generated_tokens(plan: Plan, tokens: Tensor, settings: RunSettings, folder: 
 
 def block_schedule(recovery: Recovery) -> Schedule | None:
     """The schedule of block recovery, None without it."""
-    return _schedule(recovery, recovery.block_epochs, recovery.block_rate)
+    return _schedule(recovery, recovery.block_epochs, recovery.block_rate, recovery.block_batch)
 
 
-def _schedule(recovery: Recovery, epochs: int, rate: float) -> Schedule | None:
+def _schedule(recovery: Recovery, epochs: int, rate: float, batch: int) -> Schedule | None:
     if not epochs:
         return None
-    fields = {name: getattr(recovery, name) for name in ("batch", "relative", "patience", "retries")}
-    return Schedule(epochs, rate, **fields)
+    fields = {name: getattr(recovery, name) for name in ("relative", "patience", "retries")}
+    return Schedule(epochs, rate, batch, **fields)
 
 
 def trainings(number: int, result: LayerResult) -> tuple[Training, ...]:
@@ -213,7 +214,7 @@ def train_end_to_end(
     found: results of all layers, in order. tokens [sequences, length] int64, the generated ones first. folder: for the
     state after each epoch, from which an interrupted training continues, and for hidden states on disk.
     """
-    schedule = _schedule(recovery, recovery.end_epochs, recovery.end_rate)
+    schedule = _schedule(recovery, recovery.end_epochs, recovery.end_rate, recovery.end_batch)
     assert schedule is not None
     return train_whole_model(
         plan,

@@ -18,9 +18,10 @@ from ..plan.plan import Plan
 from ..report import LayerReport, Training
 from .linear import ConvertedLinear
 
-PROCEDURE = 2
+PROCEDURE = 3
 """What calibration does with the same settings, as a number: finished layers of another procedure do not go with the
-others. 2: smoothed sources, solvers that see fitted sequences alone."""
+others. 2: smoothed sources, solvers that see fitted sequences alone. 3: training that halves its rate where the
+first epoch lowers nothing."""
 
 
 def job_state(plan: Plan, settings: RunSettings, tokens: Tensor | None) -> dict[str, object]:

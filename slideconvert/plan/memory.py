@@ -39,7 +39,8 @@ def needs(plan: Plan, how: Running = ON_A_GPU) -> Needs:
     benches/measured/converting.md compares the estimates with measured peaks."""
     config, calibration = plan.source.config, plan.recipe.calibration
     length = sequence_length(calibration, plan.source)
-    tokens = (calibration.samples + plan.generated) * length
+    tokens = (calibration.samples + plan.layer_generated) * length
+    all_tokens = (calibration.samples + plan.generated) * length
     hidden, inner = (int(config[key]) for key in ("hidden_size", "intermediate_size"))
     architecture = architecture_of(config)
     attended = architecture.head_count(config) * architecture.head_size(config)
@@ -61,7 +62,7 @@ def needs(plan: Plan, how: Running = ON_A_GPU) -> Needs:
     running = how.dtype
     kept_inner = inner if how.kind == "cpu" else 0  # by the compressed stream alone
     ends = recovery is not None and recovery.end_epochs > 0
-    taught = tokens if ends and recovery is not None and recovery.loss == KL else 0
+    taught = all_tokens if ends and recovery is not None and recovery.loss == KL else 0
     return Needs(
         hidden=tokens * (streams * (4 * hidden + running.itemsize * attended) + running.itemsize * kept_inner),
         generating=_generating(plan, how) if plan.generated else 0,

@@ -123,6 +123,13 @@ class Plan:
         return self.recovery.generated(self.recipe.calibration.samples) if own is None else own
 
     @property
+    def layer_generated(self) -> int:
+        """How many of these layers are solved and trained with; training end to end has all."""
+        if not self.recovery:
+            return 0
+        return self.recovery.layer_generated(self.recipe.calibration.samples, self.generated)
+
+    @property
     def calibrated(self) -> bool:
         """Whether a method or training runs text through the model."""
         return any(plan.moves for plan in self.linears)

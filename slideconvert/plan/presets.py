@@ -19,22 +19,25 @@ KL, CROSS_ENTROPY = "kl", "ce"
 class Recovery:
     """How the remaining weights are trained against the dense model.
 
-    block_epochs, end_epochs: epochs over all sequences, block by block and end to end. sequences: if the calibration
-    text has fewer, the dense model generates the others (calibrate/generate.py), at most `most_generated` for each of
-    the text. block_rate, end_rate, batch, relative, patience, retries: those of training.Schedule. loss: KL or
-    CROSS_ENTROPY, end to end.
+    block_epochs, end_epochs: epochs block by block and end to end. sequences: of training end to end; if the
+    calibration text has fewer, the dense model generates the others (calibrate/generate.py), at most `most_generated`
+    for each of the text. layer_sequences: layers are solved and trained with so many at most, the whole text among
+    them: training end to end gains from each new sequence, layers hardly do. block_rate, block_batch, end_rate,
+    end_batch, relative, patience, retries: those of training.Schedule. loss: KL or CROSS_ENTROPY, end to end.
     """
 
     block_epochs: int = 0
     end_epochs: int = 0
     sequences: int = 0
-    most_generated: int = 3
+    most_generated: int = 7
+    layer_sequences: int = 512
     block_rate: float = 0.015
-    end_rate: float = 0.004
-    batch: int = 4
+    block_batch: int = 4
+    end_rate: float = 0.005
+    end_batch: int = 4
     relative: bool = True
     patience: int = 0
-    retries: int = 2
+    retries: int = 4
     loss: str = KL
 
     @property
@@ -43,10 +46,15 @@ class Recovery:
 
     def generated(self, samples: int) -> int:
         """The number of sequences that the dense model adds to so many calibration sequences."""
-        return max(0, min(self.sequences - samples, self.most_generated * samples))
+        wanted = self.sequences if self.end_epochs else min(self.sequences, self.layer_sequences)
+        return max(0, min(wanted - samples, self.most_generated * samples))
+
+    def layer_generated(self, samples: int, generated: int) -> int:
+        """How many of the generated sequences layers are solved and trained with, besides so many of the text."""
+        return min(generated, max(0, self.layer_sequences - samples)) if self.end_epochs else generated
 
 
-GROUP_RECOVERY = Recovery(block_rate=0.02, end_rate=0.01, patience=2, retries=1)
+GROUP_RECOVERY = Recovery(block_rate=0.02, end_rate=0.01, patience=2, retries=2)
 """For grouped schemes and group patterns: they lose more accuracy than 8 bits per channel, and training end to end
 changes only scales and zero points."""
 
@@ -96,8 +104,10 @@ PRESETS = {
             ALPS,
             SWEEP_REFIT,
             permute=True,
-            recovery=Recovery(block_epochs=6, end_epochs=3, sequences=512, block_rate=0.008),
-            group_recovery=replace(GROUP_RECOVERY, block_epochs=8, end_epochs=6),
+            recovery=Recovery(block_epochs=6, end_epochs=6, sequences=1024, block_rate=0.008, end_batch=8),
+            group_recovery=replace(
+                GROUP_RECOVERY, block_epochs=8, end_epochs=6, sequences=1024, end_rate=0.015, end_batch=8
+            ),
         ),
         # The procedure of the GQSA paper, section 4.1; the paper omits batch and loss, so they are EfficientQAT's.
         Preset(
@@ -106,7 +116,15 @@ PRESETS = {
             "",
             groups=SALIENCY,
             group_recovery=Recovery(
-                5, 2, block_rate=1e-5, end_rate=1e-5, batch=2, relative=False, retries=0, loss=CROSS_ENTROPY
+                5,
+                2,
+                block_rate=1e-5,
+                block_batch=2,
+                end_rate=1e-5,
+                end_batch=2,
+                relative=False,
+                retries=0,
+                loss=CROSS_ENTROPY,
             ),
         ),
     )

@@ -35,12 +35,14 @@ DIVIDED = (GENERATE, CALIBRATE, "targets", TRAIN)
 @dataclass(frozen=True)
 class Size:
     """What the time depends on. weights: of all decoder linears. samples, generated: calibration sequences of the text,
-    and those that the model generates. length: tokens of each."""
+    and those that the model generates; solved: those of both that layers are solved and trained with. length: tokens of
+    each."""
 
     layers: int
     weights: int
     samples: int = 0
     generated: int = 0
+    solved: int = 0
     length: int = 1
 
     @classmethod
@@ -50,7 +52,12 @@ class Size:
             return cls(layers, plan.weights)
         calibration = plan.recipe.calibration
         length = sequence_length(calibration, plan.source)
-        return cls(layers, plan.weights, calibration.samples, plan.generated, length)
+        solved = calibration.samples + plan.layer_generated
+        return cls(layers, plan.weights, calibration.samples, plan.generated, solved, length)
+
+    def sequences(self, stage: str) -> int:
+        """The sequences of a stage by layers, or what they are a share of."""
+        return {CALIBRATE: self.solved, GENERATE: self.generated}.get(stage, self.samples + self.generated)
 
     @property
     def of_layer(self) -> float:
@@ -87,17 +94,25 @@ class Trials:
 @dataclass(frozen=True)
 class Shares:
     """What is left of the work for the busiest of several ranks. files: of the bytes of all weight files. sequences: of
-    what runs through the layers. batches: of what is trained in batches."""
+    what runs through the layers. block_batches, end_batches: of what is trained in batches."""
 
     files: float = 1.0
     sequences: float = 1.0
-    batches: float = 1.0
+    block_batches: float = 1.0
+    end_batches: float = 1.0
 
     @classmethod
     def of(cls, plan: Plan, ranks: int) -> Shares:
         sizes = [sum(unit.bytes for shard in part for unit in shard.units) for part in divided(plan.shards, ranks)]
-        batch = plan.recovery.batch if plan.recovery else 1
-        return cls(max(sizes) / sum(sizes), 1 / ranks, busiest(batch, ranks) / batch if plan.recovery else 1 / ranks)
+        recovery = plan.recovery
+        batches = (recovery.block_batch, recovery.end_batch) if recovery else ()
+        shares = [busiest(batch, ranks) / batch for batch in batches] or [1 / ranks, 1 / ranks]
+        return cls(max(sizes) / sum(sizes), 1 / ranks, *shares)
+
+    def of_stage(self, stage: str) -> float:
+        """Of the sequences of a stage by layers."""
+        own = {CALIBRATE: self.block_batches, TRAIN: self.end_batches}
+        return own.get(stage, self.sequences if stage in DIVIDED else 1.0)
 
 
 @dataclass(frozen=True)
@@ -143,9 +158,7 @@ def predict(
                 # Each step reads all weights once for the sequences of a round; a trial has a single round.
                 rounds = -(-size.generated // max(1, at_once // size.length))
                 fixed *= rounds * size.length / many.size.length
-            trained = stage in (CALIBRATE, TRAIN)
-            share = shares.batches if trained else shares.sequences if stage in DIVIDED else 1.0
-            found[stage] = size.layers * (fixed + sequences * share)
+            found[stage] = size.layers * (fixed + sequences * shares.of_stage(stage))
     return found
 
 
@@ -162,16 +175,17 @@ def _of_a_layer(stage: str, size: Size, narrow: Trial, few: Trial, many: Trial) 
     """Seconds of a layer: those that do not depend on the number of sequences, and those of all sequences."""
     if stage == SMOOTH:
         return many.seconds(stage) * size.of_layer / many.size.of_layer * size.length / many.size.length, 0.0
-    each = max(0.0, many.seconds(stage) - few.seconds(stage)) / (many.size.samples - few.size.samples)
-    wide = max(0.0, few.seconds(stage) - each * few.size.samples)
+    here, more_there = few.size.sequences(stage), many.size.sequences(stage)
+    each = max(0.0, many.seconds(stage) - few.seconds(stage)) / (more_there - here)
+    wide = max(0.0, few.seconds(stage) - each * here)
     less, more = narrow.size.of_layer / few.size.of_layer, size.of_layer / few.size.of_layer
     shorter, longer = narrow.size.length / few.size.length, size.length / few.size.length
-    small = max(0.0, narrow.seconds(stage) - each * less * shorter * narrow.size.samples)
+    small = max(0.0, narrow.seconds(stage) - each * less * shorter * narrow.size.sequences(stage))
     if stage == GENERATE:
         small /= shorter  # the time of so many fewer steps
     cubic = min(max(0.0, wide * less - small) / (less - less**1.5), wide) if less < 1 else wide
     fixed = (wide - cubic) * more + cubic * more**1.5
-    return fixed, each * more * longer * size.samples
+    return fixed, each * more * longer * size.sequences(stage)
 
 
 def busiest(batch: int, ranks: int) -> float:

@@ -52,8 +52,15 @@ def block_training(plan: Plan, how: Running) -> int:
     largest = max(layers.values(), key=lambda linears: sum(linear.weights for linear in linears))
     trained = _sum(largest, end_to_end=False)
     dense = FLOAT * sum(linear.weights for linear in largest)
-    pairs = 2 * FLOAT * plan.recovery.batch * _length(plan) * int(plan.source.config["hidden_size"])
-    whole = dense + _solved(largest) + trained.frozen + 4 * trained.variables + pairs + _passing(plan, how)
+    pairs = 2 * FLOAT * plan.recovery.block_batch * _length(plan) * int(plan.source.config["hidden_size"])
+    whole = (
+        dense
+        + _solved(largest)
+        + trained.frozen
+        + 4 * trained.variables
+        + pairs
+        + _passing(plan, how, plan.recovery.block_batch)
+    )
     if how.kind != "cpu":
         return whole + _captured(pairs)
     inputs = {linear.linear.group: linear.stored.shape[1] for linear in largest}
@@ -69,12 +76,12 @@ def end_training(plan: Plan, how: Running) -> Training:
     trained = _sum(plan.linears, end_to_end=True)
     gradients = max(_sum(linears, end_to_end=True).variables for linears in layers.values())
     kept = how.dtype.itemsize * sum(linear.weights for linear in plan.linears if linear.kept)
-    state = FLOAT * plan.recovery.batch * _length(plan) * hidden
+    state = FLOAT * plan.recovery.end_batch * _length(plan) * hidden
     between = len(layers) * state
-    logits = min(PIECE, plan.recovery.batch * _length(plan) * words)
+    logits = min(PIECE, plan.recovery.end_batch * _length(plan) * words)
     head = how.dtype.itemsize * words * hidden + FLOAT * LOGITS * logits
     resident = trained.frozen + trained.variables + gradients + kept + head + STATES * state
-    whole = resident + trained.moments + between + _passing(plan, how)
+    whole = resident + trained.moments + between + _passing(plan, how, plan.recovery.end_batch)
     captured = _captured(state + how.dtype.itemsize * state // FLOAT)
     # The best state, the embedding, and the results of all layers.
     host = trained.variables + FLOAT * words * hidden + _solved(plan.linears)
@@ -106,13 +113,12 @@ def _length(plan: Plan) -> int:
     return sequence_length(plan.recipe.calibration, plan.source)
 
 
-def _passing(plan: Plan, how: Running) -> int:
-    """What the sequences that run through a layer at once leave for its backward pass, the dense weights of the layer
-    with the places of what is kept, and the largest linear while it is rebuilt."""
-    assert plan.recovery is not None
+def _passing(plan: Plan, how: Running, batch: int) -> int:
+    """What the sequences of a batch that run through a layer at once leave for its backward pass, the dense weights of
+    the layer with the places of what is kept, and the largest linear while it is rebuilt."""
     hidden, inner = (int(plan.source.config[key]) for key in ("hidden_size", "intermediate_size"))
     dense = max(sum(_dense(linear, how) for linear in linears) for linears in _by_layer(plan).values())
-    at_once = min(plan.recovery.batch, trained_at_once(how.tokens_at_once, _length(plan)))
+    at_once = min(batch, trained_at_once(how.tokens_at_once, _length(plan)))
     of_token = how.dtype.itemsize * (LEFT_HIDDEN * hidden + LEFT_INNER * inner)
     largest = max(linear.weights for linear in plan.linears if not linear.kept)
     return at_once * _length(plan) * of_token + dense + REBUILDING * largest

@@ -16,11 +16,11 @@ class Schedule:
     """epochs over the fitted sequences, `batch` sequences per step.
 
     rate: Adam's learning rate; if `relative`, a share of the root mean square of a linear's remaining weights, which
-    makes it independent of the model. It rises during the share `warmup` of the steps, while Adam's variances are
+    makes it independent of their size. It rises during the share `warmup` of the steps, while Adam's variances are
     inaccurate, and falls along a cosine to the share `floor`. patience: epochs without a new best held-out loss after
-    which training ends early; 0: never. retries: how often training without any improvement restarts, each time with
-    LATER_RATE of the rate (and after the first epoch where the loss has DIVERGED), since a nearly optimal model needs
-    small steps: the best rates of models differ by ten.
+    which training ends early; 0: never. retries: how often training restarts with LATER_RATE of the rate if the first
+    epoch has not lowered the held-out loss. Of the rates whose steps are not too long, the highest trains best, and
+    that differs by ten between models.
     """
 
     epochs: int

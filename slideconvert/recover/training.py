@@ -12,11 +12,8 @@ from torch import Tensor, nn
 from .options import Curve, Schedule, TrainingOptions
 from .run import Run
 
-LATER_RATE = 0.25
+LATER_RATE = 0.5
 """Learning rate of a retry relative to that of the run before it."""
-DIVERGED = 1.1
-"""A run that has improved nothing, and whose held-out loss is this many times the initial one after an epoch, gives way
-to its retry: its steps are too long for this model."""
 
 
 def train(
@@ -65,8 +62,8 @@ def _train_once(
                 continue  # done before the interruption; the shuffler has advanced
             if schedule.patience and epoch - _best(run.losses) >= schedule.patience:
                 break
-            if schedule.retries and _best(run.losses) == 0 and run.losses[-1] > DIVERGED * run.losses[0]:
-                break
+            if schedule.retries and epoch and _best(run.losses) == 0:
+                break  # its steps are too long for this model
             for numbers in fitted[order].split(schedule.batch):
                 run.step(numbers, schedule.rate_at(done, steps))
                 done += 1

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from slideconvert.errors import SlideConvertError
 from slideconvert.recover.options import Curve, Schedule, TrainingOptions
 from slideconvert.recover.run import MOST_SKIPPED
-from slideconvert.recover.training import DIVERGED, train
+from slideconvert.recover.training import train
 from tests.helpers import pico
 from tests.unit.test_recover import FITTED, HELD, SCHEDULE, Line, away, sized
 
@@ -142,13 +142,13 @@ def hurting(schedule: Schedule, keep: Path | None = None, tell: Any = lambda *_:
     return number, train(sized(number), loss, FITTED, HELD, schedule, TrainingOptions(state=keep, progress=tell))
 
 
-EAGER = Schedule(6, 0.4, batch=4, warmup=0.0, floor=1.0, retries=2)
+EAGER = Schedule(6, 0.1, batch=4, warmup=0.0, floor=1.0, retries=2)
 
 
-def test_training_without_improvement_restarts_with_a_quarter_of_the_rate() -> None:
+def test_training_without_improvement_restarts_with_half_the_rate() -> None:
     number, curve = hurting(EAGER)
-    alone, second = hurting(replace(EAGER, rate=EAGER.rate / 16, retries=0))
-    for rate in (EAGER.rate, EAGER.rate / 4):
+    alone, second = hurting(replace(EAGER, rate=EAGER.rate / 4, retries=0))
+    for rate in (EAGER.rate, EAGER.rate / 2):
         assert hurting(replace(EAGER, rate=rate, retries=0))[1].best == 0
     assert curve == second and curve.best > 0 and torch.equal(number, alone)
     patient, told = hurting(replace(EAGER, retries=1))
@@ -172,35 +172,26 @@ def test_training_with_improvement_does_not_restart() -> None:
     assert told == [*range(1, 19), *range(1, 19)]
 
 
-def test_an_attempt_that_diverges_ends_with_its_epoch_but_the_last_does_not() -> None:
+def test_an_attempt_without_improvement_ends_with_its_epoch_but_the_last_does_not() -> None:
     told: list[int] = []
     _, curve = hurting(replace(EAGER, retries=1), tell=lambda done, total: told.append(done))
     assert told == [*range(1, STEPS + 1), *range(1, 6 * STEPS + 1)] and len(curve.losses) == 7
     _, alone = hurting(replace(EAGER, retries=0))
-    assert len(alone.losses) == 7 and alone.losses[1] > DIVERGED * alone.losses[0]
+    assert len(alone.losses) == 7 and alone.losses[1] > alone.losses[0]
 
 
-def test_an_attempt_that_is_hardly_worse_goes_on() -> None:
-    """It is worse by less than a tenth after the first epoch, and ends with the second."""
-    schedule = replace(EAGER, retries=1)
-    _, alone = away_from(replace(schedule, retries=0), lambda *_: None)
-    assert alone.best == 0 and 1 < alone.losses[1] / alone.losses[0] < DIVERGED < alone.losses[2] / alone.losses[0]
-    told: list[int] = []
-    away_from(schedule, lambda done, total: told.append(done))
-    assert told[: 2 * STEPS + 1] == [*range(1, 2 * STEPS + 1), 1]
-
-
-def away_from(schedule: Schedule, tell: Any) -> tuple[nn.Parameter, Curve]:
-    """The first epoch goes a little farther beyond what is held out than the start is before it."""
-    number, loss = away(9.0, 1.59)
-    return number, train(sized(number), loss, FITTED, HELD, schedule, TrainingOptions(progress=tell))
+def test_an_attempt_that_gets_better_first_and_worse_then_goes_on() -> None:
+    number, loss = away(9.0, 1.9)
+    schedule, told = Schedule(4, 0.15, batch=4, floor=1.0, warmup=0.0, retries=2), list[int]()
+    train(sized(number), loss, FITTED, HELD, schedule, TrainingOptions(progress=lambda done, _: told.append(done)))
+    assert told == [*range(1, 4 * STEPS + 1)]
 
 
 @pytest.mark.parametrize(
     ("attempt", "after"), [(0, 1), (0, STEPS), (1, 1), (1, STEPS), (2, 1), (2, 4), (2, 7), (2, 6 * STEPS)]
 )
 def test_attempts_that_were_interrupted_go_on(tmp_path: Path, attempt: int, after: int) -> None:
-    """In any of them; those that are over are not repeated. The first two diverge in their first epoch."""
+    """In any of them; those that are over are not repeated. The first two improve nothing in their first epoch."""
     keep, calls = tmp_path / "keep.safetensors", 0
 
     def tell(done: int, total: int) -> None:

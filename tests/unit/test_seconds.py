@@ -11,10 +11,10 @@ import pytest
 
 from slideconvert.plan.seconds import Shares, Size, Trial, Trials, busiest, predict
 
-NARROW = Size(layers=2, weights=2 * 4**2 * 100, samples=8, generated=24, length=32)
-FEW = Size(layers=2, weights=2 * 8**2 * 100, samples=8, generated=24, length=64)
-MANY = replace(FEW, samples=16, generated=48)
-PLANNED = Size(layers=30, weights=30 * 64**2 * 100, samples=128, generated=384, length=512)
+NARROW = Size(layers=2, weights=2 * 4**2 * 100, samples=8, generated=56, solved=64, length=32)
+FEW = Size(layers=2, weights=2 * 8**2 * 100, samples=8, generated=56, solved=64, length=64)
+MANY = replace(FEW, samples=16, generated=112, solved=128)
+PLANNED = Size(layers=30, weights=30 * 64**2 * 100, samples=128, generated=896, solved=512, length=512)
 
 Law = Callable[[Size], float]
 
@@ -25,13 +25,13 @@ STAGES: dict[str, Law] = {
     "compare": lambda size: size.layers * (2e-5 * size.of_layer + 3e-7 * size.of_layer**1.5),
     # Eight sequences that are not held out; of eight, one is.
     "smooth": lambda size: size.layers * 1e-8 * size.of_layer * size.length * min(8, size.samples - size.samples // 8),
-    "train": lambda size: size.layers * 1e-8 * size.of_layer * size.samples * size.length,
+    "train": lambda size: size.layers * 1e-8 * size.of_layer * (size.samples + size.generated) * size.length,
 }
 
 
 def layer(size: Size) -> float:
     """Calibration: tokens, what grows with the square of the width, and what grows with its cube."""
-    tokens = 4e-9 * size.of_layer * size.samples * size.length
+    tokens = 4e-9 * size.of_layer * size.solved * size.length
     return float(tokens + 1e-5 * size.of_layer + 2e-6 * size.of_layer**1.5)
 
 
@@ -66,9 +66,9 @@ def test_noise_makes_no_time_negative() -> None:
 
 
 def test_without_calibration_there_is_nothing_to_divide_but_files() -> None:
-    sizes = [replace(size, samples=0, generated=0, length=1) for size in (NARROW, FEW)]
+    sizes = [replace(size, samples=0, generated=0, solved=0, length=1) for size in (NARROW, FEW)]
     trials = Trials(*(Trial(size, {"convert": 1e-4 * size.weights, "verify": 1e-5 * size.weights}) for size in sizes))
-    found = predict(PLANNED, trials, Shares(files=0.25, sequences=0.25, batches=0.25))
+    found = predict(PLANNED, trials, Shares(0.25, 0.25, 0.25, 0.25))
     assert found == pytest.approx({"convert": 0.25e-4 * PLANNED.weights, "verify": 1e-5 * PLANNED.weights})
 
 
@@ -81,10 +81,10 @@ def test_ranks_divide_what_depends_on_sequences() -> None:
             for size in (NARROW, FEW, MANY)
         )
     )
-    found = predict(PLANNED, trials, Shares(sequences=0.5, batches=0.75))
-    tokens = 4e-9 * PLANNED.of_layer * PLANNED.samples * PLANNED.length
+    found = predict(PLANNED, trials, Shares(sequences=0.5, block_batches=0.75, end_batches=0.625))
+    tokens = 4e-9 * PLANNED.of_layer * PLANNED.solved * PLANNED.length
     assert found["calibrate"] == pytest.approx(PLANNED.layers * (layer(PLANNED) - 0.25 * tokens))
-    assert found["train"] == pytest.approx(0.75 * STAGES["train"](PLANNED))
+    assert found["train"] == pytest.approx(0.625 * STAGES["train"](PLANNED))
     assert found["targets"] == pytest.approx(0.5 * also["targets"](PLANNED))
     assert found["compare"] == pytest.approx(STAGES["compare"](PLANNED))
 
