@@ -53,6 +53,11 @@ class StreamOptions:
         """An empty store for hidden states."""
         return Activations(self.place, self.device, self.folder, name)
 
+    def store_beside(self, name: str) -> Activations:
+        """An empty store for states that are read once in a step of training: in CPU memory, not on the device."""
+        place = "cpu" if self.place == "device" else self.place
+        return Activations(place, self.device, self.folder, name)
+
 
 class Stream:
     """Hidden states of all tokens before a layer, and that layer."""

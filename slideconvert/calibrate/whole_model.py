@@ -32,14 +32,14 @@ TARGETS = "targets"
 
 def dense_outputs(decoder: Decoder, tokens: Tensor, options: StreamOptions, progress: Progress) -> Activations:
     """The dense model's last hidden states [sequences, length, hidden] of tokens [sequences, length] int64, in
-    `options.dtype`, where `options` store hidden states."""
+    `options.dtype`, beside the device."""
     stream = Stream(TARGETS, embed(decoder, (tokens,), options, f"{TARGETS}-hidden"), options)
     count = int(decoder.source.config["num_hidden_layers"])
     for number in range(count):
         progress(TARGETS, number, count)
         stream.enter(decoder.layer(number))
         stream.leave()
-    norm, found = decoder.final_norm(), options.store(TARGETS)
+    norm, found = decoder.final_norm(), options.store_beside(TARGETS)
     with torch.no_grad():
         for states in stream.hidden:
             found.append(norm(states).to(options.dtype))

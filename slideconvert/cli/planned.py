@@ -116,12 +116,13 @@ def _memory_lines(plan: Plan, settings: RunSettings, device: str | None) -> list
     host = base + needs(plan, running("cpu", settings)).peak
     calibration, length = plan.recipe.calibration, sequence_length(plan.recipe.calibration, plan.source)
     more = f"; {plan.generated} more that the model generates" if plan.generated else ""
+    gpu = needs(plan, running("cuda", settings))
     return [
-        f"memory   about {size(base)} beside the GPU"
+        f"memory   about {size(base + gpu.end_training.host)} beside the GPU"
         if named == "cuda"
         else f"memory   about {size(host)} if a CPU calibrates",
         f"text     {calibration.samples} sequences of {length} tokens of {calibration.describe_text()}{more}",
-        *([] if named == "cpu" else _gpu_lines(needs(plan, running("cuda", settings)), settings)),
+        *([] if named == "cpu" else _gpu_lines(gpu, settings)),
     ]
 
 

@@ -63,6 +63,7 @@ def needs(plan: Plan, how: Running = ON_A_GPU) -> Needs:
     kept_inner = inner if how.kind == "cpu" else 0  # by the compressed stream alone
     ends = recovery is not None and recovery.end_epochs > 0
     taught = all_tokens if ends and recovery is not None and recovery.loss == KL else 0
+    targets = taught * running.itemsize * hidden
     return Needs(
         hidden=tokens * (streams * (4 * hidden + running.itemsize * attended) + running.itemsize * kept_inner),
         generating=_generating(plan, how) if plan.generated else 0,
@@ -71,8 +72,7 @@ def needs(plan: Plan, how: Running = ON_A_GPU) -> Needs:
         batch=min(how.tokens_at_once, tokens) * of_token,
         block_training=block_training(plan, how) if recovery and recovery.block_epochs else 0,
         target_states=taught * (4 + running.itemsize) * hidden,
-        targets=taught * running.itemsize * hidden,
-        end_training=end_training(plan, how) if ends else Training(),
+        end_training=end_training(plan, how, targets) if ends else Training(),
     )
 
 

@@ -16,7 +16,8 @@ class Stage(NamedTuple):
 
 class Training(NamedTuple):
     """The bytes of training end to end. device: where the model computes, all in all. offloaded: how much of that
-    `--offload` moves to CPU memory, where it takes `pinned`. host: what a GPU leaves in CPU memory in any case."""
+    `--offload` moves to CPU memory, where it takes `pinned`. host: what a GPU leaves in CPU memory in any case, the
+    dense model's last hidden states among it (with `--keep-on disk`, these are on disk)."""
 
     device: int = 0
     offloaded: int = 0
@@ -31,8 +32,8 @@ class Needs:
     hidden: hidden states of all tokens between layers and within one, wherever they are stored (inner states only on a
     CPU). generating: the dense model and its key-value cache. layer: weights of the current layer, for each stream.
     solving: the largest input group with its matrices. batch: tokens that run through a layer at once. block_training:
-    a layer in training, and the dense layer. target_states, targets: hidden states while the dense model makes the
-    targets of training end to end, and the targets, wherever they are stored. end_training: the rest of that training.
+    a layer in training, and the dense layer. target_states: hidden states while the dense model makes the targets of
+    training end to end, wherever they are stored. end_training: that training.
     """
 
     hidden: int
@@ -42,7 +43,6 @@ class Needs:
     batch: int
     block_training: int
     target_states: int
-    targets: int
     end_training: Training
 
     def stages(self, *, offload: bool = False) -> dict[str, Stage]:
@@ -52,8 +52,8 @@ class Needs:
             "generate": Stage(self.generating),
             "solve": Stage(self.layer + max(self.solving, self.batch), self.hidden),
             "train by block": Stage(self.block_training, self.hidden),
-            "targets": Stage(self.layer + self.batch if self.targets else 0, self.target_states),
-            "train end to end": Stage(end.device - (end.offloaded if offload else 0), self.targets),
+            "targets": Stage(self.layer + self.batch if self.target_states else 0, self.target_states),
+            "train end to end": Stage(end.device - (end.offloaded if offload else 0)),
         }
         return {name: stage for name, stage in found.items() if stage.device}
 
@@ -75,8 +75,8 @@ class Needs:
     @property
     def offload_host(self) -> int:
         """Peak of CPU memory with --offload, besides `direct_memory`."""
-        end = self.targets + self.end_training.pinned + self.end_training.host
-        return max(end, *(stage.hidden for stage in self.stages().values()))
+        end = self.end_training
+        return max(end.pinned + end.host, *(stage.hidden for stage in self.stages().values()))
 
     def to_json(self) -> dict[str, Any]:
         stages = {name: stage._asdict() for name, stage in self.stages().items()}

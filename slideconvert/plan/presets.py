@@ -104,10 +104,8 @@ PRESETS = {
             ALPS,
             SWEEP_REFIT,
             permute=True,
-            recovery=Recovery(block_epochs=6, end_epochs=6, sequences=1024, block_rate=0.008, end_batch=8),
-            group_recovery=replace(
-                GROUP_RECOVERY, block_epochs=8, end_epochs=6, sequences=1024, end_rate=0.015, end_batch=8
-            ),
+            recovery=Recovery(block_epochs=6, end_epochs=6, sequences=2048, block_rate=0.008, end_batch=8),
+            group_recovery=replace(GROUP_RECOVERY, block_epochs=8, end_epochs=6, sequences=2048),
         ),
         # The procedure of the GQSA paper, section 4.1; the paper omits batch and loss, so they are EfficientQAT's.
         Preset(

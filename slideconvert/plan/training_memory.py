@@ -67,9 +67,9 @@ def block_training(plan: Plan, how: Running) -> int:
     return whole + trained.variables + FLOAT * sum(columns * columns for columns in inputs.values())
 
 
-def end_training(plan: Plan, how: Running) -> Training:
-    """Bytes of training end to end, without the targets: all linears, moments and states between layers (which may be
-    offloaded), one layer's gradients and activations, and the head."""
+def end_training(plan: Plan, how: Running, targets: int) -> Training:
+    """Bytes of training end to end: all linears, moments and states between layers (which may be offloaded), one
+    layer's gradients and activations, and the head. targets: bytes of the states that the model is trained towards."""
     assert plan.recovery is not None
     hidden, words = (int(plan.source.config[key]) for key in ("hidden_size", "vocab_size"))
     layers = _by_layer(plan)
@@ -84,7 +84,7 @@ def end_training(plan: Plan, how: Running) -> Training:
     whole = resident + trained.moments + between + _passing(plan, how, plan.recovery.end_batch)
     captured = _captured(state + how.dtype.itemsize * state // FLOAT)
     # The best state, the embedding, and the results of all layers.
-    host = trained.variables + FLOAT * words * hidden + _solved(plan.linears)
+    host = targets + trained.variables + FLOAT * words * hidden + _solved(plan.linears)
     if how.kind == "cpu":
         return Training(whole + host)
     # With --offload, no step is captured.

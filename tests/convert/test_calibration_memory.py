@@ -75,7 +75,7 @@ def test_the_plan_of_a_70b_model_states_the_memory(cli: Cli, tmp_path: Path) -> 
     linears = 2 * hidden * hidden + 2 * hidden * 1024 + 3 * hidden * 28672
     assert told["weights"] == 80 * linears
     assert need["layer"] == 2 * 4 * linears  # one layer in each stream, never more
-    assert need["targets"] == need["end_training"]["device"] == need["generating"] == 0
+    assert need["target_states"] == need["end_training"]["device"] == need["generating"] == 0
     # Dense layer in float32, the solved one in 8 bits, the one that is passed in bfloat16; of the 3/4 that 2:8 keeps
     # a value, gradient, two moments and a place each, and a bit of every weight; what one sequence leaves, the largest
     # linear as it is rebuilt, and the inputs and targets of four sequences.
@@ -94,12 +94,14 @@ def test_the_plan_of_a_70b_model_states_the_memory(cli: Cli, tmp_path: Path) -> 
 
 def test_training_end_to_end_needs_what_is_kept_of_the_model(cli: Cli, tmp_path: Path) -> None:
     """A float32 value of each kept weight (2:8: three of four), with --offload no more; without, two moments as well.
-    The dense model is not there: its last hidden states are, in bfloat16."""
+    The dense model is not there: its last hidden states are, in bfloat16, in CPU memory with the best state, the
+    embedding and the codes of all layers."""
     model = without_weights(tmp_path / "70b")
     told = json.loads(cli("plan", model, "--preset", "quality", "--json").out)
     need, kept = told["calibration_memory"], told["weights"] * 3 // 4
-    end, state = need["end_training"], 4 * 4 * 2048 * 8192
-    assert need["targets"] == 512 * 2048 * 2 * 8192
+    end, state = need["end_training"], 4 * 8 * 2048 * 8192
+    assert need["target_states"] == 1024 * 2048 * (4 + 2) * 8192
+    assert end["host"] == 1024 * 2048 * 2 * 8192 + 4 * kept + 4 * 128256 * 8192 + told["weights"]
     assert end["offloaded"] == 8 * kept + 80 * state
     rest = end["device"] - end["offloaded"]
     assert 4 * kept + told["weights"] / 8 < rest < 4.2 * kept + told["weights"] / 8 + 15e9

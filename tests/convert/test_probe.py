@@ -98,4 +98,4 @@ def test_the_busiest_of_many_ranks_has_the_largest_file(source: Path) -> None:
     sizes = [sum(unit.bytes for unit in shard.units) for shard in made.shards]
     shares = Shares.of(made, len(sizes))
     assert len(sizes) > 2 and shares.files == max(sizes) / sum(sizes)
-    assert shares.sequences == shares.batches == 1 / len(sizes)  # nothing is trained
+    assert shares.sequences == shares.block_batches == shares.end_batches == 1 / len(sizes)  # nothing is trained

@@ -111,10 +111,11 @@ def plan_for(
 
 
 def quality(block_epochs: int, end_epochs: int, **words: Any) -> Preset:
-    """Preset quality with so many epochs of training on the calibration text alone, once, and other words of it."""
+    """Preset quality with so many epochs of training on the calibration text alone, once, in small batches, and other
+    words of it."""
     whole = PRESETS["quality"]
     recovery = replace(whole.recovery, block_epochs=block_epochs, end_epochs=end_epochs, sequences=0, retries=0)
-    return replace(whole, recovery=recovery, **words)
+    return replace(whole, recovery=replace(recovery, end_batch=recovery.block_batch), **words)
 
 
 def brief_presets() -> dict[str, Preset]:

@@ -151,10 +151,27 @@ def test_nothing_is_generated_where_nothing_trains_or_nobody_asks(tmp_path: Path
     assert plan_for(model, text, preset="balanced").generated == 0
     assert plan_for(model, text, preset="quality", generated="0").generated == 0
     assert plan_for(model, text, preset="quality", block_epochs="0", end_epochs="0").generated == 0
-    assert plan_for(model, text, preset="quality").generated == 3 * SAMPLES
-    assert plan_for(model, text, 200, preset="quality").generated == 512 - 200
-    assert plan_for(model, text, 1024, preset="quality").generated == 0
-    assert plan_for(model, text, preset="quality", scheme="w4a16", group_size="8").generated == 0
+    assert plan_for(model, text, preset="quality").generated == 7 * SAMPLES
+    assert plan_for(model, text, 512, preset="quality").generated == 2048 - 512
+    assert plan_for(model, text, 2048, preset="quality").generated == 0
+    assert plan_for(model, text, preset="quality", scheme="w4a16", group_size="8").generated == 7 * SAMPLES
+
+
+def test_layers_have_a_part_of_the_generated_text(tmp_path: Path) -> None:
+    """512 sequences, your text first; without training end to end nobody else would have the others."""
+    model, text = write_model(tmp_path / "model"), write_text(tmp_path / "text.jsonl")
+
+    def parts(samples: int, **words: str) -> tuple[int, int]:
+        plan = plan_for(model, text, samples, preset="quality", **words)
+        return plan.layer_generated, plan.generated
+
+    assert parts(SAMPLES) == (7 * SAMPLES, 7 * SAMPLES)
+    assert parts(128) == (384, 896)
+    assert parts(600) == (0, 1448)
+    assert parts(128, generated="100") == (100, 100)
+    assert parts(128, end_epochs="0") == (384, 384)
+    assert parts(128, end_epochs="0", generated="1000") == (1000, 1000)
+    assert parts(128, scheme="w4a16", group_size="8") == (384, 896)
 
 
 def test_a_linear_that_loses_nothing_is_not_trained(tmp_path: Path) -> None:
