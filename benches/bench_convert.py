@@ -126,9 +126,9 @@ def main(source: Path, out: Path, repeats: int, scheme: str, pattern: str, devic
     for name, rows in runs.items():
         seconds = statistics.median(row["seconds"] for row in rows)
         rate = "" if name == "read and write" else f"{weights / seconds / 1e6:.0f}"
-        peak = "" if name == "read and write" else f"{max(row['peak'] for row in rows):.0f} MB"
+        most = "" if name == "read and write" else f"{max(row['peak'] for row in rows):.0f} MB"
         spread = f"{min(row['seconds'] for row in rows):.1f}–{max(row['seconds'] for row in rows):.1f}"
-        click.echo(f"| {name} | {seconds:.1f} ({spread}) | {rate} | {seconds / baseline:.2f} | {peak} |")
+        click.echo(f"| {name} | {seconds:.1f} ({spread}) | {rate} | {seconds / baseline:.2f} | {most} |")
     click.echo("\n| step | CPU seconds, all threads | ns per weight |\n|---|---|---|")
     for label, seconds in sorted(profile.items(), key=lambda item: -item[1]):
         if label.endswith(" (cpu)"):

@@ -58,11 +58,13 @@ def main(rows: int, columns: int, pattern: str, device: str, repeats: int) -> No
 
 def milliseconds(operation: Callable[[], object], device: str) -> float:
     """Wall time of one run."""
-    wait = torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda: None
-    wait()
+    on_gpu = torch.device(device).type == "cuda"
+    if on_gpu:
+        torch.cuda.synchronize()
     started = time.perf_counter()
     operation()
-    wait()
+    if on_gpu:
+        torch.cuda.synchronize()
     return 1000 * (time.perf_counter() - started)
 
 

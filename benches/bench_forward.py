@@ -73,7 +73,7 @@ def main(source: Path, scheme: str, patterns: tuple[str, ...], backends: tuple[s
     """Convert SOURCE to every pattern, measure it on every backend, print a table."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    rows = {}
+    rows: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as work, torch.inference_mode():
         folders = {"bf16": source}
         for pattern in patterns:

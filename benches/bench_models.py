@@ -29,11 +29,12 @@ from slideconvert.api.settings import choose_device
 from slideconvert.calibrate.run import RunSettings
 from slideconvert.checkpoint.reader import Checkpoint
 from slideconvert.convert.pipeline import convert
+from slideconvert.core.choices import ACTIVATIONS
 from slideconvert.core.patterns import BlockPattern
 from slideconvert.errors import SlideConvertError
 from slideconvert.evaluate.perplexity import perplexity
 from slideconvert.hub.snapshot import open_folder
-from slideconvert.models.load import ACTIVATIONS, load_model, load_tokenizer
+from slideconvert.models.load import load_model, load_tokenizer
 from slideconvert.plan.linear_config import parse_linear_config
 from slideconvert.plan.plan import make_plan
 from slideconvert.plan.recipe import Recipe

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -71,7 +72,7 @@ def ways_of(backend: Backend) -> list[Backend]:
 @click.option("--out", type=click.Path(path_type=Path), help="The numbers as JSON.")
 def main(host: str, models: tuple[str, ...], pattern: str, scheme: str, memory: float, out: Path | None) -> None:
     """Print a line for each linear, and the slowest of all."""
-    device, rows = torch.device("cuda", 0), []
+    device, rows = torch.device("cuda", 0), list[dict[str, Any]]()
     with host_of(host) as program:
         comparison = Comparison(program)
         for model in models:

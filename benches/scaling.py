@@ -20,9 +20,9 @@ from typing import Any
 import click
 import torch
 
-from benches import synthetic
 from benches.calibration.memory import write_source, write_text
 from slideconvert.checkpoint.staging import write_file
+from slideconvert.models.shapes import SHAPES
 
 
 def measured(source: Path, out: Path, count: int, words: list[str]) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("words", nargs=-1)
-@click.option("--model", type=click.Choice(list(synthetic.SHAPES)), default="Llama-3.2-1B", show_default=True)
+@click.option("--model", type=click.Choice(list(SHAPES)), default="Llama-3.2-1B", show_default=True)
 @click.option("--layers", type=int, help="Another number of layers than the model has.")
 @click.option("--ranks", default="1,2", help="Numbers of ranks.")
 @click.option("--samples", default=128)

@@ -75,7 +75,7 @@ class Row:
 
     def median(self, what: str) -> float:
         """The median over all runs of one of the times."""
-        return statistics.median(getattr(run, what) for run in self.runs)
+        return float(statistics.median(getattr(run, what) for run in self.runs))
 
 
 def timed(command: Sequence[str]) -> Run:
@@ -137,10 +137,9 @@ def flags(numbers: dict[str, int]) -> list[str]:
 def working_seconds(reported: dict[str, Any]) -> float:
     """The seconds that a process reports for pruning and quantizing. Ours includes writing the layers, and training."""
     if "stages" in reported:
-        return sum(
-            reported["stages"][stage]["seconds"] for stage in ("calibrate", "train") if stage in reported["stages"]
-        )
-    return reported["seconds"]["prune"] + reported["seconds"].get("quantize", 0.0)
+        stages = [reported["stages"].get(stage, {"seconds": 0.0}) for stage in ("calibrate", "train")]
+        return float(sum(stage["seconds"] for stage in stages))
+    return float(reported["seconds"]["prune"] + reported["seconds"].get("quantize", 0.0))
 
 
 def measure(model: Path, tokens: Tensor) -> float:

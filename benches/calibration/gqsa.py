@@ -28,7 +28,7 @@ from slideconvert.calibrate.engine import compress_layers
 from slideconvert.calibrate.result import LayerResult
 from slideconvert.calibrate.run import RunSettings, block_schedule, train_end_to_end
 from slideconvert.calibrate.tokens import calibration_tokens
-from slideconvert.core.patterns import GroupPattern, parse_pattern
+from slideconvert.core.patterns import BlockPattern, GroupPattern, parse_pattern
 from slideconvert.core.quantize import Weight
 from slideconvert.core.weights import floats
 from slideconvert.evaluate.perplexity import perplexity
@@ -60,7 +60,7 @@ def measured(plan: Plan, weights: dict[str, Weight], text: str, device: str) -> 
     tokens = token_sequences(load_tokenizer(plan.source), read_documents(text), LENGTH, SEQUENCES)
     model = load_model(plan.source, activations="float", device=device)
     for name, weight in weights.items():
-        model.get_submodule(name).weight.data.copy_(floats(weight))
+        model.get_parameter(f"{name}.weight").data.copy_(floats(weight))
     return perplexity(model, tokens)
 
 
@@ -78,6 +78,7 @@ def bits_per_weight(plan: Plan, weights: dict[str, Weight]) -> float:
         if isinstance(pattern, GroupPattern):
             stored += pattern.kept(linear.stored.shape) * (scheme.bits * scheme.group + of_group + 16) + 32 * rows
             continue
+        assert isinstance(pattern, BlockPattern)
         length, left = pattern.block, pattern.most_nonzeros
         ways = length * (length - 1) // 2 if pattern.prunes else 1
         stored += rows * columns / length * (scheme.bits * left + (ways - 1).bit_length())

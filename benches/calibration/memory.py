@@ -149,7 +149,7 @@ def main(
         recover(*args)
         meter.enter(STAGES["calibrate"])
 
-    engine._recover = measured
+    setattr(engine, "_recover", measured)  # noqa: B010
     try:
         meter.enter("setup")
         convert(plan, folder / "out", settings=settings, verify=False, progress=meter)

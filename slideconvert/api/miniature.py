@@ -34,9 +34,11 @@ def narrowed(config: dict[str, Any], halvings: int) -> dict[str, Any]:
     """
     heads, layers = int(config["num_attention_heads"]), int(config["num_hidden_layers"])
     values = int(config.get("num_key_value_heads") or heads)
-    hidden = _narrowed(int(config["hidden_size"]), halvings)
-    words = int(config["vocab_size"]) * hidden * LAYERS // (int(config["hidden_size"]) * layers)
     fewer = max(1, values >> halvings)
+    # transformers demands of some architectures that the number of heads divides the width.
+    even = int(config["hidden_size"]) % heads == 0
+    hidden = _narrowed(int(config["hidden_size"]), halvings, fewer * (heads // values) if even else 1)
+    words = int(config["vocab_size"]) * hidden * LAYERS // (int(config["hidden_size"]) * layers)
     # What is given for each layer, such as the kind of its attention.
     by_layer = {name: value[:LAYERS] for name, value in config.items() if _is_list(value, layers)}
     tokens = {name: 0 for name, value in config.items() if name.endswith("_token_id") and value is not None}
@@ -82,8 +84,9 @@ def numbers(words: int, count: int) -> Documents:
     return Documents([" ".join(map(str, drawn.tolist()))], name="random numbers")
 
 
-def _narrowed(width: int, halvings: int) -> int:
-    step = math.gcd(width, min(STEP, 1 << max(4, (width // 4).bit_length() - 1)))
+def _narrowed(width: int, halvings: int, divided: int = 1) -> int:
+    """divided: a number that divides the result as well."""
+    step = math.lcm(math.gcd(width, min(STEP, 1 << max(4, (width // 4).bit_length() - 1))), divided)
     return -(-(width >> halvings) // step) * step
 
 

@@ -23,17 +23,29 @@ from .miniature import LAYERS, SHORTEST, narrowed, numbers, write_miniature
 from .options import OutputOptions, PlanOptions, SourceOptions, TargetOptions
 from .settings import settings_of
 
-SECONDS = {"cpu": 30.0, "cuda": 15.0}
-"""The time of all trials, by device type. What is in work at its end is finished."""
 NARROWEST = 256
 """Width of the narrowest model."""
-FEW, MANY = 8, 16
-"""Sequences of the trials: one in eight is held out."""
-CALIBRATED_GROWTH, GROWTH = 8, 4
-"""How much longer a trial takes with twice the width: the sequences are twice as long as well, and solvers grow with
-the cube."""
+CALIBRATED_GROWTH, GROWTH = 3, 2
+"""The power of the width with which the time of a trial grows at most: the sequences are longer as well, and solvers
+grow with the cube."""
 MEASURED = ("source", "output")
 """The stages of `--text`, which are not estimated."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What trials may take on a device. seconds: of all trials after the first, which warms up; what is in work at the
+    end is finished. few, many: sequences; one in eight is held out. launches: whether the time of a narrow model is
+    that of launching kernels, which hardly grows with the width."""
+
+    seconds: float
+    few: int
+    many: int
+    launches: bool
+
+
+PACES = {"cpu": Pace(45.0, 8, 16, launches=False), "cuda": Pace(45.0, 16, 48, launches=True)}
+"""By device type. A GPU has trials of models as wide as the planned one, with enough steps of training for graphs."""
 
 
 def probe(
@@ -46,7 +58,7 @@ def probe(
 ) -> Forecast:
     """How long `convert` takes for a plan that was made with these options, by stage, on this machine and its device.
 
-    It converts small models of the plan's shapes, scaled down, with random weights, in SECONDS, in a temporary folder
+    It converts small models of the plan's shapes, scaled down, with random weights, at its PACES, in a temporary folder
     on the disk of `out`. options.ranks: how many processes would share the conversion, each on such a device. begun:
     seconds of stages that making the plan took as well, such as that of `plan`. InputError for a device that is not
     here, a source that is quantized or pruned already, and layers that are not converted alike.
@@ -60,8 +72,7 @@ def probe(
     _check(plan)
     where = Path(out).absolute().parent if out else None
     with tempfile.TemporaryDirectory(prefix=".slideconvert-probe-", dir=where and _existing(where)) as scratch:
-        bench = _Bench(plan, options, Path(scratch), began, SECONDS[kind], progress)
-        trials = bench.trials()
+        trials = _Bench(plan, options, Path(scratch), PACES[kind], GENERATED_AT_ONCE[kind], progress).trials()
     size, ranks = Size.of(plan), options.ranks or 1
     found = predict(size, trials, Shares.of(plan, ranks), GENERATED_AT_ONCE[kind])
     stages: dict[str, float | None] = {**(begun or {})}
@@ -73,35 +84,46 @@ def probe(
 
 @dataclass
 class _Bench:
-    """Trials in a folder. began: when, of time.monotonic. budget: seconds from then on."""
+    """Trials in a folder. at_once: tokens of the sequences that the model generates together."""
 
     plan: Plan
     options: PlanOptions
     folder: Path
-    began: float
-    budget: float
+    pace: Pace
+    at_once: int
     progress: Progress
+    began: float = math.inf
+    """When the trial ended that warms up, of time.monotonic."""
     shorter: int = 1
     """By how much sequences are shorter than in proportion to the width, to save time."""
 
     def trials(self) -> Trials:
         """The narrowest model, once to warm up, then ever wider ones while time is left for the next."""
-        halvings, calibrated = _halvings(self.plan.source.config), self.plan.calibrated
-        # The next model with few and with many sequences, against the last one with few.
-        growth = 3 * CALIBRATED_GROWTH if calibrated else GROWTH
-        self._trial(halvings, FEW, SHORTEST)
+        config, calibrated, pace = self.plan.source.config, self.plan.calibrated, self.pace
+        halvings, power = _halvings(config), CALIBRATED_GROWTH if calibrated else GROWTH
+        # The next model with few and with many sequences, against the same model with few.
+        both = 1 + pace.many / pace.few if calibrated else 1
+        self._trial(halvings, pace.few, SHORTEST)
+        now = self.began = time.monotonic()
         found: list[Trial] = []
+        times: list[float] = []
         while True:
-            start = time.monotonic()
-            found.append(self._trial(halvings, FEW))
-            now = time.monotonic()
-            excess = growth * (now - start) / max(self.began + self.budget - now, 1.0)
-            if halvings == 0 or (len(found) > 1 and excess > 1):
+            found.append(self._trial(halvings, pace.few))
+            before, now = now, time.monotonic()
+            times.append(now - before)
+            if halvings == 0:
                 break
-            if len(found) == 1 and excess > 1:
-                self.shorter = 1 << math.ceil(math.log2(excess))
+            wider = narrowed(config, halvings - 1)["hidden_size"] / narrowed(config, halvings)["hidden_size"]
+            # Where launches take the time, the next width may be the first to take more.
+            last = times[-1] / times[-2] if len(times) > 1 else 1 if pace.launches else math.inf
+            growth = min(wider**power, 2 * last)
+            excess = both * growth * times[-1] / max(self.began + pace.seconds - now, 1.0)
+            if len(found) > 1 and excess > 1:
+                break
+            if excess > 2:  # nothing tells more than a second width
+                self.shorter = 1 << math.ceil(math.log2(excess / 2))
             halvings -= 1
-        many = self._trial(halvings, MANY) if calibrated else None
+        many = self._trial(halvings, pace.many) if calibrated else None
         return Trials(found[max(0, len(found) - 2)], found[-1], many)
 
     def _trial(self, halvings: int, samples: int, most: int | None = None) -> Trial:
@@ -113,7 +135,9 @@ class _Bench:
         wanted = Size.of(self.plan)
         length = wanted.length * config["hidden_size"] // (int(self.plan.source.config["hidden_size"]) * self.shorter)
         length = max(min(SHORTEST, wanted.length), min(length, most or length))
-        generated = wanted.generated * samples // wanted.samples if wanted.generated else 0
+        # What is generated in a single round tells the time of a step.
+        in_a_round = max(1, self.at_once // length) * samples // self.pace.many
+        generated = min(wanted.generated * samples // wanted.samples, in_a_round) if wanted.generated else 0
         text = numbers(config["vocab_size"], (samples + 1) * length)
         recipe = replace(self._recipe, calibration=Calibration(text, samples, length))
         solved = samples
@@ -126,7 +150,8 @@ class _Bench:
             now = time.monotonic()
             if stage == CALIBRATE:
                 marks[done] = now
-            self.progress("probe", min(int(10 * (now - self.began)), int(10 * self.budget) - 1), int(10 * self.budget))
+            whole = int(10 * self.pace.seconds)
+            self.progress("probe", min(int(10 * max(now - self.began, 0.0)), whole - 1), whole)
 
         watch = Stopwatch(watched)
         with warnings.catch_warnings(), tempfile.TemporaryDirectory(dir=self.folder) as out:
@@ -144,10 +169,15 @@ class _Bench:
 
     @property
     def _recipe(self) -> Recipe:
-        """The recipe of the plan, with those of its rules that meet a linear of the first layers."""
+        """The recipe of the plan, with those of its rules that meet a linear of the first layers, and with all epochs
+        of one training: how often it restarts, and when it ends, depends on the model and the text."""
         names = [linear.linear.name for linear in self.plan.linears if linear.linear.layer < LAYERS]
         rules = [rule for rule in self.plan.recipe.rules if rule in map(self.plan.recipe.rule_for, names)]
-        return replace(self.plan.recipe, rules=tuple(rules))
+        preset = self.plan.recipe.preset
+        if preset:
+            once = [replace(one, retries=0, patience=0) for one in (preset.recovery, preset.group_recovery)]
+            preset = replace(preset, recovery=once[0], group_recovery=once[1])
+        return replace(self.plan.recipe, rules=tuple(rules), preset=preset)
 
 
 def _halvings(config: dict[str, Any]) -> int:

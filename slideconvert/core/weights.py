@@ -59,7 +59,7 @@ class ChangeSums:
 
     energy, prune_loss, loss: squared Frobenius norms of the source, of the change by pruning alone, and of the whole
     change. nonzeros: counts in the source, after pruning, and as stored. product: the inner product of source and
-    stored weight, and the energy of the stored weight; both 0 where no cosine is needed.
+    stored weight, and the energy of the stored weight; both 0 where no weight has moved.
     """
 
     energy: float = 0.0

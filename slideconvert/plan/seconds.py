@@ -24,11 +24,12 @@ from .calibration import GENERATED_AT_ONCE, sequence_length
 if TYPE_CHECKING:
     from .plan import Plan
 
-PLAN, TEXT, CONVERT, GENERATE, CALIBRATE, TRAIN = "plan", "text", "convert", "generate", "calibrate", "train"
+PLAN, TEXT, CONVERT, GENERATE, CALIBRATE = "plan", "text", "convert", "generate", "calibrate"
+TARGETS, TRAIN = "targets", "train"
 SMOOTH = "smooth"
 """The stage that has the same few sequences, whatever the number of samples."""
 BY_TENSORS = ("check", CONVERT, "verify", "finish")
-DIVIDED = (GENERATE, CALIBRATE, "targets", TRAIN)
+DIVIDED = (GENERATE, CALIBRATE, TARGETS, TRAIN)
 """The stages whose sequences several ranks have among them."""
 
 
@@ -57,7 +58,8 @@ class Size:
 
     def sequences(self, stage: str) -> int:
         """The sequences of a stage by layers, or what they are a share of."""
-        return {CALIBRATE: self.solved, GENERATE: self.generated}.get(stage, self.samples + self.generated)
+        every = self.samples + self.generated
+        return {CALIBRATE: self.solved, GENERATE: self.generated, TARGETS: every, TRAIN: every}.get(stage, self.samples)
 
     @property
     def of_layer(self) -> float:

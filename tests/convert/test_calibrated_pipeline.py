@@ -512,6 +512,19 @@ def test_another_linear_of_the_same_shape_is_found(cli: Cli, model: Path, calibr
     assert outcome.code == 1 and Q in outcome.err and "not the same linear" in outcome.err
 
 
+def test_weights_may_compensate_by_more_than_the_norm_of_the_source(cli: Cli, model: Path, calibrated: Path) -> None:
+    """On little text, rows that write a large channel do: the sum of a linear's changes is larger than the linear."""
+
+    def compensate(tensors: dict[str, Tensor]) -> None:
+        tensors[f"{Q}.weight_scale"][:4] *= 8
+
+    edit_tensors(calibrated, compensate)
+    done = cli("verify", calibrated, "--source", model, "--json")
+    assert done.code == 0, done.err
+    errors = {row["name"]: row["error"] for row in json.loads(done.out)["linears"]}
+    assert errors[Q] > 1
+
+
 def test_exchanged_permuted_linears_are_found(cli: Cli, tmp_path: Path, model: Path, text: Path, brief: None) -> None:
     """Preset quality permutes channels, so weights stand elsewhere than in the source; which ones they are is known."""
     out, other = tmp_path / "out", DOWN.replace("layers.1", "layers.2")

@@ -74,6 +74,13 @@ def test_sequences_and_heads_shrink_with_the_width() -> None:
     assert all(own[name] == config[name] for name in ("hidden_size", "intermediate_size", "num_key_value_heads"))
 
 
+def test_the_number_of_heads_divides_the_width() -> None:
+    """Nine heads of 64, three of keys: halved, three heads and a width that they divide, which transformers demands."""
+    config = {**SHAPES["Llama-3.2-1B"], "hidden_size": 576, "intermediate_size": 1536}
+    small = narrowed({**config, "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 64}, 1)
+    assert (small["hidden_size"], small["num_attention_heads"], small["num_key_value_heads"]) == (384, 3, 1)
+
+
 def test_what_cannot_be_timed_is_refused(cli: Cli, source: Path, tmp_path: Path) -> None:
     rules = tmp_path / "rules.yaml"
     rules.write_text("method: magnitude\npattern: 2:8\nrules:\n  - {match: 'model.layers.1.*', pattern: '2:4'}\n")

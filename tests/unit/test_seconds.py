@@ -13,7 +13,7 @@ from slideconvert.plan.seconds import Shares, Size, Trial, Trials, busiest, pred
 
 NARROW = Size(layers=2, weights=2 * 4**2 * 100, samples=8, generated=56, solved=64, length=32)
 FEW = Size(layers=2, weights=2 * 8**2 * 100, samples=8, generated=56, solved=64, length=64)
-MANY = replace(FEW, samples=16, generated=112, solved=128)
+MANY = replace(FEW, samples=16, generated=80, solved=96)
 PLANNED = Size(layers=30, weights=30 * 64**2 * 100, samples=128, generated=896, solved=512, length=512)
 
 Law = Callable[[Size], float]
@@ -26,6 +26,7 @@ STAGES: dict[str, Law] = {
     # Eight sequences that are not held out; of eight, one is.
     "smooth": lambda size: size.layers * 1e-8 * size.of_layer * size.length * min(8, size.samples - size.samples // 8),
     "train": lambda size: size.layers * 1e-8 * size.of_layer * (size.samples + size.generated) * size.length,
+    "source": lambda size: size.layers * 1e-9 * size.of_layer * size.samples * size.length,
 }
 
 
