@@ -52,15 +52,9 @@ def block_training(plan: Plan, how: Running) -> int:
     largest = max(layers.values(), key=lambda linears: sum(linear.weights for linear in linears))
     trained = _sum(largest, end_to_end=False)
     dense = FLOAT * sum(linear.weights for linear in largest)
-    pairs = 2 * FLOAT * plan.recovery.block_batch * _length(plan) * int(plan.source.config["hidden_size"])
-    whole = (
-        dense
-        + _solved(largest)
-        + trained.frozen
-        + 4 * trained.variables
-        + pairs
-        + _passing(plan, how, plan.recovery.block_batch)
-    )
+    batch = plan.recovery.block_batch
+    pairs = 2 * FLOAT * batch * _length(plan) * int(plan.source.config["hidden_size"])
+    whole = dense + _solved(largest) + trained.frozen + 4 * trained.variables + pairs + _passing(plan, how, batch)
     if how.kind != "cpu":
         return whole + _captured(pairs)
     inputs = {linear.linear.group: linear.stored.shape[1] for linear in largest}
@@ -76,12 +70,13 @@ def end_training(plan: Plan, how: Running, targets: int) -> Training:
     trained = _sum(plan.linears, end_to_end=True)
     gradients = max(_sum(linears, end_to_end=True).variables for linears in layers.values())
     kept = how.dtype.itemsize * sum(linear.weights for linear in plan.linears if linear.kept)
-    state = FLOAT * plan.recovery.end_batch * _length(plan) * hidden
+    batch = plan.recovery.end_batch
+    state = FLOAT * batch * _length(plan) * hidden
     between = len(layers) * state
-    logits = min(PIECE, plan.recovery.end_batch * _length(plan) * words)
+    logits = min(PIECE, batch * _length(plan) * words)
     head = how.dtype.itemsize * words * hidden + FLOAT * LOGITS * logits
     resident = trained.frozen + trained.variables + gradients + kept + head + STATES * state
-    whole = resident + trained.moments + between + _passing(plan, how, plan.recovery.end_batch)
+    whole = resident + trained.moments + between + _passing(plan, how, batch)
     captured = _captured(state + how.dtype.itemsize * state // FLOAT)
     # The best state, the embedding, and the results of all layers.
     host = targets + trained.variables + FLOAT * words * hidden + _solved(plan.linears)
