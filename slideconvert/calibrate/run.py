@@ -170,7 +170,11 @@ def _schedule(recovery: Recovery, epochs: int, rate: float, batch: int) -> Sched
 def trainings(number: int, result: LayerResult) -> tuple[Training, ...]:
     """The trainings of a layer, for a report."""
     named = ((f"layer {number}", result.curve), (END_TO_END, result.end))
-    return tuple(Training(name, _reported(curve.losses), curve.best, curve.skipped) for name, curve in named if curve)
+    return tuple(
+        Training(name, _reported(curve.losses), curve.best, curve.skipped, curve.restarts)
+        for name, curve in named
+        if curve
+    )
 
 
 def _reported(losses: tuple[float, ...]) -> tuple[float | None, ...]:

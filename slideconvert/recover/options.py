@@ -46,11 +46,13 @@ class Curve:
     """Loss on the held-out sequences before training and after each epoch; best: the index of the kept state.
 
     skipped: the number of steps skipped because the loss was not finite, or, for the parameters concerned, a gradient.
+    restarts: how many runs at higher rates came before this one, and lowered nothing.
     """
 
     losses: tuple[float, ...]
     best: int
     skipped: int = 0
+    restarts: int = 0
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Curve:

@@ -44,7 +44,7 @@ def train(
         skipped += curve.skipped
         if curve.best:
             break
-    return replace(curve, skipped=skipped)
+    return replace(curve, skipped=skipped, restarts=retry)
 
 
 def _train_once(

@@ -84,12 +84,15 @@ class Training:
     relative to the token's output of the dense layer (recover/block.py). Loss end to end: Kullback-Leibler divergence
     per token in nats; with preset paper, cross-entropy of the next token. best: the kept epoch, 0 if training did not
     help and was undone. skipped: the number of steps that were skipped because loss or gradient was not finite.
+    restarts: how often training restarted with half of the rate, because an epoch had lowered nothing; the losses are
+    those of the last run.
     """
 
     part: str
     losses: tuple[float | None, ...]
     best: int
     skipped: int = 0
+    restarts: int = 0
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Training:

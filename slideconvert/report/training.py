@@ -63,15 +63,15 @@ def _dot(number: int) -> str:
 
 
 def training_table(parts: Sequence[Training]) -> str:
-    """The losses before training and of the kept epoch, for each part, as an HTML table."""
+    """For each part, the losses before training and of the kept epoch, and how often it restarted, as an HTML table."""
     rows = "".join(
         f'<tr><th scope="row">{_dot(number)}{printable(part.part)}</th>'
         f'<td class="number">{_number(part.losses[0])}</td>'
         f'<td class="number">{_number(part.losses[part.best])}</td><td class="number">{part.best} of '
-        f"{len(part.losses) - 1}</td></tr>\n"
+        f'{len(part.losses) - 1}</td><td class="number">{part.restarts}</td></tr>\n'
         for number, part in enumerate(parts)
     )
     heads = '<th scope="col">Part</th>' + "".join(
-        f'<th scope="col" class="number">{name}</th>' for name in ("Loss before", "Loss kept", "Epoch kept")
+        f'<th scope="col" class="number">{name}</th>' for name in ("Loss before", "Loss kept", "Epoch kept", "Restarts")
     )
     return f'<div class="table"><table><thead><tr>{heads}</tr></thead>\n<tbody>\n{rows}</tbody></table></div>'

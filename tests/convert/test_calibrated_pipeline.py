@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -400,6 +401,18 @@ def test_training_is_reported_per_part(tmp_path: Path, model: Path, text: Path, 
     for curve in curves.values():
         assert len(curve["losses"]) == 3
         assert curve["losses"][curve["best"]] == min(curve["losses"]) and curve["skipped"] == 0
+
+
+def test_restarts_are_reported(tmp_path: Path, model: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps as long as the weights lower no loss, nor do steps half as long: training is undone."""
+    preset = quality(1, 0)
+    far = replace(preset.recovery, block_rate=100.0, retries=1)
+    monkeypatch.setitem(PRESETS, "quality", replace(preset, recovery=far))
+    convert(plan_for(model, text, preset="quality", pattern="2:4"), tmp_path / "out")
+    report = Report.from_json((tmp_path / "out" / "report.json").read_text())
+    assert [(part.best, part.restarts) for part in report.training] == [(0, 1)] * 3
+    shown = (tmp_path / "out" / "report.html").read_text()
+    assert shown.count('<td class="number">0 of 1</td><td class="number">1</td>') == 3
 
 
 def test_training_that_overflows_is_reported_in_strict_json(
