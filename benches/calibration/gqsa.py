@@ -26,7 +26,7 @@ from torch import Tensor
 
 from slideconvert.calibrate.engine import compress_layers
 from slideconvert.calibrate.result import LayerResult
-from slideconvert.calibrate.run import RunSettings, block_schedule, train_end_to_end
+from slideconvert.calibrate.run import RunSettings, block_schedule, generated_tokens, train_end_to_end
 from slideconvert.calibrate.tokens import calibration_tokens
 from slideconvert.core.patterns import BlockPattern, GroupPattern, parse_pattern
 from slideconvert.core.quantize import Weight
@@ -100,6 +100,8 @@ def run_case(case: str, *, models: Path, calibration: str, text: str, device: st
         rows.append({"case": case, "stage": stage, "perplexity": found, "seconds": seconds, "bits": bits})
 
     with tempfile.TemporaryDirectory() as folder:
+        if plan.generated:
+            tokens = torch.cat([generated_tokens(plan, tokens, settings, Path(folder), silent), tokens])
         started = time.perf_counter()
 
         def compress(trained: bool) -> list[LayerResult]:

@@ -16,6 +16,7 @@ import shutil
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import click
 import torch
@@ -28,7 +29,6 @@ from slideconvert.calibrate.run import RunSettings
 from slideconvert.convert.pipeline import convert
 from slideconvert.hub.source import open_for_planning, resolve
 from slideconvert.models.shapes import SHAPES
-from slideconvert.plan.calibration import Running
 from slideconvert.plan.memory import direct_memory, needs
 from slideconvert.plan.needs import Stage
 from slideconvert.plan.plan import Plan, make_plan
@@ -102,7 +102,7 @@ def plan_of_all_layers(folder: Path, model: str, recipe: Recipe) -> Plan:
 
 def planned(plan: Plan, settings: RunSettings) -> dict[str, int]:
     """Bytes of each stage on the device by `plan`."""
-    how = Running(torch.device(settings.device).type, settings.batch_tokens, settings.precision)
+    how = settings.running
     stages: dict[str, Stage] = needs(plan, how).stages(offload=settings.offload)
     base = direct_memory(plan) if how.kind == "cpu" else 0
     stored = settings.keep_on == "device" or how.kind == "cpu"
@@ -134,11 +134,11 @@ def main(
     calibration = {"text": str(text), "samples": str(words["samples"]), "length": str(words["length"])}
     groups = words["sparsity"] is not None
     kind = {"method": "gqsa", "scheme": "w4a16", "sparsity": str(words["sparsity"])} if groups else {
-        "scheme": "int8", "pattern": words["pattern"], "generated": str(words["generated"])
+        "scheme": "int8", "pattern": words["pattern"]
     }  # fmt: skip
-    epochs = {name: str(words[name]) for name in ("block_epochs", "end_epochs")}
+    training = {name: str(words[name]) for name in ("block_epochs", "end_epochs", "generated")}
     common = {"preset": "quality", "layout": "dense", "calibration": calibration}
-    recipe = parse_recipe({**common, **kind, **epochs}, "bench")
+    recipe = parse_recipe({**common, **kind, **training}, "bench")
     plan = make_plan(resolve(str(source)), recipe)
     settings = RunSettings(device, "cpu" if offload else "device", offload=offload)
 
@@ -149,10 +149,10 @@ def main(
         recover(*args)
         meter.enter(STAGES["calibrate"])
 
-    setattr(engine, "_recover", measured)  # noqa: B010
     try:
         meter.enter("setup")
-        convert(plan, folder / "out", settings=settings, verify=False, progress=meter)
+        with mock.patch.object(engine, "_recover", measured):
+            convert(plan, folder / "out", settings=settings, verify=False, progress=meter)
     except OutOfTimeError:
         click.echo(f"stopped after {minutes} minutes", err=True)
     meter.enter("end")

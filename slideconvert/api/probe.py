@@ -35,17 +35,18 @@ MEASURED = ("source", "output")
 @dataclass(frozen=True)
 class Pace:
     """What trials may take on a device. seconds: of all trials after the first, which warms up; what is in work at the
-    end is finished. few, many: sequences; one in eight is held out. launches: whether the time of a narrow model is
-    that of launching kernels, which hardly grows with the width."""
+    end is finished. few, many: sequences; one in eight is held out. growth: how much longer the second width may take
+    than the first, at most what its power of the width says."""
 
     seconds: float
     few: int
     many: int
-    launches: bool
+    growth: float
 
 
-PACES = {"cpu": Pace(45.0, 8, 16, launches=False), "cuda": Pace(45.0, 16, 48, launches=True)}
-"""By device type. A GPU has trials of models as wide as the planned one, with enough steps of training for graphs."""
+PACES = {"cpu": Pace(45.0, 8, 16, math.inf), "cuda": Pace(45.0, 16, 48, 2.0)}
+"""By device type. On a GPU the time of a narrow model is that of launching kernels, which hardly grows with the width:
+its trials reach the planned width, with enough steps of training for graphs."""
 
 
 def probe(
@@ -58,10 +59,10 @@ def probe(
 ) -> Forecast:
     """How long `convert` takes for a plan that was made with these options, by stage, on this machine and its device.
 
-    It converts small models of the plan's shapes, scaled down, with random weights, at its PACES, in a temporary folder
-    on the disk of `out`. options.ranks: how many processes would share the conversion, each on such a device. begun:
-    seconds of stages that making the plan took as well, such as that of `plan`. InputError for a device that is not
-    here, a source that is quantized or pruned already, and layers that are not converted alike.
+    It converts small models of the plan's shapes, scaled down, with random weights, at the pace of the device (PACES),
+    in a temporary folder on the disk of `out`. options.ranks: how many processes would share the conversion, each on
+    such a device. begun: seconds of stages that making the plan took as well, such as that of `plan`. InputError for a
+    device that is not here, a source that is quantized or pruned already, and layers that are not converted alike.
 
         >>> options = PlanOptions(method="magnitude", device="cpu")
         >>> list(slideconvert.probe(slideconvert.plan(model, options), options).stages)
@@ -115,9 +116,8 @@ class _Bench:
                 break
             wider = narrowed(config, halvings - 1)["hidden_size"] / narrowed(config, halvings)["hidden_size"]
             # Where launches take the time, the next width may be the first to take more.
-            last = times[-1] / times[-2] if len(times) > 1 else 1 if pace.launches else math.inf
-            growth = min(wider**power, 2 * last)
-            excess = both * growth * times[-1] / max(self.began + pace.seconds - now, 1.0)
+            growth = 2 * times[-1] / times[-2] if len(times) > 1 else pace.growth
+            excess = both * min(wider**power, growth) * times[-1] / max(self.began + pace.seconds - now, 1.0)
             if len(found) > 1 and excess > 1:
                 break
             if excess > 2:  # nothing tells more than a second width

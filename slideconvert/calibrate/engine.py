@@ -35,24 +35,24 @@ def compress_layers(
     tokens: Tensor,
     options: StreamOptions,
     *,
-    generated: int = 0,
     recovery: Schedule | None = None,
     done: Done = lambda _: None,
     progress: Progress = silent,
 ) -> Iterator[tuple[int, LayerResult]]:
     """tokens [sequences, length] int64 -> (layer number, result) of every layer in order, including finished ones.
 
-    generated: how many of the sequences, the first, the source model has generated.
+    tokens: those of the plan, the generated ones first; layers have the last plan.layer_generated of these.
 
     Raises InputError for inputs or weights that are not finite, SlideConvertError if a solver fails.
     """
     decoder = Decoder(plan.source, options.device, options.dtype)
     decoder.record_passed(tokens.shape[1])
+    own, generated = tokens[plan.generated - plan.layer_generated :], plan.layer_generated
     layers: dict[int, dict[str, LinearPlan]] = {}
     for linear in plan.linears:
         layers.setdefault(linear.linear.layer, {})[linear.linear.submodule] = linear
     dense_inputs = any(METHODS[linear.method].uses_dense_inputs for linear in plan.linears if linear.method)
-    streams = Streams(decoder, tokens, options, dense=dense_inputs or recovery is not None, generated=generated)
+    streams = Streams(decoder, own, options, dense=dense_inputs or recovery is not None, generated=generated)
     progress("calibrate", 0, len(layers))
     for number, plans in sorted(layers.items()):
         streams.enter(number)

@@ -21,7 +21,7 @@ from ..core.quantize import Weight
 from ..errors import OutputError, SlideConvertError, pick
 from ..models.families import architecture_of
 from ..models.load import load_model, running_model
-from ..plan.calibration import BATCH_TOKENS
+from ..plan.calibration import BATCH_TOKENS, Running
 from ..plan.plan import Plan
 from ..plan.presets import KL, Recovery
 from ..progress import Progress
@@ -68,6 +68,11 @@ class RunSettings:
         return running_dtype(self.precision, torch.device(self.device))
 
     @property
+    def running(self) -> Running:
+        """These settings as the estimates of memory take them."""
+        return Running(torch.device(self.device).type, self.batch_tokens, self.precision)
+
+    @property
     def tokens_at_once(self) -> int:
         """Tokens that run through a layer at once."""
         return self.batch_tokens or BATCH_TOKENS.get(torch.device(self.device).type, BATCH_TOKENS["cpu"])
@@ -111,13 +116,11 @@ def compressed_layers(
     with memory_options_named(settings.device):
         if plan.generated:
             tokens = torch.cat([generated_tokens(plan, tokens, settings, folder, progress), tokens])
-        of_layers = tokens[plan.generated - plan.layer_generated :]
         finished = int(ranks.agreed(store.finished))
         results = compress_layers(
             plan,
-            of_layers,
+            tokens,
             options,
-            generated=plan.layer_generated,
             recovery=by_block,
             done=lambda number: store.load(number) if number < finished else None,
             progress=progress,

@@ -32,7 +32,7 @@ TARGETS = "targets"
 
 def dense_outputs(decoder: Decoder, tokens: Tensor, options: StreamOptions, progress: Progress) -> Activations:
     """The dense model's last hidden states [sequences, length, hidden] of tokens [sequences, length] int64, in
-    `options.dtype`, beside the device."""
+    `options.dtype`, in CPU memory or on disk."""
     stream = Stream(TARGETS, embed(decoder, (tokens,), options, f"{TARGETS}-hidden"), options)
     count = int(decoder.source.config["num_hidden_layers"])
     for number in range(count):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,13 +117,12 @@ def _memory_lines(plan: Plan, settings: RunSettings, device: str | None) -> list
     host = base + needs(plan, running("cpu", settings)).peak
     calibration, length = plan.recipe.calibration, sequence_length(plan.recipe.calibration, plan.source)
     more = f"; {plan.generated} more that the model generates" if plan.generated else ""
-    gpu = needs(plan, running("cuda", settings))
     return [
-        f"memory   about {size(base + gpu.end_training.host)} beside the GPU"
+        f"memory   about {size(base)} beside the GPU"
         if named == "cuda"
         else f"memory   about {size(host)} if a CPU calibrates",
         f"text     {calibration.samples} sequences of {length} tokens of {calibration.describe_text()}{more}",
-        *([] if named == "cpu" else _gpu_lines(gpu, settings)),
+        *([] if named == "cpu" else _gpu_lines(needs(plan, running("cuda", settings)), settings)),
     ]
 
 
@@ -137,8 +137,10 @@ def _gpu_lines(need: needed.Needs, settings: RunSettings) -> list[str]:
     if settings.keep_on != "device":
         elsewhere = max(stage.hidden for stage in need.stages().values())
         return [f"GPU      about {size(need.device)}, and {size(elsewhere)} of hidden states on {settings.keep_on}"]
+    left = need.end_training.host
+    host = f", and {size(left)} of CPU memory" if left else ""
     return [
-        f"GPU      about {size(need.peak)} ({_by_stage(need.stages())})",
+        f"GPU      about {size(need.peak)} ({_by_stage(need.stages())}){host}",
         f"         with --offload {offload}",
     ]
 
@@ -158,7 +160,7 @@ def kind(device: str) -> str:
 
 def running(device: str, settings: RunSettings) -> Running:
     """How a device of this kind would calibrate by these settings."""
-    return Running(device, settings.batch_tokens, settings.precision)
+    return replace(settings.running, kind=device)
 
 
 def plan_json(plan: Plan, options: ConvertCommandOptions, out: Path | None) -> dict[str, Any]:

@@ -6,12 +6,9 @@ from __future__ import annotations
 from collections import defaultdict
 from pathlib import Path
 
-import torch
-
 from ..calibrate.run import RunSettings
 from ..checkpoint.disk import existing, free_bytes
 from ..errors import DiskFullError
-from ..plan.calibration import Running
 from ..plan.disk import disk_use
 from ..plan.plan import Plan
 
@@ -19,8 +16,7 @@ from ..plan.plan import Plan
 def check_disk_space(plan: Plan, out: Path, settings: RunSettings) -> None:
     """Raise DiskFullError if a disk has too little space for the output in `out`, its unfinished state, and the source
     shards fetched to it. What an interrupted run has written there is not needed once more."""
-    how = Running(torch.device(settings.device).type, settings.batch_tokens, settings.precision)
-    use = disk_use(plan, settings.keep_on, how)
+    use = disk_use(plan, settings.keep_on, settings.running)
     parts = {"the output": use.output, "the state for --resume": use.resume, "hidden states": use.hidden}
     wanted = {out: parts}
     if cached := plan.source.shard_store.disk_use:

@@ -177,9 +177,9 @@ def _of_a_layer(stage: str, size: Size, narrow: Trial, few: Trial, many: Trial) 
     """Seconds of a layer: those that do not depend on the number of sequences, and those of all sequences."""
     if stage == SMOOTH:
         return many.seconds(stage) * size.of_layer / many.size.of_layer * size.length / many.size.length, 0.0
-    here, more_there = few.size.sequences(stage), many.size.sequences(stage)
-    each = max(0.0, many.seconds(stage) - few.seconds(stage)) / (more_there - here)
-    wide = max(0.0, few.seconds(stage) - each * here)
+    fewer, more_sequences = few.size.sequences(stage), many.size.sequences(stage)
+    each = max(0.0, many.seconds(stage) - few.seconds(stage)) / (more_sequences - fewer)
+    wide = max(0.0, few.seconds(stage) - each * fewer)
     less, more = narrow.size.of_layer / few.size.of_layer, size.of_layer / few.size.of_layer
     shorter, longer = narrow.size.length / few.size.length, size.length / few.size.length
     small = max(0.0, narrow.seconds(stage) - each * less * shorter * narrow.size.sequences(stage))

@@ -11,6 +11,7 @@ import slideconvert
 from slideconvert.cli import find_command
 from slideconvert.cli.options import HeadedOption
 from slideconvert.errors import InputError
+from slideconvert.report.summary import size
 from tests.conftest import Cli
 from tests.helpers import pico
 from tests.helpers.demo import DEMO, TEXT
@@ -137,6 +138,10 @@ def test_memory_follows_the_options_of_computing(cli: Cli) -> None:
     shown = " ".join(cli(*words, "--keep-on", "disk", "--device", "cuda").out.split())
     assert "of hidden states on disk" in shown and "beside the GPU" in shown
     assert "GPU about" not in " ".join(cli(*words, "--device", "cpu").out.split())
+    end = told("--preset", "quality")["calibration_memory"]["end_training"]
+    trained = " ".join(cli(*words, "--preset", "quality", "--device", "cuda").out.split())
+    assert f"), and {size(end['host'])} of CPU memory with --offload" in trained
+    assert "), and" not in " ".join(cli(*words, "--device", "cuda").out.partition("with --offload")[0].split())
     assert "GPU with --offload" in " ".join(cli(*words, "--offload").out.split())
 
 

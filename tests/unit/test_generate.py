@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from slideconvert.calibrate import engine, run, whole_model
 from slideconvert.calibrate import generate as module
-from slideconvert.calibrate import run, whole_model
 from slideconvert.calibrate.generate import generate
 from slideconvert.calibrate.run import GENERATED, RunSettings, compressed_layers, generated_tokens
 from slideconvert.calibrate.stream import held_out
@@ -102,11 +102,12 @@ def test_they_come_before_the_calibration_sequences_in_all_training(
 ) -> None:
     """Both trainings are given the same sequences, and hold out none of the generated ones."""
     given: list[tuple[Tensor, Tensor]] = []
-    blocks, ends = run.compress_layers, whole_model.recover_end_to_end
+    streams, ends = engine.Streams, whole_model.recover_end_to_end
 
-    def by_block(plan: Plan, tokens: Tensor, *args: Any, **words: Any) -> Any:
-        given.append((tokens, torch.arange(words["generated"])))
-        return blocks(plan, tokens, *args, **words)
+    def by_block(decoder: Any, tokens: Tensor, *args: Any, **words: Any) -> Any:
+        made = streams(decoder, tokens, *args, **words)
+        given.append((tokens, made.fitted[: 2 * SAMPLES]))
+        return made
 
     def end(
         student: Any, teacher: Any, compressed: Any, tokens: Tensor, fitted: Tensor, held: Tensor, *rest: Any
@@ -115,7 +116,7 @@ def test_they_come_before_the_calibration_sequences_in_all_training(
         given.append((tokens, fitted[: 2 * SAMPLES]))
         return ends(student, teacher, compressed, tokens, fitted, held, *rest)
 
-    monkeypatch.setattr(run, "compress_layers", by_block)
+    monkeypatch.setattr(engine, "Streams", by_block)
     monkeypatch.setattr(whole_model, "recover_end_to_end", end)
     tokens = calibration_tokens(plan.recipe.calibration, plan.source)
     list(compressed_layers(plan, tokens, RunSettings(), tmp_path / "work", silent))
@@ -172,6 +173,23 @@ def test_layers_have_a_part_of_the_generated_text(tmp_path: Path) -> None:
     assert parts(128, end_epochs="0") == (384, 384)
     assert parts(128, end_epochs="0", generated="1000") == (1000, 1000)
     assert parts(128, scheme="w4a16", group_size="8") == (384, 896)
+
+
+def test_layers_are_given_your_text_and_their_part(tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of sequences by number, generated ones first: the last generated ones, and all of the text."""
+    monkeypatch.setattr(Plan, "layer_generated", 3)
+    tokens = torch.arange(plan.generated + SAMPLES)[:, None] + torch.zeros(1, LENGTH, dtype=torch.int64)
+    given: list[tuple[Tensor, int]] = []
+
+    def stop(_: Any, own: Tensor, *args: Any, generated: int, **words: Any) -> None:
+        given.append((own, generated))
+        raise InterruptedError
+
+    monkeypatch.setattr(engine, "Streams", stop)
+    with pytest.raises(InterruptedError):
+        list(engine.compress_layers(plan, tokens, RunSettings().stream_options(tmp_path)))
+    ((own, generated),) = given
+    assert generated == 3 and own[:, 0].tolist() == list(range(plan.generated - 3, plan.generated + SAMPLES))
 
 
 def test_a_linear_that_loses_nothing_is_not_trained(tmp_path: Path) -> None:
