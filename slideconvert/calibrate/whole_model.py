@@ -17,6 +17,7 @@ from ..models.decoder import Decoder, Layer
 from ..models.layered import LayeredModel
 from ..permute.fold import fold
 from ..plan.plan import Plan
+from ..plan.training_memory import stays_resident
 from ..progress import Progress
 from ..recover.end_to_end import recover_end_to_end
 from ..recover.options import Curve, Schedule, TrainingOptions
@@ -68,10 +69,11 @@ def train_whole_model(
     fitted, held = held_out(len(tokens), plan.generated)
     mine, _ = ranks.share(torch.arange(len(tokens)))
     dense = dense_outputs(decoder, tokens[mine], options, progress) if taught else None
+    resident = stays_resident(plan, options.dtype)
     layers: list[Layer] = []
     trained: dict[str, Trainable] = {}
     for number, result in enumerate(found):
-        layer, own = _student_layer(plan, decoder, number, result)
+        layer, own = _student_layer(plan, decoder, number, result, resident=resident)
         layers.append(layer)
         trained |= {f"{decoder.architecture.layer(number)}.{submodule}": linear for submodule, linear in own.items()}
     student = LayeredModel(
@@ -81,14 +83,14 @@ def train_whole_model(
         decoder.head(),
         at_once=options.micro(tokens.shape[1]),
         offload=training.offload,
-        left=_release,
+        left=_keep if resident else _release,
     )
     targets = dense.sequences if dense else None
     return recover_end_to_end(student, trained, targets, tokens, fitted, held, schedule, training)
 
 
 def _student_layer(
-    plan: Plan, decoder: Decoder, number: int, result: LayerResult
+    plan: Plan, decoder: Decoder, number: int, result: LayerResult, *, resident: bool
 ) -> tuple[Layer, dict[str, Trainable]]:
     """A layer with trainable linears, and these by submodule. Its kept linears are in the dtype of the running model,
     to which they would be cast for every product."""
@@ -98,10 +100,14 @@ def _student_layer(
     weights = {submodule: weight.to(device) for submodule, weight in result.weights.items()}
     latent = {own: plans[own].latent_weights(plan.source, result.permutations, device) for own in weights}
     fixed = {submodule for submodule, own in plans.items() if own.zeros_fixed}
-    trained = make_trainable(layer.module, Compressed(weights, latent, fixed), frozen=True)
+    trained = make_trainable(layer.module, Compressed(weights, latent, fixed), frozen=True, resident=resident)
     for submodule in plans.keys() - trained.keys():
         layer.set_weight(submodule, layer.linear(submodule).weight.data.to(decoder.dtype))
     return layer, trained
+
+
+def _keep(_: Layer) -> None:
+    """The dense weights that a pass made of a layer's trainable linears serve the backward pass as well."""
 
 
 def _release(layer: Layer) -> None:

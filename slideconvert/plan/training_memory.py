@@ -6,6 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
+
 from ..core.captured import LARGEST_INPUTS
 from ..models.head import PIECE
 from .calibration import Running, sequence_length, trained_at_once
@@ -21,6 +23,9 @@ REBUILDING = 12
 """Bytes for each weight of a linear while its dense weight is made: float32 copies of it, codes, places as int64."""
 INDEX = 4
 """Bytes of the place of a kept weight or group while a layer is passed: int32."""
+RESIDENT = 1 << 30
+"""Most bytes of dense weights and places of a whole model that stay in memory from the forward to the backward pass of
+training end to end, instead of being made again: larger models have kernels that take longer than their start."""
 LEFT_HIDDEN, LEFT_INNER = 28, 7
 """Elements in the dtype of the running model, as multiples of hidden and intermediate size, that each token leaves for
 the backward pass of a layer or takes in it; float32 states around norms and rotary embeddings count twice."""
@@ -54,7 +59,8 @@ def block_training(plan: Plan, how: Running) -> int:
     dense = FLOAT * sum(linear.weights for linear in largest)
     batch = plan.recovery.block_batch
     pairs = 2 * FLOAT * batch * _length(plan) * int(plan.source.config["hidden_size"])
-    whole = dense + _solved(largest) + trained.frozen + 4 * trained.variables + pairs + _passing(plan, how, batch)
+    passed = sum(_dense(linear, how.dtype) for linear in largest) + _passing(plan, how, batch)
+    whole = dense + _solved(largest) + trained.frozen + 4 * trained.variables + pairs + passed
     if how.kind != "cpu":
         return whole + _captured(pairs)
     inputs = {linear.linear.group: linear.stored.shape[1] for linear in largest}
@@ -75,8 +81,10 @@ def end_training(plan: Plan, how: Running, targets: int) -> Training:
     between = len(layers) * state
     logits = min(PIECE, batch * _length(plan) * words)
     head = how.dtype.itemsize * words * hidden + FLOAT * LOGITS * logits
-    resident = trained.frozen + trained.variables + gradients + kept + head + STATES * state
-    whole = resident + trained.moments + between + _passing(plan, how, batch)
+    lasting = trained.frozen + trained.variables + gradients + kept + head + STATES * state
+    dense = [sum(_dense(linear, how.dtype) for linear in linears) for linears in layers.values()]
+    passed = (sum(dense) if stays_resident(plan, how.dtype) else max(dense)) + _passing(plan, how, batch)
+    whole = lasting + trained.moments + between + passed
     captured = _captured(state + how.dtype.itemsize * state // FLOAT)
     # The best state, the embedding, and the results of all layers.
     host = targets + trained.variables + FLOAT * words * hidden + _solved(plan.linears)
@@ -85,6 +93,11 @@ def end_training(plan: Plan, how: Running, targets: int) -> Training:
     # With --offload, no step is captured.
     offloaded = trained.moments + between + captured
     return Training(whole + captured, offloaded, trained.pinned + between, host)
+
+
+def stays_resident(plan: Plan, dtype: torch.dtype) -> bool:
+    """Whether the dense weights of all layers, in `dtype`, stay in memory in training end to end."""
+    return sum(_dense(linear, dtype) for linear in plan.linears) <= RESIDENT
 
 
 def trained_variables(plan: Plan) -> int:
@@ -109,24 +122,23 @@ def _length(plan: Plan) -> int:
 
 
 def _passing(plan: Plan, how: Running, batch: int) -> int:
-    """What the sequences of a batch that run through a layer at once leave for its backward pass, the dense weights of
-    the layer with the places of what is kept, and the largest linear while it is rebuilt."""
+    """What the sequences of a batch that run through a layer at once leave for its backward pass, and the largest
+    linear while it is rebuilt."""
     hidden, inner = (int(plan.source.config[key]) for key in ("hidden_size", "intermediate_size"))
-    dense = max(sum(_dense(linear, how) for linear in linears) for linears in _by_layer(plan).values())
     at_once = min(batch, trained_at_once(how.tokens_at_once, _length(plan)))
     of_token = how.dtype.itemsize * (LEFT_HIDDEN * hidden + LEFT_INNER * inner)
     largest = max(linear.weights for linear in plan.linears if not linear.kept)
-    return at_once * _length(plan) * of_token + dense + REBUILDING * largest
+    return at_once * _length(plan) * of_token + REBUILDING * largest
 
 
-def _dense(linear: LinearPlan, how: Running) -> int:
-    """The dense weight of a linear, and the places of what it keeps."""
+def _dense(linear: LinearPlan, dtype: torch.dtype) -> int:
+    """The dense weight of a linear, and the places of what it keeps as indices."""
     if linear.kept:
         return 0
     kept = round(linear.pattern.density * linear.weights)
     if linear.scheme.grouped:
         kept = linear.pattern.kept_groups(linear.stored.shape, linear.scheme.group)
-    return how.dtype.itemsize * linear.weights + INDEX * kept
+    return dtype.itemsize * linear.weights + INDEX * kept
 
 
 def _sum(linears: Iterable[LinearPlan], *, end_to_end: bool) -> Trained:

@@ -3,7 +3,8 @@
 Only kept weights have latent values, gradients and moments, and only their places are stored besides, one bit each. The
 dense weight, in the dtype in which the model runs, exists while a layer is passed: it serves all sequences of a batch,
 and is released when its gradient is complete, or by `release`. At 2:4, AdamW in float32 thus takes 6 bytes for a weight
-of the model, as much as bfloat16 masters with moments of 8 bits take without the compaction.
+of the model, as much as bfloat16 masters with moments of 8 bits take without the compaction. A GPU spends most of its
+time for a small model in starting kernels, half of them for this: such linears keep their places as indices.
 """
 
 from __future__ import annotations
@@ -40,14 +41,15 @@ def _shifts(device: torch.device) -> Tensor:
 class RebuiltLinear(nn.Module):
     """y = x Wᵀ + bias with W [N, K] rebuilt for every pass. bias [N], which does not train, or None.
 
-    places: where W has kept weights, or kept groups.
+    places: where W has kept weights, or kept groups. resident: keep their indices between passes.
     """
 
     places: Places
     bias: Tensor | None
 
-    def __init__(self) -> None:
+    def __init__(self, *, resident: bool = False) -> None:
         super().__init__()
+        self.resident = resident
         self._dense: Tensor | None = None
         self._indices: Tensor | None = None
         self._made_of: tuple[object, ...] = ()
@@ -66,7 +68,7 @@ class RebuiltLinear(nn.Module):
         raise NotImplementedError
 
     def indices(self) -> Tensor:
-        """The places as indices [n] int32, row by row; kept until `release`."""
+        """The places as indices [n] int32, row by row; kept until `release`, and longer if resident."""
         if self._indices is None:
             self._indices = self.places.indices().int()
         return self._indices
@@ -81,7 +83,9 @@ class RebuiltLinear(nn.Module):
 
     def release(self) -> None:
         """Forget what was made for the present pass."""
-        self._dense = self._indices = None
+        self._dense = None
+        if not self.resident:
+            self._indices = None
 
     def release_after_backward(self) -> None:
         """From now on, release whenever the gradient of a variable is complete."""

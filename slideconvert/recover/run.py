@@ -58,8 +58,8 @@ class Run:
         self._units = torch.tensor([rms if schedule.relative else 1.0 for _, rms in trained], device=self._device)
         self._rates = torch.zeros_like(self._units)
         self._counts = _Counts(self._device)
-        # Of the present step: whether its loss is not finite, and whether that or a gradient is not.
-        self._lost, self._broken = torch.zeros(2, dtype=torch.bool, device=self._device)
+        # Of the present step: whether its loss is not finite, and whether that or a gradient is not, 1.0 or 0.0.
+        self._lost, self._broken = torch.zeros(2, device=self._device).unbind()
         self._complete = False
         self._idle = ranks.share(fitted)[0][:1]
         self._whole = Captured(self._one_step, self.parameters) if self._at_once() else None
@@ -165,9 +165,7 @@ class Run:
             return  # other parts of the batch follow
         assert parameter.grad is not None
         ranks.total(parameter.grad)
-        broken = self._lost | ~parameter.grad.isfinite().all()
-        optimizer.step(rate, broken)
-        self._broken.logical_or_(broken)
+        torch.maximum(self._broken, optimizer.step(rate, self._lost), out=self._broken)
         parameter.grad = None
 
     def _run(self, given: tuple[Tensor, ...]) -> Tensor:
@@ -194,10 +192,11 @@ class _Counts:
         self._found = torch.zeros(3, dtype=torch.int64, device=device)
 
     def add(self, broken: Tensor) -> None:
-        """A step. broken: bool, a scalar: whether it was not finite."""
+        """A step. broken: 1.0 or 0.0, a scalar: whether it was not finite."""
         skipped, in_a_row, most = self._found.unbind()
-        skipped += broken
-        in_a_row.add_(1).mul_(broken)
+        whole = broken.long()
+        skipped += whole
+        in_a_row.add_(1).mul_(whole)
         torch.maximum(most, in_a_row, out=most)
 
     def read(self) -> tuple[int, int, int]:

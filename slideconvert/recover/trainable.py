@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -30,8 +30,10 @@ class SurvivorLinear(RebuiltLinear):
     changed start just inside their code. Without it, latent weights start at their codes.
     """
 
-    def __init__(self, weight: Weight, bias: Tensor | None, latent: Tensor | None = None) -> None:
-        super().__init__()
+    def __init__(
+        self, weight: Weight, bias: Tensor | None, latent: Tensor | None = None, *, resident: bool = False
+    ) -> None:
+        super().__init__(resident=resident)
         start = floats(weight)
         self.places, self._shape = Places(start != 0), start.shape
         whole = start if latent is None else latent_weight(weight, latent.to(start.device))
@@ -60,33 +62,36 @@ class SurvivorLinear(RebuiltLinear):
     @torch.no_grad()
     def weight(self) -> Weight:
         """The weight in its stored form: codes with the initial scale times the gain, or floats."""
-        made = self._rounded()
-        if self.gain is None or not isinstance(made, QuantizedWeight):
-            return made
-        return replace(made, scale=made.scale.float() * self.gain)
-
-    def _rounded(self) -> Weight:
-        """The stored form of the latent weights, without the gain."""
-        whole = torch.zeros(self._shape.numel(), device=self.latent.device)
-        whole = whole.scatter_(0, self.indices().long(), self.latent.detach()).view(self._shape)
+        whole = self._whole()
         if self._scheme is None or self._scale is None:
             return whole.to(self._dtype)
-        return QuantizedWeight(self._scheme.to_codes(whole.div_(self._scale.float())), self._scale, self._scheme)
+        scale = self._scale if self.gain is None else self._scale.float() * self.gain
+        return QuantizedWeight(self._scheme.to_codes(whole.div_(self._scale.float())), scale, self._scheme)
 
     @torch.no_grad()
     def dense(self, dtype: torch.dtype) -> Tensor:
-        made = self._rounded()
-        if isinstance(made, Tensor):
-            return made.to(dtype)
-        rounded = made.dequantize()
+        rounded = self._rounded()
         return (rounded if self.gain is None else rounded.mul_(self.gain)).to(dtype)
+
+    def _whole(self) -> Tensor:
+        """The latent weights in their places [out, in] float32, not rounded."""
+        whole = torch.zeros(self._shape.numel(), device=self.latent.device)
+        return whole.scatter_(0, self.indices().long(), self.latent.detach()).view(self._shape)
+
+    def _rounded(self) -> Tensor:
+        """What the stored form stands for, without the gain: [out, in], float32 where it has codes."""
+        whole = self._whole()
+        if self._scheme is None or self._scale is None:
+            return whole.to(self._dtype)
+        scale = self._scale.float()
+        return self._scheme.multiply(self._scheme.nearest(whole.div_(scale)), scale)
 
     @torch.no_grad()
     def gradients(self, of_weight: Tensor) -> tuple[Tensor, ...]:
         if self.gain is None:
             return (of_weight.flatten().index_select(0, self.indices()).float(),)
         of_weight = of_weight.float()
-        of_gain = (of_weight * floats(self._rounded())).sum(1, keepdim=True)
+        of_gain = (of_weight * self._rounded()).sum(1, keepdim=True)
         return (of_weight * self.gain).flatten().index_select(0, self.indices()), of_gain
 
 
@@ -113,19 +118,21 @@ class Compressed:
     fixed_zeros: Container[str] = ()
 
 
-def make_trainable(parent: nn.Module, compressed: Compressed, *, frozen: bool = False) -> dict[str, Trainable]:
+def make_trainable(
+    parent: nn.Module, compressed: Compressed, *, frozen: bool = False, resident: bool = True
+) -> dict[str, Trainable]:
     """Put a Trainable at each path below `parent`; return them by path.
 
-    frozen: codes in groups stay, and only their scales and zero points train.
+    frozen: codes in groups stay, and only their scales and zero points train. resident: of RebuiltLinear.
     """
     made: dict[str, Trainable] = {}
     for path, weight in compressed.weights.items():
         bias = getattr(parent.get_submodule(path), "bias", None)
         if isinstance(weight, QuantizedWeight) and weight.scheme.grouped:
             stage = FrozenGroups if frozen else TrainedGroups
-            made[path] = stage(weight, bias, fixed_zeros=path in compressed.fixed_zeros)
+            made[path] = stage(weight, bias, fixed_zeros=path in compressed.fixed_zeros, resident=resident)
         else:
-            made[path] = SurvivorLinear(weight, bias, compressed.latent.get(path))
+            made[path] = SurvivorLinear(weight, bias, compressed.latent.get(path), resident=resident)
         made[path].release_after_backward()
         parent.set_submodule(path, made[path])
     return made

@@ -115,6 +115,22 @@ def test_training_end_to_end_needs_what_is_kept_of_the_model(cli: Cli, tmp_path:
     assert 16 * groups < oqp["device"] - oqp["offloaded"] < 17 * groups + 12e9
 
 
+def test_a_small_model_keeps_its_dense_weights_for_the_backward_pass(cli: Cli, tmp_path: Path) -> None:
+    """Ten more layers of SmolLM2's shapes: of 2:4 a value, two moments and a place for each kept weight, a bit and the
+    dense weight in bfloat16 for each, and a hidden state. With 80 layers in bfloat16 they would be more than a GiB."""
+    config = {**QWEN_7B, "hidden_size": 576, "intermediate_size": 1536, "vocab_size": 49152}
+    config |= {"num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True}
+    needed, linears = [], 2 * 576 * 576 + 2 * 576 * 192 + 3 * 576 * 1536
+    for layers in (20, 30, 80, 90):
+        (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": layers}))
+        made = cli("plan", tmp_path, "--preset", "quality", "--pattern", "2_4", "--json")
+        assert made.code == 0, made.err
+        needed.append(json.loads(made.out)["calibration_memory"]["end_training"]["device"])
+    lasting, state = linears * (3 * 4 / 2 + 1 / 8), 4 * 8 * 2048 * 576
+    assert needed[1] - needed[0] == 10 * (lasting + state + linears * (2 + 4 / 2))
+    assert needed[3] - needed[2] == 10 * (lasting + state)
+
+
 QWEN_7B = {
     "model_type": "qwen2",
     "architectures": ["Qwen2ForCausalLM"],

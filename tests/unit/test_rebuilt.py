@@ -122,9 +122,9 @@ def test_one_gradient_is_in_memory_at_a_time(monkeypatch: pytest.MonkeyPatch, mi
     net, met = Net(), list[int]()
     step = Adam.step
 
-    def counted(self: Adam, rate: Tensor, broken: Tensor) -> None:
+    def counted(self: Adam, rate: Tensor, broken: Tensor) -> Tensor:
         met.append(sum(linear.latent.grad is not None for linear in net.linears.values()))
-        step(self, rate, broken)
+        return step(self, rate, broken)
 
     monkeypatch.setattr(Adam, "step", counted)
     train(trained_of(net.linears), net.loss, FITTED, HELD, Schedule(1, 0.01, batch=5), TrainingOptions(micro))
@@ -146,7 +146,7 @@ def test_between_steps_offloaded_moments_are_in_cpu_memory_alone(offload: bool) 
     adam = Adam(parameter, offload=offload)
     for broken in (False, True, False):
         parameter.grad = torch.tensor([1.0, -2.0, 0.0])
-        adam.step(torch.tensor(0.1), torch.tensor(broken))
+        assert bool(adam.step(torch.tensor(0.1), torch.tensor(float(broken)))) == broken
         state = adam.state()
         assert [state[name] is adam._kept.get(name) for name in MOMENTS] == [offload] * 2
     torch.testing.assert_close(parameter.detach(), torch.tensor([0.8, 1.2, 1.0]))
@@ -166,14 +166,16 @@ def test_a_gradient_that_is_not_finite_stops_its_own_parameter() -> None:
     assert torch.equal(line.weight, alone.weight)
 
 
-def test_the_dense_weight_serves_a_batch_and_goes_when_its_gradient_is_there() -> None:
-    linear = SurvivorLinear(drawn(6, 8, seed=1).bfloat16(), None)
+@pytest.mark.parametrize("resident", [False, True])
+def test_the_dense_weight_serves_a_batch_and_goes_when_its_gradient_is_there(resident: bool) -> None:
+    """Indices of the places stay where they may."""
+    linear = SurvivorLinear(drawn(6, 8, seed=1).bfloat16(), None, resident=resident)
     linear.release_after_backward()
     x = drawn(3, 8, seed=2)
     first, second = linear(x), linear(x)
     made = linear.passed(torch.float32)
     (first + second).sum().backward()
-    assert linear._dense is None and linear._indices is None
+    assert linear._dense is None and (linear._indices is not None) == resident
     again = linear.passed(torch.float32)
     assert again is not made and torch.equal(again, made) and linear.passed(torch.float32) is again
     with torch.no_grad():

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...errors import InputError
+from ...kernels.sparse_gemm.reference import code_floats
 from ..choices import FULL
 from ..quantize import Grid, QuantizedWeight, Weight
 
@@ -141,6 +142,10 @@ class Scheme(ABC):
 
         zero: the zero points of these weights, float32; groups need them.
         """
+
+    def nearest(self, scaled: Tensor) -> Tensor:
+        """The same codes as float32, of schemes without zero points. Overwrites `scaled`."""
+        return code_floats(self.to_codes(scaled))
 
     def quantize(self, weight: Tensor) -> QuantizedWeight:
         """weight [out, in] float, finite -> codes and scale. Zeros stay exactly +0. InputError without codes."""

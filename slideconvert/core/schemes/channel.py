@@ -58,7 +58,10 @@ class Int8Scheme(ChannelScheme):
     largest: ClassVar[float] = 127.0
 
     def to_codes(self, scaled: Tensor, zero: Tensor | None = None) -> Tensor:
-        return scaled.round_().clamp_(-self.qmax, self.qmax).to(torch.int8)
+        return self.nearest(scaled).to(torch.int8)
+
+    def nearest(self, scaled: Tensor) -> Tensor:
+        return scaled.round_().clamp_(-self.qmax, self.qmax)
 
 
 @dataclass(frozen=True)
