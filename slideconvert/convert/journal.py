@@ -18,7 +18,7 @@ from ..plan.plan import Plan
 from ..report import LayerReport, Training
 from .linear import ConvertedLinear
 
-PROCEDURE = 3
+PROCEDURE = 4
 """What calibration does with the same settings, as a number: finished layers of another procedure do not go with the
 others. 2: smoothed sources, solvers that see fitted sequences alone. 3: training that halves its rate where the
 first epoch lowers nothing."""

@@ -92,8 +92,8 @@ def plain(net: Net, schedule: Schedule) -> tuple[list[np.ndarray[Any, Any]], lis
                 first, second = moments[number]
                 slope = slope * masks[number]
                 first += 0.1 * (slope - first)
-                second += 0.001 * (np.square(slope) - second)
-                size = np.sqrt(second / (1 - 0.999**done)) + 1e-8
+                second += 0.05 * (np.square(slope) - second)
+                size = np.sqrt(second / (1 - 0.95**done)) + 1e-8
                 weights[number] = weights[number] - rate * sizes[number] * first / (1 - 0.9**done) / size
         states.append([weight.copy() for weight in weights])
         losses.append(held())

@@ -168,8 +168,8 @@ def twin_train(
                 continue
             gradient = 2 * (x[windows] @ weight - y[windows]) @ x[windows] / len(windows)
             taken += 1
-            first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
-            step = first / (1 - 0.9**taken) / (np.sqrt(second / (1 - 0.999**taken)) + 1e-8)
+            first, second = 0.9 * first + 0.1 * gradient, 0.95 * second + 0.05 * gradient**2
+            step = first / (1 - 0.9**taken) / (np.sqrt(second / (1 - 0.95**taken)) + 1e-8)
             weight -= rate * step
         losses.append(held())
         states.append(weight.copy())
