@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 BASE_MEMORY = 900_000_000
 """Bytes that Python, torch, transformers and blocks of rows take for any model (measured, see benches/measured)."""
-MATRICES, ROWS = 14, 12
+MATRICES, TERNARY_MATRICES, ROWS = 12, 14, 12
 """Float32 matrices in memory at the peak of a solve. [K, K]: statistics, held-out statistics, damped matrix, factors,
-permuted copies. [N, K]: weight, target, mask, working copies of the sweep and the refit."""
+permuted copies; more where the descent over ternary codes follows. [N, K]: weight, target, mask, working copies of the
+sweep and the refit."""
 DIAGONAL_MATRICES, DIAGONAL_ROWS = 5, 4
 """MATRICES and ROWS of methods that use only the diagonal of the Gram matrix."""
 
@@ -54,7 +55,9 @@ def needs(plan: Plan, how: Running = ON_A_GPU) -> Needs:
         for submodules in architecture.input_groups
     ]
     diagonal = all(METHODS[linear.method].diagonal for linear in plan.linears if linear.calibrated)
-    square, wide = (DIAGONAL_MATRICES, DIAGONAL_ROWS) if diagonal else (MATRICES, ROWS)
+    ternary = any(linear.scheme.ternary for linear in plan.linears)
+    full = (TERNARY_MATRICES if ternary else MATRICES, ROWS)
+    square, wide = (DIAGONAL_MATRICES, DIAGONAL_ROWS) if diagonal else full
     solving = max(4 * (square * columns * columns + wide * rows * columns) for rows, columns in stacks)
     layer = sum(rows * columns for rows, columns in stacks)
     # Layers run in bfloat16 with fused attention; inputs of the Gram matrix are float32.
@@ -64,14 +67,18 @@ def needs(plan: Plan, how: Running = ON_A_GPU) -> Needs:
     ends = recovery is not None and recovery.end_epochs > 0
     taught = all_tokens if ends and recovery is not None and recovery.loss == KL else 0
     targets = taught * running.itemsize * hidden
+    # The dense stream has passed the layer when it trains, and keeps no states within it.
+    trained_hidden = tokens * (streams * 4 * hidden + running.itemsize * (attended + kept_inner))
     return Needs(
-        hidden=tokens * (streams * (4 * hidden + running.itemsize * attended) + running.itemsize * kept_inner),
+        hidden=trained_hidden + tokens * (streams - 1) * running.itemsize * attended,
+        trained_hidden=trained_hidden,
         generating=_generating(plan, how) if plan.generated else 0,
         layer=4 * streams * layer,
+        streams=streams,
         solving=solving,
         batch=min(how.tokens_at_once, tokens) * of_token,
         block_training=block_training(plan, how) if recovery and recovery.block_epochs else 0,
-        target_states=taught * (4 + running.itemsize) * hidden,
+        target_states=taught * 4 * hidden + (targets if how.kind == "cpu" else 0),
         end_training=end_training(plan, how, targets) if ends else Training(),
     )
 

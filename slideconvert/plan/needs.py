@@ -30,15 +30,18 @@ class Needs:
     """Bytes by purpose, on the device where the model computes unless noted; 0 for what is not done.
 
     hidden: hidden states of all tokens between layers and within one, wherever they are stored (inner states only on a
-    CPU). generating: the dense model and its key-value cache. layer: weights of the current layer, for each stream.
-    solving: the largest input group with its matrices. batch: tokens that run through a layer at once. block_training:
-    a layer in training, and the dense layer. target_states: hidden states while the dense model makes the targets of
-    training end to end, wherever they are stored. end_training: that training.
+    CPU). trained_hidden: those of them that are left when the layer trains. generating: the dense model and its
+    key-value cache. layer: weights of the current layer, for each of the `streams`. solving: the largest input group
+    with its matrices. batch: tokens that run through a layer at once. block_training: a layer in training, and the
+    dense layer. target_states: hidden states while the dense model makes the targets of training end to end, wherever
+    they are stored. end_training: that training.
     """
 
     hidden: int
+    trained_hidden: int
     generating: int
     layer: int
+    streams: int
     solving: int
     batch: int
     block_training: int
@@ -51,8 +54,8 @@ class Needs:
         found = {
             "generate": Stage(self.generating),
             "solve": Stage(self.layer + max(self.solving, self.batch), self.hidden),
-            "train by block": Stage(self.block_training, self.hidden),
-            "targets": Stage(self.layer + self.batch if self.target_states else 0, self.target_states),
+            "train by block": Stage(self.block_training, self.trained_hidden if self.block_training else 0),
+            "targets": Stage(self.layer // self.streams + self.batch if self.target_states else 0, self.target_states),
             "train end to end": Stage(end.device - (end.offloaded if offload else 0)),
         }
         return {name: stage for name, stage in found.items() if stage.device}

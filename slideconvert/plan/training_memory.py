@@ -29,8 +29,9 @@ training end to end, instead of being made again: larger models have kernels tha
 LEFT_HIDDEN, LEFT_INNER = 28, 7
 """Elements in the dtype of the running model, as multiples of hidden and intermediate size, that each token leaves for
 the backward pass of a layer or takes in it; float32 states around norms and rotary embeddings count twice."""
-STATES = 4
-"""Hidden states of a batch in memory besides those between layers: last ones, normed ones, targets, a gradient."""
+HEAD_STATES, LAYER_STATES = 4, 2
+"""Hidden states of a batch in memory besides those between layers, at the head: last ones, normed ones, targets, a
+gradient; in a layer: gradients of its output and input."""
 LOGITS = 10
 """Pieces of logits in memory at the peak of end-to-end training."""
 
@@ -80,11 +81,14 @@ def end_training(plan: Plan, how: Running, targets: int) -> Training:
     state = FLOAT * batch * _length(plan) * hidden
     between = len(layers) * state
     logits = min(PIECE, batch * _length(plan) * words)
-    head = how.dtype.itemsize * words * hidden + FLOAT * LOGITS * logits
-    lasting = trained.frozen + trained.variables + gradients + kept + head + STATES * state
+    head = how.dtype.itemsize * words * hidden
+    lasting = trained.frozen + trained.variables + kept + head
     dense = [sum(_dense(linear, how.dtype) for linear in linears) for linears in layers.values()]
-    passed = (sum(dense) if stays_resident(plan, how.dtype) else max(dense)) + _passing(plan, how, batch)
-    whole = lasting + trained.moments + between + passed
+    resident = sum(dense) if stays_resident(plan, how.dtype) else 0
+    # The backward pass of a layer follows that of the head.
+    in_head = FLOAT * LOGITS * logits + HEAD_STATES * state
+    in_layer = _passing(plan, how, batch) + gradients + LAYER_STATES * state + (0 if resident else max(dense))
+    whole = lasting + trained.moments + between + resident + max(in_head, in_layer)
     captured = _captured(state + how.dtype.itemsize * state // FLOAT)
     # The best state, the embedding, and the results of all layers.
     host = targets + trained.variables + FLOAT * words * hidden + _solved(plan.linears)

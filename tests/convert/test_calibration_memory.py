@@ -100,7 +100,7 @@ def test_training_end_to_end_needs_what_is_kept_of_the_model(cli: Cli, tmp_path:
     told = json.loads(cli("plan", model, "--preset", "quality", "--json").out)
     need, kept = told["calibration_memory"], told["weights"] * 3 // 4
     end, state = need["end_training"], 4 * 8 * 2048 * 8192
-    assert need["target_states"] == 1024 * 2048 * (4 + 2) * 8192
+    assert need["target_states"] == 1024 * 2048 * 4 * 8192
     assert end["host"] == 1024 * 2048 * 2 * 8192 + 4 * kept + 4 * 128256 * 8192 + told["weights"]
     assert end["offloaded"] == 8 * kept + 80 * state
     rest = end["device"] - end["offloaded"]
