@@ -7,6 +7,7 @@ last hidden states again. These are stored in the dtype in which the model runs,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -83,7 +84,7 @@ def train_whole_model(
         decoder.head(),
         at_once=options.micro(tokens.shape[1]),
         offload=training.offload,
-        left=_keep if resident else _release,
+        left=partial(_leave, resident=resident),
     )
     targets = dense.sequences if dense else None
     return recover_end_to_end(student, trained, targets, tokens, fitted, held, schedule, training)
@@ -106,12 +107,10 @@ def _student_layer(
     return layer, trained
 
 
-def _keep(_: Layer) -> None:
-    """The dense weights that a pass made of a layer's trainable linears serve the backward pass as well."""
-
-
-def _release(layer: Layer) -> None:
-    """Forget the dense weights that a pass made of a layer's trainable linears."""
+def _leave(layer: Layer, *, resident: bool) -> None:
+    """Forget the dense weights of a layer's trainable linears after a pass; resident ones serve the backward pass."""
+    if resident and torch.is_grad_enabled():
+        return
     for module in layer.module.modules():
         if isinstance(module, RebuiltLinear):
             module.release()

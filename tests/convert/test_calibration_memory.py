@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 
 import slideconvert
+from slideconvert.plan import training_memory
+from slideconvert.recover.groups import FrozenGroups
+from slideconvert.recover.trainable import SurvivorLinear
 from tests.conftest import Cli
 from tests.helpers import pico
-from tests.helpers.calibrated import DEMO, DEMO_TEXT
+from tests.helpers.calibrated import DEMO, DEMO_TEXT, write_model, write_text
 
 ROOT = Path(__file__).parents[2]
 LLAMA_70B = {
@@ -129,6 +132,30 @@ def test_a_small_model_keeps_its_dense_weights_for_the_backward_pass(cli: Cli, t
     lasting, state = linears * (3 * 4 / 2 + 1 / 8), 4 * 8 * 2048 * 576
     assert needed[1] - needed[0] == 10 * (lasting + state + linears * (2 + 4 / 2))
     assert needed[3] - needed[2] == 10 * (lasting + state)
+
+
+@pytest.mark.parametrize("groups", [False, True], ids=["2:4", "groups"])
+def test_dense_weights_that_stay_are_made_once_a_step_with_the_same_result(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, groups: bool
+) -> None:
+    """One epoch of one step, with the held-out loss before and after: 14 linears three times, else four times."""
+    source, text = write_model(tmp_path / "source", "qwen2", num_hidden_layers=2), write_text(tmp_path / "text.jsonl")
+    kind = ("--method", "gqsa", "--group-size", 8, "--sparsity", 0.5) if groups else ("--pattern", "2_4")
+    words = (*kind, "--preset", "quality", "--block-epochs", 0, "--end-epochs", 1, "--generated", 0, "--samples", 5)
+    made: list[int] = []
+    for linear in (SurvivorLinear, FrozenGroups):
+        dense = linear.dense
+        monkeypatch.setattr(linear, "dense", lambda self, dtype, dense=dense: made.append(1) or dense(self, dtype))
+    weights = []
+    for times, limit in ((3, training_memory.RESIDENT), (4, 0)):
+        monkeypatch.setattr(training_memory, "RESIDENT", limit)
+        made.clear()
+        out = tmp_path / f"out{times}"
+        assert cli("convert", source, out, *words, "--length", 24, "--calibration", text, "--device", "cpu").code == 0
+        report = json.loads((out / "report.json").read_text())
+        assert len(made) == 14 * times * (report["training"][-1]["restarts"] + 1)
+        weights.append((out / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
 
 
 QWEN_7B = {
