@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
+import weakref
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,8 +34,6 @@ from slideconvert.recover.run import Run
 
 WARM, TIMED, SEEN = 4, 8, 2
 """Steps before the clock starts (a graph is captured in the third), those timed, and those that the profiler sees."""
-
-
 NOTHING = ("empty", "empty_like", "empty_strided", "detach", "_unsafe_view")
 """Operations that compute nothing."""
 
@@ -45,12 +44,12 @@ class DoneError(Exception):
 
 @dataclass
 class Steps:
-    """Of one training: seconds of each timed step; of a step, the kernels, and by_name the milliseconds of a GPU, on a
-    CPU how many there are."""
+    """Of one training: seconds of each timed step; of a step, the kernels, the milliseconds of a GPU (None on a CPU),
+    and by_name these milliseconds, on a CPU how many there are."""
 
     seconds: list[float] = field(default_factory=list)
     kernels: float = 0
-    busy: float = 0
+    busy: float | None = None
     by_name: Counter[str] = field(default_factory=Counter)
 
 
@@ -75,14 +74,14 @@ class Meter:
 
     def __init__(self, device: str, kinds: list[str]) -> None:
         self.found: dict[str, Steps] = {}
-        self._cuda, self._kinds, self._done = device.startswith("cuda"), kinds, Counter[int]()
+        self._cuda, self._kinds = device.startswith("cuda"), kinds
+        self._done = weakref.WeakKeyDictionary[Run, int]()
         self._step = Run.step
 
     def step(self, run: Run, numbers: Tensor, rate: float) -> None:
         """Replaces Run.step."""
         kind = self._kinds[run._options.state is not None]
-        self._done[id(run)] += 1
-        done = self._done[id(run)]
+        done = self._done[run] = self._done.get(run, 0) + 1
         found = self.found.setdefault(kind, Steps())
         if done <= WARM or len(found.seconds) == TIMED:
             self._step(run, numbers, rate)
@@ -150,7 +149,8 @@ def main(model: Path, text: str, device: str, sparsity: float | None, top: int, 
     for name, steps in meter.found.items():
         middle = sorted(steps.seconds)[len(steps.seconds) // 2]
         timed = f"{1e3 * min(steps.seconds):.1f}, {1e3 * middle:.1f}"
-        click.echo(f"| {name} | {timed} | {steps.kernels:.0f} | {steps.busy:.1f} |")
+        busy = "" if steps.busy is None else f"{steps.busy:.1f}"
+        click.echo(f"| {name} | {timed} | {steps.kernels:.0f} | {busy} |")
     for name, steps in meter.found.items():
         click.echo(f"\n{name}:")
         for kernel, took in steps.by_name.most_common(top):

@@ -7,7 +7,6 @@ last hidden states again. These are stored in the dtype in which the model runs,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -84,7 +83,7 @@ def train_whole_model(
         decoder.head(),
         at_once=options.micro(tokens.shape[1]),
         offload=training.offload,
-        left=partial(_leave, resident=resident),
+        left=_leave,
     )
     targets = dense.sequences if dense else None
     return recover_end_to_end(student, trained, targets, tokens, fitted, held, schedule, training)
@@ -107,10 +106,8 @@ def _student_layer(
     return layer, trained
 
 
-def _leave(layer: Layer, *, resident: bool) -> None:
+def _leave(layer: Layer) -> None:
     """Forget the dense weights of a layer's trainable linears after a pass; resident ones serve the backward pass."""
-    if resident and torch.is_grad_enabled():
-        return
     for module in layer.module.modules():
-        if isinstance(module, RebuiltLinear):
+        if isinstance(module, RebuiltLinear) and not (module.resident and torch.is_grad_enabled()):
             module.release()

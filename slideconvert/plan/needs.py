@@ -54,7 +54,7 @@ class Needs:
         found = {
             "generate": Stage(self.generating),
             "solve": Stage(self.layer + max(self.solving, self.batch), self.hidden),
-            "train by block": Stage(self.block_training, self.trained_hidden if self.block_training else 0),
+            "train by block": Stage(self.block_training, self.trained_hidden),
             "targets": Stage(self.layer // self.streams + self.batch if self.target_states else 0, self.target_states),
             "train end to end": Stage(end.device - (end.offloaded if offload else 0)),
         }

@@ -6,8 +6,6 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-
 from ..core.captured import LARGEST_INPUTS
 from ..models.head import PIECE
 from .calibration import Running, sequence_length, trained_at_once
@@ -15,6 +13,8 @@ from .linear import LinearPlan
 from .needs import Training
 
 if TYPE_CHECKING:
+    import torch
+
     from .plan import Plan
 
 FLOAT = 4

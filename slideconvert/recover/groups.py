@@ -45,10 +45,8 @@ class GroupTrainable(RebuiltLinear):
 
     mask: Tensor | None
 
-    def __init__(
-        self, weight: QuantizedWeight, bias: Tensor | None, *, fixed_zeros: bool = False, resident: bool = False
-    ) -> None:
-        super().__init__(resident=resident)
+    def __init__(self, weight: QuantizedWeight, bias: Tensor | None, *, fixed_zeros: bool = False) -> None:
+        super().__init__()
         self.shape, self.scheme = weight.codes.shape, weight.scheme
         self.places = Places((weight.codes.reshape(-1, self.scheme.group) != 0).any(1))
         groups = self.places.indices()
@@ -124,10 +122,8 @@ class GroupTrainable(RebuiltLinear):
 class TrainedGroups(GroupTrainable):
     """BQPO: the kept weights train together with their scales and zero points."""
 
-    def __init__(
-        self, weight: QuantizedWeight, bias: Tensor | None, *, fixed_zeros: bool = False, resident: bool = False
-    ) -> None:
-        super().__init__(weight, bias, fixed_zeros=fixed_zeros, resident=resident)
+    def __init__(self, weight: QuantizedWeight, bias: Tensor | None, *, fixed_zeros: bool = False) -> None:
+        super().__init__(weight, bias, fixed_zeros=fixed_zeros)
         self.latent = nn.Parameter(weight.dequantize().view(-1, self.scheme.group)[self.groups])
 
     @property
@@ -160,10 +156,8 @@ class FrozenGroups(GroupTrainable):
 
     packed: Tensor
 
-    def __init__(
-        self, weight: QuantizedWeight, bias: Tensor | None, *, fixed_zeros: bool = False, resident: bool = False
-    ) -> None:
-        super().__init__(weight, bias, fixed_zeros=fixed_zeros, resident=resident)
+    def __init__(self, weight: QuantizedWeight, bias: Tensor | None, *, fixed_zeros: bool = False) -> None:
+        super().__init__(weight, bias, fixed_zeros=fixed_zeros)
         groups = weight.codes.view(-1, self.scheme.group)[self.groups].int()
         zero = self.scheme.middle if weight.zero is None else weight.zero.int().flatten()[self.groups][:, None]
         self.register_buffer("packed", packed_bytes((groups + zero).to(torch.uint8), self.scheme.bits))

@@ -46,10 +46,10 @@ class RebuiltLinear(nn.Module):
 
     places: Places
     bias: Tensor | None
+    resident: bool = False
 
-    def __init__(self, *, resident: bool = False) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.resident = resident
         self._dense: Tensor | None = None
         self._indices: Tensor | None = None
         self._made_of: tuple[object, ...] = ()

@@ -30,10 +30,8 @@ class SurvivorLinear(RebuiltLinear):
     changed start just inside their code. Without it, latent weights start at their codes.
     """
 
-    def __init__(
-        self, weight: Weight, bias: Tensor | None, latent: Tensor | None = None, *, resident: bool = False
-    ) -> None:
-        super().__init__(resident=resident)
+    def __init__(self, weight: Weight, bias: Tensor | None, latent: Tensor | None = None) -> None:
+        super().__init__()
         start = floats(weight)
         self.places, self._shape = Places(start != 0), start.shape
         whole = start if latent is None else latent_weight(weight, latent.to(start.device))
@@ -130,9 +128,10 @@ def make_trainable(
         bias = getattr(parent.get_submodule(path), "bias", None)
         if isinstance(weight, QuantizedWeight) and weight.scheme.grouped:
             stage = FrozenGroups if frozen else TrainedGroups
-            made[path] = stage(weight, bias, fixed_zeros=path in compressed.fixed_zeros, resident=resident)
+            made[path] = stage(weight, bias, fixed_zeros=path in compressed.fixed_zeros)
         else:
-            made[path] = SurvivorLinear(weight, bias, compressed.latent.get(path), resident=resident)
+            made[path] = SurvivorLinear(weight, bias, compressed.latent.get(path))
+        made[path].resident = resident
         made[path].release_after_backward()
         parent.set_submodule(path, made[path])
     return made

@@ -169,7 +169,8 @@ def test_a_gradient_that_is_not_finite_stops_its_own_parameter() -> None:
 @pytest.mark.parametrize("resident", [False, True])
 def test_the_dense_weight_serves_a_batch_and_goes_when_its_gradient_is_there(resident: bool) -> None:
     """Indices of the places stay where they may."""
-    linear = SurvivorLinear(drawn(6, 8, seed=1).bfloat16(), None, resident=resident)
+    linear = SurvivorLinear(drawn(6, 8, seed=1).bfloat16(), None)
+    linear.resident = resident
     linear.release_after_backward()
     x = drawn(3, 8, seed=2)
     first, second = linear(x), linear(x)
